@@ -1,0 +1,66 @@
+"""A prepared folder in FuxiCTR's own layout: `feature_map.json` and one npz a split (runs inside `.venv-fuxictr`).
+
+Same rows, same order, same ids. A multi-valued feature becomes a padded sequence whose padding index is 0, so its ids
+move up by one there; numeric values pass as they are.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import prepared
+
+SPLITS = ("train", "valid", "test")
+
+
+def convert(folder: Path, cache: Path, *, pooling: str) -> Path:
+    """Writes `cache/<fingerprint>-<pooling>/` unless it is there; returns it."""
+    schema = prepared.schema(folder)
+    out = cache / f"{schema['fingerprint'][:16]}-{sum(s['num_rows'] for s in schema['splits'])}-{pooling}"
+    if (out / "feature_map.json").exists():
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    splits = {name: prepared.columns(folder, name) for name in SPLITS}
+    widths = longest_bags(splits)
+    for name, data in splits.items():
+        np.savez(out / f"{name}.npz", **{column: flat(values, widths.get(column)) for column, values in data.items()})
+    description = feature_map(schema, widths, dataset_id=out.name, pooling=pooling)
+    unfinished = out / f"feature_map.json.{os.getpid()}"
+    unfinished.write_text(json.dumps(description, indent=1))
+    unfinished.rename(out / "feature_map.json")
+    return out
+
+
+def longest_bags(splits: dict[str, dict]) -> dict[str, int]:
+    """The widest bag of each multi-valued feature over all splits: nothing is cut."""
+    widths: dict[str, int] = {}
+    for data in splits.values():
+        for name, values in data.items():
+            if isinstance(values, prepared.Bags):
+                widths[name] = max(widths.get(name, 1), values.longest)
+    return widths
+
+
+def flat(values: np.ndarray | prepared.Bags, width: int | None) -> np.ndarray:
+    return values.padded(width, shift=1) if isinstance(values, prepared.Bags) else values
+
+
+def feature_map(schema: dict, widths: dict[str, int], *, dataset_id: str, pooling: str) -> dict:
+    """FuxiCTR's description of the columns; fields in the prepared folder's order."""
+    encoder = {"sum": "layers.MaskedSumPooling()", "mean": "layers.MaskedAveragePooling()"}[pooling]
+    features: list[dict] = []
+    for field in schema["categorical"]:
+        spec = {"source": "", "type": "categorical", "vocab_size": field["num_embeddings"]}
+        if field["multivalued"]:
+            spec = {
+                "source": "",
+                "type": "sequence",
+                "vocab_size": field["num_embeddings"] + 1,
+                "padding_idx": 0,
+                "max_len": widths[field["name"]],
+                "feature_encoder": encoder,
+            }
+        features.append({field["name"]: spec})
+    features += [{field["name"]: {"source": "", "type": "numeric"}} for field in schema["numeric"]]
+    return {"dataset_id": dataset_id, "labels": ["label"], "num_fields": len(features), "features": features}

@@ -1,0 +1,99 @@
+"""One table on its own: train it, look rows up, measure and pack it. Handy for studies and for tests."""
+
+import torch
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+from embank.tables import PackedTable, RowOptimizer, TableCollection, TableSpec, registered_methods
+from embank.tables.collection import check_ids
+
+METHODS = frozenset(registered_methods())
+"""Names of all registered methods, those of other installed packages included."""
+
+
+class Table:
+    """A single logical table with the interface `lookup`, `nbytes`, `pack`."""
+
+    def __init__(self, spec: TableSpec, *, seed: int, optimizer: RowOptimizer | None = None) -> None:
+        self.spec = spec
+        self.collection = TableCollection([spec], seed=seed, backend="torch", optimizer=optimizer)
+
+    def lookup(self, ids_N: Tensor) -> Tensor:
+        """Logical rows [N, D] for ids int64 [N].
+
+        Raises:
+            IdRangeError: (an IndexError) an id outside the table, by its name.
+        """
+        features = KeyedJaggedTensor(
+            keys=list(self.spec.feature_names), values=ids_N, lengths=torch.ones_like(ids_N, dtype=torch.int32)
+        )
+        return self.collection(features).values()
+
+    def nbytes(self, kind: str = "serving") -> int:
+        """Measured bytes: "serving" (the packed form) or "training" (optimizer state included)."""
+        return self.collection.nbytes(kind)  # type: ignore[arg-type]
+
+    def pack(self) -> "Packed":
+        """The inference form."""
+        (method,) = self.collection.methods
+        packed: PackedTable = method.pack(self.collection.weights())  # type: ignore[operator]
+        return Packed(self.spec, packed)
+
+
+class Packed:
+    """A packed table that refuses ids out of range."""
+
+    def __init__(self, spec: TableSpec, table: PackedTable) -> None:
+        self.spec = spec
+        self.table = table
+
+    def lookup(self, ids_N: Tensor) -> Tensor:
+        """Logical rows [N, D] for ids int64 [N].
+
+        Raises:
+            IdRangeError: (an IndexError) an id outside the table, by its name.
+        """
+        spec = self.spec
+        check_ids(ids_N, table=spec.name, feature=spec.name, num_embeddings=spec.num_embeddings)
+        return self.table.lookup(ids_N)
+
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        return self.table.nbytes()
+
+
+def build_table(
+    *,
+    method: str,
+    num_embeddings: int,
+    embedding_dim: int,
+    budget: float | None = None,
+    counts: Tensor | None = None,
+    seed: int = 0,
+    name: str = "table",
+) -> Table:
+    """A table of one method, on the torch backend.
+
+    Args:
+        method: one of `METHODS`.
+        num_embeddings: number of ids.
+        embedding_dim: width of a logical row.
+        budget: serving bytes / bytes of the plain fp32 table.
+        counts: int64 [num_embeddings], occurrences in training, for methods that use them.
+        seed: of the initial values.
+        name: enters seeds, salts and messages.
+
+    Raises:
+        ConfigError: an unknown method, a bad size.
+        BudgetError: the budget is below the method's floor.
+    """
+    spec = TableSpec(
+        name=name,
+        num_embeddings=num_embeddings,
+        embedding_dim=embedding_dim,
+        feature_names=[name],
+        method=method,
+        budget=budget,
+        counts=counts,
+    )
+    return Table(spec, seed=seed)

@@ -1,0 +1,37 @@
+"""Logistic regression: a weight per id and per numeric input."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from embank.ctr_models.layers.fields import FirstOrder
+from embank.ctr_models.network import STRICT, Inputs, Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRConfig:
+    """Logistic regression has no hyper-parameters."""
+
+    __pydantic_config__ = STRICT
+
+
+class LR(Network):
+    """Logit = bias + sum of the ids' weights + sum of w_i * x_i.
+
+    Source: Richardson et al. 2007 (Predicting Clicks), section 5, with weights per id. FuxiCTR gives numeric inputs a weight in
+    the same way.
+    """
+
+    Config = LRConfig
+    first_order: ClassVar[bool] = True
+    embeddings: ClassVar[bool] = False
+
+    def __init__(self, config: LRConfig, *, inputs: Inputs) -> None:
+        super().__init__(config, inputs=inputs)
+        self.linear = FirstOrder(inputs)
+
+    def forward(self, dense_BI: Tensor, embeddings_BE: Tensor, first_order_BF: Tensor) -> Tensor:
+        """Logits [B]; the embeddings are not read."""
+        logits_B: Tensor = self.linear(dense_BI, first_order_BF)
+        return logits_B

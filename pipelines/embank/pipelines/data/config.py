@@ -1,0 +1,274 @@
+"""What `embank prepare` is told: columns, label rule, split rule, minimum counts; read from YAML, unknown keys refused.
+
+Published formats bring a configuration of their own; a user's YAML replaces its keys one by one (`label` is merged key by
+key, everything else is taken whole).
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from embank.pipelines.data.schema import DEFAULT_ROW_GROUP_ROWS, GROUP_COLUMN, LABEL_COLUMN
+from embank.pipelines.data.suggest import did_you_mean, listing
+from embank.tables.errors import ConfigError
+
+Transform = Literal["none", "log1p", "standard", "log_squared"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class LabelConfig(_Model):
+    """Which rows are positive and which negative.
+
+    Without rules the column must hold 0 and 1. With one rule the other rows are of the other class; with both, rows that
+    match neither are dropped. A rule is an operator and a number, such as ">= 4".
+    """
+
+    column: str
+    positive: str | None = None
+    negative: str | None = None
+
+
+Ratios = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class _RatioConfig(_Model):
+    ratios: Ratios = [0.8, 0.1, 0.1]
+
+    @field_validator("ratios", mode="before")
+    @classmethod
+    def _check_ratios(cls, ratios: Any) -> Any:
+        if not isinstance(ratios, list) or not all(isinstance(ratio, (int, float)) for ratio in ratios):
+            raise ValueError("ratios are three numbers, such as [0.8, 0.1, 0.1]")
+        if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
+            raise ValueError(
+                f"ratios are {ratios}; train, valid and test each need a positive share and together 1, "
+                "such as [0.8, 0.1, 0.1]"
+            )
+        return [float(ratio) for ratio in ratios]
+
+
+class HashSplit(_RatioConfig):
+    """By a stable hash of the key columns, or of the row's number when there is no key."""
+
+    by: Literal["hash"]
+    key: list[str] = []
+    seed: int = 0
+
+
+class RatioSplit(_RatioConfig):
+    """By position: the first rows train, the last rows test."""
+
+    by: Literal["ratio"]
+
+
+class TimeSplit(_RatioConfig):
+    """By time: the earliest rows train, the latest test; rows of one time stay together."""
+
+    by: Literal["time"]
+    column: str
+
+
+class ColumnSplit(_Model):
+    """By a column that holds `train`, `valid` or `test`."""
+
+    by: Literal["column"]
+    column: str
+
+
+SplitConfig = Annotated[HashSplit | RatioSplit | TimeSplit | ColumnSplit, Field(discriminator="by")]
+
+
+class PrepareConfig(_Model):
+    """Everything that decides what a prepared folder holds.
+
+    Args:
+        label: column and rule.
+        categorical: columns with one token per row.
+        multivalued: column to separator; null for list columns of Parquet.
+        numeric: column to transform.
+        split: how rows are divided into train, valid and test.
+        min_count: tokens rarer than this in the training part become unknown; one number, or per feature (the key
+            `default` is for the others).
+        group: column whose values group rows for the group AUC.
+        separator, quote: of CSV and TSV input, one character each; `quote: null` for files without quoting.
+        row_group_rows: rows per Parquet row group of the output.
+    """
+
+    label: LabelConfig
+    categorical: list[str] = []
+    multivalued: dict[str, str | None] = {}
+    numeric: dict[str, Transform] = {}
+    split: SplitConfig = HashSplit(by="hash")
+    min_count: int | dict[str, int] = 1
+    group: str | None = None
+    separator: str | None = None
+    quote: str | None = '"'
+    row_group_rows: Annotated[int, Field(ge=1, le=16_777_216)] = DEFAULT_ROW_GROUP_ROWS
+
+    @field_validator("numeric", mode="before")
+    @classmethod
+    def _numeric_list(cls, value: Any) -> Any:
+        return dict.fromkeys(value, "none") if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for problem in (_feature_problem(self), _count_problem(self), _text_problem(self)):
+            if problem:
+                raise ValueError(problem)
+        return self
+
+    @property
+    def features(self) -> list[str]:
+        """Categorical, then multi-valued features: the order of `Schema.categorical`."""
+        return [*self.categorical, *self.multivalued]
+
+    @property
+    def columns(self) -> list[str]:
+        """Every raw column that is read, once, in order."""
+        split = self.split
+        names = [self.label.column, *self.features, *self.numeric]
+        names += split.key if isinstance(split, HashSplit) else []
+        names += [split.column] if isinstance(split, (TimeSplit, ColumnSplit)) else []
+        names += [self.group] if self.group is not None else []
+        return list(dict.fromkeys(names))
+
+    def min_count_of(self, feature: str) -> int:
+        """The minimum training count of a token of `feature`, at least 1."""
+        counts = self.min_count
+        return max(1, counts if isinstance(counts, int) else counts.get(feature, counts.get("default", 1)))
+
+
+def _feature_problem(config: PrepareConfig) -> str | None:
+    names = [*config.features, *config.numeric]
+    if not names:
+        return "there is no feature; list columns under categorical, multivalued or numeric"
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        return f"column {twice[0]!r} is named twice among the features; name it once"
+    if config.label.column in names:
+        return f"the label column {config.label.column!r} is also a feature, which leaks the answer; remove it there"
+    for name in names:
+        if name in (LABEL_COLUMN, GROUP_COLUMN):
+            return f"a feature can't be called {name!r}, a name that prepared files use themselves; rename the column"
+        if not name or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
+            return f"feature {name!r} can't be a file name (empty, a slash, or a leading dot); rename the column"
+    return None
+
+
+def _count_problem(config: PrepareConfig) -> str | None:
+    counts = config.min_count if isinstance(config.min_count, dict) else {"default": config.min_count}
+    for name, count in counts.items():
+        if count < 1:
+            return f"min_count is {count}; a minimum count is 1 or more"
+        if name != "default" and name not in config.features:
+            hint = did_you_mean(name, [*config.features, "default"])
+            return f"min_count names {name!r}, which is no categorical feature.{hint}"
+    return None
+
+
+def _text_problem(config: PrepareConfig) -> str | None:
+    for key, value in (("separator", config.separator), ("quote", config.quote)):
+        if value is not None and (len(value) != 1 or not value.isascii() or value in "\r\n"):
+            return f"{key} is {value!r}; it is one ASCII character"
+    if config.separator is not None and config.separator == config.quote:
+        return f"separator and quote are both {config.quote!r}; they must differ"
+    empty = [name for name, separator in config.multivalued.items() if separator == ""]
+    return f"multivalued.{empty[0]} has an empty separator; give one, such as '|'" if empty else None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}. Check the path given as --config.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}. Give a YAML file in UTF-8.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping of keys to values; see `embank prepare --help` for an example.")
+    return values
+
+
+def merge(default: Mapping[str, Any] | None, override: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's keys over a format's own; `label` is merged key by key."""
+    merged = {**(default or {}), **override}
+    if default and isinstance(default.get("label"), Mapping) and isinstance(override.get("label"), Mapping):
+        merged["label"] = {**default["label"], **override["label"]}
+    return merged
+
+
+def parse_config(values: Mapping[str, Any], *, origin: str) -> PrepareConfig:
+    """Validate plain values.
+
+    Args:
+        origin: what to call them in messages, such as a file name.
+
+    Raises:
+        ConfigError: with the path of the first offending key and, for a misspelt one, the nearest right key.
+    """
+    try:
+        return PrepareConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_explain(error)}") from None
+
+
+_SPLITS = {"hash": HashSplit, "ratio": RatioSplit, "time": TimeSplit, "column": ColumnSplit}
+
+
+def _explain(error: ValidationError) -> str:
+    found = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")[0]
+    where = [str(part) for part in found["loc"]]
+    if len(where) > 1 and where[0] == "split" and where[1] in _SPLITS:
+        del where[1]  # pydantic's name of the union's member, not a key of the user's
+    path = ".".join(part for part in where if part not in ("int", "dict[str,int]"))
+    kind = found["type"]
+    if kind == "extra_forbidden":
+        known = _known_keys([str(part) for part in found["loc"][:-1]])
+        return f"unknown key {path!r}.{did_you_mean(where[-1], known)} Known keys here: {listing(known)}."
+    if kind == "missing":
+        return f"key {path!r} is missing; it is required."
+    if kind == "value_error":
+        message = str(found["ctx"]["error"])
+        message += "" if message.endswith(("?", ".")) else "."
+        return f"{path}: {message}" if path else message
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return f"split.by must be one of hash, ratio, time, column, not {_tag(found)}."
+    return f"{path} is {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}."
+
+
+def _tag(found: Any) -> str:
+    value = found["input"]
+    return repr(value.get("by")) if isinstance(value, dict) else repr(value)
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    model: type[BaseModel] | None = PrepareConfig
+    for part in path:
+        if part in _SPLITS:
+            model = _SPLITS[part]
+        elif model is not None and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return list(model.model_fields) if model is not None else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((model for arm in get_args(annotation) if (model := _model_in(arm))), None)
+    return None

@@ -1,0 +1,112 @@
+"""What every raw format looks like to `prepare`: a source of chunks of named raw columns that knows where each row came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+
+from embank.pipelines.data.config import PrepareConfig
+from embank.pipelines.data.suggest import did_you_mean, listing
+from embank.tables.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some consecutive rows.
+
+    Attributes:
+        frame: raw columns, String for text formats and the file's own types for Parquet; a missing cell is null, an
+            empty string never occurs.
+        where: row of `frame` to its place in words, such as "train.txt, line 12".
+        num_bytes: bytes of input that this chunk used up.
+    """
+
+    frame: pl.DataFrame
+    where: Callable[[int], str]
+    num_bytes: int
+
+
+class Source(Protocol):
+    """An opened input."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages: its (first) file."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The raw columns that it can give."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the input files."""
+
+    @property
+    def default(self) -> Mapping[str, Any] | None:
+        """The configuration that belongs to the format, as plain values; None for generic formats."""
+
+    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+        """Read everything once, from the first row to the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How a user says that CSV or TSV files are written; None keeps the format's own separator."""
+
+    separator: str | None = None
+    quote: str | None = '"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A raw format: its name, one line for `--help`, and how to open files of it."""
+
+    name: str
+    summary: str
+    open: Callable[[Sequence[Path], TextOptions], Source]
+
+
+def check_inputs(paths: Sequence[Path]) -> None:
+    """Refuse inputs that are not there or are no plain files.
+
+    Raises:
+        DataError: naming the path and what to give instead.
+    """
+    if not paths:
+        raise DataError("no input file is given. Name one or more with --input.")
+    for path in paths:
+        if not path.exists():
+            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise DataError(f"there is no file {path}.{did_you_mean(path.name, siblings)} Check --input.")
+        if path.is_dir():
+            raise DataError(f"{path} is a folder. Name the files in it with --input.")
+
+
+def check_columns(source: Source, config: PrepareConfig) -> None:
+    """Refuse a configuration that names columns the source does not have.
+
+    Raises:
+        DataError: naming the file, the column, its place in the configuration, and the nearest column there is.
+    """
+    for column in config.columns:
+        if column not in source.columns:
+            hint = did_you_mean(column, source.columns)
+            raise DataError(
+                f"{source.name} has no column {column!r}, which the configuration names under {_role(column, config)}."
+                f"{hint} Its columns: {listing(source.columns)}."
+            )
+
+
+def _role(column: str, config: PrepareConfig) -> str:
+    roles = {
+        "label.column": [config.label.column],
+        "categorical": config.categorical,
+        "multivalued": config.multivalued,
+        "numeric": config.numeric,
+        "group": [config.group],
+    }
+    return next((role for role, names in roles.items() if column in names), "split")

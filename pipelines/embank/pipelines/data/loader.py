@@ -1,0 +1,216 @@
+"""Batches from a prepared folder: shuffled in bounded memory, made ahead on a thread, resumable to the bit.
+
+The order of rows. A split's row groups are laid end to end: in file order, or, when shuffling, in an order drawn from
+(seed, epoch). Rank r of W takes rows N*r//W to N*(r+1)//W of that line. Its row groups are read in blocks: consecutive ones
+while they have at most `buffer_rows` rows together (at least one row group). When shuffling, the rows of a block are permuted
+by a generator seeded with (seed, epoch, rank, block). Batches are cut from the blocks, laid end to end; a batch may span
+blocks. So every row comes exactly once per epoch, and a row's place is known from row counts and seeds alone: resuming reads
+the block that it resumes in and those after it, nothing before.
+
+On the way two threads run ahead: one decodes the next block while the other cuts batches from this one.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from embank.pipelines.data.ahead import Clock, run_ahead, timed
+from embank.pipelines.data.batch import Batch, KJTBuilder, Position, Rows
+from embank.pipelines.data.blocks import Piece, plan_blocks, share_of
+from embank.pipelines.data.parts import Parts
+from embank.pipelines.data.schema import Schema
+from embank.tables.errors import ConfigError
+
+
+class Loader:
+    """Iterates over a split of a prepared folder.
+
+    Args:
+        path: the prepared folder.
+        split: `train`, `valid` or `test`.
+        batch_size: rows per batch and rank; the last batch of an epoch may be shorter.
+        shuffle: shuffle row groups and rows anew in each epoch, or keep file order.
+        seed: seed of the shuffle, >= 0.
+        buffer_rows: rows that are shuffled together. Memory is about two such blocks, decoded.
+        rank: which of `world_size` shares of the rows to give. Shares differ by at most one row, and every rank gives the
+            same number of batches: a rank that is a row short may give an empty batch (B = 0) at the end.
+        drop_last: leave out the last batch unless it is full on every rank.
+        address: applied to each batch's KeyedJaggedTensor on the loader's thread; its result becomes `Batch.sparse`.
+        prefetch: batches to make ahead; 0 works without threads. The batches are the same to the bit.
+
+    Attributes:
+        schema: schema of the folder.
+        num_rows: rows per epoch of this rank (those of a dropped last batch included).
+        num_batches: batches per epoch, equal on all ranks.
+
+    Raises:
+        ConfigError: an argument that can't be used.
+        DataError: the folder or a value in it is not as its schema says; from `epoch` it names file, row and column.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        buffer_rows: int = 262_144,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        address: Callable[[KeyedJaggedTensor], Any] | None = None,
+        prefetch: int = 2,
+    ) -> None:
+        _check_at_least("batch_size", batch_size, 1)
+        _check_at_least("buffer_rows", buffer_rows, 1)
+        _check_at_least("seed", seed, 0)
+        _check_at_least("prefetch", prefetch, 0)
+        _check_at_least("world_size", world_size, 1)
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank is {rank} of world_size {world_size}; use a rank from 0 to {world_size - 1}.")
+        self.schema = Schema.load(path)
+        self._parts = Parts(Path(path), split, schema=self.schema)
+        self._batch_size, self._shuffle, self._seed, self._buffer_rows = batch_size, shuffle, seed, buffer_rows
+        self._rank, self._world_size, self._address, self._prefetch = rank, world_size, address, prefetch
+        self._kjts = KJTBuilder(self.schema.categorical)
+        self._clock = Clock()
+        total = self._parts.num_rows
+        self.num_rows = total * (rank + 1) // world_size - total * rank // world_size
+        largest_share = -(-total // world_size)
+        self.num_batches = total // world_size // batch_size if drop_last else -(-largest_share // batch_size)
+        self._order = self._order_hash(split)
+
+    @property
+    def seconds_waited(self) -> float:
+        """Wall time for which consumers have waited for batches, summed over all epochs so far."""
+        return self._clock.seconds_waited
+
+    @property
+    def seconds_busy(self) -> float:
+        """CPU time that reading and cutting batches (and `address`) has taken, summed over all epochs so far."""
+        return self._clock.seconds_busy
+
+    def epoch(self, epoch: int, *, start: Position | None = None) -> Iterator[Batch]:
+        """The batches of an epoch, or those after the position `start` (the `position` of the last batch seen).
+
+        The threads start with the first batch and end with the iterator: at its end, when it is closed or let go, and
+        when an exception leaves the loop over it.
+
+        Raises:
+            ConfigError: `start` is of another epoch, or of a loader that orders rows differently.
+        """
+        _check_at_least("epoch", epoch, 0)
+        first_batch = 0 if start is None else self._checked(start, epoch)
+        blocks = self._blocks(epoch, first_row=first_batch * self._batch_size)
+        if self._prefetch == 0:
+            return timed(self._batches(blocks, epoch, first_batch), clock=self._clock)
+        blocks = run_ahead(blocks, depth=1, clock=self._clock, counts_wait=False)
+        return run_ahead(self._batches(blocks, epoch, first_batch), depth=self._prefetch, clock=self._clock)
+
+    def _checked(self, start: Position, epoch: int) -> int:
+        if start.epoch != epoch:
+            raise ConfigError(
+                f"can't start epoch {epoch} at a position of epoch {start.epoch}; use epoch({start.epoch})."
+            )
+        if start.order != self._order:
+            raise ConfigError(
+                f"the position in epoch {start.epoch} after batch {start.batch} belongs to a loader with another order of "
+                "rows. Resume with the same data, split, batch_size, shuffle, seed, buffer_rows and world_size."
+            )
+        return start.batch
+
+    def _order_hash(self, split: str) -> str:
+        group_rows = [(group.part, group.num_rows) for group in self._parts.groups]
+        what = [self.schema.fingerprint, split, group_rows, self._batch_size, self._shuffle, self._world_size]
+        if self._shuffle:
+            what += [self._seed, self._buffer_rows]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+    def _plan(self, epoch: int) -> list[tuple[Piece, ...]]:
+        """The blocks of this rank's epoch, in order."""
+        groups = self._parts.groups
+        if self._shuffle:
+            order = np.random.default_rng([self._seed, epoch, 1]).permutation(len(groups))
+            groups = [groups[index] for index in order]
+        pieces = share_of(groups, rank=self._rank, world_size=self._world_size)
+        return plan_blocks(pieces, block_rows=self._buffer_rows if self._shuffle else 1)
+
+    def _blocks(self, epoch: int, *, first_row: int) -> Generator[Rows, None, None]:
+        """The epoch's blocks from the one that holds `first_row` on, the first one cut to begin there."""
+        at = 0
+        for index, pieces in enumerate(self._plan(epoch)):
+            num_rows = sum(piece.stop - piece.start for piece in pieces)
+            at += num_rows
+            if at <= first_row:
+                continue
+            order_R = None
+            if self._shuffle:
+                generator = np.random.default_rng([self._seed, epoch, 2, self._rank, index])
+                order_R = generator.permutation(num_rows)
+            block = self._parts.read_block(pieces, order_R=order_R)
+            yield Rows(block=block, start=max(first_row - (at - num_rows), 0), stop=num_rows)
+
+    def _batches(
+        self, blocks: Generator[Rows, None, None], epoch: int, first_batch: int
+    ) -> Generator[Batch, None, None]:
+        try:
+            cutter = _Cutter(blocks)
+            for index in range(first_batch, self.num_batches):
+                rows = cutter.take(min(self._batch_size, self.num_rows - index * self._batch_size))
+                yield self._batch(rows, Position(epoch=epoch, batch=index + 1, order=self._order))
+        finally:
+            blocks.close()
+
+    def _batch(self, rows: list[Rows], position: Position) -> Batch:
+        num_rows = sum(part.stop - part.start for part in rows)
+        dense_BI = np.empty((num_rows, len(self.schema.numeric)), dtype=np.float32)
+        labels_B = np.empty(num_rows, dtype=np.float32)
+        groups_B = None if self.schema.group is None else np.empty(num_rows, dtype=np.int64)
+        at = 0
+        for part in rows:
+            block, end = part.block, at + part.stop - part.start
+            dense_BI[at:end] = block.dense[:, part.start : part.stop].T
+            labels_B[at:end] = block.labels[part.start : part.stop]
+            if groups_B is not None and block.groups is not None:
+                groups_B[at:end] = block.groups[part.start : part.stop]
+            at = end
+        kjt = self._kjts.build(rows, batch_size=num_rows)
+        return Batch(
+            dense=torch.from_numpy(dense_BI),
+            sparse=kjt if self._address is None else self._address(kjt),
+            labels=torch.from_numpy(labels_B),
+            groups=None if groups_B is None else torch.from_numpy(groups_B),
+            position=position,
+        )
+
+
+class _Cutter:
+    """Cuts runs of rows off a sequence of blocks."""
+
+    def __init__(self, blocks: Iterator[Rows]) -> None:
+        self._blocks = blocks
+        self._rest: Rows | None = None
+
+    def take(self, count: int) -> list[Rows]:
+        """The next `count` rows (none if negative)."""
+        taken = []
+        while count > 0:
+            rest = self._rest or next(self._blocks)
+            stop = min(rest.start + count, rest.stop)
+            taken.append(Rows(block=rest.block, start=rest.start, stop=stop))
+            count -= stop - rest.start
+            self._rest = Rows(block=rest.block, start=stop, stop=rest.stop) if stop < rest.stop else None
+        return taken
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is {value}; use {least} or more.")

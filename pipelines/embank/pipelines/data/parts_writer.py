@@ -1,0 +1,149 @@
+"""Second pass: the spool's blocks to the part files of the splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embank.pipelines.data.config import PrepareConfig
+from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN, SPLIT_NAMES
+from embank.pipelines.data.spool import BlockWriter
+
+PART_ROWS = 2**20
+_DICTIONARY_IDS = 2**15
+
+
+class SplitWriter:
+    """Writes the part files of one split: `part_rows` rows each (a multiple of the row group), the last one shorter.
+
+    Args:
+        dictionary: columns to encode with a dictionary.
+    """
+
+    def __init__(
+        self, folder: Path, schema: pa.Schema, *, row_group_rows: int, dictionary: Sequence[str], part_rows: int = PART_ROWS
+    ) -> None:
+        folder.mkdir()
+        self._folder, self._schema = folder, schema
+        self._row_group_rows, self._dictionary = row_group_rows, list(dictionary)
+        self._part_rows = max(1, part_rows // row_group_rows) * row_group_rows
+        self._num_parts = 0
+        self._part: BlockWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        while table.num_rows:
+            part = self._part or self._next_part()
+            room = self._part_rows - part.num_rows
+            part.write(table.slice(0, room))
+            table = table.slice(room)
+            if part.num_rows == self._part_rows:
+                part.close()
+                self._part = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._part is not None:
+            if kind is None:
+                self._part.close()
+            else:
+                self._part.abandon()
+
+    def _next_part(self) -> BlockWriter:
+        self._part = BlockWriter(
+            self._folder / f"part-{self._num_parts:05d}.parquet",
+            self._schema,
+            block_rows=self._row_group_rows,
+            dictionary=self._dictionary,
+        )
+        self._num_parts += 1
+        return self._part
+
+
+class Finisher:
+    """Turns spool blocks into final columns.
+
+    Args:
+        id_of_code: feature to its map from provisional codes to ids.
+        moments: numeric feature with `standard` to its mean and standard deviation.
+
+    Attributes:
+        num_present: numeric feature to the number of training rows with a value.
+    """
+
+    def __init__(
+        self,
+        config: PrepareConfig,
+        *,
+        id_of_code: Mapping[str, npt.NDArray[np.int32]],
+        moments: Mapping[str, tuple[float, float]],
+    ) -> None:
+        self.schema = part_schema(config)
+        self.num_present = dict.fromkeys(config.numeric, 0)
+        self._config, self._id_of_code, self._moments = config, id_of_code, moments
+
+    @property
+    def dictionary(self) -> list[str]:
+        """Columns worth a dictionary: those with few ids."""
+        return [name for name, ids in self._id_of_code.items() if len(ids) <= _DICTIONARY_IDS]
+
+    def finish(self, block: pa.Table, splits_N: npt.NDArray[np.int8]) -> pa.Table:
+        """Final columns of a block, rows in the same order."""
+        columns: dict[str, pa.Array] = {LABEL_COLUMN: block[LABEL_COLUMN].chunk(0)}
+        for name in self._config.categorical:
+            codes_N = block[name].to_numpy()
+            columns[name] = pa.array(self._id_of_code[name][codes_N])
+        for name in self._config.multivalued:
+            bags = block[name].chunk(0)
+            ids_L = self._id_of_code[name][bags.flatten().to_numpy()]
+            offsets_N = bags.offsets.to_numpy()
+            columns[name] = pa.ListArray.from_arrays(pa.array(offsets_N - offsets_N[0]), pa.array(ids_L))
+        for name in self._config.numeric:
+            columns[name] = self._numbers(name, block[name].to_numpy(), splits_N)
+        if self._config.group is not None:
+            columns[GROUP_COLUMN] = block[GROUP_COLUMN].chunk(0)
+        return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
+
+    def _numbers(
+        self, name: str, values_N: npt.NDArray[np.floating], splits_N: npt.NDArray[np.int8]
+    ) -> pa.Array:
+        missing_N = np.isnan(values_N)
+        self.num_present[name] += int(np.count_nonzero(~missing_N & (splits_N == 0)))
+        if name in self._moments:
+            mean, std = self._moments[name]
+            values_N = (values_N - mean) / std
+        return pa.array(np.where(missing_N, 0.0, values_N).astype(np.float32))
+
+
+def part_schema(config: PrepareConfig) -> pa.Schema:
+    """Arrow schema of the part files; nothing is null."""
+    fields = [pa.field(LABEL_COLUMN, pa.int8(), nullable=False)]
+    fields += [pa.field(name, pa.int32(), nullable=False) for name in config.categorical]
+    ids = pa.list_(pa.field("item", pa.int32(), nullable=False))
+    fields += [pa.field(name, ids, nullable=False) for name in config.multivalued]
+    fields += [pa.field(name, pa.float32(), nullable=False) for name in config.numeric]
+    fields += [pa.field(GROUP_COLUMN, pa.int64(), nullable=False)] if config.group is not None else []
+    return pa.schema(fields)
+
+
+def write_split_rows(
+    table: pa.Table, splits_N: npt.NDArray[np.int8], writers: Sequence[SplitWriter]
+) -> None:
+    """Give each split its rows."""
+    for code in range(len(SPLIT_NAMES)):
+        rows_N = splits_N == code
+        count = int(np.count_nonzero(rows_N))
+        if count == len(rows_N):
+            writers[code].write(table)
+        elif count:
+            writers[code].write(table.filter(pa.array(rows_N)))

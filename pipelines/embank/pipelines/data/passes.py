@@ -1,0 +1,134 @@
+"""The stages of a preparation: spool, rank, write."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embank.pipelines.data.ahead import Clock, run_ahead
+from embank.pipelines.data.config import PrepareConfig
+from embank.pipelines.data.encode import Encoder
+from embank.pipelines.data.formats.base import Source
+from embank.pipelines.data.moments import Moments
+from embank.pipelines.data.parts_writer import Finisher, SplitWriter, write_split_rows
+from embank.pipelines.data.plan import Codes, SplitPlan
+from embank.pipelines.data.progress import ProgressCallback
+from embank.pipelines.data.ranking import Ranked, count_codes, rank
+from embank.pipelines.data.schema import SPLIT_NAMES
+from embank.pipelines.data.spool import BlockWriter, SpoolReader
+from embank.pipelines.data.tokens import TokenIndex
+from embank.tables.errors import DataError
+
+SPOOL_ROWS = 262_144
+_COUNT_BLOCKS = 16
+
+
+def spool_rows(source: Source, encoder: Encoder, path: Path, columns: Sequence[str], progress: ProgressCallback) -> int:
+    """Pass one: parse and encode everything into the spool file `path`.
+
+    Returns:
+        Number of rows that the label rules dropped.
+    """
+    progress.start("reading", total=source.total_bytes, unit="bytes")
+    num_dropped = 0
+    with BlockWriter(path, encoder.schema, block_rows=SPOOL_ROWS) as writer:
+        for chunk in source.chunks(columns):
+            spooled = encoder.encode(chunk)
+            writer.write(spooled.table)
+            num_dropped += spooled.num_dropped
+            progress.advance(chunk.num_bytes, rows=chunk.frame.height)
+    progress.finish()
+    return num_dropped
+
+
+def rank_feature(
+    name: str, index: TokenIndex, spool: SpoolReader, plan: SplitPlan, *, min_count: int, source: str
+) -> Ranked:
+    """Count the codes of one feature in the training part and rank them.
+
+    Raises:
+        DataError: the feature has no value in the training part.
+    """
+    tokens = index.tokens()
+    counts = np.zeros(len(tokens) + 1, dtype=np.int64)
+    for block, splits_N in plan.blocks(spool, [name], blocks_at_once=_COUNT_BLOCKS):
+        count_codes(_training_codes(block[name].chunk(0), splits_N), counts)
+    if not counts[1:].any():
+        raise DataError(no_values(name, source))
+    return rank(name, tokens, counts, min_count=min_count)
+
+
+def _training_codes(column: pa.Array, splits_N: Codes) -> npt.NDArray[np.int32]:
+    train_N = splits_N == 0
+    if not train_N.all():
+        column = column.filter(pa.array(train_N))
+    flat = column.flatten() if pa.types.is_list(column.type) else column
+    codes: npt.NDArray[np.int32] = flat.to_numpy()
+    return codes
+
+
+def no_values(name: str, source: str) -> str:
+    """The message about a feature that is empty in the training part."""
+    return (
+        f"{source}: column {name!r} has no value in any training row (all cells are empty), so nothing can be learnt from it. "
+        "Remove it from the configuration."
+    )
+
+
+def measure_moments(config: PrepareConfig, spool: SpoolReader, plan: SplitPlan) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation over the training part of each numeric feature with `standard`."""
+    moments = {name: Moments() for name, kind in config.numeric.items() if kind == "standard"}
+    if moments:
+        for block, splits_N in plan.blocks(spool, list(moments)):
+            for name, moment in moments.items():
+                moment.add(block[name].to_numpy()[splits_N == 0])
+    return {name: (moment.mean, moment.std) for name, moment in moments.items()}
+
+
+def write_parts(
+    out: Path,
+    spool: SpoolReader,
+    plan: SplitPlan,
+    finisher: Finisher,
+    *,
+    row_group_rows: int,
+    progress: ProgressCallback,
+) -> None:
+    """Pass two: map codes to ids and write the part files of the three splits."""
+    progress.start("writing", total=spool.num_rows, unit="rows")
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                SplitWriter(out / name, finisher.schema, row_group_rows=row_group_rows, dictionary=finisher.dictionary)
+            )
+            for name in SPLIT_NAMES
+        ]
+        for table, splits_N in run_ahead(_finished(spool, plan, finisher), depth=2, clock=Clock()):
+            write_split_rows(table, splits_N, writers)
+            progress.advance(table.num_rows, rows=table.num_rows)
+    progress.finish()
+
+
+def _finished(
+    spool: SpoolReader, plan: SplitPlan, finisher: Finisher
+) -> Generator[tuple[pa.Table, Codes], None, None]:
+    for block, splits_N in plan.blocks(spool, None):
+        yield finisher.finish(block, splits_N), splits_N
+
+
+def check_numbers(finisher: Finisher, source: str) -> None:
+    """Refuse numeric features that are empty in the training part.
+
+    Raises:
+        DataError: naming the feature.
+    """
+    for name, num_present in finisher.num_present.items():
+        if num_present == 0:
+            raise DataError(no_values(name, source))
+
+

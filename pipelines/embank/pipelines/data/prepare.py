@@ -1,0 +1,201 @@
+"""`prepare`: raw files in, a prepared folder out, in two passes and bounded memory.
+
+Pass one parses the input chunk by chunk, gives each token a provisional code and writes codes, numbers and labels to a spool
+file beside the output. Then the splits are fixed, each code is counted in the training part, and codes are ranked. Pass two
+maps the spool's codes to ids and writes the part files. Text is parsed once; in memory are the dictionaries and a few blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from embank.pipelines.data.config import PrepareConfig, merge, parse_config, read_yaml
+from embank.pipelines.data.encode import Encoder
+from embank.pipelines.data.formats import open_source
+from embank.pipelines.data.formats.base import Source, TextOptions, check_columns
+from embank.pipelines.data.output import output_folder
+from embank.pipelines.data.parts_writer import Finisher
+from embank.pipelines.data.passes import check_numbers, measure_moments, rank_feature, spool_rows, write_parts
+from embank.pipelines.data.plan import SplitPlan, check_splits, measure_splits
+from embank.pipelines.data.progress import NoProgress, ProgressCallback
+from embank.pipelines.data.ranking import Fingerprint
+from embank.pipelines.data.schema import CONFIG_FILE, VOCAB_FOLDER, CategoricalField, NumericField, Schema, Split
+from embank.pipelines.data.spool import SpoolReader
+from embank.tables.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+_SPOOL_FILE = "spool.parquet"
+
+
+def prepare(
+    config: PrepareConfig | Mapping[str, Any] | None,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    format: str = "csv",
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+) -> Schema:
+    """Prepare raw files for training.
+
+    Args:
+        config: columns and rules; a mapping is merged over the format's own configuration, None takes that as it is.
+        inputs: the raw files, in order.
+        out: folder to make.
+        format: criteo, avazu, kdd12, movielens, csv, tsv or parquet.
+        overwrite: replace `out` if it holds prepared data.
+        progress: is told how far the work is.
+
+    Raises:
+        ConfigError: the configuration can't be used.
+        DataError: the input can't be used; the message names file, line, column and value.
+        OSError: the disk is full or can't be written.
+    """
+    paths = [Path(path) for path in inputs]
+    source, resolved = _resolve(config, paths, format)
+    with output_folder(Path(out), overwrite=overwrite, inputs=paths) as folder:
+        schema = _prepare_into(folder, source, resolved, format, progress or NoProgress())
+    for split in schema.splits[1:]:
+        if split.num_positive in (0, split.num_rows):
+            _log.warning("%s: the %s split has one class only, so its AUC is undefined", out, split.name)
+    return schema
+
+
+def prepare_from_cli(
+    format: str,
+    inputs: Sequence[Path],
+    out: Path,
+    config_path: Path | None = None,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+) -> Schema:
+    """`embank prepare`: as `prepare`, with the configuration in a YAML file."""
+    config = None if config_path is None else {**read_yaml(config_path), _ORIGIN: str(config_path)}
+    return prepare(config, inputs, out, format=format, overwrite=overwrite, progress=progress)
+
+
+_ORIGIN = "__origin__"
+
+
+def _resolve(
+    config: PrepareConfig | Mapping[str, Any] | None, paths: list[Path], format: str
+) -> tuple[Source, PrepareConfig]:
+    """Open the input and settle its configuration."""
+    if isinstance(config, PrepareConfig):
+        options = TextOptions(separator=config.separator, quote=config.quote)
+        source, resolved = open_source(format, paths, options), config
+    else:
+        values = dict(config or {})
+        origin = values.pop(_ORIGIN, "the configuration")
+        options = TextOptions(separator=values.get("separator"), quote=values.get("quote", '"'))
+        source = open_source(format, paths, options)
+        if config is None and source.default is None:
+            raise ConfigError(
+                f"format {format!r} needs a configuration that names label, features and split. Write a YAML file and give "
+                "it with --config; `embank prepare --help` shows an example."
+            )
+        resolved = parse_config(merge(source.default, values), origin=origin)
+    check_columns(source, resolved)
+    return source, resolved
+
+
+def _prepare_into(
+    folder: Path, source: Source, config: PrepareConfig, format: str, progress: ProgressCallback
+) -> Schema:
+    encoder = Encoder(config)
+    spool_path = folder / _SPOOL_FILE
+    num_dropped = spool_rows(source, encoder, spool_path, config.columns, progress)
+    with closing(SpoolReader(spool_path)) as spool:
+        plan = SplitPlan.build(config, encoder, spool.num_rows)
+        splits = measure_splits(spool, plan)
+        check_splits(splits, source=source.name, num_dropped=num_dropped)
+        fingerprint = Fingerprint()
+        id_of_code = _rank_all(folder, encoder, spool, plan, config, fingerprint, source.name, progress)
+        moments = measure_moments(config, spool, plan)
+        finisher = Finisher(config, id_of_code=id_of_code, moments=moments)
+        write_parts(folder, spool, plan, finisher, row_group_rows=config.row_group_rows, progress=progress)
+    check_numbers(finisher, source.name)
+    spool_path.unlink()
+    sizes = {name: _vocabulary_size(ids) for name, ids in id_of_code.items()}
+    schema = _schema(config, format, splits, sizes, moments, fingerprint)
+    _write_config(folder, config)
+    schema.save(folder)
+    return schema
+
+
+def _rank_all(
+    folder: Path,
+    encoder: Encoder,
+    spool: SpoolReader,
+    plan: SplitPlan,
+    config: PrepareConfig,
+    fingerprint: Fingerprint,
+    source: str,
+    progress: ProgressCallback,
+) -> dict[str, npt.NDArray[np.int32]]:
+    """Rank every feature, write its vocabulary, and let go of its dictionary."""
+    (folder / VOCAB_FOLDER).mkdir()
+    progress.start("ranking", total=len(config.features), unit="features")
+    id_of_code = {}
+    for name in config.features:
+        index = encoder.indexes.pop(name)
+        ranked = rank_feature(name, index, spool, plan, min_count=config.min_count_of(name), source=source)
+        ranked.vocabulary.save(folder / VOCAB_FOLDER / f"{name}.parquet")
+        fingerprint.add_vocabulary(ranked.vocabulary)
+        id_of_code[name] = ranked.id_of_code
+        progress.advance(1)
+    progress.finish()
+    return id_of_code
+
+
+def _vocabulary_size(id_of_code: npt.NDArray[np.int32]) -> int:
+    """Ids run without gaps from 0, so the largest one tells their number."""
+    return int(id_of_code.max()) + 1
+
+
+def _schema(
+    config: PrepareConfig,
+    format: str,
+    splits: tuple[Split, ...],
+    sizes: Mapping[str, int],
+    moments: Mapping[str, tuple[float, float]],
+    fingerprint: Fingerprint,
+) -> Schema:
+    categorical = tuple(
+        CategoricalField(
+            name=name,
+            num_embeddings=sizes[name],
+            multivalued=name in config.multivalued,
+            min_count=config.min_count_of(name),
+        )
+        for name in config.features
+    )
+    numeric = []
+    for name, kind in config.numeric.items():
+        mean, std = moments.get(name, (None, None))
+        numeric.append(NumericField(name=name, transform=kind, mean=mean, std=std))
+    fields = [asdict(field) for field in (*categorical, *numeric)]
+    return Schema(
+        source=format,
+        label=config.label.column,
+        categorical=categorical,
+        numeric=tuple(numeric),
+        group=config.group,
+        splits=splits,
+        row_group_rows=config.row_group_rows,
+        fingerprint=fingerprint.finish(fields),
+    )
+
+
+def _write_config(folder: Path, config: PrepareConfig) -> None:
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    (folder / CONFIG_FILE).write_text("# What `embank prepare` did, in the form that --config takes.\n" + text, "utf-8")

@@ -1,0 +1,164 @@
+"""The schema of a prepared folder: which features it holds, how large their vocabularies are, how many rows each split has.
+
+A prepared folder is what `embank prepare` writes and what the loader reads:
+
+    DIR/schema.json               this schema
+    DIR/config.yaml               the resolved configuration that made it
+    DIR/vocab/FEATURE.parquet     row i is id i: token, kind (unknown | missing | token), count in the training part
+    DIR/{train,valid,test}/part-00000.parquet ...
+
+Part files hold `label` (int8), one int32 column per categorical feature, one list<int32> column per multi-valued feature,
+one float32 column per numeric feature (normalised), and `group` (int64) when a group key is configured; nothing is null.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from embank.tables.errors import DataError
+
+FORMAT_VERSION = 1
+LABEL_COLUMN = "label"
+GROUP_COLUMN = "group"
+SPLIT_NAMES = ("train", "valid", "test")
+SCHEMA_FILE = "schema.json"
+CONFIG_FILE = "config.yaml"
+VOCAB_FOLDER = "vocab"
+DEFAULT_ROW_GROUP_ROWS = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoricalField:
+    """A feature of ids: one per row, or a bag of 0..many when `multivalued`.
+
+    Ids run from 0 to `num_embeddings - 1`; 0 is the unknown value, the others are ranked by training frequency.
+    """
+
+    name: str
+    num_embeddings: int
+    multivalued: bool
+    min_count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumericField:
+    """A numeric feature, already transformed; `mean` and `std` (of the training part) are set for `standard` only."""
+
+    name: str
+    transform: str
+    mean: float | None
+    std: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Size of one split: rows, and rows with label 1."""
+
+    name: str
+    num_rows: int
+    num_positive: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """What a prepared folder holds.
+
+    Args:
+        format_version: layout of the folder; a reader refuses another one.
+        source: name of the raw format (`criteo`, `csv`, ...).
+        label: name of the raw column the label was made from.
+        categorical: categorical features, multi-valued ones included, in the order of the configuration.
+        numeric: numeric features, in the order of the configuration.
+        group: name of the raw column behind `group`, or None.
+        splits: train, valid, test.
+        row_group_rows: rows per Parquet row group (the last one of a file may be shorter).
+        fingerprint: sha256 over the field list and the vocabularies; equal fingerprints mean equal ids.
+    """
+
+    format_version: int = FORMAT_VERSION
+    source: str
+    label: str
+    categorical: tuple[CategoricalField, ...]
+    numeric: tuple[NumericField, ...]
+    group: str | None
+    splits: tuple[Split, ...]
+    row_group_rows: int
+    fingerprint: str
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the categorical features, in order."""
+        return tuple(field.name for field in self.categorical)
+
+    @property
+    def numeric_names(self) -> tuple[str, ...]:
+        """Names of the numeric features, in order."""
+        return tuple(field.name for field in self.numeric)
+
+    def split(self, name: str) -> Split:
+        """The split called `name`.
+
+        Raises:
+            DataError: there is none.
+        """
+        for split in self.splits:
+            if split.name == name:
+                return split
+        known = ", ".join(split.name for split in self.splits)
+        raise DataError(f"there is no split {name!r}; this data has {known}. Use one of these.")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain lists and dicts, ready for `json.dumps`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Schema:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError: keys are missing or unknown.
+        """
+        values = dict(values)
+        values["categorical"] = tuple(CategoricalField(**field) for field in values["categorical"])
+        values["numeric"] = tuple(NumericField(**field) for field in values["numeric"])
+        values["splits"] = tuple(Split(**split) for split in values["splits"])
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        """Write `schema.json` into the folder `path`."""
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
+        (Path(path) / SCHEMA_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Schema:
+        """Read the schema of the prepared folder `path`.
+
+        Raises:
+            DataError: the folder or its schema is missing, broken, or of another version.
+        """
+        file = Path(path) / SCHEMA_FILE
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(_not_prepared(Path(path))) from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} can't be read ({error}). Run `embank prepare` again.") from error
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{file} has format version {version}; this embank reads version {FORMAT_VERSION}. "
+                "Run `embank prepare` again with this version."
+            )
+        try:
+            return cls.from_json(values)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{file} is damaged ({error}). Run `embank prepare` again.") from error
+
+
+def _not_prepared(path: Path) -> str:
+    if not path.exists():
+        return f"there is no folder {path}. Give the --out folder of `embank prepare`."
+    return f"{path} holds no {SCHEMA_FILE}, so it is not a prepared folder. Make one with `embank prepare --out {path}`."

@@ -1,0 +1,129 @@
+"""Synthetic logs in the layout of Criteo's Kaggle data."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from embank.pipelines.data.progress import NoProgress, ProgressCallback
+from embank.pipelines.data.synth.model import (
+    CRITEO_FIELDS,
+    DEFAULT_ALPHA,
+    DEFAULT_CLICK_RATE,
+    UNIT_ROWS,
+    PlantedModel,
+    table_sizes,
+)
+from embank.pipelines.data.synth.report import BestAUC, SynthReport, write_json
+from embank.pipelines.data.synth.text import render
+from embank.pipelines.data.synth.zipf import Ranks
+from embank.tables.errors import ConfigError, DataError
+
+RAW_STREAM = 1
+
+
+class Distinct:
+    """Counts the different ids per field."""
+
+    def __init__(self, num_tokens: Sequence[int]) -> None:
+        self._seen = [np.zeros(count + 1, dtype=np.bool_) for count in num_tokens]
+
+    def add(self, ranks: Sequence[Ranks], num_rows: int) -> None:
+        for seen, ranks_N in zip(self._seen, ranks, strict=True):
+            seen[ranks_N[:num_rows]] = True  # a missing value (-1) falls on the last place
+
+    def counts(self) -> dict[str, int]:
+        return {
+            field.name: int(np.count_nonzero(seen[:-1]))
+            for field, seen in zip(CRITEO_FIELDS, self._seen, strict=True)
+        }
+
+
+def synth(
+    like: str = "criteo",
+    *,
+    rows: int,
+    out: str | Path,
+    seed: int = 0,
+    alpha: float = DEFAULT_ALPHA,
+    scale: float = 1.0,
+    click_rate: float = DEFAULT_CLICK_RATE,
+    chunk_rows: int = 2048,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+) -> SynthReport:
+    """Write a synthetic click log as text, and the report beside it as `OUT.json`.
+
+    Lines are as in Criteo's Kaggle data: label, 13 integer counts, 26 tokens of 8 hex digits, separated by tabs, without a
+    header, missing cells empty. The content depends on (rows, seed, alpha, scale, click_rate) alone, and fewer rows are a
+    prefix of more. Model and distributions: see `embank.pipelines.data.synth.model`.
+
+    Args:
+        like: "criteo".
+        rows: number of lines.
+        out: the file; it appears under its name when it is complete.
+        alpha: exponent of the Zipf distribution of every field's ids.
+        scale: total size of the id spaces relative to the published 33,762,577 (0.03 gives about 1 M); small fields keep
+            their size, see `table_sizes`.
+        click_rate: expected share of label 1.
+        chunk_rows: lines rendered at once; no effect on the content.
+        overwrite: replace an existing file.
+
+    Raises:
+        ConfigError: an argument out of range.
+        DataError: the file exists.
+    """
+    _check(like, rows, scale, chunk_rows)
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists. Give another name, or overwrite it with --overwrite.")
+    sizes = table_sizes(round(scale * sum(field.cardinality for field in CRITEO_FIELDS)))
+    num_tokens = [size - (field.missing > 0) for size, field in zip(sizes, CRITEO_FIELDS, strict=True)]
+    model = PlantedModel(num_tokens=num_tokens, seed=seed, alpha=alpha, click_rate=click_rate)
+    best, distinct = BestAUC(), Distinct(num_tokens)
+    progress = progress or NoProgress()
+    progress.start("write rows", total=rows, unit="rows")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            for index, first in enumerate(range(0, rows, UNIT_ROWS)):
+                num_rows = min(UNIT_ROWS, rows - first)
+                unit = model.draw(RAW_STREAM, index)
+                for start in range(0, num_rows, chunk_rows):
+                    file.write(render(unit, start, min(start + chunk_rows, num_rows), seed=seed))
+                best.add(unit.probabilities[:num_rows], unit.labels[:num_rows])
+                distinct.add(unit.ranks, num_rows)
+                progress.advance(num_rows, rows=num_rows)
+            file.flush()
+            os.fsync(file.fileno())
+        report = SynthReport(
+            rows=rows,
+            bytes=temporary.stat().st_size,
+            distinct=distinct.counts(),
+            click_rate=best.click_rate,
+            best_auc=best.best(),
+            expected_auc=best.expected(),
+            auc_error=best.error(),
+            seed=seed,
+            alpha=alpha,
+            table_sizes={field.name: size for field, size in zip(CRITEO_FIELDS, sizes, strict=True)},
+        )
+        write_json(out.with_name(out.name + ".json"), report)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    progress.finish()
+    return report
+
+
+def _check(like: str, rows: int, scale: float, chunk_rows: int) -> None:
+    if like != "criteo":
+        raise ConfigError(f"there is no synthetic log like {like!r}; use 'criteo'.")
+    if rows < 1:
+        raise ConfigError(f"rows is {rows}; use 1 or more.")
+    if not 0 < scale <= 30:
+        raise ConfigError(f"scale is {scale}; use a number above 0 (1 is the published size, 30 the most).")
+    if chunk_rows < 1:
+        raise ConfigError(f"chunk_rows is {chunk_rows}; use 1 or more.")

@@ -1,0 +1,86 @@
+"""Tokens to provisional codes: one growing dictionary per feature, shared by all chunks.
+
+Codes are given in the order in which polars' threads meet the tokens, so they differ from run to run; they live only between
+the two passes. The ids that are written come from a ranking (count, then token) that does not depend on them.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from embank.pipelines.data.formats.base import Chunk
+from embank.tables.errors import DataError
+
+_READABLE = (pl.String, pl.Boolean, pl.Date, pl.Time, pl.Categorical, pl.Enum)
+
+
+class TokenIndex:
+    """A growing dictionary from token to code 1, 2, ...; code 0 is the missing value."""
+
+    def __init__(self) -> None:
+        # A random name of its own: polars shares categories of one name within a process.
+        self._categories = pl.Categories.random(namespace="embank")
+        self._dtype = pl.Categorical(self._categories)
+        # polars drops a dictionary that nobody uses; this empty series keeps ours.
+        self._keep_alive = pl.Series([], dtype=self._dtype)
+
+    def codes(self, tokens: pl.Expr) -> pl.Expr:
+        """Expression that turns a String expression into Int32 codes, adding new tokens."""
+        physical = tokens.cast(self._dtype).to_physical()
+        return (physical.cast(pl.Int32) + 1).fill_null(0)
+
+    def bag_codes(self, bags: pl.Expr) -> pl.Expr:
+        """Expression that turns List(String), without nulls inside, into List(Int32) codes, adding new tokens."""
+        return bags.cast(pl.List(self._dtype)).list.eval(pl.element().to_physical().cast(pl.Int32) + 1)
+
+    def tokens(self) -> pl.Series:
+        """All tokens; the one at position i has code i + 1."""
+        return self._categories.to_series()
+
+
+def as_tokens(chunk: Chunk, name: str) -> pl.Expr:
+    """Expression for the tokens of a raw column as strings; empty strings are missing.
+
+    Numbers become tokens by their shortest spelling, so 3 and 3.0 are the same token; nan is missing.
+
+    Raises:
+        DataError: the column's type has no tokens (lists, structures, bytes).
+    """
+    dtype, column = chunk.frame.schema[name], pl.col(name)
+    if dtype == pl.String:
+        return column
+    if dtype.is_integer() or dtype.is_decimal() or dtype.is_temporal() or dtype in _READABLE:
+        return column.cast(pl.String).replace("", None)
+    if dtype.is_float():
+        return _float_tokens(column)
+    cure = "list it under multivalued" if isinstance(dtype, pl.List) else "convert it to strings or integers"
+    raise DataError(f"{chunk.where(0)}: column {name!r} has type {dtype}, which is no single token; {cure}.")
+
+
+def _float_tokens(values: pl.Expr) -> pl.Expr:
+    whole = (values == values.round()) & (values.abs() < 2**53)
+    return (
+        pl.when(whole)
+        .then(values.cast(pl.Int64, strict=False).cast(pl.String))
+        .when(values.is_not_nan())
+        .then(values.cast(pl.String))
+    )
+
+
+def as_bags(chunk: Chunk, name: str, separator: str | None) -> pl.Expr:
+    """Expression for the bags of a multi-valued column: List(String), never null, without null or empty members.
+
+    Raises:
+        DataError: a text column without a separator, or a type that is neither text nor list.
+    """
+    dtype, column = chunk.frame.schema[name], pl.col(name)
+    if isinstance(dtype, pl.List):
+        inner = dtype.inner
+        element = _float_tokens(pl.element()) if inner in (pl.Float32, pl.Float64) else pl.element().cast(pl.String)
+        bags = column.list.eval(element)
+    elif dtype == pl.String and separator is not None:
+        bags = column.str.split(separator).list.eval(pl.element().str.strip_chars())
+    else:
+        cure = f'give a separator, such as `{name}: "|"`' if dtype == pl.String else "list it under categorical"
+        raise DataError(f"{chunk.where(0)}: multi-valued column {name!r} has type {dtype} and no separator; {cure}.")
+    return bags.list.eval(pl.element().filter(pl.element().is_not_null() & (pl.element() != ""))).fill_null([])

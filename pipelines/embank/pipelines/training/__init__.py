@@ -1,0 +1,1 @@
+"""Training, evaluation and inspection of CTR models from prepared data."""

@@ -1,0 +1,66 @@
+"""What a run holds, after verifying all of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.training.config import parse_config
+from embank.pipelines.training.evaluation import best_model, best_step
+from embank.pipelines.training.run_folder import RunFolder
+from embank.tables import TableCollection
+from embank.tables.checkpoint import verify_checkpoint
+
+
+def inspect_run(path: Path) -> dict[str, Any]:
+    """Tables, methods, shapes and bytes of a run's best checkpoint; every checkpoint's checksums are verified.
+
+    Raises:
+        CheckpointError: no run, or a damaged checkpoint.
+        DataError: the prepared folder, whose vocabularies give the tables' sizes, is gone.
+    """
+    run = RunFolder(path)
+    config = parse_config(run.read_config())
+    best_step(run)
+    notes = []
+    for step in run.steps():
+        verify_checkpoint(run.checkpoint(step))
+        notes.append(f"checkpoint {run.checkpoint(step).name}: all checksums match")
+    schema = Schema.load(config.data.path)
+    with best_model(run, schema=schema) as (model, step):
+        assert isinstance(model.tables, TableCollection)
+        tables = _tables(model.tables)
+        held = [*model.network.parameters(), *model.network.buffers()]
+    notes.append(f"the figures are of step {step}, the best on validation")
+    return {
+        "tables": tables,
+        "total": {key: sum(t[key] for t in tables) for key in ("serving_bytes", "training_bytes", "plain_bytes")},
+        "network_bytes": sum(t.numel() * t.element_size() for t in held),
+        "notes": notes,
+    }
+
+
+def _tables(tables: TableCollection) -> list[dict[str, Any]]:
+    weights, state = tables.weights(), tables.optimizer_state()
+
+    def held(name: str) -> int:
+        tensors: list[torch.Tensor] = [weights[name], *state[name].values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    rows = []
+    for spec, method in zip(tables.specs, tables.built_methods(), strict=True):
+        shapes = [f"{table.num_embeddings:,} x {table.embedding_dim}" for table in method.physical]
+        rows.append(
+            {
+                "name": spec.name,
+                "method": spec.method,
+                "num_embeddings": spec.num_embeddings,
+                "dim": spec.embedding_dim,
+                "rows": " + ".join(shapes),
+                "serving_bytes": method.pack(weights).nbytes(),
+                "training_bytes": sum(held(table.name) for table in method.physical),
+                "plain_bytes": spec.plain_nbytes,
+            }
+        )
+    return rows

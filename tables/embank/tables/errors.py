@@ -1,0 +1,36 @@
+"""Errors that a user can cause and mend. Every message states the fact, with its value, and the cure.
+
+The command line prints them without a traceback and ends with their exit code: 2 for bad input, 1 for work that failed.
+Anything else is a defect of ours or of the machine, and ends with exit code 1 as well.
+"""
+
+
+from typing import ClassVar
+
+
+class EmbankError(Exception):
+    """Base of all errors caused by input: data, configuration, arguments, files."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigError(EmbankError):
+    """A configuration or an argument that can't be used."""
+
+
+class DataError(EmbankError):
+    """Raw or prepared data that can't be used."""
+
+
+class CheckpointError(EmbankError):
+    """A checkpoint or run directory that is missing, damaged, or belongs to something else."""
+
+
+class BudgetError(EmbankError):
+    """A byte budget that a method can't reach; the message states its floor."""
+
+
+class WorkError(EmbankError):
+    """The input was right, but the work could not be finished: a full disk, a signal, a diverging model."""
+
+    exit_code: ClassVar[int] = 1

@@ -1,0 +1,143 @@
+"""The interface of row storage, and the optimizers that update rows."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from embank.tables.errors import ConfigError
+from embank.tables.specs import PhysicalTable
+
+RowOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
+ROW_OPTIMIZERS: tuple[str, ...] = get_args(RowOptimizerName)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptimizer:
+    """How rows are updated. Only rows that a batch looked up are touched, duplicates summed first.
+
+    Args:
+        name: "sgd": w -= lr g. "adagrad": s += g**2, w -= lr g / (sqrt(s) + eps), per element (Duchi et al., JMLR 2011).
+            "rowwise_adagrad": the same with one s per row, the mean of g**2 over the row. "adam": lazy Adam
+            (Kingma and Ba, ICLR 2015; moments of untouched rows stay, bias correction by global step), torch backend only.
+        lr: learning rate.
+        eps: added to the denominator.
+        betas: Adam's decay rates.
+    """
+
+    name: RowOptimizerName = "rowwise_adagrad"
+    lr: float = 0.02
+    eps: float = 1e-8
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        if self.name not in ROW_OPTIMIZERS:
+            raise ConfigError(f"there is no row optimizer '{self.name}'; use one of {', '.join(ROW_OPTIMIZERS)}")
+        if not self.lr >= 0:
+            raise ConfigError(f"the rows' learning rate is {self.lr}; it must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowTier:
+    """Where rows and their optimizer state are held.
+
+    Args:
+        name: "device": memory of the device. "disk": memory-mapped files, which may exceed memory.
+        directory: for "disk": where the files go; they are created, and replaced if they exist.
+    """
+
+    name: Literal["device", "disk"] = "device"
+    directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.name == "disk" and self.directory is None:
+            raise ConfigError("the disk tier needs a directory for its files")
+
+
+class RowStore(nn.Module, ABC):
+    """Rows of several physical tables, looked up together with sum pooling.
+
+    Legend: S bags per lookup, K lookups, D_k width of lookup k's table.
+
+    Args:
+        tables: the physical tables.
+        lookups: for each lookup, the index of its table; a table may be looked up several times.
+        optimizer: how rows are updated.
+    """
+
+    def __init__(
+        self, tables: Sequence[PhysicalTable], *, lookups: Sequence[int], optimizer: RowOptimizer, tier: RowTier
+    ) -> None:
+        super().__init__()
+        self.tables = tuple(tables)
+        self.lookups = tuple(lookups)
+        self.optimizer = optimizer
+        self.tier = tier
+
+    @property
+    def dims(self) -> list[int]:
+        """Width of each lookup."""
+        return [self.tables[t].embedding_dim for t in self.lookups]
+
+    @abstractmethod
+    def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        """Sum-pooled rows.
+
+        Args:
+            indices: int64 [N], row ids, lookup after lookup, bag after bag.
+            offsets: int64 [K * S + 1], where each bag starts in `indices`.
+
+        Returns:
+            [S, sum D_k], the lookups side by side. Backward updates the rows, or prepares the update (see `update`).
+        """
+
+    @abstractmethod
+    def update(self) -> None:
+        """Applies the update that a backward pass prepared; nothing to do where the update is fused into it."""
+
+    @abstractmethod
+    def set_lr(self, lr: float) -> None:
+        """Sets the learning rate of the next update."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """Rows [R, D] of each physical table by name: views, not copies; writing to them changes the table."""
+
+    @abstractmethod
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """Optimizer state by table and name: views, not copies. Row-wise Adagrad's is `sum` [R], see `padded_dim`."""
+
+    @abstractmethod
+    def load_step(self, step: int) -> None:
+        """Tells optimizers that count their updates (Adam) how many have been made."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Makes what is held durable (disk tier); nothing to do elsewhere."""
+
+    def nbytes(self) -> int:
+        """Bytes held, padding and optimizer state included."""
+        held = [*self.held_tensors()]
+        return sum(t.numel() * t.element_size() for t in held)
+
+    @abstractmethod
+    def held_tensors(self) -> list[Tensor]:
+        """Every tensor that is really held for rows and their optimizer state."""
+
+
+def padded_dim(dim: int) -> int:
+    """Width of a row in FBGEMM: the next multiple of 4."""
+    return -(-dim // 4) * 4
+
+
+def rowwise_scale(dim: int) -> float:
+    """What keeps row-wise Adagrad exact on padded rows.
+
+    FBGEMM averages g**2 over the padded width P >= D, so its state is D / P of the textbook's. With k = sqrt(D / P),
+    lr k g / (sqrt(s_P) + k eps) = lr g / (sqrt(s_D) + eps): the textbook's step, when both lr and eps are scaled by k.
+    Both backends keep s_P, so that a checkpoint of one loads into the other.
+    """
+    return float((dim / padded_dim(dim)) ** 0.5)

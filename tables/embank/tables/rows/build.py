@@ -1,0 +1,35 @@
+"""Chooses the implementation of row storage by its name, never silently."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from embank.tables.errors import ConfigError
+from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
+from embank.tables.specs import PhysicalTable
+
+Backend = Literal["fbgemm", "torch"]
+
+
+def build_rows(
+    tables: Sequence[PhysicalTable],
+    *,
+    lookups: Sequence[int],
+    seed: int,
+    backend: Backend,
+    optimizer: RowOptimizer,
+    tier: RowTier,
+) -> RowStore:
+    """Row storage with initial values.
+
+    Raises:
+        ConfigError: a backend that does not exist, or that can't do what is asked.
+    """
+    if backend == "fbgemm":
+        from embank.tables.rows.fbgemm import FbgemmRows
+
+        return FbgemmRows(tables, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
+    if backend == "torch":
+        from embank.tables.rows.torch_rows import TorchRows
+
+        return TorchRows(tables, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
+    raise ConfigError(f"there is no backend '{backend}'; use 'fbgemm' or 'torch'")

@@ -1,0 +1,234 @@
+"""Row storage on FBGEMM's training kernels, optimizer fused into the backward pass.
+
+All lookups go into one kernel call where their dims allow: FBGEMM wants widths that are multiples of 4, so odd widths are
+padded with zeros, which stay zero, and sliced off. Row-wise Adagrad averages over the padded width; tables with different
+ratios of real to padded width therefore get kernels of their own (see `rowwise_scale`).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor, nn
+
+from embank.tables.errors import ConfigError
+from embank.tables.rows.base import RowOptimizer, RowStore, RowTier, padded_dim, rowwise_scale
+from embank.tables.rows.mapped import mapped_tensor, sync_file
+from embank.tables.specs import PhysicalTable
+
+MAX_DIM = 2048
+MAX_ROWS = 2**31 - 2
+
+_OPTIMIZERS = {
+    "sgd": EmbOptimType.EXACT_SGD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+}
+
+
+class _Kernel(nn.Module):
+    """One FBGEMM module: tables that can share a call, their rows and optimizer state in two flat tensors."""
+
+    def __init__(
+        self,
+        tables: Sequence[PhysicalTable],
+        lookups: Sequence[int],
+        *,
+        seed: int,
+        optimizer: RowOptimizer,
+        tier: RowTier,
+        label: str,
+    ) -> None:
+        super().__init__()
+        self.tables = tuple(tables)
+        self.widths = [padded_dim(t.embedding_dim) for t in self.tables]
+        self.rowwise = optimizer.name == "rowwise_adagrad"
+        self.scale = rowwise_scale(self.tables[0].embedding_dim) if self.rowwise else 1.0
+        self.files = []
+        self.flat = {"weights": self._allocate("weights", self._num_weights(), tier, label)}
+        if optimizer.name != "sgd":
+            size = sum(t.num_embeddings for t in self.tables) if self.rowwise else self._num_weights()
+            self.flat["momentum1"] = self._allocate("momentum1", size, tier, label)
+        self.tbe = SplitTableBatchedEmbeddingBagsCodegen(
+            [
+                (t.num_embeddings, width, EmbeddingLocation.HOST, ComputeDevice.CPU)
+                for t, width in zip(self.tables, self.widths, strict=True)
+            ],
+            feature_table_map=list(lookups),
+            optimizer=_OPTIMIZERS[optimizer.name],
+            learning_rate=optimizer.lr * self.scale,
+            eps=optimizer.eps * self.scale,
+            pooling_mode=PoolingMode.SUM,
+            bounds_check_mode=BoundsCheckMode.NONE,
+            preallocated_host_buffers=self.flat,
+        )
+        for table, view in self.weights().items():
+            next(t for t in self.tables if t.name == table).init.fill(view, seed=seed, table=table)
+        self.columns = self._columns([self.tables[t].embedding_dim for t in lookups], [self.widths[t] for t in lookups])
+
+    def _num_weights(self) -> int:
+        return sum(t.num_embeddings * width for t, width in zip(self.tables, self.widths, strict=True))
+
+    def _allocate(self, kind: str, numel: int, tier: RowTier, label: str) -> Tensor:
+        if tier.name != "disk":
+            return torch.zeros(numel)
+        assert tier.directory is not None
+        path = tier.directory / f"{label}.{kind}.f32"
+        self.files.append(path)
+        return mapped_tensor(path, numel=numel)
+
+    @staticmethod
+    def _columns(dims: Sequence[int], widths: Sequence[int]) -> Tensor | None:
+        """Output columns that are not padding; None when all are real."""
+        if list(dims) == list(widths):
+            return None
+        starts = torch.tensor([0, *widths]).cumsum(0).tolist()
+        return torch.cat([torch.arange(start, start + dim) for start, dim in zip(starts, dims, strict=False)])
+
+    def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        out: Tensor = self.tbe(indices, offsets)
+        return out if self.columns is None else out.index_select(1, self.columns)
+
+    def weights(self) -> dict[str, Tensor]:
+        views, start = {}, 0
+        for table, width in zip(self.tables, self.widths, strict=True):
+            end = start + table.num_embeddings * width
+            views[table.name] = self.flat["weights"][start:end].view(-1, width)[:, : table.embedding_dim]
+            start = end
+        return views
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        if "momentum1" not in self.flat:
+            return {table.name: {} for table in self.tables}
+        views, start = {}, 0
+        for table, width in zip(self.tables, self.widths, strict=True):
+            end = start + table.num_embeddings * (1 if self.rowwise else width)
+            view = self.flat["momentum1"][start:end]
+            views[table.name] = {"sum": view if self.rowwise else view.view(-1, width)[:, : table.embedding_dim]}
+            start = end
+        return views
+
+
+class FbgemmRows(RowStore):
+    """Rows in FBGEMM, updated inside the backward pass.
+
+    Raises:
+        ConfigError: an optimizer without a CPU kernel (adam), a width above 2048, a table of 2**31 - 1 rows or more.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[PhysicalTable],
+        *,
+        lookups: Sequence[int],
+        seed: int,
+        optimizer: RowOptimizer,
+        tier: RowTier,
+    ) -> None:
+        super().__init__(tables, lookups=lookups, optimizer=optimizer, tier=tier)
+        self._refuse_impossible()
+        groups = self._groups()
+        self.kernels = nn.ModuleList()
+        self.kernel_lookups: list[list[int]] = []
+        for number, members in enumerate(groups):
+            local = {table: i for i, table in enumerate(members)}
+            positions = [k for k, table in enumerate(self.lookups) if table in local]
+            self.kernel_lookups.append(positions)
+            self.kernels.append(
+                _Kernel(
+                    [self.tables[t] for t in members],
+                    [local[self.lookups[k]] for k in positions],
+                    seed=seed,
+                    optimizer=optimizer,
+                    tier=tier,
+                    label=f"{self.tables[members[0]].name.replace('/', '-')}.{number}",
+                )
+            )
+        order = [k for positions in self.kernel_lookups for k in positions]
+        self.reorder = None if order == list(range(len(order))) else order
+
+    def _refuse_impossible(self) -> None:
+        if self.optimizer.name not in _OPTIMIZERS:
+            raise ConfigError(
+                f"the fbgemm backend has no '{self.optimizer.name}' for rows on a CPU; use {', '.join(_OPTIMIZERS)}, or backend='torch'"
+            )
+        for table in self.tables:
+            if table.embedding_dim > MAX_DIM:
+                raise ConfigError(
+                    f"table '{table.name}' has rows of width {table.embedding_dim}; the fbgemm backend takes at most {MAX_DIM}. "
+                    "Use a smaller dim or backend='torch'"
+                )
+            if table.num_embeddings > MAX_ROWS:
+                raise ConfigError(
+                    f"table '{table.name}' has {table.num_embeddings:,} rows; the fbgemm backend takes at most {MAX_ROWS:,}. "
+                    "Use a method that needs fewer rows, shard the table, or backend='torch'"
+                )
+
+    def _groups(self) -> list[list[int]]:
+        """Tables that can share a kernel, in order of their first appearance."""
+        groups: dict[float, list[int]] = {}
+        for index, table in enumerate(self.tables):
+            key = rowwise_scale(table.embedding_dim) if self.optimizer.name == "rowwise_adagrad" else 1.0
+            groups.setdefault(key, []).append(index)
+        return list(groups.values())
+
+    def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        if len(self.kernels) == 1:
+            result: Tensor = self.kernels[0](indices, offsets)
+            return result
+        num_bags = (offsets.numel() - 1) // len(self.lookups)
+        outputs = [
+            kernel(*select_lookups(indices, offsets, positions, num_bags))
+            for kernel, positions in zip(self.kernels, self.kernel_lookups, strict=True)
+        ]
+        joined = torch.cat(outputs, dim=1)
+        return joined if self.reorder is None else self._reordered(joined)
+
+    def _reordered(self, joined: Tensor) -> Tensor:
+        assert self.reorder is not None
+        parts = joined.split([self.dims[k] for k in self.reorder], dim=1)
+        by_lookup = dict(zip(self.reorder, parts, strict=True))
+        return torch.cat([by_lookup[k] for k in range(len(parts))], dim=1)
+
+    def update(self) -> None:
+        """Nothing: the backward pass has updated the rows."""
+
+    def set_lr(self, lr: float) -> None:
+        for kernel in self.kernels:
+            kernel.tbe.set_learning_rate(lr * kernel.scale)
+
+    def load_step(self, step: int) -> None:
+        """Nothing: none of these optimizers counts steps."""
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: view for kernel in self.kernels for name, view in kernel.weights().items()}
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        return {name: state for kernel in self.kernels for name, state in kernel.optimizer_state().items()}
+
+    def flush(self) -> None:
+        for kernel in self.kernels:
+            for path in kernel.files:
+                sync_file(path)
+
+    def held_tensors(self) -> list[Tensor]:
+        return [tensor for kernel in self.kernels for tensor in kernel.flat.values()]
+
+
+def select_lookups(
+    indices: Tensor, offsets: Tensor, positions: Sequence[int], num_bags: int
+) -> tuple[Tensor, Tensor]:
+    """The part of (indices, offsets) that belongs to some lookups; a view of the indices where they are neighbours."""
+    first, last = positions[0], positions[-1]
+    if list(positions) == list(range(first, last + 1)):
+        part = offsets[first * num_bags : (last + 1) * num_bags + 1]
+        return indices[int(part[0]) : int(part[-1])], part - part[0]
+    bounds = offsets[:: num_bags or 1].tolist() if num_bags else [0] * (max(positions) + 2)
+    selected = torch.cat([indices[bounds[k] : bounds[k + 1]] for k in positions])
+    lengths = torch.cat([offsets[k * num_bags : (k + 1) * num_bags + 1].diff() for k in positions])
+    return selected, torch.cat([offsets.new_zeros(1), lengths.cumsum(0)])

@@ -1,0 +1,136 @@
+"""What a model asks for (`TableSpec`) and what is really held (`PhysicalTable`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from embank.tables.errors import ConfigError
+from embank.tables.hashing import generator_of
+
+Pooling = Literal["sum", "mean"]
+
+ROWS_PER_CHUNK = 65_536
+"""Rows are initialised in chunks of this many, each from its own seed: any range of rows can be made without the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSpec:
+    """A logical table: `num_embeddings x embedding_dim`, as the model sees it.
+
+    Args:
+        name: unique in its collection; seeds and hash salts come from it, so renaming a table changes its values.
+        num_embeddings: number of ids; valid ids are 0 .. num_embeddings - 1.
+        embedding_dim: width of a logical row.
+        feature_names: keys of the KeyedJaggedTensor that are looked up in this table.
+        pooling: how the rows of a bag become one: their sum or their mean (an empty bag gives zeros).
+        method: name of a registered method; how the table is stored.
+        options: the method's own configuration (an instance of its `Config`); None takes its defaults.
+        budget: serving bytes / bytes of the plain fp32 table, in (0, 1]; None leaves the size to the options.
+        init_std: standard deviation of normal initial values; None draws from U(-b, b), b = num_embeddings ** -0.5, as
+            TorchRec does.
+        counts: int64 [num_embeddings], occurrences of each id in training, for the methods that use them.
+
+    Raises:
+        ConfigError: a size below 1, no feature, a budget outside (0, 1], counts of another length.
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    feature_names: Sequence[str]
+    pooling: Pooling = "sum"
+    method: str = "full"
+    options: Any = None
+    budget: float | None = None
+    init_std: float | None = None
+    counts: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "feature_names", tuple(self.feature_names))
+        for key in ("num_embeddings", "embedding_dim"):
+            value = getattr(self, key)
+            if value < 1:
+                raise ConfigError(f"table '{self.name}' has {key} {value}; it must be at least 1")
+        if not self.feature_names:
+            raise ConfigError(f"table '{self.name}' has no feature_names; name at least one key of the input")
+        if self.pooling not in ("sum", "mean"):
+            raise ConfigError(f"table '{self.name}' has pooling '{self.pooling}'; use 'sum' or 'mean'")
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise ConfigError(
+                f"table '{self.name}' has budget {self.budget}; a budget is serving bytes / bytes of the plain fp32 "
+                "table and lies in (0, 1]"
+            )
+        if self.counts is not None and self.counts.shape != (self.num_embeddings,):
+            raise ConfigError(
+                f"table '{self.name}' has counts of shape {tuple(self.counts.shape)} for {self.num_embeddings} ids; give one per id"
+            )
+
+    @property
+    def plain_nbytes(self) -> int:
+        """Bytes of the plain fp32 table, what budgets refer to."""
+        return 4 * self.num_embeddings * self.embedding_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowInit:
+    """Initial values of a physical table's rows.
+
+    Args:
+        kind: "uniform" draws U(mean - scale, mean + scale), "normal" draws N(mean, scale**2).
+        scale: half width or standard deviation; 0 sets every value to the mean.
+        mean: centre of the distribution.
+    """
+
+    kind: Literal["uniform", "normal"] = "uniform"
+    scale: float
+    mean: float = 0.0
+
+    def fill(self, out_RD: Tensor, *, seed: int, table: str, first_row: int = 0) -> None:
+        """Writes initial values into rows first_row .. first_row + R of a table, in bounded memory.
+
+        Args:
+            out_RD: float [R, D], written in place; may be a view or a mapped file.
+            seed: the collection's seed.
+            table: the physical table's name.
+            first_row: the table's row that out_RD[0] is. Values depend on (seed, table, row) only, so shards that are
+                filled apart equal the whole table.
+        """
+        num_rows, dim = out_RD.shape
+        for chunk in range(first_row // ROWS_PER_CHUNK, -(-(first_row + num_rows) // ROWS_PER_CHUNK)):
+            start = chunk * ROWS_PER_CHUNK
+            low, high = max(first_row, start), min(first_row + num_rows, start + ROWS_PER_CHUNK)
+            values = torch.empty(high - start, dim)
+            generator = generator_of(seed, "rows", table, chunk)
+            if self.kind == "uniform":
+                values.uniform_(self.mean - self.scale, self.mean + self.scale, generator=generator)
+            else:
+                values.normal_(self.mean, self.scale, generator=generator)
+            out_RD[low - first_row : high - first_row].copy_(values[low - start :])
+
+
+def default_init(spec: TableSpec) -> RowInit:
+    """Initial values of a table whose rows are used as they are."""
+    if spec.init_std is not None:
+        return RowInit(kind="normal", scale=spec.init_std)
+    return RowInit(scale=spec.num_embeddings**-0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhysicalTable:
+    """A table that has rows: the unit of sharding, storage and optimizer state.
+
+    Args:
+        name: unique among the physical tables of a collection. Two logical tables that name the same physical table
+            (with equal fields) share its rows.
+        num_embeddings: number of rows.
+        embedding_dim: width of a row.
+        init: initial values.
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    init: RowInit
