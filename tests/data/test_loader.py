@@ -1,6 +1,7 @@
 """The loader: every row once, resumable to the bit, threads that end, errors that say what and where."""
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -319,6 +320,24 @@ def _interrupted(loader: Loader) -> None:
     for batch in loader.epoch(0):
         assert len(batch.labels) == 2
         raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_waiting_for_a_batch(plain: Path) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals reach the main thread only")
+
+    def slow(kjt: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        time.sleep(0.5)
+        return kjt
+
+    loader = Loader(plain, "train", batch_size=2, shuffle=True, address=slow)
+    main = threading.get_ident()
+    timer = threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGINT))
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        timer.start()
+        list(loader.epoch(0))
+    assert time.perf_counter() - began < 2.0  # not the 25 seconds of the whole epoch
 
 
 def test_an_epoch_that_is_never_started_starts_no_thread(plain: Path) -> None:

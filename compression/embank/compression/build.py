@@ -27,7 +27,8 @@ class Table:
         features = KeyedJaggedTensor(
             keys=list(self.spec.feature_names), values=ids_N, lengths=torch.ones_like(ids_N, dtype=torch.int32)
         )
-        return self.collection(features).values()
+        rows_ND: Tensor = self.collection(features).values()
+        return rows_ND
 
     def nbytes(self, kind: str = "serving") -> int:
         """Measured bytes: "serving" (the packed form) or "training" (optimizer state included)."""

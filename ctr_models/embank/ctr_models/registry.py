@@ -8,21 +8,35 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from embank.ctr_models.autoint import AutoInt
+from embank.ctr_models.dcn import DCN
 from embank.ctr_models.dcn_v2 import DCNv2
 from embank.ctr_models.deepfm import DeepFM
 from embank.ctr_models.dlrm import DLRM
+from embank.ctr_models.finalmlp import FinalMLP
 from embank.ctr_models.fm import FM
+from embank.ctr_models.fnn import FNN
+from embank.ctr_models.ipnn import IPNN
 from embank.ctr_models.lr import LR
 from embank.ctr_models.model import CTRModel
 from embank.ctr_models.network import Inputs, Network
+from embank.ctr_models.wdl import WDL
+from embank.ctr_models.xdeepfm import XDeepFM
 from embank.tables.errors import ConfigError
 
 MODELS: dict[str, type[Network]] = {
     "lr": LR,
     "fm": FM,
+    "wdl": WDL,
+    "fnn": FNN,
+    "ipnn": IPNN,
     "deepfm": DeepFM,
+    "dcn": DCN,
     "dcn_v2": DCNv2,
     "dlrm": DLRM,
+    "xdeepfm": XDeepFM,
+    "autoint": AutoInt,
+    "finalmlp": FinalMLP,
 }
 
 

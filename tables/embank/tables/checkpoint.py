@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from embank.tables.collection import TableCollection
 from embank.tables.errors import CheckpointError, WorkError
@@ -65,7 +68,7 @@ def save_checkpoint(
         sync_folder(temporary)
         temporary.rename(folder)
         sync_entry(folder.parent)
-    except (OSError, RuntimeError, dcp.CheckpointException) as error:
+    except (OSError, RuntimeError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise WorkError(
             f"the checkpoint '{folder}' can't be written: {_first_line(error)}. Earlier checkpoints are untouched; make room and resume"
@@ -78,7 +81,7 @@ def save_checkpoint(
 def _write_rows(folder: Path, tensors: dict[str, Tensor]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(tensors, checkpoint_id=folder, no_dist=True)
+        save(tensors, checkpoint_id=folder, no_dist=True)
 
 
 def _first_line(error: BaseException) -> str:
@@ -144,7 +147,7 @@ def load_checkpoint(folder: Path, *, tables: TableCollection, optimizer: bool = 
     """
     meta = verify_checkpoint(folder)
     wanted = {k: v for k, v in row_tensors(tables).items() if optimizer or k.startswith("rows/")}
-    reader = dcp.FileSystemReader(folder / "rows")
+    reader = FileSystemReader(folder / "rows")
     found = reader.read_metadata().state_dict_metadata
     foreign = sorted(k for k in found if k not in wanted and (optimizer or k.startswith("rows/")))
     missing = sorted(k for k in wanted if k not in found)
@@ -160,7 +163,7 @@ def load_checkpoint(folder: Path, *, tables: TableCollection, optimizer: bool = 
             )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(wanted, storage_reader=reader, no_dist=True)
+        load(wanted, storage_reader=reader, no_dist=True)
     return torch.load(folder / "dense.pt", weights_only=True), meta
 
 

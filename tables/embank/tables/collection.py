@@ -179,7 +179,7 @@ class TableCollection(nn.Module):
                 pooled_lengths.append(length)
             if use.method.spec.pooling == "mean":
                 mean_lengths[use.key] = length
-        per_id = []
+        per_id: list[Tensor] = []
         for use in self.per_id_uses:
             ids, length = bags_of(use)
             per_id += use.method.address(ids)

@@ -109,7 +109,9 @@ class Vocabulary:
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DataError(f"vocabulary {path} is damaged ({error}). Prepare the data again.") from error
         if tuple(frame.columns) != _COLUMNS:
-            raise DataError(f"{path} has columns {frame.columns}, a vocabulary has {list(_COLUMNS)}. Prepare the data again.")
+            raise DataError(
+                f"{path} has columns {frame.columns}, a vocabulary has {list(_COLUMNS)}. Prepare the data again."
+            )
         missing = np.flatnonzero((frame["kind"] == MISSING).to_numpy())
         return cls(
             name or path.stem,

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from embank.pipelines.data.progress import NoProgress, ProgressCallback, RichProgress
+from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.reporter import Reporter
 
 out = Console(highlight=False, soft_wrap=True)
@@ -156,17 +158,23 @@ def inspection(values: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Any]:
-    """A bar for preparing and generating data: call it with (phase, done, total)."""
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-        TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
-        transient=True,
-    )
-    with bar:
+def progress() -> Iterator[ProgressCallback]:
+    """Bars for preparing and generating data; silent when stderr is not a terminal."""
+    if not err.is_terminal:
+        yield NoProgress()
+        return
+    with RichProgress(console=err) as bar:
         yield bar
+
+
+def prepared(folder: Path, schema: Schema) -> None:
+    """What `embank prepare` has written."""
+    table(
+        ["split", "rows", "positive"],
+        [[s.name, f"{s.num_rows:,}", f"{s.num_positive / max(1, s.num_rows):.4f}"] for s in schema.splits],
+    )
+    num_ids = sum(field.num_embeddings for field in schema.categorical)
+    out.print(
+        f"{len(schema.categorical)} categorical features with {num_ids:,} ids, {len(schema.numeric)} numeric; see `embank data describe {folder}`",
+        markup=False,
+    )

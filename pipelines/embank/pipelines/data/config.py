@@ -227,7 +227,7 @@ def parse_config(values: Mapping[str, Any], *, origin: str) -> PrepareConfig:
         raise ConfigError(f"{origin}: {_explain(error)}") from None
 
 
-_SPLITS = {"hash": HashSplit, "ratio": RatioSplit, "time": TimeSplit, "column": ColumnSplit}
+_SPLITS: dict[str, type[BaseModel]] = {"hash": HashSplit, "ratio": RatioSplit, "time": TimeSplit, "column": ColumnSplit}
 
 
 def _explain(error: ValidationError) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
 
 from embank.pipelines.data.config import ColumnSplit, HashSplit, PrepareConfig, TimeSplit
@@ -117,11 +116,11 @@ def _numbers(chunk: Chunk, name: str, kind: str) -> pa.Array:
 def _spool_schema(config: PrepareConfig) -> pa.Schema:
     fields: list[tuple[str, pa.DataType]] = [(LABEL_COLUMN, pa.int8())]
     fields += [(name, pa.int32()) for name in config.categorical]
-    fields += [(name, pa.list_(pa.int32())) for name in config.multivalued]
+    fields += [(name, pa.list_(pa.field("item", pa.int32(), nullable=False))) for name in config.multivalued]
     fields += [(name, pa.float64() if kind == "standard" else pa.float32()) for name, kind in config.numeric.items()]
     fields += [(GROUP_COLUMN, pa.int64())] if config.group is not None else []
     if isinstance(config.split, (HashSplit, ColumnSplit)):
         fields.append((SPLIT_SPOOL, pa.int8()))
     if isinstance(config.split, TimeSplit):
         fields.append((TIME_SPOOL, pa.float64()))
-    return pa.schema(fields)
+    return pa.schema([pa.field(name, dtype, nullable=False) for name, dtype in fields])

@@ -54,7 +54,9 @@ def _check_free(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> None:
     if not overwrite:
         raise DataError(f"{out} is not empty. Give another --out, or --overwrite to replace it.")
     if not (out / SCHEMA_FILE).is_file():
-        raise DataError(f"{out} holds no {SCHEMA_FILE}, so it is no prepared data and is not overwritten. Give another --out.")
+        raise DataError(
+            f"{out} holds no {SCHEMA_FILE}, so it is no prepared data and is not overwritten. Give another --out."
+        )
     for path in inputs:
         if Path(os.path.abspath(path)).is_relative_to(out):
             raise DataError(f"the input {path} lies in {out}, which --overwrite would delete. Give another --out.")

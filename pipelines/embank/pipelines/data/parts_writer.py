@@ -27,7 +27,13 @@ class SplitWriter:
     """
 
     def __init__(
-        self, folder: Path, schema: pa.Schema, *, row_group_rows: int, dictionary: Sequence[str], part_rows: int = PART_ROWS
+        self,
+        folder: Path,
+        schema: pa.Schema,
+        *,
+        row_group_rows: int,
+        dictionary: Sequence[str],
+        part_rows: int = PART_ROWS,
     ) -> None:
         folder.mkdir()
         self._folder, self._schema = folder, schema
@@ -114,9 +120,7 @@ class Finisher:
             columns[GROUP_COLUMN] = block[GROUP_COLUMN].chunk(0)
         return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
 
-    def _numbers(
-        self, name: str, values_N: npt.NDArray[np.floating], splits_N: npt.NDArray[np.int8]
-    ) -> pa.Array:
+    def _numbers(self, name: str, values_N: npt.NDArray[np.floating], splits_N: npt.NDArray[np.int8]) -> pa.Array:
         missing_N = np.isnan(values_N)
         self.num_present[name] += int(np.count_nonzero(~missing_N & (splits_N == 0)))
         if name in self._moments:
@@ -136,9 +140,7 @@ def part_schema(config: PrepareConfig) -> pa.Schema:
     return pa.schema(fields)
 
 
-def write_split_rows(
-    table: pa.Table, splits_N: npt.NDArray[np.int8], writers: Sequence[SplitWriter]
-) -> None:
+def write_split_rows(table: pa.Table, splits_N: npt.NDArray[np.int8], writers: Sequence[SplitWriter]) -> None:
     """Give each split its rows."""
     for code in range(len(SPLIT_NAMES)):
         rows_N = splits_N == code

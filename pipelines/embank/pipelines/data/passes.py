@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from embank.tables.errors import DataError
 
 SPOOL_ROWS = 262_144
 _COUNT_BLOCKS = 16
+_RANK_THREADS = 2
 
 
 def spool_rows(source: Source, encoder: Encoder, path: Path, columns: Sequence[str], progress: ProgressCallback) -> int:
@@ -46,14 +49,38 @@ def spool_rows(source: Source, encoder: Encoder, path: Path, columns: Sequence[s
     return num_dropped
 
 
-def rank_feature(
-    name: str, index: TokenIndex, spool: SpoolReader, plan: SplitPlan, *, min_count: int, source: str
-) -> Ranked:
-    """Count the codes of one feature in the training part and rank them.
+def rank_features(
+    encoder: Encoder, spool_path: Path, plan: SplitPlan, config: PrepareConfig, source: str
+) -> Generator[tuple[str, Ranked], None, None]:
+    """Rank all features, in their order; each dictionary is let go of as soon as it is ranked.
 
     Raises:
-        DataError: the feature has no value in the training part.
+        DataError: a feature has no value in the training part.
     """
+
+    def one(name: str) -> Ranked:
+        index = encoder.indexes.pop(name)
+        with closing(SpoolReader(spool_path)) as spool:
+            return _rank_feature(name, index, spool, plan, min_count=config.min_count_of(name), source=source)
+
+    pool = ThreadPoolExecutor(max_workers=_RANK_THREADS, thread_name_prefix="embank-rank")
+    try:
+        tasks: deque[tuple[str, Future[Ranked]]] = deque()
+        for name in config.features:
+            tasks.append((name, pool.submit(one, name)))
+            if len(tasks) > _RANK_THREADS:
+                done, task = tasks.popleft()
+                yield done, task.result()
+        while tasks:
+            done, task = tasks.popleft()
+            yield done, task.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _rank_feature(
+    name: str, index: TokenIndex, spool: SpoolReader, plan: SplitPlan, *, min_count: int, source: str
+) -> Ranked:
     tokens = index.tokens()
     counts = np.zeros(len(tokens) + 1, dtype=np.int64)
     for block, splits_N in plan.blocks(spool, [name], blocks_at_once=_COUNT_BLOCKS):
@@ -114,9 +141,7 @@ def write_parts(
     progress.finish()
 
 
-def _finished(
-    spool: SpoolReader, plan: SplitPlan, finisher: Finisher
-) -> Generator[tuple[pa.Table, Codes], None, None]:
+def _finished(spool: SpoolReader, plan: SplitPlan, finisher: Finisher) -> Generator[tuple[pa.Table, Codes], None, None]:
     for block, splits_N in plan.blocks(spool, None):
         yield finisher.finish(block, splits_N), splits_N
 
@@ -130,5 +155,3 @@ def check_numbers(finisher: Finisher, source: str) -> None:
     for name, num_present in finisher.num_present.items():
         if num_present == 0:
             raise DataError(no_values(name, source))
-
-

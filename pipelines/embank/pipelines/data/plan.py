@@ -86,11 +86,15 @@ def check_splits(splits: Sequence[Split], *, source: str, num_dropped: int) -> N
         DataError: no rows at all, a split without rows, or one class only in training.
     """
     if not sum(split.num_rows for split in splits):
-        raise DataError(f"{source}: the label rules drop all {num_dropped} rows. Change label.positive or label.negative.")
+        raise DataError(
+            f"{source}: the label rules drop all {num_dropped} rows. Change label.positive or label.negative."
+        )
     sizes = ", ".join(f"{split.name} {split.num_rows}" for split in splits)
     for split in splits:
         if split.num_rows == 0:
-            raise DataError(f"{source}: the {split.name} split has no rows ({sizes}). Change `split` or give more rows.")
+            raise DataError(
+                f"{source}: the {split.name} split has no rows ({sizes}). Change `split` or give more rows."
+            )
     train = splits[0]
     if train.num_positive in (0, train.num_rows):
         only = 1 if train.num_positive else 0

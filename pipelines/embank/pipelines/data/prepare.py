@@ -24,7 +24,7 @@ from embank.pipelines.data.formats import open_source
 from embank.pipelines.data.formats.base import Source, TextOptions, check_columns
 from embank.pipelines.data.output import output_folder
 from embank.pipelines.data.parts_writer import Finisher
-from embank.pipelines.data.passes import check_numbers, measure_moments, rank_feature, spool_rows, write_parts
+from embank.pipelines.data.passes import check_numbers, measure_moments, rank_features, spool_rows, write_parts
 from embank.pipelines.data.plan import SplitPlan, check_splits, measure_splits
 from embank.pipelines.data.progress import NoProgress, ProgressCallback
 from embank.pipelines.data.ranking import Fingerprint
@@ -119,7 +119,7 @@ def _prepare_into(
         splits = measure_splits(spool, plan)
         check_splits(splits, source=source.name, num_dropped=num_dropped)
         fingerprint = Fingerprint()
-        id_of_code = _rank_all(folder, encoder, spool, plan, config, fingerprint, source.name, progress)
+        id_of_code = _rank_all(folder, encoder, plan, config, fingerprint, source.name, progress)
         moments = measure_moments(config, spool, plan)
         finisher = Finisher(config, id_of_code=id_of_code, moments=moments)
         write_parts(folder, spool, plan, finisher, row_group_rows=config.row_group_rows, progress=progress)
@@ -135,24 +135,22 @@ def _prepare_into(
 def _rank_all(
     folder: Path,
     encoder: Encoder,
-    spool: SpoolReader,
     plan: SplitPlan,
     config: PrepareConfig,
     fingerprint: Fingerprint,
     source: str,
     progress: ProgressCallback,
 ) -> dict[str, npt.NDArray[np.int32]]:
-    """Rank every feature, write its vocabulary, and let go of its dictionary."""
+    """Rank every feature and write its vocabulary."""
     (folder / VOCAB_FOLDER).mkdir()
     progress.start("ranking", total=len(config.features), unit="features")
     id_of_code = {}
-    for name in config.features:
-        index = encoder.indexes.pop(name)
-        ranked = rank_feature(name, index, spool, plan, min_count=config.min_count_of(name), source=source)
-        ranked.vocabulary.save(folder / VOCAB_FOLDER / f"{name}.parquet")
-        fingerprint.add_vocabulary(ranked.vocabulary)
-        id_of_code[name] = ranked.id_of_code
-        progress.advance(1)
+    with closing(rank_features(encoder, folder / _SPOOL_FILE, plan, config, source)) as ranking:
+        for name, ranked in ranking:
+            ranked.vocabulary.save(folder / VOCAB_FOLDER / f"{name}.parquet")
+            fingerprint.add_vocabulary(ranked.vocabulary)
+            id_of_code[name] = ranked.id_of_code
+            progress.advance(1)
     progress.finish()
     return id_of_code
 
@@ -183,7 +181,7 @@ def _schema(
     for name, kind in config.numeric.items():
         mean, std = moments.get(name, (None, None))
         numeric.append(NumericField(name=name, transform=kind, mean=mean, std=std))
-    fields = [asdict(field) for field in (*categorical, *numeric)]
+    fields = [asdict(field) for field in categorical] + [asdict(field) for field in numeric]
     return Schema(
         source=format,
         label=config.label.column,

@@ -161,4 +161,6 @@ class Schema:
 def _not_prepared(path: Path) -> str:
     if not path.exists():
         return f"there is no folder {path}. Give the --out folder of `embank prepare`."
-    return f"{path} holds no {SCHEMA_FILE}, so it is not a prepared folder. Make one with `embank prepare --out {path}`."
+    return (
+        f"{path} holds no {SCHEMA_FILE}, so it is not a prepared folder. Make one with `embank prepare --out {path}`."
+    )

@@ -21,7 +21,7 @@ class BlockWriter:
 
     Args:
         dictionary: columns to encode with a dictionary (those with few different values).
-        statistics: whether to store minimum and maximum per row group.
+        compression: Parquet codec.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class BlockWriter:
         *,
         block_rows: int,
         dictionary: Sequence[str] = (),
-        statistics: bool = False,
+        compression: str = "lz4",
     ) -> None:
         self.num_rows = 0
         self._block_rows = block_rows
@@ -39,7 +39,7 @@ class BlockWriter:
         self._num_pending = 0
         self._file = pa.OSFile(str(path), mode="wb")
         self._writer = pq.ParquetWriter(
-            self._file, schema, compression="lz4", use_dictionary=list(dictionary), write_statistics=statistics
+            self._file, schema, compression=compression, use_dictionary=list(dictionary), write_statistics=False
         )
 
     def write(self, table: pa.Table) -> None:

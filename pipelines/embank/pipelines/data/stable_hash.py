@@ -54,9 +54,7 @@ def hash_strings(tokens: pl.Series) -> Hashes:
     return hashes_N
 
 
-def _fnv1a(
-    data: npt.NDArray[np.uint8], *, starts_N: npt.NDArray[np.int64], lengths_N: npt.NDArray[np.int64]
-) -> Hashes:
+def _fnv1a(data: npt.NDArray[np.uint8], *, starts_N: npt.NDArray[np.int64], lengths_N: npt.NDArray[np.int64]) -> Hashes:
     hashes_N = np.full(len(starts_N), FNV_OFFSET, dtype=np.uint64)
     longer_N = np.arange(len(starts_N))
     position = 0

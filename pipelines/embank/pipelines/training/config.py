@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from embank.ctr_models import MODELS
+from embank.ctr_models import MODELS, build_config
 from embank.tables import ConfigError, method_class
 from embank.tables.rows.base import RowOptimizerName
 from embank.tables.specs import Pooling
@@ -72,7 +72,7 @@ class TablesConfig:
 
     default: TableConfig
     overrides: Mapping[str, TableConfig]
-    plain_below: int = 1000
+    plain_below: int = 100
 
     def of(self, feature: str) -> TableConfig:
         """The configuration of one feature's table."""
@@ -311,14 +311,8 @@ def _first_problem(error: ValidationError, path: str) -> str:
 def _model(raw: Any) -> dict[str, Any]:
     if not isinstance(raw, Mapping) or "name" not in raw:
         raise ConfigError(f"'model' needs a name, for example model: {{name: deepfm}}; known models: {', '.join(MODELS)}")
-    name = raw["name"]
-    if name not in MODELS:
-        near = difflib.get_close_matches(str(name), MODELS, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else f"known models: {', '.join(MODELS)}"
-        raise ConfigError(f"model.name is {name!r}, which does not exist; {hint}")
-    hyper = {key: value for key, value in raw.items() if key != "name"}
-    validated = _validate(MODELS[name].Config, hyper, path="model")
-    return {"name": name, **asdict(validated)}
+    hyper = _numbers({key: value for key, value in raw.items() if key != "name"})
+    return {"name": str(raw["name"]), **asdict(build_config(str(raw["name"]), hyper))}
 
 
 def _tables(raw: Any) -> TablesConfig:

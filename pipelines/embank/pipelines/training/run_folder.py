@@ -53,7 +53,8 @@ class RunFolder:
             raise ConfigError(
                 f"'{self.path}' already holds a run; continue it with --resume, or choose another --out (nothing was changed)"
             )
-        if self.path.is_dir() and any(self.path.iterdir()):
+        own = {"checkpoints", "plots", "rows", self.environment.name, f".{self.environment.name}.tmp", f".{self.config.name}.tmp"}
+        if self.path.is_dir() and any(entry.name not in own for entry in self.path.iterdir()):
             raise ConfigError(f"'{self.path}' is not empty and holds no run; choose another --out (nothing was changed)")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.plots.mkdir(exist_ok=True)

@@ -78,7 +78,7 @@ class Stepper:
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         values: Tensor = self.tables(batch.sparse).values()
         sizes = [self.model.num_embedding_columns, self.model.num_first_order_columns]
-        embeddings_BE, first_order_BF = values.split(sizes, dim=1)
+        embeddings_BE, first_order_BF = torch.split(values, sizes, dim=1)
         network = self.compiled if batch.labels.numel() == self.batch_size else self.model.network
         with autocast(self.config.precision):
             logits_B = network(batch.dense, embeddings_BE, first_order_BF)

@@ -24,7 +24,7 @@ class TensorBoard:
                 raise ConfigError(
                     "'train.tensorboard' is true, but TensorBoard is not installed; pip install 'embank[tensorboard]'"
                 ) from error
-            self.writer = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+            self.writer = SummaryWriter(str(run / "tensorboard"))
 
     def __enter__(self) -> "TensorBoard":
         return self

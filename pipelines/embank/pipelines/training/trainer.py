@@ -153,8 +153,7 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.model.train()
         while progress.epoch < train.epochs and not progress.is_done:
-            self._train_epoch(stop)
-            if progress.is_done:
+            if not self._train_epoch(stop):
                 break
             progress.epoch, progress.position = progress.epoch + 1, None
             is_last = progress.epoch == train.epochs
@@ -162,7 +161,8 @@ class Trainer:
                 self._evaluate()
         progress.is_done = True
 
-    def _train_epoch(self, stop: StopRequest) -> None:
+    def _train_epoch(self, stop: StopRequest) -> bool:
+        """Trains the rest of the current epoch; False if early stopping ended the run within it."""
         progress, train = self.progress, self.config.train
         batches = self.loader.epoch(progress.epoch, start=progress.position)
         begun, waited = time.monotonic(), self.loader.seconds_waited
@@ -182,12 +182,13 @@ class Trainer:
             if train.eval_every is not None and progress.step % train.eval_every == 0:
                 self._evaluate()
                 if progress.is_done:
-                    break
+                    return False
             elif self._checkpoint_is_due():
                 self._save()
             if stop:
                 self._stop(stop)
             begun, waited = time.monotonic(), self.loader.seconds_waited
+        return True
 
     def _checkpoint_is_due(self) -> bool:
         every = self.config.train.checkpoint_every

@@ -72,7 +72,9 @@ def _derive(chunk: Chunk, columns: Sequence[str]) -> Iterator[Chunk]:
     if not good.all():
         row = int(good.arg_min() or 0)
         value = chunk.frame["hour"][row]
-        raise DataError(f"{chunk.where(row)}: column 'hour' is {value!r}; expected YYMMDDHH, such as 14102100. Mend the line.")
+        raise DataError(
+            f"{chunk.where(row)}: column 'hour' is {value!r}; expected YYMMDDHH, such as 14102100. Mend the line."
+        )
     yield Chunk(frame=frame.select(columns), where=chunk.where, num_bytes=chunk.num_bytes)
 
 

@@ -101,7 +101,7 @@ def _open_text(stored: IO[bytes], path: Path) -> IO[bytes]:
         if start.startswith(magic):
             raise DataError(f"{path} is {what}.")
     if start.startswith(_GZIP_MAGIC):
-        return io.BufferedReader(gzip.GzipFile(fileobj=stored), buffer_size=2**20)  # type: ignore[type-var]
+        return io.BufferedReader(gzip.GzipFile(fileobj=stored), buffer_size=2**20)
     return stored
 
 

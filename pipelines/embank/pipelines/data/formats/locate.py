@@ -40,14 +40,14 @@ def raise_structure(
     Raises:
         DataError: always.
     """
-    text = block.data.decode("utf-8")
-    for row, (line, words) in enumerate(_rows(block, text, quote)):
+    rows = _rows(block, quote)
+    for line, words in rows:
         problem = _problem(words, separator=separator, quote=quote, columns=columns)
         if problem:
             raise DataError(f"{block.path}, line {line}: {problem}{cure}")
     last = block.first_line + block.data.count(b"\n") - 1
     raise DataError(
-        f"{block.path}, lines {block.first_line} to {last} ({row + 1} rows): can't be parsed: {cause}. "
+        f"{block.path}, lines {block.first_line} to {last} ({len(rows)} rows): can't be parsed: {cause}. "
         "Check the separator and the quotes."
     )
 
@@ -60,7 +60,7 @@ def line_of_row(block: Block, row: int, quote: str | None) -> int:
     return block.first_line + block.data.count(b"\n", 0, int(ends[row - 1]) + 1)
 
 
-def _rows(block: Block, text: str, quote: str | None) -> list[tuple[int, str]]:
+def _rows(block: Block, quote: str | None) -> list[tuple[int, str]]:
     ends = np.append(-1, line_ends(block.data, quote))
     rows, line = [], block.first_line
     for start, end in zip(ends[:-1] + 1, ends[1:], strict=True):

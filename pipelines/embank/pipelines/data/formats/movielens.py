@@ -22,11 +22,21 @@ _RATING = ("user_id", "item_id", "rating", "timestamp")
 _USER = ("age", "gender", "occupation", "zip_code")
 _ITEM = ("release_year", "genres")
 _FLAGS = (
-    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy"),
+    *(
+        "unknown",
+        "Action",
+        "Adventure",
+        "Animation",
+        "Children's",
+        "Comedy",
+        "Crime",
+        "Documentary",
+        "Drama",
+        "Fantasy",
+    ),
     *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
 _YEAR = r"\((\d{4})\)\s*$"
-_LATIN_DAT = {"separator": "\t", "latin1": True, "substitute": (b"::", b"\t")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +82,10 @@ def _genres_of_flags() -> pl.Expr:
     return pl.concat_str(flags, separator="|", ignore_nulls=True).alias("genres")
 
 
+def _dat(*columns: str) -> TextLayout:
+    return TextLayout(separator="\t", columns=columns, latin1=True, substitute=(b"::", b"\t"))
+
+
 def _typed(*names: str) -> TextLayout:
     return TextLayout(separator="\t", required=names)
 
@@ -97,7 +111,9 @@ VARIANTS = (
         users=Side(
             name="*.user",
             layout=_typed(*_ATOMIC_USER),
-            select=tuple(pl.col(typed).alias(name) for typed, name in zip(_ATOMIC_USER, ("user_id", *_USER), strict=True)),
+            select=tuple(
+                pl.col(typed).alias(name) for typed, name in zip(_ATOMIC_USER, ("user_id", *_USER), strict=True)
+            ),
         ),
         items=Side(
             name="*.item",
@@ -111,15 +127,15 @@ VARIANTS = (
     ),
     Variant(
         ratings="ratings.dat",
-        layout=TextLayout(columns=_RATING, **_LATIN_DAT),
+        layout=_dat(*_RATING),
         users=Side(
             name="users.dat",
-            layout=TextLayout(columns=("user_id", "gender", "age", "occupation", "zip_code"), **_LATIN_DAT),
+            layout=_dat("user_id", "gender", "age", "occupation", "zip_code"),
             select=tuple(map(pl.col, ("user_id", *_USER))),
         ),
         items=Side(
             name="movies.dat",
-            layout=TextLayout(columns=("item_id", "title", "genres"), **_LATIN_DAT),
+            layout=_dat("item_id", "title", "genres"),
             select=(pl.col("item_id"), _year("title"), pl.col("genres")),
         ),
     ),
@@ -207,5 +223,7 @@ def _side(side: Side, ratings: Path) -> pl.DataFrame:
 
 
 FORMAT = Format(
-    name="movielens", summary="MovieLens 100K, 1M, 20M, 25M, 32M: the unpacked folder or its ratings file", open=open_files
+    name="movielens",
+    summary="MovieLens 100K, 1M, 20M, 25M, 32M: the unpacked folder or its ratings file",
+    open=open_files,
 )

@@ -36,7 +36,9 @@ class ParquetSource:
         for path in self._paths[1:]:
             odd = sorted(set(_names(path)) ^ set(self.columns))
             if odd:
-                raise DataError(f"{path} differs from {self.name} in column {odd[0]!r}. Prepare files of one layout together.")
+                raise DataError(
+                    f"{path} differs from {self.name} in column {odd[0]!r}. Prepare files of one layout together."
+                )
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
         """Yield the named columns of all rows, in the files' own types."""

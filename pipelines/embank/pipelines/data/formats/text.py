@@ -78,8 +78,7 @@ class TextSource:
         """Yield the named columns of all rows, as strings."""
         for path, header in zip(self._paths, self._headers, strict=True):
             num_rows = 0
-            for block in run_ahead(self._blocks(path), depth=2, clock=Clock()):
-                chunk = parse_block(block, header, columns, self._layout)
+            for chunk in run_ahead(self._chunks(path, header, columns), depth=1, clock=Clock()):
                 num_rows += chunk.frame.height
                 yield chunk
             if num_rows == 0:
@@ -89,6 +88,10 @@ class TextSource:
     def frame(self) -> pl.DataFrame:
         """The whole source at once, for small files beside the main one."""
         return pl.concat([chunk.frame for chunk in self.chunks(self.columns)])
+
+    def _chunks(self, path: Path, header: Sequence[str], columns: Sequence[str]) -> Generator[Chunk, None, None]:
+        for block in run_ahead(self._blocks(path), depth=2, clock=Clock()):
+            yield parse_block(block, header, columns, self._layout)
 
     def _blocks(self, path: Path) -> Generator[Block, None, None]:
         skip_header = self._layout.columns is None
@@ -153,7 +156,9 @@ def _is_regular(data: bytes, num_rows: int, num_columns: int, layout: TextLayout
     inside = inside_quotes(data, layout.quote)
     if inside is not None:
         is_separator &= ~inside
-        return len(line_ends(data, layout.quote)) == num_rows and int(is_separator.sum()) == num_rows * (num_columns - 1)
+        return len(line_ends(data, layout.quote)) == num_rows and int(is_separator.sum()) == num_rows * (
+            num_columns - 1
+        )
     return data.count(b"\n") == num_rows and np.count_nonzero(is_separator) == num_rows * (num_columns - 1)
 
 

@@ -1,43 +1,16 @@
 """Synthetic logs in the layout of Criteo's Kaggle data."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from embank.pipelines.data.progress import NoProgress, ProgressCallback
-from embank.pipelines.data.synth.model import (
-    CRITEO_FIELDS,
-    DEFAULT_ALPHA,
-    DEFAULT_CLICK_RATE,
-    UNIT_ROWS,
-    PlantedModel,
-    table_sizes,
-)
-from embank.pipelines.data.synth.report import BestAUC, SynthReport, write_json
+from embank.pipelines.data.synth.fields import CRITEO_FIELDS, table_sizes
+from embank.pipelines.data.synth.model import DEFAULT_ALPHA, DEFAULT_CLICK_RATE, UNIT_ROWS, PlantedModel
+from embank.pipelines.data.synth.report import Observer, SynthReport, write_json
 from embank.pipelines.data.synth.text import render
-from embank.pipelines.data.synth.zipf import Ranks
 from embank.tables.errors import ConfigError, DataError
 
 RAW_STREAM = 1
-
-
-class Distinct:
-    """Counts the different ids per field."""
-
-    def __init__(self, num_tokens: Sequence[int]) -> None:
-        self._seen = [np.zeros(count + 1, dtype=np.bool_) for count in num_tokens]
-
-    def add(self, ranks: Sequence[Ranks], num_rows: int) -> None:
-        for seen, ranks_N in zip(self._seen, ranks, strict=True):
-            seen[ranks_N[:num_rows]] = True  # a missing value (-1) falls on the last place
-
-    def counts(self) -> dict[str, int]:
-        return {
-            field.name: int(np.count_nonzero(seen[:-1]))
-            for field, seen in zip(CRITEO_FIELDS, self._seen, strict=True)
-        }
 
 
 def synth(
@@ -81,7 +54,7 @@ def synth(
     sizes = table_sizes(round(scale * sum(field.cardinality for field in CRITEO_FIELDS)))
     num_tokens = [size - (field.missing > 0) for size, field in zip(sizes, CRITEO_FIELDS, strict=True)]
     model = PlantedModel(num_tokens=num_tokens, seed=seed, alpha=alpha, click_rate=click_rate)
-    best, distinct = BestAUC(), Distinct(num_tokens)
+    observer = Observer(num_tokens)
     progress = progress or NoProgress()
     progress.start("write rows", total=rows, unit="rows")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -93,23 +66,11 @@ def synth(
                 unit = model.draw(RAW_STREAM, index)
                 for start in range(0, num_rows, chunk_rows):
                     file.write(render(unit, start, min(start + chunk_rows, num_rows), seed=seed))
-                best.add(unit.probabilities[:num_rows], unit.labels[:num_rows])
-                distinct.add(unit.ranks, num_rows)
+                observer.add(unit, num_rows)
                 progress.advance(num_rows, rows=num_rows)
             file.flush()
             os.fsync(file.fileno())
-        report = SynthReport(
-            rows=rows,
-            bytes=temporary.stat().st_size,
-            distinct=distinct.counts(),
-            click_rate=best.click_rate,
-            best_auc=best.best(),
-            expected_auc=best.expected(),
-            auc_error=best.error(),
-            seed=seed,
-            alpha=alpha,
-            table_sizes={field.name: size for field, size in zip(CRITEO_FIELDS, sizes, strict=True)},
-        )
+        report = observer.report(model, num_bytes=temporary.stat().st_size, table_sizes=sizes)
         write_json(out.with_name(out.name + ".json"), report)
         os.replace(temporary, out)
     finally:

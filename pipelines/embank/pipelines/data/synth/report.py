@@ -2,12 +2,15 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from embank.pipelines.data.synth.fields import CRITEO_FIELDS
+from embank.pipelines.data.synth.model import PlantedModel, Unit
 from embank.pipelines.data.synth.zipf import Floats
 
 NUM_BINS = 65_536
@@ -19,8 +22,8 @@ class SynthReport:
 
     Attributes:
         rows, bytes: of the file or part files.
+        clicks, click_rate: number and share of label 1.
         distinct: field to the number of different ids that occur (missing not counted).
-        click_rate: share of label 1.
         best_auc: AUC of the true click probabilities against the drawn labels: no model can expect to do better. None if a
             class is absent.
         expected_auc: its expectation over the draw of the labels.
@@ -30,8 +33,9 @@ class SynthReport:
 
     rows: int
     bytes: int
-    distinct: dict[str, int]
+    clicks: int
     click_rate: float
+    distinct: dict[str, int]
     best_auc: float | None
     expected_auc: float | None
     auc_error: float
@@ -56,8 +60,12 @@ class BestAUC:
         self._expected_clicks += np.bincount(bins_N, weights=probabilities_N, minlength=NUM_BINS)
 
     @property
-    def click_rate(self) -> float:
-        return float(self._clicks.sum() / max(self._rows.sum(), 1))
+    def rows(self) -> int:
+        return int(self._rows.sum())
+
+    @property
+    def clicks(self) -> int:
+        return int(self._clicks.sum())
 
     def best(self) -> float | None:
         return _auc(self._clicks, self._rows - self._clicks)
@@ -83,8 +91,43 @@ def _auc(positive: Floats, negative: Floats) -> float | None:
     return float(positive @ (below + negative / 2) / (positive.sum() * negative.sum()))
 
 
+class Observer:
+    """Sees every row that is written, and reports in the end."""
+
+    def __init__(self, num_tokens: Sequence[int]) -> None:
+        self._auc = BestAUC()
+        # One place more than tokens: a missing value (rank -1) falls on the last.
+        self._seen = [np.zeros(count + 1, dtype=np.bool_) for count in num_tokens]
+
+    def add(self, unit: Unit, num_rows: int) -> None:
+        """Take in the unit's first `num_rows` rows."""
+        self._auc.add(unit.probabilities[:num_rows], unit.labels[:num_rows])
+        for seen, ranks_N in zip(self._seen, unit.ranks, strict=True):
+            seen[ranks_N[:num_rows]] = True
+
+    def report(self, model: PlantedModel, *, num_bytes: int, table_sizes: Sequence[int]) -> SynthReport:
+        names = [field.name for field in CRITEO_FIELDS]
+        distinct = [int(np.count_nonzero(seen[:-1])) for seen in self._seen]
+        return SynthReport(
+            rows=self._auc.rows,
+            bytes=num_bytes,
+            clicks=self._auc.clicks,
+            click_rate=self._auc.clicks / max(self._auc.rows, 1),
+            distinct=dict(zip(names, distinct, strict=True)),
+            best_auc=self._auc.best(),
+            expected_auc=self._auc.expected(),
+            auc_error=self._auc.error(),
+            seed=model.seed,
+            alpha=model.alpha,
+            table_sizes=dict(zip(names, table_sizes, strict=True)),
+        )
+
+
 def write_json(path: Path, report: Any) -> None:
     """Write a report dataclass, under a temporary name first."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(report), indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from embank.pipelines.data.synth.model import CRITEO_FIELDS, CRITEO_NUMBERS, MISSING_NUMBER, MISSING_RANK, Ints, Unit
+from embank.pipelines.data.synth.fields import CRITEO_FIELDS, CRITEO_NUMBERS
+from embank.pipelines.data.synth.model import MISSING_NUMBER, MISSING_RANK, Ints, Unit
 from embank.pipelines.data.synth.zipf import Ranks
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]

@@ -1,0 +1,108 @@
+"""Configurations: what is accepted, and what every mistake is answered with."""
+
+from pathlib import Path
+
+import pytest
+
+from embank.pipelines.training.build import table_specs
+from embank.pipelines.training.config import load_config, parse_config, to_plain
+from embank.pipelines.data.schema import Schema
+from embank.tables import BudgetError, ConfigError
+from tests.training.runs import raw_config, write_data
+
+YAML = """
+data: {path: data/criteo, batch_size: 4096}
+model: {name: dlrm, bottom: [512, 256, 64], top: [512, 256]}
+tables:
+  dim: 16
+  method: hash
+  budget: 0.1
+  overrides: {C3: {method: full, dim: 8}}
+train: {epochs: 1, lr: 1e-3, table_optimizer: rowwise_adagrad, table_lr: 0.02, seed: 0, patience: 3}
+rows: {backend: fbgemm, tier: device}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(YAML)
+    return path
+
+
+def test_the_documented_configuration(file: Path) -> None:
+    config = load_config(file)
+    assert config.model["name"] == "dlrm"
+    assert config.train.lr == 0.001
+    assert config.tables.of("C1").method == "hash"
+    assert (config.tables.of("C3").method, config.tables.of("C3").dim, config.tables.of("C3").budget) == ("full", 8, None)
+    assert parse_config(to_plain(config)) == config
+
+
+def test_overrides_in_order(file: Path) -> None:
+    config = load_config(file, overrides=["train.lr=0.5", "train.lr=0.25", "tables.overrides.C4.dim=32", "tables.budget=null"])
+    assert config.train.lr == 0.25
+    assert (config.tables.of("C4").dim, config.tables.of("C4").method) == (32, "hash")
+    assert config.tables.default.budget is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.learning_rate=1", "unknown key 'train.learning_rate' in the configuration"),
+        ("train.epoch=1", "unknown key 'train.epoch' in the configuration; did you mean 'epochs'?"),
+        ("dta.path=x", "unknown key 'dta' in the configuration; did you mean 'data'?"),
+        ("model.name=deepfn", "deepfm"),
+        ("model.botom=[1]", "model.botom is not a hyper-parameter of 'dlrm'. Did you mean 'bottom'?"),
+        ("tables.method=hsh", "there is no method 'hsh'; did you mean 'hash'?"),
+        ("tables.num_row=5", "unknown key 'tables.num_row' in the configuration; did you mean 'num_rows'?"),
+        ("tables.overrides.C3.dims=4", "unknown key 'tables.overrides.C3.dims' in the configuration; did you mean 'dim'?"),
+        ("tables.dim=0", "'tables.dim' is 0; it must be at least 1"),
+        ("data.batch_size=0", "'data.batch_size' is 0; it must be at least 1"),
+        ("data.batch_size=many", "'data.batch_size' is 'many': input should be a valid integer"),
+        ("train.lr=-1", "'train.lr' is -1.0; it must be 0 or more"),
+        ("train.lr=.nan", "'train.lr' is nan; it must be 0 or more"),
+        ("train.table_optimizer=adam", "which the fbgemm backend lacks on a CPU"),
+        ("rows.tier=tape", "'rows.tier' is 'tape'"),
+        ("train.lr", "is not of the form KEY=VALUE"),
+        ("data.path.x=1", "'data.path' is a value, not a section"),
+    ],
+)
+def test_mistakes_are_named(file: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(file, overrides=[override])
+    assert message in str(error.value)
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing.yaml' can't be read: No such file"):
+        load_config(tmp_path / "missing.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="must be a mapping with the keys data, model, tables, train, rows"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("data: {path: [")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(tmp_path / "broken.yaml")
+    (tmp_path / "empty.yaml").write_text("model: {name: lr}")
+    with pytest.raises(ConfigError, match="lacks 'data'"):
+        load_config(tmp_path / "empty.yaml")
+
+
+def test_a_default_budget_is_kept_by_all_tables_together(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", single={"user": 5000, "item": 20}, bags={"genre": 3000})
+    schema = Schema.load(data)
+    config = parse_config(raw_config(data, tables={"dim": 8, "method": "hash", "budget": 0.1}))
+    specs = {spec.name: spec for spec in table_specs(config, schema)}
+    assert (specs["item"].method, specs["user"].method) == ("full", "hash")
+    assert specs["first_order/user"].embedding_dim == 1
+    from embank.tables import TableCollection
+
+    tables = TableCollection(list(specs.values()))
+    assert tables.nbytes("serving") <= 0.1 * tables.plain_nbytes
+    assert tables.nbytes("serving") > 0.099 * tables.plain_nbytes
+    small = parse_config(raw_config(data, tables={"dim": 8, "method": "hash", "budget": 0.002}))
+    with pytest.raises(BudgetError, match="the tables of fewer than 100 ids alone are"):
+        table_specs(small, schema)
+    typo = parse_config(raw_config(data, tables={"overrides": {"usr": {"dim": 4}}}))
+    with pytest.raises(ConfigError, match=r"'tables.overrides.usr' names a feature that .* lacks. Did you mean 'user'\?"):
+        table_specs(typo, schema)

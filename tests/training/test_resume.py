@@ -1,0 +1,210 @@
+"""A run that is stopped in any way goes on to the same end."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embank.pipelines.training.run_folder import RunFolder
+from embank.pipelines.training.trainer import InterruptedRunError, Trainer
+from embank.tables import CheckpointError, ConfigError, RowOptimizer
+from embank.tables.errors import WorkError
+from tests.training.runs import config, raw_config, timeless, train, write_data
+
+FREQUENT = {"epochs": 3, "table_lr": 0.05, "num_threads": 1, "checkpoint_every": 3}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "prepared")
+
+
+class StopAt:
+    """A reporter that sends this process a signal after a step."""
+
+    def __new__(cls, step: int, number: int) -> Any:
+        from embank.pipelines.training.reporter import Reporter
+
+        class _Stop(Reporter):
+            def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
+                if step == self.at:
+                    os.kill(os.getpid(), number)
+
+        reporter = _Stop()
+        reporter.at = step
+        return reporter
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [4, 10, 17])
+def test_signals_save_and_resuming_ends_the_same(data: Path, tmp_path: Path, step: int, number: int) -> None:
+    whole = train(data, tmp_path / "whole")
+    with pytest.raises(InterruptedRunError, match=rf"stopped after step {step} of 30, which is saved; go on .* --resume"):
+        Trainer(config(data), tmp_path / "run", reporter=StopAt(step, number)).train()
+    assert timeless(train(data, tmp_path / "run", resume=True)) == timeless(whole)
+    records = [RunFolder(tmp_path / name).read_metrics() for name in ("whole", "run")]
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize(
+    "rows_and_optimizer",
+    [("fbgemm", "device", "adagrad"), ("torch", "device", "adam"), ("fbgemm", "disk", "rowwise_adagrad"), ("torch", "disk", "adam")],
+    ids="-".join,
+)
+@pytest.mark.parametrize("dense", ["adam", "adagrad", "sgd"])
+def test_every_optimizer_and_tier_resumes(data: Path, tmp_path: Path, rows_and_optimizer: tuple[str, str, str], dense: str) -> None:
+    backend, tier, optimizer = rows_and_optimizer
+    sections = {
+        "rows": {"backend": backend, "tier": tier},
+        "train": {**FREQUENT, "epochs": 2, "table_optimizer": optimizer, "optimizer": dense, "decay": "cosine", "warmup_steps": 5, "embedding_l2": 1e-4},
+    }
+    whole = train(data, tmp_path / "whole", **sections)
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(data, **sections), tmp_path / "run", reporter=StopAt(7, signal.SIGTERM)).train()
+    assert timeless(train(data, tmp_path / "run", resume=True, **sections)) == timeless(whole)
+
+
+def _child(raw: dict[str, Any], run: str, resume: bool) -> None:
+    from embank.pipelines.training.config import parse_config
+
+    Trainer(parse_config(raw), Path(run)).train(resume=resume)
+
+
+def test_kill_9_at_random_moments(data: Path, tmp_path: Path) -> None:
+    """Each of five runs is killed at a random moment, resumed, and must end like the run that was left alone."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["embank.pipelines.training.trainer", "embank.compression.full"])
+    raw = raw_config(data, train={**FREQUENT, "epochs": 8})
+
+    def start(run: Path, *, resume: bool) -> Any:
+        process = context.Process(target=_child, args=(raw, str(run), resume))
+        process.start()
+        return process
+
+    begun = time.monotonic()
+    whole = start(tmp_path / "whole", resume=False)
+    while not (tmp_path / "whole" / "config.yaml").is_file():
+        time.sleep(0.01)
+    started = time.monotonic()
+    whole.join(120)
+    assert whole.exitcode == 0
+    lasting = time.monotonic() - started
+    assert lasting < 60, f"began after {started - begun:.0f} s, lasted {lasting:.0f} s"
+    expected = RunFolder(tmp_path / "whole")
+    moments = random.Random(0)
+    for number in range(5):
+        run = tmp_path / f"killed-{number}"
+        process = start(run, resume=False)
+        while not (run / "config.yaml").is_file():
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, lasting))
+        process.kill()
+        process.join(30)
+        process = start(run, resume=True)
+        process.join(120)
+        assert process.exitcode == 0
+        found = RunFolder(run)
+        assert timeless(found.read_result()) == timeless(expected.read_result())
+        assert found.read_metrics() == expected.read_metrics()
+
+
+def test_a_complete_run_returns_its_result(data: Path, tmp_path: Path) -> None:
+    first = train(data, tmp_path / "run")
+    assert train(data, tmp_path / "run", resume=True) == first
+
+
+def test_a_folder_with_another_run_is_refused(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"already holds a run; continue it with --resume, or choose another --out"):
+        train(data, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"was started with train.seed = 0, the configuration now says 1"):
+        train(data, tmp_path / "run", resume=True, train={**FREQUENT, "seed": 1})
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        train(data, tmp_path / "files")
+    with pytest.raises(CheckpointError, match="holds no run to resume"):
+        train(data, tmp_path / "nothing", resume=True)
+
+
+def test_other_data_is_refused_on_resume(data: Path, tmp_path: Path) -> None:
+    copy = write_data(tmp_path / "prepared")
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(copy), tmp_path / "run", reporter=StopAt(3, signal.SIGTERM)).train()
+    write_data(tmp_path / "other", single={"user": 51, "item": 7})
+    copy.rename(tmp_path / "moved")
+    (tmp_path / "other").rename(copy)
+    with pytest.raises(ConfigError, match="the ids mean something else"):
+        train(copy, tmp_path / "run", resume=True)
+
+
+def damaged_run(data: Path, path: Path) -> RunFolder:
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(data), path, reporter=StopAt(4, signal.SIGTERM)).train()
+    return RunFolder(path)
+
+
+def test_truncated_checkpoint(data: Path, tmp_path: Path) -> None:
+    run = damaged_run(data, tmp_path / "run")
+    file = run.checkpoint(4) / "dense.pt"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"dense.pt' has [\d,]+ bytes where [\d,]+ were written; it is truncated"):
+        train(data, tmp_path / "run", resume=True)
+
+
+def test_altered_checkpoint(data: Path, tmp_path: Path) -> None:
+    run = damaged_run(data, tmp_path / "run")
+    file = next((run.checkpoint(4) / "rows").glob("*.distcp"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"has been altered: its SHA-256 differs"):
+        train(data, tmp_path / "run", resume=True)
+
+
+def test_checkpoint_with_a_missing_file(data: Path, tmp_path: Path) -> None:
+    run = damaged_run(data, tmp_path / "run")
+    (run.checkpoint(4) / "meta.json").unlink()
+    with pytest.raises(CheckpointError, match="lacks 'meta.json'"):
+        train(data, tmp_path / "run", resume=True)
+
+
+def _fill_disk(raw: dict[str, Any], run: str) -> None:
+    """Files of this process can't grow beyond 30 kB: what a full disk does, without one."""
+    import resource
+
+    from embank.pipelines.training.config import parse_config
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+    try:
+        Trainer(parse_config(raw), Path(run)).train(resume=True)
+    except WorkError as error:
+        Path(run, "message").write_text(str(error))
+
+
+def test_full_disk_leaves_the_old_checkpoint(data: Path, tmp_path: Path) -> None:
+    sections = {"tables": {"dim": 16}, "model": {"name": "deepfm", "hidden_units": [32]}}
+    whole = train(data, tmp_path / "whole", **sections)
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(data, **sections), tmp_path / "run", reporter=StopAt(4, signal.SIGTERM)).train()
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_fill_disk, args=(raw_config(data, **sections), str(tmp_path / "run"))
+    )
+    process.start()
+    process.join(120)
+    message = (tmp_path / "run" / "message").read_text()
+    assert "step-000000010' can't be written: File too large. Earlier checkpoints are untouched" in message
+    run = RunFolder(tmp_path / "run")
+    assert run.steps() == [4]
+    assert [p.name for p in run.checkpoints.iterdir()] == ["step-000000004"]
+    assert timeless(train(data, tmp_path / "run", resume=True, **sections)) == timeless(whole)
+
+
+def test_row_optimizer_names_are_checked() -> None:
+    with pytest.raises(ConfigError, match="there is no row optimizer 'lamb'"):
+        RowOptimizer(name="lamb")  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""Training, evaluation and inspection of small runs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+
+from embank.ctr_models import MODELS
+from embank.pipelines.data.loader import Loader
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.training.evaluation import best_model, evaluate_run
+from embank.pipelines.training.inspection import inspect_run
+from embank.pipelines.training.run_folder import RunFolder
+from embank.pipelines.training.schedule import lr_factor
+from embank.pipelines.training.step import NonFiniteLossError
+from embank.tables import CheckpointError, ConfigError, DataError, IdRangeError
+from tests.data.prepared import edit_part
+from tests.training.runs import train, write_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "prepared")
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_trains(data: Path, tmp_path: Path, name: str) -> None:
+    result = train(data, tmp_path / "run", model={"name": name})
+    assert 0 <= result["auc"] <= 1
+    assert result["logloss"] < 1.0
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    train(data, path, tables={"overrides": {"user": {"method": "hash", "num_rows": 20}}})
+    return path
+
+
+def test_what_a_run_leaves_behind(run: Path) -> None:
+    names = {str(p.relative_to(run)) for p in run.rglob("*")}
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "result.json", "plots/learning_curves.png"} <= names
+    records = RunFolder(run).read_metrics()
+    assert [r["split"] for r in records] == ["valid"] * 3 + ["test"]
+    result = json.loads((run / "result.json").read_text())
+    wanted = {"auc", "logloss", "serving_bytes", "training_bytes", "samples_per_s", "seed", "method", "budget", "gauc"}
+    assert wanted <= set(result)
+    assert result["auc"] == records[-1]["auc"]
+    best = max(records[:-1], key=lambda record: record["auc"])
+    assert result["best_step"] == best["step"] == records[-1]["step"]
+
+
+def test_metrics_equal_scikit_learn(run: Path, data: Path) -> None:
+    with best_model(RunFolder(run), schema=Schema.load(data)) as (model, _):
+        model.eval()
+        loader = Loader(data, "test", batch_size=7, shuffle=False)
+        with torch.no_grad():
+            pairs = [(model(b.dense, b.sparse), b.labels) for b in loader.epoch(0)]
+    logits, labels = (torch.cat(column).double().numpy() for column in zip(*pairs, strict=True))
+    values = evaluate_run(run, data=data, split="test")
+    assert values["auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
+    assert values["logloss"] == pytest.approx(log_loss(labels, 1 / (1 + np.exp(-logits))), abs=1e-6)
+    assert values["auc"] == json.loads((run / "result.json").read_text())["auc"]
+
+
+def test_inspection_adds_up(run: Path) -> None:
+    values = inspect_run(run)
+    tables = {t["name"]: t for t in values["tables"]}
+    assert tables["user"]["serving_bytes"] == 20 * 4 * 4 + 8
+    assert tables["item"]["plain_bytes"] == 7 * 4 * 4
+    assert values["total"]["serving_bytes"] == json.loads((run / "result.json").read_text())["serving_bytes"]
+    file = next(RunFolder(run).checkpoints.rglob("dense.pt"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"x")
+    try:
+        with pytest.raises(CheckpointError, match="altered"):
+            inspect_run(run)
+    finally:
+        file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="holds no run"):
+        inspect_run(run / "plots")
+
+
+def test_evaluation_on_other_vocabularies_is_refused(run: Path, tmp_path: Path) -> None:
+    other = write_data(tmp_path / "other", single={"user": 51, "item": 7})
+    with pytest.raises(ConfigError, match="has other vocabularies"):
+        evaluate_run(run, data=other, split="test")
+
+
+def test_early_stopping_keeps_the_best(data: Path, tmp_path: Path) -> None:
+    result = train(data, tmp_path / "run", train={"epochs": 50, "patience": 2, "lr": 0.01})
+    records = [r for r in RunFolder(tmp_path / "run").read_metrics() if r["split"] == "valid"]
+    assert len(records) < 50
+    values = [r["auc"] for r in records]
+    assert values.index(max(values)) == len(values) - 3
+    assert result["valid_auc"] == max(values)
+    assert len(RunFolder(tmp_path / "run").steps()) == 2
+
+
+def test_evaluation_every_few_steps(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", train={"epochs": 1, "eval_every": 4})
+    assert [r["step"] for r in RunFolder(tmp_path / "run").read_metrics()][:-1] == [4, 8, 10]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_backends_reach_the_same_result(data: Path, tmp_path: Path, precision: str) -> None:
+    results = [train(data, tmp_path / b, rows={"backend": b}, train={"epochs": 2, "precision": precision}) for b in ("fbgemm", "torch")]
+    assert results[0]["auc"] == pytest.approx(results[1]["auc"], abs=2e-3)
+    assert results[0]["logloss"] == pytest.approx(results[1]["logloss"], abs=2e-4)
+
+
+def test_a_missing_class_is_said_and_training_goes_on(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    for name in ("valid", "test"):
+        for part in (data / name).iterdir():
+            zeros = lambda t: t.set_column(t.schema.get_field_index("label"), "label", pa.array([0] * t.num_rows, pa.int8()))  # noqa: E731
+            edit_part(part, zeros)
+    result = train(data, tmp_path / "run", train={"epochs": 1})
+    assert result["auc"] is None
+    assert "no positive example" in result["auc_undefined"]
+    assert result["valid_auc"] > 0  # the monitored value is the log loss
+
+
+def test_non_finite_loss_names_step_batch_and_table(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLossError, match=r"the loss is \S+ in step \d+ \(epoch 0, batch \d+\): .*table '\S+"):
+        train(data, tmp_path / "run", train={"table_optimizer": "sgd", "table_lr": 1e38})
+
+
+def test_nan_in_a_numeric_column(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    part = sorted((data / "train").iterdir())[0]
+    table = pq.read_table(part)
+    ages = table["age"].to_numpy().copy()
+    ages[5] = np.nan
+    edit_part(part, lambda t: t.set_column(t.schema.get_field_index("age"), "age", pa.array(ages, pa.float32())))
+    with pytest.raises(DataError, match="age"):
+        train(data, tmp_path / "run")
+
+
+def test_ids_out_of_range_of_the_vocabulary(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    part = sorted((data / "train").iterdir())[0]
+    edit_part(part, lambda t: t.set_column(t.schema.get_field_index("user"), "user", pa.array([50] * t.num_rows, pa.int32())))
+    with pytest.raises((DataError, IdRangeError), match=r"user.*50|50.*user"):
+        train(data, tmp_path / "run")
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        train(tmp_path / "nothing", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_empty_validation_split(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", rows={"train": 100, "valid": 0, "test": 10})
+    with pytest.raises(DataError, match="has no rows in its valid split"):
+        train(data, tmp_path / "run")
+
+
+def test_learning_rate_schedule() -> None:
+    def factors(decay: str) -> list[float]:
+        return [round(lr_factor(s, num_steps=10, warmup_steps=2, decay=decay), 4) for s in (0, 1, 2, 6, 10)]
+
+    assert factors("none") == [0.5, 1, 1, 1, 1]
+    assert factors("linear") == [0.5, 1, 1, 0.5, 0]
+    assert factors("cosine") == [0.5, 1, 1, 0.5, 0]
+
+
+def test_tensorboard_files(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(data, tmp_path / "run", train={"epochs": 1, "tensorboard": True})
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
