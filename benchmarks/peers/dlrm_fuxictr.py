@@ -55,6 +55,7 @@ def main() -> None:
             embedding_dim=speed.DIM,
             learning_rate=args.lr,
             bottom_mlp_units=speed.BOTTOM,
+            bottom_mlp_dropout=0,
             top_mlp_units=speed.TOP,
             top_mlp_dropout=0,
             batch_norm=False,

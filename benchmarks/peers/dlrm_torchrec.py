@@ -25,9 +25,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 @dataclass
 class Batch:
-    dense_BI: Tensor
+    dense: Tensor  # [B, I]
     sparse: KeyedJaggedTensor
-    labels_B: Tensor
+    labels: Tensor  # [B]
 
 
 def build_batches(schema: dict, args: argparse.Namespace) -> list[Batch]:
@@ -41,9 +41,9 @@ def build_batches(schema: dict, args: argparse.Namespace) -> list[Batch]:
     size = args.batch_size
     return [
         Batch(
-            dense_BI=dense_RI[start : start + size].contiguous(),
+            dense=dense_RI[start : start + size].contiguous(),
             sparse=single_id_bags(keys, ids_FR[:, start : start + size]),
-            labels_B=labels_R[start : start + size].contiguous(),
+            labels=labels_R[start : start + size].contiguous(),
         )
         for start in range(0, rows, size)
     ]
@@ -98,8 +98,8 @@ def main() -> None:
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
-        logits_B = model(batch.dense_BI, batch.sparse).squeeze(-1)
-        loss_fn(logits_B, batch.labels_B).backward()
+        logits_B = model(batch.dense, batch.sparse).squeeze(-1)
+        loss_fn(logits_B, batch.labels).backward()
         optimizer.step()
 
     result = speed.clock(step, batches, warmup=args.warmup, batch_size=args.batch_size)

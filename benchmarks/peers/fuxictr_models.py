@@ -9,7 +9,13 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from fuxictr.pytorch.layers import CrossNetV2, FactorizationMachine, FeatureEmbedding, InnerProductInteraction, MLP_Block
+from fuxictr.pytorch.layers import (
+    CrossNetV2,
+    FactorizationMachine,
+    FeatureEmbedding,
+    InnerProductInteraction,
+    MLP_Block,
+)
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor, nn
 
@@ -96,6 +102,7 @@ class DLRM(Peer):
         embedding_dim,
         learning_rate,
         bottom_mlp_units,
+        bottom_mlp_dropout,
         top_mlp_units,
         top_mlp_dropout,
         batch_norm,
@@ -113,6 +120,7 @@ class DLRM(Peer):
                 output_dim=embedding_dim,
                 hidden_units=bottom_mlp_units,
                 output_activation="ReLU",
+                dropout_rates=bottom_mlp_dropout,
                 batch_norm=batch_norm,
             )
         self.interact = InnerProductInteraction(num_fields=num_fields, output="inner_product")
@@ -147,7 +155,8 @@ def shape_arguments(model: str, *, hidden: list[int], bottom: list[int], cross_l
         return {"hidden_units": hidden, "net_dropout": dropout}
     if model == "dcn_v2":
         return {"parallel_dnn_hidden_units": hidden, "num_cross_layers": cross_layers, "net_dropout": dropout}
-    return {"bottom_mlp_units": bottom, "top_mlp_units": hidden, "top_mlp_dropout": dropout}
+    bottom_arguments = {"bottom_mlp_units": bottom, "bottom_mlp_dropout": dropout}
+    return {**bottom_arguments, "top_mlp_units": hidden, "top_mlp_dropout": dropout}
 
 
 def model_class(model: str, zoo: Path | None) -> type[BaseModel]:

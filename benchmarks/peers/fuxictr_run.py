@@ -35,7 +35,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--pooling", choices=["sum", "mean"], default="mean", help="of multi-valued features")
     parser.add_argument("--hidden", type=int, nargs="+", default=[256, 128, 64], help="MLP; DLRM: top MLP")
-    parser.add_argument("--bottom", type=int, nargs="+", default=[256, 64], help="DLRM: bottom MLP before the last layer")
+    parser.add_argument(
+        "--bottom", type=int, nargs="+", default=[256, 64], help="DLRM: bottom MLP before the last layer"
+    )
     parser.add_argument("--cross-layers", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--embedding-regularizer", type=float, default=0.0)

@@ -54,5 +54,7 @@ def need_rows(rows: int, args: argparse.Namespace) -> int:
     """Rows that the run reads; a folder with fewer is refused, since repeated batches would find warm rows."""
     wanted = args.batch_size * (args.steps + args.warmup)
     if rows < wanted:
-        raise SystemExit(f"{args.data} has {rows:,} training rows; {wanted:,} are needed. Give fewer --steps or more rows.")
+        raise SystemExit(
+            f"{args.data} has {rows:,} training rows; {wanted:,} are needed. Give fewer --steps or more rows."
+        )
     return wanted

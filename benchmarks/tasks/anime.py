@@ -32,7 +32,9 @@ def read_table(archive: zipfile.ZipFile, name: str) -> pl.DataFrame:
     """One tab-separated file with a header, wherever it lies in the archive; titles may hold quotes, so none are parsed."""
     members = [m for m in archive.namelist() if m.rsplit("/", 1)[-1] == name]
     if len(members) != 1:
-        raise SystemExit(f"{archive.filename} has {len(members)} files named {name}; give the Anime archive of caserec.")
+        raise SystemExit(
+            f"{archive.filename} has {len(members)} files named {name}; give the Anime archive of caserec."
+        )
     return pl.read_csv(io.BytesIO(archive.read(members[0])), separator="\t", quote_char=None, infer_schema_length=None)
 
 

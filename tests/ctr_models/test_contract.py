@@ -65,7 +65,8 @@ def test_gradient_reaches_every_parameter_and_input(name: str, inputs: Inputs) -
     dense, embeddings, weights = make_batch(inputs, 64)
     (network(dense, embeddings, weights) * torch.randn(64)).sum().backward()
     for key, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), f"{name}: no gradient for {key}"
+        assert parameter.grad is not None, f"{name}: no gradient for {key}"
+        assert parameter.grad.any(), f"{name}: the gradient of {key} is zero"
     read = {"dense": (dense, inputs.num_dense > 0), "embeddings": (embeddings, network.embeddings)}
     read["first_order"] = (weights, network.first_order)
     for key, (tensor, expected) in read.items():
@@ -88,8 +89,12 @@ def test_scarce_inputs_work_or_are_refused_with_a_cure(name: str, inputs: Inputs
     try:
         network = make_network(name, inputs)
     except ConfigError as error:
-        assert f"model '{name}'" in str(error)
-        assert "Add a" in str(error)
+        message = str(error)
+    else:
+        message = None
+    if message is not None:
+        assert f"model '{name}'" in message
+        assert "Add a" in message
         return
     logits = network(*make_batch(inputs, 5))
     assert logits.shape == (5,)
@@ -152,10 +157,9 @@ def test_bf16_autocast_is_close(name: str) -> None:
 
 
 @every_model
-@pytest.mark.parametrize("inputs", [MIXED, NO_DENSE])
-def test_traces_as_one_graph_with_equal_gradients(name: str, inputs: Inputs) -> None:
+def test_traces_as_one_graph_with_equal_gradients(name: str) -> None:
     torch._dynamo.reset()
-    network, batch = make_network(name, inputs), make_batch(inputs, 16)
+    network, batch = make_network(name, MIXED), make_batch(MIXED, 16)
     expected = network(*batch)
     expected.sum().backward()
     grads = {key: parameter.grad.clone() for key, parameter in network.named_parameters()}
@@ -204,20 +208,6 @@ def test_tables_of_another_width_are_refused() -> None:
     sparse = KeyedJaggedTensor(keys=["user"], values=torch.tensor([1]), lengths=torch.tensor([1]))
     with pytest.raises(ConfigError, match="return 6 columns, but DeepFM reads 8 of embeddings and 1 of first-order"):
         model(torch.randn(1, 0), sparse)
-
-
-def test_compiled_dlrm_equals_eager() -> None:
-    torch._dynamo.reset()
-    network, batch = make_network("dlrm", INPUTS, bottom=[16], top=[16]), make_batch(INPUTS, 16)
-    expected = network(*batch)
-    expected.sum().backward()
-    grads = [parameter.grad.clone() for parameter in network.parameters()]
-    network.zero_grad()
-    compiled = torch.compile(network, fullgraph=True, dynamic=False)(*batch)
-    torch.testing.assert_close(compiled, expected)
-    compiled.sum().backward()
-    for parameter, grad in zip(network.parameters(), grads, strict=True):
-        torch.testing.assert_close(parameter.grad, grad)
 
 
 @every_model

@@ -23,7 +23,7 @@ from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.parts import Parts
 from embank.tables.errors import ConfigError, DataError
 
-few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)
@@ -332,10 +332,10 @@ def test_ctrl_c_while_waiting_for_a_batch(plain: Path) -> None:
 
     loader = Loader(plain, "train", batch_size=2, shuffle=True, address=slow)
     main = threading.get_ident()
-    timer = threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer = threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT))
     began = time.perf_counter()
+    timer.start()
     with pytest.raises(KeyboardInterrupt):
-        timer.start()
         list(loader.epoch(0))
     assert time.perf_counter() - began < 2.0  # not the 25 seconds of the whole epoch
 

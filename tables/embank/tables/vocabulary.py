@@ -87,12 +87,19 @@ class Vocabulary:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write a Parquet file: row i is id i, with columns token, kind, count."""
+        """Write a Parquet file: row i is id i, with columns token, kind, count.
+
+        Raises:
+            OSError: it can't be written, for example because the disk is full.
+        """
         kinds = pl.repeat(TOKEN, len(self), eager=True).alias("kind").scatter(UNKNOWN_ID, UNKNOWN)
         if self.missing_id is not None:
             kinds = kinds.scatter(self.missing_id, MISSING)
         frame = pl.DataFrame([self.tokens, kinds, pl.Series("count", self.counts, dtype=pl.Int64)])
-        frame.write_parquet(path, compression="lz4", row_group_size=2**20)
+        try:
+            frame.write_parquet(path, compression="lz4", row_group_size=2**20)
+        except pl.exceptions.ComputeError as error:  # polars' way to say that the disk is full
+            raise OSError(f"can't write {path}: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path, *, name: str | None = None) -> Self:

@@ -1,7 +1,8 @@
 """Cross layers of DCN and DCN-V2 over flat inputs [B, W].
 
-TorchRec's `LowRankCrossNet` is right and as fast as can be, and is used (dcn_v2.py). Its `VectorCrossNet`, `CrossNet` and
-`LowRankMixtureCrossNet` compute on [B, W, 1], a batch of tiny products; the modules here compute the same on [B, W].
+TorchRec's `LowRankCrossNet` is right and fast, and is used (dcn_v2.py). Its `VectorCrossNet` and `LowRankMixtureCrossNet` compute on
+[B, W, 1], a batch of tiny products, and take several times as long as the same on [B, W] here; its `CrossNet` lacks the padded
+product (layers/mlp.py) that makes an odd W, such as Criteo's 429, a tenth faster.
 """
 
 import torch

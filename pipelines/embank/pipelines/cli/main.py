@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ import click
 import typer
 
 from embank.pipelines.cli import show
+
+# Read by OpenMP when torch is imported. Threads that spin while they wait take the cores that the loader's threads need: on
+# two busy cores a training step took thirty times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="embank",
@@ -58,7 +63,7 @@ def data_get(
     """
     from embank.pipelines.data.catalog import get_dataset
 
-    show.fetched(name, get_dataset(name, out, source=source))
+    show.fetched(get_dataset(name, out, source=source))
 
 
 @data_app.command("describe")
@@ -69,7 +74,7 @@ def data_describe(folder: Annotated[Path, typer.Argument(help="What `embank prep
     """
     from embank.pipelines.data.describe import describe_folder
 
-    show.description(describe_folder(folder))
+    show.out.print(describe_folder(folder), markup=False)
 
 
 @data_app.command("synth")
@@ -79,6 +84,7 @@ def data_synth(
     like: Annotated[str, typer.Option(help="Which data set's layout and statistics: criteo.")] = "criteo",
     scale: Annotated[float, typer.Option(help="Multiplies the published vocabulary sizes.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the ids and the labels.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
     """Write generated click logs with published cardinalities and labels from a known model.
 
@@ -89,8 +95,8 @@ def data_synth(
     from embank.pipelines.data.synth import synth
 
     with show.progress() as progress:
-        report = synth(like=like, rows=rows, out=out, seed=seed, scale=scale, progress=progress)
-    show.synthesised(report)
+        report = synth(like=like, rows=rows, out=out, seed=seed, scale=scale, overwrite=overwrite, progress=progress)
+    show.synthesised(out, report)
 
 
 @app.command()

@@ -4,15 +4,19 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from embank.pipelines.data.progress import NoProgress, ProgressCallback, RichProgress
-from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.reporter import Reporter
+
+if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for it
+    from embank.pipelines.data.catalog import Dataset, Fetched
+    from embank.pipelines.data.schema import Schema
+    from embank.pipelines.data.synth import SynthReport
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -167,7 +171,7 @@ def progress() -> Iterator[ProgressCallback]:
         yield bar
 
 
-def prepared(folder: Path, schema: Schema) -> None:
+def prepared(folder: Path, schema: "Schema") -> None:
     """What `embank prepare` has written."""
     table(
         ["split", "rows", "positive"],
@@ -178,3 +182,21 @@ def prepared(folder: Path, schema: Schema) -> None:
         f"{len(schema.categorical)} categorical features with {num_ids:,} ids, {len(schema.numeric)} numeric; see `embank data describe {folder}`",
         markup=False,
     )
+
+
+def datasets(known: "Sequence[Dataset]") -> None:
+    """What `embank data get` can fetch."""
+    table(["name", "what"], [[dataset.name, dataset.summary] for dataset in known], left=2)
+
+
+def fetched(found: "Fetched") -> None:
+    """Where the files are and what to do next."""
+    state = "already there" if found.was_there else "fetched"
+    out.print(f"{state}: {found.folder}\nnext: {found.prepare}", markup=False)
+
+
+def synthesised(path: Path, report: "SynthReport") -> None:
+    """What was written, and what the best model could reach on it."""
+    out.print(f"{path}: {report.rows:,} rows, {report.bytes:,} bytes, click rate {report.click_rate:.4f}", markup=False)
+    out.print(f"distinct ids: {sum(report.distinct.values()):,}; best possible AUC: {number(report.best_auc, 5)}")
+    out.print(f"the full report: {path}.json", markup=False)

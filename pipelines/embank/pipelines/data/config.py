@@ -159,6 +159,8 @@ def _feature_problem(config: PrepareConfig) -> str | None:
     for name in names:
         if name in (LABEL_COLUMN, GROUP_COLUMN):
             return f"a feature can't be called {name!r}, a name that prepared files use themselves; rename the column"
+        if name.startswith("__"):
+            return f"feature {name!r} starts with two underscores, as names of `prepare`'s own do; rename the column"
         if not name or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
             return f"feature {name!r} can't be a file name (empty, a slash, or a leading dot); rename the column"
     return None

@@ -12,7 +12,7 @@ import polars as pl
 
 from embank.pipelines.data.config import LabelConfig
 from embank.pipelines.data.formats.base import Chunk
-from embank.pipelines.data.numbers import to_float64
+from embank.pipelines.data.numbers import number_column, to_float64
 from embank.tables.errors import ConfigError, DataError
 
 _RULE = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
@@ -68,7 +68,7 @@ class LabelRule:
         Raises:
             DataError: a label is missing, no number, outside {0, 1} without a rule, or matches both rules.
         """
-        raw = chunk.frame[self.column]
+        raw = number_column(chunk, self.column)
         values_N, readable_N = to_float64(raw)
         known_N = readable_N & ~raw.is_null().to_numpy() & ~np.isnan(values_N)
         if self.positive is None and self.negative is None:

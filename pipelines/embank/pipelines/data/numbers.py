@@ -13,6 +13,20 @@ Floats = npt.NDArray[np.float64]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
+def number_column(chunk: Chunk, name: str) -> pl.Series:
+    """The raw column, if its type can hold numbers.
+
+    Raises:
+        DataError: it holds lists, dates, bytes, ...
+    """
+    column = chunk.frame[name]
+    if not (column.dtype == pl.String or column.dtype == pl.Boolean or column.dtype.is_numeric()):
+        raise DataError(
+            f"{chunk.where(0)}: column {name!r} has type {column.dtype}, which is no number; convert it to a number."
+        )
+    return column
+
+
 def to_float64(column: pl.Series) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Numbers of a raw column.
 
@@ -35,7 +49,7 @@ def read_numeric(chunk: Chunk, name: str) -> Floats:
     Raises:
         DataError: a cell is no number, or is not finite.
     """
-    raw = chunk.frame[name]
+    raw = number_column(chunk, name)
     values_N, readable_N = to_float64(raw)
     if raw.null_count() == 0 and bool(np.isfinite(values_N).all()):
         return values_N

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
+import logging
 import os
 import shutil
 import tempfile
@@ -11,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from embank.pipelines.data.schema import SCHEMA_FILE
-from embank.tables.errors import DataError
+from embank.tables.errors import DataError, WorkError
 
+_log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -26,24 +29,40 @@ def output_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) ->
 
     Raises:
         DataError: `out` is in use, or can't be replaced.
-        OSError: the disk is full or can't be written; the message says which and how to go on.
+        WorkError: the disk is full; the message says where and how to go on.
     """
     out = Path(os.path.abspath(out))
     _check_free(out, overwrite=overwrite, inputs=inputs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent))
+    folder = _make_temporary(out)
     try:
         os.chmod(folder, 0o777 & ~_umask())
         yield folder
         _sync(folder)
         _replace(folder, out)
     except OSError as error:
-        if error.errno not in _FULL:
+        if not _is_full(error):
             raise
         shutil.rmtree(folder, ignore_errors=True)
-        raise OSError(error.errno, _full_message(out)) from error
+        raise WorkError(_full_message(out)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_temporary(out: Path) -> Path:
+    for stale in out.parent.glob(f"{glob.escape(out.name)}.tmp-*"):
+        _log.warning(
+            "%s was left behind by a run that was killed (or is still going); delete it if it is not needed", stale
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent))
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise DataError(f"can't create a folder beside {out}: {error.strerror}. Give another --out.") from error
+
+
+def _is_full(error: OSError) -> bool:
+    # polars raises OSError without an errno; its text ends in "(os error 28)".
+    return error.errno in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
 
 
 def _check_free(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> None:
@@ -104,5 +123,5 @@ def _full_message(out: Path) -> str:
     free = shutil.disk_usage(out.parent).free
     return (
         f"no space left while writing {out} ({free / 2**20:,.0f} MiB are free there now). Nothing was left behind. "
-        "Free some space, or give --out on another disk; about twice the size of the unpacked input is needed."
+        "Free some space, or give --out on another disk; about as much as the unpacked input takes is needed."
     )

@@ -20,25 +20,17 @@ _DICTIONARY_IDS = 2**15
 
 
 class SplitWriter:
-    """Writes the part files of one split: `part_rows` rows each (a multiple of the row group), the last one shorter.
+    """Writes the part files of one split: about `PART_ROWS` rows each (whole row groups), the last one fewer.
 
     Args:
         dictionary: columns to encode with a dictionary.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        schema: pa.Schema,
-        *,
-        row_group_rows: int,
-        dictionary: Sequence[str],
-        part_rows: int = PART_ROWS,
-    ) -> None:
+    def __init__(self, folder: Path, schema: pa.Schema, *, row_group_rows: int, dictionary: Sequence[str]) -> None:
         folder.mkdir()
         self._folder, self._schema = folder, schema
         self._row_group_rows, self._dictionary = row_group_rows, list(dictionary)
-        self._part_rows = max(1, part_rows // row_group_rows) * row_group_rows
+        self._part_rows = max(1, PART_ROWS // row_group_rows) * row_group_rows
         self._num_parts = 0
         self._part: BlockWriter | None = None
 

@@ -20,7 +20,7 @@ import yaml
 
 from embank.pipelines.data.config import PrepareConfig, merge, parse_config, read_yaml
 from embank.pipelines.data.encode import Encoder
-from embank.pipelines.data.formats import open_source
+from embank.pipelines.data.formats import find_format
 from embank.pipelines.data.formats.base import Source, TextOptions, check_columns
 from embank.pipelines.data.output import output_folder
 from embank.pipelines.data.parts_writer import Finisher
@@ -58,7 +58,7 @@ def prepare(
     Raises:
         ConfigError: the configuration can't be used.
         DataError: the input can't be used; the message names file, line, column and value.
-        OSError: the disk is full or can't be written.
+        WorkError: the disk is full.
     """
     paths = [Path(path) for path in inputs]
     source, resolved = _resolve(config, paths, format)
@@ -90,22 +90,33 @@ def _resolve(
     config: PrepareConfig | Mapping[str, Any] | None, paths: list[Path], format: str
 ) -> tuple[Source, PrepareConfig]:
     """Open the input and settle its configuration."""
+    entry = find_format(format)
     if isinstance(config, PrepareConfig):
-        options = TextOptions(separator=config.separator, quote=config.quote)
-        source, resolved = open_source(format, paths, options), config
-    else:
-        values = dict(config or {})
-        origin = values.pop(_ORIGIN, "the configuration")
-        options = TextOptions(separator=values.get("separator"), quote=values.get("quote", '"'))
-        source = open_source(format, paths, options)
-        if config is None and source.default is None:
+        resolved = config
+        source = entry.open(paths, _text_options(resolved))
+    elif entry.needs_config:
+        if config is None:
             raise ConfigError(
                 f"format {format!r} needs a configuration that names label, features and split. Write a YAML file and give "
                 "it with --config; `embank prepare --help` shows an example."
             )
-        resolved = parse_config(merge(source.default, values), origin=origin)
+        resolved = _parse(None, config)
+        source = entry.open(paths, _text_options(resolved))
+    else:
+        source = entry.open(paths, TextOptions())
+        resolved = _parse(source.default, config or {})
     check_columns(source, resolved)
     return source, resolved
+
+
+def _parse(default: Mapping[str, Any] | None, config: Mapping[str, Any]) -> PrepareConfig:
+    values = dict(config)
+    origin = values.pop(_ORIGIN, "the configuration")
+    return parse_config(merge(default, values), origin=origin)
+
+
+def _text_options(config: PrepareConfig) -> TextOptions:
+    return TextOptions(separator=config.separator, quote=config.quote)
 
 
 def _prepare_into(

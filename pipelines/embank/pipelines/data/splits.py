@@ -16,7 +16,7 @@ from embank.pipelines.data.config import ColumnSplit, HashSplit, RatioSplit, Tim
 from embank.pipelines.data.formats.base import Chunk
 from embank.pipelines.data.schema import SPLIT_NAMES
 from embank.pipelines.data.stable_hash import combine_hashes, hash_strings, mix64, unit_interval
-from embank.pipelines.data.times import read_times
+from embank.pipelines.data.times import TimeReader
 from embank.pipelines.data.tokens import as_tokens
 from embank.tables.errors import DataError
 
@@ -72,9 +72,16 @@ class TimeBounds:
     _parts: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]] = field(default_factory=list)
     _held: int = 0
 
+    def __post_init__(self) -> None:
+        self._reader = TimeReader(self.column)
+
     def read(self, chunk: Chunk) -> npt.NDArray[np.float64]:
-        """Times of the chunk, [N] float64."""
-        return read_times(chunk, self.column)
+        """Times of the chunk, [N] float64.
+
+        Raises:
+            DataError: a time can't be read.
+        """
+        return self._reader.read(chunk)
 
     def add(self, times_N: npt.NDArray[np.float64]) -> None:
         """Count the times of rows that are kept."""

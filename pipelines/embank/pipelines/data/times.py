@@ -20,29 +20,45 @@ _FORMATS = (
 )
 
 
-def read_times(chunk: Chunk, name: str) -> npt.NDArray[np.float64]:
-    """Times of a column, [N] float64.
+class TimeReader:
+    """Reads a time column; its first row decides whether it holds numbers or dates."""
 
-    Raises:
-        DataError: a time is missing or can't be read.
-    """
-    raw = chunk.frame[name]
-    values_N, _ = to_float64(_microseconds(raw) if raw.dtype.is_temporal() else raw)
-    if raw.dtype == pl.String and np.isnan(values_N).any():
-        values_N = _from_iso(raw)
-    if not np.isfinite(values_N).all():
-        row = int(np.argmin(np.isfinite(values_N)))
-        value = raw[row]
+    def __init__(self, column: str) -> None:
+        self._column = column
+        self._is_date: bool | None = None
+
+    def read(self, chunk: Chunk) -> npt.NDArray[np.float64]:
+        """Times of a chunk, [N] float64.
+
+        Raises:
+            DataError: a time is missing, can't be read, or is of the other kind.
+        """
+        raw = chunk.frame[self._column]
+        if raw.dtype.is_temporal():
+            raw = _microseconds(raw)
+        values_N, _ = to_float64(raw)
+        if self._is_date is None and len(raw):
+            self._is_date = raw.dtype == pl.String and bool(np.isnan(values_N[0]))
+        if self._is_date:
+            values_N = _from_iso(raw)
+        if not np.isfinite(values_N).all():
+            raise DataError(self._message(chunk, int(np.argmin(np.isfinite(values_N)))))
+        return values_N
+
+    def _message(self, chunk: Chunk, row: int) -> str:
+        value = chunk.frame[self._column][row]
         shown = "is missing" if value is None else f"is {value!r}"
-        raise DataError(
-            f"{chunk.where(row)}: time column {name!r} {shown}: expected a number or a date such as 2024-05-31 12:00:00 "
-            "(the same kind in all rows). Mend or delete the line."
+        expected = "a date such as 2024-05-31 12:00:00 (or a number, the same kind in all rows)"
+        if not self._is_date:
+            expected = "a number, as in the first row"
+        return (
+            f"{chunk.where(row)}: time column {self._column!r} {shown}: expected {expected}. Mend or delete the line."
         )
-    return values_N
 
 
 def _microseconds(column: pl.Series) -> pl.Series:
-    return column if column.dtype == pl.Time else column.cast(pl.Datetime("us"))
+    times = column if column.dtype in (pl.Time, pl.Duration) else column.cast(pl.Datetime("us"))
+    return times.cast(pl.Int64)
 
 
 def _from_iso(column: pl.Series) -> npt.NDArray[np.float64]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from embank.pipelines.data.formats import avazu, criteo, generic, kdd12, movielens
-from embank.pipelines.data.formats.base import Format, Source, TextOptions
+from embank.pipelines.data.formats.base import Format
 from embank.pipelines.data.suggest import did_you_mean, listing
 from embank.tables.errors import ConfigError
 
@@ -24,13 +21,12 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def open_source(format: str, paths: Sequence[Path], options: TextOptions) -> Source:
-    """Open raw files.
+def find_format(name: str) -> Format:
+    """The format called `name`.
 
     Raises:
-        ConfigError: there is no such format.
-        DataError: the files are missing or are not of this format.
+        ConfigError: there is none.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"there is no format {format!r}.{did_you_mean(format, FORMATS)} Known: {listing(FORMATS)}.")
-    return FORMATS[format].open(paths, options)
+    if name not in FORMATS:
+        raise ConfigError(f"there is no format {name!r}.{did_you_mean(name, FORMATS)} Known: {listing(FORMATS)}.")
+    return FORMATS[name]

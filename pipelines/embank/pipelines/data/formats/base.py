@@ -63,11 +63,19 @@ class TextOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A raw format: its name, one line for `--help`, and how to open files of it."""
+    """A raw format.
+
+    Args:
+        name: what `--format` calls it.
+        summary: one line for `--help`.
+        open: opens files of it.
+        needs_config: the format says nothing about columns, so a configuration must.
+    """
 
     name: str
     summary: str
     open: Callable[[Sequence[Path], TextOptions], Source]
+    needs_config: bool = False
 
 
 def check_inputs(paths: Sequence[Path]) -> None:

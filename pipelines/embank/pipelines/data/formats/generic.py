@@ -25,6 +25,13 @@ def open_parquet(paths: Sequence[Path], options: TextOptions) -> Source:
     return ParquetSource(paths)
 
 
-CSV = Format(name="csv", summary="comma-separated with a header, described by --config", open=open_csv)
-TSV = Format(name="tsv", summary="tab-separated with a header, described by --config", open=open_tsv)
-PARQUET = Format(name="parquet", summary="Parquet files or folders of them, described by --config", open=open_parquet)
+CSV = Format(
+    name="csv", summary="comma-separated with a header, described by --config", open=open_csv, needs_config=True
+)
+TSV = Format(name="tsv", summary="tab-separated with a header, described by --config", open=open_tsv, needs_config=True)
+PARQUET = Format(
+    name="parquet",
+    summary="Parquet files or folders of them, described by --config",
+    open=open_parquet,
+    needs_config=True,
+)

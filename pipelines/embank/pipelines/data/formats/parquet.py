@@ -14,7 +14,7 @@ from embank.pipelines.data.formats.base import Chunk, check_inputs
 from embank.pipelines.data.formats.blocks import file_bytes
 from embank.tables.errors import DataError
 
-_BATCH_ROWS = 131_072
+BATCH_ROWS = 131_072
 
 
 class ParquetSource:
@@ -26,10 +26,9 @@ class ParquetSource:
 
     default = None
 
-    def __init__(self, paths: Sequence[Path], *, batch_rows: int = _BATCH_ROWS) -> None:
+    def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = [file for path in paths for file in _files(path)]
         check_inputs(self._paths)
-        self._batch_rows = batch_rows
         self.name = str(self._paths[0])
         self.total_bytes = file_bytes(self._paths)
         self.columns: tuple[str, ...] = _names(self._paths[0])
@@ -50,7 +49,7 @@ class ParquetSource:
             if file.metadata.num_rows == 0:
                 raise DataError(f"{path} has no rows. Check that the file is complete.")
             size, num_rows, first_row = path.stat().st_size, file.metadata.num_rows, 0
-            for batch in _batches(file, path, columns, self._batch_rows):
+            for batch in _batches(file, path, columns, BATCH_ROWS):
                 done = [size * row // num_rows for row in (first_row, first_row + batch.num_rows)]
                 yield Chunk(frame=_frame(batch, columns), where=_Where(path, first_row), num_bytes=done[1] - done[0])
                 first_row += batch.num_rows

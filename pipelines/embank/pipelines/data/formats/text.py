@@ -61,7 +61,6 @@ class TextSource:
         layout: TextLayout,
         *,
         default: Mapping[str, Any] | None = None,
-        block_bytes: int = BLOCK_BYTES,
     ) -> None:
         check_inputs(paths)
         self.name = str(paths[0])
@@ -69,7 +68,6 @@ class TextSource:
         self.total_bytes = file_bytes(list(paths))
         self._paths = list(paths)
         self._layout = layout
-        self._block_bytes = block_bytes
         self._headers = [layout.columns or read_header(path, layout) for path in paths]
         self.columns: tuple[str, ...] = self._headers[0]
         _check_same(self._paths, self._headers)
@@ -95,7 +93,7 @@ class TextSource:
 
     def _blocks(self, path: Path) -> Generator[Block, None, None]:
         skip_header = self._layout.columns is None
-        for block in read_blocks(path, quote=self._layout.quote, block_bytes=self._block_bytes):
+        for block in read_blocks(path, quote=self._layout.quote, block_bytes=BLOCK_BYTES):
             block = _as_utf8(block, self._layout)
             if skip_header:
                 block, skip_header = _without_first_line(block), False

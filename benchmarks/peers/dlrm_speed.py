@@ -1,0 +1,208 @@
+"""DLRM training speed on a CPU: `embank train` against a TorchRec loop and against FuxiCTR, in turn, as ratios.
+
+    python benchmarks/peers/dlrm_speed.py --rows 1000000 10000000 --repeats 5 --threads 2
+    python benchmarks/peers/dlrm_speed.py --rows 1000000 --contestants embank torchrec --embank-set train.compile=true
+
+13 numeric and 26 categorical inputs, dim 16, bottom 512-256-64-16, top 512-256-1, batch 4,096, fp32. One round runs every
+contestant once, each in a process of its own, so that a noisy minute hits all of them; the ratio is taken within a round.
+The peers train on batches that lie ready in memory; embank's figure includes its loader. Data comes from
+`embank.pipelines.data.synth` once per table size. A finished run is a line in `--work`/runs.jsonl and is not repeated.
+Writes benchmarks/results/dlrm_speed.{json,md}; run it on a quiet machine.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import fuxictr_env
+import machine
+import speed
+import yaml
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results"
+BATCH_SIZE = 4096
+VARIANTS = {  # what `embank train` runs with beside eager fp32
+    "embank": [],
+    "embank-compiled": ["train.compile=true"],
+    "embank-compiled-bf16": ["train.compile=true", "train.precision=bf16"],
+}
+PEERS = ("torchrec", "fuxictr")
+
+
+def ensure_data(args: argparse.Namespace, rows: int) -> Path:
+    """A prepared folder whose tables hold `rows` rows in total, with enough training rows for every contestant."""
+    from embank.pipelines.data.synth import synth_prepared  # noqa: PLC0415 - only embank's environment has it
+
+    train = BATCH_SIZE * (args.steps + args.warmup)
+    folder = args.work / f"dlrm_{rows}_{train}"
+    if not folder.exists():
+        synth_prepared(folder, total_rows=rows, train=train, valid=BATCH_SIZE, test=BATCH_SIZE, seed=0)
+    return folder
+
+
+def run_peer(name: str, data: Path, args: argparse.Namespace) -> dict:
+    python = fuxictr_env.python() if name == "fuxictr" else sys.executable
+    steps = min(args.steps, args.fuxictr_steps) if name == "fuxictr" else args.steps
+    options = {"--data": data, "--batch-size": BATCH_SIZE, "--steps": steps, "--warmup": args.warmup}
+    options["--threads"] = args.threads
+    flat = [part for pair in options.items() for part in pair]
+    return json.loads(output_of([python, HERE / f"dlrm_{name}.py", *flat]))
+
+
+def run_embank(name: str, data: Path, args: argparse.Namespace) -> dict:
+    """One epoch of `embank train`; the whole epoch counts, first steps and loader included."""
+    config = {
+        "data": {"path": str(data.resolve()), "batch_size": BATCH_SIZE},
+        "model": {"name": "dlrm", "bottom": speed.BOTTOM, "top": speed.TOP},
+        "tables": {"dim": speed.DIM},
+        "train": {
+            "epochs": 1,
+            "lr": 0.001,
+            "table_optimizer": "rowwise_adagrad",
+            "table_lr": 0.02,
+            "num_threads": args.threads,
+        },
+    }
+    path, folder = args.work / "embank.yaml", args.work / "embank_run"
+    path.write_text(yaml.safe_dump(config))
+    shutil.rmtree(folder, ignore_errors=True)
+    sets = [part for setting in [*VARIANTS[name], *args.embank_set] for part in ("--set", setting)]
+    output_of([sys.executable, "-m", "embank", "train", path, "--out", folder, *sets])
+    result = json.loads((folder / "result.json").read_text())
+    shutil.rmtree(folder)
+    return {
+        "samples_per_s": result["samples_per_s"],
+        "loader_share": result["loader_share"],
+        "steps": result["num_steps"],
+    }
+
+
+def output_of(command: list) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}\nfailed with {done.returncode}:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def measure(args: argparse.Namespace) -> list[dict]:
+    """Round after round, every contestant once a round, in an order that turns with the round."""
+    log = args.work / "runs.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    done = {line["key"]: line for line in lines}
+    measured = []
+    for rows in args.rows:
+        data = ensure_data(args, rows)
+        for repeat in range(args.repeats):
+            shift = repeat % len(args.contestants)
+            for name in args.contestants[shift:] + args.contestants[:shift]:
+                settings = [name, rows, repeat, args.steps, args.warmup, args.threads]
+                extra = args.embank_set if name in VARIANTS else [args.fuxictr_steps] * (name == "fuxictr")
+                key = json.dumps([*settings, extra])
+                if key not in done:
+                    result = run_embank(name, data, args) if name in VARIANTS else run_peer(name, data, args)
+                    done[key] = {"key": key, "name": name, "rows": rows, "repeat": repeat, **result}
+                    with log.open("a") as file:
+                        file.write(json.dumps(done[key]) + "\n")
+                    print(f"{rows:,} rows, round {repeat}: {name} {result['samples_per_s']:,.0f} samples/s", flush=True)
+                measured.append(done[key])
+    return measured
+
+
+def summarize(measured: list[dict], args: argparse.Namespace) -> list[dict]:
+    """Per table size and contestant: median and range of samples/s, and of embank's ratio to it, round by round."""
+    out = []
+    for rows in args.rows:
+        speeds = {
+            name: [m["samples_per_s"] for m in measured if m["rows"] == rows and m["name"] == name]
+            for name in args.contestants
+        }
+        for name, values in speeds.items():
+            entry = {"rows": rows, "name": name, **spread("samples_per_s", values)}
+            for ours in (n for n in args.contestants if n in VARIANTS and name in PEERS):
+                ratios = [a / b for a, b in zip(speeds[ours], values, strict=True)]
+                entry |= spread(f"{ours}_over_this", ratios)
+            shares = [
+                m["loader_share"] for m in measured if m["rows"] == rows and m["name"] == name and "loader_share" in m
+            ]
+            out.append(entry | (spread("loader_share", shares) if shares else {}))
+    return out
+
+
+def spread(name: str, values: list[float]) -> dict:
+    return {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+
+
+def markdown(report: dict) -> str:
+    ours = [name for name in report["contestants"] if name in VARIANTS]
+    heads = [f"{name} / this" for name in ours]
+    lines = [
+        "# DLRM training speed",
+        "",
+        f"`{report['command']}`; {report['machine']['cpu']}, {report['threads']} threads, batch {BATCH_SIZE:,}; median (range) "
+        f"of {report['repeats']} rounds.",
+        "",
+        "| table rows | contestant | samples/s | " + " | ".join(heads) + " |",
+        "|---|---|---|" + "---|" * len(heads),
+    ]
+    for entry in report["summary"]:
+        cells = [f"{entry['rows']:,}", entry["name"], ranged(entry, "samples_per_s", ",.0f")]
+        cells += [ranged(entry, f"{name}_over_this", ".2f") for name in ours]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ranged(entry: dict, name: str, form: str) -> str:
+    if name not in entry:
+        return "-"
+    return f"{entry[name]:{form}} ({entry[name + '_min']:{form}}-{entry[name + '_max']:{form}})"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="rows of all tables together"
+    )
+    parser.add_argument("--contestants", nargs="+", choices=[*VARIANTS, *PEERS], default=[*VARIANTS, *PEERS])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--fuxictr-steps", type=int, default=30, help="its steps take seconds at 10 M rows")
+    parser.add_argument("--warmup", type=int, default=5, help="steps that do not count, for the peers")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("runs/peers/dlrm_speed"), help="data, log and scratch")
+    parser.add_argument("--name", default="dlrm_speed", help="of the result files")
+    parser.add_argument("--embank-set", action="append", default=[], metavar="KEY=VALUE", help="passed to embank train")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if "fuxictr" in args.contestants:
+        fuxictr_env.ensure()
+    described = machine.describe()
+    measured = measure(args)
+    report = {
+        "command": " ".join(["python", "benchmarks/peers/dlrm_speed.py", *sys.argv[1:]]),
+        "machine": described,
+        "threads": args.threads,
+        "contestants": args.contestants,
+        "repeats": args.repeats,
+        "steps": args.steps,
+        "embank_set": args.embank_set,
+        "summary": summarize(measured, args),
+        "runs": measured,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    table = markdown(report)
+    (RESULTS / f"{args.name}.md").write_text(table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""Does embank reach FuxiCTR's test AUC? Same split, ids, dims, layer sizes and grid for both.
+
+    python benchmarks/peers/parity.py --task movielens-100k --data runs/data/movielens
+    python benchmarks/peers/parity.py --task anime --data runs/data/anime --threads 2
+
+For each model and side: one seed over the grid, the point with the best validation AUC, then the other seeds at that
+point. Test AUC is reported for the chosen point alone. Every finished run is a line in `--work`/runs.jsonl, and a run
+whose line is there is not repeated: stop and start at will. Writes benchmarks/results/parity_<task>.{json,md}.
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import fuxictr_env
+import machine
+import prepared
+import yaml
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results"
+SIDES = ("fuxictr", "embank")
+MODELS = ("deepfm", "dcn_v2", "dlrm")
+DIM = 16
+HIDDEN = [256, 128, 64]
+BOTTOM = [256, 64]
+CROSS_LAYERS = 3
+EPOCHS = 50
+PATIENCE = 2  # epochs without a better validation AUC
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A data set's grid, which is the product of the three lists, and its batch size."""
+
+    lr: tuple[float, ...]
+    l2: tuple[float, ...]
+    dropout: tuple[float, ...]
+    batch_size: int
+    pooling: str = "mean"  # of multi-valued features
+
+
+TASKS = {
+    "movielens-100k": Task(lr=(1e-3,), l2=(1e-3, 3e-3, 1e-2), dropout=(0.0, 0.2), batch_size=1024),
+    "anime": Task(lr=(1e-3,), l2=(1e-3, 3e-3, 1e-2), dropout=(0.0, 0.2), batch_size=2048),
+    "criteo-sample": Task(lr=(1e-3,), l2=(0.0, 1e-4, 1e-3), dropout=(0.0, 0.2), batch_size=1024),
+    "flights": Task(lr=(1e-3,), l2=(0.0, 1e-4, 1e-3), dropout=(0.0, 0.2), batch_size=2048),
+}
+
+# embank's side of "Adam over everything with an L2 penalty on whole tables", which is all that FuxiCTR trains with.
+EMBANK_TRAIN = {"table_optimizer": "adam"}
+EMBANK_ROWS = {"backend": "torch"}
+EMBANK_TABLES = {"init_std": 1e-4}  # FuxiCTR's initial values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One point of the grid; `l2` is the weight of half the tables' squared norm in the loss."""
+
+    lr: float
+    l2: float
+    dropout: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    side: str
+    model: str
+    point: Point
+    seed: int
+
+
+class Runner:
+    """Runs what is not in the log yet."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.task = args, TASKS[args.task]
+        schema = prepared.schema(args.data)
+        self.num_numeric = len(schema["numeric"])
+        self.num_rows = next(split["num_rows"] for split in schema["splits"] if split["name"] == "train")
+        self.fingerprint = schema["fingerprint"]
+        self.log = args.work / "runs.jsonl"
+        args.work.mkdir(parents=True, exist_ok=True)
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        self.done = {line["key"]: line for line in map(json.loads, lines)}
+
+    def __call__(self, run: Run) -> dict:
+        key = json.dumps([asdict(run), self.fingerprint, self.settings(run)], sort_keys=True)
+        if key not in self.done:
+            started = time.perf_counter()
+            scores = run_fuxictr(run, self) if run.side == "fuxictr" else run_embank(run, self)
+            line = {"key": key, **asdict(run), **scores, "wall_s": time.perf_counter() - started}
+            with self.log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            self.done[key] = line
+            print(f"{run.side} {run.model} {asdict(run.point)} seed {run.seed}: " + brief(line), flush=True)
+        return self.done[key]
+
+    def settings(self, run: Run) -> dict:
+        """Everything besides the run that decides its figures; a change of it makes the log's lines stale."""
+        return embank_config(run, self) if run.side == "embank" else {"arguments": fuxictr_arguments(run, self)}
+
+
+def brief(line: dict) -> str:
+    return f"valid {line['valid_auc']:.4f}, test {line['test_auc']:.4f}, best epoch {line['best_epoch']}, {line['wall_s']:.0f} s"
+
+
+def fuxictr_arguments(run: Run, runner: Runner) -> list[str]:
+    task = runner.task
+    options = {
+        "--model": run.model,
+        "--dim": DIM,
+        "--pooling": task.pooling,
+        "--cross-layers": CROSS_LAYERS,
+        "--learning-rate": run.point.lr,
+        "--embedding-regularizer": run.point.l2,
+        "--dropout": run.point.dropout,
+        "--batch-size": task.batch_size,
+        "--epochs": EPOCHS,
+        "--patience": PATIENCE,
+        "--seed": run.seed,
+    }
+    flat = [str(part) for pair in options.items() for part in pair]
+    return [*flat, "--hidden", *map(str, HIDDEN), "--bottom", *map(str, BOTTOM)]
+
+
+def run_fuxictr(run: Run, runner: Runner) -> dict:
+    where = ["--data", runner.args.data, "--cache", runner.args.work / "fuxictr_data"]
+    command = [fuxictr_env.python(), HERE / "fuxictr_run.py", *where, "--threads", runner.args.threads]
+    result = json.loads(output_of([*command, *fuxictr_arguments(run, runner)]))
+    names = ("valid_auc", "test_auc", "test_logloss", "best_epoch", "samples_per_s")
+    return {name: result[name] for name in names} | {"epochs": len(result["epochs"])}
+
+
+def embank_config(run: Run, runner: Runner) -> dict:
+    task, point = runner.task, run.point
+    model = {"name": run.model, "dropout": point.dropout}
+    if run.model == "dlrm":
+        model |= {"bottom": BOTTOM, "top": HIDDEN}
+    else:
+        model |= {"hidden_units": HIDDEN}
+    if run.model == "dcn_v2":
+        model |= {"num_cross_layers": CROSS_LAYERS, "embed_numeric": runner.num_numeric > 0}
+    train = {"epochs": EPOCHS, "patience": PATIENCE, "lr": point.lr, "table_lr": point.lr, "embedding_l2": point.l2}
+    config = {
+        "data": {"batch_size": task.batch_size},
+        "model": model,
+        "tables": {"dim": DIM, "pooling": task.pooling, **EMBANK_TABLES},
+        "train": {**train, "seed": run.seed, **EMBANK_TRAIN},
+        "rows": EMBANK_ROWS,
+    }
+    return config | {"set": runner.args.embank_set}
+
+
+def run_embank(run: Run, runner: Runner) -> dict:
+    config = embank_config(run, runner)
+    sets = [part for setting in config.pop("set") for part in ("--set", setting)]
+    config["data"]["path"] = str(runner.args.data.resolve())
+    config["train"]["num_threads"] = runner.args.threads
+    folder, path = runner.args.work / "embank_run", runner.args.work / "embank.yaml"
+    shutil.rmtree(folder, ignore_errors=True)
+    path.write_text(yaml.safe_dump(config))
+    output_of([sys.executable, "-m", "embank", "train", path, "--out", folder, *sets])
+    result = json.loads((folder / "result.json").read_text())
+    shutil.rmtree(folder)
+    steps_per_epoch = -(-runner.num_rows // runner.task.batch_size)
+    return {
+        "valid_auc": result["valid_auc"],
+        "test_auc": result["auc"],
+        "test_logloss": result["logloss"],
+        "best_epoch": round(result["best_step"] / steps_per_epoch, 2),
+        "samples_per_s": result["samples_per_s"],
+        "epochs": round(result["num_steps"] / steps_per_epoch, 2),
+    }
+
+
+def output_of(command: list) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}\nfailed with {done.returncode}:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def grid(task: Task) -> Iterator[Point]:
+    for lr, l2, dropout in itertools.product(task.lr, task.l2, task.dropout):
+        yield Point(lr=lr, l2=l2, dropout=dropout)
+
+
+def study(runner: Runner, side: str, model: str, seeds: list[int]) -> dict:
+    """Selection with the first seed on validation, then all seeds at the selected point."""
+    tried = [(point, runner(Run(side=side, model=model, point=point, seed=seeds[0]))) for point in grid(runner.task)]
+    best, _ = max(tried, key=lambda pair: pair[1]["valid_auc"])
+    runs = [runner(Run(side=side, model=model, point=best, seed=seed)) for seed in seeds]
+    tests = [run["test_auc"] for run in runs]
+    return {
+        "side": side,
+        "model": model,
+        "selected": asdict(best),
+        "valid_auc": statistics.mean(run["valid_auc"] for run in runs),
+        "test_auc": tests,
+        "test_auc_mean": statistics.mean(tests),
+        "test_auc_sd": statistics.stdev(tests) if len(tests) > 1 else None,
+        "test_logloss_mean": statistics.mean(run["test_logloss"] for run in runs),
+        "samples_per_s": statistics.median(run["samples_per_s"] for run in runs),
+        "wall_s": statistics.median(run["wall_s"] for run in runs),
+        "grid": [{**asdict(point), "valid_auc": line["valid_auc"], "epochs": line["epochs"]} for point, line in tried],
+    }
+
+
+def compare(studies: list[dict]) -> list[dict]:
+    """embank minus FuxiCTR, seed by seed (both sides score the same test rows)."""
+    by_model: dict[str, dict[str, dict]] = {}
+    for entry in studies:
+        by_model.setdefault(entry["model"], {})[entry["side"]] = entry
+    out = []
+    for model, sides in by_model.items():
+        if len(sides) == len(SIDES):
+            pairs = zip(sides["embank"]["test_auc"], sides["fuxictr"]["test_auc"], strict=True)
+            differences = [ours - theirs for ours, theirs in pairs]
+            spread = statistics.stdev(differences) if len(differences) > 1 else None
+            mean = statistics.mean(differences)
+            out.append({"model": model, "differences": differences, "mean": mean, "sd": spread})
+    return out
+
+
+def markdown(report: dict) -> str:
+    lines = [
+        f"# embank and FuxiCTR on {report['task']}",
+        "",
+        f"`{report['command']}`; {len(report['seeds'])} seeds; grid of {report['grid_points']} points, selected on validation.",
+        "",
+        "| model | side | lr | L2 | dropout | valid AUC | test AUC (mean ± sd) | test log loss | samples/s | s a run |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in report["studies"]:
+        chosen = entry["selected"]
+        sd = f" ± {entry['test_auc_sd']:.4f}" if entry["test_auc_sd"] is not None else ""
+        lines.append(
+            f"| {entry['model']} | {entry['side']} | {chosen['lr']:g} | {chosen['l2']:g} | {chosen['dropout']:g} "
+            f"| {entry['valid_auc']:.4f} | {entry['test_auc_mean']:.4f}{sd} | {entry['test_logloss_mean']:.4f} "
+            f"| {entry['samples_per_s']:,.0f} | {entry['wall_s']:.0f} |"
+        )
+    lines += ["", "| model | embank - FuxiCTR, seed by seed | mean | sd |", "|---|---|---|---|"]
+    for entry in report["differences"]:
+        each = ", ".join(f"{d:+.4f}" for d in entry["differences"])
+        sd = f"{entry['sd']:.4f}" if entry["sd"] is not None else "-"
+        lines.append(f"| {entry['model']} | {each} | {entry['mean']:+.4f} | {sd} |")
+    return "\n".join(lines) + "\n"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=sorted(TASKS), required=True)
+    parser.add_argument("--data", type=Path, required=True, help="a folder of embank prepare")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first one selects")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="log and scratch; default runs/peers/parity_<task>")
+    parser.add_argument("--embank-set", action="append", default=[], metavar="KEY=VALUE", help="passed to embank train")
+    args = parser.parse_args()
+    args.work = args.work or Path(f"runs/peers/parity_{args.task}")
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    if "fuxictr" in args.sides:
+        fuxictr_env.ensure()
+    described = machine.describe()
+    runner = Runner(args)
+    studies = [study(runner, side, model, args.seeds) for model in args.models for side in args.sides]
+    report = {
+        "task": args.task,
+        "command": " ".join(["python", "benchmarks/peers/parity.py", *sys.argv[1:]]),
+        "machine": described,
+        "threads": args.threads,
+        "data": {"train_rows": runner.num_rows, "fingerprint": runner.fingerprint},
+        "settings": {
+            "dim": DIM,
+            "hidden": HIDDEN,
+            "bottom": BOTTOM,
+            "cross_layers": CROSS_LAYERS,
+            "patience": PATIENCE,
+        },
+        "embank": {"train": EMBANK_TRAIN, "rows": EMBANK_ROWS, "tables": EMBANK_TABLES, "set": args.embank_set},
+        "grid": asdict(runner.task),
+        "grid_points": len(list(grid(runner.task))),
+        "seeds": args.seeds,
+        "studies": studies,
+        "differences": compare(studies),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"parity_{args.task}.json").write_text(json.dumps(report, indent=1) + "\n")
+    table = markdown(report)
+    (RESULTS / f"parity_{args.task}.md").write_text(table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""What is in a prepared folder: `embank data describe DIR`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embank.pipelines.data.schema import VOCAB_FOLDER, CategoricalField, Schema
+from embank.tables.errors import DataError
+from embank.tables.vocabulary import UNKNOWN_ID, Vocabulary
+
+REFERENCE_DIM = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureDescription:
+    """One categorical feature.
+
+    Attributes:
+        num_embeddings: ids, the unknown one included.
+        unknown_share: split to the share of its ids that are unknown.
+        top_share: share of the most frequent id in the training part.
+        bytes_at_dim_16: bytes of its plain fp32 table of dim 16.
+    """
+
+    name: str
+    num_embeddings: int
+    multivalued: bool
+    min_count: int
+    unknown_share: dict[str, float]
+    top_share: float
+    bytes_at_dim_16: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A prepared folder, as data; `render` makes it readable."""
+
+    schema: Schema
+    features: tuple[FeatureDescription, ...]
+
+    @property
+    def bytes_at_dim_16(self) -> int:
+        """Bytes of all plain fp32 tables of dim 16."""
+        return sum(feature.bytes_at_dim_16 for feature in self.features)
+
+    def render(self) -> str:
+        """The description as text tables."""
+        schema = self.schema
+        parts = [
+            f"format {schema.source}, label {schema.label}, group {schema.group or 'none'}, "
+            f"fingerprint {schema.fingerprint[:16]}",
+            _table(["split", "rows", "positive", "share"], [_split_cells(self.schema, i) for i in range(3)]),
+            _table(
+                ["feature", "ids", "values", "min count", "unknown valid", "unknown test", "top-1", "MiB at dim 16"],
+                [_feature_cells(feature) for feature in self.features] + [_total_cells(self)],
+            ),
+        ]
+        if schema.numeric:
+            kinds = ", ".join(f"{field.name} ({field.transform})" for field in schema.numeric)
+            parts.append(f"numeric: {kinds}")
+        return "\n\n".join(parts) + "\n"
+
+
+def describe(path: str | Path) -> Description:
+    """Read a prepared folder's schema, vocabularies, and the ids of its valid and test parts.
+
+    Raises:
+        DataError: the folder is not prepared data or is damaged.
+    """
+    path = Path(path)
+    schema = Schema.load(path)
+    shares = {split: _unknown_shares(path / split, schema) for split in ("valid", "test")}
+    features = tuple(
+        _describe_feature(path, field, {split: share[field.name] for split, share in shares.items()})
+        for field in schema.categorical
+    )
+    return Description(schema=schema, features=features)
+
+
+def describe_folder(path: str | Path) -> str:
+    """The text that `embank data describe` prints.
+
+    Raises:
+        DataError: the folder is not prepared data or is damaged.
+    """
+    return describe(path).render()
+
+
+def _describe_feature(path: Path, field: CategoricalField, unknown_share: dict[str, float]) -> FeatureDescription:
+    file = path / VOCAB_FOLDER / f"{field.name}.parquet"
+    vocabulary = Vocabulary.load(file, name=field.name)
+    if len(vocabulary) != field.num_embeddings:
+        raise DataError(
+            f"{file} has {len(vocabulary)} ids, but schema.json says {field.num_embeddings}. Prepare the data again."
+        )
+    return FeatureDescription(
+        name=field.name,
+        num_embeddings=field.num_embeddings,
+        multivalued=field.multivalued,
+        min_count=field.min_count,
+        unknown_share=unknown_share,
+        top_share=float(vocabulary.counts.max() / max(1, vocabulary.counts.sum())),
+        bytes_at_dim_16=field.num_embeddings * REFERENCE_DIM * 4,
+    )
+
+
+def _unknown_shares(folder: Path, schema: Schema) -> dict[str, float]:
+    unknown = dict.fromkeys(schema.feature_names, 0)
+    total = dict.fromkeys(schema.feature_names, 0)
+    parts = sorted(folder.glob("part-*.parquet"))
+    if not parts:
+        raise DataError(f"{folder} holds no part files. Prepare the data again.")
+    for part in parts:
+        for batch in _batches(part, list(schema.feature_names)):
+            for name in schema.feature_names:
+                ids = batch.column(batch.schema.get_field_index(name))
+                ids_N = (ids.flatten() if pa.types.is_list(ids.type) else ids).to_numpy(zero_copy_only=False)
+                unknown[name] += int(np.count_nonzero(ids_N == UNKNOWN_ID))
+                total[name] += len(ids_N)
+    return {name: unknown[name] / max(1, total[name]) for name in schema.feature_names}
+
+
+def _batches(part: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        with pq.ParquetFile(str(part)) as file:
+            yield from file.iter_batches(columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{part} is damaged ({error}). Prepare the data again.") from error
+
+
+def _split_cells(schema: Schema, index: int) -> list[str]:
+    split = schema.splits[index]
+    share = split.num_positive / max(1, split.num_rows)
+    return [split.name, f"{split.num_rows:,}", f"{split.num_positive:,}", f"{share:.4f}"]
+
+
+def _feature_cells(feature: FeatureDescription) -> list[str]:
+    return [
+        feature.name,
+        f"{feature.num_embeddings:,}",
+        "many" if feature.multivalued else "one",
+        str(feature.min_count),
+        *(f"{feature.unknown_share[split]:.2%}" for split in ("valid", "test")),
+        f"{feature.top_share:.2%}",
+        f"{feature.bytes_at_dim_16 / 2**20:,.2f}",
+    ]
+
+
+def _total_cells(description: Description) -> list[str]:
+    ids = sum(feature.num_embeddings for feature in description.features)
+    return ["total", f"{ids:,}", "", "", "", "", "", f"{description.bytes_at_dim_16 / 2**20:,.2f}"]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns of text, the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

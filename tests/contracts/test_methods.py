@@ -1,0 +1,180 @@
+"""The contract of every registered method. A new method enters by being registered; one that is not here does not exist."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchrec import KeyedJaggedTensor
+
+from embank.compression import METHODS, build_table
+from embank.tables import (
+    BudgetError,
+    ConfigError,
+    IdRangeError,
+    RowOptimizer,
+    RowTier,
+    TableCollection,
+    TableSpec,
+    method_class,
+)
+from embank.tables.checkpoint import load_checkpoint, save_checkpoint
+from tests.tables.batches import random_kjt
+
+NAMES = sorted(METHODS)
+NUM, DIM, BUDGET = 300, 6, 0.5
+EXACT_FLOOR = {"full"}
+"""Methods that reach no budget below 1."""
+
+
+def spec(method: str, *, name: str = "t", features: tuple[str, ...] = ("a",), pooling: str = "sum", plain: bool = False) -> TableSpec:
+    budget = None if plain or method in EXACT_FLOOR else BUDGET
+    return TableSpec(name=name, num_embeddings=NUM, embedding_dim=DIM, feature_names=features, pooling=pooling, method=method, budget=budget)
+
+
+def logical_table(tables: TableCollection, feature: str = "a") -> torch.Tensor:
+    """Every logical row [N, D], by looking each id up on its own."""
+    ids = torch.arange(NUM)
+    return tables(KeyedJaggedTensor(keys=[feature], values=ids, lengths=torch.ones(NUM, dtype=torch.int32))).values()
+
+
+def train(tables: TableCollection, *, steps: int = 10, seed: int = 0) -> None:
+    dense = torch.optim.SGD(tables.dense_parameters(), lr=0.05) if tables.dense_parameters() else None
+    for step in range(steps):
+        kjt = random_kjt({"a": NUM}, batch_size=16, seed=seed + step)
+        if dense:
+            dense.zero_grad()
+        (tables(kjt).values() - 1).square().sum().backward()
+        tables.update_rows()
+        if dense:
+            dense.step()
+
+
+@pytest.mark.parametrize("method", NAMES)
+class TestMethod:
+    def test_bags_are_sums_and_means_of_logical_rows(self, method: str) -> None:
+        for pooling in ("sum", "mean"):
+            tables = TableCollection([spec(method, pooling=pooling)])
+            rows = logical_table(tables).detach()
+            kjt = random_kjt({"a": NUM}, batch_size=20, seed=1)
+            offsets = kjt.offsets().tolist()
+            bags = [rows[kjt.values()[a:b]] for a, b in zip(offsets, offsets[1:], strict=False)]
+            expected = torch.stack([b.sum(0) / (max(1, len(b)) if pooling == "mean" else 1) for b in bags])
+            torch.testing.assert_close(tables(kjt).values(), expected, rtol=1e-5, atol=1e-6)
+
+    def test_backends_agree_in_value_and_after_ten_steps(self, method: str) -> None:
+        for optimizer in ("sgd", "adagrad", "rowwise_adagrad"):
+            pair = [
+                TableCollection([spec(method)], backend=b, optimizer=RowOptimizer(name=optimizer, lr=0.05)) for b in ("fbgemm", "torch")
+            ]
+            torch.testing.assert_close(logical_table(pair[0]), logical_table(pair[1]))
+            for tables in pair:
+                train(tables)
+            torch.testing.assert_close(logical_table(pair[0]), logical_table(pair[1]), rtol=1e-4, atol=1e-5)
+
+    def test_disk_equals_memory(self, method: str, tmp_path: Path) -> None:
+        pair = [TableCollection([spec(method)], tier=t) for t in (RowTier(), RowTier(name="disk", directory=tmp_path))]
+        for tables in pair:
+            train(tables)
+        assert torch.equal(logical_table(pair[0]), logical_table(pair[1]))
+
+    def test_gradients_of_duplicate_ids_add_up(self, method: str) -> None:
+        """One SGD step on a bag with an id twice moves rows as one step on the doubled output."""
+        ids, ones = torch.tensor([4, 4]), torch.tensor([2], dtype=torch.int32)
+        moved = []
+        for twice in (True, False):
+            tables = TableCollection([spec(method)], backend="torch", optimizer=RowOptimizer(name="sgd", lr=0.1))
+            values = ids if twice else ids[:1]
+            out = tables(KeyedJaggedTensor(keys=["a"], values=values, lengths=ones if twice else ones // 2)).values()
+            (out if twice else 2 * out).sum().backward()
+            tables.update_rows()
+            moved.append(tables.weights())
+        for name in moved[0]:
+            torch.testing.assert_close(moved[0][name], moved[1][name])
+
+    def test_seed_and_name_decide_initial_values(self, method: str) -> None:
+        tables = [TableCollection([spec(method)], seed=s) for s in (3, 3, 4)]
+        rows = [logical_table(t) for t in tables]
+        assert torch.equal(rows[0], rows[1])
+        assert not torch.equal(rows[0], rows[2])
+
+    def test_initial_logical_rows_have_the_spread_of_the_plain_table(self, method: str) -> None:
+        assert 0.8 < (logical_table(TableCollection([spec(method, plain=True)])).std() / (NUM**-0.5 / 3**0.5)) < 1.6
+
+    def test_checkpoint_round_trip_is_exact(self, method: str, tmp_path: Path) -> None:
+        tables = TableCollection([spec(method)], seed=1)
+        train(tables)
+        save_checkpoint(tmp_path / "c", tables=tables, dense={"methods": tables.methods.state_dict()}, meta={})
+        other = TableCollection([spec(method)], seed=2)
+        dense, _ = load_checkpoint(tmp_path / "c", tables=other)
+        other.methods.load_state_dict(dense["methods"])
+        assert torch.equal(logical_table(tables), logical_table(other))
+        for collection in (tables, other):
+            train(collection, seed=50)
+        assert torch.equal(logical_table(tables), logical_table(other))
+
+    def test_packed_lookup_and_bytes(self, method: str) -> None:
+        table = build_table(method=method, num_embeddings=NUM, embedding_dim=DIM, budget=spec(method).budget, seed=2)
+        train_ids = torch.arange(NUM)
+        packed = table.pack()
+        torch.testing.assert_close(packed.lookup(train_ids), table.lookup(train_ids).detach())
+        torch.testing.assert_close(packed.lookup(torch.tensor([5])), table.lookup(torch.tensor([5])).detach())
+        held = [*packed.table.parameters(), *packed.table.buffers()]
+        assert packed.nbytes() == table.nbytes("serving") == sum(t.numel() * t.element_size() for t in held)
+        assert table.nbytes("training") > 0
+
+    def test_budget_is_kept_or_refused_with_its_floor(self, method: str) -> None:
+        for budget in (1.0, 0.5, 0.1, 0.02, 1e-4):
+            try:
+                table = build_table(method=method, num_embeddings=NUM, embedding_dim=DIM, budget=budget)
+            except BudgetError as error:
+                assert "floor" in str(error)
+                assert "'table'" in str(error)
+            else:
+                assert table.nbytes("serving") <= budget * 4 * NUM * DIM
+
+    def test_ids_out_of_range(self, method: str) -> None:
+        table = build_table(method=method, num_embeddings=NUM, embedding_dim=DIM, name="C3")
+        for holder in (table, table.pack()):
+            for wrong in (NUM, -1, 2**40):
+                with pytest.raises(IndexError, match=f"id {wrong}, outside table 'C3' of {NUM} ids"):
+                    holder.lookup(torch.tensor([0, wrong]))
+
+    def test_address_is_pure(self, method: str) -> None:
+        tables = TableCollection([spec(method)])
+        (built,) = tables.built_methods()
+        ids = torch.arange(NUM)
+        train(tables, steps=2)
+        permutation = torch.randperm(NUM, generator=torch.Generator().manual_seed(0))
+        for a, b in zip(built.address(ids), built.address(ids[permutation]), strict=True):
+            assert torch.equal(a[permutation], b)
+        for rows, position in zip(built.address(ids), built.lookups, strict=True):
+            assert rows.min() >= 0
+            assert rows.max() < built.physical[position].num_embeddings
+
+    def test_every_odd_size_works(self, method: str) -> None:
+        @settings(max_examples=15, deadline=None)
+        @given(num=st.integers(1, 40), dim=st.integers(1, 9), seed=st.integers(0, 5))
+        def check(num: int, dim: int, seed: int) -> None:
+            small = TableSpec(name="s", num_embeddings=num, embedding_dim=dim, feature_names=["a"], method=method)
+            kjt = random_kjt({"a": num}, batch_size=3, seed=seed)
+            fast, slow = (TableCollection([small], backend=b)(kjt).values() for b in ("fbgemm", "torch"))
+            assert fast.shape == (3, dim)
+            torch.testing.assert_close(fast, slow)
+
+        check()
+
+    def test_options_of_another_method_are_refused(self, method: str) -> None:
+        wrong = TableSpec(name="t", num_embeddings=5, embedding_dim=4, feature_names=["a"], method=method, options=object())
+        with pytest.raises(ConfigError, match=f"has method '{method}' but options of type object"):
+            method_class(method)(wrong)
+
+
+def test_misspelt_method() -> None:
+    with pytest.raises(ConfigError, match="there is no method 'hsh'; did you mean 'hash'"):
+        build_table(method="hsh", num_embeddings=5, embedding_dim=4)
+
+
+def test_full_and_hash_are_there() -> None:
+    assert {"full", "hash"} <= METHODS

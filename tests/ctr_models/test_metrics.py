@@ -1,0 +1,234 @@
+"""Metrics against scikit-learn and against slow, obvious loops."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, roc_auc_score
+
+from embank.ctr_models.metrics import (
+    BinnedAUC,
+    Evaluation,
+    ExactAUC,
+    GroupedAUC,
+    LossSums,
+    NonFiniteScoreError,
+    group_auc,
+    roc_auc,
+)
+from embank.ctr_models.metrics.group_auc import ordered_bits
+from embank.tables.errors import ConfigError, DataError
+
+# Few distinct values, so that ties are the rule; both zeros; very small and very large scores.
+SCORES = st.sampled_from([-1e30, -3.0, -0.5, -1e-40, -0.0, 0.0, 1e-40, 0.25, 0.5, 2.0, 1e30])
+ROWS = st.lists(st.tuples(SCORES, st.booleans(), st.integers(-3, 3)), min_size=1, max_size=40)
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def arrays(rows: list[tuple[float, bool, int]]) -> Arrays:
+    scores, positive, groups = zip(*rows, strict=True)
+    return np.array(scores, np.float32), np.array(positive), np.array(groups, np.int64)
+
+
+def tensors(*values: np.ndarray) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(value) for value in values)
+
+
+def random_rows(num: int, *, seed: int = 0, decimals: int = 2) -> Arrays:
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(-1, 2, num).round(decimals).astype(np.float32)
+    positive = rng.random(num) < 1 / (1 + np.exp(-scores))
+    return scores, positive, rng.integers(0, max(2, num // 20), num)
+
+
+@settings(deadline=None, max_examples=200)
+@given(ROWS)
+def test_exact_auc_equals_sklearn_with_ties(rows: list[tuple[float, bool, int]]) -> None:
+    scores, positive, _ = arrays(rows)
+    metric = ExactAUC(split="valid")
+    metric.update(*tensors(scores, positive))
+    result = metric.compute()
+    if positive.all() or not positive.any():
+        assert result.value is None
+        return
+    assert result.value == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
+
+
+@settings(deadline=None, max_examples=100)
+@given(ROWS)
+def test_binned_auc_keeps_its_bound(rows: list[tuple[float, bool, int]]) -> None:
+    scores, positive, _ = arrays(rows)
+    if positive.all() or not positive.any():
+        return
+    metric = BinnedAUC(bits=10)
+    metric.update(*tensors(scores, positive))
+    result = metric.compute()
+    assert result.value is not None
+    assert abs(result.value - roc_auc(scores, positive)) <= result.max_error + 1e-12
+
+
+def test_binned_auc_is_close_on_many_rows() -> None:
+    scores, positive, _ = random_rows(20_000, decimals=6)
+    metric = BinnedAUC()
+    metric.update(*tensors(scores, positive))
+    result = metric.compute()
+    assert result.max_error < 2e-4
+    assert result.value == pytest.approx(roc_auc(scores, positive), abs=1e-5)
+
+
+@settings(deadline=None, max_examples=200)
+@given(ROWS)
+def test_group_auc_equals_the_obvious_loop(rows: list[tuple[float, bool, int]]) -> None:
+    scores, positive, groups = arrays(rows)
+    total, num_rows, num_groups = 0.0, 0, 0
+    for code in set(groups.tolist()):
+        inside = groups == code
+        if positive[inside].any() and not positive[inside].all():
+            total += roc_auc_score(positive[inside], scores[inside]) * inside.sum()
+            num_rows += int(inside.sum())
+            num_groups += 1
+    value, counted, rows_counted, all_groups = group_auc(scores, positive, groups)
+    assert (counted, rows_counted, all_groups) == (num_groups, num_rows, len(set(groups.tolist())))
+    if num_rows:
+        assert value == pytest.approx(total / num_rows, abs=1e-12)
+    else:
+        assert value is None
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=20))
+def test_ordered_bits_keep_the_order(values: list[float]) -> None:
+    scores = np.array(values, np.float32)
+    bits = ordered_bits(scores).astype(np.int64)
+    assert (
+        np.sign(bits[:, None] - bits) == np.sign(np.subtract.outer(scores.astype(float), scores.astype(float)))
+    ).all()
+
+
+def test_log_loss_and_calibration_equal_sklearn() -> None:
+    scores, positive, _ = random_rows(3_000)
+    sums = LossSums()
+    for part in np.array_split(np.arange(3_000), 7):
+        sums.update(*tensors(scores[part], positive[part]))
+    probability = 1 / (1 + np.exp(-scores.astype(np.float64)))
+    assert sums.log_loss() == pytest.approx(log_loss(positive, probability), rel=1e-12)
+    assert sums.calibration() == pytest.approx(probability.mean() / positive.mean(), rel=1e-12)
+
+
+def test_log_loss_of_extreme_logits_is_exact() -> None:
+    sums = LossSums()
+    sums.update(torch.tensor([200.0, -200.0, 200.0, 50.0]), torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    assert sums.loss == pytest.approx(400.0, rel=1e-15)
+    sums = LossSums()
+    sums.update(torch.tensor([50.0]), torch.tensor([1]))
+    assert sums.log_loss() == pytest.approx(np.log1p(np.exp(-50.0)), rel=1e-12)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_batches_ranks_and_checkpoints_change_nothing(exact: bool) -> None:
+    scores, positive, groups = random_rows(500)
+    whole = Evaluation(split="test", grouped=exact, exact=exact)
+    whole.update(*tensors(scores, positive, groups))
+    ranks = [Evaluation(split="test", grouped=exact, exact=exact) for _ in range(2)]
+    for i, part in enumerate(np.array_split(np.arange(500), 9)):
+        ranks[i % 2].update(*tensors(scores[part], positive[part], groups[part]))
+        state = ranks[i % 2].state_dict()
+        ranks[i % 2] = Evaluation(split="test", grouped=exact, exact=exact)
+        ranks[i % 2].load_state_dict(state)
+    ranks[0].merge(ranks[1])
+    expected, merged = whole.compute(), ranks[0].compute()
+    assert expected.keys() == merged.keys()
+    for key, value in expected.items():
+        assert merged[key] == pytest.approx(value, rel=1e-12), key
+    assert expected["auc"] == pytest.approx(roc_auc_score(positive, scores), abs=1e-12 if exact else 1e-4)
+
+
+def test_evaluation_is_ready_for_json() -> None:
+    evaluation = Evaluation(split="valid", grouped=True)
+    evaluation.update(torch.tensor([0.5, -0.5]), torch.tensor([0.0, 0.0]), torch.tensor([7, 7]))
+    values = json.loads(json.dumps(evaluation.compute(), allow_nan=False))
+    assert values["auc"] is None
+    assert values["gauc"] is None
+    assert values["calibration"] is None
+    assert values["num_rows"] == 2
+    assert "AUC is undefined: split 'valid' holds no positive example (0 of 2)." in values["auc_undefined"]
+    assert "none of the 1 groups of split 'valid' holds both classes (2 rows)" in values["gauc_undefined"]
+
+
+def test_undefined_without_negatives_and_without_rows() -> None:
+    metric = ExactAUC()
+    assert metric.compute().reason == "AUC is undefined: the data holds no rows."
+    metric.update(torch.tensor([1.0]), torch.tensor([1.0]))
+    assert "holds no negative example (0 of 1)" in str(metric.compute().reason)
+    assert Evaluation(grouped=True).compute()["logloss"] is None
+
+
+def test_non_finite_logits_are_counted() -> None:
+    evaluation = Evaluation(split="valid")
+    evaluation.update(torch.zeros(10), torch.ones(10))
+    bad = torch.tensor([0.0, float("nan"), float("inf"), 1.0, float("nan")])
+    with pytest.raises(
+        NonFiniteScoreError, match=r"3 of 5 logits .* 'valid' are not finite \(2 NaN, 1 infinite\), the first at row 11"
+    ):
+        evaluation.update(bad, torch.zeros(5))
+    assert evaluation.compute()["num_rows"] == 10
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (
+            torch.zeros(3),
+            torch.tensor([0.0, 0.5, 1.0]),
+            "1 labels of split 'valid' are neither 0 nor 1, the first at row 1: 0.5",
+        ),
+        (torch.zeros(3), torch.tensor([0, 1, 2]), "the first at row 2: 2"),
+        (torch.zeros(3), torch.zeros(2), r"shape \(3,\) and labels \(2,\)"),
+        (torch.zeros(3, 1), torch.zeros(3, 1), r"shape \(3, 1\)"),
+    ],
+)
+def test_bad_batches_are_refused(logits: torch.Tensor, labels: torch.Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Evaluation(split="valid").update(logits, labels)
+
+
+def test_groups_must_be_there() -> None:
+    with pytest.raises(DataError, match="group codes have shape None"):
+        GroupedAUC().update(torch.zeros(2), torch.zeros(2), None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="group AUC needs every score"):
+        Evaluation(grouped=True, exact=False)
+
+
+def test_merging_unlike_metrics_is_refused() -> None:
+    with pytest.raises(ConfigError, match="one evaluation is exact"):
+        Evaluation().merge(Evaluation(exact=False))
+    with pytest.raises(ValueError, match="the bins differ: 10 against 12 bits"):
+        BinnedAUC(bits=10).merge(BinnedAUC(bits=12))
+
+
+def test_grouped_auc_over_batches() -> None:
+    scores, positive, groups = random_rows(300)
+    metric = GroupedAUC(split="test")
+    for part in np.array_split(np.arange(300), 4):
+        metric.update(*tensors(scores[part], positive[part], groups[part]))
+    result = metric.compute()
+    assert (result.value, result.num_groups, result.num_rows, result.total_groups) == group_auc(
+        scores, positive, groups
+    )
+    assert result.total_rows == 300
+
+
+def test_the_caller_may_reuse_its_batch() -> None:
+    logits = torch.tensor([0.0, 1.0])
+    metric = ExactAUC()
+    metric.update(logits, torch.tensor([0.0, 1.0]))
+    logits.fill_(0.0)
+    assert metric.compute().value == 1.0
+
+
+def test_scores_in_bf16_are_taken() -> None:
+    metric = ExactAUC()
+    metric.update(torch.tensor([0.0, 1.0], dtype=torch.bfloat16), torch.tensor([0, 1]))
+    assert metric.compute().value == 1.0
