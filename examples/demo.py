@@ -5,7 +5,6 @@ configuration, results.json, and auc_against_bytes.png. Running it again reuses 
 """
 
 import json
-import logging
 import sys
 from pathlib import Path
 from statistics import mean, stdev
@@ -42,7 +41,12 @@ def train(folder: Path, data: Path) -> list[dict]:
     for method, budget in VARIANTS:
         for seed in SEEDS:
             name = f"{method}-{budget or 1}-seed{seed}"
-            settings = [f"data.path={data}", f"tables.method={method}", f"tables.budget={budget or 'null'}", f"train.seed={seed}"]
+            settings = [
+                f"data.path={data}",
+                f"tables.method={method}",
+                f"tables.budget={budget or 'null'}",
+                f"train.seed={seed}",
+            ]
             config = load_config(CONFIG, overrides=settings)
             run = folder / "runs" / name
             show.out.print(f"\n[bold]{name}[/bold]")
@@ -73,7 +77,7 @@ def summarise(results: list[dict]) -> list[list[str]]:
 
 def main() -> None:
     """Everything, with a table and a plot at the end."""
-    logging.getLogger("torch").setLevel(logging.ERROR)
+    show.quiet_libraries()
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     results = train(folder, prepare(folder))
     (folder / "results.json").write_text(json.dumps(results, indent=1))

@@ -17,7 +17,18 @@ TOP_LEVEL = ["tables", "compression", "search", "ctr_models", "pipelines"]
 def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A fresh environment with the wheel and nothing else, and the folder where the dependencies are."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        str(ROOT),
+    ]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = folder.glob("embank-*.whl")
     venv.create(folder / "venv", with_pip=False)
@@ -58,6 +69,10 @@ def test_source_roots_are_not_importable_by_themselves(installed: tuple[Path, st
 
 
 def test_methods_and_command_are_announced(installed: tuple[Path, str], tmp_path: Path) -> None:
-    done = run(installed, "from embank.tables import method_class as m; print(m('full').__module__, m('hash').__module__)", tmp_path)
+    done = run(
+        installed,
+        "from embank.tables import method_class as m; print(m('full').__module__, m('hash').__module__)",
+        tmp_path,
+    )
     assert done.stdout.split() == ["embank.compression.full", "embank.compression.hash"], done.stderr
     assert (installed[0].parent / "embank").is_file()

@@ -35,7 +35,7 @@ def build_batches(schema: dict, args: argparse.Namespace) -> list[dict[str, torc
     """All batches of the run in memory, in the form that the library's collator gives: one tensor [B] a column."""
     rows = speed.need_rows(next(s["num_rows"] for s in schema["splits"] if s["name"] == "train"), args)
     data = {name: torch.tensor(v) for name, v in prepared.columns(args.data, "train", max_rows=rows).items()}
-    data = {name: v if v.is_floating_point() else v.long() for name, v in data.items()}
+    data = {fuxictr_data.column(name): v if v.is_floating_point() else v.long() for name, v in data.items()}
     size = args.batch_size
     return [{name: v[start : start + size] for name, v in data.items()} for start in range(0, rows, size)]
 

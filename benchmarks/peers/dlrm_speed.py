@@ -36,7 +36,7 @@ PEERS = ("torchrec", "fuxictr")
 
 def ensure_data(args: argparse.Namespace, rows: int) -> Path:
     """A prepared folder whose tables hold `rows` rows in total, with enough training rows for every contestant."""
-    from embank.pipelines.data.synth import synth_prepared  # noqa: PLC0415 - only embank's environment has it
+    from embank.pipelines.data.synth import synth_prepared
 
     train = BATCH_SIZE * (args.steps + args.warmup)
     folder = args.work / f"dlrm_{rows}_{train}"

@@ -35,7 +35,7 @@ def build_batches(schema: dict, args: argparse.Namespace) -> list[Batch]:
     rows = speed.need_rows(next(s["num_rows"] for s in schema["splits"] if s["name"] == "train"), args)
     data = prepared.columns(args.data, "train", max_rows=rows)
     keys = [field["name"] for field in schema["categorical"]]
-    ids_FR = torch.from_numpy(np.stack([data[key] for key in keys]).astype(np.int64))
+    ids_FR = torch.from_numpy(np.stack([data[key] for key in keys]).astype(np.int32))  # as its FBGEMM call wants them
     dense_RI = torch.from_numpy(np.stack([data[f["name"]] for f in schema["numeric"]], axis=1).astype(np.float32))
     labels_R = torch.from_numpy(data["label"].astype(np.float32))
     size = args.batch_size

@@ -1,7 +1,8 @@
 """A prepared folder in FuxiCTR's own layout: `feature_map.json` and one npz a split (runs inside `.venv-fuxictr`).
 
 Same rows, same order, same ids. A multi-valued feature becomes a padded sequence whose padding index is 0, so its ids
-move up by one there; numeric values pass as they are.
+move up by one there; numeric values pass as they are. Features get a prefix: FuxiCTR keeps modules under their names,
+and one named `type` would hide a method of torch.
 """
 
 import json
@@ -12,6 +13,7 @@ import numpy as np
 import prepared
 
 SPLITS = ("train", "valid", "test")
+LABEL = "label"
 
 
 def convert(folder: Path, cache: Path, *, pooling: str) -> Path:
@@ -24,12 +26,17 @@ def convert(folder: Path, cache: Path, *, pooling: str) -> Path:
     splits = {name: prepared.columns(folder, name) for name in SPLITS}
     widths = longest_bags(splits)
     for name, data in splits.items():
-        np.savez(out / f"{name}.npz", **{column: flat(values, widths.get(column)) for column, values in data.items()})
+        np.savez(out / f"{name}.npz", **{column(key): flat(v, widths.get(key)) for key, v in data.items()})
     description = feature_map(schema, widths, dataset_id=out.name, pooling=pooling)
     unfinished = out / f"feature_map.json.{os.getpid()}"
     unfinished.write_text(json.dumps(description, indent=1))
     unfinished.rename(out / "feature_map.json")
     return out
+
+
+def column(name: str) -> str:
+    """A column's name in FuxiCTR's files."""
+    return name if name == LABEL else f"f_{name}"
 
 
 def longest_bags(splits: dict[str, dict]) -> dict[str, int]:
@@ -61,6 +68,6 @@ def feature_map(schema: dict, widths: dict[str, int], *, dataset_id: str, poolin
                 "max_len": widths[field["name"]],
                 "feature_encoder": encoder,
             }
-        features.append({field["name"]: spec})
-    features += [{field["name"]: {"source": "", "type": "numeric"}} for field in schema["numeric"]]
-    return {"dataset_id": dataset_id, "labels": ["label"], "num_fields": len(features), "features": features}
+        features.append({column(field["name"]): spec})
+    features += [{column(field["name"]): {"source": "", "type": "numeric"}} for field in schema["numeric"]]
+    return {"dataset_id": dataset_id, "labels": [LABEL], "num_fields": len(features), "features": features}

@@ -12,7 +12,6 @@ from embank.compression import METHODS, build_table
 from embank.tables import (
     BudgetError,
     ConfigError,
-    IdRangeError,
     RowOptimizer,
     RowTier,
     TableCollection,
@@ -28,9 +27,19 @@ EXACT_FLOOR = {"full"}
 """Methods that reach no budget below 1."""
 
 
-def spec(method: str, *, name: str = "t", features: tuple[str, ...] = ("a",), pooling: str = "sum", plain: bool = False) -> TableSpec:
+def spec(
+    method: str, *, name: str = "t", features: tuple[str, ...] = ("a",), pooling: str = "sum", plain: bool = False
+) -> TableSpec:
     budget = None if plain or method in EXACT_FLOOR else BUDGET
-    return TableSpec(name=name, num_embeddings=NUM, embedding_dim=DIM, feature_names=features, pooling=pooling, method=method, budget=budget)
+    return TableSpec(
+        name=name,
+        num_embeddings=NUM,
+        embedding_dim=DIM,
+        feature_names=features,
+        pooling=pooling,
+        method=method,
+        budget=budget,
+    )
 
 
 def logical_table(tables: TableCollection, feature: str = "a") -> torch.Tensor:
@@ -66,7 +75,8 @@ class TestMethod:
     def test_backends_agree_in_value_and_after_ten_steps(self, method: str) -> None:
         for optimizer in ("sgd", "adagrad", "rowwise_adagrad"):
             pair = [
-                TableCollection([spec(method)], backend=b, optimizer=RowOptimizer(name=optimizer, lr=0.05)) for b in ("fbgemm", "torch")
+                TableCollection([spec(method)], backend=b, optimizer=RowOptimizer(name=optimizer, lr=0.05))
+                for b in ("fbgemm", "torch")
             ]
             torch.testing.assert_close(logical_table(pair[0]), logical_table(pair[1]))
             for tables in pair:
@@ -166,7 +176,9 @@ class TestMethod:
         check()
 
     def test_options_of_another_method_are_refused(self, method: str) -> None:
-        wrong = TableSpec(name="t", num_embeddings=5, embedding_dim=4, feature_names=["a"], method=method, options=object())
+        wrong = TableSpec(
+            name="t", num_embeddings=5, embedding_dim=4, feature_names=["a"], method=method, options=object()
+        )
         with pytest.raises(ConfigError, match=f"has method '{method}' but options of type object"):
             method_class(method)(wrong)
 

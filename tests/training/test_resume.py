@@ -44,7 +44,9 @@ class StopAt:
 @pytest.mark.parametrize("step", [4, 10, 17])
 def test_signals_save_and_resuming_ends_the_same(data: Path, tmp_path: Path, step: int, number: int) -> None:
     whole = train(data, tmp_path / "whole")
-    with pytest.raises(InterruptedRunError, match=rf"stopped after step {step} of 30, which is saved; go on .* --resume"):
+    with pytest.raises(
+        InterruptedRunError, match=rf"stopped after step {step} of 30, which is saved; go on .* --resume"
+    ):
         Trainer(config(data), tmp_path / "run", reporter=StopAt(step, number)).train()
     assert timeless(train(data, tmp_path / "run", resume=True)) == timeless(whole)
     records = [RunFolder(tmp_path / name).read_metrics() for name in ("whole", "run")]
@@ -53,15 +55,30 @@ def test_signals_save_and_resuming_ends_the_same(data: Path, tmp_path: Path, ste
 
 @pytest.mark.parametrize(
     "rows_and_optimizer",
-    [("fbgemm", "device", "adagrad"), ("torch", "device", "adam"), ("fbgemm", "disk", "rowwise_adagrad"), ("torch", "disk", "adam")],
+    [
+        ("fbgemm", "device", "adagrad"),
+        ("torch", "device", "adam"),
+        ("fbgemm", "disk", "rowwise_adagrad"),
+        ("torch", "disk", "adam"),
+    ],
     ids="-".join,
 )
 @pytest.mark.parametrize("dense", ["adam", "adagrad", "sgd"])
-def test_every_optimizer_and_tier_resumes(data: Path, tmp_path: Path, rows_and_optimizer: tuple[str, str, str], dense: str) -> None:
+def test_every_optimizer_and_tier_resumes(
+    data: Path, tmp_path: Path, rows_and_optimizer: tuple[str, str, str], dense: str
+) -> None:
     backend, tier, optimizer = rows_and_optimizer
     sections = {
         "rows": {"backend": backend, "tier": tier},
-        "train": {**FREQUENT, "epochs": 2, "table_optimizer": optimizer, "optimizer": dense, "decay": "cosine", "warmup_steps": 5, "embedding_l2": 1e-4},
+        "train": {
+            **FREQUENT,
+            "epochs": 2,
+            "table_optimizer": optimizer,
+            "optimizer": dense,
+            "decay": "cosine",
+            "warmup_steps": 5,
+            "embedding_l2": 1e-4,
+        },
     }
     whole = train(data, tmp_path / "whole", **sections)
     with pytest.raises(InterruptedRunError):

@@ -109,7 +109,10 @@ def test_evaluation_every_few_steps(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_backends_reach_the_same_result(data: Path, tmp_path: Path, precision: str) -> None:
-    results = [train(data, tmp_path / b, rows={"backend": b}, train={"epochs": 2, "precision": precision}) for b in ("fbgemm", "torch")]
+    results = [
+        train(data, tmp_path / b, rows={"backend": b}, train={"epochs": 2, "precision": precision})
+        for b in ("fbgemm", "torch")
+    ]
     assert results[0]["auc"] == pytest.approx(results[1]["auc"], abs=2e-3)
     assert results[0]["logloss"] == pytest.approx(results[1]["logloss"], abs=2e-4)
 
@@ -118,7 +121,9 @@ def test_a_missing_class_is_said_and_training_goes_on(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     for name in ("valid", "test"):
         for part in (data / name).iterdir():
-            zeros = lambda t: t.set_column(t.schema.get_field_index("label"), "label", pa.array([0] * t.num_rows, pa.int8()))  # noqa: E731
+            zeros = lambda t: t.set_column(
+                t.schema.get_field_index("label"), "label", pa.array([0] * t.num_rows, pa.int8())
+            )
             edit_part(part, zeros)
     result = train(data, tmp_path / "run", train={"epochs": 1})
     assert result["auc"] is None
@@ -145,7 +150,9 @@ def test_nan_in_a_numeric_column(tmp_path: Path) -> None:
 def test_ids_out_of_range_of_the_vocabulary(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     part = sorted((data / "train").iterdir())[0]
-    edit_part(part, lambda t: t.set_column(t.schema.get_field_index("user"), "user", pa.array([50] * t.num_rows, pa.int32())))
+    edit_part(
+        part, lambda t: t.set_column(t.schema.get_field_index("user"), "user", pa.array([50] * t.num_rows, pa.int32()))
+    )
     with pytest.raises((DataError, IdRangeError), match=r"user.*50|50.*user"):
         train(data, tmp_path / "run")
 

@@ -1,11 +1,26 @@
-"""Embedding tables: specs, collections, row storage, the method registry."""
+"""Embedding tables: specs, collections, row storage, the method registry, vocabularies.
 
-from embank.tables.addressed import Addressed
-from embank.tables.collection import IdRangeError, TableCollection
-from embank.tables.errors import BudgetError, CheckpointError, ConfigError, DataError, EmbankError, WorkError
-from embank.tables.method import Method, PackedTable, build_method, method_class, register_method, registered_methods
-from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowStore, RowTier
-from embank.tables.specs import PhysicalTable, RowInit, TableSpec, default_init
+Names are imported when they are first used: errors and vocabularies, which preparing data needs, do without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from embank.tables.addressed import Addressed
+    from embank.tables.collection import IdRangeError, TableCollection
+    from embank.tables.errors import BudgetError, CheckpointError, ConfigError, DataError, EmbankError, WorkError
+    from embank.tables.method import (
+        Method,
+        PackedTable,
+        build_method,
+        method_class,
+        register_method,
+        registered_methods,
+    )
+    from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowStore, RowTier
+    from embank.tables.specs import PhysicalTable, RowInit, TableSpec, default_init
+    from embank.tables.vocabulary import Vocabulary
 
 __all__ = [
     "ROW_OPTIMIZERS",
@@ -25,6 +40,7 @@ __all__ = [
     "RowTier",
     "TableCollection",
     "TableSpec",
+    "Vocabulary",
     "WorkError",
     "build_method",
     "default_init",
@@ -32,3 +48,19 @@ __all__ = [
     "register_method",
     "registered_methods",
 ]
+
+_MODULES = ("errors", "specs", "method", "rows", "addressed", "collection", "vocabulary")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            found = vars(import_module(f"embank.tables.{module}")).get(name)
+            if found is not None:
+                globals()[name] = found
+                return found
+    raise AttributeError(f"module 'embank.tables' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -108,7 +108,9 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
     for name, expected in checksums.items():
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"checkpoint '{folder}' lacks '{name}'; restore it or resume from an earlier checkpoint")
+            raise CheckpointError(
+                f"checkpoint '{folder}' lacks '{name}'; restore it or resume from an earlier checkpoint"
+            )
         size = path.stat().st_size
         if size != expected["nbytes"]:
             raise CheckpointError(
@@ -131,7 +133,9 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def load_checkpoint(folder: Path, *, tables: TableCollection, optimizer: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_checkpoint(
+    folder: Path, *, tables: TableCollection, optimizer: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Loads rows in place, after checking the whole checkpoint.
 
     Args:

@@ -125,7 +125,14 @@ class TableCollection(nn.Module):
             places = list(tables)
             for feature in method.spec.feature_names:
                 own = [places.index(method.physical[i].name) for i in method.lookups]
-                uses.append(_Use(method, feature, self._key(method.spec, feature), (*range(len(lookups), len(lookups) + len(own)),)))
+                uses.append(
+                    _Use(
+                        method,
+                        feature,
+                        self._key(method.spec, feature),
+                        (*range(len(lookups), len(lookups) + len(own)),),
+                    )
+                )
                 lookups += own
         if not methods:
             return None, uses
@@ -229,7 +236,9 @@ class TableCollection(nn.Module):
         if self.pooled_rows is None:
             return {}
         assert addressed.pooled is not None
-        rows = self.pooled_rows(addressed.pooled.values(), addressed.pooled.offsets()).split(self.pooled_rows.dims, dim=1)
+        rows = self.pooled_rows(addressed.pooled.values(), addressed.pooled.offsets()).split(
+            self.pooled_rows.dims, dim=1
+        )
         outputs = {}
         for use in self.pooled_uses:
             out = use.method.combine(tuple(rows[k] for k in use.positions))
@@ -242,7 +251,9 @@ class TableCollection(nn.Module):
         if self.per_id_rows is None:
             return {}
         assert addressed.per_id is not None
-        rows = self.per_id_rows(addressed.per_id.values(), addressed.per_id.offsets()).split(self.per_id_rows.dims, dim=1)
+        rows = self.per_id_rows(addressed.per_id.values(), addressed.per_id.offsets()).split(
+            self.per_id_rows.dims, dim=1
+        )
         outputs = {}
         for use in self.per_id_uses:
             offsets = addressed.bags[use.key]

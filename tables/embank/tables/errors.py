@@ -4,7 +4,6 @@ The command line prints them without a traceback and ends with their exit code: 
 Anything else is a defect of ours or of the machine, and ends with exit code 1 as well.
 """
 
-
 from typing import ClassVar
 
 

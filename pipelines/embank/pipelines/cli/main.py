@@ -1,7 +1,6 @@
 """The commands. Each imports what it needs when it runs, so that `--help` is quick."""
 
 import contextlib
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -33,9 +32,7 @@ app.add_typer(data_app, name="data")
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' log messages.")] = False,
 ) -> None:
-    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR)
-    for name in ("torch", "torchrec", "fbgemm_gpu"):
-        logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)
+    show.quiet_libraries(debug=debug)
 
 
 @data_app.command("list")
@@ -104,7 +101,9 @@ def prepare(
     format: Annotated[str, typer.Option(help="criteo, avazu, kdd12, movielens, csv, tsv or parquet.")],
     input: Annotated[list[Path], typer.Option(help="A raw file; repeat for several, in time order.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
-    config: Annotated[Path | None, typer.Option(help="YAML: columns, label rule, split. Needed for csv, tsv, parquet.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML: columns, label rule, split. Needed for csv, tsv, parquet.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
 ) -> None:
     """Turn raw logs into training data: Parquet with bounded row groups, vocabularies, counts.

@@ -1,6 +1,7 @@
 """What the command line prints: tables, bars, messages. The only place that prints."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,13 @@ if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def quiet_libraries(*, debug: bool = False) -> None:
+    """Leaves the libraries' log messages out, which are for their developers."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR)
+    for name in ("torch", "torch.fx._symbolic_trace", "torchrec", "fbgemm_gpu"):
+        logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)
 
 
 def error(message: str) -> None:
@@ -110,9 +118,15 @@ def result(run: Path, values: Mapping[str, Any]) -> None:
     rows = [
         ["test AUC", number(values["auc"], 5)],
         ["test log loss", number(values["logloss"], 5)],
-        ["serving bytes", f"{values['serving_bytes']:,} ({human(values['serving_bytes'])}, {values['serving_ratio']:.4f} of the plain tables)"],
+        [
+            "serving bytes",
+            f"{values['serving_bytes']:,} ({human(values['serving_bytes'])}, {values['serving_ratio']:.4f} of the plain tables)",
+        ],
         ["training bytes", f"{values['training_bytes']:,} ({human(values['training_bytes'])})"],
-        ["training speed", f"{values['samples_per_s']:,.0f} samples/s, {values['loader_share']:.1%} of it waiting for data"],
+        [
+            "training speed",
+            f"{values['samples_per_s']:,.0f} samples/s, {values['loader_share']:.1%} of it waiting for data",
+        ],
         ["best step", f"{values['best_step']:,} of {values['num_steps']:,}"],
     ]
     if values.get("gauc") is not None:
@@ -186,7 +200,8 @@ def prepared(folder: Path, schema: "Schema") -> None:
 
 def datasets(known: "Sequence[Dataset]") -> None:
     """What `embank data get` can fetch."""
-    table(["name", "what"], [[dataset.name, dataset.summary] for dataset in known], left=2)
+    for dataset in known:
+        out.print(f"{dataset.name:<16} {dataset.summary}", markup=False)
 
 
 def fetched(found: "Fetched") -> None:

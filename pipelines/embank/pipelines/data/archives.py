@@ -22,7 +22,7 @@ def read_members(source: Path, members: Mapping[str, tuple[str, ...]]) -> dict[s
         DataError: there is no such archive, it is damaged, or a file is not in it.
     """
     if not source.exists():
-        raise DataError(f"there is no file or folder {source}. Check --source.")
+        raise DataError(f"there is no file or folder {source}. Check --from.")
     try:
         with ExitStack() as stack:
             names, read = _open(source, stack)
@@ -41,7 +41,7 @@ def _open(source: Path, stack: ExitStack) -> tuple[list[str], Callable[[str], by
     if tarfile.is_tarfile(source):
         tar = stack.enter_context(tarfile.TarFile.open(source))
         return tar.getnames(), lambda name: _read_tar(tar, name)
-    raise DataError(f"{source} is no wheel, zip or tar file, and no folder. Give one of these with --source.")
+    raise DataError(f"{source} is no wheel, zip or tar file, and no folder. Give one of these with --from.")
 
 
 def _read_tar(tar: tarfile.TarFile, name: str) -> bytes:
@@ -56,4 +56,4 @@ def _find(source: Path, names: Sequence[str], endings: tuple[str, ...]) -> str:
         for name in names:
             if name == ending or name.endswith("/" + ending):
                 return name
-    raise DataError(f"{source} holds no {endings[0]}, so it is not the expected package. Check --source.")
+    raise DataError(f"{source} holds no {endings[0]}, so it is not the expected package. Check --from.")

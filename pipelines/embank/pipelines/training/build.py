@@ -10,7 +10,7 @@ import torch
 from embank.ctr_models import MODELS, CTRModel, Inputs, build_model
 from embank.pipelines.data.schema import VOCAB_FOLDER, CategoricalField, Schema
 from embank.pipelines.data.suggest import did_you_mean
-from embank.pipelines.training.config import Config, TableConfig
+from embank.pipelines.training.config import Config
 from embank.tables import BudgetError, ConfigError, RowOptimizer, RowTier, TableCollection, TableSpec
 
 FIRST_ORDER = "first_order"
@@ -32,13 +32,12 @@ def table_specs(config: Config, schema: Schema) -> list[TableSpec]:
                 f"'tables.overrides.{feature}' names a feature that '{config.data.path}' lacks.{did_you_mean(feature, schema.feature_names)}"
             )
     network = MODELS[config.model["name"]]
+    fields = schema.categorical
     specs = []
-    for field in schema.categorical:
-        if network.embeddings:
-            specs.append(_spec(config, field, name=field.name, dim=config.tables.of(field.name).dim))
-    for field in schema.categorical:
-        if network.first_order:
-            specs.append(_spec(config, field, name=f"{FIRST_ORDER}/{field.name}", dim=1))
+    if network.embeddings:
+        specs += [_spec(config, field, name=field.name, dim=config.tables.of(field.name).dim) for field in fields]
+    if network.first_order:
+        specs += [_spec(config, field, name=f"{FIRST_ORDER}/{field.name}", dim=1) for field in fields]
     return _share_budget(config, specs)
 
 

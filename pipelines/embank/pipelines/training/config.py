@@ -90,10 +90,11 @@ class TrainConfig:
         weight_decay: of the dense parameters; decoupled (AdamW) for adam, added to the gradient for sgd and adagrad.
         table_optimizer: of the rows; adam needs `rows.backend: torch`.
         table_lr: peak learning rate of the rows.
-        embedding_l2: adds embedding_l2 / 2 * sum of squares of the embeddings that a batch looked up to the loss. For an id
-            that occurs once per batch this is the gradient of an L2 penalty on the whole table.
+        embedding_l2: adds embedding_l2 / 2 * (sum of squares of all rows) to the loss of each step, spread over the lookups:
+            see `embank.pipelines.training.penalty`.
         warmup_steps: steps in which both learning rates rise linearly from 0.
-        decay: shape of both learning rates after the warm-up, to 0 at the end of the last epoch.
+        decay: of both learning rates after the warm-up. linear and cosine go to 0 at the end of the last epoch; plateau
+            divides them by 10 after each evaluation without improvement.
         seed: of initial values, shuffling and dropout.
         patience: evaluations without improvement on validation before training stops; None trains all epochs.
         monitor: what is improved on validation.
@@ -116,7 +117,7 @@ class TrainConfig:
     table_lr: float = 0.02
     embedding_l2: float = 0.0
     warmup_steps: int = 0
-    decay: Literal["none", "linear", "cosine"] = "none"
+    decay: Literal["none", "linear", "cosine", "plateau"] = "none"
     seed: int = 0
     patience: int | None = None
     monitor: Literal["auc", "logloss"] = "auc"
@@ -310,7 +311,9 @@ def _first_problem(error: ValidationError, path: str) -> str:
 
 def _model(raw: Any) -> dict[str, Any]:
     if not isinstance(raw, Mapping) or "name" not in raw:
-        raise ConfigError(f"'model' needs a name, for example model: {{name: deepfm}}; known models: {', '.join(MODELS)}")
+        raise ConfigError(
+            f"'model' needs a name, for example model: {{name: deepfm}}; known models: {', '.join(MODELS)}"
+        )
     hyper = _numbers({key: value for key, value in raw.items() if key != "name"})
     return {"name": str(raw["name"]), **asdict(build_config(str(raw["name"]), hyper))}
 

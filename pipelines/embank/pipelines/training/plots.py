@@ -36,7 +36,14 @@ def plot_learning_curves(records: Sequence[Mapping[str, Any]], path: Path, *, ti
     left.plot(steps, [r["logloss"] for r in valid], "o-", color=_COLORS[0], markersize=4, label="validation")
     left.set(xlabel="step", ylabel="log loss")
     scored = [r for r in valid if r["auc"] is not None]
-    right.plot([r["step"] for r in scored], [r["auc"] for r in scored], "o-", color=_COLORS[0], markersize=4, label="validation")
+    right.plot(
+        [r["step"] for r in scored],
+        [r["auc"] for r in scored],
+        "o-",
+        color=_COLORS[0],
+        markersize=4,
+        label="validation",
+    )
     right.set(xlabel="step", ylabel="AUC")
     for record in test:
         left.plot(record["step"], record["logloss"], "*", color=_COLORS[1], markersize=12, label="test (chosen step)")
@@ -86,7 +93,7 @@ def plot_auc_against_bytes(results: Sequence[Mapping[str, Any]], path: Path, *, 
             capsize=3,
             label=method,
         )
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     axes.set(xlabel="serving bytes of all tables (log scale)", ylabel="test AUC", title=title)

@@ -53,9 +53,18 @@ class RunFolder:
             raise ConfigError(
                 f"'{self.path}' already holds a run; continue it with --resume, or choose another --out (nothing was changed)"
             )
-        own = {"checkpoints", "plots", "rows", self.environment.name, f".{self.environment.name}.tmp", f".{self.config.name}.tmp"}
+        own = {
+            "checkpoints",
+            "plots",
+            "rows",
+            self.environment.name,
+            f".{self.environment.name}.tmp",
+            f".{self.config.name}.tmp",
+        }
         if self.path.is_dir() and any(entry.name not in own for entry in self.path.iterdir()):
-            raise ConfigError(f"'{self.path}' is not empty and holds no run; choose another --out (nothing was changed)")
+            raise ConfigError(
+                f"'{self.path}' is not empty and holds no run; choose another --out (nothing was changed)"
+            )
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.plots.mkdir(exist_ok=True)
         write_atomic(self.environment, json.dumps(_environment(fingerprint), indent=1))
@@ -68,7 +77,9 @@ class RunFolder:
             CheckpointError: no run lives here.
         """
         if not self.is_run:
-            raise CheckpointError(f"'{self.path}' holds no run (no config.yaml); give the folder that `embank train --out` wrote")
+            raise CheckpointError(
+                f"'{self.path}' holds no run (no config.yaml); give the folder that `embank train --out` wrote"
+            )
         loaded = yaml.safe_load(self.config.read_text())
         assert isinstance(loaded, dict)
         return loaded
@@ -145,7 +156,9 @@ class RunFolder:
         try:
             result = json.loads(self.result.read_text())
         except ValueError as error:
-            raise CheckpointError(f"'{self.result}' is damaged ({error}); remove it and resume the run to make it again") from error
+            raise CheckpointError(
+                f"'{self.result}' is damaged ({error}); remove it and resume the run to make it again"
+            ) from error
         assert isinstance(result, dict)
         return result
 
@@ -200,7 +213,9 @@ def _git_commit() -> str | None:
     """Commit of the checkout that embank runs from; None for an installed package."""
     here = Path(__file__).parent
     try:
-        done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -39,6 +39,7 @@ class Progress:
         best_step: step of the best evaluation on validation, None before the first.
         best_value: of the monitored metric there.
         num_worse: evaluations since then.
+        num_plateaus: evaluations without improvement in the whole run.
         evaluated_step: step of the last evaluation.
         loss_sum, loss_rows: training log loss and rows since the last evaluation.
         rows: trained in all.
@@ -53,6 +54,7 @@ class Progress:
     best_step: int | None = None
     best_value: float | None = None
     num_worse: int = 0
+    num_plateaus: int = 0
     evaluated_step: int = -1
     loss_sum: float = 0.0
     loss_rows: int = 0
@@ -132,6 +134,8 @@ class Trainer:
         assert isinstance(self.model.tables, TableCollection)
         self.tables = self.model.tables
         data, train = self.config.data, self.config.train
+        num_rows = self.schema.split("train").num_rows
+        self.stepper = Stepper(self.model, config=train, batch_size=data.batch_size, num_rows=num_rows)
         self.loader = Loader(
             data.path,
             "train",
@@ -139,11 +143,10 @@ class Trainer:
             shuffle=data.shuffle,
             seed=train.seed,
             buffer_rows=data.buffer_rows,
-            address=self.tables.address,
+            address=self.stepper.address,
             prefetch=data.prefetch,
         )
         self.num_steps = self.loader.num_batches * train.epochs
-        self.stepper = Stepper(self.model, config=train, batch_size=data.batch_size, num_steps=self.num_steps)
         self.progress = Progress()
         self.saved_at = time.monotonic()
 
@@ -167,7 +170,7 @@ class Trainer:
         batches = self.loader.epoch(progress.epoch, start=progress.position)
         begun, waited = time.monotonic(), self.loader.seconds_waited
         for batch in batches:
-            loss = self.stepper(batch, step=progress.step)
+            loss = self.stepper(batch, step=progress.step, num_plateaus=progress.num_plateaus)
             now = time.monotonic()
             num_rows = batch.labels.numel()
             progress.step, progress.position = progress.step + 1, batch.position
@@ -232,10 +235,12 @@ class Trainer:
             value, monitor = record["logloss"], "logloss"
         else:
             monitor = train.monitor
-        if progress.best_value is None or (value > progress.best_value if monitor == "auc" else value < progress.best_value):
+        if progress.best_value is None or (
+            value > progress.best_value if monitor == "auc" else value < progress.best_value
+        ):
             progress.best_value, progress.best_step, progress.num_worse = value, progress.step, 0
             return
-        progress.num_worse += 1
+        progress.num_worse, progress.num_plateaus = progress.num_worse + 1, progress.num_plateaus + 1
         progress.is_done = train.patience is not None and progress.num_worse >= train.patience
 
     def _save(self) -> None:
@@ -243,7 +248,9 @@ class Trainer:
         progress = self.progress
         for name, parameter in self.model.network.named_parameters():
             if not bool(parameter.isfinite().all()):
-                raise WorkError(f"the network's parameter '{name}' is not finite after step {progress.step}; lower train.lr")
+                raise WorkError(
+                    f"the network's parameter '{name}' is not finite after step {progress.step}; lower train.lr"
+                )
         for rows in self.tables.row_stores():
             rows.flush()
         folder = self.run.checkpoint(progress.step)

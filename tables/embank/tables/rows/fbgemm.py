@@ -5,7 +5,8 @@ padded with zeros, which stay zero, and sliced off. Row-wise Adagrad averages ov
 ratios of real to padded width therefore get kernels of their own (see `rowwise_scale`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -49,7 +50,7 @@ class _Kernel(nn.Module):
         self.widths = [padded_dim(t.embedding_dim) for t in self.tables]
         self.rowwise = optimizer.name == "rowwise_adagrad"
         self.scale = rowwise_scale(self.tables[0].embedding_dim) if self.rowwise else 1.0
-        self.files = []
+        self.files: list[Path] = []
         self.flat = {"weights": self._allocate("weights", self._num_weights(), tier, label)}
         if optimizer.name != "sgd":
             size = sum(t.num_embeddings for t in self.tables) if self.rowwise else self._num_weights()
@@ -177,6 +178,11 @@ class FbgemmRows(RowStore):
             groups.setdefault(key, []).append(index)
         return list(groups.values())
 
+    def _kernels(self) -> Iterator[_Kernel]:
+        for kernel in self.kernels:
+            assert isinstance(kernel, _Kernel)
+            yield kernel
+
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
         if len(self.kernels) == 1:
             result: Tensor = self.kernels[0](indices, offsets)
@@ -191,7 +197,7 @@ class FbgemmRows(RowStore):
 
     def _reordered(self, joined: Tensor) -> Tensor:
         assert self.reorder is not None
-        parts = joined.split([self.dims[k] for k in self.reorder], dim=1)
+        parts = torch.split(joined, [self.dims[k] for k in self.reorder], dim=1)
         by_lookup = dict(zip(self.reorder, parts, strict=True))
         return torch.cat([by_lookup[k] for k in range(len(parts))], dim=1)
 
@@ -199,30 +205,28 @@ class FbgemmRows(RowStore):
         """Nothing: the backward pass has updated the rows."""
 
     def set_lr(self, lr: float) -> None:
-        for kernel in self.kernels:
+        for kernel in self._kernels():
             kernel.tbe.set_learning_rate(lr * kernel.scale)
 
     def load_step(self, step: int) -> None:
         """Nothing: none of these optimizers counts steps."""
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: view for kernel in self.kernels for name, view in kernel.weights().items()}
+        return {name: view for kernel in self._kernels() for name, view in kernel.weights().items()}
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        return {name: state for kernel in self.kernels for name, state in kernel.optimizer_state().items()}
+        return {name: state for kernel in self._kernels() for name, state in kernel.optimizer_state().items()}
 
     def flush(self) -> None:
-        for kernel in self.kernels:
+        for kernel in self._kernels():
             for path in kernel.files:
                 sync_file(path)
 
     def held_tensors(self) -> list[Tensor]:
-        return [tensor for kernel in self.kernels for tensor in kernel.flat.values()]
+        return [tensor for kernel in self._kernels() for tensor in kernel.flat.values()]
 
 
-def select_lookups(
-    indices: Tensor, offsets: Tensor, positions: Sequence[int], num_bags: int
-) -> tuple[Tensor, Tensor]:
+def select_lookups(indices: Tensor, offsets: Tensor, positions: Sequence[int], num_bags: int) -> tuple[Tensor, Tensor]:
     """The part of (indices, offsets) that belongs to some lookups; a view of the indices where they are neighbours."""
     first, last = positions[0], positions[-1]
     if list(positions) == list(range(first, last + 1)):
