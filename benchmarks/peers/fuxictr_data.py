@@ -7,6 +7,7 @@ and one named `type` would hide a method of torch.
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +18,23 @@ LABEL = "label"
 
 
 def convert(folder: Path, cache: Path, *, pooling: str) -> Path:
-    """Writes `cache/<fingerprint>-<pooling>/` unless it is there; returns it."""
+    """Writes `cache/<fingerprint>-<rows>-<pooling>/` unless it is there; returns it."""
     schema = prepared.schema(folder)
     out = cache / f"{schema['fingerprint'][:16]}-{sum(s['num_rows'] for s in schema['splits'])}-{pooling}"
-    if (out / "feature_map.json").exists():
+    if out.exists():
         return out
-    out.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f"{out.name}.{os.getpid()}")
+    unfinished.mkdir(parents=True)
     splits = {name: prepared.columns(folder, name) for name in SPLITS}
     widths = longest_bags(splits)
     for name, data in splits.items():
-        np.savez(out / f"{name}.npz", **{column(key): flat(v, widths.get(key)) for key, v in data.items()})
+        np.savez(unfinished / f"{name}.npz", **{column(key): flat(v, widths.get(key)) for key, v in data.items()})
     description = feature_map(schema, widths, dataset_id=out.name, pooling=pooling)
-    unfinished = out / f"feature_map.json.{os.getpid()}"
-    unfinished.write_text(json.dumps(description, indent=1))
-    unfinished.rename(out / "feature_map.json")
+    (unfinished / "feature_map.json").write_text(json.dumps(description, indent=1))
+    try:
+        unfinished.rename(out)
+    except OSError:  # another process was first, with the same content
+        shutil.rmtree(unfinished)
     return out
 
 

@@ -23,6 +23,9 @@ from embank.pipelines.training.tensorboard import TensorBoard
 from embank.tables import CheckpointError, DataError, TableCollection, WorkError
 from embank.tables.checkpoint import load_checkpoint, save_checkpoint
 
+WARMUP_STEPS = 3
+"""First steps of a process that the speed leaves out: memory is touched for the first time, networks are compiled."""
+
 
 class InterruptedRunError(WorkError):
     """A signal stopped the run; it was saved and can be resumed."""
@@ -42,8 +45,8 @@ class Progress:
         num_plateaus: evaluations without improvement in the whole run.
         evaluated_step: step of the last evaluation.
         loss_sum, loss_rows: training log loss and rows since the last evaluation.
-        rows: trained in all.
-        seconds: spent in training steps in all, waiting for the loader included, evaluations and checkpoints not.
+        rows: trained in all, without the first steps of each process (see `WARMUP_STEPS`).
+        seconds: spent on them, waiting for the loader included, evaluations and checkpoints not.
         seconds_waiting: of them, waiting for the loader.
         is_done: nothing is left to train.
     """
@@ -62,6 +65,11 @@ class Progress:
     seconds: float = 0.0
     seconds_waiting: float = 0.0
     is_done: bool = False
+
+    @property
+    def samples_per_s(self) -> float:
+        """Training speed; 0 before anything was timed."""
+        return self.rows / self.seconds if self.seconds else 0.0
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Progress":
@@ -147,7 +155,7 @@ class Trainer:
             prefetch=data.prefetch,
         )
         self.num_steps = self.loader.num_batches * train.epochs
-        self.progress = Progress()
+        self.progress, self.num_steps_here = Progress(), 0
         self.saved_at = time.monotonic()
 
     def _train(self, stop: StopRequest) -> None:
@@ -175,12 +183,14 @@ class Trainer:
             num_rows = batch.labels.numel()
             progress.step, progress.position = progress.step + 1, batch.position
             progress.loss_sum, progress.loss_rows = progress.loss_sum + loss * num_rows, progress.loss_rows + num_rows
-            progress.rows, progress.seconds = progress.rows + num_rows, progress.seconds + now - begun
-            progress.seconds_waiting += self.loader.seconds_waited - waited
+            self.num_steps_here += 1
+            if self.num_steps_here > WARMUP_STEPS:
+                progress.rows, progress.seconds = progress.rows + num_rows, progress.seconds + now - begun
+                progress.seconds_waiting += self.loader.seconds_waited - waited
             self.reporter.advance(
                 step=progress.step,
                 loss=progress.loss_sum / progress.loss_rows,
-                samples_per_s=progress.rows / progress.seconds,
+                samples_per_s=progress.samples_per_s,
             )
             if train.eval_every is not None and progress.step % train.eval_every == 0:
                 self._evaluate()
@@ -306,7 +316,7 @@ class Trainer:
             "training_bytes": self.tables.nbytes("training"),
             "plain_bytes": plain,
             "serving_ratio": serving / plain,
-            "samples_per_s": progress.rows / max(progress.seconds, 1e-9),
+            "samples_per_s": progress.samples_per_s,
             "loader_share": progress.seconds_waiting / max(progress.seconds, 1e-9),
             "train_seconds": progress.seconds,
             "seed": config.train.seed,

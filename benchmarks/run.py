@@ -1,0 +1,35 @@
+"""The benchmark suite at a size that finishes in minutes: `make bench`. Each part runs alone as well, at full size.
+
+Run: python benchmarks/run.py [--full]
+Writes JSON under benchmarks/results/. Peers (FuxiCTR) have an environment of their own and are started by hand, see
+benchmarks/peers/README.md.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SPEED = ["--contestants", "embank", "embank-compiled-bf16", "torchrec", "--repeats", "3"]
+
+
+def main() -> None:
+    """One part after the other; the first that fails ends it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="the sizes of the published figures")
+    full = parser.parse_args().full
+    rows = 10_000_000 if full else 1_000_000
+    tables = ["1000000", "10000000"] if full else ["1000000"]
+    tables = ["1000000", "10000000"] if full else ["1000000"]
+    parts = [
+        ["prepare_criteo.py", "--rows", str(rows), "--work", "runs/bench"],
+        ["peers/dlrm_speed.py", "--rows", *tables, "--steps", "150" if full else "60", *SPEED],
+    ]
+    for part in parts:
+        print(f"\n== {' '.join(part)}", flush=True)
+        subprocess.run([sys.executable, str(HERE / part[0]), *part[1:]], check=True)
+
+
+if __name__ == "__main__":
+    main()
