@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from embank.pipelines.cli import show
+from embank.pipelines.cli.main import messages
 from embank.pipelines.data.catalog import get_dataset
 from embank.pipelines.data.prepare import prepare_from_cli
 from embank.pipelines.training.config import load_config
@@ -90,4 +91,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with messages(debug="--debug" in sys.argv):
+        main()

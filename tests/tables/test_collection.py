@@ -268,9 +268,12 @@ def test_missing_feature_and_weights_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_embeddings": 0}, "num_embeddings 0; it must be at least 1"),
+        ({"num_embeddings": 0}, "num_embeddings 0; it must be a whole number of at least 1"),
         ({"embedding_dim": 0}, "embedding_dim 0"),
         ({"feature_names": []}, "has no feature_names"),
+        ({"feature_names": "ab"}, r"give a list, \['ab'\]"),
+        ({"feature_names": ["a", "a"]}, "names a feature twice"),
+        ({"num_embeddings": 2.5}, "num_embeddings 2.5; it must be a whole number"),
         ({"pooling": "max"}, "pooling 'max'; use 'sum' or 'mean'"),
         ({"budget": 0.0}, r"lies in \(0, 1\]"),
         ({"counts": torch.ones(3)}, "counts of shape"),
@@ -279,6 +282,17 @@ def test_missing_feature_and_weights_are_refused() -> None:
 def test_bad_specs(change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TableSpec(**{"name": "t", "num_embeddings": 5, "embedding_dim": 4, "feature_names": ["a"], **change})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_narrow_ids_are_the_same_ids(backend: str) -> None:
+    tables = TableCollection(mixed_specs(), backend=backend)
+    kjt = random_kjt(SIZES, batch_size=5, seed=2)
+    narrow = KeyedJaggedTensor(keys=kjt.keys(), values=kjt.values().int(), lengths=kjt.lengths())
+    assert torch.equal(tables(kjt).values(), tables(narrow).values())
+    floats = KeyedJaggedTensor(keys=kjt.keys(), values=kjt.values().float(), lengths=kjt.lengths())
+    with pytest.raises(DataError, match="ids are torch.float32; they must be integers"):
+        tables(floats)
 
 
 def test_bad_collections() -> None:

@@ -101,7 +101,7 @@ def test_a_default_budget_is_kept_by_all_tables_together(tmp_path: Path) -> None
     data = write_data(tmp_path / "data", single={"user": 5000, "item": 20}, bags={"genre": 3000})
     schema = Schema.load(data)
     config = parse_config(raw_config(data, tables={"dim": 8, "method": "hash", "budget": 0.1}))
-    specs = {spec.name: spec for spec in table_specs(config, schema)}
+    specs = {spec.name: spec for spec in table_specs(config, schema, data=data)}
     assert (specs["item"].method, specs["user"].method) == ("full", "hash")
     assert specs["first_order/user"].embedding_dim == 1
     from embank.tables import TableCollection
@@ -111,9 +111,14 @@ def test_a_default_budget_is_kept_by_all_tables_together(tmp_path: Path) -> None
     assert tables.nbytes("serving") > 0.099 * tables.plain_nbytes
     small = parse_config(raw_config(data, tables={"dim": 8, "method": "hash", "budget": 0.002}))
     with pytest.raises(BudgetError, match="the tables of fewer than 100 ids alone are"):
-        table_specs(small, schema)
+        table_specs(small, schema, data=data)
+    all_small = parse_config(
+        raw_config(data, tables={"dim": 8, "method": "hash", "budget": 0.5, "plain_below": 10_000})
+    )
+    with pytest.raises(BudgetError, match="alone are 1.0000 of all bytes"):
+        table_specs(all_small, schema, data=data)
     typo = parse_config(raw_config(data, tables={"overrides": {"usr": {"dim": 4}}}))
     with pytest.raises(
         ConfigError, match=r"'tables.overrides.usr' names a feature that .* lacks. Did you mean 'user'\?"
     ):
-        table_specs(typo, schema)
+        table_specs(typo, schema, data=data)

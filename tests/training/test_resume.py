@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from embank.pipelines.training.evaluation import evaluate_run
+from embank.pipelines.training.inspection import inspect_run
 from embank.pipelines.training.run_folder import RunFolder
 from embank.pipelines.training.trainer import InterruptedRunError, Trainer
-from embank.tables import CheckpointError, ConfigError, RowOptimizer
+from embank.tables import CheckpointError, ConfigError, DataError, RowOptimizer
 from embank.tables.errors import WorkError
 from tests.training.runs import config, raw_config, timeless, train, write_data
 
@@ -168,7 +170,7 @@ def damaged_run(data: Path, path: Path) -> RunFolder:
 
 def test_truncated_checkpoint(data: Path, tmp_path: Path) -> None:
     run = damaged_run(data, tmp_path / "run")
-    file = run.checkpoint(4) / "dense.pt"
+    file = run.checkpoint(4, evaluated=False) / "dense.pt"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"dense.pt' has [\d,]+ bytes where [\d,]+ were written; it is truncated"):
         train(data, tmp_path / "run", resume=True)
@@ -176,7 +178,7 @@ def test_truncated_checkpoint(data: Path, tmp_path: Path) -> None:
 
 def test_altered_checkpoint(data: Path, tmp_path: Path) -> None:
     run = damaged_run(data, tmp_path / "run")
-    file = next((run.checkpoint(4) / "rows").glob("*.distcp"))
+    file = next((run.checkpoint(4, evaluated=False) / "rows").glob("*.distcp"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -186,7 +188,7 @@ def test_altered_checkpoint(data: Path, tmp_path: Path) -> None:
 
 def test_checkpoint_with_a_missing_file(data: Path, tmp_path: Path) -> None:
     run = damaged_run(data, tmp_path / "run")
-    (run.checkpoint(4) / "meta.json").unlink()
+    (run.checkpoint(4, evaluated=False) / "meta.json").unlink()
     with pytest.raises(CheckpointError, match="lacks 'meta.json'"):
         train(data, tmp_path / "run", resume=True)
 
@@ -215,10 +217,60 @@ def test_full_disk_leaves_the_old_checkpoint(data: Path, tmp_path: Path) -> None
     process.start()
     process.join(120)
     message = (tmp_path / "run" / "message").read_text()
-    assert "step-000000010' can't be written: File too large. Earlier checkpoints are untouched" in message
+    assert "step-000000010-evaluated' can't be written: File too large. Earlier checkpoints are untouched" in message
     run = RunFolder(tmp_path / "run")
-    assert run.steps() == [4]
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-000000004"]
+    assert timeless(train(data, tmp_path / "run", resume=True, **sections)) == timeless(whole)
+
+
+def test_a_checkpoint_before_an_evaluation_of_the_same_step(data: Path, tmp_path: Path) -> None:
+    """A signal at the last step of an epoch, or checkpoint_every on it: the evaluation that follows is saved as well."""
+    sections = {"train": {**FREQUENT, "epochs": 2, "checkpoint_every": 10}}
+    whole = train(data, tmp_path / "whole", train={**FREQUENT, "epochs": 2, "checkpoint_every": None})
+    assert timeless(train(data, tmp_path / "run", **sections)) == timeless(whole)
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(data, **sections), tmp_path / "stopped", reporter=StopAt(20, signal.SIGTERM)).train()
+    assert timeless(train(data, tmp_path / "stopped", resume=True, **sections)) == timeless(whole)
+    for name in ("run", "stopped"):
+        assert "best on validation" in inspect_run(tmp_path / name)["notes"][-1]
+        assert evaluate_run(tmp_path / name, data=data, split="test")["auc"] == whole["auc"]
+
+
+def test_files_of_others_in_the_checkpoint_folder(data: Path, tmp_path: Path) -> None:
+    run = damaged_run(data, tmp_path / "run")
+    (run.checkpoints / ".DS_Store").touch()
+    (run.checkpoints / "step-000000004.bak").mkdir()
+    (run.checkpoints / "step-000000009").mkdir()  # half removed by a crash of an older version
+    train(data, tmp_path / "run", resume=True)
+    assert inspect_run(tmp_path / "run")["tables"]
+    assert (run.checkpoints / ".DS_Store").exists()
+    assert (run.checkpoints / "step-000000004.bak").exists()
+
+
+def test_data_may_move(data: Path, tmp_path: Path) -> None:
+    old, new = write_data(tmp_path / "old"), tmp_path / "new"
+    whole = train(old, tmp_path / "whole")
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(old), tmp_path / "run", reporter=StopAt(4, signal.SIGTERM)).train()
+    old.rename(new)
+    assert timeless(train(new, tmp_path / "run", resume=True)) == timeless(whole)
+    assert evaluate_run(tmp_path / "whole", data=new, split="test")["auc"] == whole["auc"]
+    with pytest.raises(DataError, match="say where they are with --data"):
+        inspect_run(tmp_path / "whole")
+    assert inspect_run(tmp_path / "whole", data=new)["tables"]
+
+
+def test_one_process_at_a_time(data: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run").lock(), pytest.raises(ConfigError, match="another process is training in"):
+        train(data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_compiled_training(data: Path, tmp_path: Path) -> None:
+    sections = {"train": {**FREQUENT, "epochs": 2, "compile": True}}
+    whole = train(data, tmp_path / "whole", **sections)
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(data, **sections), tmp_path / "run", reporter=StopAt(13, signal.SIGTERM)).train()
     assert timeless(train(data, tmp_path / "run", resume=True, **sections)) == timeless(whole)
 
 

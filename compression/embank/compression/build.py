@@ -1,5 +1,7 @@
 """One table on its own: train it, look rows up, measure and pack it. Handy for studies and for tests."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
@@ -15,8 +17,9 @@ class Table:
     """A single logical table with the interface `lookup`, `nbytes`, `pack`."""
 
     def __init__(self, spec: TableSpec, *, seed: int, optimizer: RowOptimizer | None = None) -> None:
-        self.spec = spec
-        self.collection = TableCollection([spec], seed=seed, backend="torch", optimizer=optimizer)
+        self.feature = spec.feature_names[0]
+        self.spec = replace(spec, feature_names=[self.feature])
+        self.collection = TableCollection([self.spec], seed=seed, backend="torch", optimizer=optimizer)
 
     def lookup(self, ids_N: Tensor) -> Tensor:
         """Logical rows [N, D] for ids int64 [N].
@@ -25,7 +28,7 @@ class Table:
             IdRangeError: (an IndexError) an id outside the table, by its name.
         """
         features = KeyedJaggedTensor(
-            keys=list(self.spec.feature_names), values=ids_N, lengths=torch.ones_like(ids_N, dtype=torch.int32)
+            keys=[self.feature], values=ids_N, lengths=torch.ones(ids_N.numel(), dtype=torch.int32)
         )
         rows_ND: Tensor = self.collection(features).values()
         return rows_ND
@@ -35,9 +38,9 @@ class Table:
         return self.collection.nbytes(kind)  # type: ignore[arg-type]
 
     def pack(self) -> "Packed":
-        """The inference form."""
+        """The inference form: a snapshot, which later training leaves alone."""
         (method,) = self.collection.methods
-        packed: PackedTable = method.pack(self.collection.weights())  # type: ignore[operator]
+        packed: PackedTable = method.pack({name: rows.clone() for name, rows in self.collection.weights().items()})  # type: ignore[operator]
         return Packed(self.spec, packed)
 
 
@@ -56,7 +59,7 @@ class Packed:
         """
         spec = self.spec
         check_ids(ids_N, table=spec.name, feature=spec.name, num_embeddings=spec.num_embeddings)
-        return self.table.lookup(ids_N)
+        return self.table.lookup(ids_N.long())
 
     def nbytes(self) -> int:
         """Bytes that are held."""

@@ -25,9 +25,19 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from embank.tables.collection import TableCollection
 from embank.tables.errors import CheckpointError, WorkError
+from embank.tables.hashing import HASH_VERSION
 
 FORMAT_VERSION = 1
-_CHECKSUMS = "checksums.json"
+CHECKSUMS = "checksums.json"
+
+
+def refuse_non_finite(tables: TableCollection) -> None:
+    """Raises WorkError if a row holds NaN or infinity, naming its table."""
+    for name, weight_RD in tables.weights().items():
+        if not bool(weight_RD.isfinite().all()):
+            raise WorkError(
+                f"rows of table '{name}' are not finite, so nothing was saved; start again with a lower learning rate for rows"
+            )
 
 
 def row_tensors(tables: TableCollection) -> dict[str, Tensor]:
@@ -62,9 +72,11 @@ def save_checkpoint(
         buffer = io.BytesIO()  # torch.save to a full disk hides the operating system's error; a plain write reports it
         torch.save(dict(dense), buffer)
         (temporary / "dense.pt").write_bytes(buffer.getbuffer())
-        (temporary / "meta.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **meta}, indent=1))
+        (temporary / "meta.json").write_text(
+            json.dumps({"format_version": FORMAT_VERSION, "hash_version": HASH_VERSION, **meta}, indent=1)
+        )
         checksums = {str(p.relative_to(temporary)): _digest(p) for p in _files(temporary)}
-        (temporary / _CHECKSUMS).write_text(json.dumps(checksums, indent=1, sort_keys=True))
+        (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=1, sort_keys=True))
         sync_folder(temporary)
         temporary.rename(folder)
         sync_entry(folder.parent)
@@ -101,10 +113,10 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, incomplete, truncated, altered, or of another version; names the file.
     """
-    listing = folder / _CHECKSUMS
+    listing = folder / CHECKSUMS
     if not listing.is_file():
-        raise CheckpointError(f"'{folder}' is not a complete checkpoint: it has no {_CHECKSUMS}")
-    checksums = _read_json(listing)
+        raise CheckpointError(f"'{folder}' is not a complete checkpoint: it has no {CHECKSUMS}")
+    checksums = read_json(listing)
     for name, expected in checksums.items():
         path = folder / name
         if not path.is_file():
@@ -124,11 +136,16 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
             )
     for required in ("meta.json", "dense.pt", "rows/.metadata"):
         if required not in checksums:
-            raise CheckpointError(f"checkpoint '{folder}' lacks '{required}' in its {_CHECKSUMS}; it is not ours")
-    meta = _read_json(folder / "meta.json")
+            raise CheckpointError(f"checkpoint '{folder}' lacks '{required}' in its {CHECKSUMS}; it is not ours")
+    meta = read_json(folder / "meta.json")
     if meta.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint '{folder}' has format version {meta.get('format_version')}; this embank reads version {FORMAT_VERSION}"
+        )
+    if meta.get("hash_version") != HASH_VERSION:
+        raise CheckpointError(
+            f"checkpoint '{folder}' was addressed by hash version {meta.get('hash_version')}; this embank has version {HASH_VERSION}, "
+            "which gives ids other rows"
         )
     return meta
 
@@ -180,7 +197,8 @@ def _digest(path: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "nbytes": path.stat().st_size}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; CheckpointError if it is missing or damaged."""
     try:
         content = json.loads(path.read_text())
     except (ValueError, OSError) as error:

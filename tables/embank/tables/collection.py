@@ -14,6 +14,7 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor, Pooling
 
 from embank.tables.addressed import Addressed
 from embank.tables.errors import ConfigError, DataError
+from embank.tables.hashing import seed_of
 from embank.tables.method import Method, build_method
 from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
 from embank.tables.rows.build import Backend
@@ -82,13 +83,18 @@ class TableCollection(nn.Module):
         self.tier = tier or RowTier()
         self._refuse_bad_names()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.methods = nn.ModuleList([build_method(spec) for spec in self.specs])
+            self.methods = nn.ModuleList([self._method(spec) for spec in self.specs])
         self.pooled_rows, self.pooled_uses = self._build([m for m in self.built_methods() if m.linear])
         self.per_id_rows, self.per_id_uses = self._build([m for m in self.built_methods() if not m.linear])
+        self._refuse_split_tables()
         by_key = {use.key: use for use in (*self.pooled_uses, *self.per_id_uses)}
         self.keys = [self._key(spec, feature) for spec in self.specs for feature in spec.feature_names]
         self.dims = [by_key[key].method.spec.embedding_dim for key in self.keys]
+
+    def _method(self, spec: TableSpec) -> Method:
+        """A method whose dense parameters depend on the seed and its table's name alone."""
+        torch.manual_seed(seed_of(self.seed, "method", spec.name))
+        return build_method(spec)
 
     def built_methods(self) -> Iterator[Method]:
         """The method of each spec, in order."""
@@ -106,6 +112,14 @@ class TableCollection(nn.Module):
         for feature in {f for spec in self.specs for f in spec.feature_names}:
             if "@" in feature:
                 raise ConfigError(f"feature '{feature}' has '@' in its name, which is reserved; rename it")
+
+    def _refuse_split_tables(self) -> None:
+        """Linear methods and others keep their rows apart, so they can't share a physical table."""
+        stores = [{table.name for table in rows.tables} for rows in self.row_stores()]
+        for name in set.intersection(*stores) if len(stores) > 1 else ():
+            raise ConfigError(
+                f"a method that is linear in its rows and one that is not both declare the physical table '{name}'; give one of them another name"
+            )
 
     def _key(self, spec: TableSpec, feature: str) -> str:
         shared = sum(feature in other.feature_names for other in self.specs) > 1
@@ -160,7 +174,11 @@ class TableCollection(nn.Module):
             raise DataError("the input carries per-id weights; TableCollection pools by sum or mean, without weights")
         places = {key: i for i, key in enumerate(features.keys())}
         starts = features.offset_per_key()
-        values, size = features.values(), features.stride()
+        if features.variable_stride_per_key():
+            raise DataError("the input has another batch size for each feature; give every feature one bag per row")
+        if features.values().is_floating_point():
+            raise DataError(f"ids are {features.values().dtype}; they must be integers")
+        values, size = features.values().long(), features.stride()
         lengths = features.lengths().view(len(places), size)
 
         def bags_of(use: _Use) -> tuple[Tensor, Tensor]:

@@ -46,13 +46,13 @@ def mix64(ids: Tensor, *, salt: int = 0) -> Tensor:
     """Mixes ids with a salt into 64 well-spread bits.
 
     Args:
-        ids: int64, any shape, any value.
+        ids: integers, any shape, any value; narrower ones are widened first.
         salt: int64, see `salt64`.
 
     Returns:
         int64 of the same shape; for one salt a bijection of the ids.
     """
-    z = (ids ^ salt) + _GAMMA
+    z = (ids.to(torch.int64) ^ salt) + _GAMMA
     z = _xor_shift(z, 30) * _FIRST
     z = _xor_shift(z, 27) * _SECOND
     return _xor_shift(z, 31)

@@ -72,7 +72,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        """The inference form, from the rows [R, width] of each physical table by name."""
+        """The inference form, from the rows [R, width] of each physical table by name.
+
+        It may share memory with the rows that it is given: pass copies if they go on being trained.
+        """
 
     def options(self) -> Any:
         """The spec's options, or this method's defaults.

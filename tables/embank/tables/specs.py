@@ -49,11 +49,19 @@ class TableSpec:
     counts: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.feature_names, str):
+            raise ConfigError(
+                f"table '{self.name}' has feature_names {self.feature_names!r}; give a list, [{self.feature_names!r}]"
+            )
         object.__setattr__(self, "feature_names", tuple(self.feature_names))
+        if len(set(self.feature_names)) < len(self.feature_names):
+            raise ConfigError(
+                f"table '{self.name}' names a feature twice in {list(self.feature_names)}; name each once"
+            )
         for key in ("num_embeddings", "embedding_dim"):
             value = getattr(self, key)
-            if value < 1:
-                raise ConfigError(f"table '{self.name}' has {key} {value}; it must be at least 1")
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"table '{self.name}' has {key} {value}; it must be a whole number of at least 1")
         if not self.feature_names:
             raise ConfigError(f"table '{self.name}' has no feature_names; name at least one key of the input")
         if self.pooling not in ("sum", "mean"):

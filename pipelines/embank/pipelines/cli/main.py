@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from embank.pipelines.cli import show
@@ -22,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Known data sets, generated logs, and what is in a prepared folder.", no_args_is_help=True)
@@ -157,28 +157,26 @@ def evaluate(
 
 
 @app.command()
-def inspect(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+def inspect(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    data: Annotated[Path | None, typer.Option(help="The prepared folder, if it has moved since training.")] = None,
+) -> None:
     """Show the tables of a run, their methods, shapes and bytes, after verifying every checksum.
 
     Example: `embank inspect runs/hash`
     """
     from embank.pipelines.training.inspection import inspect_run
 
-    show.inspection(inspect_run(run))
+    show.inspection(inspect_run(run, data=data))
 
 
 @contextlib.contextmanager
-def _messages(debug: bool) -> Iterator[None]:
+def messages(*, debug: bool) -> Iterator[None]:
     """Errors as one clear message and the contract's exit codes, unless a traceback was asked for."""
     try:
         yield
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        show.error("interrupted")
+    except KeyboardInterrupt:
+        show.error("interrupted; what was saved before can be resumed")
         sys.exit(1)
     except Exception as error:
         if debug:
@@ -193,6 +191,8 @@ def _messages(debug: bool) -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point of `embank` and `python -m embank`."""
-    with _messages(debug="--debug" in sys.argv[1:]):
-        app(standalone_mode=False)
+    """Entry point of `embank` and `python -m embank`. `--debug` may stand anywhere."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    with messages(debug=debug):
+        app(["--debug", *arguments] if debug and arguments else arguments)

@@ -4,26 +4,40 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 
 from embank.ctr_models import MODELS, CTRModel, Inputs, build_model
 from embank.pipelines.data.schema import VOCAB_FOLDER, CategoricalField, Schema
 from embank.pipelines.data.suggest import did_you_mean
 from embank.pipelines.training.config import Config
-from embank.tables import BudgetError, ConfigError, RowOptimizer, RowTier, TableCollection, TableSpec
+from embank.tables import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    RowOptimizer,
+    RowTier,
+    TableCollection,
+    TableSpec,
+    Vocabulary,
+)
 
 FIRST_ORDER = "first_order"
 
 
-def table_specs(config: Config, schema: Schema) -> list[TableSpec]:
+def table_specs(config: Config, schema: Schema, *, data: Path) -> list[TableSpec]:
     """Specs of the embeddings (if the model has them), then of the first-order weights (if it has them).
 
     First-order weights are tables of dim 1, stored by the feature's own method and counted like any other. Under a default
     budget, tables of fewer than `tables.plain_below` ids stay plain and the larger ones share what is left of it.
 
+    Args:
+        config: the run's configuration.
+        schema: of the prepared folder.
+        data: the prepared folder, for the counts in its vocabularies.
+
     Raises:
         ConfigError: an override of a feature that the data lacks.
+        DataError: a vocabulary is missing or damaged.
         BudgetError: the plain small tables alone exceed the budget.
     """
     for feature in config.tables.overrides:
@@ -35,13 +49,13 @@ def table_specs(config: Config, schema: Schema) -> list[TableSpec]:
     fields = schema.categorical
     specs = []
     if network.embeddings:
-        specs += [_spec(config, field, name=field.name, dim=config.tables.of(field.name).dim) for field in fields]
+        specs += [_spec(config, field, data, name=field.name, dim=config.tables.of(field.name).dim) for field in fields]
     if network.first_order:
-        specs += [_spec(config, field, name=f"{FIRST_ORDER}/{field.name}", dim=1) for field in fields]
+        specs += [_spec(config, field, data, name=f"{FIRST_ORDER}/{field.name}", dim=1) for field in fields]
     return _share_budget(config, specs)
 
 
-def _spec(config: Config, field: CategoricalField, *, name: str, dim: int) -> TableSpec:
+def _spec(config: Config, field: CategoricalField, data: Path, *, name: str, dim: int) -> TableSpec:
     table = config.tables.of(field.name)
     return TableSpec(
         name=name,
@@ -53,7 +67,7 @@ def _spec(config: Config, field: CategoricalField, *, name: str, dim: int) -> Ta
         options=table.options,
         budget=table.budget,
         init_std=table.init_std,
-        counts=_counts(config, field.name),
+        counts=_counts(data, field),
     )
 
 
@@ -67,7 +81,7 @@ def _share_budget(config: Config, specs: list[TableSpec]) -> list[TableSpec]:
     plain_nbytes = sum(spec.plain_nbytes for spec in specs if spec.name in small)
     total_nbytes = sum(spec.plain_nbytes for spec in specs if spec.name in shared)
     rest = (budget * total_nbytes - plain_nbytes) / max(1, total_nbytes - plain_nbytes)
-    if rest <= 0 and shared != small:
+    if plain_nbytes > budget * total_nbytes or (rest <= 0 and shared != small):
         raise BudgetError(
             f"'tables.budget' is {budget}, but the tables of fewer than {config.tables.plain_below} ids alone are "
             f"{plain_nbytes / total_nbytes:.4f} of all bytes; raise the budget above that or lower 'tables.plain_below'"
@@ -81,18 +95,22 @@ def _within(spec: TableSpec, budget: float, *, plain: bool) -> TableSpec:
     return replace(spec, budget=min(1.0, budget))
 
 
-def _counts(config: Config, feature: str) -> torch.Tensor:
-    path = Path(config.data.path) / VOCAB_FOLDER / f"{feature}.parquet"
-    column = pl.read_parquet(path, columns=["count"])["count"].to_numpy()
-    return torch.from_numpy(column.astype(np.int64))
+def _counts(data: Path, field: CategoricalField) -> torch.Tensor:
+    vocabulary = Vocabulary.load(data / VOCAB_FOLDER / f"{field.name}.parquet", name=field.name)
+    if len(vocabulary) != field.num_embeddings:
+        raise DataError(
+            f"'{data}' has {len(vocabulary)} ids of '{field.name}' in its vocabulary and {field.num_embeddings} in its schema; prepare it again"
+        )
+    return torch.from_numpy(vocabulary.counts.astype(np.int64))
 
 
-def build(config: Config, schema: Schema, *, rows_folder: Path) -> CTRModel:
+def build(config: Config, schema: Schema, *, data: Path, rows_folder: Path) -> CTRModel:
     """Tables and network with the initial values of the configuration's seed.
 
     Args:
         config: the run's configuration.
         schema: of the prepared folder.
+        data: the prepared folder.
         rows_folder: where the disk tier's files go, unless the configuration says otherwise.
 
     Raises:
@@ -100,7 +118,7 @@ def build(config: Config, schema: Schema, *, rows_folder: Path) -> CTRModel:
     """
     train = config.train
     directory = Path(config.rows.directory) if config.rows.directory else rows_folder
-    specs = table_specs(config, schema)
+    specs = table_specs(config, schema, data=data)
     tables = TableCollection(
         specs,
         seed=train.seed,

@@ -192,7 +192,7 @@ def load_config(path: Path, *, overrides: Sequence[str] = ()) -> Config:
     except OSError as error:
         raise ConfigError(f"the configuration '{path}' can't be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration '{path}' is not YAML: {error}") from error
+        raise ConfigError(f"the configuration '{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"the configuration '{path}' must be a mapping with the keys {', '.join(_names(Config))}")
     for override in overrides:
@@ -380,6 +380,9 @@ def _check_numbers(config: Config) -> None:
     for path, value in positive.items():
         if value is not None and value < 1:
             raise ConfigError(f"'{path}' is {value}; it must be at least 1")
+    for path, value in {"data.prefetch": config.data.prefetch, "tables.plain_below": config.tables.plain_below}.items():
+        if value < 0:
+            raise ConfigError(f"'{path}' is {value}; it must be 0 or more")
     for name in ("lr", "table_lr", "embedding_l2", "weight_decay", "warmup_steps", "checkpoint_minutes", "seed"):
         value = getattr(config.train, name)
         if not value >= 0:

@@ -19,7 +19,7 @@ from embank.pipelines.training.config import parse_config
 from embank.pipelines.training.run_folder import RunFolder
 from embank.pipelines.training.step import autocast
 from embank.tables import CheckpointError, ConfigError, TableCollection
-from embank.tables.checkpoint import load_checkpoint
+from embank.tables.checkpoint import load_checkpoint, read_json
 
 EVAL_BATCH_SIZE = 8192
 
@@ -50,38 +50,46 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
 
 
 @contextmanager
-def best_model(run: RunFolder, *, schema: Schema) -> Iterator[tuple[CTRModel, int]]:
+def best_model(run: RunFolder, *, schema: Schema, data: Path) -> Iterator[tuple[CTRModel, int]]:
     """The model of a run with the weights of its best checkpoint, and that checkpoint's step.
 
     Rows on the disk tier are laid out in temporary files beside the run's own.
+
+    Args:
+        run: the run directory.
+        schema: of the prepared folder.
+        data: the prepared folder.
 
     Raises:
         CheckpointError: no run, no checkpoint, or a damaged one.
     """
     config = parse_config(run.read_config())
-    step = best_step(run)
-    with tempfile.TemporaryDirectory(prefix=".rows-", dir=run.path) as folder:
-        config = replace(config, rows=replace(config.rows, directory=folder))
-        model = build(config, schema, rows_folder=Path(folder))
+    folder, step, _ = best_checkpoint(run)
+    place = run.path if config.rows.tier == "disk" else None
+    with tempfile.TemporaryDirectory(prefix=".rows-", dir=place) as rows_folder:
+        config = replace(config, rows=replace(config.rows, directory=rows_folder))
+        model = build(config, schema, data=data, rows_folder=Path(rows_folder))
         assert isinstance(model.tables, TableCollection)
-        dense, _ = load_checkpoint(run.checkpoint(step), tables=model.tables, optimizer=False)
+        dense, _ = load_checkpoint(folder, tables=model.tables, optimizer=False)
         model.network.load_state_dict(dense["network"])
         model.tables.methods.load_state_dict(dense["methods"])
         yield model, step
 
 
-def best_step(run: RunFolder) -> int:
-    """The step of the best checkpoint on validation (the last one, if none was evaluated yet).
+def best_checkpoint(run: RunFolder) -> tuple[Path, int, bool]:
+    """The best checkpoint on validation with its step and True; the last one and False if none was evaluated yet.
 
     Raises:
-        CheckpointError: there is no checkpoint.
+        CheckpointError: there is no checkpoint, or the last one's record is damaged.
     """
-    steps = run.steps()
-    if not steps:
+    saved = run.saved()
+    if not saved:
         raise CheckpointError(f"'{run.path}' has no checkpoint yet; train it first")
-    meta = json.loads((run.checkpoint(steps[-1]) / "meta.json").read_text())
-    best = meta["progress"]["best_step"]
-    return steps[-1] if best is None else int(best)
+    progress = read_json(saved[-1] / "meta.json")["progress"]
+    best = progress["best_step"]
+    if best is None:
+        return saved[-1], int(progress["step"]), False
+    return run.checkpoint(best, evaluated=True), int(best), True
 
 
 def evaluate_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
@@ -97,17 +105,16 @@ def evaluate_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
         CheckpointError, DataError: what can't be read.
     """
     run = RunFolder(path)
-    run.read_config()
+    trained = run.fingerprint
     schema = Schema.load(data)
     schema.split(split)
-    trained = json.loads(run.environment.read_text())["data_fingerprint"]
     if schema.fingerprint != trained:
         raise ConfigError(
             f"'{data}' has other vocabularies (fingerprint {schema.fingerprint[:12]}) than the data '{path}' was trained on "
             f"({trained[:12]}): its ids mean something else. Prepare it with the training data's vocabularies"
         )
     precision = run.read_config()["train"]["precision"]
-    with best_model(run, schema=schema) as (model, step):
+    with best_model(run, schema=schema, data=data) as (model, step):
         values = {"split": split, "step": step, **evaluate(model, data, split, precision=precision)}
         assert isinstance(model.tables, TableCollection)
         values |= {"serving_bytes": model.tables.nbytes("serving"), "data": str(data)}

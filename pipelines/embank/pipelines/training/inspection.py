@@ -7,14 +7,18 @@ import torch
 
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.config import parse_config
-from embank.pipelines.training.evaluation import best_model, best_step
+from embank.pipelines.training.evaluation import best_checkpoint, best_model
 from embank.pipelines.training.run_folder import RunFolder
-from embank.tables import TableCollection
+from embank.tables import DataError, TableCollection
 from embank.tables.checkpoint import verify_checkpoint
 
 
-def inspect_run(path: Path) -> dict[str, Any]:
+def inspect_run(path: Path, *, data: Path | None = None) -> dict[str, Any]:
     """Tables, methods, shapes and bytes of a run's best checkpoint; every checkpoint's checksums are verified.
+
+    Args:
+        path: the run directory.
+        data: the prepared folder, if it is no longer where the run's configuration says.
 
     Raises:
         CheckpointError: no run, or a damaged checkpoint.
@@ -22,17 +26,23 @@ def inspect_run(path: Path) -> dict[str, Any]:
     """
     run = RunFolder(path)
     config = parse_config(run.read_config())
-    best_step(run)
     notes = []
-    for step in run.steps():
-        verify_checkpoint(run.checkpoint(step))
-        notes.append(f"checkpoint {run.checkpoint(step).name}: all checksums match")
-    schema = Schema.load(config.data.path)
-    with best_model(run, schema=schema) as (model, step):
+    for folder in run.saved():
+        verify_checkpoint(folder)
+        notes.append(f"checkpoint {folder.name}: all checksums match")
+    _, _, is_best = best_checkpoint(run)
+    place = data or Path(config.data.path)
+    if not place.is_dir():
+        raise DataError(
+            f"there is no folder '{place}', where the run's vocabularies were; say where they are with --data"
+        )
+    with best_model(run, schema=Schema.load(place), data=place) as (model, step):
         assert isinstance(model.tables, TableCollection)
         tables = _tables(model.tables)
         held = [*model.network.parameters(), *model.network.buffers()]
-    notes.append(f"the figures are of step {step}, the best on validation")
+    notes.append(
+        f"the figures are of step {step}, {'the best on validation' if is_best else 'the last one; none was evaluated yet'}"
+    )
     return {
         "tables": tables,
         "total": {key: sum(t[key] for t in tables) for key in ("serving_bytes", "training_bytes", "plain_bytes")},

@@ -1,20 +1,39 @@
 """The run directory: what a run leaves behind, written so that a crash loses nothing that was reported."""
 
+import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from embank.tables.checkpoint import sync_entry
+from embank.tables.checkpoint import CHECKSUMS, read_json, sync_entry
 from embank.tables.errors import CheckpointError, ConfigError
 
+LOCK = ".lock"
+ROWS = "rows"
+MAY_CHANGE = frozenset(
+    [
+        "data.path",
+        "data.prefetch",
+        "train.num_threads",
+        "train.tensorboard",
+        "train.checkpoint_every",
+        "train.checkpoint_minutes",
+    ]
+)
+"""Keys that a resumed run may have other values for: they don't enter its figures. Data is checked by its fingerprint."""
+
+_CHECKPOINT = re.compile(r"^step-\d{9}(-evaluated)?$")
+_LEFTOVER = re.compile(r"^\.step-\d{9}(-evaluated)?\.(tmp-\d+|removed)$")
 _PACKAGES = ("embank", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "polars", "pyarrow", "numpy")
 
 
@@ -25,7 +44,7 @@ class RunFolder:
     environment.json     versions, git commit, machine, fingerprint of the data
     metrics.jsonl        one JSON object per evaluation
     result.json          the final figures; exists when the run is complete
-    checkpoints/step-*   see `embank.tables.checkpoint`; state.json says which is the best and which the last
+    checkpoints/step-*   the last one and the best one, see `embank.tables.checkpoint`
     plots/*.png
     """
 
@@ -41,31 +60,57 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether a run lives here."""
-        return self.config.is_file()
+        return self.config.is_file() and self.environment.is_file()
 
-    def create(self, config: Mapping[str, Any], *, fingerprint: str) -> None:
-        """Starts a new run.
+    def refuse_used(self) -> None:
+        """A new run needs a folder of its own.
 
         Raises:
-            ConfigError: the folder holds another run or other files.
+            ConfigError: the folder holds another run or other files, or is none.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"'{self.path}' is a file; choose another --out")
         if self.is_run:
             raise ConfigError(
                 f"'{self.path}' already holds a run; continue it with --resume, or choose another --out (nothing was changed)"
             )
-        own = {
-            "checkpoints",
-            "plots",
-            "rows",
-            self.environment.name,
-            f".{self.environment.name}.tmp",
-            f".{self.config.name}.tmp",
-        }
+        records = (self.environment, self.config)
+        own = {LOCK, ROWS, "checkpoints", "plots", self.environment.name, *(f".{path.name}.tmp" for path in records)}
         if self.path.is_dir() and any(entry.name not in own for entry in self.path.iterdir()):
             raise ConfigError(
                 f"'{self.path}' is not empty and holds no run; choose another --out (nothing was changed)"
             )
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps a second process out of the folder for as long as the context lasts; creates the folder if need be.
+
+        If nothing has become a run by then, what the context left is removed.
+
+        Raises:
+            ConfigError: another process trains here, or the folder can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / LOCK).open("w")
+        except OSError as error:
+            raise ConfigError(f"'{self.path}' can't be written: {error.strerror}; choose another --out") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(
+                    f"another process is training in '{self.path}'; wait for it or choose another --out"
+                ) from error
+            try:
+                yield
+            finally:
+                if not self.is_run:
+                    shutil.rmtree(self.path, ignore_errors=True)
+
+    def create(self, config: Mapping[str, Any], *, fingerprint: str) -> None:
+        """Starts a new run; the folder is locked and not used otherwise."""
+        self.checkpoints.mkdir(exist_ok=True)
         self.plots.mkdir(exist_ok=True)
         write_atomic(self.environment, json.dumps(_environment(fingerprint), indent=1))
         write_atomic(self.config, yaml.safe_dump(dict(config), sort_keys=False))
@@ -74,15 +119,30 @@ class RunFolder:
         """The resolved configuration, as plain dicts.
 
         Raises:
-            CheckpointError: no run lives here.
+            CheckpointError: no run lives here, or the file is damaged.
         """
-        if not self.is_run:
-            raise CheckpointError(
-                f"'{self.path}' holds no run (no config.yaml); give the folder that `embank train --out` wrote"
-            )
-        loaded = yaml.safe_load(self.config.read_text())
-        assert isinstance(loaded, dict)
+        self._refuse_other_folders()
+        try:
+            loaded = yaml.safe_load(self.config.read_text())
+        except yaml.YAMLError:
+            loaded = None
+        if not isinstance(loaded, dict):
+            raise CheckpointError(f"'{self.config}' is damaged: it holds no mapping; restore it or start the run again")
         return loaded
+
+    def _refuse_other_folders(self) -> None:
+        if not self.is_run:
+            raise CheckpointError(f"'{self.path}' holds no run; give the folder that `embank train --out` wrote")
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the data that the run was trained on.
+
+        Raises:
+            CheckpointError: no run lives here, or the record is damaged.
+        """
+        self._refuse_other_folders()
+        return str(read_json(self.environment).get("data_fingerprint"))
 
     def refuse_changes(self, config: Mapping[str, Any], *, fingerprint: str) -> None:
         """Resuming needs the same configuration and data.
@@ -91,18 +151,17 @@ class RunFolder:
             ConfigError: names what differs, with both values.
         """
         old, new = dict(_flat(self.read_config())), dict(_flat(config))
-        changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and not k.startswith("train.checkpoint_")]
+        changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in MAY_CHANGE]
         if changed:
             key = changed[0]
             raise ConfigError(
                 f"'{self.path}' was started with {key} = {old.get(key)!r}, the configuration now says {new.get(key)!r}; "
                 "resume with the same configuration or start a new run in another --out"
             )
-        before = json.loads(self.environment.read_text())["data_fingerprint"]
-        if before != fingerprint:
+        if self.fingerprint != fingerprint:
             raise ConfigError(
-                f"'{self.path}' was started on data with fingerprint {before[:12]}, the folder now has {fingerprint[:12]}: the ids "
-                "mean something else. Restore the prepared folder or start a new run in another --out"
+                f"'{self.path}' was started on data with fingerprint {self.fingerprint[:12]}, the folder now has {fingerprint[:12]}: "
+                "the ids mean something else. Restore the prepared folder or start a new run in another --out"
             )
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
@@ -129,22 +188,25 @@ class RunFolder:
         kept = [r for r in self.read_metrics() if r["step"] <= up_to_step and r["split"] != "test"]
         write_atomic(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, in order."""
+    def saved(self) -> list[Path]:
+        """All complete checkpoints, the last one last. Other files in the folder are left alone."""
         if not self.checkpoints.is_dir():
             return []
-        names = [p.name for p in self.checkpoints.iterdir() if p.name.startswith("step-")]
-        return sorted(int(name.removeprefix("step-")) for name in names)
+        folders = [path for path in self.checkpoints.iterdir() if _CHECKPOINT.match(path.name)]
+        return sorted(path for path in folders if (path / CHECKSUMS).is_file())
 
-    def checkpoint(self, step: int) -> Path:
-        """Folder of the checkpoint of a step."""
-        return self.checkpoints / f"step-{step:09d}"
+    def checkpoint(self, step: int, *, evaluated: bool) -> Path:
+        """Folder of the checkpoint of a step, before or after its evaluation (which sorts later)."""
+        return self.checkpoints / f"step-{step:09d}{'-evaluated' if evaluated else ''}"
 
-    def keep_checkpoints(self, steps: set[int]) -> None:
+    def keep_checkpoints(self, kept: set[Path]) -> None:
         """Removes all other checkpoints, and what a crash left of unfinished ones."""
         for path in self.checkpoints.iterdir():
-            unfinished = path.name.startswith(".")
-            if unfinished or int(path.name.removeprefix("step-")) not in steps:
+            if _CHECKPOINT.match(path.name) and path not in kept:
+                hidden = path.with_name(f".{path.name}.removed")
+                path.rename(hidden)  # at once, so that a crash does not leave half of it under its name
+                shutil.rmtree(hidden)
+            elif _LEFTOVER.match(path.name):
                 shutil.rmtree(path)
 
     def read_result(self) -> dict[str, Any]:
@@ -153,14 +215,7 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged.
         """
-        try:
-            result = json.loads(self.result.read_text())
-        except ValueError as error:
-            raise CheckpointError(
-                f"'{self.result}' is damaged ({error}); remove it and resume the run to make it again"
-            ) from error
-        assert isinstance(result, dict)
-        return result
+        return read_json(self.result)
 
     def plot(self) -> None:
         """Draws the learning curves."""

@@ -130,8 +130,8 @@ class Stepper:
             cause = f"the logits overflow; the largest embedding is {largest:.3g} in table '{widest}'; lower train.table_lr or train.lr"
         position = batch.position
         return (
-            f"the loss is {value} in step {step} (epoch {position.epoch}, batch {position.batch - 1}): {cause}, or use warm-up. "
-            "The last checkpoint is intact"
+            f"the loss is {value} in step {step} (epoch {position.epoch}, batch {position.batch - 1}): {cause}, or "
+            "warm up (train.warmup_steps), in a new run"
         )
 
 

@@ -1,5 +1,6 @@
 """The training loop: steps, evaluations, checkpoints, early stopping, resuming."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,11 +18,11 @@ from embank.pipelines.training.config import Config, to_plain
 from embank.pipelines.training.evaluation import evaluate
 from embank.pipelines.training.interrupt import StopRequest, stop_on_signals
 from embank.pipelines.training.reporter import Reporter
-from embank.pipelines.training.run_folder import RunFolder
+from embank.pipelines.training.run_folder import ROWS, RunFolder
 from embank.pipelines.training.step import Stepper
 from embank.pipelines.training.tensorboard import TensorBoard
 from embank.tables import CheckpointError, DataError, TableCollection, WorkError
-from embank.tables.checkpoint import load_checkpoint, save_checkpoint
+from embank.tables.checkpoint import load_checkpoint, refuse_non_finite, save_checkpoint
 
 WARMUP_STEPS = 3
 """First steps of a process that the speed leaves out: memory is touched for the first time, networks are compiled."""
@@ -41,6 +42,7 @@ class Progress:
         position: of the loader in it; None at its start.
         best_step: step of the best evaluation on validation, None before the first.
         best_value: of the monitored metric there.
+        monitor: the metric that checkpoints are chosen by; log loss where AUC is undefined.
         num_worse: evaluations since then.
         num_plateaus: evaluations without improvement in the whole run.
         evaluated_step: step of the last evaluation.
@@ -56,6 +58,7 @@ class Progress:
     position: Position | None = None
     best_step: int | None = None
     best_value: float | None = None
+    monitor: str = "auc"
     num_worse: int = 0
     num_plateaus: int = 0
     evaluated_step: int = -1
@@ -109,17 +112,23 @@ class Trainer:
         if self.config.train.num_threads:
             torch.set_num_threads(self.config.train.num_threads)
         plain = to_plain(self.config)
-        if resume and self.run.is_run:
+        if resume and not self.run.is_run:
+            raise CheckpointError(f"'{self.run.path}' holds no run to resume; start it without --resume")
+        if resume:
             self.run.refuse_changes(plain, fingerprint=self.schema.fingerprint)
             if self.run.result.is_file():
                 return self.run.read_result()
-            self._build()
-        elif resume:
-            raise CheckpointError(f"'{self.run.path}' holds no run to resume; start it without --resume")
         else:
+            self.run.refuse_used()
             self._refuse_unusable_splits()
+        with self.run.lock():
             self._build()
-            self.run.create(plain, fingerprint=self.schema.fingerprint)
+            if not resume:
+                self.run.create(plain, fingerprint=self.schema.fingerprint)
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
+        """From wherever the run stands to its end."""
         with stop_on_signals() as stop, TensorBoard(self.run.path, enabled=self.config.train.tensorboard) as board:
             self.board = board
             try:
@@ -138,7 +147,9 @@ class Trainer:
                 )
 
     def _build(self) -> None:
-        self.model: CTRModel = build(self.config, self.schema, rows_folder=self.run.path / "rows")
+        self.model: CTRModel = build(
+            self.config, self.schema, data=Path(self.config.data.path), rows_folder=self.run.path / ROWS
+        )
         assert isinstance(self.model.tables, TableCollection)
         self.tables = self.model.tables
         data, train = self.config.data, self.config.train
@@ -154,7 +165,7 @@ class Trainer:
             address=self.stepper.address,
             prefetch=data.prefetch,
         )
-        self.num_steps = self.loader.num_batches * train.epochs
+        self.num_steps = self.stepper.num_steps
         self.progress, self.num_steps_here = Progress(), 0
         self.saved_at = time.monotonic()
 
@@ -170,6 +181,8 @@ class Trainer:
             is_last = progress.epoch == train.epochs
             if (train.eval_every is None or is_last) and progress.evaluated_step != progress.step:
                 self._evaluate()
+            if stop:
+                self._stop(stop)
         progress.is_done = True
 
     def _train_epoch(self, stop: StopRequest) -> bool:
@@ -211,8 +224,7 @@ class Trainer:
         )
 
     def _stop(self, stop: StopRequest) -> None:
-        if self.progress.step not in self.run.steps():
-            self._save()
+        self._save()
         raise InterruptedRunError(
             f"{stop.signal}: stopped after step {self.progress.step} of {self.num_steps}, which is saved; go on with the same "
             f"command and --resume (run directory '{self.run.path}')"
@@ -238,15 +250,14 @@ class Trainer:
     def _judge(self, record: Mapping[str, Any]) -> None:
         """Is this the best evaluation so far, and is it time to stop?"""
         progress, train = self.progress, self.config.train
-        value = record[train.monitor]
-        if value is None:
+        progress.monitor = train.monitor
+        if record[train.monitor] is None:
+            progress.monitor = "logloss"
             if progress.best_step is None:
                 self.reporter.note(f"{record['auc_undefined']}; choosing checkpoints by log loss instead")
-            value, monitor = record["logloss"], "logloss"
-        else:
-            monitor = train.monitor
+        value = record[progress.monitor]
         if progress.best_value is None or (
-            value > progress.best_value if monitor == "auc" else value < progress.best_value
+            value > progress.best_value if progress.monitor == "auc" else value < progress.best_value
         ):
             progress.best_value, progress.best_step, progress.num_worse = value, progress.step, 0
             return
@@ -259,11 +270,13 @@ class Trainer:
         for name, parameter in self.model.network.named_parameters():
             if not bool(parameter.isfinite().all()):
                 raise WorkError(
-                    f"the network's parameter '{name}' is not finite after step {progress.step}; lower train.lr"
+                    f"the network's parameter '{name}' is not finite after step {progress.step}, so nothing was saved; "
+                    "start again with a lower train.lr"
                 )
+        refuse_non_finite(self.tables)
         for rows in self.tables.row_stores():
             rows.flush()
-        folder = self.run.checkpoint(progress.step)
+        folder = self.run.checkpoint(progress.step, evaluated=progress.evaluated_step == progress.step)
         if not folder.exists():
             dense = {
                 "network": self.model.network.state_dict(),
@@ -272,23 +285,25 @@ class Trainer:
                 "generator": torch.get_rng_state(),
             }
             save_checkpoint(folder, tables=self.tables, dense=dense, meta={"progress": asdict(progress)})
-        keep = {progress.step} | ({progress.best_step} if progress.best_step is not None else set())
-        self.run.keep_checkpoints(keep)
+        best = progress.best_step
+        self.run.keep_checkpoints(
+            {folder} | ({self.run.checkpoint(best, evaluated=True)} if best is not None else set())
+        )
         self.saved_at = time.monotonic()
 
     def _load_last(self) -> None:
-        steps = self.run.steps()
-        if not steps:
+        saved = self.run.saved()
+        if not saved:
             self.run.keep_metrics(up_to_step=-1)
             return
-        meta = self._load(steps[-1])
+        meta = self._load(saved[-1])
         self.progress = Progress.from_json(meta["progress"])
         for rows in self.tables.row_stores():
             rows.load_step(self.progress.step)
         self.run.keep_metrics(up_to_step=self.progress.evaluated_step)
 
-    def _load(self, step: int) -> dict[str, Any]:
-        dense, meta = load_checkpoint(self.run.checkpoint(step), tables=self.tables)
+    def _load(self, folder: Path) -> dict[str, Any]:
+        dense, meta = load_checkpoint(folder, tables=self.tables)
         self.model.network.load_state_dict(dense["network"])
         self.tables.methods.load_state_dict(dense["methods"])
         self.stepper.optimizer.load_state_dict(dense["optimizer"])
@@ -300,7 +315,7 @@ class Trainer:
         progress, config = self.progress, self.config
         assert progress.best_step is not None
         if progress.best_step != progress.step:
-            self._load(progress.best_step)
+            self._load(self.run.checkpoint(progress.best_step, evaluated=True))
         scores = evaluate(self.model, config.data.path, "test", precision=config.train.precision)
         record = {"split": "test", "step": progress.best_step, "epoch": progress.epoch, **scores}
         self.run.append_metrics(record)
@@ -309,7 +324,7 @@ class Trainer:
         serving, plain = self.tables.nbytes("serving"), self.tables.plain_nbytes
         result = {
             **scores,
-            "valid_" + config.train.monitor: progress.best_value,
+            f"valid_{progress.monitor}": progress.best_value,
             "best_step": progress.best_step,
             "num_steps": progress.step,
             "serving_bytes": serving,
@@ -324,6 +339,9 @@ class Trainer:
             "method": config.tables.default.method,
             "budget": config.tables.default.budget,
         }
-        self.run.write_result(result)
         self.run.plot()
+        self.run.write_result(result)
+        shutil.rmtree(
+            self.run.path / ROWS, ignore_errors=True
+        )  # working files of the disk tier; the checkpoint has them
         return result

@@ -36,8 +36,10 @@ class RowOptimizer:
     def __post_init__(self) -> None:
         if self.name not in ROW_OPTIMIZERS:
             raise ConfigError(f"there is no row optimizer '{self.name}'; use one of {', '.join(ROW_OPTIMIZERS)}")
-        if not self.lr >= 0:
-            raise ConfigError(f"the rows' learning rate is {self.lr}; it must be 0 or more")
+        if not 0 <= self.lr < float("inf"):
+            raise ConfigError(f"the rows' learning rate is {self.lr}; it must be finite and 0 or more")
+        if not 0 <= self.eps < float("inf"):
+            raise ConfigError(f"the rows' eps is {self.eps}; it must be finite and 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

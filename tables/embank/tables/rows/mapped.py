@@ -11,26 +11,26 @@ from embank.tables.errors import ConfigError
 
 
 def mapped_tensor(path: Path, *, numel: int) -> Tensor:
-    """A float32 tensor of zeros that lives in a file. The file is sparse until it is written to.
+    """A float32 tensor of zeros that lives in a file, whose space is reserved on the disk.
 
     Args:
         path: created or replaced; its folder is created.
         numel: number of elements.
 
     Raises:
-        ConfigError: the file system has less free space than the tensor needs.
+        ConfigError: the file system has no room for the tensor.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     nbytes = 4 * numel
-    stat = os.statvfs(path.parent)
-    free = stat.f_bavail * stat.f_frsize
-    if nbytes > free:
-        raise ConfigError(
-            f"'{path}' needs {nbytes:,} bytes and its file system has {free:,} free; choose another folder for the disk tier"
-        )
     with path.open("wb") as file:
-        file.truncate(nbytes)
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(1, nbytes))  # a sparse file would end in SIGBUS on a full disk
+        except OSError as error:
+            path.unlink()
+            raise ConfigError(
+                f"'{path}' needs {nbytes:,} bytes: {error.strerror}. Choose another folder for the disk tier"
+            ) from error
     return torch.from_file(str(path), shared=True, size=numel, dtype=torch.float32)
 
 

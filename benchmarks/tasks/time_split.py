@@ -1,0 +1,102 @@
+"""Models on data that is split by time: test AUC over seeds, and paired differences from logistic regression.
+
+Run: python benchmarks/tasks/time_split.py NAME PREPARED [--epochs 2] [--models lr deepfm dcn_v2 dlrm] [--seeds 0 1 2]
+A seed decides initial values and the order of rows; all models see the same split, so differences are taken seed by seed. The
+best evaluation on validation is chosen (four an epoch), the test split is read once a run. Writes
+benchmarks/results/time_split_NAME.json and .md.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.training.config import parse_config
+from embank.pipelines.training.trainer import Trainer
+
+RESULTS = Path(__file__).parent.parent / "results"
+HYPER = {
+    "lr": {},
+    "deepfm": {"hidden_units": [256, 128, 64]},
+    "dcn_v2": {"hidden_units": [256, 128, 64], "num_cross_layers": 3},
+    "dlrm": {"bottom": [256, 64], "top": [256, 128, 64]},
+}
+
+
+def run(args: argparse.Namespace, model: str, seed: int, folder: Path) -> dict:
+    """One training run."""
+    rows = Schema.load(args.data).split("train").num_rows
+    config = {
+        "data": {"path": str(args.data), "batch_size": args.batch_size},
+        "model": {"name": model, **HYPER[model]},
+        "tables": {"dim": 16},
+        "train": {
+            "epochs": args.epochs,
+            "seed": seed,
+            "table_lr": args.table_lr,
+            "embedding_l2": args.l2,
+            "eval_every": max(1, rows // args.batch_size // 4),
+            "num_threads": 1,
+        },
+    }
+    result = Trainer(parse_config(config), folder / f"{model}-{seed}").train()
+    names = ("auc", "logloss", "valid_auc", "best_step", "num_steps", "samples_per_s")
+    return {"model": model, "seed": seed, **{name: result[name] for name in names}}
+
+
+def markdown(report: dict) -> str:
+    """A line per model."""
+    lines = [
+        f"# {report['name']}, split by time",
+        "",
+        f"`{report['command']}`; {report['rows']}",
+        "",
+        "| model | test AUC, mean ± sd | test log loss | minus lr, seed by seed | mean |",
+        "|---|---|---|---|---|",
+    ]
+    base = {r["seed"]: r["auc"] for r in report["runs"] if r["model"] == "lr"}
+    for model in dict.fromkeys(r["model"] for r in report["runs"]):
+        same = [r for r in report["runs"] if r["model"] == model]
+        auc = [r["auc"] for r in same]
+        differences = [r["auc"] - base[r["seed"]] for r in same]
+        each = ", ".join(f"{d:+.4f}" for d in differences)
+        loss = mean(r["logloss"] for r in same)
+        lines.append(
+            f"| {model} | {mean(auc):.4f} ± {stdev(auc):.4f} | {loss:.4f} | {each} | {mean(differences):+.4f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """All models and seeds, then the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--table-lr", type=float, default=0.02)
+    parser.add_argument("--l2", type=float, default=0.0)
+    parser.add_argument("--models", nargs="+", default=list(HYPER), choices=HYPER)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    args = parser.parse_args()
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for model in args.models:
+            for seed in args.seeds:
+                runs.append(run(args, model, seed, Path(folder)))
+                print(runs[-1], flush=True)
+    schema = Schema.load(args.data)
+    rows = ", ".join(f"{split.name} {split.num_rows:,} rows" for split in schema.splits)
+    command = " ".join(["python", "benchmarks/tasks/time_split.py", *sys.argv[1:]])
+    report = {"name": args.name, "command": command, "rows": rows, "fingerprint": schema.fingerprint, "runs": runs}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"time_split_{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (RESULTS / f"time_split_{args.name}.md").write_text(markdown(report))
+    print(markdown(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The command line: exit codes, messages, and the road from raw rows to a report."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.training.runs import raw_config, write_data
+
+
+def embank(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "embank", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--help"], 0, "train"),
+        (["train", "--help"], 0, "Example"),
+        (["bogus"], 2, "No such command"),
+        (["train"], 2, "Missing"),
+        (
+            ["train", "missing.yaml", "--out", "run"],
+            2,
+            "embank: the configuration 'missing.yaml' can't be read: No such file",
+        ),
+        (["inspect", "nothing"], 2, "embank: 'nothing' holds no run"),
+        (["data", "get", "movielens", "--out", "x"], 2, "Did you mean 'movielens-100k'?"),
+        (["prepare", "--format", "criteo", "--input", "gone.txt", "--out", "x"], 2, "there is no file gone.txt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_exit_codes(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    done = embank(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_from_rows_to_a_report(tmp_path: Path) -> None:
+    lines = [f"{i % 2},u{i % 7},i{i % (3 + i % 2)},{'a|b' if i % 2 else 'c'},{i % 11}" for i in range(400)]
+    (tmp_path / "log.csv").write_text("click,user,item,tags,price\n" + "\n".join(lines) + "\n")
+    columns = {
+        "label": {"column": "click"},
+        "categorical": ["user", "item"],
+        "multivalued": {"tags": "|"},
+        "numeric": {"price": "log1p"},
+        "split": {"by": "hash", "ratios": [0.8, 0.1, 0.1]},
+    }
+    (tmp_path / "columns.yaml").write_text(yaml.safe_dump(columns))
+    config = raw_config(Path("data"), model={"name": "deepfm", "hidden_units": [8]})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    steps = [
+        ["prepare", "--format", "csv", "--input", "log.csv", "--config", "columns.yaml", "--out", "data"],
+        ["data", "describe", "data"],
+        ["train", "run.yaml", "--out", "run", "--set", "train.epochs=2"],
+        ["evaluate", "run", "--data", "data", "--split", "valid"],
+        ["inspect", "run"],
+    ]
+    said = []
+    for step in steps:
+        done = embank(*step, cwd=tmp_path)
+        assert done.returncode == 0, f"{step}: {done.stderr}"
+        said.append(done.stdout)
+    assert "tags" in said[1]
+    assert "test AUC" in said[2]
+    assert "auc" in said[3]
+    assert "all checksums match" in said[4]
+    again = embank(*steps[2], cwd=tmp_path)
+    assert again.returncode == 2
+    assert "already holds a run; continue it with --resume" in again.stderr
+    failed = embank(
+        "train",
+        "run.yaml",
+        "--out",
+        "bad",
+        "--set",
+        "train.table_lr=1e38",
+        "--set",
+        "train.table_optimizer=sgd",
+        cwd=tmp_path,
+    )
+    assert failed.returncode == 1
+    assert "the loss is" in failed.stderr or "not finite" in failed.stderr
+
+
+def test_debug_may_stand_anywhere(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", rows={"train": 50, "valid": 0, "test": 10})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw_config(data)))
+    for arguments in (["--debug", "train"], ["train", "--debug"]):
+        done = embank(*arguments, tmp_path / "run.yaml", "--out", tmp_path / "run")
+        assert "Traceback" in done.stderr
+        assert "has no rows in its valid split" in done.stderr
