@@ -50,8 +50,9 @@ class NumericVectors(nn.Module):
 
     def __init__(self, num_dense: int, dim: int) -> None:
         super().__init__()
-        # Each vector is a linear layer of its own from 1 to D, so that is the fan that Xavier's rule sees.
-        self.weight = nn.Parameter(torch.randn(num_dense, dim) * (2.0 / (1 + dim)) ** 0.5)
+        # Small, as tables start. Numeric inputs reach 10 after a logarithm, and a sum over pairs of fields multiplies two of
+        # them: with Xavier's rule the first logits would be in the hundreds.
+        self.weight = nn.Parameter(torch.randn(num_dense, dim) * 0.01)
 
     def forward(self, dense_BI: Tensor) -> Tensor:
         """Scale: [B, I] to [B, I, D]."""
