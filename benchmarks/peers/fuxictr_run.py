@@ -47,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--patience", type=int, default=2)
+    parser.add_argument("--keep-lr", action="store_true", help="do not divide the rate by 10 after a worse epoch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     return parser.parse_args()
@@ -97,6 +98,7 @@ def build(args: argparse.Namespace, features: FeatureMap, model_root: str) -> Ba
         monitor="AUC",
         monitor_mode="max",
         early_stop_patience=args.patience,
+        reduce_lr_on_plateau=not args.keep_lr,
         model_root=model_root,
         verbose=0,
         **shapes,
