@@ -34,7 +34,7 @@ class Product(Method):
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         return ids_N // self.divisor, ids_N % self.divisor
 
-    def combine(self, rows: tuple[Tensor, ...]) -> Tensor:
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         return rows[0] * rows[1] * self.scale
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:

@@ -60,7 +60,7 @@ def reference(tables: TableCollection, kjt: KeyedJaggedTensor) -> torch.Tensor:
                     weights[method.physical[k].name][a]
                     for k, a in zip(method.lookups, method.address(ids), strict=True)
                 )
-                logical = method.combine(physical)
+                logical = method.combine(physical, None)
                 total = logical.sum(0)
                 rows.append(total / max(1, len(ids)) if spec.pooling == "mean" else total)
             columns.append(torch.stack(rows))

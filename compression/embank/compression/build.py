@@ -1,6 +1,7 @@
 """One table on its own: train it, look rows up, measure and pack it. Handy for studies and for tests."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,18 +9,22 @@ from torchrec import KeyedJaggedTensor
 
 from embank.tables import PackedTable, RowOptimizer, TableCollection, TableSpec, registered_methods
 from embank.tables.collection import check_ids
+from embank.tables.stages import finished, settle
 
 METHODS = frozenset(registered_methods())
 """Names of all registered methods, those of other installed packages included."""
 
 
 class Table:
-    """A single logical table with the interface `lookup`, `nbytes`, `pack`."""
+    """A single logical table with the interface `lookup`, `nbytes`, `pack`.
+
+    A method of several stages stands in its last one, as if the ones before had been trained for zero steps.
+    """
 
     def __init__(self, spec: TableSpec, *, seed: int, optimizer: RowOptimizer | None = None) -> None:
         self.feature = spec.feature_names[0]
         self.spec = replace(spec, feature_names=[self.feature])
-        self.collection = TableCollection([self.spec], seed=seed, backend="torch", optimizer=optimizer)
+        self.collection = finished(TableCollection([self.spec], seed=seed, backend="torch", optimizer=optimizer))
 
     def lookup(self, ids_N: Tensor) -> Tensor:
         """Logical rows [N, D] for ids int64 [N].
@@ -39,6 +44,7 @@ class Table:
 
     def pack(self) -> "Packed":
         """The inference form: a snapshot, which later training leaves alone."""
+        settle(self.collection)
         (method,) = self.collection.methods
         packed: PackedTable = method.pack({name: rows.clone() for name, rows in self.collection.weights().items()})  # type: ignore[operator]
         return Packed(self.spec, packed)
@@ -73,6 +79,7 @@ def build_table(
     embedding_dim: int,
     budget: float | None = None,
     counts: Tensor | None = None,
+    options: Any = None,
     seed: int = 0,
     name: str = "table",
 ) -> Table:
@@ -84,6 +91,7 @@ def build_table(
         embedding_dim: width of a logical row.
         budget: serving bytes / bytes of the plain fp32 table.
         counts: int64 [num_embeddings], occurrences in training, for methods that use them.
+        options: the method's own configuration, an instance of its `Config`.
         seed: of the initial values.
         name: enters seeds, salts and messages.
 
@@ -99,5 +107,6 @@ def build_table(
         method=method,
         budget=budget,
         counts=counts,
+        options=options,
     )
     return Table(spec, seed=seed)

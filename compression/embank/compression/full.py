@@ -46,7 +46,7 @@ class Full(Method):
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         return (ids_N,)
 
-    def combine(self, rows: tuple[Tensor, ...]) -> Tensor:
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         return rows[0]
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:

@@ -75,7 +75,7 @@ class Hash(Method):
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         return (hash_rows(ids_N, num_rows=self.num_rows, salt=self.salt),)
 
-    def combine(self, rows: tuple[Tensor, ...]) -> Tensor:
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         return rows[0]
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:

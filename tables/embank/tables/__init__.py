@@ -11,33 +11,42 @@ if TYPE_CHECKING:
     from embank.tables.collection import IdRangeError, TableCollection
     from embank.tables.errors import BudgetError, CheckpointError, ConfigError, DataError, EmbankError, WorkError
     from embank.tables.method import (
+        Advance,
+        Carry,
+        LocalRows,
         Method,
         PackedTable,
+        Stage,
         build_method,
         method_class,
         register_method,
         registered_methods,
     )
     from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowStore, RowTier
-    from embank.tables.specs import PhysicalTable, RowInit, TableSpec, default_init
+    from embank.tables.specs import PhysicalTable, RowInit, RowProjection, TableSpec, default_init
     from embank.tables.vocabulary import Vocabulary
 
 __all__ = [
     "ROW_OPTIMIZERS",
     "Addressed",
+    "Advance",
     "BudgetError",
+    "Carry",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "EmbankError",
     "IdRangeError",
+    "LocalRows",
     "Method",
     "PackedTable",
     "PhysicalTable",
     "RowInit",
     "RowOptimizer",
+    "RowProjection",
     "RowStore",
     "RowTier",
+    "Stage",
     "TableCollection",
     "TableSpec",
     "Vocabulary",

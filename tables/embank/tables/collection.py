@@ -18,7 +18,7 @@ from embank.tables.hashing import seed_of
 from embank.tables.method import Method, build_method
 from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
 from embank.tables.rows.build import Backend
-from embank.tables.specs import PhysicalTable, TableSpec
+from embank.tables.specs import PhysicalTable, TableShard, TableSpec
 
 
 class IdRangeError(DataError, IndexError):
@@ -115,7 +115,7 @@ class TableCollection(nn.Module):
 
     def _refuse_split_tables(self) -> None:
         """Linear methods and others keep their rows apart, so they can't share a physical table."""
-        stores = [{table.name for table in rows.tables} for rows in self.row_stores()]
+        stores = [{shard.table.name for shard in rows.shards} for rows in self.row_stores()]
         for name in set.intersection(*stores) if len(stores) > 1 else ():
             raise ConfigError(
                 f"a method that is linear in its rows and one that is not both declare the physical table '{name}'; give one of them another name"
@@ -148,10 +148,10 @@ class TableCollection(nn.Module):
                     )
                 )
                 lookups += own
-        if not methods:
+        if not tables:
             return None, uses
         rows = build_rows(
-            list(tables.values()),
+            [TableShard.whole(table) for table in tables.values()],
             lookups=lookups,
             seed=self.seed,
             backend=self.backend,
@@ -205,21 +205,26 @@ class TableCollection(nn.Module):
             if use.method.spec.pooling == "mean":
                 mean_lengths[use.key] = length
         per_id: list[Tensor] = []
+        sides: dict[str, Tensor] = {}
         for use in self.per_id_uses:
             ids, length = bags_of(use)
             per_id += use.method.address(ids)
+            side = use.method.side(ids)
+            if side is not None:
+                sides[use.key] = side
             bags[use.key] = torch.cat([length.new_zeros(1, dtype=torch.int64), length.cumsum(0)])
         return Addressed(
             pooled=self._jagged(self.pooled_uses, pooled_ids, pooled_lengths),
             per_id=self._jagged(self.per_id_uses, per_id, _one_id_bags(per_id)),
             bags=bags,
+            sides=sides,
             lengths=mean_lengths,
             batch_size=size,
         )
 
     @staticmethod
     def _jagged(uses: Sequence[_Use], ids: list[Tensor], lengths: list[Tensor]) -> KeyedJaggedTensor | None:
-        if not uses:
+        if not ids:
             return None
         keys = [f"{use.key}#{i}" for use in uses for i in range(len(use.positions))]
         lengths_KS = torch.cat(lengths)
@@ -259,26 +264,36 @@ class TableCollection(nn.Module):
         )
         outputs = {}
         for use in self.pooled_uses:
-            out = use.method.combine(tuple(rows[k] for k in use.positions))
+            out = use.method.combine(tuple(rows[k] for k in use.positions), None)
             if use.method.spec.pooling == "mean":
                 out = out / addressed.lengths[use.key].clamp(min=1)[:, None]
             outputs[use.key] = out
         return outputs
 
     def _per_id(self, addressed: Addressed) -> dict[str, Tensor]:
-        if self.per_id_rows is None:
-            return {}
-        assert addressed.per_id is not None
-        rows = self.per_id_rows(addressed.per_id.values(), addressed.per_id.offsets()).split(
-            self.per_id_rows.dims, dim=1
-        )
+        rows: tuple[Tensor, ...] = ()
+        if self.per_id_rows is not None:
+            assert addressed.per_id is not None
+            rows = self.per_id_rows(addressed.per_id.values(), addressed.per_id.offsets()).split(
+                self.per_id_rows.dims, dim=1
+            )
         outputs = {}
         for use in self.per_id_uses:
             offsets = addressed.bags[use.key]
             num_ids = int(offsets[-1])
-            logical_ND = use.method.combine(tuple(rows[k][:num_ids] for k in use.positions))
+            own = tuple(rows[k][:num_ids] for k in use.positions)
+            logical_ND = use.method.combine(own, addressed.sides.get(use.key))
             outputs[use.key] = pool(logical_ND, offsets, pooling=use.method.spec.pooling)
         return outputs
+
+    def extra_loss(self) -> Tensor | None:
+        """What methods add to the loss of the step whose forward pass has just run; None if nothing."""
+        losses = [loss for method in self.built_methods() if (loss := method.extra_loss()) is not None]
+        return torch.stack(losses).sum() if losses else None
+
+    def rebuilt(self, specs: Sequence[TableSpec]) -> "TableCollection":
+        """A new collection of other specs with everything else as here."""
+        return TableCollection(specs, seed=self.seed, backend=self.backend, optimizer=self.optimizer, tier=self.tier)
 
     def row_stores(self) -> list[RowStore]:
         """The row stores that are in use: at most one for linear methods and one for the others."""
@@ -314,11 +329,10 @@ class TableCollection(nn.Module):
         """
         if kind == "training":
             held = [t for rows in self.row_stores() for t in rows.held_tensors()]
-            held += [*self.methods.parameters(), *self.methods.buffers()]
-            return sum(t.numel() * t.element_size() for t in held)
+            return distinct_nbytes([*held, *self.methods.parameters(), *self.methods.buffers()])
         if kind == "serving":
-            weights = self.weights()
-            return sum(method.pack(weights).nbytes() for method in self.built_methods())
+            packs = [method.pack(self.weights()) for method in self.built_methods()]
+            return distinct_nbytes([t for pack in packs for t in (*pack.parameters(), *pack.buffers())])
         raise ConfigError(f"there are no '{kind}' bytes; ask for 'training' or 'serving'")
 
     @property
@@ -348,6 +362,12 @@ class TableCollection(nn.Module):
     def device(self) -> torch.device:
         """Where the output is."""
         return torch.device("cpu")
+
+
+def distinct_nbytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes of some tensors, those that several tables share counted once."""
+    places = {(t.data_ptr(), t.numel(), t.dtype): t for t in tensors if t.numel()}
+    return sum(t.numel() * t.element_size() for t in places.values())
 
 
 def _one_id_bags(ids: Sequence[Tensor]) -> list[Tensor]:

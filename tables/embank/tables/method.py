@@ -11,46 +11,154 @@ in its rows.
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from embank.tables.errors import ConfigError
+from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.specs import PhysicalTable, TableSpec
 
 ENTRY_POINTS = "embank.methods"
 
 
 class PackedTable(nn.Module, ABC):
-    """The inference form of a logical table: what is served, counted in `nbytes` and written to a bundle."""
+    """The inference form of a logical table: what is served, counted in `nbytes` and written to a bundle.
+
+    It holds buffers of any dtype (no submodules, no parameters) and plain attributes; the class lives in its method's module.
+
+    Attributes:
+        facts: names of the plain attributes (numbers, strings, lists of them) that a bundle must save besides the buffers.
+    """
+
+    facts: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def lookup(self, ids_N: Tensor) -> Tensor:
-        """Logical rows [N, D] for ids int64 [N]; ids out of range are the caller's to refuse."""
+        """Logical rows [N, D] for ids int64 [N], N may be 0; ids out of range are the caller's to refuse."""
 
     def nbytes(self) -> int:
         """Bytes of everything that is held: parameters, buffers, hash constants."""
         held = [*self.parameters(), *self.buffers()]
         return sum(t.numel() * t.element_size() for t in held)
 
+    def manifest(self) -> dict[str, Any]:
+        """The plain attributes, as JSON."""
+        return {name: getattr(self, name) for name in self.facts}
+
+    @classmethod
+    def restore(cls, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """A packed table from what `manifest` and `state_dict` gave.
+
+        Raises:
+            CheckpointError: a fact is missing, or there is one too many.
+        """
+        if set(manifest) != set(cls.facts):
+            raise CheckpointError(
+                f"a saved {cls.__name__} has the facts {sorted(manifest)}; this embank expects {sorted(cls.facts)}. "
+                "It was written by another version: export it again"
+            )
+        table = cls.__new__(cls)
+        nn.Module.__init__(table)
+        for name, value in manifest.items():
+            setattr(table, name, value)
+        for name, tensor in tensors.items():
+            table.register_buffer(name, tensor)
+        return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training of a method that needs several.
+
+    Args:
+        name: shown in progress, metrics and checkpoints.
+        epochs: epochs of this stage, as a share of the run's.
+        alternates: after each step on a training batch comes one on a validation batch, which moves the method's
+            `search_parameters` alone.
+        is_search: evaluations of this stage never choose the checkpoint that is served.
+        fresh_network: the network starts anew; otherwise it goes on with the weights of the stage before.
+    """
+
+    name: str
+    epochs: float = 1.0
+    alternates: bool = False
+    is_search: bool = False
+    fresh_network: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carry:
+    """Where the initial rows of a physical table come from, when a stage begins with what the one before has trained.
+
+    Args:
+        table: the earlier stage's physical table.
+        rows: int64 [R], for each new row the old one; None takes them one to one.
+        first_column: the old table's column that becomes column 0; as many follow as the new table is wide.
+    """
+
+    table: str
+    rows: Tensor | None = None
+    first_column: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advance:
+    """What a stage hands to the next one.
+
+    Args:
+        found: what was found, as small tensors: dims, maps, masks, thresholds. They become `TableSpec.found`, are saved with
+            every checkpoint of the next stage and decide its physical tables.
+        carries: by physical table of the next stage; tables that are not named start from their initial values.
+        dense: values of the next stage's parameters and buffers by their names in the method's `state_dict`; others start anew.
+    """
+
+    found: Mapping[str, Tensor]
+    carries: Mapping[str, Carry]
+    dense: Mapping[str, Tensor]
+
+
+class LocalRows(ABC):
+    """The rows of physical tables that this process holds: all of them, or its shards."""
+
+    @abstractmethod
+    def __getitem__(self, table: str) -> Tensor:
+        """Rows [R, D] held here: a view, writing to it changes the table. R is 0 where this process holds none."""
+
+    @abstractmethod
+    def first_row(self, table: str) -> int:
+        """The table's row that the first row held here is."""
+
+    @abstractmethod
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over all processes, which all must call; the tensor itself where there is one."""
+
 
 class Method(nn.Module, ABC):
     """How one logical table is stored.
 
     Subclasses set `physical` in `__init__`; `lookups` says, for each tensor that `address` returns, which physical table
-    it indexes (by position); by default each table once, in order.
+    it indexes (by position); by default each table once, in order. Everything else has a default that suits a method of
+    one stage whose rows are looked up, combined and served as they are.
 
     Attributes:
         Config: the frozen dataclass of the method's own options.
         linear: `combine` is the identity on the row of its single lookup, so a bag's rows may be pooled before it and
             the pooling is fused into the lookup kernel.
+        whole_rows: some step needs whole rows (a norm, a scale per row, a nearest code), so column-wise sharding is refused.
+        stages: the trainings that the method needs, in order; a spec's `stage` is the index of the current one.
+        tolerance: largest difference between `PackedTable.lookup` and the settled table's own values, as a share of the
+            table's largest value. 0 means up to float rounding.
     """
 
     Config: ClassVar[type]
     linear: ClassVar[bool] = False
+    whole_rows: ClassVar[bool] = False
+    stages: ClassVar[tuple[Stage, ...]] = (Stage(name="train"),)
+    tolerance: ClassVar[float] = 0.0
     physical: tuple[PhysicalTable, ...]
 
     def __init__(self, spec: TableSpec) -> None:
@@ -64,11 +172,54 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        """Physical row ids, one int64 [N] per lookup: a pure function of the ids."""
+        """Physical row ids, one int64 [N] per lookup: a pure function of the ids. Runs early, on the loader's thread."""
+
+    def side(self, ids_N: Tensor) -> Tensor | None:
+        """What `combine` must know of the ids besides their rows (offsets, signs, groups, masks), [N, ...]: pure and early too."""
+        return None
 
     @abstractmethod
-    def combine(self, rows: tuple[Tensor, ...]) -> Tensor:
-        """Logical rows [N, D] from physical rows, one [N, width] per lookup. Differentiable."""
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        """Logical rows [N, D] from physical rows, one [N, width] per lookup, and what `side` made. Differentiable.
+
+        `self.training` tells training (random masks, noise) from evaluation.
+        """
+
+    def extra_loss(self) -> Tensor | None:
+        """A scalar to add to the loss of the step whose `combine` has just run; None for none."""
+        return None
+
+    def search_parameters(self) -> list[nn.Parameter]:
+        """Parameters that validation batches move in a stage that alternates; training batches leave them alone there."""
+        return []
+
+    @classmethod
+    def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:
+        """Changes rows in place after a training step (pruning on a schedule). Called once for all tables of the method.
+
+        Args:
+            methods: the method of each table that is stored by it.
+            rows: what this process holds; writes are the method's to make and count as training.
+            step: steps done in this stage, counting from 1.
+            num_steps: steps of this stage.
+        """
+
+    @classmethod
+    def settle(cls, methods: Sequence[Self], rows: LocalRows) -> None:
+        """Makes rows what will be served (pruned to the budget, codes refreshed). Called before each evaluation, checkpoint
+        choice and packing in the last stage; idempotent."""
+
+    @classmethod
+    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Callable[[], float] | None) -> list[Advance]:
+        """What the next stage starts from, one entry per table. Called at the end of every stage but the last.
+
+        Args:
+            methods: the method of each table that is stored by it.
+            rows: what this process holds.
+            score: validation AUC of the model with the methods as they stand now (they may set masks on themselves between
+                calls); None where there is no model, as in `build_table`: then choose by the budget alone.
+        """
+        raise NotImplementedError(f"{cls.__name__} has one stage")
 
     @abstractmethod
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
@@ -76,6 +227,23 @@ class Method(nn.Module, ABC):
 
         It may share memory with the rows that it is given: pass copies if they go on being trained.
         """
+
+    def nominal_nbytes(self) -> int | None:
+        """Serving bytes as the method's paper counts them; None where that is what is really held."""
+        return None
+
+    @classmethod
+    def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        """Shares serving bytes between the tables of a collection that are stored by this method.
+
+        The default gives every table the same share of its plain bytes. A method with a better rule (dims by popularity, ranks
+        by size) returns specs with options or budgets of its own; the sum of serving bytes must stay within `nbytes`.
+
+        Raises:
+            BudgetError: it can't be done; states the floor.
+        """
+        plain = sum(spec.plain_nbytes for spec in specs)
+        return [replace(spec, budget=min(1.0, nbytes / plain)) for spec in specs]
 
     def options(self) -> Any:
         """The spec's options, or this method's defaults.

@@ -1,14 +1,14 @@
 """What a model asks for (`TableSpec`) and what is really held (`PhysicalTable`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from embank.tables.errors import ConfigError
-from embank.tables.hashing import generator_of
+from embank.tables.hashing import generator_of, seed_of
 
 Pooling = Literal["sum", "mean"]
 
@@ -32,6 +32,8 @@ class TableSpec:
         init_std: standard deviation of normal initial values; None draws from U(-b, b), b = num_embeddings ** -0.5, as
             TorchRec does.
         counts: int64 [num_embeddings], occurrences of each id in training, for the methods that use them.
+        stage: for methods that train in several stages, the index of the current one.
+        found: what the stages before have found (`Advance.found`).
 
     Raises:
         ConfigError: a size below 1, no feature, a budget outside (0, 1], counts of another length.
@@ -47,6 +49,8 @@ class TableSpec:
     budget: float | None = None
     init_std: float | None = None
     counts: Tensor | None = field(default=None, compare=False, repr=False)
+    stage: int = 0
+    found: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.feature_names, str):
@@ -126,6 +130,23 @@ def default_init(spec: TableSpec) -> RowInit:
     return RowInit(scale=spec.num_embeddings**-0.5)
 
 
+class RowProjection(Protocol):
+    """What is done to rows after each update of theirs, such as rounding to a grid. A frozen dataclass, so that tables compare."""
+
+    def __call__(self, rows_UD: Tensor, rows_U: Tensor, *, seed: int) -> Tensor:
+        """New values of rows that were just updated.
+
+        Args:
+            rows_UD: their values.
+            rows_U: int64, their numbers in the table: with `seed` all that randomness may depend on, so that shards agree with
+                the whole table.
+            seed: differs from update to update and from table to table.
+
+        Returns:
+            [U, D].
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class PhysicalTable:
     """A table that has rows: the unit of sharding, storage and optimizer state.
@@ -136,9 +157,55 @@ class PhysicalTable:
         num_embeddings: number of rows.
         embedding_dim: width of a row.
         init: initial values.
+        projection: applied to rows after each update of theirs, and once to the initial values.
     """
 
     name: str
     num_embeddings: int
     embedding_dim: int
     init: RowInit
+    projection: RowProjection | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableShard:
+    """The part of a physical table that one process holds: a range of rows and columns.
+
+    Args:
+        table: the physical table.
+        first_row, num_rows: its rows.
+        first_column, num_columns: its columns.
+    """
+
+    table: PhysicalTable
+    first_row: int
+    num_rows: int
+    first_column: int
+    num_columns: int
+
+    @classmethod
+    def whole(cls, table: PhysicalTable) -> "TableShard":
+        """All of a table."""
+        return cls(
+            table=table,
+            first_row=0,
+            num_rows=table.num_embeddings,
+            first_column=0,
+            num_columns=table.embedding_dim,
+        )
+
+    def initialise(self, out_RD: Tensor, *, seed: int) -> None:
+        """Writes the table's initial values into the part that is held; the same values however the table is cut.
+
+        Args:
+            out_RD: float [num_rows, num_columns], written in place, a few rows at a time.
+            seed: the collection's seed.
+        """
+        for start in range(0, self.num_rows, ROWS_PER_CHUNK):
+            stop = min(self.num_rows, start + ROWS_PER_CHUNK)
+            values = torch.empty(stop - start, self.table.embedding_dim)
+            self.table.init.fill(values, seed=seed, table=self.table.name, first_row=self.first_row + start)
+            if self.table.projection is not None:
+                rows = torch.arange(self.first_row + start, self.first_row + stop)
+                values = self.table.projection(values, rows, seed=seed_of(seed, "projection", self.table.name, 0))
+            out_RD[start:stop] = values[:, self.first_column : self.first_column + self.num_columns]

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
-from embank.tables.specs import PhysicalTable
+from embank.tables.hashing import seed_of
+from embank.tables.specs import TableShard
 
 RowOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 ROW_OPTIMIZERS: tuple[str, ...] = get_args(RowOptimizerName)
@@ -60,29 +62,39 @@ class RowTier:
 
 
 class RowStore(nn.Module, ABC):
-    """Rows of several physical tables, looked up together with sum pooling.
+    """Rows of several physical tables (or of the parts of them that this process holds), looked up together with sum pooling.
 
     Legend: S bags per lookup, K lookups, D_k width of lookup k's table.
 
     Args:
-        tables: the physical tables.
-        lookups: for each lookup, the index of its table; a table may be looked up several times.
+        shards: what is held, at most one part of each table.
+        lookups: for each lookup, the index of its shard; a table may be looked up several times.
+        seed: of initial values and of projections.
         optimizer: how rows are updated.
+        tier: where they are held.
     """
 
     def __init__(
-        self, tables: Sequence[PhysicalTable], *, lookups: Sequence[int], optimizer: RowOptimizer, tier: RowTier
+        self,
+        shards: Sequence[TableShard],
+        *,
+        lookups: Sequence[int],
+        seed: int,
+        optimizer: RowOptimizer,
+        tier: RowTier,
     ) -> None:
         super().__init__()
-        self.tables = tuple(tables)
+        self.shards = tuple(shards)
         self.lookups = tuple(lookups)
+        self.seed = seed
         self.optimizer = optimizer
         self.tier = tier
+        self.num_updates = 0
 
     @property
     def dims(self) -> list[int]:
         """Width of each lookup."""
-        return [self.tables[t].embedding_dim for t in self.lookups]
+        return [self.shards[t].num_columns for t in self.lookups]
 
     @abstractmethod
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
@@ -96,9 +108,12 @@ class RowStore(nn.Module, ABC):
             [S, sum D_k], the lookups side by side. Backward updates the rows, or prepares the update (see `update`).
         """
 
+    def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
+        """A hint that `forward` will be called with these tensors soon, in the order of the hints. Never changes results."""
+
     @abstractmethod
     def update(self) -> None:
-        """Applies the update that a backward pass prepared; nothing to do where the update is fused into it."""
+        """Applies the update that a backward pass prepared (where it is fused into it, what is left to do) and counts it."""
 
     @abstractmethod
     def set_lr(self, lr: float) -> None:
@@ -112,9 +127,18 @@ class RowStore(nn.Module, ABC):
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """Optimizer state by table and name: views, not copies. Row-wise Adagrad's is `sum` [R], see `padded_dim`."""
 
-    @abstractmethod
     def load_step(self, step: int) -> None:
-        """Tells optimizers that count their updates (Adam) how many have been made."""
+        """Tells how many updates have been made: Adam's bias correction and projections depend on it."""
+        self.num_updates = step
+
+    @torch.no_grad()
+    def project(self, shard: TableShard, weight_RD: Tensor, rows_U: Tensor) -> None:
+        """Applies a table's projection to local rows that update number `num_updates` has just changed."""
+        table = shard.table
+        if table.projection is None or not rows_U.numel():
+            return
+        seed = seed_of(self.seed, "projection", table.name, self.num_updates)
+        weight_RD[rows_U] = table.projection(weight_RD[rows_U], rows_U + shard.first_row, seed=seed)
 
     @abstractmethod
     def flush(self) -> None:

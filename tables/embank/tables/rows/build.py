@@ -5,13 +5,13 @@ from typing import Literal
 
 from embank.tables.errors import ConfigError
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
-from embank.tables.specs import PhysicalTable
+from embank.tables.specs import TableShard
 
 Backend = Literal["fbgemm", "torch"]
 
 
 def build_rows(
-    tables: Sequence[PhysicalTable],
+    shards: Sequence[TableShard],
     *,
     lookups: Sequence[int],
     seed: int,
@@ -27,9 +27,9 @@ def build_rows(
     if backend == "fbgemm":
         from embank.tables.rows.fbgemm import FbgemmRows
 
-        return FbgemmRows(tables, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
+        return FbgemmRows(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
     if backend == "torch":
         from embank.tables.rows.torch_rows import TorchRows
 
-        return TorchRows(tables, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
+        return TorchRows(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
     raise ConfigError(f"there is no backend '{backend}'; use 'fbgemm' or 'torch'")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from embank.tables.errors import ConfigError
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier, padded_dim, rowwise_scale
 from embank.tables.rows.mapped import mapped_tensor, sync_file
-from embank.tables.specs import PhysicalTable
+from embank.tables.specs import TableShard
 
 MAX_DIM = 2048
 MAX_ROWS = 2**31 - 2
@@ -37,7 +37,7 @@ class _Kernel(nn.Module):
 
     def __init__(
         self,
-        tables: Sequence[PhysicalTable],
+        shards: Sequence[TableShard],
         lookups: Sequence[int],
         *,
         seed: int,
@@ -46,19 +46,19 @@ class _Kernel(nn.Module):
         label: str,
     ) -> None:
         super().__init__()
-        self.tables = tuple(tables)
-        self.widths = [padded_dim(t.embedding_dim) for t in self.tables]
+        self.shards = tuple(shards)
+        self.widths = [padded_dim(s.num_columns) for s in self.shards]
         self.rowwise = optimizer.name == "rowwise_adagrad"
-        self.scale = rowwise_scale(self.tables[0].embedding_dim) if self.rowwise else 1.0
+        self.scale = rowwise_scale(self.shards[0].num_columns) if self.rowwise else 1.0
         self.files: list[Path] = []
         self.flat = {"weights": self._allocate("weights", self._num_weights(), tier, label)}
         if optimizer.name != "sgd":
-            size = sum(t.num_embeddings for t in self.tables) if self.rowwise else self._num_weights()
+            size = sum(s.num_rows for s in self.shards) if self.rowwise else self._num_weights()
             self.flat["momentum1"] = self._allocate("momentum1", size, tier, label)
         self.tbe = SplitTableBatchedEmbeddingBagsCodegen(
             [
-                (t.num_embeddings, width, EmbeddingLocation.HOST, ComputeDevice.CPU)
-                for t, width in zip(self.tables, self.widths, strict=True)
+                (s.num_rows, width, EmbeddingLocation.HOST, ComputeDevice.CPU)
+                for s, width in zip(self.shards, self.widths, strict=True)
             ],
             feature_table_map=list(lookups),
             optimizer=_OPTIMIZERS[optimizer.name],
@@ -68,12 +68,12 @@ class _Kernel(nn.Module):
             bounds_check_mode=BoundsCheckMode.NONE,
             preallocated_host_buffers=self.flat,
         )
-        for table, view in self.weights().items():
-            next(t for t in self.tables if t.name == table).init.fill(view, seed=seed, table=table)
-        self.columns = self._columns([self.tables[t].embedding_dim for t in lookups], [self.widths[t] for t in lookups])
+        for shard, view in zip(self.shards, self.weights().values(), strict=True):
+            shard.initialise(view, seed=seed)
+        self.columns = self._columns([self.shards[t].num_columns for t in lookups], [self.widths[t] for t in lookups])
 
     def _num_weights(self) -> int:
-        return sum(t.num_embeddings * width for t, width in zip(self.tables, self.widths, strict=True))
+        return sum(s.num_rows * width for s, width in zip(self.shards, self.widths, strict=True))
 
     def _allocate(self, kind: str, numel: int, tier: RowTier, label: str) -> Tensor:
         if tier.name != "disk":
@@ -97,20 +97,20 @@ class _Kernel(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         views, start = {}, 0
-        for table, width in zip(self.tables, self.widths, strict=True):
-            end = start + table.num_embeddings * width
-            views[table.name] = self.flat["weights"][start:end].view(-1, width)[:, : table.embedding_dim]
+        for shard, width in zip(self.shards, self.widths, strict=True):
+            end = start + shard.num_rows * width
+            views[shard.table.name] = self.flat["weights"][start:end].view(-1, width)[:, : shard.num_columns]
             start = end
         return views
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         if "momentum1" not in self.flat:
-            return {table.name: {} for table in self.tables}
+            return {shard.table.name: {} for shard in self.shards}
         views, start = {}, 0
-        for table, width in zip(self.tables, self.widths, strict=True):
-            end = start + table.num_embeddings * (1 if self.rowwise else width)
+        for shard, width in zip(self.shards, self.widths, strict=True):
+            end = start + shard.num_rows * (1 if self.rowwise else width)
             view = self.flat["momentum1"][start:end]
-            views[table.name] = {"sum": view if self.rowwise else view.view(-1, width)[:, : table.embedding_dim]}
+            views[shard.table.name] = {"sum": view if self.rowwise else view.view(-1, width)[:, : shard.num_columns]}
             start = end
         return views
 
@@ -124,14 +124,14 @@ class FbgemmRows(RowStore):
 
     def __init__(
         self,
-        tables: Sequence[PhysicalTable],
+        shards: Sequence[TableShard],
         *,
         lookups: Sequence[int],
         seed: int,
         optimizer: RowOptimizer,
         tier: RowTier,
     ) -> None:
-        super().__init__(tables, lookups=lookups, optimizer=optimizer, tier=tier)
+        super().__init__(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
         self._refuse_impossible()
         groups = self._groups()
         self.kernels = nn.ModuleList()
@@ -142,39 +142,42 @@ class FbgemmRows(RowStore):
             self.kernel_lookups.append(positions)
             self.kernels.append(
                 _Kernel(
-                    [self.tables[t] for t in members],
+                    [self.shards[t] for t in members],
                     [local[self.lookups[k]] for k in positions],
                     seed=seed,
                     optimizer=optimizer,
                     tier=tier,
-                    label=f"{self.tables[members[0]].name.replace('/', '-')}.{number}",
+                    label=f"{self.shards[members[0]].table.name.replace('/', '-')}.{number}",
                 )
             )
         order = [k for positions in self.kernel_lookups for k in positions]
         self.reorder = None if order == list(range(len(order))) else order
+        self.projected = [k for k, t in enumerate(self.lookups) if self.shards[t].table.projection is not None]
+        self.to_project: list[tuple[Tensor, Tensor]] = []
 
     def _refuse_impossible(self) -> None:
         if self.optimizer.name not in _OPTIMIZERS:
             raise ConfigError(
                 f"the fbgemm backend has no '{self.optimizer.name}' for rows on a CPU; use {', '.join(_OPTIMIZERS)}, or backend='torch'"
             )
-        for table in self.tables:
-            if table.embedding_dim > MAX_DIM:
+        for shard in self.shards:
+            name = shard.table.name
+            if shard.num_columns > MAX_DIM:
                 raise ConfigError(
-                    f"table '{table.name}' has rows of width {table.embedding_dim}; the fbgemm backend takes at most {MAX_DIM}. "
+                    f"table '{name}' has rows of width {shard.num_columns}; the fbgemm backend takes at most {MAX_DIM}. "
                     "Use a smaller dim or backend='torch'"
                 )
-            if table.num_embeddings > MAX_ROWS:
+            if shard.num_rows > MAX_ROWS:
                 raise ConfigError(
-                    f"table '{table.name}' has {table.num_embeddings:,} rows; the fbgemm backend takes at most {MAX_ROWS:,}. "
+                    f"table '{name}' has {shard.num_rows:,} rows; the fbgemm backend takes at most {MAX_ROWS:,}. "
                     "Use a method that needs fewer rows, shard the table, or backend='torch'"
                 )
 
     def _groups(self) -> list[list[int]]:
         """Tables that can share a kernel, in order of their first appearance."""
         groups: dict[float, list[int]] = {}
-        for index, table in enumerate(self.tables):
-            key = rowwise_scale(table.embedding_dim) if self.optimizer.name == "rowwise_adagrad" else 1.0
+        for index, shard in enumerate(self.shards):
+            key = rowwise_scale(shard.num_columns) if self.optimizer.name == "rowwise_adagrad" else 1.0
             groups.setdefault(key, []).append(index)
         return list(groups.values())
 
@@ -184,6 +187,8 @@ class FbgemmRows(RowStore):
             yield kernel
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        if self.projected and torch.is_grad_enabled():
+            self.to_project.append((indices, offsets))
         if len(self.kernels) == 1:
             result: Tensor = self.kernels[0](indices, offsets)
             return result
@@ -202,14 +207,25 @@ class FbgemmRows(RowStore):
         return torch.cat([by_lookup[k] for k in range(len(parts))], dim=1)
 
     def update(self) -> None:
-        """Nothing: the backward pass has updated the rows."""
+        """The backward pass has updated the rows; what is left is their projection."""
+        self.num_updates += 1
+        if not self.projected:
+            return
+        weights = self.weights()
+        touched: dict[int, list[Tensor]] = {}
+        for indices, offsets in self.to_project:
+            num_bags = (offsets.numel() - 1) // len(self.lookups)
+            for k in self.projected:
+                rows = indices[int(offsets[k * num_bags]) : int(offsets[(k + 1) * num_bags])]
+                touched.setdefault(self.lookups[k], []).append(rows)
+        self.to_project.clear()
+        for place, rows_by_use in touched.items():
+            shard = self.shards[place]
+            self.project(shard, weights[shard.table.name], torch.unique(torch.cat(rows_by_use)))
 
     def set_lr(self, lr: float) -> None:
         for kernel in self._kernels():
             kernel.tbe.set_learning_rate(lr * kernel.scale)
-
-    def load_step(self, step: int) -> None:
-        """Nothing: none of these optimizers counts steps."""
 
     def weights(self) -> dict[str, Tensor]:
         return {name: view for kernel in self._kernels() for name, view in kernel.weights().items()}

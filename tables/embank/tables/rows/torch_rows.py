@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier, padded_dim, rowwise_scale
 from embank.tables.rows.mapped import mapped_tensor, sync_file
-from embank.tables.specs import PhysicalTable
+from embank.tables.specs import TableShard
 
 _STATES = {"sgd": (), "adagrad": ("sum",), "rowwise_adagrad": ("sum",), "adam": ("exp_avg", "exp_avg_sq")}
 
@@ -22,31 +22,30 @@ class TorchRows(RowStore):
 
     def __init__(
         self,
-        tables: Sequence[PhysicalTable],
+        shards: Sequence[TableShard],
         *,
         lookups: Sequence[int],
         seed: int,
         optimizer: RowOptimizer,
         tier: RowTier,
     ) -> None:
-        super().__init__(tables, lookups=lookups, optimizer=optimizer, tier=tier)
+        super().__init__(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
         self.parameters_by_table = nn.ParameterList()
         self.state: list[dict[str, Tensor]] = []
         self.lr = optimizer.lr
-        self.num_updates = 0
-        for table in self.tables:
-            weight = self._allocate(table, "weights", (table.num_embeddings, table.embedding_dim))
-            table.init.fill(weight, seed=seed, table=table.name)
+        for shard in self.shards:
+            weight = self._allocate(shard, "weights", (shard.num_rows, shard.num_columns))
+            shard.initialise(weight, seed=seed)
             self.parameters_by_table.append(nn.Parameter(weight))
             rowwise = optimizer.name == "rowwise_adagrad"
-            shape = (table.num_embeddings,) if rowwise else (table.num_embeddings, table.embedding_dim)
-            self.state.append({name: self._allocate(table, name, shape) for name in _STATES[optimizer.name]})
+            shape = (shard.num_rows,) if rowwise else (shard.num_rows, shard.num_columns)
+            self.state.append({name: self._allocate(shard, name, shape) for name in _STATES[optimizer.name]})
 
-    def _allocate(self, table: PhysicalTable, kind: str, shape: tuple[int, ...]) -> Tensor:
+    def _allocate(self, shard: TableShard, kind: str, shape: tuple[int, ...]) -> Tensor:
         if self.tier.name != "disk":
             return torch.zeros(shape)
         assert self.tier.directory is not None
-        path = self.tier.directory / f"{table.name.replace('/', '-')}.{kind}.f32"
+        path = self.tier.directory / f"{shard.table.name.replace('/', '-')}.{kind}.f32"
         return mapped_tensor(path, numel=torch.Size(shape).numel()).view(shape)
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
@@ -66,15 +65,16 @@ class TorchRows(RowStore):
     @torch.no_grad()
     def update(self) -> None:
         self.num_updates += 1
-        for table, weight, state in zip(self.tables, self.parameters_by_table, self.state, strict=True):
+        for shard, weight, state in zip(self.shards, self.parameters_by_table, self.state, strict=True):
             if weight.grad is None:
                 continue
             grad = weight.grad.coalesce()
-            self._update_rows(table, weight, state, grad.indices()[0], grad.values())
+            self._update_rows(shard, weight, state, grad.indices()[0], grad.values())
+            self.project(shard, weight, grad.indices()[0])
             weight.grad = None
 
     def _update_rows(
-        self, table: PhysicalTable, weight: Tensor, state: dict[str, Tensor], rows_U: Tensor, grad_UD: Tensor
+        self, shard: TableShard, weight: Tensor, state: dict[str, Tensor], rows_U: Tensor, grad_UD: Tensor
     ) -> None:
         lr, eps, name = self.lr, self.optimizer.eps, self.optimizer.name
         if name == "sgd":
@@ -84,8 +84,8 @@ class TorchRows(RowStore):
             state["sum"][rows_U] = sums_UD
             weight.index_add_(0, rows_U, grad_UD / (sums_UD.sqrt() + eps), alpha=-lr)
         elif name == "rowwise_adagrad":
-            scale = rowwise_scale(table.embedding_dim)
-            sums_U = state["sum"][rows_U] + grad_UD.square().sum(1) / padded_dim(table.embedding_dim)
+            scale = rowwise_scale(shard.num_columns)
+            sums_U = state["sum"][rows_U] + grad_UD.square().sum(1) / padded_dim(shard.num_columns)
             state["sum"][rows_U] = sums_U
             weight.index_add_(0, rows_U, grad_UD / (sums_U.sqrt() + eps * scale)[:, None], alpha=-lr * scale)
         else:
@@ -103,14 +103,11 @@ class TorchRows(RowStore):
     def set_lr(self, lr: float) -> None:
         self.lr = lr
 
-    def load_step(self, step: int) -> None:
-        self.num_updates = step
-
     def weights(self) -> dict[str, Tensor]:
-        return {t.name: w.detach() for t, w in zip(self.tables, self.parameters_by_table, strict=True)}
+        return {s.table.name: w.detach() for s, w in zip(self.shards, self.parameters_by_table, strict=True)}
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        return {t.name: dict(state) for t, state in zip(self.tables, self.state, strict=True)}
+        return {s.table.name: dict(state) for s, state in zip(self.shards, self.state, strict=True)}
 
     def flush(self) -> None:
         if self.tier.name == "disk":
