@@ -187,7 +187,6 @@ class TestMethod:
             counts=COUNTS,
             seed=2,
             name="a",
-            name="a",
         )
         train_ids = torch.arange(NUM)
         for steps in (0, 3):
