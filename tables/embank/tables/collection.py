@@ -6,7 +6,7 @@ result or plain ids, and gives the same.
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from embank.tables.method import Method, build_method
 from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
 from embank.tables.rows.build import Backend
 from embank.tables.specs import PhysicalTable, TableShard, TableSpec
+
+if TYPE_CHECKING:
+    from embank.tables.rows.sharded import Sharding
 
 
 class IdRangeError(DataError, IndexError):
@@ -60,6 +63,7 @@ class TableCollection(nn.Module):
         backend: "fbgemm" (fused updates) or "torch" (the slow twin; Adam).
         optimizer: how rows are updated.
         tier: where rows are held.
+        sharding: spreads rows over processes; None holds them all here.
 
     Raises:
         ConfigError: no table, two tables of one name, or what methods and backends refuse.
@@ -74,8 +78,10 @@ class TableCollection(nn.Module):
         backend: Backend = "fbgemm",
         optimizer: RowOptimizer | None = None,
         tier: RowTier | None = None,
+        sharding: "Sharding | None" = None,
     ) -> None:
         super().__init__()
+        self.sharding = sharding
         self.specs = tuple(specs)
         self.seed = seed
         self.backend = backend
@@ -150,15 +156,29 @@ class TableCollection(nn.Module):
                 lookups += own
         if not tables:
             return None, uses
-        rows = build_rows(
-            [TableShard.whole(table) for table in tables.values()],
+        return self._store(list(tables.values()), lookups), uses
+
+    def _store(self, tables: Sequence[PhysicalTable], lookups: Sequence[int]) -> RowStore:
+        if self.sharding is None:
+            return build_rows(
+                [TableShard.whole(table) for table in tables],
+                lookups=lookups,
+                seed=self.seed,
+                backend=self.backend,
+                optimizer=self.optimizer,
+                tier=self.tier,
+            )
+        from embank.tables.rows.sharded import ShardedRows  # TorchRec's distributed half takes a while to import
+
+        return ShardedRows(
+            tables,
             lookups=lookups,
+            sharding=self.sharding,
             seed=self.seed,
             backend=self.backend,
             optimizer=self.optimizer,
             tier=self.tier,
         )
-        return rows, uses
 
     def address(self, features: KeyedJaggedTensor) -> Addressed:
         """Physical row ids of a batch: pure, and meant to run ahead of `forward`, on the loader's thread.
@@ -285,6 +305,12 @@ class TableCollection(nn.Module):
             logical_ND = use.method.combine(own, addressed.sides.get(use.key))
             outputs[use.key] = pool(logical_ND, offsets, pooling=use.method.spec.pooling)
         return outputs
+
+    def prefetch(self, addressed: Addressed) -> None:
+        """Says that `forward` will get this batch soon: ids travel to other ranks, pages are warmed. Never changes results."""
+        for rows, jagged in ((self.pooled_rows, addressed.pooled), (self.per_id_rows, addressed.per_id)):
+            if rows is not None and jagged is not None:
+                rows.prefetch(jagged.values(), jagged.offsets())
 
     def extra_loss(self) -> Tensor | None:
         """What methods add to the loss of the step whose forward pass has just run; None if nothing."""

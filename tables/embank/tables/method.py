@@ -129,8 +129,8 @@ class LocalRows(ABC):
         """Rows [R, D] held here: a view, writing to it changes the table. R is 0 where this process holds none."""
 
     @abstractmethod
-    def first_row(self, table: str) -> int:
-        """The table's row that the first row held here is."""
+    def row_numbers(self, table: str) -> Tensor:
+        """int64 [R], for each row held here its number in the table; `num_embeddings` or more for padding."""
 
     @abstractmethod
     def sum(self, values: Tensor) -> Tensor:

@@ -167,32 +167,64 @@ class PhysicalTable:
     projection: RowProjection | None = None
 
 
+STRIPES = 64
+"""Rows of a striped table are dealt to this many stripes, which are stored one after the other."""
+
+_STRIPE_OF = torch.tensor([int(f"{residue:06b}"[::-1], 2) for residue in range(STRIPES)])
+"""Stripe of a row by `row % STRIPES`: bits reversed, so that the first rows lie far apart (van der Corput's sequence)."""
+
+_RESIDUE_OF = _STRIPE_OF.argsort()
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableShard:
-    """The part of a physical table that one process holds: a range of rows and columns.
+    """The part of a physical table that one process holds: a range of places and columns.
+
+    A row's *place* is its number, except in a striped table. Rows are ranked by frequency, so a plain cut into ranges would
+    give the first process nearly all lookups; stripes spread the frequent rows evenly over any number of processes, and
+    within a stripe they are neighbours still, which is what pages of a disk like.
 
     Args:
         table: the physical table.
-        first_row, num_rows: its rows.
-        first_column, num_columns: its columns.
+        first_place, num_rows: which places are held.
+        first_column, num_columns: which columns.
+        is_striped: whether places are striped. A striped table has a few places without a row, filled with zeros.
     """
 
     table: PhysicalTable
-    first_row: int
+    first_place: int
     num_rows: int
     first_column: int
     num_columns: int
+    is_striped: bool = False
 
     @classmethod
     def whole(cls, table: PhysicalTable) -> "TableShard":
         """All of a table."""
         return cls(
             table=table,
-            first_row=0,
+            first_place=0,
             num_rows=table.num_embeddings,
             first_column=0,
             num_columns=table.embedding_dim,
         )
+
+    @property
+    def num_places(self) -> int:
+        """Places of the whole table."""
+        return num_places(self.table.num_embeddings) if self.is_striped else self.table.num_embeddings
+
+    def row_numbers(self, local_N: Tensor | None = None) -> Tensor:
+        """Rows of the table, int64, that some local rows (all, by default) are; `num_embeddings` or more for a place without one."""
+        places = (torch.arange(self.num_rows) if local_N is None else local_N) + self.first_place
+        return rows_of(places, num_rows=self.table.num_embeddings) if self.is_striped else places
+
+    def local_rows(self, rows_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of some rows of the table are held here (as indices into `rows_N`), and their local numbers."""
+        places = places_of(rows_N, num_rows=self.table.num_embeddings) if self.is_striped else rows_N
+        local = places - self.first_place
+        held = ((local >= 0) & (local < self.num_rows)).nonzero().squeeze(1)
+        return held, local[held]
 
     def initialise(self, out_RD: Tensor, *, seed: int) -> None:
         """Writes the table's initial values into the part that is held; the same values however the table is cut.
@@ -201,11 +233,37 @@ class TableShard:
             out_RD: float [num_rows, num_columns], written in place, a few rows at a time.
             seed: the collection's seed.
         """
-        for start in range(0, self.num_rows, ROWS_PER_CHUNK):
-            stop = min(self.num_rows, start + ROWS_PER_CHUNK)
-            values = torch.empty(stop - start, self.table.embedding_dim)
-            self.table.init.fill(values, seed=seed, table=self.table.name, first_row=self.first_row + start)
-            if self.table.projection is not None:
-                rows = torch.arange(self.first_row + start, self.first_row + stop)
-                values = self.table.projection(values, rows, seed=seed_of(seed, "projection", self.table.name, 0))
-            out_RD[start:stop] = values[:, self.first_column : self.first_column + self.num_columns]
+        table = self.table
+        columns = slice(self.first_column, self.first_column + self.num_columns)
+        first, last = (
+            (0, table.num_embeddings) if self.is_striped else (self.first_place, self.first_place + self.num_rows)
+        )
+        for start in range(first, last, ROWS_PER_CHUNK):
+            rows = torch.arange(start, min(last, start + ROWS_PER_CHUNK))
+            held, local = self.local_rows(rows)
+            if not held.numel():
+                continue
+            values = torch.empty(rows.numel(), table.embedding_dim)
+            table.init.fill(values, seed=seed, table=table.name, first_row=start)
+            if table.projection is not None:
+                values = table.projection(values, rows, seed=seed_of(seed, "projection", table.name, 0))
+            if self.is_striped:
+                out_RD[local] = values[held, columns]
+            else:
+                out_RD[start - first : start - first + rows.numel()] = values[:, columns]
+
+
+def num_places(num_rows: int) -> int:
+    """Places of a striped table: its rows, rounded up to a multiple of the number of stripes."""
+    return -(-num_rows // STRIPES) * STRIPES
+
+
+def places_of(rows_N: Tensor, *, num_rows: int) -> Tensor:
+    """Places of rows in a striped table of num_rows rows."""
+    return _STRIPE_OF[rows_N % STRIPES] * (-(-num_rows // STRIPES)) + rows_N // STRIPES
+
+
+def rows_of(places_N: Tensor, *, num_rows: int) -> Tensor:
+    """The inverse of `places_of`; num_rows or more for a place without a row."""
+    per_stripe = -(-num_rows // STRIPES)
+    return (places_N % per_stripe) * STRIPES + _RESIDUE_OF[places_N // per_stripe]

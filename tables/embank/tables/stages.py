@@ -21,13 +21,13 @@ class HeldRows(LocalRows):
 
     def __init__(self, tables: TableCollection) -> None:
         self.views = tables.weights()
-        self.first_rows = {s.table.name: s.first_row for store in tables.row_stores() for s in store.shards}
+        self.shards = {shard.table.name: shard for store in tables.row_stores() for shard in store.shards}
 
     def __getitem__(self, table: str) -> Tensor:
         return self.views[table]
 
-    def first_row(self, table: str) -> int:
-        return self.first_rows[table]
+    def row_numbers(self, table: str) -> Tensor:
+        return self.shards[table].row_numbers()
 
     def sum(self, values: Tensor) -> Tensor:
         return values

@@ -138,7 +138,7 @@ class RowStore(nn.Module, ABC):
         if table.projection is None or not rows_U.numel():
             return
         seed = seed_of(self.seed, "projection", table.name, self.num_updates)
-        weight_RD[rows_U] = table.projection(weight_RD[rows_U], rows_U + shard.first_row, seed=seed)
+        weight_RD[rows_U] = table.projection(weight_RD[rows_U], shard.row_numbers(rows_U), seed=seed)
 
     @abstractmethod
     def flush(self) -> None:

@@ -18,7 +18,12 @@ _STATES = {"sgd": (), "adagrad": ("sum",), "rowwise_adagrad": ("sum",), "adam": 
 
 
 class TorchRows(RowStore):
-    """Rows in torch parameters with sparse gradients; `update` applies them."""
+    """Rows in torch parameters with sparse gradients; `update` applies them.
+
+    Args:
+        is_replica: gradients are dense, so that they can be averaged over processes; rows whose gradient is 0 throughout
+            count as not looked up.
+    """
 
     def __init__(
         self,
@@ -28,8 +33,10 @@ class TorchRows(RowStore):
         seed: int,
         optimizer: RowOptimizer,
         tier: RowTier,
+        is_replica: bool = False,
     ) -> None:
         super().__init__(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
+        self.is_replica = is_replica
         self.parameters_by_table = nn.ParameterList()
         self.state: list[dict[str, Tensor]] = []
         self.lr = optimizer.lr
@@ -55,11 +62,13 @@ class TorchRows(RowStore):
         for k, table in enumerate(self.lookups):
             weight = self.parameters_by_table[table]
             if num_bags == 0:
-                outputs.append(weight.new_zeros(0, weight.shape[1]))
+                outputs.append(weight[:0] if self.is_replica else weight.new_zeros(0, weight.shape[1]))
                 continue
             ids = indices[bounds[k] : bounds[k + 1]]
             part = offsets[k * num_bags : (k + 1) * num_bags + 1] - bounds[k]
-            outputs.append(F.embedding_bag(ids, weight, part, mode="sum", sparse=True, include_last_offset=True))
+            outputs.append(
+                F.embedding_bag(ids, weight, part, mode="sum", sparse=not self.is_replica, include_last_offset=True)
+            )
         return torch.cat(outputs, dim=1)
 
     @torch.no_grad()
@@ -68,10 +77,17 @@ class TorchRows(RowStore):
         for shard, weight, state in zip(self.shards, self.parameters_by_table, self.state, strict=True):
             if weight.grad is None:
                 continue
-            grad = weight.grad.coalesce()
-            self._update_rows(shard, weight, state, grad.indices()[0], grad.values())
-            self.project(shard, weight, grad.indices()[0])
+            rows_U, grad_UD = self._touched(weight.grad)
+            self._update_rows(shard, weight, state, rows_U, grad_UD)
+            self.project(shard, weight, rows_U)
             weight.grad = None
+
+    def _touched(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        if self.is_replica:
+            rows_U = grad.any(1).nonzero().squeeze(1)
+            return rows_U, grad[rows_U]
+        grad = grad.coalesce()
+        return grad.indices()[0], grad.values()
 
     def _update_rows(
         self, shard: TableShard, weight: Tensor, state: dict[str, Tensor], rows_U: Tensor, grad_UD: Tensor
