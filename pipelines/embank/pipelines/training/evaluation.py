@@ -19,7 +19,8 @@ from embank.pipelines.training.config import parse_config
 from embank.pipelines.training.run_folder import RunFolder
 from embank.pipelines.training.step import autocast
 from embank.tables import CheckpointError, ConfigError, TableCollection
-from embank.tables.checkpoint import load_checkpoint, read_json
+from embank.tables.checkpoint import load_checkpoint
+from embank.tables.files import read_json
 
 EVAL_BATCH_SIZE = 8192
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from embank.tables.checkpoint import CHECKSUMS, read_json, sync_entry
 from embank.tables.errors import CheckpointError, ConfigError
+from embank.tables.files import CHECKSUMS, read_json, sync_entry
 
 LOCK = ".lock"
 ROWS = "rows"
