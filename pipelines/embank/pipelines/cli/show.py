@@ -13,6 +13,7 @@ from rich.table import Table
 
 from embank.pipelines.data.progress import NoProgress, ProgressCallback, RichProgress
 from embank.pipelines.training.reporter import Reporter
+from embank.tables.wording import human_bytes
 
 if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for it
     from embank.pipelines.data.catalog import Dataset, Fetched
@@ -33,15 +34,6 @@ def quiet_libraries(*, debug: bool = False) -> None:
 def error(message: str) -> None:
     """One message on stderr."""
     err.print(f"embank: {message}", markup=False)
-
-
-def human(count: float) -> str:
-    """Bytes with a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -120,9 +112,9 @@ def result(run: Path, values: Mapping[str, Any]) -> None:
         ["test log loss", number(values["logloss"], 5)],
         [
             "serving bytes",
-            f"{values['serving_bytes']:,} ({human(values['serving_bytes'])}, {values['serving_ratio']:.4f} of the plain tables)",
+            f"{values['serving_bytes']:,} ({human_bytes(values['serving_bytes'])}, {values['serving_ratio']:.4f} of the plain tables)",
         ],
-        ["training bytes", f"{values['training_bytes']:,} ({human(values['training_bytes'])})"],
+        ["training bytes", f"{values['training_bytes']:,} ({human_bytes(values['training_bytes'])})"],
         [
             "training speed",
             f"{values['samples_per_s']:,.0f} samples/s, {values['loader_share']:.1%} of it waiting for data",
@@ -168,7 +160,7 @@ def inspection(values: Mapping[str, Any]) -> None:
     )
     total = values["total"]
     out.print(
-        f"all tables: {total['serving_bytes']:,} serving bytes ({human(total['serving_bytes'])}), "
+        f"all tables: {total['serving_bytes']:,} serving bytes ({human_bytes(total['serving_bytes'])}), "
         f"{total['serving_bytes'] / total['plain_bytes']:.4f} of plain fp32; network: {values['network_bytes']:,} bytes"
     )
     for line in values["notes"]:
