@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embank.tables.addressed import Addressed
-    from embank.tables.collection import IdRangeError, TableCollection
+    from embank.tables.collection import TableCollection
     from embank.tables.errors import BudgetError, CheckpointError, ConfigError, DataError, EmbankError, WorkError
+    from embank.tables.features import IdRangeError
     from embank.tables.method import (
         Advance,
         Carry,
@@ -58,7 +59,7 @@ __all__ = [
     "registered_methods",
 ]
 
-_MODULES = ("errors", "specs", "method", "rows", "addressed", "collection", "vocabulary")
+_MODULES = ("errors", "specs", "method", "rows", "addressed", "features", "collection", "vocabulary")
 
 
 def __getattr__(name: str) -> Any:
