@@ -121,16 +121,19 @@ def result(run: Path, values: Mapping[str, Any]) -> None:
         ],
         ["best step", f"{values['best_step']:,} of {values['num_steps']:,}"],
     ]
+    if "bundle_bytes" in values:  # not in a run of an earlier version
+        nbytes = values["bundle_bytes"]
+        rows.insert(3, ["bundle on disk", f"{nbytes:,} bytes ({human_bytes(nbytes)}), network included"])
     if values.get("gauc") is not None:
         rows.insert(1, ["test group AUC", number(values["gauc"], 5)])
     table(["", ""], [[name, str(value)] for name, value in rows], left=2)
     out.print(f"run directory: {run}", markup=False)
 
 
-def evaluation(run: Path, values: Mapping[str, Any]) -> None:
-    """Metrics of one evaluation."""
+def evaluation(values: Mapping[str, Any], *, recorded: Path) -> None:
+    """Metrics of one evaluation, and where they are recorded."""
     table(["metric", str(values["split"])], [[k, _text(v)] for k, v in values.items() if k != "split"], left=2)
-    out.print(f"written to {run / 'evaluations.jsonl'}", markup=False)
+    out.print(f"written to {recorded}", markup=False)
 
 
 def _text(value: Any) -> str:
@@ -140,9 +143,10 @@ def _text(value: Any) -> str:
 
 
 def inspection(values: Mapping[str, Any]) -> None:
-    """Tables of a run and what was verified."""
+    """Tables of a run or a bundle and what was verified. A bundle has no training bytes."""
+    trained = any("training_bytes" in t for t in values["tables"])
     table(
-        ["table", "method", "ids", "dim", "rows held", "serving bytes", "training bytes", "ratio"],
+        ["table", "method", "ids", "dim", "held", "serving bytes", *(["training bytes"] if trained else []), "ratio"],
         [
             [
                 t["name"],
@@ -151,7 +155,7 @@ def inspection(values: Mapping[str, Any]) -> None:
                 str(t["dim"]),
                 t["rows"],
                 f"{t['serving_bytes']:,}",
-                f"{t['training_bytes']:,}",
+                *([f"{t['training_bytes']:,}"] if trained else []),
                 f"{t['serving_bytes'] / t['plain_bytes']:.4f}",
             ]
             for t in values["tables"]
@@ -165,6 +169,11 @@ def inspection(values: Mapping[str, Any]) -> None:
     )
     for line in values["notes"]:
         out.print(line, markup=False)
+
+
+def exported(path: Path, *, tables: int, nbytes: int) -> None:
+    """What `embank export` has written."""
+    out.print(f"{path}: {tables} tables, {nbytes:,} bytes ({human_bytes(nbytes)})", markup=False)
 
 
 @contextlib.contextmanager
