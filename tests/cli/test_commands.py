@@ -27,7 +27,7 @@ def embank(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedP
             2,
             "embank: the configuration 'missing.yaml' can't be read: No such file",
         ),
-        (["inspect", "nothing"], 2, "embank: 'nothing' holds no run"),
+        (["inspect", "nothing"], 2, "embank: 'nothing' holds no run and no bundle"),
         (["data", "get", "movielens", "--out", "x"], 2, "Did you mean 'movielens-100k'?"),
         (["prepare", "--format", "criteo", "--input", "gone.txt", "--out", "x"], 2, "there is no file gone.txt"),
     ],
@@ -59,6 +59,9 @@ def test_from_rows_to_a_report(tmp_path: Path) -> None:
         ["train", "run.yaml", "--out", "run", "--set", "train.epochs=2"],
         ["evaluate", "run", "--data", "data", "--split", "valid"],
         ["inspect", "run"],
+        ["export", "run", "--out", "shipped/tables"],
+        ["evaluate", "shipped/tables", "--data", "data", "--split", "valid"],
+        ["inspect", "shipped/tables"],
     ]
     said = []
     for step in steps:
@@ -69,6 +72,19 @@ def test_from_rows_to_a_report(tmp_path: Path) -> None:
     assert "test AUC" in said[2]
     assert "auc" in said[3]
     assert "all checksums match" in said[4]
+    assert "shipped/tables: 6 tables" in said[5]
+    assert [line for line in said[6].splitlines() if "auc" in line] == [
+        line for line in said[3].splitlines() if "auc" in line
+    ]
+    assert (tmp_path / "shipped" / "tables.evaluations.jsonl").is_file()
+    assert "all checksums match" in said[7]
+    assert "rows 8 x 4 float32" in said[7]
+    there = embank(*steps[5], cwd=tmp_path)
+    assert there.returncode == 2
+    assert "exists already, and a bundle is never written over anything; choose another folder" in there.stderr
+    with_data = embank("inspect", "shipped/tables", "--data", "data", cwd=tmp_path)
+    assert with_data.returncode == 2
+    assert "is a bundle, which is inspected without data" in with_data.stderr
     again = embank(*steps[2], cwd=tmp_path)
     assert again.returncode == 2
     assert "already holds a run; continue it with --resume" in again.stderr

@@ -122,3 +122,14 @@ def test_a_default_budget_is_kept_by_all_tables_together(tmp_path: Path) -> None
         ConfigError, match=r"'tables.overrides.usr' names a feature that .* lacks. Did you mean 'user'\?"
     ):
         table_specs(typo, schema, data=data)
+
+
+def test_numbers_with_an_exponent(file: Path) -> None:
+    """YAML 1.1 reads 1e5 as text: a number where one is wanted, a name where a name is wanted."""
+    file.write_text(YAML.replace("data/criteo", "1e5").replace("4096", "1e3"))
+    config = load_config(file, overrides=["rows.directory=2e5", "tables.init_std=1e-2", "train.patience=2e0"])
+    assert (config.data.path, config.rows.directory) == ("1e5", "2e5")
+    assert (config.data.batch_size, config.train.lr, config.train.patience) == (1000, 0.001, 2)
+    assert config.tables.default.init_std == 0.01
+    model = parse_config(raw_config(Path("data"), model={"name": "deepfm", "dropout": "5e-1"})).model
+    assert model["dropout"] == 0.5

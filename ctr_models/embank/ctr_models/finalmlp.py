@@ -1,6 +1,5 @@
 """FinalMLP: two deep networks on differently gated inputs, fused by a bilinear form."""
 
-import difflib
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from embank.ctr_models.layers.fields import FlatInputs
 from embank.ctr_models.layers.mlp import MLP, Activation, make_linear, squeeze_logits
 from embank.ctr_models.network import STRICT, Inputs, Network, check_dropout, check_positive
 from embank.tables.errors import ConfigError
+from embank.tables.wording import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +166,8 @@ class FinalMLP(Network):
 def _columns_of(name: str, inputs: Inputs) -> tuple[int, int]:
     """First and last-plus-one embedding column of a field."""
     if name not in inputs.names:
-        close = difflib.get_close_matches(name, inputs.names, n=1)
-        hint = f"Did you mean '{close[0]}'? " if close else ""
         raise ConfigError(
-            f"model.gate_context_1 and gate_context_2 name fields, and '{name}' is none. {hint}"
+            f"model.gate_context_1 and gate_context_2 name fields, and '{name}' is none.{did_you_mean(name, inputs.names)} "
             f"There are: {', '.join(inputs.names)}."
         )
     position = inputs.names.index(name)

@@ -1,6 +1,5 @@
 """The models by name, and how a name with hyper-parameters becomes a model."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -23,6 +22,7 @@ from embank.ctr_models.network import Inputs, Network
 from embank.ctr_models.wdl import WDL
 from embank.ctr_models.xdeepfm import XDeepFM
 from embank.tables.errors import ConfigError
+from embank.tables.wording import did_you_mean
 
 MODELS: dict[str, type[Network]] = {
     "lr": LR,
@@ -47,7 +47,9 @@ def find_model(name: str) -> type[Network]:
         ConfigError: no such model.
     """
     if name not in MODELS:
-        raise ConfigError(f"model.name '{name}' is unknown. {_nearest(name, MODELS)}")
+        raise ConfigError(
+            f"model.name '{name}' is unknown.{did_you_mean(name, MODELS)} There are: {', '.join(MODELS)}."
+        )
     return MODELS[name]
 
 
@@ -61,7 +63,10 @@ def build_config(name: str, hyper: Mapping[str, Any]) -> Any:
     known = [field.name for field in fields(config)]
     for key in hyper:
         if key not in known:
-            raise ConfigError(f"model.{key} is not a hyper-parameter of '{name}'. {_nearest(key, known)}")
+            there_are = f"There are: {', '.join(known)}." if known else "It has none."
+            raise ConfigError(
+                f"model.{key} is not a hyper-parameter of '{name}'.{did_you_mean(key, known)} {there_are}"
+            )
     try:
         return TypeAdapter(config).validate_python(dict(hyper))
     except ValidationError as error:
@@ -94,11 +99,3 @@ def build_model(name: str, *, tables: nn.Module, inputs: Inputs, **hyper: Any) -
         ConfigError: unknown name or hyper-parameter (with the nearest right one), or inputs that the model can't work on.
     """
     return CTRModel(tables, build_network(name, inputs=inputs, **hyper))
-
-
-def _nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
-    if not known:
-        return "It has none."
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"Did you mean '{close[0]}'? " if close else ""
-    return f"{hint}There are: {', '.join(known)}."

@@ -1,4 +1,4 @@
-"""Embedding tables: specs, collections, row storage, the method registry, vocabularies.
+"""Embedding tables: specs, collections, row storage, the method registry, bundles, vocabularies.
 
 Names are imported when they are first used: errors and vocabularies, which preparing data needs, do without torch.
 """
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embank.tables.addressed import Addressed
-    from embank.tables.collection import IdRangeError, TableCollection
+    from embank.tables.bundle import Bundle, load_bundle, save_bundle
+    from embank.tables.collection import TableCollection
     from embank.tables.errors import BudgetError, CheckpointError, ConfigError, DataError, EmbankError, WorkError
+    from embank.tables.features import IdRangeError
     from embank.tables.method import (
         Advance,
         Carry,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
         register_method,
         registered_methods,
     )
+    from embank.tables.packed import PackedCollection, pack_collection
     from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowStore, RowTier
     from embank.tables.specs import PhysicalTable, RowInit, RowProjection, TableSpec, default_init
     from embank.tables.vocabulary import Vocabulary
@@ -31,6 +34,7 @@ __all__ = [
     "Addressed",
     "Advance",
     "BudgetError",
+    "Bundle",
     "Carry",
     "CheckpointError",
     "ConfigError",
@@ -39,6 +43,7 @@ __all__ = [
     "IdRangeError",
     "LocalRows",
     "Method",
+    "PackedCollection",
     "PackedTable",
     "PhysicalTable",
     "RowInit",
@@ -53,12 +58,26 @@ __all__ = [
     "WorkError",
     "build_method",
     "default_init",
+    "load_bundle",
     "method_class",
+    "pack_collection",
     "register_method",
     "registered_methods",
+    "save_bundle",
 ]
 
-_MODULES = ("errors", "specs", "method", "rows", "addressed", "collection", "vocabulary")
+_MODULES = (
+    "errors",
+    "specs",
+    "method",
+    "rows",
+    "addressed",
+    "features",
+    "collection",
+    "packed",
+    "bundle",
+    "vocabulary",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,10 +6,8 @@ of them. It is written under a temporary name, synced and renamed, so a crash or
 never harms an earlier one.
 """
 
-import hashlib
 import io
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -25,16 +23,26 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from embank.tables.collection import TableCollection
 from embank.tables.errors import CheckpointError, WorkError
+from embank.tables.files import (
+    CHECKSUMS,
+    cause_of,
+    publish,
+    read_json,
+    temporary_beside,
+    verify_checksums,
+    write_checksums,
+)
 from embank.tables.hashing import HASH_VERSION
 
 FORMAT_VERSION = 1
-CHECKSUMS = "checksums.json"
+_CURE = "Restore it or remove this checkpoint to resume from an earlier one"
 
 
 def refuse_non_finite(tables: TableCollection) -> None:
     """Raises WorkError if a row holds NaN or infinity, naming its table."""
     for name, weight_RD in tables.weights().items():
-        if not bool(weight_RD.isfinite().all()):
+        # Not `weight_RD.isfinite()`, whose temporaries take more memory than the rows; a NaN is the smallest and the largest value.
+        if weight_RD.numel() and not bool(torch.stack(weight_RD.aminmax()).isfinite().all()):
             raise WorkError(
                 f"rows of table '{name}' are not finite, so nothing was saved; start again with a lower learning rate for rows"
             )
@@ -64,7 +72,7 @@ def save_checkpoint(
     """
     if folder.exists():
         raise CheckpointError(f"'{folder}' exists already; a checkpoint is never written over another one")
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    temporary = temporary_beside(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -75,15 +83,12 @@ def save_checkpoint(
         (temporary / "meta.json").write_text(
             json.dumps({"format_version": FORMAT_VERSION, "hash_version": HASH_VERSION, **meta}, indent=1)
         )
-        checksums = {str(p.relative_to(temporary)): _digest(p) for p in _files(temporary)}
-        (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=1, sort_keys=True))
-        sync_folder(temporary)
-        temporary.rename(folder)
-        sync_entry(folder.parent)
+        write_checksums(temporary)
+        publish(temporary, folder)
     except (OSError, RuntimeError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise WorkError(
-            f"the checkpoint '{folder}' can't be written: {_first_line(error)}. Earlier checkpoints are untouched; make room and resume"
+            f"the checkpoint '{folder}' can't be written: {cause_of(error)}. Earlier checkpoints are untouched; make room and resume"
         ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -96,44 +101,13 @@ def _write_rows(folder: Path, tensors: dict[str, Tensor]) -> None:
         save(tensors, checkpoint_id=folder, no_dist=True)
 
 
-def _first_line(error: BaseException) -> str:
-    """The operating system's own words where there are any, else the first line of the message."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
 def verify_checkpoint(folder: Path) -> dict[str, Any]:
     """Checks every byte of a checkpoint and returns its `meta`.
 
     Raises:
         CheckpointError: missing, incomplete, truncated, altered, or of another version; names the file.
     """
-    listing = folder / CHECKSUMS
-    if not listing.is_file():
-        raise CheckpointError(f"'{folder}' is not a complete checkpoint: it has no {CHECKSUMS}")
-    checksums = read_json(listing)
-    for name, expected in checksums.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(
-                f"checkpoint '{folder}' lacks '{name}'; restore it or resume from an earlier checkpoint"
-            )
-        size = path.stat().st_size
-        if size != expected["nbytes"]:
-            raise CheckpointError(
-                f"'{path}' has {size:,} bytes where {expected['nbytes']:,} were written; it is truncated or altered. "
-                "Restore it or remove this checkpoint to resume from an earlier one"
-            )
-        if _digest(path) != expected:
-            raise CheckpointError(
-                f"'{path}' has been altered: its SHA-256 differs from the one written with it. "
-                "Restore it or remove this checkpoint to resume from an earlier one"
-            )
+    checksums = verify_checksums(folder, kind="checkpoint", cure=_CURE)
     for required in ("meta.json", "dense.pt", "rows/.metadata"):
         if required not in checksums:
             raise CheckpointError(f"checkpoint '{folder}' lacks '{required}' in its {CHECKSUMS}; it is not ours")
@@ -186,38 +160,3 @@ def load_checkpoint(
         warnings.simplefilter("ignore")
         load(wanted, storage_reader=reader, no_dist=True)
     return torch.load(folder / "dense.pt", weights_only=True), meta
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file())
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "nbytes": path.stat().st_size}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; CheckpointError if it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"'{path}' can't be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"'{path}' does not hold a JSON object")
-    return content
-
-
-def sync_entry(path: Path) -> None:
-    """fsync of one file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """fsync of a folder and everything in it."""
-    for path in (*folder.rglob("*"), folder):
-        sync_entry(path)

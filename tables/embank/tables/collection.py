@@ -4,16 +4,16 @@ KeyedJaggedTensor in, KeyedTensor out. `address` may be called earlier, in the d
 result or plain ids, and gives the same.
 """
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor, PoolingType
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
 from embank.tables.addressed import Addressed
-from embank.tables.errors import ConfigError, DataError
+from embank.tables.errors import ConfigError
+from embank.tables.features import Bags, bag_configs, output_key
 from embank.tables.hashing import seed_of
 from embank.tables.method import Method, build_method
 from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from embank.tables.rows.sharded import Sharding
 
 
-class IdRangeError(DataError, IndexError):
-    """An id outside its table."""
-
-
 class _Use(NamedTuple):
     """One feature looked up in one table."""
 
@@ -35,23 +31,6 @@ class _Use(NamedTuple):
     feature: str
     key: str  # of the output; "feature@table" where a feature is looked up in several tables
     positions: tuple[int, ...]  # of its lookups in the row store
-
-
-def check_ids(ids: Tensor, *, table: str, feature: str, num_embeddings: int) -> None:
-    """Refuses ids outside 0 .. num_embeddings - 1.
-
-    Raises:
-        IdRangeError: names table, feature, the id and the valid range.
-    """
-    if not ids.numel():
-        return
-    low, high = (int(bound) for bound in ids.aminmax())
-    if low < 0 or high >= num_embeddings:
-        wrong = low if low < 0 else high
-        raise IdRangeError(
-            f"feature '{feature}' has id {wrong}, outside table '{table}' of {num_embeddings:,} ids (0 .. {num_embeddings - 1:,}); "
-            "prepare the data with the vocabulary that the table was made for, or give the table more rows"
-        )
 
 
 class TableCollection(nn.Module):
@@ -128,8 +107,7 @@ class TableCollection(nn.Module):
             )
 
     def _key(self, spec: TableSpec, feature: str) -> str:
-        shared = sum(feature in other.feature_names for other in self.specs) > 1
-        return f"{feature}@{spec.name}" if shared else feature
+        return output_key(spec, feature, specs=self.specs)
 
     def _build(self, methods: Sequence[Method]) -> tuple[RowStore | None, list[_Use]]:
         """A row store for the physical tables of some methods, and what is looked up in it."""
@@ -190,35 +168,12 @@ class TableCollection(nn.Module):
             IdRangeError: an id outside its table.
             DataError: a feature is missing, or the ids carry weights.
         """
-        if features.weights_or_none() is not None:
-            raise DataError("the input carries per-id weights; TableCollection pools by sum or mean, without weights")
-        places = {key: i for i, key in enumerate(features.keys())}
-        starts = features.offset_per_key()
-        if features.variable_stride_per_key():
-            raise DataError("the input has another batch size for each feature; give every feature one bag per row")
-        if features.values().is_floating_point():
-            raise DataError(f"ids are {features.values().dtype}; they must be integers")
-        values, size = features.values().long(), features.stride()
-        lengths = features.lengths().view(len(places), size)
-
-        def bags_of(use: _Use) -> tuple[Tensor, Tensor]:
-            if use.feature not in places:
-                near = difflib.get_close_matches(use.feature, places, n=1)
-                raise DataError(
-                    f"table '{use.method.spec.name}' looks up feature '{use.feature}', which the batch lacks; "
-                    f"{'did you mean ' + repr(near[0]) if near else 'it has: ' + ', '.join(places)}"
-                )
-            place = places[use.feature]
-            ids = values[starts[place] : starts[place + 1]]
-            spec = use.method.spec
-            check_ids(ids, table=spec.name, feature=use.feature, num_embeddings=spec.num_embeddings)
-            return ids, lengths[place]
-
+        batch = Bags(features)
         bags: dict[str, Tensor] = {}
         mean_lengths: dict[str, Tensor] = {}
         pooled_ids, pooled_lengths = [], []
         for use in self.pooled_uses:
-            ids, length = bags_of(use)
+            ids, length = batch.of(use.feature, spec=use.method.spec)
             for physical in use.method.address(ids):
                 pooled_ids.append(physical)
                 pooled_lengths.append(length)
@@ -227,7 +182,7 @@ class TableCollection(nn.Module):
         per_id: list[Tensor] = []
         sides: dict[str, Tensor] = {}
         for use in self.per_id_uses:
-            ids, length = bags_of(use)
+            ids, length = batch.of(use.feature, spec=use.method.spec)
             per_id += use.method.address(ids)
             side = use.method.side(ids)
             if side is not None:
@@ -239,7 +194,7 @@ class TableCollection(nn.Module):
             bags=bags,
             sides=sides,
             lengths=mean_lengths,
-            batch_size=size,
+            batch_size=batch.batch_size,
         )
 
     @staticmethod
@@ -368,17 +323,7 @@ class TableCollection(nn.Module):
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """The logical tables as TorchRec describes them: its own models read this."""
-        pooling = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
-        return [
-            EmbeddingBagConfig(
-                name=spec.name,
-                num_embeddings=spec.num_embeddings,
-                embedding_dim=spec.embedding_dim,
-                feature_names=list(spec.feature_names),
-                pooling=pooling[spec.pooling],
-            )
-            for spec in self.specs
-        ]
+        return bag_configs(self.specs)
 
     def is_weighted(self) -> bool:
         """False: ids carry no weights."""

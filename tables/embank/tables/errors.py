@@ -22,7 +22,7 @@ class DataError(EmbankError):
 
 
 class CheckpointError(EmbankError):
-    """A checkpoint or run directory that is missing, damaged, or belongs to something else."""
+    """A checkpoint, bundle or run directory that is missing, damaged, or belongs to something else."""
 
 
 class BudgetError(EmbankError):

@@ -9,7 +9,6 @@ runs in the forward pass and may hold small dense parameters. Pooling comes afte
 in its rows.
 """
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.specs import PhysicalTable, TableSpec
+from embank.tables.wording import nearest_or_all
 
 ENTRY_POINTS = "embank.methods"
 
@@ -295,9 +295,7 @@ def method_class(name: str) -> type[Method]:
         return _LOCAL[name]
     if name not in _installed():
         known = registered_methods()
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known methods: {', '.join(known)}"
-        raise ConfigError(f"there is no method '{name}'; {hint}")
+        raise ConfigError(f"there is no method '{name}'; {nearest_or_all(name, known, label='known methods')}")
     loaded = _installed()[name].load()
     if not (isinstance(loaded, type) and issubclass(loaded, Method)):
         raise ConfigError(f"method '{name}' ({_installed()[name].value}) is not a subclass of embank.tables.Method")

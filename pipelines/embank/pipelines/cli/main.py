@@ -143,31 +143,55 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
-    data: Annotated[Path, typer.Option(help="A prepared folder with the run's vocabularies.")],
+    path: Annotated[Path, typer.Argument(help="A run directory or a bundle.")],
+    data: Annotated[Path, typer.Option(help="A prepared folder with the vocabularies of the training data.")],
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
 ) -> None:
-    """Evaluate the best checkpoint of a run: AUC, log loss, group AUC if the data has groups, bytes.
+    """Evaluate a bundle, or the best checkpoint of a run: AUC, log loss, group AUC if the data has groups, bytes.
+
+    The figures are added to `evaluations.jsonl` in the run directory, or to `BUNDLE.evaluations.jsonl` beside the bundle.
 
     Example: `embank evaluate runs/hash --data data/ml-100k --split test`
     """
-    from embank.pipelines.training.evaluation import evaluate_run
+    from embank.pipelines.training.evaluation import evaluate_saved, evaluations_of
 
-    show.evaluation(run, evaluate_run(run, data=data, split=split))
+    show.evaluation(evaluate_saved(path, data=data, split=split), recorded=evaluations_of(path))
 
 
 @app.command()
 def inspect(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
-    data: Annotated[Path | None, typer.Option(help="The prepared folder, if it has moved since training.")] = None,
+    path: Annotated[Path, typer.Argument(help="A run directory or a bundle.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The prepared folder of a run, if it has moved since training.")
+    ] = None,
 ) -> None:
-    """Show the tables of a run, their methods, shapes and bytes, after verifying every checksum.
+    """Show the tables of a run or a bundle, their methods, shapes and bytes, after verifying every checksum.
 
     Example: `embank inspect runs/hash`
     """
-    from embank.pipelines.training.inspection import inspect_run
+    from embank.pipelines.training.inspection import inspect_saved
 
-    show.inspection(inspect_run(run, data=data))
+    show.inspection(inspect_saved(path, data=data))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path, typer.Option(help="The bundle's folder; must not exist.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The prepared folder of an unfinished run, if it has moved since training.")
+    ] = None,
+) -> None:
+    """Write a run's best checkpoint as a bundle: packed tables, network, checksums. `embank.tables.load_bundle` reads it.
+
+    A complete run has one already, in `RUN/bundle`, which is copied. The last checkpoint of a run that was never evaluated.
+
+    Example: `embank export runs/hash --out bundles/hash`
+    """
+    from embank.pipelines.training.export import export_run
+
+    bundle = export_run(run, out=out, data=data)
+    show.exported(out, tables=len(bundle.entries), nbytes=bundle.nbytes)
 
 
 @contextlib.contextmanager

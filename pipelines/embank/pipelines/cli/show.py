@@ -13,6 +13,7 @@ from rich.table import Table
 
 from embank.pipelines.data.progress import NoProgress, ProgressCallback, RichProgress
 from embank.pipelines.training.reporter import Reporter
+from embank.tables.wording import human_bytes
 
 if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for it
     from embank.pipelines.data.catalog import Dataset, Fetched
@@ -33,15 +34,6 @@ def quiet_libraries(*, debug: bool = False) -> None:
 def error(message: str) -> None:
     """One message on stderr."""
     err.print(f"embank: {message}", markup=False)
-
-
-def human(count: float) -> str:
-    """Bytes with a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -120,25 +112,28 @@ def result(run: Path, values: Mapping[str, Any]) -> None:
         ["test log loss", number(values["logloss"], 5)],
         [
             "serving bytes",
-            f"{values['serving_bytes']:,} ({human(values['serving_bytes'])}, {values['serving_ratio']:.4f} of the plain tables)",
+            f"{values['serving_bytes']:,} ({human_bytes(values['serving_bytes'])}, {values['serving_ratio']:.4f} of the plain tables)",
         ],
-        ["training bytes", f"{values['training_bytes']:,} ({human(values['training_bytes'])})"],
+        ["training bytes", f"{values['training_bytes']:,} ({human_bytes(values['training_bytes'])})"],
         [
             "training speed",
             f"{values['samples_per_s']:,.0f} samples/s, {values['loader_share']:.1%} of it waiting for data",
         ],
         ["best step", f"{values['best_step']:,} of {values['num_steps']:,}"],
     ]
+    if "bundle_bytes" in values:  # not in a run of an earlier version
+        nbytes = values["bundle_bytes"]
+        rows.insert(3, ["bundle on disk", f"{nbytes:,} bytes ({human_bytes(nbytes)}), network included"])
     if values.get("gauc") is not None:
         rows.insert(1, ["test group AUC", number(values["gauc"], 5)])
     table(["", ""], [[name, str(value)] for name, value in rows], left=2)
     out.print(f"run directory: {run}", markup=False)
 
 
-def evaluation(run: Path, values: Mapping[str, Any]) -> None:
-    """Metrics of one evaluation."""
+def evaluation(values: Mapping[str, Any], *, recorded: Path) -> None:
+    """Metrics of one evaluation, and where they are recorded."""
     table(["metric", str(values["split"])], [[k, _text(v)] for k, v in values.items() if k != "split"], left=2)
-    out.print(f"written to {run / 'evaluations.jsonl'}", markup=False)
+    out.print(f"written to {recorded}", markup=False)
 
 
 def _text(value: Any) -> str:
@@ -148,9 +143,10 @@ def _text(value: Any) -> str:
 
 
 def inspection(values: Mapping[str, Any]) -> None:
-    """Tables of a run and what was verified."""
+    """Tables of a run or a bundle and what was verified. A bundle has no training bytes."""
+    trained = any("training_bytes" in t for t in values["tables"])
     table(
-        ["table", "method", "ids", "dim", "rows held", "serving bytes", "training bytes", "ratio"],
+        ["table", "method", "ids", "dim", "held", "serving bytes", *(["training bytes"] if trained else []), "ratio"],
         [
             [
                 t["name"],
@@ -159,7 +155,7 @@ def inspection(values: Mapping[str, Any]) -> None:
                 str(t["dim"]),
                 t["rows"],
                 f"{t['serving_bytes']:,}",
-                f"{t['training_bytes']:,}",
+                *([f"{t['training_bytes']:,}"] if trained else []),
                 f"{t['serving_bytes'] / t['plain_bytes']:.4f}",
             ]
             for t in values["tables"]
@@ -168,11 +164,16 @@ def inspection(values: Mapping[str, Any]) -> None:
     )
     total = values["total"]
     out.print(
-        f"all tables: {total['serving_bytes']:,} serving bytes ({human(total['serving_bytes'])}), "
+        f"all tables: {total['serving_bytes']:,} serving bytes ({human_bytes(total['serving_bytes'])}), "
         f"{total['serving_bytes'] / total['plain_bytes']:.4f} of plain fp32; network: {values['network_bytes']:,} bytes"
     )
     for line in values["notes"]:
         out.print(line, markup=False)
+
+
+def exported(path: Path, *, tables: int, nbytes: int) -> None:
+    """What `embank export` has written."""
+    out.print(f"{path}: {tables} tables, {nbytes:,} bytes ({human_bytes(nbytes)})", markup=False)
 
 
 @contextlib.contextmanager

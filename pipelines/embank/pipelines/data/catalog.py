@@ -16,8 +16,8 @@ from pathlib import Path
 from embank.pipelines.data import flights
 from embank.pipelines.data.archives import read_members
 from embank.pipelines.data.output import output_folder
-from embank.pipelines.data.suggest import did_you_mean, listing
 from embank.tables.errors import DataError, WorkError
+from embank.tables.wording import did_you_mean, listing
 
 _PIP_SECONDS = 600
 

@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from embank.pipelines.data.schema import DEFAULT_ROW_GROUP_ROWS, GROUP_COLUMN, LABEL_COLUMN
-from embank.pipelines.data.suggest import did_you_mean, listing
 from embank.tables.errors import ConfigError
+from embank.tables.wording import did_you_mean, listing
 
 Transform = Literal["none", "log1p", "standard", "log_squared"]
 

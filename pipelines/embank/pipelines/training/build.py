@@ -8,7 +8,6 @@ import torch
 
 from embank.ctr_models import MODELS, CTRModel, Inputs, build_model
 from embank.pipelines.data.schema import VOCAB_FOLDER, CategoricalField, Schema
-from embank.pipelines.data.suggest import did_you_mean
 from embank.pipelines.training.config import Config
 from embank.tables import (
     BudgetError,
@@ -20,6 +19,7 @@ from embank.tables import (
     TableSpec,
     Vocabulary,
 )
+from embank.tables.wording import did_you_mean
 
 FIRST_ORDER = "first_order"
 

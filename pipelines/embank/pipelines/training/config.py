@@ -1,18 +1,19 @@
 """The configuration of a run: YAML in, checked dataclasses out. Unknown keys are refused with their path."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from embank.ctr_models import MODELS, build_config
+from embank.ctr_models.registry import find_model
 from embank.tables import ConfigError, method_class
 from embank.tables.rows.base import RowOptimizerName
 from embank.tables.specs import Pooling
+from embank.tables.wording import nearest_or_all
 
 _STRICT = {"extra": "forbid"}
 
@@ -272,8 +273,7 @@ def _refuse_unknown(raw: Any, known: Sequence[str], *, path: str) -> None:
     for key in raw:
         if key not in known:
             full = f"{path}.{key}" if path else str(key)
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+            hint = nearest_or_all(str(key), known, label="known keys")
             raise ConfigError(f"unknown key '{full}' in the configuration; {hint}")
 
 
@@ -281,23 +281,25 @@ def _validate(cls: type, raw: Any, *, path: str) -> Any:
     assert is_dataclass(cls)
     _refuse_unknown(raw, _names(cls), path=path)
     try:
-        return TypeAdapter(cls).validate_python(_numbers(raw))
+        return TypeAdapter(cls).validate_python(_numbers(cls, raw))
     except ValidationError as error:
         raise ConfigError(_first_problem(error, path)) from error
 
 
-def _numbers(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """YAML 1.1 reads 1e-3 as text; take it as the number that was meant."""
+def _numbers(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """YAML 1.1 reads 1e-3 as text; takes it as the number that was meant where the dataclass wants one."""
+    types = get_type_hints(cls)
+    return {key: _number(value, types.get(key)) for key, value in raw.items()}
 
-    def number(value: Any) -> Any:
-        if isinstance(value, str) and "e" in value.lower():
-            try:
-                return float(value)
-            except ValueError:
-                return value
+
+def _number(value: Any, wanted: Any) -> Any:
+    is_number = bool({int, float} & {wanted, *get_args(wanted)})
+    if not is_number or not isinstance(value, str) or "e" not in value.lower():
         return value
-
-    return {key: number(value) for key, value in raw.items()}
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _first_problem(error: ValidationError, path: str) -> str:
@@ -314,8 +316,8 @@ def _model(raw: Any) -> dict[str, Any]:
         raise ConfigError(
             f"'model' needs a name, for example model: {{name: deepfm}}; known models: {', '.join(MODELS)}"
         )
-    hyper = _numbers({key: value for key, value in raw.items() if key != "name"})
-    return {"name": str(raw["name"]), **asdict(build_config(str(raw["name"]), hyper))}
+    name, hyper = str(raw["name"]), {key: value for key, value in raw.items() if key != "name"}
+    return {"name": name, **asdict(build_config(name, _numbers(find_model(name).Config, hyper)))}
 
 
 def _tables(raw: Any) -> TablesConfig:
@@ -355,7 +357,7 @@ def _table(raw: Mapping[str, Any], defaults: dict[str, Any], *, path: str, more:
     values = {}
     for key, (kind, _) in _TABLE_KEYS.items():
         try:
-            values[key] = TypeAdapter(kind).validate_python(_numbers({key: raw.get(key, defaults[key])})[key])
+            values[key] = TypeAdapter(kind).validate_python(_number(raw.get(key, defaults[key]), kind))
         except ValidationError as error:
             raise ConfigError(_first_problem(error, f"{path}.{key}")) from error
     options_class = method_class(values["method"]).Config

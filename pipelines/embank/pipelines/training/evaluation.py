@@ -1,4 +1,4 @@
-"""Evaluation of a model on a split, and of a run directory on any data with its vocabularies."""
+"""Evaluation of a model on a split, and of a run or a bundle on any data with its vocabularies."""
 
 import json
 import tempfile
@@ -15,11 +15,14 @@ from embank.ctr_models.metrics import Evaluation
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import build
-from embank.pipelines.training.config import parse_config
+from embank.pipelines.training.bundle import load_model, schema_of
+from embank.pipelines.training.config import Config, parse_config
 from embank.pipelines.training.run_folder import RunFolder
 from embank.pipelines.training.step import autocast
-from embank.tables import CheckpointError, ConfigError, TableCollection
-from embank.tables.checkpoint import load_checkpoint, read_json
+from embank.tables import Bundle, CheckpointError, ConfigError, DataError, PackedCollection, TableCollection, WorkError
+from embank.tables.bundle import is_bundle
+from embank.tables.checkpoint import load_checkpoint
+from embank.tables.files import read_json
 
 EVAL_BATCH_SIZE = 8192
 
@@ -38,8 +41,8 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
         auc, logloss, gauc (if the data has groups) and what else `Evaluation` computes; auc is None where it is undefined,
         and `auc_undefined` says why.
     """
-    assert isinstance(model.tables, TableCollection)
-    loader = Loader(path, split, batch_size=EVAL_BATCH_SIZE, shuffle=False, address=model.tables.address)
+    address = model.tables.address if isinstance(model.tables, TableCollection) else None
+    loader = Loader(path, split, batch_size=EVAL_BATCH_SIZE, shuffle=False, address=address)
     evaluation = Evaluation(split=split, grouped=loader.schema.group is not None)
     model.eval()
     for batch in loader.epoch(0):
@@ -92,8 +95,45 @@ def best_checkpoint(run: RunFolder) -> tuple[Path, int, bool]:
     return run.checkpoint(best, evaluated=True), int(best), True
 
 
+def data_of(config: Config, moved: Path | None) -> Path:
+    """The prepared folder of a run.
+
+    Args:
+        config: the run's configuration.
+        moved: where the folder is now, if elsewhere.
+
+    Raises:
+        DataError: it is gone.
+    """
+    place = moved or Path(config.data.path)
+    if not place.is_dir():
+        raise DataError(
+            f"there is no folder '{place}', where the run's vocabularies were; say where they are with --data"
+        )
+    return place
+
+
+def refuse_other_vocabularies(schema: Schema, *, data: Path, trained: str, path: Path) -> None:
+    """Refuses data whose ids mean something else than those that a run or a bundle was trained on.
+
+    Args:
+        schema: of the data.
+        data: its folder.
+        trained: fingerprint of the data of the run or the bundle.
+        path: the run or the bundle.
+
+    Raises:
+        ConfigError: names both fingerprints.
+    """
+    if schema.fingerprint != trained:
+        raise ConfigError(
+            f"'{data}' has other vocabularies (fingerprint {schema.fingerprint[:12]}) than the data '{path}' was trained on "
+            f"({trained[:12]}): its ids mean something else. Prepare it with the training data's vocabularies"
+        )
+
+
 def evaluate_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
-    """Evaluates the best checkpoint of a run and adds the figures to `evaluations.jsonl`.
+    """Evaluates the best checkpoint of a run and adds the figures to its `evaluations.jsonl`.
 
     Args:
         path: the run directory.
@@ -108,16 +148,80 @@ def evaluate_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     trained = run.fingerprint
     schema = Schema.load(data)
     schema.split(split)
-    if schema.fingerprint != trained:
-        raise ConfigError(
-            f"'{data}' has other vocabularies (fingerprint {schema.fingerprint[:12]}) than the data '{path}' was trained on "
-            f"({trained[:12]}): its ids mean something else. Prepare it with the training data's vocabularies"
-        )
+    refuse_other_vocabularies(schema, data=data, trained=trained, path=path)
     precision = run.read_config()["train"]["precision"]
     with best_model(run, schema=schema, data=data) as (model, step):
         values = {"split": split, "step": step, **evaluate(model, data, split, precision=precision)}
         assert isinstance(model.tables, TableCollection)
         values |= {"serving_bytes": model.tables.nbytes("serving"), "data": str(data)}
-    with (path / "evaluations.jsonl").open("a") as file:
-        file.write(json.dumps(values) + "\n")
+    return _recorded(values, evaluations_of(path))
+
+
+def evaluate_bundle(path: Path, *, data: Path, split: str) -> dict[str, Any]:
+    """Evaluates the model of a bundle and adds the figures to `BUNDLE.evaluations.jsonl` beside it, since bundles don't change.
+
+    Args:
+        path: the bundle of a training run.
+        data: a prepared folder with the vocabularies of the training data; of its splits only this one is read.
+        split: train, valid or test.
+
+    Raises:
+        ConfigError: the data's ids mean something else, or the bundle has no network.
+        CheckpointError, DataError: what can't be read.
+    """
+    bundle = Bundle(path)
+    model = load_model(bundle)
+    schema = Schema.load(data)
+    schema.split(split)
+    refuse_other_vocabularies(schema, data=data, trained=schema_of(bundle).fingerprint, path=path)
+    precision = bundle.facts["config"]["train"]["precision"]
+    assert isinstance(model.tables, PackedCollection)
+    values = {
+        "split": split,
+        "step": bundle.facts["step"],
+        **evaluate(model, data, split, precision=precision),
+        "serving_bytes": model.tables.nbytes(),
+        "bundle_bytes": bundle.nbytes,
+        "data": str(data),
+    }
+    return _recorded(values, evaluations_of(path))
+
+
+def evaluate_saved(path: Path, *, data: Path, split: str) -> dict[str, Any]:
+    """`evaluate_bundle` or `evaluate_run`, whichever the folder holds.
+
+    Raises:
+        CheckpointError: it holds neither.
+    """
+    refuse_neither(path)
+    return (evaluate_bundle if is_bundle(path) else evaluate_run)(path, data=data, split=split)
+
+
+def refuse_neither(path: Path) -> None:
+    """Refuses a folder that holds neither a run nor a bundle.
+
+    Raises:
+        CheckpointError: says what it should hold.
+    """
+    if not is_bundle(path) and not RunFolder(path).is_run:
+        raise CheckpointError(
+            f"'{path}' holds no run and no bundle; give what `embank train --out` or `embank export --out` wrote"
+        )
+
+
+def evaluations_of(path: Path) -> Path:
+    """Where the evaluations of a run (in it) or of a bundle (beside it) are recorded."""
+    if not is_bundle(path):
+        return path / "evaluations.jsonl"
+    folder = path.absolute()
+    return folder.with_name(f"{folder.name}.evaluations.jsonl")
+
+
+def _recorded(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    try:
+        with file.open("a") as lines:
+            lines.write(json.dumps(values) + "\n")
+    except OSError as error:
+        figures = ", ".join(f"{key} {values[key]}" for key in ("auc", "logloss"))
+        raise WorkError(f"the evaluation ({figures}) can't be recorded in '{file}': {error.strerror}") from error
     return values

@@ -1,4 +1,4 @@
-"""What a run holds, after verifying all of it."""
+"""What a run or a bundle holds, after verifying all of it."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,16 @@ import torch
 
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.config import parse_config
-from embank.pipelines.training.evaluation import best_checkpoint, best_model
+from embank.pipelines.training.evaluation import best_checkpoint, best_model, data_of, refuse_neither
 from embank.pipelines.training.run_folder import RunFolder
-from embank.tables import DataError, TableCollection
+from embank.tables import Bundle, ConfigError, TableCollection
+from embank.tables.bundle import is_bundle
 from embank.tables.checkpoint import verify_checkpoint
+from embank.tables.collection import distinct_nbytes
 
 
 def inspect_run(path: Path, *, data: Path | None = None) -> dict[str, Any]:
-    """Tables, methods, shapes and bytes of a run's best checkpoint; every checkpoint's checksums are verified.
+    """Tables, methods, shapes and bytes of a run's best checkpoint; all checksums are verified, those of its bundle as well.
 
     Args:
         path: the run directory.
@@ -30,25 +32,85 @@ def inspect_run(path: Path, *, data: Path | None = None) -> dict[str, Any]:
     for folder in run.saved():
         verify_checkpoint(folder)
         notes.append(f"checkpoint {folder.name}: all checksums match")
+    if is_bundle(run.bundle):
+        Bundle(run.bundle)
+        notes.append("bundle: all checksums match")
     _, _, is_best = best_checkpoint(run)
-    place = data or Path(config.data.path)
-    if not place.is_dir():
-        raise DataError(
-            f"there is no folder '{place}', where the run's vocabularies were; say where they are with --data"
-        )
+    place = data_of(config, data)
     with best_model(run, schema=Schema.load(place), data=place) as (model, step):
         assert isinstance(model.tables, TableCollection)
         tables = _tables(model.tables)
+        total = {
+            "serving_bytes": model.tables.nbytes("serving"),
+            "training_bytes": model.tables.nbytes("training"),
+            "plain_bytes": model.tables.plain_nbytes,
+        }
         held = [*model.network.parameters(), *model.network.buffers()]
     notes.append(
         f"the figures are of step {step}, {'the best on validation' if is_best else 'the last one; none was evaluated yet'}"
     )
     return {
         "tables": tables,
-        "total": {key: sum(t[key] for t in tables) for key in ("serving_bytes", "training_bytes", "plain_bytes")},
+        "total": total,
         "network_bytes": sum(t.numel() * t.element_size() for t in held),
         "notes": notes,
     }
+
+
+def inspect_bundle(path: Path) -> dict[str, Any]:
+    """Tables, methods, shapes and bytes of a bundle, after verifying its checksums. No data is needed.
+
+    Raises:
+        CheckpointError: no bundle, or a damaged one.
+    """
+    bundle = Bundle(path)
+    collection = bundle.tables()
+    tables = [
+        {
+            "name": spec.name,
+            "method": spec.method,
+            "num_embeddings": spec.num_embeddings,
+            "dim": spec.embedding_dim,
+            "rows": " + ".join(_shape(name, tensor) for name, tensor in pack.named_buffers()),
+            "serving_bytes": pack.nbytes(),
+            "plain_bytes": spec.plain_nbytes,
+        }
+        for spec, pack in collection.packed_tables()
+    ]
+    network = bundle.network().values() if bundle.has_network else []
+    notes = [f"{bundle.nbytes:,} bytes on disk, written by embank {bundle.embank_version}: all checksums match"]
+    if "config" in bundle.facts and "step" in bundle.facts:
+        notes.append(f"model '{bundle.facts['config']['model']['name']}' as of step {bundle.facts['step']}")
+    return {
+        "tables": tables,
+        "total": {
+            "serving_bytes": collection.nbytes(),
+            "plain_bytes": sum(spec.plain_nbytes for spec in collection.specs),
+        },
+        "network_bytes": distinct_nbytes(list(network)),
+        "notes": notes,
+    }
+
+
+def inspect_saved(path: Path, *, data: Path | None = None) -> dict[str, Any]:
+    """`inspect_bundle` or `inspect_run`, whichever the folder holds.
+
+    Raises:
+        CheckpointError: it holds neither.
+        ConfigError: a data folder for a bundle.
+    """
+    refuse_neither(path)
+    if not is_bundle(path):
+        return inspect_run(path, data=data)
+    if data is not None:
+        raise ConfigError(f"'{path}' is a bundle, which is inspected without data; leave out --data")
+    return inspect_bundle(path)
+
+
+def _shape(name: str, tensor: torch.Tensor) -> str:
+    """`rows 1,000 x 16 float16`."""
+    shape = " x ".join(f"{size:,}" for size in tensor.shape) or "1"
+    return f"{name} {shape} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _tables(tables: TableCollection) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
+from embank.tables.wording import human_bytes
+
 _COLORS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a")
 _MARKERS = "osD^vPX*"
 
@@ -56,15 +58,6 @@ def plot_learning_curves(records: Sequence[Mapping[str, Any]], path: Path, *, ti
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def human_bytes(count: float) -> str:
-    """1536 -> '1.5 KiB'."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
 
 
 def plot_auc_against_bytes(results: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from embank.tables.checkpoint import CHECKSUMS, read_json, sync_entry
 from embank.tables.errors import CheckpointError, ConfigError
+from embank.tables.files import CHECKSUMS, read_json, sync_entry
 
 LOCK = ".lock"
 ROWS = "rows"
@@ -34,6 +34,7 @@ MAY_CHANGE = frozenset(
 
 _CHECKPOINT = re.compile(r"^step-\d{9}(-evaluated)?$")
 _LEFTOVER = re.compile(r"^\.step-\d{9}(-evaluated)?\.(tmp-\d+|removed)$")
+_LEFTOVER_BUNDLE = re.compile(r"^\.bundle\.(tmp-\d+|removed)$")
 _PACKAGES = ("embank", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "polars", "pyarrow", "numpy")
 
 
@@ -45,6 +46,7 @@ class RunFolder:
     metrics.jsonl        one JSON object per evaluation
     result.json          the final figures; exists when the run is complete
     checkpoints/step-*   the last one and the best one, see `embank.tables.checkpoint`
+    bundle/              the best checkpoint in its inference form, see `embank.tables.bundle`; when the run is complete
     plots/*.png
     """
 
@@ -55,6 +57,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
         self.checkpoints = path / "checkpoints"
+        self.bundle = path / "bundle"
         self.plots = path / "plots"
 
     @property
@@ -203,11 +206,17 @@ class RunFolder:
         """Removes all other checkpoints, and what a crash left of unfinished ones."""
         for path in self.checkpoints.iterdir():
             if _CHECKPOINT.match(path.name) and path not in kept:
-                hidden = path.with_name(f".{path.name}.removed")
-                path.rename(hidden)  # at once, so that a crash does not leave half of it under its name
-                shutil.rmtree(hidden)
+                remove_atomic(path)
             elif _LEFTOVER.match(path.name):
                 shutil.rmtree(path)
+
+    def remove_bundle(self) -> None:
+        """Removes the bundle, and what a crash left of one: a run that was stopped while it finished writes it anew."""
+        for path in self.path.iterdir():
+            if _LEFTOVER_BUNDLE.match(path.name):
+                shutil.rmtree(path)
+        if self.bundle.exists():
+            remove_atomic(self.bundle)
 
     def read_result(self) -> dict[str, Any]:
         """The final figures of a complete run.
@@ -237,6 +246,13 @@ def write_atomic(path: Path, text: str) -> None:
     sync_entry(temporary)
     temporary.replace(path)
     sync_entry(path.parent)
+
+
+def remove_atomic(folder: Path) -> None:
+    """Removes a folder; a crash does not leave half of it under its name."""
+    hidden = folder.with_name(f".{folder.name}.removed")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from embank.pipelines.data.batch import Position
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import build
+from embank.pipelines.training.bundle import write_bundle
 from embank.pipelines.training.config import Config, to_plain
 from embank.pipelines.training.evaluation import evaluate
 from embank.pipelines.training.interrupt import StopRequest, stop_on_signals
@@ -22,6 +23,7 @@ from embank.pipelines.training.run_folder import ROWS, RunFolder
 from embank.pipelines.training.step import Stepper
 from embank.pipelines.training.tensorboard import TensorBoard
 from embank.tables import CheckpointError, DataError, TableCollection, WorkError
+from embank.tables.bundle import folder_nbytes
 from embank.tables.checkpoint import load_checkpoint, refuse_non_finite, save_checkpoint
 
 WARMUP_STEPS = 3
@@ -321,6 +323,7 @@ class Trainer:
         self.run.append_metrics(record)
         self.board.write(record)
         self.reporter.evaluated(record)
+        bundle_nbytes = self._write_bundle(step=progress.best_step)
         serving, plain = self.tables.nbytes("serving"), self.tables.plain_nbytes
         result = {
             **scores,
@@ -329,6 +332,7 @@ class Trainer:
             "num_steps": progress.step,
             "serving_bytes": serving,
             "training_bytes": self.tables.nbytes("training"),
+            "bundle_bytes": bundle_nbytes,
             "plain_bytes": plain,
             "serving_ratio": serving / plain,
             "samples_per_s": progress.samples_per_s,
@@ -345,3 +349,9 @@ class Trainer:
             self.run.path / ROWS, ignore_errors=True
         )  # working files of the disk tier; the checkpoint has them
         return result
+
+    def _write_bundle(self, *, step: int) -> int:
+        """The model as it stands in its inference form; returns the bytes of the files."""
+        self.run.remove_bundle()
+        write_bundle(self.run.bundle, self.model, config=self.config, schema=self.schema, step=step)
+        return folder_nbytes(self.run.bundle)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from embank.pipelines.data.formats import avazu, criteo, generic, kdd12, movielens
 from embank.pipelines.data.formats.base import Format
-from embank.pipelines.data.suggest import did_you_mean, listing
 from embank.tables.errors import ConfigError
+from embank.tables.wording import did_you_mean, listing
 
 FORMATS: dict[str, Format] = {
     entry.name: entry

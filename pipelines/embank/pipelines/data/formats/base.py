@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import polars as pl
 
 from embank.pipelines.data.config import PrepareConfig
-from embank.pipelines.data.suggest import did_you_mean, listing
 from embank.tables.errors import DataError
+from embank.tables.wording import did_you_mean, listing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import NoReturn
 import numpy as np
 
 from embank.pipelines.data.formats.blocks import Block, line_ends
-from embank.pipelines.data.suggest import listing
 from embank.tables.errors import DataError
+from embank.tables.wording import listing
 
 _SHOWN_CHARACTERS = 60
 

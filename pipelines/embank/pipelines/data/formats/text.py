@@ -21,8 +21,8 @@ from embank.pipelines.data.ahead import Clock, run_ahead
 from embank.pipelines.data.formats import locate
 from embank.pipelines.data.formats.base import Chunk, check_inputs
 from embank.pipelines.data.formats.blocks import BLOCK_BYTES, Block, file_bytes, inside_quotes, line_ends, read_blocks
-from embank.pipelines.data.suggest import did_you_mean, listing
 from embank.tables.errors import DataError
+from embank.tables.wording import did_you_mean, listing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The nearest right name for a wrong one."""
+"""What messages are made of: the nearest right name for a wrong one, lists of names, bytes with a unit."""
 
 from __future__ import annotations
 
@@ -19,9 +19,26 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {match!r}?" if match else ""
 
 
+def nearest_or_all(name: str, known: Iterable[str], *, label: str) -> str:
+    """The end of a sentence: "did you mean 'x'?", or "label: a, b, c" when none is alike."""
+    known = list(known)
+    match = nearest(name, known)
+    return f"did you mean {match!r}?" if match else f"{label}: {', '.join(known)}"
+
+
 def listing(names: Iterable[str], *, most: int = 12) -> str:
     """Names joined by commas; a long list is cut and its length given."""
     names = list(names)
     if len(names) <= most:
         return ", ".join(names)
     return ", ".join(names[:most]) + f", ... ({len(names)} in all)"
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 KiB'; one decimal below a hundred, none above and none for single bytes."""
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if count < 1024:
+            break
+        count, unit = count / 1024, larger
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"

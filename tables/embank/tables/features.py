@@ -1,0 +1,96 @@
+"""The ids of a batch by feature, as a collection of tables takes them: checked, and named as TorchRec names them."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
+
+from embank.tables.errors import DataError
+from embank.tables.specs import TableSpec
+from embank.tables.wording import nearest_or_all
+
+
+class IdRangeError(DataError, IndexError):
+    """An id outside its table."""
+
+
+def check_ids(ids: Tensor, *, table: str, feature: str, num_embeddings: int) -> None:
+    """Refuses ids outside 0 .. num_embeddings - 1.
+
+    Raises:
+        IdRangeError: names table, feature, the id and the valid range.
+    """
+    if not ids.numel():
+        return
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < 0 or high >= num_embeddings:
+        wrong = low if low < 0 else high
+        raise IdRangeError(
+            f"feature '{feature}' has id {wrong}, outside table '{table}' of {num_embeddings:,} ids (0 .. {num_embeddings - 1:,}); "
+            "prepare the data with the vocabulary that the table was made for, or give the table more rows"
+        )
+
+
+class Bags:
+    """The bags of a batch by feature.
+
+    Args:
+        features: ids by feature, unweighted; keys that no table uses are ignored.
+
+    Raises:
+        DataError: the ids carry weights, are not integers, or features have other numbers of rows.
+    """
+
+    def __init__(self, features: KeyedJaggedTensor) -> None:
+        if features.weights_or_none() is not None:
+            raise DataError("the input carries per-id weights; tables pool by sum or mean, without weights")
+        if features.variable_stride_per_key():
+            raise DataError("the input has another batch size for each feature; give every feature one bag per row")
+        if features.values().is_floating_point():
+            raise DataError(f"ids are {features.values().dtype}; they must be integers")
+        self.places = {key: place for place, key in enumerate(features.keys())}
+        self.starts = features.offset_per_key()
+        self.values, self.batch_size = features.values().long(), features.stride()
+        self.lengths = features.lengths().view(len(self.places), self.batch_size)
+
+    def of(self, feature: str, *, spec: TableSpec) -> tuple[Tensor, Tensor]:
+        """Ids int64 [N] of a feature, bag after bag, and the bags' lengths [B].
+
+        Args:
+            feature: a key of the input.
+            spec: the table that it is looked up in.
+
+        Raises:
+            DataError: the batch lacks the feature.
+            IdRangeError: an id outside the table.
+        """
+        if feature not in self.places:
+            raise DataError(
+                f"table '{spec.name}' looks up feature '{feature}', which the batch lacks; "
+                f"{nearest_or_all(feature, self.places, label='it has')}"
+            )
+        place = self.places[feature]
+        ids_N = self.values[self.starts[place] : self.starts[place + 1]]
+        check_ids(ids_N, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)
+        return ids_N, self.lengths[place]
+
+
+def output_key(spec: TableSpec, feature: str, *, specs: Sequence[TableSpec]) -> str:
+    """The output's key of a feature in a table: "feature@table" where several tables look the feature up."""
+    shared = sum(feature in other.feature_names for other in specs) > 1
+    return f"{feature}@{spec.name}" if shared else feature
+
+
+def bag_configs(specs: Sequence[TableSpec]) -> list[EmbeddingBagConfig]:
+    """Logical tables as TorchRec describes them: its own models read this."""
+    pooling = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
+    return [
+        EmbeddingBagConfig(
+            name=spec.name,
+            num_embeddings=spec.num_embeddings,
+            embedding_dim=spec.embedding_dim,
+            feature_names=list(spec.feature_names),
+            pooling=pooling[spec.pooling],
+        )
+        for spec in specs
+    ]

@@ -1,0 +1,93 @@
+"""`PackedCollection`: tables in their inference form, behind the interface of `torchrec.EmbeddingBagCollection`."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
+
+from embank.tables.collection import TableCollection, distinct_nbytes, pool
+from embank.tables.errors import ConfigError
+from embank.tables.features import Bags, bag_configs, output_key
+from embank.tables.method import PackedTable
+from embank.tables.specs import TableSpec
+from embank.tables.stages import settle
+
+
+class PackedCollection(nn.Module):
+    """What is served: packed tables, KeyedJaggedTensor in, KeyedTensor out. It can't be trained.
+
+    The same forward as the settled `TableCollection` in evaluation mode, within each method's `tolerance`.
+
+    Args:
+        specs: the logical tables, as the model sees them; options and budgets play no part any more.
+        packs: the packed form of each.
+    """
+
+    def __init__(self, specs: Sequence[TableSpec], packs: Sequence[PackedTable]) -> None:
+        super().__init__()
+        self.specs = tuple(specs)
+        self.packs = nn.ModuleList(packs)
+        self.keys = [output_key(spec, feature, specs=specs) for spec in specs for feature in spec.feature_names]
+        self.dims = [spec.embedding_dim for spec in specs for _ in spec.feature_names]
+
+    def packed_tables(self) -> Iterator[tuple[TableSpec, PackedTable]]:
+        """Each table with its packed form, in order."""
+        for spec, pack in zip(self.specs, self.packs, strict=True):
+            assert isinstance(pack, PackedTable)
+            yield spec, pack
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Pooled logical rows: keys are the features, values [B, sum D].
+
+        Args:
+            features: ids by feature, unweighted; keys that no table uses are ignored.
+
+        Raises:
+            IdRangeError: an id outside its table.
+            DataError: a feature is missing, or the ids carry weights.
+        """
+        batch = Bags(features)
+        outputs: list[Tensor] = []
+        for spec, pack in self.packed_tables():
+            for feature in spec.feature_names:
+                ids_N, lengths_B = batch.of(feature, spec=spec)
+                offsets = torch.cat([lengths_B.new_zeros(1, dtype=torch.int64), lengths_B.cumsum(0)])
+                outputs.append(pool(pack.lookup(ids_N), offsets, pooling=spec.pooling))
+        return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=torch.cat(outputs, dim=1))
+
+    def nbytes(self) -> int:
+        """Serving bytes: everything that is held, what several tables share counted once."""
+        return distinct_nbytes([*self.parameters(), *self.buffers()])
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """The logical tables as TorchRec describes them: its own models read this."""
+        return bag_configs(self.specs)
+
+    def is_weighted(self) -> bool:
+        """False: ids carry no weights."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables and the output are."""
+        return next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
+
+
+@torch.no_grad()
+def pack_collection(tables: TableCollection) -> PackedCollection:
+    """Settles a collection and gives its inference form, which may share memory with the collection's rows.
+
+    Raises:
+        ConfigError: a table is not in the last stage of its method.
+    """
+    for method in tables.built_methods():
+        spec, stages = method.spec, method.stages
+        if spec.stage + 1 < len(stages):
+            raise ConfigError(
+                f"table '{spec.name}' (method '{spec.method}') is in stage '{stages[spec.stage].name}', {spec.stage + 1} of "
+                f"{len(stages)}; only the last one is served. Train it to the end first"
+            )
+    settle(tables)
+    weights = tables.weights()
+    return PackedCollection(tables.specs, [method.pack(weights) for method in tables.built_methods()])

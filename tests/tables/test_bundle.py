@@ -1,0 +1,413 @@
+"""Bundles: what is saved is what is served, in any process; and what is no whole bundle is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchrec.models.dlrm import DLRM
+
+import tests.tables.served  # noqa: F401 - registers methods
+from embank.compression import METHODS
+from embank.tables import (
+    Bundle,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    IdRangeError,
+    RowTier,
+    TableCollection,
+    TableSpec,
+    WorkError,
+    load_bundle,
+    method_class,
+    pack_collection,
+    save_bundle,
+)
+from embank.tables.bundle import MANIFEST, TABLES, copy_bundle
+from embank.tables.files import CHECKSUMS, digest
+from embank.tables.stages import finished
+from tests.contracts.test_methods import NUM, spec, train
+from tests.tables.batches import random_kjt
+
+NAMES = sorted(name for name in METHODS if not name.startswith("test_"))
+MANIFEST_NBYTES = 4096
+"""Most that a manifest, a file's header and checksums of one table take."""
+
+
+def trained(
+    method: str, *, features: tuple[str, ...] = ("a",), pooling: str = "sum", **options: Any
+) -> TableCollection:
+    tables = finished(TableCollection([spec(method, features=features, pooling=pooling)], **options))
+    if features == ("a",):
+        train(tables, steps=3)
+    return tables
+
+
+def outputs(tables: TableCollection, kjt: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return tables.eval()(kjt).values()
+
+
+@pytest.mark.parametrize("method", NAMES)
+class TestEveryMethod:
+    @pytest.mark.parametrize("pooling", ["sum", "mean"])
+    def test_loaded_equals_settled(self, method: str, pooling: str, tmp_path: Path) -> None:
+        """Bags, empty ones among them, of the settled collection; to the bit those of the packed form before it was saved."""
+        tables = trained(method, pooling=pooling)
+        save_bundle(tmp_path / "b", tables)
+        loaded = load_bundle(tmp_path / "b")
+        kjt = random_kjt({"a": NUM}, batch_size=50, seed=3)
+        assert (kjt.lengths() == 0).any()
+        expected = outputs(tables, kjt)
+        slack = method_class(method).tolerance * float(expected.abs().max()) * int(kjt.lengths().max())
+        torch.testing.assert_close(loaded(kjt).values(), expected, rtol=1e-5, atol=1e-6 + slack)
+        assert torch.equal(loaded(kjt).values(), pack_collection(tables)(kjt).values())
+        assert not loaded(kjt).values()[kjt.lengths() == 0].any()
+
+    def test_bytes(self, method: str, tmp_path: Path) -> None:
+        tables = trained(method)
+        save_bundle(tmp_path / "b", tables)
+        serving = tables.nbytes("serving")
+        assert load_bundle(tmp_path / "b").nbytes() == serving
+        on_disk = sum(file.stat().st_size for file in (tmp_path / "b").iterdir())
+        assert Bundle(tmp_path / "b").nbytes == on_disk
+        assert serving <= on_disk <= serving + MANIFEST_NBYTES
+
+    def test_saving_twice_gives_the_same_files(self, method: str, tmp_path: Path) -> None:
+        tables = trained(method)
+        save_bundle(tmp_path / "a", tables)
+        save_bundle(tmp_path / "b", tables)
+        for file in (tmp_path / "a").iterdir():
+            assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+    def test_several_features_and_keys(self, method: str, tmp_path: Path) -> None:
+        tables = finished(
+            TableCollection([spec(method, features=("a", "b")), spec(method, name="u", features=("b", "c"))])
+        )
+        save_bundle(tmp_path / "b", tables)
+        kjt = random_kjt({"c": NUM, "a": NUM, "unused": 5, "b": NUM}, batch_size=9, seed=5)
+        with torch.no_grad():
+            ours, loaded = tables.eval()(kjt), load_bundle(tmp_path / "b")(kjt)
+        assert ours.keys() == loaded.keys() == ["a", "b@t", "b@u", "c"]
+        assert ours.length_per_key() == loaded.length_per_key()
+        slack = 4 * method_class(method).tolerance * float(ours.values().abs().max())
+        torch.testing.assert_close(loaded.values(), ours.values(), rtol=1e-5, atol=1e-6 + slack)
+
+    def test_ids_out_of_range(self, method: str, tmp_path: Path) -> None:
+        save_bundle(tmp_path / "b", trained(method))
+        loaded = load_bundle(tmp_path / "b")
+        kjt = random_kjt({"a": 5}, batch_size=3, seed=0, single=True)
+        for wrong in (NUM, -1, 2**40):
+            kjt.values()[1] = wrong
+            with pytest.raises(IdRangeError, match=f"feature 'a' has id {wrong}, outside table 't' of {NUM:,} ids"):
+                loaded(kjt)
+
+
+def plain(num: int = 50, dim: int = 6, *, seed: int = 0) -> TableCollection:
+    return TableCollection(
+        [TableSpec(name="C3", num_embeddings=num, embedding_dim=dim, feature_names=["a"])], seed=seed
+    )
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    save_bundle(tmp_path / "bundle", plain(), facts={"answer": [42]})
+    return tmp_path / "bundle"
+
+
+def rewrite(bundle: Path, **changes: Any) -> None:
+    """Another manifest with the right checksum: what a writer of another version leaves."""
+    manifest = {**json.loads((bundle / MANIFEST).read_text()), **changes}
+    (bundle / MANIFEST).write_text(json.dumps({key: value for key, value in manifest.items() if value is not None}))
+    checksums = json.loads((bundle / CHECKSUMS).read_text())
+    (bundle / CHECKSUMS).write_text(json.dumps({**checksums, MANIFEST: digest(bundle / MANIFEST)}))
+
+
+FRESH = """
+    import sys
+    sys.modules["optuna"] = None
+    import torch
+    from torchrec import KeyedJaggedTensor
+    from embank.tables import load_bundle
+    loaded = load_bundle("bundle/")
+    kjt = KeyedJaggedTensor(keys=["a"], values=torch.arange(1200), lengths=torch.ones(1200, dtype=torch.int32))
+    torch.save(loaded(kjt).values(), "values.pt")
+    assert not [name for name in sys.modules if name.startswith(("embank.pipelines", "embank.ctr_models", "embank.search"))]
+"""
+
+
+def test_in_a_fresh_process(tmp_path: Path) -> None:
+    """Every method, without the packages that train: a bundle and the module of the method are enough."""
+    for method in NAMES:
+        folder = tmp_path / method
+        tables = trained(method)
+        save_bundle(folder / "bundle", tables)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FRESH)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": ""},
+        )
+        assert done.returncode == 0, done.stderr
+        kjt = random_kjt({"a": NUM}, batch_size=NUM, seed=0, single=True)
+        kjt.values()[:] = torch.arange(NUM)
+        assert torch.equal(torch.load(folder / "values.pt"), pack_collection(tables)(kjt).values())
+
+
+def test_it_takes_the_place_of_an_embedding_bag_collection(tmp_path: Path) -> None:
+    tables = TableCollection(
+        [
+            TableSpec(name="A", num_embeddings=50, embedding_dim=8, feature_names=["user"]),
+            TableSpec(
+                name="B", num_embeddings=30, embedding_dim=8, feature_names=["item"], pooling="mean", method="hash"
+            ),
+        ]
+    )
+    save_bundle(tmp_path / "b", tables)
+    loaded = load_bundle(tmp_path / "b")
+    for ours, theirs in zip(loaded.embedding_bag_configs(), tables.embedding_bag_configs(), strict=True):
+        assert {**vars(ours), "init_fn": None} == {**vars(theirs), "init_fn": None}
+    assert not loaded.is_weighted()
+    assert loaded.device == tables.device
+    torch.manual_seed(0)
+    model = DLRM(tables, dense_in_features=3, dense_arch_layer_sizes=[8], over_arch_layer_sizes=[4, 1]).eval()
+    served = DLRM(loaded, dense_in_features=3, dense_arch_layer_sizes=[8], over_arch_layer_sizes=[4, 1]).eval()
+    dense = {name: value for name, value in model.state_dict().items() if "embedding_bag_collection" not in name}
+    assert not served.load_state_dict(dense, strict=False).unexpected_keys
+    kjt = random_kjt({"user": 50, "item": 30}, batch_size=11, seed=8)
+    torch.testing.assert_close(served(torch.ones(11, 3), kjt), model(torch.ones(11, 3), kjt))
+
+
+def test_an_empty_batch_and_bad_inputs(bundle: Path) -> None:
+    loaded = load_bundle(bundle)
+    assert loaded(random_kjt({"a": 5}, batch_size=0, seed=0)).values().shape == (0, 6)
+    with pytest.raises(DataError, match="table 'C3' looks up feature 'a', which the batch lacks; did you mean 'A'"):
+        loaded(random_kjt({"A": 5}, batch_size=2, seed=0))
+
+
+def test_rows_shared_by_tables_are_stored_once(tmp_path: Path) -> None:
+    tables = TableCollection(
+        [
+            TableSpec(name=name, num_embeddings=400, embedding_dim=8, feature_names=[name], method="test_one_array")
+            for name in ("x", "y", "z")
+        ]
+    )
+    save_bundle(tmp_path / "b", tables)
+    loaded = load_bundle(tmp_path / "b")
+    assert loaded.nbytes() == tables.nbytes("serving") == 400 * 8 * 4
+    assert (tmp_path / "b" / TABLES).stat().st_size < 400 * 8 * 4 + 500
+    kjt = random_kjt({"x": 400, "y": 400, "z": 400}, batch_size=8, seed=0)
+    torch.testing.assert_close(loaded(kjt).values(), outputs(tables, kjt))
+
+
+def test_network_and_facts(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    network.append(network[0])  # one layer twice
+    save_bundle(tmp_path / "b", plain(), network=network.state_dict(), facts={"step": 7})
+    bundle = Bundle(tmp_path / "b")
+    assert bundle.facts == {"step": 7}
+    found = bundle.network()
+    assert found.keys() == network.state_dict().keys()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(found[name], tensor)
+        assert found[name].dtype == tensor.dtype
+    assert found["0.weight"].data_ptr() == found["2.weight"].data_ptr()
+    save_bundle(tmp_path / "tables", plain())
+    with pytest.raises(ConfigError, match="has tables but no network; give the bundle of a training run"):
+        Bundle(tmp_path / "tables").network()
+
+
+def test_the_disk_tier(tmp_path: Path) -> None:
+    tables = trained("full", tier=RowTier(name="disk", directory=tmp_path / "rows"))
+    save_bundle(tmp_path / "b", tables)
+    kjt = random_kjt({"a": NUM}, batch_size=8, seed=0)
+    expected = outputs(tables, kjt)
+    shutil.rmtree(tmp_path / "rows")
+    torch.testing.assert_close(load_bundle(tmp_path / "b")(kjt).values(), expected)
+
+
+MEMORY = """
+    import sys
+    from embank.tables import TableCollection, TableSpec, load_bundle, save_bundle
+
+    def mib(what):
+        lines = open("/proc/self/status").read().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(what + ":"))
+
+    def peak(do):
+        open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+        before = mib("VmRSS")
+        result = do()
+        return mib("VmHWM") - before, result
+
+    dim = int(sys.argv[1])
+    spec = TableSpec(name="t", num_embeddings=2**20, embedding_dim=dim, feature_names=["a"])
+    tables = TableCollection([spec])
+    small = TableCollection([TableSpec(name="t", num_embeddings=8, embedding_dim=dim, feature_names=["a"])])
+    save_bundle("small", small)  # libraries are loaded, and one-time memory is taken
+    load_bundle("small")
+    saving, _ = peak(lambda: save_bundle("large", tables))
+    anonymous = mib("RssAnon")
+    loaded = load_bundle("large")
+    print(saving, mib("RssAnon") - anonymous)
+"""
+
+
+@pytest.mark.parametrize(("dim", "copies"), [(48, 0.5), (50, 1.5)], ids=["as-they-are", "padded"])
+def test_memory(tmp_path: Path, dim: int, copies: float) -> None:
+    """Rows are written from where they are, padded ones through one copy; loaded tables are mapped from the file."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("the peak of memory can't be reset here")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(MEMORY), str(dim)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    saving, loading = map(float, done.stdout.split())
+    table = 2**20 * dim * 4 / 2**20
+    assert saving < copies * table
+    assert loading < 0.1 * table
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda b: (b / TABLES).unlink(), r"bundle '.*' lacks 'tables.safetensors'. Copy the bundle again or export"),
+        (lambda b: os.truncate(b / TABLES, 300), r"tables.safetensors' has 300 bytes where 1,\d+ were written"),
+        (lambda b: os.truncate(b / TABLES, 0), "tables.safetensors' has 0 bytes"),
+        (lambda b: flip(b / TABLES), "tables.safetensors' has been altered: its SHA-256 differs"),
+        (lambda b: flip(b / MANIFEST), "manifest.json' (has been altered|can't be read)"),
+        (lambda b: os.truncate(b / MANIFEST, 100), "manifest.json' can't be read"),
+        (lambda b: (b / CHECKSUMS).unlink(), r"is not a complete bundle: it has no checksums.json. Copy the bundle again"),
+        (lambda b: (b / CHECKSUMS).write_text("[]"), "checksums.json' does not hold a JSON object"),
+        (lambda b: (b / CHECKSUMS).write_text('{"a": 1}'), r"checksums.json' is damaged: its entry 'a' is 1"),
+        (lambda b: (b / CHECKSUMS).write_text("{}"), r"lacks 'manifest.json' in its checksums"),
+        (lambda b: (b / MANIFEST).unlink(), "holds no bundle: it has no manifest.json. Give a folder that embank export"),
+        (lambda b: shutil.rmtree(b), "holds no bundle"),
+        (lambda b: rewrite(b, tables=[{"name": "C3"}]), "manifest.json' is damaged"),
+        (lambda b: rewrite(b, keys=["b"]), r"has the keys \['b'\], its tables give \['a'\]"),
+        (lambda b: rewrite(b, format=None), r"is not a bundle's: its format is None, not 'embank bundle'"),
+        (lambda b: rewrite(b, format_version=2, embank_version="9.9"), r"has format version 2; embank \S+ reads version 1. .*\(9.9\)"),
+        (lambda b: rewrite(b, hash_version=2, embank_version="9.9"), r"hash version 2; embank \S+ has version 1, .* wrote it \(9.9\)"),
+        (lambda b: retable(b, method="teleport"), r"table 'C3' of bundle '.*' can't be loaded: there is no method 'teleport'; .* Install"),
+        (lambda b: retable(b, packed="PackedFul"), "table 'C3' of bundle '.*' is a PackedFul, which method 'full' no longer has"),
+        (lambda b: retable(b, packed="Full"), "table 'C3' of bundle '.*' is a Full, which method 'full' no longer has"),
+        (lambda b: retable(b, facts={"bits": 4}), r"a saved PackedFull has the facts \['bits'\]; this embank expects \[\]"),
+        (lambda b: retable(b, tensors={"rows": {"key": "C3.row", "shape": [50, 6]}}), "tables.safetensors' can't be read: .*C3.row"),
+    ],
+    ids=range(22),
+)  # fmt: skip
+def test_what_is_no_whole_bundle_is_refused(bundle: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(bundle)
+    with pytest.raises(CheckpointError, match=message):
+        load_bundle(bundle)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def retable(bundle: Path, **changes: Any) -> None:
+    (table,) = json.loads((bundle / MANIFEST).read_text())["tables"]
+    rewrite(bundle, tables=[{**table, **changes}])
+
+
+def test_without_reading_everything(bundle: Path) -> None:
+    """`verify=False` leaves the digest out, not the sizes."""
+    content = bytearray((bundle / TABLES).read_bytes())
+    content[-1] ^= 0x80  # sign of the last number
+    (bundle / TABLES).write_bytes(content)
+    kjt = random_kjt({"a": 50}, batch_size=1, seed=0, single=True)
+    kjt.values()[0] = 49
+    expected = outputs(plain(), kjt)
+    assert torch.equal(load_bundle(bundle, verify=False)(kjt).values().abs(), expected.abs())
+    with pytest.raises(CheckpointError, match="altered"):
+        load_bundle(bundle)
+    os.truncate(bundle / TABLES, 300)
+    with pytest.raises(CheckpointError, match="truncated"):
+        load_bundle(bundle, verify=False)
+
+
+def test_files_beside_it_are_left_alone(bundle: Path) -> None:
+    (bundle / ".DS_Store").touch()
+    assert load_bundle(bundle).keys == ["a"]
+
+
+def test_a_run_is_not_its_bundle(tmp_path: Path) -> None:
+    save_bundle(tmp_path / "run" / "bundle", plain())
+    with pytest.raises(CheckpointError, match=r"run' holds no bundle: .*; the run's bundle is '.*run/bundle'"):
+        load_bundle(tmp_path / "run")
+
+
+def test_nothing_is_written_over(bundle: Path) -> None:
+    before = digest(bundle / TABLES)
+    with pytest.raises(CheckpointError, match="exists already, and a bundle is never written over anything"):
+        save_bundle(bundle, plain(seed=1))
+    with pytest.raises(CheckpointError, match="exists already"):
+        copy_bundle(Bundle(bundle), bundle)
+    assert digest(bundle / TABLES) == before
+
+
+def test_what_can_not_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"can't be saved as JSON: .*Path.*; give plain values"):
+        save_bundle(tmp_path / "b", plain(), facts={"path": tmp_path})
+    broken = plain()
+    broken.weights()["C3"][3, 1] = torch.nan
+    with pytest.raises(WorkError, match="rows of table 'C3' are not finite, so nothing was saved"):
+        save_bundle(tmp_path / "b", broken)
+    table = TableSpec(name="p", num_embeddings=400, embedding_dim=4, feature_names=["a"], method="test_elsewhere")
+    with pytest.raises(
+        ConfigError, match=r"table 'p': .*full.PackedFull is not in the module of method 'test_elsewhere'"
+    ):
+        save_bundle(tmp_path / "b", TableCollection([table]))
+    assert not list(tmp_path.iterdir())
+
+
+FULL_DISK = """
+    import resource, signal
+    from embank.tables import TableCollection, TableSpec, WorkError, save_bundle
+    tables = TableCollection([TableSpec(name="t", num_embeddings=10_000, embedding_dim=8, feature_names=["a"])])
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # files can't grow beyond 30 kB: a full disk, without one
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+    try:
+        save_bundle("out/bundle", tables)
+    except WorkError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FULL_DISK)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "can't be written" in done.stdout, done.stderr
+    assert "File too large" in done.stdout
+    assert "make room or choose another folder" in done.stdout
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_earlier_stage_is_not_served(tmp_path: Path) -> None:
+    table = TableSpec(name="t", num_embeddings=5, embedding_dim=4, feature_names=["a"], method="test_two_stages")
+    with pytest.raises(
+        ConfigError, match=r"table 't' \(method 'test_two_stages'\) is in stage 'search', 1 of 2; only the last"
+    ):
+        save_bundle(tmp_path / "b", TableCollection([table]))
