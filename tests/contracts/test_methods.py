@@ -23,32 +23,8 @@ from embank.tables import (
 )
 from embank.tables.checkpoint import load_checkpoint, save_checkpoint
 from embank.tables.stages import advance, after_step, finished, settle
+from tests.contracts.specs import BATCH_DEPENDENT, BUDGET, COUNTS, DIM, EXACT_FLOOR, NAMES, NUM, spec
 from tests.tables.batches import random_kjt
-
-NAMES = sorted(name for name in METHODS if not name.startswith("test_"))  # other tests register methods of theirs
-NUM, DIM, BUDGET = 1200, 12, 0.5
-EXACT_FLOOR = {"full"}
-"""Methods that reach no budget below 1."""
-BATCH_DEPENDENT = {"dhe"}
-"""Methods whose training forward normalises over the batch, so that one id's row depends on the others'."""
-COUNTS = (1e5 / torch.arange(1, NUM + 1) ** 1.1).long()
-"""Ids are ranked by frequency, as `embank prepare` leaves them."""
-
-
-def spec(
-    method: str, *, name: str = "t", features: tuple[str, ...] = ("a",), pooling: str = "sum", plain: bool = False
-) -> TableSpec:
-    budget = None if plain or method in EXACT_FLOOR else BUDGET
-    return TableSpec(
-        name=name,
-        num_embeddings=NUM,
-        embedding_dim=DIM,
-        feature_names=features,
-        pooling=pooling,
-        method=method,
-        budget=budget,
-        counts=COUNTS,
-    )
 
 
 def collection(table: TableSpec, **options: Any) -> TableCollection:

@@ -227,7 +227,10 @@ def test_a_checkpoint_before_an_evaluation_of_the_same_step(data: Path, tmp_path
     """A signal at the last step of an epoch, or checkpoint_every on it: the evaluation that follows is saved as well."""
     sections = {"train": {**FREQUENT, "epochs": 2, "checkpoint_every": 10}}
     whole = train(data, tmp_path / "whole", train={**FREQUENT, "epochs": 2, "checkpoint_every": None})
-    assert timeless(train(data, tmp_path / "run", **sections)) == timeless(whole)
+    pair = [timeless(train(data, tmp_path / "run", **sections)), timeless(whole)]
+    for result in pair:
+        del result["bundle_bytes"]  # the bundle holds the configuration, and "10" is shorter than "null"
+    assert pair[0] == pair[1]
     with pytest.raises(InterruptedRunError):
         Trainer(config(data, **sections), tmp_path / "stopped", reporter=StopAt(20, signal.SIGTERM)).train()
     assert timeless(train(data, tmp_path / "stopped", resume=True, **sections)) == timeless(whole)

@@ -9,17 +9,12 @@ never harms an earlier one.
 import io
 import json
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from embank.tables.collection import TableCollection
 from embank.tables.errors import CheckpointError, WorkError
@@ -33,8 +28,10 @@ from embank.tables.files import (
     write_checksums,
 )
 from embank.tables.hashing import HASH_VERSION
+from embank.tables.processes import Processes
+from embank.tables.row_files import RowTensor, load_rows, save_rows, saved_names
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _CURE = "Restore it or remove this checkpoint to resume from an earlier one"
 
 
@@ -48,11 +45,17 @@ def refuse_non_finite(tables: TableCollection) -> None:
             )
 
 
-def row_tensors(tables: TableCollection) -> dict[str, Tensor]:
-    """Rows and row-optimizer state of a collection by a flat name: views that can be saved from and loaded into."""
-    tensors = {f"rows/{name}": view for name, view in tables.weights().items()}
-    for name, state in tables.optimizer_state().items():
-        tensors |= {f"optimizer/{name}/{key}": view for key, view in state.items()}
+def row_tensors(tables: TableCollection) -> list[RowTensor]:
+    """Rows and row-optimizer state that this process holds: views that are saved from and loaded into."""
+    tensors = []
+    for store in tables.row_stores():
+        state, weights = store.optimizer_state(), store.weights()
+        for shard in store.shards:
+            table = shard.table.name
+            views = {f"rows/{table}": weights[table]}
+            views |= {f"optimizer/{table}/{key}": view for key, view in state[table].items()}
+            saved = tables.sharding is None or tables.sharding.rank == 0 or not tables.sharding.is_replicated(table)
+            tensors += [RowTensor(name=name, view=view, shard=shard, is_saved=saved) for name, view in views.items()]
     return tensors
 
 
@@ -61,44 +64,62 @@ def save_checkpoint(
 ) -> None:
     """Writes a checkpoint; at every moment either nothing or all of it is at `folder`.
 
+    All processes of a sharded collection call this together, with a folder on a file system that they share.
+
     Args:
         folder: must not exist yet.
         tables: whose rows and row-optimizer state are saved.
-        dense: everything else as tensors and plain containers, loadable with `weights_only=True`.
-        meta: facts as JSON.
+        dense: everything else as tensors and plain containers, loadable with `weights_only=True`; rank 0's is saved.
+        meta: facts as JSON; rank 0's are saved.
 
     Raises:
         WorkError: it can't be written (full disk, no permission); nothing is left behind.
     """
-    if folder.exists():
-        raise CheckpointError(f"'{folder}' exists already; a checkpoint is never written over another one")
-    temporary = temporary_beside(folder)
+    processes = Processes(tables.sharding)
+    temporary = Path(processes.first(str(temporary_beside(folder))))
+    with processes.together():
+        if folder.exists():
+            raise CheckpointError(f"'{folder}' exists already; a checkpoint is never written over another one")
+        refuse_non_finite(tables)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_rows(temporary / "rows", row_tensors(tables))
-        buffer = io.BytesIO()  # torch.save to a full disk hides the operating system's error; a plain write reports it
-        torch.save(dict(dense), buffer)
-        (temporary / "dense.pt").write_bytes(buffer.getbuffer())
-        (temporary / "meta.json").write_text(
-            json.dumps({"format_version": FORMAT_VERSION, "hash_version": HASH_VERSION, **meta}, indent=1)
-        )
-        write_checksums(temporary)
-        publish(temporary, folder)
+        with processes.together():
+            if processes.is_first:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        save_rows(temporary / "rows", row_tensors(tables), group=processes.group)
+        striped = sorted(processes.union(striped_tables(tables)))
+        with processes.together():
+            if processes.is_first:
+                _write_rest(temporary, dense=dense, meta={**meta, "striped": striped})
+                write_checksums(temporary)
+                publish(temporary, folder)
     except (OSError, RuntimeError, CheckpointException) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary, processes)
         raise WorkError(
             f"the checkpoint '{folder}' can't be written: {cause_of(error)}. Earlier checkpoints are untouched; make room and resume"
         ) from error
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary, processes)
         raise
 
 
-def _write_rows(folder: Path, tensors: dict[str, Tensor]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        save(tensors, checkpoint_id=folder, no_dist=True)
+def _remove(temporary: Path, processes: Processes) -> None:
+    if processes.is_first:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_rest(folder: Path, *, dense: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    buffer = io.BytesIO()  # torch.save to a full disk hides the operating system's error; a plain write reports it
+    torch.save(dict(dense), buffer)
+    (folder / "dense.pt").write_bytes(buffer.getbuffer())
+    (folder / "meta.json").write_text(
+        json.dumps({"format_version": FORMAT_VERSION, "hash_version": HASH_VERSION, **meta}, indent=1)
+    )
+
+
+def striped_tables(tables: TableCollection) -> set[str]:
+    """Physical tables whose places are striped here."""
+    return {shard.table.name for store in tables.row_stores() for shard in store.shards if shard.is_striped}
 
 
 def verify_checkpoint(folder: Path) -> dict[str, Any]:
@@ -139,24 +160,25 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: damaged, or of other tables: says which are missing, unexpected or of another shape.
+
+    All processes of a sharded collection call this together; how many there were when it was saved does not matter.
     """
-    meta = verify_checkpoint(folder)
-    wanted = {k: v for k, v in row_tensors(tables).items() if optimizer or k.startswith("rows/")}
-    reader = FileSystemReader(folder / "rows")
-    found = reader.read_metadata().state_dict_metadata
-    foreign = sorted(k for k in found if k not in wanted and (optimizer or k.startswith("rows/")))
-    missing = sorted(k for k in wanted if k not in found)
-    if missing or foreign:
-        raise CheckpointError(
-            f"checkpoint '{folder}' belongs to other tables: it lacks {missing or 'nothing'} and has {foreign or 'nothing'} besides"
-        )
-    for name, view in wanted.items():
-        size = getattr(found[name], "size", None)
-        if size != view.shape:
-            raise CheckpointError(
-                f"checkpoint '{folder}' holds '{name}' with shape {tuple(size or ())}, the table here has {tuple(view.shape)}"
-            )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        load(wanted, storage_reader=reader, no_dist=True)
+    processes = Processes(tables.sharding)
+    with processes.together():
+        if processes.is_first:
+            verify_checkpoint(folder)
+    meta = read_json(folder / "meta.json")
+    with processes.together():
+        wanted = [t for t in row_tensors(tables) if optimizer or t.name.startswith("rows/")]
+        _refuse_foreign(folder, processes.union({t.name for t in wanted}), optimizer=optimizer)
+        load_rows(folder / "rows", wanted, striped=meta["striped"])
     return torch.load(folder / "dense.pt", weights_only=True), meta
+
+
+def _refuse_foreign(folder: Path, wanted: set[str], *, optimizer: bool) -> None:
+    found = {name for name in saved_names(folder / "rows") if optimizer or name.startswith("rows/")}
+    if wanted != found:
+        raise CheckpointError(
+            f"checkpoint '{folder}' belongs to other tables: it lacks {sorted(wanted - found) or 'nothing'} and has "
+            f"{sorted(found - wanted) or 'nothing'} besides"
+        )

@@ -303,7 +303,7 @@ class TableCollection(nn.Module):
         return list(self.methods.parameters())
 
     def nbytes(self, kind: Literal["training", "serving"]) -> int:
-        """Bytes held in training (padding and optimizer state included), or by the packed form.
+        """Bytes held in training by this process (padding and optimizer state included), or by the packed form.
 
         Raises:
             ConfigError: another kind.
@@ -311,6 +311,10 @@ class TableCollection(nn.Module):
         if kind == "training":
             held = [t for rows in self.row_stores() for t in rows.held_tensors()]
             return distinct_nbytes([*held, *self.methods.parameters(), *self.methods.buffers()])
+        if kind == "serving" and self.sharding is not None:
+            raise ConfigError(
+                "serving bytes of sharded tables are not known here: load a checkpoint in one process and ask there"
+            )
         if kind == "serving":
             packs = [method.pack(self.weights()) for method in self.built_methods()]
             return distinct_nbytes([t for pack in packs for t in (*pack.parameters(), *pack.buffers())])

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from embank.tables.collection import TableCollection
 from embank.tables.errors import ConfigError
 from embank.tables.method import Advance, Carry, LocalRows, Method, Stage
+from embank.tables.processes import Processes
+from embank.tables.specs import PhysicalTable
 
 ROWS_PER_COPY = 65_536
 
@@ -22,15 +24,29 @@ class HeldRows(LocalRows):
     def __init__(self, tables: TableCollection) -> None:
         self.views = tables.weights()
         self.shards = {shard.table.name: shard for store in tables.row_stores() for shard in store.shards}
+        self.dims = {t.name: t.embedding_dim for method in tables.built_methods() for t in method.physical}
+        self.processes = Processes(tables.sharding)
+        self.sharding = tables.sharding
 
     def __getitem__(self, table: str) -> Tensor:
-        return self.views[table]
+        return self.views[table] if table in self.views else torch.empty(0, self.dims[table])
 
     def row_numbers(self, table: str) -> Tensor:
-        return self.shards[table].row_numbers()
+        return self.shards[table].row_numbers() if table in self.shards else torch.empty(0, dtype=torch.int64)
 
     def sum(self, values: Tensor) -> Tensor:
-        return values
+        return self.processes.sum(values)
+
+    def gathered(self, table: str, rows_N: Tensor) -> Tensor:
+        """Some rows of a table, wherever they are held; all processes ask for the same ones."""
+        if self.sharding is None:
+            return self.views[table][rows_N]
+        parts = torch.zeros(rows_N.numel(), self.dims[table])
+        shard = self.shards.get(table)
+        if shard is not None and (self.processes.is_first or not self.sharding.is_replicated(table)):
+            held, local = shard.local_rows(rows_N)
+            parts[held, shard.first_column : shard.first_column + shard.num_columns] = self.views[table][local]
+        return self.processes.sum(parts)
 
 
 def by_class(tables: TableCollection) -> dict[type[Method], list[Method]]:
@@ -102,19 +118,24 @@ def advance(tables: TableCollection, *, score: Callable[[], float] | None = None
         else:
             new.load_state_dict({**new.state_dict(), **entry.dense})
             carries = entry.carries
+        targets = HeldRows(result)
         for name, carry in carries.items():
-            carry_rows(carry, source=rows[carry.table], target=result.weights()[name])
+            table = next(t for t in new.physical if t.name == name)
+            carry_rows(carry, table=table, source=rows, target=targets)
     return result
 
 
 @torch.no_grad()
-def carry_rows(carry: Carry, *, source: Tensor, target: Tensor) -> None:
-    """Fills a table's rows from an earlier stage's, a few at a time."""
-    first, last = carry.first_column, carry.first_column + target.shape[1]
-    for start in range(0, target.shape[0], ROWS_PER_COPY):
-        stop = min(target.shape[0], start + ROWS_PER_COPY)
-        chosen = source[start:stop] if carry.rows is None else source[carry.rows[start:stop]]
-        target[start:stop] = chosen[:, first:last]
+def carry_rows(carry: Carry, *, table: PhysicalTable, source: HeldRows, target: HeldRows) -> None:
+    """Fills a table's rows from an earlier stage's, a few at a time, wherever either is held."""
+    first, last = carry.first_column, carry.first_column + table.embedding_dim
+    shard = target.shards.get(table.name)
+    for start in range(0, table.num_embeddings, ROWS_PER_COPY):
+        numbers = torch.arange(start, min(table.num_embeddings, start + ROWS_PER_COPY))
+        chosen = source.gathered(carry.table, numbers if carry.rows is None else carry.rows[numbers])[:, first:last]
+        if shard is not None:
+            held, local = shard.local_rows(numbers)
+            target[table.name][local] = chosen[held, shard.first_column : shard.first_column + shard.num_columns]
 
 
 def finished(tables: TableCollection) -> TableCollection:

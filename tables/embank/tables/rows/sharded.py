@@ -56,6 +56,10 @@ class Sharding:
         """This process in the group."""
         return dist.get_rank(self.group)
 
+    def is_replicated(self, table: str) -> bool:
+        """Whether every rank holds a copy of a table."""
+        return self.plan.placement(table).kind == "data_parallel"
+
     @property
     def process_group(self) -> dist.ProcessGroup:
         """The group, or the default one."""

@@ -1,0 +1,82 @@
+"""What processes must agree on outside a training step: who failed, and the little facts that one of them knows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+from embank.tables.errors import EmbankError, WorkError
+
+if TYPE_CHECKING:
+    from embank.tables.rows.sharded import Sharding
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes that share tables; one process without a sharding, for which everything here is free.
+
+    Args:
+        sharding: of a collection.
+    """
+
+    def __init__(self, sharding: "Sharding | None") -> None:
+        self.group = None if sharding is None else sharding.process_group
+        self.rank = 0 if sharding is None else sharding.rank
+        self.count = 1 if self.group is None else self.group.size()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and prints for all."""
+        return self.rank == 0
+
+    def first(self, value: T) -> T:
+        """The first process's value, on every process."""
+        if self.group is None:
+            return value
+        values: list[Any] = [value]
+        dist.broadcast_object_list(values, group_src=0, group=self.group)
+        result: T = values[0]
+        return result
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, in order of rank, on every process."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def union(self, values: set[str]) -> set[str]:
+        """All that any process has."""
+        return set().union(*self.gather(values))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over processes."""
+        if self.group is None:
+            return values
+        total = values.clone()
+        dist.all_reduce(total, group=self.group)
+        return total
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A step that fails on all processes if it fails on one: nobody is left waiting for one that has gone.
+
+        Raises:
+            EmbankError: what a process raised, on all of them; on the others with the rank that it came from.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        outcomes = self.gather(None if error is None else (type(error), str(error)))
+        if error is not None:
+            raise error
+        for rank, outcome in enumerate(outcomes):
+            if outcome is not None:
+                cls, message = outcome
+                raise (cls if issubclass(cls, EmbankError) else WorkError)(f"rank {rank}: {message}")

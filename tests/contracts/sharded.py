@@ -1,0 +1,162 @@
+"""What a rank does in the sharding contract. Runs in worker processes, see `tests.distributed.ranks`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+from embank.tables import RowOptimizer, RowTier, TableCollection, TableSpec
+from embank.tables.plan import Placement, Plan
+from embank.tables.processes import Processes
+from embank.tables.rows.sharded import Sharding
+from embank.tables.stages import HeldRows, after_step, finished
+from tests.contracts.specs import NUM, spec
+from tests.tables.batches import random_kjt
+
+STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One combination of the contract."""
+
+    method: str
+    kind: str
+    backend: str
+    tier: str
+    optimizer: str
+    training: bool
+
+
+def placed(tables: TableCollection, kind: str, world_size: int) -> Plan:
+    """Every physical table of a collection placed alike; columns that can't be cut evenly stay on one rank."""
+    names = {table.name: table for method in tables.built_methods() for table in method.physical}
+    placements = {}
+    for number, (name, table) in enumerate(names.items()):
+        if kind == "table_wise":
+            placements[name] = Placement(kind="table_wise", ranks=(number % world_size,))
+        elif kind == "column_wise":
+            ranks = range(world_size) if table.embedding_dim % world_size == 0 else [number % world_size]
+            placements[name] = Placement(kind="column_wise", ranks=tuple(ranks))
+        else:
+            placements[name] = Placement(kind=kind)
+    return Plan(world_size=world_size, tables=placements)
+
+
+def specs(method: str) -> list[TableSpec]:
+    """Two tables of one method: one of bags under a mean, one that two features share."""
+    return [spec(method, name="t", features=("a",), pooling="mean"), spec(method, name="u", features=("b", "c"))]
+
+
+def batch(step: int, rank: int) -> KeyedJaggedTensor:
+    """Uneven batches, one of them empty."""
+    size = 7 if rank == 0 else (0 if step == 3 else 5)
+    return random_kjt(dict.fromkeys("abc", NUM), batch_size=size, seed=100 * step + rank)
+
+
+def compare(rank: int, case: Case, folder: Path) -> float:
+    """Trains the sharded tables and their unsharded torch twin; the largest difference of outputs, rows and dense parameters."""
+    world_size = dist.get_world_size()
+    optimizer = RowOptimizer(name=case.optimizer, lr=0.05)
+    whole = finished(TableCollection(specs(case.method), backend="torch", optimizer=optimizer))
+    plan = placed(whole, case.kind, world_size)
+    tier = RowTier(name="disk", directory=folder) if case.tier == "disk" else RowTier()
+    sharded = TableCollection(
+        whole.specs, backend=case.backend, optimizer=optimizer, tier=tier, sharding=Sharding(plan=plan)
+    )
+    sharded.methods.load_state_dict(whole.methods.state_dict())
+    _copy_rows(whole, sharded)
+    worst = 0.0
+    for step in range(STEPS):
+        batches = [batch(step, r) for r in range(world_size)]
+        addressed = sharded.address(batches[rank])
+        if step % 2:
+            sharded.prefetch(addressed)
+        outputs = []
+        for tables in (sharded, whole):
+            tables.train(case.training)
+        outputs = [whole(b).values() for b in batches]
+        out = sharded(addressed).values()
+        worst = max(worst, _difference(out, outputs[rank]))
+        _backward(sharded, (out - 1).square().sum())
+        _backward(whole, torch.stack([(o - 1).square().sum() for o in outputs]).sum() / world_size)
+        _average(sharded)
+        for tables in (sharded, whole):
+            tables.update_rows()
+            _step_dense(tables)
+            after_step(tables, step=step + 1, num_steps=STEPS)
+    return max(worst, _difference_of_rows(sharded, whole), _difference_of_dense(sharded, whole))
+
+
+def _copy_rows(source: TableCollection, target: TableCollection) -> None:
+    """What `finished` made of the rows; where it changed nothing the sharded ones start equal by themselves."""
+    rows = source.weights()
+    for store in target.row_stores():
+        weights = store.weights()
+        for shard in store.shards:
+            numbers = shard.row_numbers()
+            real = numbers < shard.table.num_embeddings
+            columns = slice(shard.first_column, shard.first_column + shard.num_columns)
+            weights[shard.table.name][real] = rows[shard.table.name][numbers[real], columns]
+
+
+def _backward(tables: TableCollection, loss: Tensor) -> None:
+    extra = tables.extra_loss()
+    (loss if extra is None else loss + extra).backward()
+
+
+def _average(tables: TableCollection) -> None:
+    """Gradients of dense parameters as DistributedDataParallel leaves them."""
+    for parameter in tables.dense_parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+
+
+def _step_dense(tables: TableCollection) -> None:
+    with torch.no_grad():
+        for parameter in tables.dense_parameters():
+            if parameter.grad is not None:
+                parameter -= 0.01 * parameter.grad
+                parameter.grad = None
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().abs().max()) if a.numel() else 0.0
+
+
+def _difference_of_rows(sharded: TableCollection, whole: TableCollection) -> float:
+    rows, worst = whole.weights(), 0.0
+    held = HeldRows(sharded)
+    for name, weights in sharded.weights().items():
+        shard = held.shards[name]
+        numbers = shard.row_numbers()
+        real = numbers < shard.table.num_embeddings
+        columns = slice(shard.first_column, shard.first_column + shard.num_columns)
+        worst = max(worst, _difference(weights[real], rows[name][numbers[real], columns]))
+    return worst
+
+
+def _difference_of_dense(sharded: TableCollection, whole: TableCollection) -> float:
+    pairs = zip(sharded.dense_parameters(), whole.dense_parameters(), strict=True)
+    return max((_difference(a, b) for a, b in pairs), default=0.0)
+
+
+def starts_equal(rank: int, method: str, kind: str) -> bool:
+    """Whether sharded tables that go through all stages by themselves start with the unsharded ones' outputs."""
+    whole = finished(TableCollection(specs(method), backend="torch"))
+    first = TableCollection(specs(method), backend="torch")
+    sharding = Sharding(plan=_plan_of_all_stages(first, whole, kind, dist.get_world_size()))
+    sharded = finished(TableCollection(specs(method), sharding=sharding))
+    ids = batch(0, 0)
+    outputs = [tables.eval()(ids).values() for tables in (sharded, whole)]
+    Processes(sharding).gather(rank)
+    return bool(torch.allclose(*outputs, rtol=1e-5, atol=1e-6))
+
+
+def _plan_of_all_stages(first: TableCollection, last: TableCollection, kind: str, world_size: int) -> Plan:
+    tables = {**placed(first, kind, world_size).tables, **placed(last, kind, world_size).tables}
+    return Plan(world_size=world_size, tables=tables)
