@@ -167,6 +167,18 @@ def load_checkpoint(
         CheckpointError: damaged, or of other tables: says which are missing, unexpected or of another shape.
     """
     meta = verify_checkpoint(folder)
+    load_rows(folder, tables=tables, optimizer=optimizer)
+    return load_dense(folder), meta
+
+
+def load_dense(folder: Path) -> dict[str, Any]:
+    """What a verified checkpoint holds besides rows, as it was given to `save_checkpoint`."""
+    dense: dict[str, Any] = torch.load(folder / "dense.pt", weights_only=True)
+    return dense
+
+
+def load_rows(folder: Path, *, tables: TableCollection, optimizer: bool = True) -> None:
+    """Loads rows of a verified checkpoint in place, see `load_checkpoint`."""
     wanted = {k: v for k, v in row_tensors(tables).items() if optimizer or k.startswith("rows/")}
     reader = FileSystemReader(folder / "rows")
     found = reader.read_metadata().state_dict_metadata
@@ -185,7 +197,6 @@ def load_checkpoint(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         load(wanted, storage_reader=reader, no_dist=True)
-    return torch.load(folder / "dense.pt", weights_only=True), meta
 
 
 def _files(folder: Path) -> list[Path]:
