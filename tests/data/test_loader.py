@@ -141,38 +141,44 @@ def test_every_row_comes_once(
 ) -> None:
     path = tmp_path_factory.mktemp("once") / "data"
     write_prepared(path, rows={"train": rows}, bags={"tags": 4}, parts=parts, row_group_rows=group_rows)
-    seen, batch_counts = [], []
+    seen: list[int] = []
     for rank in range(world_size):
         loader = Loader(
             path, "train", batch_size=batch_size, shuffle=shuffle, buffer_rows=buffer_rows, prefetch=prefetch,
             rank=rank, world_size=world_size,
         )  # fmt: skip
         batches = list(loader.epoch(3))
-        assert len(batches) == loader.num_batches
-        assert len(row_numbers(batches)) == loader.num_rows
-        assert all(len(batch.labels) == batch_size for batch in batches[:-1])
+        assert len(batches) == loader.num_batches == -(-rows // batch_size)
+        assert loader.num_rows == rows
+        assert all(batch.num_global_rows == batch_size for batch in batches[:-1])
         seen += row_numbers(batches)
-        batch_counts.append(len(batches))
     assert sorted(seen) == list(range(rows))
-    assert len(set(batch_counts)) == 1
-    if not shuffle:
+    if not shuffle and world_size == 1:
         assert seen == list(range(rows))
 
 
 @few
-@given(rows=st.integers(1, 90), batch_size=st.integers(1, 40), world_size=st.integers(1, 4))
-def test_drop_last_gives_full_batches_only(
+@given(rows=st.integers(1, 90), batch_size=st.integers(1, 40), world_size=st.integers(2, 5))
+def test_ranks_share_the_batches_of_one_process(
     tmp_path_factory: pytest.TempPathFactory, rows: int, batch_size: int, world_size: int
 ) -> None:
-    path = tmp_path_factory.mktemp("drop") / "data"
-    write_prepared(path, rows={"train": rows})
-    for rank in range(world_size):
-        loader = Loader(
-            path, "train", batch_size=batch_size, shuffle=True, drop_last=True, rank=rank, world_size=world_size
+    path = tmp_path_factory.mktemp("share") / "data"
+    write_prepared(path, rows={"train": rows}, bags={"tags": 4}, row_group_rows=17)
+    whole = list(Loader(path, "train", batch_size=batch_size, shuffle=True, buffer_rows=30).epoch(1))
+    parts = [
+        list(
+            Loader(
+                path, "train", batch_size=batch_size, shuffle=True, buffer_rows=30, rank=rank, world_size=world_size
+            ).epoch(1)
         )
-        batches = list(loader.epoch(0))
-        assert len(batches) == loader.num_batches == rows // world_size // batch_size
-        assert all(len(batch.labels) == batch_size for batch in batches)
+        for rank in range(world_size)
+    ]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert row_numbers([batch]) == row_numbers(shares)
+        assert {share.num_global_rows for share in shares} == {len(batch.labels)}
+        assert {share.position for share in shares} == {batch.position}
+        sizes = [len(share.labels) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
 
 
 @few

@@ -51,4 +51,5 @@ def train(data: Path, run: Path, *, resume: bool = False, **sections: dict[str, 
 
 def timeless(result: dict[str, Any]) -> dict[str, Any]:
     """A result without what depends on the clock."""
-    return {key: value for key, value in result.items() if key not in TIMES}
+    stages = [{key: value for key, value in stage.items() if key != "seconds"} for stage in result["stages"]]
+    return {key: value for key, value in result.items() if key not in TIMES} | {"stages": stages}

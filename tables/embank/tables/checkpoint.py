@@ -29,7 +29,7 @@ from embank.tables.files import (
 )
 from embank.tables.hashing import HASH_VERSION
 from embank.tables.processes import Processes
-from embank.tables.row_files import RowTensor, load_rows, save_rows, saved_names
+from embank.tables.row_files import RowTensor, read_rows, saved_names, write_rows
 
 FORMAT_VERSION = 2
 _CURE = "Restore it or remove this checkpoint to resume from an earlier one"
@@ -86,7 +86,7 @@ def save_checkpoint(
             if processes.is_first:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
-        save_rows(temporary / "rows", row_tensors(tables), group=processes.group)
+        write_rows(temporary / "rows", row_tensors(tables), group=processes.group)
         striped = sorted(processes.union(striped_tables(tables)))
         with processes.together():
             if processes.is_first:
@@ -163,16 +163,34 @@ def load_checkpoint(
 
     All processes of a sharded collection call this together; how many there were when it was saved does not matter.
     """
+    meta = read_verified(folder, tables)
+    load_rows(folder, tables=tables, optimizer=optimizer)
+    return load_dense(folder), meta
+
+
+def read_verified(folder: Path, tables: TableCollection) -> dict[str, Any]:
+    """Verifies a checkpoint, once for all processes of a collection, and returns its `meta`."""
     processes = Processes(tables.sharding)
     with processes.together():
         if processes.is_first:
             verify_checkpoint(folder)
-    meta = read_json(folder / "meta.json")
+    return read_json(folder / "meta.json")
+
+
+def load_dense(folder: Path) -> dict[str, Any]:
+    """What a verified checkpoint holds besides rows, as it was given to `save_checkpoint`."""
+    dense: dict[str, Any] = torch.load(folder / "dense.pt", weights_only=True)
+    return dense
+
+
+def load_rows(folder: Path, *, tables: TableCollection, optimizer: bool = True) -> None:
+    """Loads rows of a verified checkpoint in place, see `load_checkpoint`."""
+    processes = Processes(tables.sharding)
+    striped = read_json(folder / "meta.json")["striped"]
     with processes.together():
         wanted = [t for t in row_tensors(tables) if optimizer or t.name.startswith("rows/")]
         _refuse_foreign(folder, processes.union({t.name for t in wanted}), optimizer=optimizer)
-        load_rows(folder / "rows", wanted, striped=meta["striped"])
-    return torch.load(folder / "dense.pt", weights_only=True), meta
+        read_rows(folder / "rows", wanted, striped=striped)
 
 
 def _refuse_foreign(folder: Path, wanted: set[str], *, optimizer: bool) -> None:

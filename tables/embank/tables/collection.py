@@ -73,6 +73,7 @@ class TableCollection(nn.Module):
         self.per_id_rows, self.per_id_uses = self._build([m for m in self.built_methods() if not m.linear])
         self._refuse_split_tables()
         by_key = {use.key: use for use in (*self.pooled_uses, *self.per_id_uses)}
+        self.rows_learn = True  # see `stages.rows_held`
         self.keys = [self._key(spec, feature) for spec in self.specs for feature in spec.feature_names]
         self.dims = [by_key[key].method.spec.embedding_dim for key in self.keys]
 
@@ -217,9 +218,7 @@ class TableCollection(nn.Module):
         """
         addressed = features if isinstance(features, Addressed) else self.address(features)
         if self._is_direct:
-            assert self.pooled_rows is not None
-            assert addressed.pooled is not None
-            values = self.pooled_rows(addressed.pooled.values(), addressed.pooled.offsets())
+            values = self._look_up(self.pooled_rows, addressed.pooled)
         else:
             outputs = {**self._pooled(addressed), **self._per_id(addressed)}
             values = torch.cat([outputs[key] for key in self.keys], dim=1)
@@ -230,13 +229,17 @@ class TableCollection(nn.Module):
         """The row store's output is the collection's: every method linear, every pooling a sum."""
         return not self.per_id_uses and all(spec.pooling == "sum" for spec in self.specs)
 
+    def _look_up(self, rows: RowStore | None, ids: KeyedJaggedTensor | None) -> Tensor:
+        assert rows is not None
+        assert ids is not None
+        with torch.set_grad_enabled(self.rows_learn and torch.is_grad_enabled()):
+            looked_up: Tensor = rows(ids.values(), ids.offsets())
+        return looked_up
+
     def _pooled(self, addressed: Addressed) -> dict[str, Tensor]:
         if self.pooled_rows is None:
             return {}
-        assert addressed.pooled is not None
-        rows = self.pooled_rows(addressed.pooled.values(), addressed.pooled.offsets()).split(
-            self.pooled_rows.dims, dim=1
-        )
+        rows = torch.split(self._look_up(self.pooled_rows, addressed.pooled), self.pooled_rows.dims, dim=1)
         outputs = {}
         for use in self.pooled_uses:
             out = use.method.combine(tuple(rows[k] for k in use.positions), None)
@@ -248,10 +251,7 @@ class TableCollection(nn.Module):
     def _per_id(self, addressed: Addressed) -> dict[str, Tensor]:
         rows: tuple[Tensor, ...] = ()
         if self.per_id_rows is not None:
-            assert addressed.per_id is not None
-            rows = self.per_id_rows(addressed.per_id.values(), addressed.per_id.offsets()).split(
-                self.per_id_rows.dims, dim=1
-            )
+            rows = torch.split(self._look_up(self.per_id_rows, addressed.per_id), self.per_id_rows.dims, dim=1)
         outputs = {}
         for use in self.per_id_uses:
             offsets = addressed.bags[use.key]

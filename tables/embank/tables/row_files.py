@@ -77,18 +77,18 @@ class RowTensor:
             yield start, min(self.view.shape[0], start + step)
 
 
-def save_rows(folder: Path, tensors: Iterable[RowTensor], *, group: dist.ProcessGroup | None) -> None:
+def write_rows(folder: Path, tensors: Iterable[RowTensor], *, group: dist.ProcessGroup | None) -> None:
     """Writes rows to a folder; with a group, all its processes call this together."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         save({}, checkpoint_id=folder, planner=_Saver(tensors), process_group=group, no_dist=group is None)
 
 
-def load_rows(folder: Path, tensors: Iterable[RowTensor], *, striped: Iterable[str]) -> None:
+def read_rows(folder: Path, tensors: Iterable[RowTensor], *, striped: Iterable[str]) -> None:
     """Reads rows into place; each process for itself.
 
     Args:
-        folder: what `save_rows` wrote.
+        folder: what `write_rows` wrote.
         tensors: where they go.
         striped: tables that were striped when they were saved.
 
@@ -102,7 +102,7 @@ def load_rows(folder: Path, tensors: Iterable[RowTensor], *, striped: Iterable[s
 
 
 def saved_names(folder: Path) -> list[str]:
-    """Names of the tensors in a folder that `save_rows` wrote."""
+    """Names of the tensors in a folder that `write_rows` wrote."""
     return sorted(FileSystemReader(folder).read_metadata().state_dict_metadata)
 
 

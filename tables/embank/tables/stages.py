@@ -3,8 +3,10 @@
 Methods act per class, so that one rule (a threshold over all tables, a search over all fields) can span tables.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from embank.tables.collection import TableCollection
 from embank.tables.errors import ConfigError
 from embank.tables.method import Advance, Carry, LocalRows, Method, Stage
 from embank.tables.processes import Processes
-from embank.tables.specs import PhysicalTable
+from embank.tables.specs import PhysicalTable, TableSpec
 
 ROWS_PER_COPY = 65_536
 
@@ -57,15 +59,40 @@ def by_class(tables: TableCollection) -> dict[type[Method], list[Method]]:
     return groups
 
 
+def planned_stages(tables: TableCollection) -> tuple[Stage, ...]:
+    """The trainings that the collection needs: those of the methods with the most, the first that has others than plain training."""
+    methods = sorted(tables.built_methods(), key=lambda method: (-len(method.stages), method.stages == Method.stages))
+    return methods[0].stages
+
+
 def num_stages(tables: TableCollection) -> int:
     """Trainings that the collection needs: the most that one of its methods asks for."""
-    return max(len(method.stages) for method in tables.built_methods())
+    return len(planned_stages(tables))
 
 
 def current_stage(tables: TableCollection) -> Stage:
-    """The stage that the collection is in: that of the methods with the most stages, the first one that differs from plain training."""
-    methods = sorted(tables.built_methods(), key=lambda method: -len(method.stages))
-    return methods[0].stages[methods[0].spec.stage]
+    """The stage that the collection is in."""
+    return planned_stages(tables)[max(method.spec.stage for method in tables.built_methods())]
+
+
+def stage_state(tables: TableCollection) -> dict[str, dict[str, Any]]:
+    """By table, its stage and what the stages before have found: what a checkpoint needs to make the collection again."""
+    return {spec.name: {"stage": spec.stage, "found": dict(spec.found)} for spec in tables.specs}
+
+
+def restored_specs(specs: Sequence[TableSpec], state: Mapping[str, Mapping[str, Any]]) -> list[TableSpec]:
+    """Specs as a run begins with them, taken to the stage that `stage_state` told of."""
+    return [replace(spec, **state.get(spec.name, {})) for spec in specs]
+
+
+@contextmanager
+def rows_held(tables: TableCollection) -> Iterator[None]:
+    """Looks rows up without a gradient: a backward pass leaves them, their optimizer state and their projections alone."""
+    tables.rows_learn = False
+    try:
+        yield
+    finally:
+        tables.rows_learn = True
 
 
 @torch.no_grad()

@@ -71,7 +71,11 @@ class _Training(Reporter):
     def start(self, *, num_steps: int, step: int, describe: str) -> None:
         if step:
             err.print(f"resuming after step {step:,} of {num_steps:,}")
+        if describe != "training":
+            err.print(f"{describe}: {num_steps:,} steps")
         self.bar.start()
+        if self.task is not None:
+            self.bar.remove_task(self.task)
         self.task = self.bar.add_task(describe, total=num_steps, completed=step, loss=0.0, speed=0.0)
 
     def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:

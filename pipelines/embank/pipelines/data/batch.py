@@ -22,7 +22,7 @@ class Position:
     Attributes:
         epoch: the epoch's number.
         batch: number of batches already given.
-        order: hash of all that decides the order of rows (data, batch size, seed, buffer, number of ranks).
+        order: hash of all that decides the order of rows (data, batch size, seed, buffer).
     """
 
     epoch: int
@@ -32,7 +32,7 @@ class Position:
 
 @dataclass(kw_only=True)
 class Batch:
-    """B rows.
+    """B rows: a batch, or the part of it that one rank gets.
 
     Attributes:
         dense: [B, I] float32, I may be 0.
@@ -41,6 +41,7 @@ class Batch:
         labels: [B] float32, 0 or 1.
         groups: [B] int64 or None.
         position: where the loader stands after this batch.
+        num_global_rows: rows of the batch over all ranks.
     """
 
     dense: Tensor
@@ -48,6 +49,7 @@ class Batch:
     labels: Tensor
     groups: Tensor | None
     position: Position
+    num_global_rows: int
 
 
 @dataclass(frozen=True, kw_only=True)

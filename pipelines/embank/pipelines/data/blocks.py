@@ -5,7 +5,7 @@ epoch (which pieces make which block) is a pure function of row counts and seeds
 reading any data.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,19 +86,3 @@ def plan_blocks(pieces: Iterable[Piece], *, block_rows: int) -> list[tuple[Piece
         blocks[-1].append(piece)
         room -= num_rows
     return [tuple(block) for block in blocks]
-
-
-def share_of(groups: Sequence[RowGroup], *, rank: int, world_size: int) -> list[Piece]:
-    """The rank's rows of the groups laid end to end: rows `N * rank // W` to `N * (rank + 1) // W`.
-
-    Shares differ by at most one row; a row group on a border is read by both ranks, and each uses its side.
-    """
-    total = sum(group.num_rows for group in groups)
-    first, last = total * rank // world_size, total * (rank + 1) // world_size
-    pieces, at = [], 0
-    for group in groups:
-        start, stop = max(first - at, 0), min(last - at, group.num_rows)
-        if start < stop:
-            pieces.append(Piece(group=group, start=start, stop=stop))
-        at += group.num_rows
-    return pieces

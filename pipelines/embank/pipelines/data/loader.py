@@ -1,11 +1,14 @@
 """Batches from a prepared folder: shuffled in bounded memory, made ahead on a thread, resumable to the bit.
 
 The order of rows. A split's row groups are laid end to end: in file order, or, when shuffling, in an order drawn from
-(seed, epoch). Rank r of W takes rows N*r//W to N*(r+1)//W of that line. Its row groups are read in blocks: consecutive ones
-while they have at most `buffer_rows` rows together (at least one row group). When shuffling, the rows of a block are permuted
-by a generator seeded with (seed, epoch, rank, block). Batches are cut from the blocks, laid end to end; a batch may span
-blocks. So every row comes exactly once per epoch, and a row's place is known from row counts and seeds alone: resuming reads
-the block that it resumes in and those after it, nothing before.
+(seed, epoch). They are read in blocks: consecutive ones while they have at most `buffer_rows` rows together (at least one row
+group). When shuffling, the rows of a block are permuted by a generator seeded with (seed, epoch, block). Batches are cut from
+the blocks, laid end to end; a batch may span blocks. So every row comes exactly once per epoch, and a row's place is known
+from row counts and seeds alone: resuming reads the block that it resumes in and those after it, nothing before.
+
+Of every batch of B rows, rank r of W gives rows B*r//W to B*(r+1)//W. Batches, their order and places in an epoch are the same
+for any number of ranks, so a run goes on with another number of them. The price: every rank decodes all row groups, though
+it builds tensors of its own rows only.
 
 On the way two threads run ahead: one decodes the next block while the other cuts batches from this one.
 """
@@ -22,7 +25,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embank.pipelines.data.ahead import Clock, run_ahead, timed
 from embank.pipelines.data.batch import Batch, KJTBuilder, Position, Rows
-from embank.pipelines.data.blocks import Piece, plan_blocks, share_of
+from embank.pipelines.data.blocks import Piece, plan_blocks
 from embank.pipelines.data.parts import Parts
 from embank.pipelines.data.schema import Schema
 from embank.tables.errors import ConfigError
@@ -34,20 +37,18 @@ class Loader:
     Args:
         path: the prepared folder.
         split: `train`, `valid` or `test`.
-        batch_size: rows per batch and rank; the last batch of an epoch may be shorter.
+        batch_size: rows per batch, over all ranks; the last batch of an epoch may be shorter.
         shuffle: shuffle row groups and rows anew in each epoch, or keep file order.
         seed: seed of the shuffle, >= 0.
         buffer_rows: rows that are shuffled together. Memory is about two such blocks, decoded.
-        rank: which of `world_size` shares of the rows to give. Shares differ by at most one row, and every rank gives the
-            same number of batches: a rank that is a row short may give an empty batch (B = 0) at the end.
-        drop_last: leave out the last batch unless it is full on every rank.
+        rank: which of `world_size` parts of each batch to give. Parts differ by at most one row; one may be empty (B = 0).
         address: applied to each batch's KeyedJaggedTensor on the loader's thread; its result becomes `Batch.sparse`.
         prefetch: batches to make ahead; 0 works without threads. The batches are the same to the bit.
 
     Attributes:
         schema: schema of the folder.
-        num_rows: rows per epoch of this rank (those of a dropped last batch included).
-        num_batches: batches per epoch, equal on all ranks.
+        num_rows: rows per epoch, over all ranks.
+        num_batches: batches per epoch.
 
     Raises:
         ConfigError: an argument that can't be used.
@@ -65,7 +66,6 @@ class Loader:
         buffer_rows: int = 262_144,
         rank: int = 0,
         world_size: int = 1,
-        drop_last: bool = False,
         address: Callable[[KeyedJaggedTensor], Any] | None = None,
         prefetch: int = 2,
     ) -> None:
@@ -82,10 +82,8 @@ class Loader:
         self._rank, self._world_size, self._address, self._prefetch = rank, world_size, address, prefetch
         self._kjts = KJTBuilder(self.schema.categorical)
         self._clock = Clock()
-        total = self._parts.num_rows
-        self.num_rows = total * (rank + 1) // world_size - total * rank // world_size
-        largest_share = -(-total // world_size)
-        self.num_batches = total // world_size // batch_size if drop_last else -(-largest_share // batch_size)
+        self.num_rows = self._parts.num_rows
+        self.num_batches = -(-self.num_rows // batch_size)
         self._order = self._order_hash(split)
 
     @property
@@ -123,24 +121,24 @@ class Loader:
         if start.order != self._order:
             raise ConfigError(
                 f"the position in epoch {start.epoch} after batch {start.batch} belongs to a loader with another order of "
-                "rows. Resume with the same data, split, batch_size, shuffle, seed, buffer_rows and world_size."
+                "rows. Resume with the same data, split, batch_size, shuffle, seed and buffer_rows."
             )
         return start.batch
 
     def _order_hash(self, split: str) -> str:
         group_rows = [(group.part, group.num_rows) for group in self._parts.groups]
-        what = [self.schema.fingerprint, split, group_rows, self._batch_size, self._shuffle, self._world_size]
+        what = [self.schema.fingerprint, split, group_rows, self._batch_size, self._shuffle]
         if self._shuffle:
             what += [self._seed, self._buffer_rows]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     def _plan(self, epoch: int) -> list[tuple[Piece, ...]]:
-        """The blocks of this rank's epoch, in order."""
+        """The blocks of an epoch, in order."""
         groups = self._parts.groups
         if self._shuffle:
             order = np.random.default_rng([self._seed, epoch, 1]).permutation(len(groups))
             groups = [groups[index] for index in order]
-        pieces = share_of(groups, rank=self._rank, world_size=self._world_size)
+        pieces = [Piece(group=group, start=0, stop=group.num_rows) for group in groups]
         return plan_blocks(pieces, block_rows=self._buffer_rows if self._shuffle else 1)
 
     def _blocks(self, epoch: int, *, first_row: int) -> Generator[Rows, None, None]:
@@ -153,7 +151,7 @@ class Loader:
                 continue
             order_R = None
             if self._shuffle:
-                generator = np.random.default_rng([self._seed, epoch, 2, self._rank, index])
+                generator = np.random.default_rng([self._seed, epoch, 2, index])
                 order_R = generator.permutation(num_rows)
             block = self._parts.read_block(pieces, order_R=order_R)
             yield Rows(block=block, start=max(first_row - (at - num_rows), 0), stop=num_rows)
@@ -164,13 +162,27 @@ class Loader:
         try:
             cutter = _Cutter(blocks)
             for index in range(first_batch, self.num_batches):
-                rows = cutter.take(min(self._batch_size, self.num_rows - index * self._batch_size))
-                yield self._batch(rows, Position(epoch=epoch, batch=index + 1, order=self._order))
+                num_rows = min(self._batch_size, self.num_rows - index * self._batch_size)
+                position = Position(epoch=epoch, batch=index + 1, order=self._order)
+                yield self._batch(self._part(cutter.take(num_rows), num_rows), position, num_rows=num_rows)
         finally:
             blocks.close()
 
-    def _batch(self, rows: list[Rows], position: Position) -> Batch:
-        num_rows = sum(part.stop - part.start for part in rows)
+    def _part(self, rows: list[Rows], count: int) -> list[Rows]:
+        """This rank's rows of a batch."""
+        if self._world_size == 1:
+            return rows
+        first, last = count * self._rank // self._world_size, count * (self._rank + 1) // self._world_size
+        part, at = [], 0
+        for run in rows:
+            start, stop = run.start + max(0, first - at), run.start + min(run.stop - run.start, last - at)
+            at += run.stop - run.start
+            if start < stop:
+                part.append(Rows(block=run.block, start=start, stop=stop))
+        return part
+
+    def _batch(self, rows: list[Rows], position: Position, *, num_rows: int) -> Batch:
+        num_global_rows, num_rows = num_rows, sum(part.stop - part.start for part in rows)
         dense_BI = np.empty((num_rows, len(self.schema.numeric)), dtype=np.float32)
         labels_B = np.empty(num_rows, dtype=np.float32)
         groups_B = None if self.schema.group is None else np.empty(num_rows, dtype=np.int64)
@@ -189,6 +201,7 @@ class Loader:
             labels=torch.from_numpy(labels_B),
             groups=None if groups_B is None else torch.from_numpy(groups_B),
             position=position,
+            num_global_rows=num_global_rows,
         )
 
 

@@ -1,12 +1,15 @@
 """From a configuration and a schema to tables and a model."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 
-from embank.ctr_models import MODELS, CTRModel, Inputs, build_model
+from embank.ctr_models import MODELS, CTRModel, Inputs, Network, build_network
 from embank.pipelines.data.schema import VOCAB_FOLDER, CategoricalField, Schema
 from embank.pipelines.training.config import Config
 from embank.tables import (
@@ -19,9 +22,11 @@ from embank.tables import (
     TableSpec,
     Vocabulary,
 )
+from embank.tables.stages import restored_specs
 from embank.tables.wording import did_you_mean
 
 FIRST_ORDER = "first_order"
+NO_STAGES: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 def table_specs(config: Config, schema: Schema, *, data: Path) -> list[TableSpec]:
@@ -104,32 +109,60 @@ def _counts(data: Path, field: CategoricalField) -> torch.Tensor:
     return torch.from_numpy(vocabulary.counts.astype(np.int64))
 
 
-def build(config: Config, schema: Schema, *, data: Path, rows_folder: Path) -> CTRModel:
-    """Tables and network with the initial values of the configuration's seed.
+def build_tables(
+    config: Config,
+    schema: Schema,
+    *,
+    data: Path,
+    rows_folder: Path,
+    stages: Mapping[str, Mapping[str, Any]] = NO_STAGES,
+) -> TableCollection:
+    """Tables with the initial values of the configuration's seed.
 
     Args:
         config: the run's configuration.
         schema: of the prepared folder.
         data: the prepared folder.
         rows_folder: where the disk tier's files go, unless the configuration says otherwise.
+        stages: how far the tables' methods are, see `embank.tables.stages.stage_state`; without it they stand at their beginning.
 
     Raises:
-        ConfigError, BudgetError: what models, methods and backends refuse.
+        ConfigError, BudgetError: what methods and backends refuse.
     """
     train = config.train
     directory = Path(config.rows.directory) if config.rows.directory else rows_folder
-    specs = table_specs(config, schema, data=data)
-    tables = TableCollection(
-        specs,
+    return TableCollection(
+        restored_specs(table_specs(config, schema, data=data), stages),
         seed=train.seed,
         backend=config.rows.backend,
         optimizer=RowOptimizer(name=train.table_optimizer, lr=train.table_lr),
         tier=RowTier(name="disk", directory=directory) if config.rows.tier == "disk" else RowTier(),
     )
+
+
+def initial_network(config: Config, schema: Schema) -> Network:
+    """The network with the initial values of the configuration's seed, which also seeds torch's global generator.
+
+    Raises:
+        ConfigError: what the model refuses.
+    """
     names = schema.feature_names
     inputs = Inputs(
         names=names, dims=tuple(config.tables.of(name).dim for name in names), num_dense=len(schema.numeric)
     )
     hyper = {key: value for key, value in config.model.items() if key != "name"}
-    torch.manual_seed(train.seed)
-    return build_model(config.model["name"], tables=tables, inputs=inputs, **hyper)
+    torch.manual_seed(config.train.seed)
+    return build_network(config.model["name"], inputs=inputs, **hyper)
+
+
+def build(
+    config: Config,
+    schema: Schema,
+    *,
+    data: Path,
+    rows_folder: Path,
+    stages: Mapping[str, Mapping[str, Any]] = NO_STAGES,
+) -> CTRModel:
+    """Tables and network, see `build_tables` and `initial_network`."""
+    tables = build_tables(config, schema, data=data, rows_folder=rows_folder, stages=stages)
+    return CTRModel(tables, initial_network(config, schema))

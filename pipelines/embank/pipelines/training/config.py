@@ -91,6 +91,7 @@ class TrainConfig:
         weight_decay: of the dense parameters; decoupled (AdamW) for adam, added to the gradient for sgd and adagrad.
         table_optimizer: of the rows; adam needs `rows.backend: torch`.
         table_lr: peak learning rate of the rows.
+        search_lr: learning rate (Adam) of what methods search for on validation batches, in stages that alternate.
         embedding_l2: adds embedding_l2 / 2 * (sum of squares of all rows) to the loss of each step, spread over the lookups:
             see `embank.pipelines.training.penalty`.
         warmup_steps: steps in which both learning rates rise linearly from 0.
@@ -116,6 +117,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     table_optimizer: RowOptimizerName = "rowwise_adagrad"
     table_lr: float = 0.02
+    search_lr: float = 0.001
     embedding_l2: float = 0.0
     warmup_steps: int = 0
     decay: Literal["none", "linear", "cosine", "plateau"] = "none"
@@ -385,7 +387,16 @@ def _check_numbers(config: Config) -> None:
     for path, value in {"data.prefetch": config.data.prefetch, "tables.plain_below": config.tables.plain_below}.items():
         if value < 0:
             raise ConfigError(f"'{path}' is {value}; it must be 0 or more")
-    for name in ("lr", "table_lr", "embedding_l2", "weight_decay", "warmup_steps", "checkpoint_minutes", "seed"):
+    for name in (
+        "lr",
+        "table_lr",
+        "search_lr",
+        "embedding_l2",
+        "weight_decay",
+        "warmup_steps",
+        "checkpoint_minutes",
+        "seed",
+    ):
         value = getattr(config.train, name)
         if not value >= 0:
             raise ConfigError(f"'train.{name}' is {value}; it must be 0 or more")

@@ -18,11 +18,12 @@ from embank.pipelines.training.build import build
 from embank.pipelines.training.bundle import load_model, schema_of
 from embank.pipelines.training.config import Config, parse_config
 from embank.pipelines.training.run_folder import RunFolder
+from embank.pipelines.training.run_state import SavedRun
 from embank.pipelines.training.step import autocast
 from embank.tables import Bundle, CheckpointError, ConfigError, DataError, PackedCollection, TableCollection, WorkError
 from embank.tables.bundle import is_bundle
-from embank.tables.checkpoint import load_checkpoint
 from embank.tables.files import read_json
+from embank.tables.stages import settle
 
 EVAL_BATCH_SIZE = 8192
 
@@ -52,6 +53,12 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
     return evaluation.compute()
 
 
+def validation_score(model: CTRModel, path: str | Path, *, precision: str = "fp32") -> float:
+    """AUC on validation, or the negative log loss where AUC is undefined. Leaves the model in evaluation mode."""
+    values = evaluate(model, path, "valid", precision=precision)
+    return float(-values["logloss"] if values["auc"] is None else values["auc"])
+
+
 @contextmanager
 def best_model(run: RunFolder, *, schema: Schema, data: Path) -> Iterator[tuple[CTRModel, int]]:
     """The model of a run with the weights of its best checkpoint, and that checkpoint's step.
@@ -71,11 +78,11 @@ def best_model(run: RunFolder, *, schema: Schema, data: Path) -> Iterator[tuple[
     place = run.path if config.rows.tier == "disk" else None
     with tempfile.TemporaryDirectory(prefix=".rows-", dir=place) as rows_folder:
         config = replace(config, rows=replace(config.rows, directory=rows_folder))
-        model = build(config, schema, data=data, rows_folder=Path(rows_folder))
+        saved = SavedRun(folder)
+        model = build(config, schema, data=data, rows_folder=Path(rows_folder), stages=saved.table_stages)
+        saved.load_model(model)
         assert isinstance(model.tables, TableCollection)
-        dense, _ = load_checkpoint(folder, tables=model.tables, optimizer=False)
-        model.network.load_state_dict(dense["network"])
-        model.tables.methods.load_state_dict(dense["methods"])
+        settle(model.tables)  # a checkpoint that was evaluated is settled already
         yield model, step
 
 

@@ -47,7 +47,7 @@ def inspect_run(path: Path, *, data: Path | None = None) -> dict[str, Any]:
         }
         held = [*model.network.parameters(), *model.network.buffers()]
     notes.append(
-        f"the figures are of step {step}, {'the best on validation' if is_best else 'the last one; none was evaluated yet'}"
+        f"the figures are of step {step}, {'the best on validation' if is_best else 'the last one; no evaluation has chosen one yet'}"
     )
     return {
         "tables": tables,

@@ -1,6 +1,7 @@
 """Pictures of runs: learning curves, and AUC against bytes."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def _style(axes: Any) -> None:
 
 def plot_learning_curves(records: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
     """Log loss of training and validation, and AUC on validation, by step; the test result as a star.
+
+    Where a method trains in several stages, a dashed line stands between them.
 
     Args:
         records: the lines of metrics.jsonl.
@@ -51,8 +54,11 @@ def plot_learning_curves(records: Sequence[Mapping[str, Any]], path: Path, *, ti
         left.plot(record["step"], record["logloss"], "*", color=_COLORS[1], markersize=12, label="test (chosen step)")
         if record["auc"] is not None:
             right.plot(record["step"], record["auc"], "*", color=_COLORS[1], markersize=12, label="test (chosen step)")
+    ends = [r["step"] for r, following in pairwise(valid) if r["stage"] != following["stage"]]
     for axes in (left, right):
         _style(axes)
+        for step in ends:
+            axes.axvline(step, color=_COLORS[5], linestyle="--", linewidth=1)
         axes.legend(frameon=False)
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,8 +32,8 @@ MAY_CHANGE = frozenset(
 )
 """Keys that a resumed run may have other values for: they don't enter its figures. Data is checked by its fingerprint."""
 
-_CHECKPOINT = re.compile(r"^step-\d{9}(-evaluated)?$")
-_LEFTOVER = re.compile(r"^\.step-\d{9}(-evaluated)?\.(tmp-\d+|removed)$")
+_CHECKPOINT = re.compile(r"^step-\d{9}(-evaluated|-stage-\d+)?$")
+_LEFTOVER = re.compile(r"^\.step-\d{9}(-evaluated|-stage-\d+)?\.(tmp-\d+|removed)$")
 _LEFTOVER_BUNDLE = re.compile(r"^\.bundle\.(tmp-\d+|removed)$")
 _PACKAGES = ("embank", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "polars", "pyarrow", "numpy")
 
@@ -201,6 +201,10 @@ class RunFolder:
     def checkpoint(self, step: int, *, evaluated: bool) -> Path:
         """Folder of the checkpoint of a step, before or after its evaluation (which sorts later)."""
         return self.checkpoints / f"step-{step:09d}{'-evaluated' if evaluated else ''}"
+
+    def stage_checkpoint(self, step: int, *, stage: int) -> Path:
+        """Folder of the checkpoint at a later stage's beginning, which sorts after that of the stage before it."""
+        return self.checkpoints / f"step-{step:09d}-stage-{stage}"
 
     def keep_checkpoints(self, kept: set[Path]) -> None:
         """Removes all other checkpoints, and what a crash left of unfinished ones."""

@@ -1,8 +1,8 @@
-"""One training step: look up, score, back-propagate, update rows and dense parameters."""
+"""One training step: look up, score, back-propagate, update rows and dense parameters. And one search step."""
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
 from embank.ctr_models import CTRModel
-from embank.pipelines.data.batch import Batch
+from embank.pipelines.data.batch import Batch, Position
+from embank.pipelines.data.loader import Loader
 from embank.pipelines.training.config import TrainConfig
 from embank.pipelines.training.penalty import Penalised, RowPenalty
 from embank.pipelines.training.schedule import lr_factor
 from embank.tables import TableCollection, WorkError
+from embank.tables.stages import after_step, rows_held, search_parameters
 
 
 class NonFiniteLossError(WorkError):
@@ -31,24 +33,37 @@ def dense_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torc
 
 
 class Stepper:
-    """Trains a model step by step. Rows and dense parameters each have an optimizer of their own.
+    """Trains a model step by step through one stage. Rows and dense parameters each have an optimizer of their own.
 
     Args:
         model: tables and network.
         config: how it is trained.
         batch_size: rows per full batch.
         num_rows: rows of the training split.
+        num_steps: steps of the stage.
+        held: dense parameters that are left alone.
     """
 
-    def __init__(self, model: CTRModel, *, config: TrainConfig, batch_size: int, num_rows: int) -> None:
+    def __init__(
+        self,
+        model: CTRModel,
+        *,
+        config: TrainConfig,
+        batch_size: int,
+        num_rows: int,
+        num_steps: int,
+        held: Sequence[nn.Parameter] = (),
+    ) -> None:
         assert isinstance(model.tables, TableCollection)
         self.model, self.tables = model, model.tables
         self.config, self.batch_size = config, batch_size
-        self.num_steps = -(-num_rows // batch_size) * config.epochs
+        self.num_steps, self.held = num_steps, held
         self.penalty: RowPenalty | None = None
         if config.embedding_l2:
             self.penalty = RowPenalty(self.tables, l2=config.embedding_l2, num_rows=num_rows, batch_size=batch_size)
-        parameters = [*model.network.parameters(), *self.tables.dense_parameters()]
+        left_alone = {id(parameter) for parameter in held}
+        learned = [p for p in self.tables.dense_parameters() if id(p) not in left_alone]
+        parameters = [*model.network.parameters(), *learned]
         self.optimizer = dense_optimizer(parameters, config)
         # Only full batches go through the compiled network: a short last batch would compile it once more.
         self.compiled = torch.compile(model.network, dynamic=False) if config.compile else model.network
@@ -64,24 +79,27 @@ class Stepper:
 
         Args:
             batch: as the loader gives it, with at least one row.
-            step: 0 for the first one of the run.
+            step: 0 for the first one of the stage.
             num_plateaus: evaluations without improvement so far.
 
         Returns:
-            The batch's mean log loss, without penalties.
+            The batch's mean log loss, without penalties and what methods add to it.
 
         Raises:
             NonFiniteLossError: names the step, the batch and the table or parameter.
         """
         self._set_learning_rates(step, num_plateaus)
-        loss, penalty = self._losses(batch)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise NonFiniteLossError(self._diagnosis(batch, step, value))
+        log_loss, loss = self._losses(batch)
+        value = log_loss.item()
+        if not (math.isfinite(value) and math.isfinite(loss.item())):
+            raise NonFiniteLossError(self._diagnosis(batch, step, loss.item()))
         self.optimizer.zero_grad(set_to_none=True)
-        (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in self.held:
+            parameter.grad = None
         self.tables.update_rows()
         self.optimizer.step()
+        after_step(self.tables, step=step + 1, num_steps=self.num_steps)
         return value
 
     def _set_learning_rates(self, step: int, num_plateaus: int) -> None:
@@ -99,18 +117,17 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean log loss, and the same with the penalty and what methods add."""
         penalised = batch.sparse if isinstance(batch.sparse, Penalised) else None
         values: Tensor = self.tables(penalised.addressed if penalised else batch.sparse).values()
-        sizes = [self.model.num_embedding_columns, self.model.num_first_order_columns]
-        embeddings_BE, first_order_BF = torch.split(values, sizes, dim=1)
         network = self.compiled if batch.labels.numel() == self.batch_size else self.model.network
-        with autocast(self.config.precision):
-            logits_B = network(batch.dense, embeddings_BE, first_order_BF)
-        loss = F.binary_cross_entropy_with_logits(logits_B.float(), batch.labels)
-        if self.penalty is None or penalised is None:
-            return loss, None
-        return loss, self.penalty(values, penalised.weights_BK)
+        logits_B = score(self.model, network, batch.dense, values, precision=self.config.precision)
+        log_loss = loss = F.binary_cross_entropy_with_logits(logits_B, batch.labels)
+        if self.penalty is not None and penalised is not None:
+            loss = loss + self.penalty(values, penalised.weights_BK)
+        extra = self.tables.extra_loss()
+        return log_loss, loss if extra is None else loss + extra
 
     @torch.no_grad()
     def _diagnosis(self, batch: Batch, step: int, value: float) -> str:
@@ -133,6 +150,76 @@ class Stepper:
             f"the loss is {value} in step {step} (epoch {position.epoch}, batch {position.batch - 1}): {cause}, or "
             "warm up (train.warmup_steps), in a new run"
         )
+
+
+class SearchStepper:
+    """Moves the methods' search parameters on validation batches, and nothing else.
+
+    The network scores without dropout and with its running statistics, so that nothing of it changes; rows are looked up
+    without a gradient, so that the update that FBGEMM fuses into the backward pass does not happen.
+
+    Args:
+        model: tables and network.
+        config: how it is trained.
+        loader: of the validation split.
+        start: the loader's position after the last batch of an interrupted run.
+
+    Source: alternation of weights on training and architecture on validation batches, first order: Liu et al., DARTS, ICLR
+        2019, section 2.3; Zhao et al., AutoDim, WWW 2021, algorithm 1.
+    """
+
+    def __init__(self, model: CTRModel, *, config: TrainConfig, loader: Loader, start: Position | None) -> None:
+        assert isinstance(model.tables, TableCollection)
+        self.model, self.tables, self.config = model, model.tables, config
+        self.parameters = search_parameters(model.tables)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.search_lr)
+        self.loader, self.batches = loader, endless(loader, start=start)
+
+    def __call__(self) -> Batch:
+        """A step on the next validation batch, which is returned.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
+        batch = next(self.batches)
+        self.model.network.eval()
+        with rows_held(self.tables):
+            values: Tensor = self.tables(batch.sparse).values()
+        logits_B = score(self.model, self.model.network, batch.dense, values, precision=self.config.precision)
+        self.model.network.train()
+        loss = F.binary_cross_entropy_with_logits(logits_B, batch.labels)
+        extra = self.tables.extra_loss()
+        loss = loss if extra is None else loss + extra
+        if not math.isfinite(loss.item()):
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} on a validation batch (pass {batch.position.epoch}, batch {batch.position.batch - 1}); "
+                "lower train.search_lr or train.table_lr in a new run"
+            )
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return batch
+
+
+def score(
+    model: CTRModel, network: Callable[..., Tensor], dense_BI: Tensor, values: Tensor, *, precision: str
+) -> Tensor:
+    """Logits [B], fp32, of what the tables have returned; `network` is the model's, compiled or not."""
+    sizes = [model.num_embedding_columns, model.num_first_order_columns]
+    embeddings_BE, first_order_BF = torch.split(values, sizes, dim=1)
+    with autocast(precision):
+        logits_B = network(dense_BI, embeddings_BE, first_order_BF)
+    return logits_B.float()
+
+
+def endless(loader: Loader, *, start: Position | None) -> Iterator[Batch]:
+    """Batches of a split, pass after pass."""
+    number = 0 if start is None else start.epoch
+    while True:
+        yield from loader.epoch(number, start=start)
+        number, start = number + 1, None
 
 
 def autocast(precision: str) -> contextlib.AbstractContextManager[object]:

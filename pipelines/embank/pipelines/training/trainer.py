@@ -1,86 +1,40 @@
-"""The training loop: steps, evaluations, checkpoints, early stopping, resuming."""
+"""The training loop: stages, steps, evaluations, checkpoints, early stopping, resuming."""
 
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torchrec import KeyedJaggedTensor
 
 from embank.ctr_models import CTRModel
-from embank.pipelines.data.batch import Position
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.training.build import build
+from embank.pipelines.training.build import NO_STAGES, build, initial_network
 from embank.pipelines.training.bundle import write_bundle
 from embank.pipelines.training.config import Config, to_plain
-from embank.pipelines.training.evaluation import evaluate
-from embank.pipelines.training.interrupt import StopRequest, stop_on_signals
+from embank.pipelines.training.evaluation import evaluate, validation_score
+from embank.pipelines.training.interrupt import stop_on_signals
+from embank.pipelines.training.progress import Progress
 from embank.pipelines.training.reporter import Reporter
+from embank.pipelines.training.result import final_figures
 from embank.pipelines.training.run_folder import ROWS, RunFolder
-from embank.pipelines.training.step import Stepper
+from embank.pipelines.training.run_state import SavedRun, save_run
+from embank.pipelines.training.step import SearchStepper, Stepper
 from embank.pipelines.training.tensorboard import TensorBoard
 from embank.tables import CheckpointError, DataError, TableCollection, WorkError
 from embank.tables.bundle import folder_nbytes
-from embank.tables.checkpoint import load_checkpoint, refuse_non_finite, save_checkpoint
+from embank.tables.stages import advance, planned_stages, search_parameters, settle
 
 WARMUP_STEPS = 3
-"""First steps of a process that the speed leaves out: memory is touched for the first time, networks are compiled."""
+"""First steps of a process and of a stage that the speed leaves out: memory is touched for the first time, networks are compiled."""
 
 
 class InterruptedRunError(WorkError):
     """A signal stopped the run; it was saved and can be resumed."""
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """Where a run stands; saved with every checkpoint.
-
-    Args:
-        step: optimizer steps done.
-        epoch: the current epoch.
-        position: of the loader in it; None at its start.
-        best_step: step of the best evaluation on validation, None before the first.
-        best_value: of the monitored metric there.
-        monitor: the metric that checkpoints are chosen by; log loss where AUC is undefined.
-        num_worse: evaluations since then.
-        num_plateaus: evaluations without improvement in the whole run.
-        evaluated_step: step of the last evaluation.
-        loss_sum, loss_rows: training log loss and rows since the last evaluation.
-        rows: trained in all, without the first steps of each process (see `WARMUP_STEPS`).
-        seconds: spent on them, waiting for the loader included, evaluations and checkpoints not.
-        seconds_waiting: of them, waiting for the loader.
-        is_done: nothing is left to train.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    position: Position | None = None
-    best_step: int | None = None
-    best_value: float | None = None
-    monitor: str = "auc"
-    num_worse: int = 0
-    num_plateaus: int = 0
-    evaluated_step: int = -1
-    loss_sum: float = 0.0
-    loss_rows: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-    seconds_waiting: float = 0.0
-    is_done: bool = False
-
-    @property
-    def samples_per_s(self) -> float:
-        """Training speed; 0 before anything was timed."""
-        return self.rows / self.seconds if self.seconds else 0.0
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Progress":
-        """The inverse of `asdict`."""
-        position = values["position"]
-        return cls(**{**values, "position": None if position is None else Position(**position)})
 
 
 class Trainer:
@@ -124,21 +78,10 @@ class Trainer:
             self.run.refuse_used()
             self._refuse_unusable_splits()
         with self.run.lock():
-            self._build()
+            self._restore()
             if not resume:
                 self.run.create(plain, fingerprint=self.schema.fingerprint)
             return self._run()
-
-    def _run(self) -> dict[str, Any]:
-        """From wherever the run stands to its end."""
-        with stop_on_signals() as stop, TensorBoard(self.run.path, enabled=self.config.train.tensorboard) as board:
-            self.board = board
-            try:
-                self._load_last()
-                self._train(stop)
-                return self._finish()
-            finally:
-                self.reporter.close()
 
     def _refuse_unusable_splits(self) -> None:
         for name in ("train", "valid", "test"):
@@ -148,75 +91,153 @@ class Trainer:
                     "Prepare the data with other split ratios"
                 )
 
-    def _build(self) -> None:
+    def _run(self) -> dict[str, Any]:
+        """From wherever the run stands to its end."""
+        with stop_on_signals() as stop, TensorBoard(self.run.path, enabled=self.config.train.tensorboard) as board:
+            self.stop, self.board = stop, board
+            try:
+                self._train_stage()
+                while not self.is_last_stage:
+                    self._advance()
+                    self._train_stage()
+                return self._finish()
+            finally:
+                self.reporter.close()
+
+    def _restore(self) -> None:
+        """Builds the run as its last checkpoint has it, or as it begins."""
+        saved = self.run.saved()
+        last = SavedRun(saved[-1]) if saved else None
+        self.progress = last.progress() if last else Progress()
         self.model: CTRModel = build(
-            self.config, self.schema, data=Path(self.config.data.path), rows_folder=self.run.path / ROWS
+            self.config,
+            self.schema,
+            data=Path(self.config.data.path),
+            rows_folder=self.run.path / ROWS,
+            stages=last.table_stages if last else NO_STAGES,
         )
+        if last is None:
+            self._begin_stage()
+        else:
+            self._build_stage()
+            last.load_training(self.stepper, self.search)
+            for rows in self.tables.row_stores():
+                rows.load_step(self.progress.stage.steps)
+        if self.run.is_run:
+            self.run.keep_metrics(up_to_step=self.progress.evaluated_step)
+
+    def _begin_stage(self) -> None:
+        """Goes on to the stage that the model's tables are in."""
+        assert isinstance(self.model.tables, TableCollection)
+        stage = planned_stages(self.model.tables)[len(self.progress.stages)]
+        self.progress.begin_stage(stage.name, training_bytes=self.model.tables.nbytes("training"))
+        self._build_stage()
+
+    def _build_stage(self) -> None:
+        """Everything that trains the model in the current stage: fresh optimizers, loaders, and how long it lasts."""
         assert isinstance(self.model.tables, TableCollection)
         self.tables = self.model.tables
         data, train = self.config.data, self.config.train
+        self.stages, number = planned_stages(self.tables), len(self.progress.stages) - 1
+        self.stage, self.is_last_stage = self.stages[number], number == len(self.stages) - 1
         num_rows = self.schema.split("train").num_rows
-        self.stepper = Stepper(self.model, config=train, batch_size=data.batch_size, num_rows=num_rows)
-        self.loader = Loader(
+        epoch_steps = -(-num_rows // data.batch_size)
+        self.num_steps = max(1, round(self.stage.epochs * train.epochs * epoch_steps))
+        self.num_epochs = -(-self.num_steps // epoch_steps)
+        searched = search_parameters(self.tables) if self.stage.alternates else []
+        self.stepper = Stepper(
+            self.model,
+            config=train,
+            batch_size=data.batch_size,
+            num_rows=num_rows,
+            num_steps=self.num_steps,
+            held=searched,
+        )
+        self.loader = self._loader("train", address=self.stepper.address)
+        self.search: SearchStepper | None = None
+        if searched:
+            batches = self._loader("valid", address=self.tables.address)
+            self.search = SearchStepper(self.model, config=train, loader=batches, start=self.progress.search_position)
+        self.num_steps_here, self.saved_at = 0, time.monotonic()
+
+    def _loader(self, split: str, *, address: Callable[[KeyedJaggedTensor], Any]) -> Loader:
+        data = self.config.data
+        return Loader(
             data.path,
-            "train",
+            split,
             batch_size=data.batch_size,
             shuffle=data.shuffle,
-            seed=train.seed,
+            seed=self.config.train.seed,
             buffer_rows=data.buffer_rows,
-            address=self.stepper.address,
+            address=address,
             prefetch=data.prefetch,
         )
-        self.num_steps = self.stepper.num_steps
-        self.progress, self.num_steps_here = Progress(), 0
-        self.saved_at = time.monotonic()
 
-    def _train(self, stop: StopRequest) -> None:
+    def _train_stage(self) -> None:
+        """Trains the rest of the current stage; at its end there is an evaluation, and a checkpoint of it."""
         progress, train = self.progress, self.config.train
-        self.reporter.start(num_steps=self.num_steps, step=progress.step, describe="training")
+        self.reporter.start(num_steps=self.num_steps, step=progress.stage.steps, describe=self._describe())
         self.saved_at = time.monotonic()
         self.model.train()
-        while progress.epoch < train.epochs and not progress.is_done:
-            if not self._train_epoch(stop):
+        while progress.stage_epoch < self.num_epochs and not progress.is_done:
+            if not self._train_epoch():
                 break
             progress.epoch, progress.position = progress.epoch + 1, None
-            is_last = progress.epoch == train.epochs
+            is_last = progress.stage_epoch == self.num_epochs
             if (train.eval_every is None or is_last) and progress.evaluated_step != progress.step:
                 self._evaluate()
-            if stop:
-                self._stop(stop)
-        progress.is_done = True
+            self._stop_if_asked()
 
-    def _train_epoch(self, stop: StopRequest) -> bool:
-        """Trains the rest of the current epoch; False if early stopping ended the run within it."""
+    def _describe(self) -> str:
+        if len(self.stages) == 1:
+            return "training"
+        return f"stage {len(self.progress.stages)} of {len(self.stages)}, {self.stage.name}"
+
+    def _train_epoch(self) -> bool:
+        """Trains the rest of the current epoch, or of the stage; False if early stopping ended the stage within it."""
         progress, train = self.progress, self.config.train
         batches = self.loader.epoch(progress.epoch, start=progress.position)
-        begun, waited = time.monotonic(), self.loader.seconds_waited
-        for batch in batches:
-            loss = self.stepper(batch, step=progress.step, num_plateaus=progress.num_plateaus)
-            now = time.monotonic()
-            num_rows = batch.labels.numel()
+        begun, waited = time.monotonic(), self._seconds_waited()
+        for batch in islice(batches, self.num_steps - progress.stage.steps):
+            loss = self.stepper(batch, step=progress.stage.steps, num_plateaus=progress.num_plateaus)
+            num_rows = num_samples = batch.labels.numel()
+            if self.search is not None:
+                searched = self.search()
+                num_samples += searched.labels.numel()
+                progress.search_position = searched.position
             progress.step, progress.position = progress.step + 1, batch.position
             progress.loss_sum, progress.loss_rows = progress.loss_sum + loss * num_rows, progress.loss_rows + num_rows
-            self.num_steps_here += 1
-            if self.num_steps_here > WARMUP_STEPS:
-                progress.rows, progress.seconds = progress.rows + num_rows, progress.seconds + now - begun
-                progress.seconds_waiting += self.loader.seconds_waited - waited
+            self._account(num_samples, seconds=time.monotonic() - begun, waited=self._seconds_waited() - waited)
             self.reporter.advance(
-                step=progress.step,
+                step=progress.stage.steps,
                 loss=progress.loss_sum / progress.loss_rows,
                 samples_per_s=progress.samples_per_s,
             )
-            if train.eval_every is not None and progress.step % train.eval_every == 0:
+            if train.eval_every is not None and progress.stage.steps % train.eval_every == 0:
                 self._evaluate()
                 if progress.is_done:
                     return False
             elif self._checkpoint_is_due():
                 self._save()
-            if stop:
-                self._stop(stop)
-            begun, waited = time.monotonic(), self.loader.seconds_waited
+            self._stop_if_asked()
+            begun, waited = time.monotonic(), self._seconds_waited()
         return True
+
+    def _seconds_waited(self) -> float:
+        return self.loader.seconds_waited + (self.search.loader.seconds_waited if self.search else 0.0)
+
+    def _account(self, num_samples: int, *, seconds: float, waited: float) -> None:
+        """Books a step: on its stage, and once it is warm on the speed."""
+        progress, stage = self.progress, self.progress.stage
+        stage.steps, stage.samples, stage.seconds = (
+            stage.steps + 1,
+            stage.samples + num_samples,
+            stage.seconds + seconds,
+        )
+        self.num_steps_here += 1
+        if self.num_steps_here > WARMUP_STEPS:
+            progress.rows, progress.seconds = progress.rows + num_samples, progress.seconds + seconds
+            progress.seconds_waiting += waited
 
     def _checkpoint_is_due(self) -> bool:
         every = self.config.train.checkpoint_every
@@ -225,17 +246,22 @@ class Trainer:
             every is not None and self.progress.step % every == 0
         )
 
-    def _stop(self, stop: StopRequest) -> None:
+    def _stop_if_asked(self) -> None:
+        if not self.stop:
+            return
         self._save()
+        stage = "" if len(self.stages) == 1 else f" of {self._describe()}"
         raise InterruptedRunError(
-            f"{stop.signal}: stopped after step {self.progress.step} of {self.num_steps}, which is saved; go on with the same "
-            f"command and --resume (run directory '{self.run.path}')"
+            f"{self.stop.signal}: stopped after step {self.progress.stage.steps} of {self.num_steps}{stage}, which is saved; go on "
+            f"with the same command and --resume (run directory '{self.run.path}')"
         )
 
     def _evaluate(self) -> None:
         progress, train = self.progress, self.config.train
+        settle(self.tables)
         record = {
             "split": "valid",
+            "stage": self.stage.name,
             "step": progress.step,
             "epoch": progress.epoch,
             "train_logloss": progress.loss_sum / max(1, progress.loss_rows),
@@ -250,99 +276,81 @@ class Trainer:
         self._save()
 
     def _judge(self, record: Mapping[str, Any]) -> None:
-        """Is this the best evaluation so far, and is it time to stop?"""
+        """Is this the best evaluation of the stage so far, may its checkpoint be served, and is it time to stop?"""
         progress, train = self.progress, self.config.train
         progress.monitor = train.monitor
         if record[train.monitor] is None:
             progress.monitor = "logloss"
-            if progress.best_step is None:
+            if progress.best_value is None:
                 self.reporter.note(f"{record['auc_undefined']}; choosing checkpoints by log loss instead")
         value = record[progress.monitor]
-        if progress.best_value is None or (
-            value > progress.best_value if progress.monitor == "auc" else value < progress.best_value
-        ):
-            progress.best_value, progress.best_step, progress.num_worse = value, progress.step, 0
+        sign = 1 if progress.monitor == "auc" else -1
+        serves_its_end = self.is_last_stage and self.stage.is_search  # a search that is not followed by a training
+        if progress.best_value is None or serves_its_end or sign * value > sign * progress.best_value:
+            progress.best_value, progress.num_worse = value, 0
+            progress.best_step = progress.step if self.is_last_stage else None
             return
         progress.num_worse, progress.num_plateaus = progress.num_worse + 1, progress.num_plateaus + 1
         progress.is_done = train.patience is not None and progress.num_worse >= train.patience
 
     def _save(self) -> None:
-        """Writes a checkpoint; only the best and the last one are kept."""
+        """Writes a checkpoint; only the last one and the one to serve are kept."""
         progress = self.progress
-        for name, parameter in self.model.network.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                raise WorkError(
-                    f"the network's parameter '{name}' is not finite after step {progress.step}, so nothing was saved; "
-                    "start again with a lower train.lr"
-                )
-        refuse_non_finite(self.tables)
-        for rows in self.tables.row_stores():
-            rows.flush()
-        folder = self.run.checkpoint(progress.step, evaluated=progress.evaluated_step == progress.step)
-        if not folder.exists():
-            dense = {
-                "network": self.model.network.state_dict(),
-                "methods": self.tables.methods.state_dict(),
-                "optimizer": self.stepper.optimizer.state_dict(),
-                "generator": torch.get_rng_state(),
-            }
-            save_checkpoint(folder, tables=self.tables, dense=dense, meta={"progress": asdict(progress)})
+        if len(progress.stages) > 1 and progress.stage.steps == 0:
+            folder = self.run.stage_checkpoint(progress.step, stage=len(progress.stages) - 1)
+        else:
+            folder = self.run.checkpoint(progress.step, evaluated=progress.evaluated_step == progress.step)
+        save_run(folder, stepper=self.stepper, search=self.search, progress=progress)
         best = progress.best_step
         self.run.keep_checkpoints(
             {folder} | ({self.run.checkpoint(best, evaluated=True)} if best is not None else set())
         )
         self.saved_at = time.monotonic()
 
-    def _load_last(self) -> None:
-        saved = self.run.saved()
-        if not saved:
-            self.run.keep_metrics(up_to_step=-1)
-            return
-        meta = self._load(saved[-1])
-        self.progress = Progress.from_json(meta["progress"])
-        for rows in self.tables.row_stores():
-            rows.load_step(self.progress.step)
-        self.run.keep_metrics(up_to_step=self.progress.evaluated_step)
+    def _advance(self) -> None:
+        """Goes on to the next stage with what this one has found, and saves its beginning."""
+        begun = time.monotonic()
+        self.reporter.note(f"{self._describe()} is done; preparing the next stage")
+        tables = advance(self.tables, score=self._score)
+        self.progress.stage.seconds += time.monotonic() - begun
+        is_fresh = self.stages[len(self.progress.stages)].fresh_network
+        network = initial_network(self.config, self.schema) if is_fresh else self.model.network
+        self.model = CTRModel(tables, network)
+        self._begin_stage()
+        self._save()
+        self._stop_if_asked()
 
-    def _load(self, folder: Path) -> dict[str, Any]:
-        dense, meta = load_checkpoint(folder, tables=self.tables)
-        self.model.network.load_state_dict(dense["network"])
-        self.tables.methods.load_state_dict(dense["methods"])
-        self.stepper.optimizer.load_state_dict(dense["optimizer"])
-        torch.set_rng_state(dense["generator"])
-        return meta
+    def _score(self) -> float:
+        """What methods search by: the model as it stands, on validation."""
+        if self.stop:
+            raise InterruptedRunError(
+                f"{self.stop.signal}: stopped at the end of {self._describe()}, which is saved; go on with the same command and "
+                f"--resume (run directory '{self.run.path}')"
+            )
+        return validation_score(self.model, self.config.data.path, precision=self.config.train.precision)
 
     def _finish(self) -> dict[str, Any]:
         """Reads the test split once, with the checkpoint that validation chose."""
         progress, config = self.progress, self.config
         assert progress.best_step is not None
         if progress.best_step != progress.step:
-            self._load(self.run.checkpoint(progress.best_step, evaluated=True))
+            SavedRun(self.run.checkpoint(progress.best_step, evaluated=True)).load_model(self.model)
+        settle(self.tables)
         scores = evaluate(self.model, config.data.path, "test", precision=config.train.precision)
-        record = {"split": "test", "step": progress.best_step, "epoch": progress.epoch, **scores}
+        record = {
+            "split": "test",
+            "stage": self.stage.name,
+            "step": progress.best_step,
+            "epoch": progress.epoch,
+            **scores,
+        }
         self.run.append_metrics(record)
         self.board.write(record)
         self.reporter.evaluated(record)
         bundle_nbytes = self._write_bundle(step=progress.best_step)
-        serving, plain = self.tables.nbytes("serving"), self.tables.plain_nbytes
-        result = {
-            **scores,
-            f"valid_{progress.monitor}": progress.best_value,
-            "best_step": progress.best_step,
-            "num_steps": progress.step,
-            "serving_bytes": serving,
-            "training_bytes": self.tables.nbytes("training"),
-            "bundle_bytes": bundle_nbytes,
-            "plain_bytes": plain,
-            "serving_ratio": serving / plain,
-            "samples_per_s": progress.samples_per_s,
-            "loader_share": progress.seconds_waiting / max(progress.seconds, 1e-9),
-            "train_seconds": progress.seconds,
-            "seed": config.train.seed,
-            "model": config.model["name"],
-            "method": config.tables.default.method,
-            "budget": config.tables.default.budget,
-        }
+        result = final_figures(
+            config, tables=self.tables, progress=progress, scores=scores, bundle_nbytes=bundle_nbytes
+        )
         self.run.plot()
         self.run.write_result(result)
         shutil.rmtree(

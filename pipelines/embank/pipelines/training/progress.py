@@ -1,0 +1,108 @@
+"""Where a run stands: what is saved with every checkpoint, and what its stages have cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from embank.pipelines.data.batch import Position
+
+
+@dataclass(kw_only=True)
+class StageProgress:
+    """A stage that has begun.
+
+    Args:
+        name: the method's name for it.
+        first_epoch: number of its first epoch in the run; epochs are numbered through.
+        steps: optimizer steps on training batches.
+        samples: rows trained on, those of validation batches included where the stage alternates.
+        seconds: spent on them, and on finding what the next stage starts from; evaluations and checkpoints not.
+        training_bytes: of its tables, optimizer state included.
+    """
+
+    name: str
+    first_epoch: int
+    steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    training_bytes: int = 0
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a run stands; saved with every checkpoint.
+
+    Args:
+        step: optimizer steps done in all stages.
+        epoch: the current epoch.
+        position: of the loader in it; None at its start.
+        search_position: of the loader of validation batches, in a stage that alternates.
+        stages: those that have begun; the last one is the current one.
+        best_step: step of the checkpoint that is served, None before an evaluation that may choose it.
+        best_value: of the monitored metric, the best in this stage.
+        monitor: the metric that checkpoints are chosen by; log loss where AUC is undefined.
+        num_worse: evaluations since then.
+        num_plateaus: evaluations without improvement in this stage.
+        evaluated_step: step of the last evaluation.
+        loss_sum, loss_rows: training log loss and rows since the last evaluation.
+        rows: trained in all, without the first steps of each process and stage, which are slower.
+        seconds: spent on them, waiting for the loader included, evaluations and checkpoints not.
+        seconds_waiting: of them, waiting for the loader.
+        is_done: early stopping has ended the stage.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    position: Position | None = None
+    search_position: Position | None = None
+    stages: list[StageProgress] = field(default_factory=list)
+    best_step: int | None = None
+    best_value: float | None = None
+    monitor: str = "auc"
+    num_worse: int = 0
+    num_plateaus: int = 0
+    evaluated_step: int = -1
+    loss_sum: float = 0.0
+    loss_rows: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    seconds_waiting: float = 0.0
+    is_done: bool = False
+
+    @property
+    def stage(self) -> StageProgress:
+        """The current stage."""
+        return self.stages[-1]
+
+    @property
+    def stage_epoch(self) -> int:
+        """Epochs of the current stage that are over."""
+        return self.epoch - self.stage.first_epoch
+
+    @property
+    def samples_per_s(self) -> float:
+        """Training speed; 0 before anything was timed."""
+        return self.rows / self.seconds if self.seconds else 0.0
+
+    def begin_stage(self, name: str, *, training_bytes: int) -> None:
+        """Goes on to the next stage, or to the first: early stopping and plateaus start anew."""
+        self.stages.append(StageProgress(name=name, first_epoch=self.epoch, training_bytes=training_bytes))
+        self.position = self.search_position = None
+        self.best_step = self.best_value = None
+        self.num_worse = self.num_plateaus = 0
+        self.loss_sum, self.loss_rows = 0.0, 0
+        self.is_done = False
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Progress":
+        """The inverse of `asdict`."""
+
+        def position(key: str) -> Position | None:
+            return None if values[key] is None else Position(**values[key])
+
+        read = {
+            "position": position("position"),
+            "search_position": position("search_position"),
+            "stages": [StageProgress(**stage) for stage in values["stages"]],
+        }
+        return cls(**{**values, **read})

@@ -1,0 +1,89 @@
+"""What a run's checkpoint holds besides rows, and how a model is put together again from it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from embank.ctr_models import CTRModel
+from embank.pipelines.training.progress import Progress
+from embank.pipelines.training.step import SearchStepper, Stepper
+from embank.tables import TableCollection, WorkError
+from embank.tables.checkpoint import load_dense, load_rows, refuse_non_finite, save_checkpoint, verify_checkpoint
+from embank.tables.stages import stage_state
+
+
+class SavedRun:
+    """A checkpoint whose every byte was checked.
+
+    Args:
+        folder: the checkpoint.
+
+    Raises:
+        CheckpointError: it is missing or damaged; names the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta = verify_checkpoint(folder)
+        self.dense = load_dense(folder)
+
+    @property
+    def table_stages(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the collection must be built with, see `embank.tables.stages.stage_state`."""
+        stages: Mapping[str, Mapping[str, Any]] = self.dense["stages"]
+        return stages
+
+    def progress(self) -> Progress:
+        """Where the run stood."""
+        return Progress.from_json(self.meta["progress"])
+
+    def load_model(self, model: CTRModel, *, optimizer: bool = False) -> None:
+        """Loads rows, methods and network, and with `optimizer` the rows' optimizer state.
+
+        Raises:
+            CheckpointError: the checkpoint belongs to other tables.
+        """
+        assert isinstance(model.tables, TableCollection)
+        load_rows(self.folder, tables=model.tables, optimizer=optimizer)
+        model.network.load_state_dict(self.dense["network"])
+        model.tables.methods.load_state_dict(self.dense["methods"])
+
+    def load_training(self, stepper: Stepper, search: SearchStepper | None) -> None:
+        """Loads the model and everything that its training goes on with, torch's generator included."""
+        self.load_model(stepper.model, optimizer=True)
+        stepper.optimizer.load_state_dict(self.dense["optimizer"])
+        if search is not None:
+            search.optimizer.load_state_dict(self.dense["search_optimizer"])
+        torch.set_rng_state(self.dense["generator"])
+
+
+def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, progress: Progress) -> None:
+    """Writes a checkpoint, unless it is there already.
+
+    Raises:
+        WorkError: something is not finite, or the disk is full.
+    """
+    network, tables = stepper.model.network, stepper.tables
+    for name, parameter in network.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise WorkError(
+                f"the network's parameter '{name}' is not finite after step {progress.step}, so nothing was saved; "
+                "start again with a lower train.lr"
+            )
+    refuse_non_finite(tables)
+    for rows in tables.row_stores():
+        rows.flush()
+    if folder.exists():
+        return
+    dense = {
+        "network": network.state_dict(),
+        "methods": tables.methods.state_dict(),
+        "stages": stage_state(tables),
+        "optimizer": stepper.optimizer.state_dict(),
+        "search_optimizer": None if search is None else search.optimizer.state_dict(),
+        "generator": torch.get_rng_state(),
+    }
+    save_checkpoint(folder, tables=tables, dense=dense, meta={"progress": asdict(progress)})
