@@ -153,7 +153,7 @@ def starts_equal(rank: int, method: str, kind: str) -> bool:
     sharded = finished(TableCollection(specs(method), sharding=sharding))
     ids = batch(0, 0)
     outputs = [tables.eval()(ids).values() for tables in (sharded, whole)]
-    Processes(sharding).gather(rank)
+    Processes(sharding.process_group).gather(rank)
     return bool(torch.allclose(*outputs, rtol=1e-5, atol=1e-6))
 
 

@@ -75,7 +75,7 @@ def save_checkpoint(
     Raises:
         WorkError: it can't be written (full disk, no permission); nothing is left behind.
     """
-    processes = Processes(tables.sharding)
+    processes = tables.processes
     temporary = Path(processes.first(str(temporary_beside(folder))))
     with processes.together():
         if folder.exists():
@@ -170,7 +170,7 @@ def load_checkpoint(
 
 def read_verified(folder: Path, tables: TableCollection) -> dict[str, Any]:
     """Verifies a checkpoint, once for all processes of a collection, and returns its `meta`."""
-    processes = Processes(tables.sharding)
+    processes = tables.processes
     with processes.together():
         if processes.is_first:
             verify_checkpoint(folder)
@@ -185,7 +185,7 @@ def load_dense(folder: Path) -> dict[str, Any]:
 
 def load_rows(folder: Path, *, tables: TableCollection, optimizer: bool = True) -> None:
     """Loads rows of a verified checkpoint in place, see `load_checkpoint`."""
-    processes = Processes(tables.sharding)
+    processes = tables.processes
     striped = read_json(folder / "meta.json")["striped"]
     with processes.together():
         wanted = [t for t in row_tensors(tables) if optimizer or t.name.startswith("rows/")]

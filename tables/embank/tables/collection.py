@@ -16,6 +16,7 @@ from embank.tables.errors import ConfigError
 from embank.tables.features import Bags, bag_configs, output_key
 from embank.tables.hashing import seed_of
 from embank.tables.method import Method, build_method
+from embank.tables.processes import Processes
 from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
 from embank.tables.rows.build import Backend
 from embank.tables.specs import PhysicalTable, TableShard, TableSpec
@@ -61,6 +62,7 @@ class TableCollection(nn.Module):
     ) -> None:
         super().__init__()
         self.sharding = sharding
+        self.processes = Processes(None if sharding is None else sharding.process_group)
         self.specs = tuple(specs)
         self.seed = seed
         self.backend = backend

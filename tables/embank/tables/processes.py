@@ -1,31 +1,29 @@
 """What processes must agree on outside a training step: who failed, and the little facts that one of them knows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from embank.tables.errors import EmbankError, WorkError
 
-if TYPE_CHECKING:
-    from embank.tables.rows.sharded import Sharding
-
 T = TypeVar("T")
 
 
 class Processes:
-    """The processes that share tables; one process without a sharding, for which everything here is free.
+    """The processes that train together; one process without a group, for which everything here is free.
 
     Args:
-        sharding: of a collection.
+        group: the processes (gloo: tensors in host memory); None for this one alone.
     """
 
-    def __init__(self, sharding: "Sharding | None") -> None:
-        self.group = None if sharding is None else sharding.process_group
-        self.rank = 0 if sharding is None else sharding.rank
-        self.count = 1 if self.group is None else self.group.size()
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank = 0 if group is None else group.rank()
+        self.count = 1 if group is None else group.size()
 
     @property
     def is_first(self) -> bool:
@@ -60,6 +58,23 @@ class Processes:
         total = values.clone()
         dist.all_reduce(total, group=self.group)
         return total
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether any process has raised it."""
+        if self.group is None:
+            return list(flags)
+        raised: list[float] = self.sum(torch.tensor(flags, dtype=torch.float64)).tolist()
+        return [value > 0 for value in raised]
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces tensors by their means over processes, in one exchange: gradients of dense parameters."""
+        if self.group is None or not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat, group=self.group)
+        flat /= self.count
+        for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from embank.tables.collection import TableCollection
 from embank.tables.errors import ConfigError
 from embank.tables.method import Advance, Carry, LocalRows, Method, Stage
-from embank.tables.processes import Processes
 from embank.tables.specs import PhysicalTable, TableSpec
 
 ROWS_PER_COPY = 65_536
@@ -27,7 +26,7 @@ class HeldRows(LocalRows):
         self.views = tables.weights()
         self.shards = {shard.table.name: shard for store in tables.row_stores() for shard in store.shards}
         self.dims = {t.name: t.embedding_dim for method in tables.built_methods() for t in method.physical}
-        self.processes = Processes(tables.sharding)
+        self.processes = tables.processes
         self.sharding = tables.sharding
 
     def __getitem__(self, table: str) -> Tensor:

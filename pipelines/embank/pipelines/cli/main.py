@@ -133,12 +133,14 @@ def train(
     Example: `embank train deepfm.yaml --set tables.method=hash --set tables.budget=0.25 --out runs/hash`
     """
     from embank.pipelines.training.config import load_config
+    from embank.pipelines.training.launch import joined_processes
     from embank.pipelines.training.trainer import Trainer
 
     loaded = load_config(config, overrides=set_ or [])
-    with show.training() as reporter:
-        result = Trainer(loaded, out, reporter=reporter).train(resume=resume)
-    show.result(out, result)
+    with joined_processes() as processes, show.training() as reporter:
+        result = Trainer(loaded, out, reporter=reporter, processes=processes).train(resume=resume)
+    if processes.is_first:
+        show.result(out, result)
 
 
 @app.command()

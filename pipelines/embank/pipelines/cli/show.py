@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,9 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def quiet_libraries(*, debug: bool = False) -> None:
-    """Leaves the libraries' log messages out, which are for their developers."""
+    """Leaves the libraries' log messages and deprecations out, which are for their developers."""
+    if not debug:
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR)
     for name in ("torch", "torch.fx._symbolic_trace", "torchrec", "fbgemm_gpu"):
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)

@@ -1,10 +1,10 @@
 """From a configuration and a schema to tables and a model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,8 +22,14 @@ from embank.tables import (
     TableSpec,
     Vocabulary,
 )
+from embank.tables.plan import Load, Plan, load_plan
+from embank.tables.planning import PlanRequest, plan_tables
+from embank.tables.processes import Processes
 from embank.tables.stages import restored_specs
 from embank.tables.wording import did_you_mean
+
+if TYPE_CHECKING:
+    from embank.tables.rows.sharded import Sharding
 
 FIRST_ORDER = "first_order"
 NO_STAGES: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
@@ -116,6 +122,7 @@ def build_tables(
     data: Path,
     rows_folder: Path,
     stages: Mapping[str, Mapping[str, Any]] = NO_STAGES,
+    processes: Processes | None = None,
 ) -> TableCollection:
     """Tables with the initial values of the configuration's seed.
 
@@ -125,19 +132,52 @@ def build_tables(
         data: the prepared folder.
         rows_folder: where the disk tier's files go, unless the configuration says otherwise.
         stages: how far the tables' methods are, see `embank.tables.stages.stage_state`; without it they stand at their beginning.
+        processes: those that train together; their rows are spread by a plan.
 
     Raises:
-        ConfigError, BudgetError: what methods and backends refuse.
+        ConfigError, BudgetError: what methods, backends and planners refuse.
     """
-    train = config.train
     directory = Path(config.rows.directory) if config.rows.directory else rows_folder
+    specs = restored_specs(table_specs(config, schema, data=data), stages)
     return TableCollection(
-        restored_specs(table_specs(config, schema, data=data), stages),
-        seed=train.seed,
+        specs,
+        seed=config.train.seed,
         backend=config.rows.backend,
-        optimizer=RowOptimizer(name=train.table_optimizer, lr=train.table_lr),
+        optimizer=row_optimizer(config),
         tier=RowTier(name="disk", directory=directory) if config.rows.tier == "disk" else RowTier(),
+        sharding=None if processes is None or processes.group is None else _sharding(config, schema, specs, processes),
     )
+
+
+def row_optimizer(config: Config) -> RowOptimizer:
+    """How rows are updated."""
+    return RowOptimizer(name=config.train.table_optimizer, lr=config.train.table_lr)
+
+
+def _sharding(config: Config, schema: Schema, specs: Sequence[TableSpec], processes: Processes) -> "Sharding":
+    from embank.tables.rows.sharded import Sharding  # TorchRec's distributed half takes a while to import
+
+    def planner(specs: Sequence[TableSpec]) -> Plan:
+        return plan_run(config, schema, specs, world_size=processes.count)[0]
+
+    return Sharding(plan=planner(specs), group=processes.group, planner=planner)
+
+
+def plan_run(config: Config, schema: Schema, specs: Sequence[TableSpec], *, world_size: int) -> tuple[Plan, list[Load]]:
+    """The plan of a configuration for a number of ranks, and what it was made from.
+
+    Raises:
+        ConfigError: it does not fit, or the configuration's own plan is wrong.
+    """
+    rows = config.rows
+    request = PlanRequest(
+        world_size=world_size,
+        planner=rows.planner,
+        memory_per_rank=rows.memory_per_rank,
+        given=None if rows.plan is None else load_plan(Path(rows.plan)),
+    )
+    num_samples = schema.split("train").num_rows
+    return plan_tables(specs, request, optimizer=row_optimizer(config), num_samples=num_samples)
 
 
 def initial_network(config: Config, schema: Schema) -> Network:
@@ -162,7 +202,8 @@ def build(
     data: Path,
     rows_folder: Path,
     stages: Mapping[str, Mapping[str, Any]] = NO_STAGES,
+    processes: Processes | None = None,
 ) -> CTRModel:
     """Tables and network, see `build_tables` and `initial_network`."""
-    tables = build_tables(config, schema, data=data, rows_folder=rows_folder, stages=stages)
+    tables = build_tables(config, schema, data=data, rows_folder=rows_folder, stages=stages, processes=processes)
     return CTRModel(tables, initial_network(config, schema))

@@ -30,7 +30,7 @@ def write_bundle(folder: Path, model: CTRModel, *, config: Config, schema: Schem
     """
     assert isinstance(model.tables, TableCollection)
     plain = to_plain(config)
-    del plain["data"]["path"], plain["rows"]["directory"]
+    del plain["data"]["path"], plain["rows"]["directory"], plain["rows"]["plan"]
     facts = {
         "config": plain,
         "inputs": asdict(model.network.inputs),

@@ -141,6 +141,9 @@ class RowsConfig:
         backend: fbgemm, or its slow twin torch (which has adam).
         tier: memory of the device, of the host (the same on a machine without a GPU), or memory-mapped files.
         directory: of the disk tier's files; None takes `rows/` in the run directory.
+        planner: who decides which rank holds what, when there are several: embank, or torchrec's own planner.
+        plan: a file with a plan, as `embank plan --out` writes it, instead of a planner.
+        memory_per_rank: bytes that rows and their optimizer state may take on each rank; None for no limit.
     """
 
     __pydantic_config__ = _STRICT
@@ -148,6 +151,9 @@ class RowsConfig:
     backend: Literal["fbgemm", "torch"] = "fbgemm"
     tier: Literal["device", "host", "disk"] = "device"
     directory: str | None = None
+    planner: Literal["embank", "torchrec"] = "embank"
+    plan: str | None = None
+    memory_per_rank: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from embank.pipelines.training.step import autocast
 from embank.tables import Bundle, CheckpointError, ConfigError, DataError, PackedCollection, TableCollection, WorkError
 from embank.tables.bundle import is_bundle
 from embank.tables.files import read_json
+from embank.tables.processes import Processes
 from embank.tables.stages import settle
 
 EVAL_BATCH_SIZE = 8192
@@ -33,7 +34,7 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
     """Metrics of a model on a split. Leaves the model in evaluation mode.
 
     Args:
-        model: tables and network.
+        model: tables and network; where its tables are sharded, all processes call this together.
         path: a prepared folder.
         split: its train, valid or test rows.
         precision: fp32 or bf16 (autocast of the network).
@@ -42,15 +43,36 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
         auc, logloss, gauc (if the data has groups) and what else `Evaluation` computes; auc is None where it is undefined,
         and `auc_undefined` says why.
     """
-    address = model.tables.address if isinstance(model.tables, TableCollection) else None
-    loader = Loader(path, split, batch_size=EVAL_BATCH_SIZE, shuffle=False, address=address)
+    tables = model.tables if isinstance(model.tables, TableCollection) else None
+    processes = Processes() if tables is None else tables.processes
+    loader = Loader(
+        path,
+        split,
+        batch_size=EVAL_BATCH_SIZE * processes.count,
+        shuffle=False,
+        address=None if tables is None else tables.address,
+        rank=processes.rank,
+        world_size=processes.count,
+    )
     evaluation = Evaluation(split=split, grouped=loader.schema.group is not None)
     model.eval()
     for batch in loader.epoch(0):
         with autocast(precision):
             logits_B = model(batch.dense, batch.sparse)
         evaluation.update(logits_B.float(), batch.labels, batch.groups)
-    return evaluation.compute()
+    return _over_all(evaluation, split=split, grouped=loader.schema.group is not None, processes=processes)
+
+
+def _over_all(evaluation: Evaluation, *, split: str, grouped: bool, processes: Processes) -> dict[str, Any]:
+    """Metrics of the rows of all processes, the same on each."""
+    if processes.count == 1:
+        return evaluation.compute()
+    merged = Evaluation(split=split, grouped=grouped)
+    for state in processes.gather(evaluation.state_dict()):
+        part = Evaluation(split=split, grouped=grouped)
+        part.load_state_dict(state)
+        merged.merge(part)
+    return merged.compute()
 
 
 def validation_score(model: CTRModel, path: str | Path, *, precision: str = "fp32") -> float:

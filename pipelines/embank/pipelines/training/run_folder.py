@@ -24,6 +24,9 @@ MAY_CHANGE = frozenset(
     [
         "data.path",
         "data.prefetch",
+        "rows.planner",
+        "rows.plan",
+        "rows.memory_per_rank",
         "train.num_threads",
         "train.tensorboard",
         "train.checkpoint_every",
@@ -153,7 +156,7 @@ class RunFolder:
         Raises:
             ConfigError: names what differs, with both values.
         """
-        old, new = dict(_flat(self.read_config())), dict(_flat(config))
+        old, new = dict(flat(self.read_config())), dict(flat(config))
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in MAY_CHANGE]
         if changed:
             key = changed[0]
@@ -259,10 +262,11 @@ def remove_atomic(folder: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as pairs of "section.key" and value."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 

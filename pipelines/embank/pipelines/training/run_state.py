@@ -12,6 +12,8 @@ from embank.pipelines.training.progress import Progress
 from embank.pipelines.training.step import SearchStepper, Stepper
 from embank.tables import TableCollection, WorkError
 from embank.tables.checkpoint import load_dense, load_rows, refuse_non_finite, save_checkpoint, verify_checkpoint
+from embank.tables.files import read_json
+from embank.tables.processes import Processes
 from embank.tables.stages import stage_state
 
 
@@ -20,14 +22,18 @@ class SavedRun:
 
     Args:
         folder: the checkpoint.
+        processes: those that load it together; one of them checks it.
 
     Raises:
         CheckpointError: it is missing or damaged; names the file.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.meta = verify_checkpoint(folder)
+    def __init__(self, folder: Path, *, processes: Processes | None = None) -> None:
+        self.folder, self.processes = folder, processes or Processes()
+        with self.processes.together():
+            if self.processes.is_first:
+                verify_checkpoint(folder)
+        self.meta = read_json(folder / "meta.json")
         self.dense = load_dense(folder)
 
     @property
@@ -57,7 +63,9 @@ class SavedRun:
         stepper.optimizer.load_state_dict(self.dense["optimizer"])
         if search is not None:
             search.optimizer.load_state_dict(self.dense["search_optimizer"])
-        torch.set_rng_state(self.dense["generator"])
+        generators = self.dense["generators"]
+        if self.processes.rank < len(generators):
+            torch.set_rng_state(generators[self.processes.rank])
 
 
 def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, progress: Progress) -> None:
@@ -67,16 +75,17 @@ def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, pr
         WorkError: something is not finite, or the disk is full.
     """
     network, tables = stepper.model.network, stepper.tables
-    for name, parameter in network.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            raise WorkError(
-                f"the network's parameter '{name}' is not finite after step {progress.step}, so nothing was saved; "
-                "start again with a lower train.lr"
-            )
-    refuse_non_finite(tables)
-    for rows in tables.row_stores():
-        rows.flush()
-    if folder.exists():
+    with tables.processes.together():
+        for name, parameter in network.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise WorkError(
+                    f"the network's parameter '{name}' is not finite after step {progress.step}, so nothing was saved; "
+                    "start again with a lower train.lr"
+                )
+        refuse_non_finite(tables)
+        for rows in tables.row_stores():
+            rows.flush()
+    if tables.processes.first(folder.exists()):
         return
     dense = {
         "network": network.state_dict(),
@@ -84,6 +93,6 @@ def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, pr
         "stages": stage_state(tables),
         "optimizer": stepper.optimizer.state_dict(),
         "search_optimizer": None if search is None else search.optimizer.state_dict(),
-        "generator": torch.get_rng_state(),
+        "generators": tables.processes.gather(torch.get_rng_state()),
     }
     save_checkpoint(folder, tables=tables, dense=dense, meta={"progress": asdict(progress)})

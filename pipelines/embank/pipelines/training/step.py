@@ -16,6 +16,7 @@ from embank.pipelines.training.config import TrainConfig
 from embank.pipelines.training.penalty import Penalised, RowPenalty
 from embank.pipelines.training.schedule import lr_factor
 from embank.tables import TableCollection, WorkError
+from embank.tables.processes import Processes
 from embank.tables.stages import after_step, rows_held, search_parameters
 
 
@@ -55,8 +56,10 @@ class Stepper:
         held: Sequence[nn.Parameter] = (),
     ) -> None:
         assert isinstance(model.tables, TableCollection)
-        self.model, self.tables = model, model.tables
-        self.config, self.batch_size = config, batch_size
+        self.model, self.tables, self.processes = model, model.tables, model.tables.processes
+        self.config = config
+        rank, count = self.processes.rank, self.processes.count
+        self.full_rows = batch_size * (rank + 1) // count - batch_size * rank // count
         self.num_steps, self.held = num_steps, held
         self.penalty: RowPenalty | None = None
         if config.embedding_l2:
@@ -64,6 +67,7 @@ class Stepper:
         left_alone = {id(parameter) for parameter in held}
         learned = [p for p in self.tables.dense_parameters() if id(p) not in left_alone]
         parameters = [*model.network.parameters(), *learned]
+        self.parameters = parameters
         self.optimizer = dense_optimizer(parameters, config)
         # Only full batches go through the compiled network: a short last batch would compile it once more.
         self.compiled = torch.compile(model.network, dynamic=False) if config.compile else model.network
@@ -74,33 +78,60 @@ class Stepper:
         """What the loader's thread does with the ids of a batch before this is called with it."""
         return self.tables.address if self.penalty is None else self.penalty.address
 
-    def __call__(self, batch: Batch, *, step: int, num_plateaus: int = 0) -> float:
-        """Trains on a batch.
+    def prefetch(self, batch: Batch) -> None:
+        """Says that a batch is the next but one; all processes together."""
+        self.tables.prefetch(batch.sparse.addressed if isinstance(batch.sparse, Penalised) else batch.sparse)
+
+    def __call__(
+        self, batch: Batch, *, step: int, num_plateaus: int = 0, votes: Sequence[bool] = ()
+    ) -> tuple[float, list[bool]]:
+        """Trains on a batch; where tables are sharded, all processes call this together.
 
         Args:
-            batch: as the loader gives it, with at least one row.
+            batch: as the loader gives it, with at least one row over all processes.
             step: 0 for the first one of the stage.
             num_plateaus: evaluations without improvement so far.
+            votes: questions on which processes must agree; they travel with the loss.
 
         Returns:
-            The batch's mean log loss, without penalties and what methods add to it.
+            The batch's mean log loss over all processes, without penalties and what methods add to it; and for each vote whether
+            any process has said yes.
 
         Raises:
             NonFiniteLossError: names the step, the batch and the table or parameter.
         """
         self._set_learning_rates(step, num_plateaus)
         log_loss, loss = self._losses(batch)
-        value = log_loss.item()
-        if not (math.isfinite(value) and math.isfinite(loss.item())):
-            raise NonFiniteLossError(self._diagnosis(batch, step, loss.item()))
+        value, is_bad, agreed = self._agree(batch, log_loss.item(), loss.item(), votes)
+        if is_bad:
+            self._refuse(batch, step, loss.item())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter in self.held:
             parameter.grad = None
+        average_gradients(self.parameters, self.processes)
         self.tables.update_rows()
         self.optimizer.step()
         after_step(self.tables, step=step + 1, num_steps=self.num_steps)
-        return value
+        return value, agreed
+
+    def _agree(
+        self, batch: Batch, log_loss: float, loss: float, votes: Sequence[bool]
+    ) -> tuple[float, bool, list[bool]]:
+        """The mean log loss, whether a loss is not finite anywhere, and the votes."""
+        is_bad = not (math.isfinite(log_loss) and math.isfinite(loss))
+        if self.processes.count == 1:
+            return log_loss, is_bad, list(votes)
+        said = torch.tensor([log_loss / self.processes.count, is_bad, *votes], dtype=torch.float64)
+        mean, bad, *raised = self.processes.sum(said).tolist()
+        return mean, bad > 0, [vote > 0 for vote in raised]
+
+    def _refuse(self, batch: Batch, step: int, loss: float) -> None:
+        """Ends training on all processes: the cause is looked for by all, since looking up takes all, and told by those that have it."""
+        message = self._diagnosis(batch, step, loss)
+        with self.processes.together():
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(message)
 
     def _set_learning_rates(self, step: int, num_plateaus: int) -> None:
         factor = lr_factor(
@@ -118,15 +149,18 @@ class Stepper:
             group["lr"] = self.config.lr * factor
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The mean log loss, and the same with the penalty and what methods add."""
+        """The mean log loss, and the same with the penalty and what methods add.
+
+        With several processes, each one's share of them: times the number of processes, since gradients are averaged.
+        """
         penalised = batch.sparse if isinstance(batch.sparse, Penalised) else None
         values: Tensor = self.tables(penalised.addressed if penalised else batch.sparse).values()
-        network = self.compiled if batch.labels.numel() == self.batch_size else self.model.network
+        network = self.compiled if batch.labels.numel() == self.full_rows else self.model.network
         logits_B = score(self.model, network, batch.dense, values, precision=self.config.precision)
-        log_loss = loss = F.binary_cross_entropy_with_logits(logits_B, batch.labels)
+        log_loss = loss = mean_log_loss(logits_B, batch, self.processes)
         if self.penalty is not None and penalised is not None:
-            loss = loss + self.penalty(values, penalised.weights_BK)
-        extra = self.tables.extra_loss()
+            loss = loss + self.penalty(values, penalised.weights_BK) * self.processes.count
+        extra = self.tables.extra_loss() if batch.labels.numel() else None
         return log_loss, loss if extra is None else loss + extra
 
     @torch.no_grad()
@@ -187,20 +221,40 @@ class SearchStepper:
             values: Tensor = self.tables(batch.sparse).values()
         logits_B = score(self.model, self.model.network, batch.dense, values, precision=self.config.precision)
         self.model.network.train()
-        loss = F.binary_cross_entropy_with_logits(logits_B, batch.labels)
-        extra = self.tables.extra_loss()
+        loss = mean_log_loss(logits_B, batch, self.tables.processes)
+        extra = self.tables.extra_loss() if batch.labels.numel() else None
         loss = loss if extra is None else loss + extra
-        if not math.isfinite(loss.item()):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} on a validation batch (pass {batch.position.epoch}, batch {batch.position.batch - 1}); "
-                "lower train.search_lr or train.table_lr in a new run"
-            )
+        with self.tables.processes.together():
+            if not math.isfinite(loss.item()):
+                raise NonFiniteLossError(
+                    f"the loss is {loss.item()} on a validation batch (pass {batch.position.epoch}, batch "
+                    f"{batch.position.batch - 1}); lower train.search_lr or train.table_lr in a new run"
+                )
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
+        average_gradients(self.parameters, self.tables.processes)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return batch
+
+
+def mean_log_loss(logits_B: Tensor, batch: Batch, processes: Processes) -> Tensor:
+    """A process's share of the mean log loss of a batch over all processes, times their number: shares average to the mean."""
+    if processes.count == 1:
+        return F.binary_cross_entropy_with_logits(logits_B, batch.labels)
+    total = F.binary_cross_entropy_with_logits(logits_B, batch.labels, reduction="sum")
+    return total * (processes.count / batch.num_global_rows)
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
+    """Gradients averaged over processes, as DistributedDataParallel does; one that a process lacks counts as 0."""
+    if processes.count == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    processes.average([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def score(

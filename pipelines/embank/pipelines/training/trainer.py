@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from embank.ctr_models import CTRModel
+from embank.pipelines.data.batch import Batch
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import NO_STAGES, build, initial_network
 from embank.pipelines.training.bundle import write_bundle
 from embank.pipelines.training.config import Config, to_plain
-from embank.pipelines.training.evaluation import evaluate, validation_score
+from embank.pipelines.training.evaluation import best_model, evaluate, validation_score
 from embank.pipelines.training.interrupt import stop_on_signals
+from embank.pipelines.training.launch import refuse_differences
 from embank.pipelines.training.progress import Progress
 from embank.pipelines.training.reporter import Reporter
 from embank.pipelines.training.result import final_figures
@@ -27,6 +30,8 @@ from embank.pipelines.training.step import SearchStepper, Stepper
 from embank.pipelines.training.tensorboard import TensorBoard
 from embank.tables import CheckpointError, DataError, TableCollection, WorkError
 from embank.tables.bundle import folder_nbytes
+from embank.tables.hashing import seed_of
+from embank.tables.processes import Processes
 from embank.tables.stages import advance, planned_stages, search_parameters, settle
 
 WARMUP_STEPS = 3
@@ -43,13 +48,24 @@ class Trainer:
     Args:
         config: the configuration.
         run: the run directory.
-        reporter: is told how it goes.
+        reporter: is told how it goes, on the first process.
+        processes: those that train together, each with a trainer of the same configuration; rows are spread over them by a
+            plan, batches divided, and the first one keeps the run directory, on a file system that all of them see.
     """
 
-    def __init__(self, config: Config, run: Path, *, reporter: Reporter | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        *,
+        reporter: Reporter | None = None,
+        processes: Processes | None = None,
+    ) -> None:
+        self.processes = processes or Processes()
         self.config, self.run = config, RunFolder(run)
-        self.reporter = reporter or Reporter()
-        self.schema = Schema.load(config.data.path)
+        self.reporter = reporter if reporter is not None and self.processes.is_first else Reporter()
+        with self.processes.together():
+            self.schema = Schema.load(config.data.path)
 
     def train(self, *, resume: bool = False) -> dict[str, Any]:
         """Trains to the end and evaluates the best checkpoint once on the test split.
@@ -68,20 +84,37 @@ class Trainer:
         if self.config.train.num_threads:
             torch.set_num_threads(self.config.train.num_threads)
         plain = to_plain(self.config)
-        if resume and not self.run.is_run:
-            raise CheckpointError(f"'{self.run.path}' holds no run to resume; start it without --resume")
-        if resume:
-            self.run.refuse_changes(plain, fingerprint=self.schema.fingerprint)
-            if self.run.result.is_file():
-                return self.run.read_result()
-        else:
-            self.run.refuse_used()
-            self._refuse_unusable_splits()
-        with self.run.lock():
+        refuse_differences(plain, self.schema, self.processes)
+        with self.processes.together():
+            done = self._check(plain, resume=resume) if self.processes.is_first else None
+        done = self.processes.first(done)
+        if done is not None:
+            return done
+        with self.processes.together():
+            lock = self._lock()
+        with lock:
             self._restore()
-            if not resume:
+            if not resume and self.processes.is_first:
                 self.run.create(plain, fingerprint=self.schema.fingerprint)
             return self._run()
+
+    def _check(self, plain: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
+        """Whether the run directory is fit for what is asked; the result of a run that is complete."""
+        if not resume:
+            self.run.refuse_used()
+            self._refuse_unusable_splits()
+            return None
+        if not self.run.is_run:
+            raise CheckpointError(f"'{self.run.path}' holds no run to resume; start it without --resume")
+        self.run.refuse_changes(plain, fingerprint=self.schema.fingerprint)
+        return self.run.read_result() if self.run.result.is_file() else None
+
+    def _lock(self) -> ExitStack:
+        """The run directory, locked by the first process."""
+        with ExitStack() as stack:
+            if self.processes.is_first:
+                stack.enter_context(self.run.lock())
+            return stack.pop_all()
 
     def _refuse_unusable_splits(self) -> None:
         for name in ("train", "valid", "test"):
@@ -93,7 +126,8 @@ class Trainer:
 
     def _run(self) -> dict[str, Any]:
         """From wherever the run stands to its end."""
-        with stop_on_signals() as stop, TensorBoard(self.run.path, enabled=self.config.train.tensorboard) as board:
+        enabled = self.config.train.tensorboard and self.processes.is_first
+        with stop_on_signals() as stop, TensorBoard(self.run.path, enabled=enabled) as board:
             self.stop, self.board = stop, board
             try:
                 self._train_stage()
@@ -106,8 +140,8 @@ class Trainer:
 
     def _restore(self) -> None:
         """Builds the run as its last checkpoint has it, or as it begins."""
-        saved = self.run.saved()
-        last = SavedRun(saved[-1]) if saved else None
+        saved = self.processes.first(self.run.saved())
+        last = SavedRun(saved[-1], processes=self.processes) if saved else None
         self.progress = last.progress() if last else Progress()
         self.model: CTRModel = build(
             self.config,
@@ -115,6 +149,7 @@ class Trainer:
             data=Path(self.config.data.path),
             rows_folder=self.run.path / ROWS,
             stages=last.table_stages if last else NO_STAGES,
+            processes=self.processes,
         )
         if last is None:
             self._begin_stage()
@@ -123,15 +158,18 @@ class Trainer:
             last.load_training(self.stepper, self.search)
             for rows in self.tables.row_stores():
                 rows.load_step(self.progress.stage.steps)
-        if self.run.is_run:
+        if self.processes.is_first and self.run.is_run:
             self.run.keep_metrics(up_to_step=self.progress.evaluated_step)
 
     def _begin_stage(self) -> None:
         """Goes on to the stage that the model's tables are in."""
         assert isinstance(self.model.tables, TableCollection)
         stage = planned_stages(self.model.tables)[len(self.progress.stages)]
-        self.progress.begin_stage(stage.name, training_bytes=self.model.tables.nbytes("training"))
+        nbytes = torch.tensor(self.model.tables.nbytes("training"))
+        self.progress.begin_stage(stage.name, training_bytes=int(self.processes.sum(nbytes)))
         self._build_stage()
+        if self.processes.rank:  # each process drops out other units; the network's initial values are the same
+            torch.manual_seed(seed_of(self.config.train.seed, "rank", self.processes.rank, len(self.progress.stages)))
 
     def _build_stage(self) -> None:
         """Everything that trains the model in the current stage: fresh optimizers, loaders, and how long it lasts."""
@@ -171,6 +209,8 @@ class Trainer:
             buffer_rows=data.buffer_rows,
             address=address,
             prefetch=data.prefetch,
+            rank=self.processes.rank,
+            world_size=self.processes.count,
         )
 
     def _train_stage(self) -> None:
@@ -198,12 +238,17 @@ class Trainer:
         progress, train = self.progress, self.config.train
         batches = self.loader.epoch(progress.epoch, start=progress.position)
         begun, waited = time.monotonic(), self._seconds_waited()
-        for batch in islice(batches, self.num_steps - progress.stage.steps):
-            loss = self.stepper(batch, step=progress.stage.steps, num_plateaus=progress.num_plateaus)
-            num_rows = num_samples = batch.labels.numel()
+        for batch in self._looking_ahead(islice(batches, self.num_steps - progress.stage.steps)):
+            loss, (is_asked, is_due) = self.stepper(
+                batch,
+                step=progress.stage.steps,
+                num_plateaus=progress.num_plateaus,
+                votes=(bool(self.stop), self._checkpoint_is_due()),
+            )
+            num_rows = num_samples = batch.num_global_rows
             if self.search is not None:
                 searched = self.search()
-                num_samples += searched.labels.numel()
+                num_samples += searched.num_global_rows
                 progress.search_position = searched.position
             progress.step, progress.position = progress.step + 1, batch.position
             progress.loss_sum, progress.loss_rows = progress.loss_sum + loss * num_rows, progress.loss_rows + num_rows
@@ -217,9 +262,10 @@ class Trainer:
                 self._evaluate()
                 if progress.is_done:
                     return False
-            elif self._checkpoint_is_due():
+            elif is_due:
                 self._save()
-            self._stop_if_asked()
+            if is_asked:
+                self._stop_now()
             begun, waited = time.monotonic(), self._seconds_waited()
         return True
 
@@ -239,20 +285,38 @@ class Trainer:
             progress.rows, progress.seconds = progress.rows + num_samples, progress.seconds + seconds
             progress.seconds_waiting += waited
 
+    def _looking_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches, each after the next one's ids have been sent on their way to the ranks that hold their rows."""
+        if self.processes.count == 1:
+            yield from batches
+            return
+        waiting = next(batches, None)
+        while waiting is not None:
+            following = next(batches, None)
+            if following is not None:
+                self.stepper.prefetch(following)
+            yield waiting
+            waiting = following
+
     def _checkpoint_is_due(self) -> bool:
+        """Whether the step that begins now should end with a checkpoint."""
         every = self.config.train.checkpoint_every
         minutes = (time.monotonic() - self.saved_at) / 60
         return minutes >= self.config.train.checkpoint_minutes or (
-            every is not None and self.progress.step % every == 0
+            every is not None and (self.progress.step + 1) % every == 0
         )
 
     def _stop_if_asked(self) -> None:
-        if not self.stop:
-            return
+        """Between epochs: processes agree whether any of them was told to stop. Within one they agree in each step."""
+        (is_asked,) = self.processes.any(bool(self.stop))
+        if is_asked:
+            self._stop_now()
+
+    def _stop_now(self) -> None:
         self._save()
         stage = "" if len(self.stages) == 1 else f" of {self._describe()}"
         raise InterruptedRunError(
-            f"{self.stop.signal}: stopped after step {self.progress.stage.steps} of {self.num_steps}{stage}, which is saved; go on "
+            f"{self.stop.signal or 'a signal to another rank'}: stopped after step {self.progress.stage.steps} of {self.num_steps}{stage}, which is saved; go on "
             f"with the same command and --resume (run directory '{self.run.path}')"
         )
 
@@ -270,10 +334,15 @@ class Trainer:
         self.model.train()
         progress.loss_sum, progress.loss_rows, progress.evaluated_step = 0.0, 0, progress.step
         self._judge(record)
-        self.run.append_metrics(record)
-        self.board.write(record)
-        self.reporter.evaluated(record)
+        self._tell(record)
         self._save()
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        """Writes an evaluation down and shows it."""
+        if self.processes.is_first:
+            self.run.append_metrics(record)
+            self.board.write(record)
+        self.reporter.evaluated(record)
 
     def _judge(self, record: Mapping[str, Any]) -> None:
         """Is this the best evaluation of the stage so far, may its checkpoint be served, and is it time to stop?"""
@@ -302,9 +371,10 @@ class Trainer:
             folder = self.run.checkpoint(progress.step, evaluated=progress.evaluated_step == progress.step)
         save_run(folder, stepper=self.stepper, search=self.search, progress=progress)
         best = progress.best_step
-        self.run.keep_checkpoints(
-            {folder} | ({self.run.checkpoint(best, evaluated=True)} if best is not None else set())
-        )
+        if self.processes.is_first:
+            self.run.keep_checkpoints(
+                {folder} | ({self.run.checkpoint(best, evaluated=True)} if best is not None else set())
+            )
         self.saved_at = time.monotonic()
 
     def _advance(self) -> None:
@@ -322,9 +392,10 @@ class Trainer:
 
     def _score(self) -> float:
         """What methods search by: the model as it stands, on validation."""
-        if self.stop:
+        (is_asked,) = self.processes.any(bool(self.stop))
+        if is_asked:
             raise InterruptedRunError(
-                f"{self.stop.signal}: stopped at the end of {self._describe()}, which is saved; go on with the same command and "
+                f"{self.stop.signal or 'a signal to another rank'}: stopped at the end of {self._describe()}, which is saved; go on with the same command and "
                 f"--resume (run directory '{self.run.path}')"
             )
         return validation_score(self.model, self.config.data.path, precision=self.config.train.precision)
@@ -333,33 +404,54 @@ class Trainer:
         """Reads the test split once, with the checkpoint that validation chose."""
         progress, config = self.progress, self.config
         assert progress.best_step is not None
+        best = self.run.checkpoint(progress.best_step, evaluated=True)
         if progress.best_step != progress.step:
-            SavedRun(self.run.checkpoint(progress.best_step, evaluated=True)).load_model(self.model)
+            SavedRun(best, processes=self.processes).load_model(self.model)
         settle(self.tables)
         scores = evaluate(self.model, config.data.path, "test", precision=config.train.precision)
-        record = {
-            "split": "test",
-            "stage": self.stage.name,
-            "step": progress.best_step,
-            "epoch": progress.epoch,
-            **scores,
-        }
-        self.run.append_metrics(record)
-        self.board.write(record)
-        self.reporter.evaluated(record)
-        bundle_nbytes = self._write_bundle(step=progress.best_step)
-        result = final_figures(
-            config, tables=self.tables, progress=progress, scores=scores, bundle_nbytes=bundle_nbytes
+        self._tell(
+            {
+                "split": "test",
+                "stage": self.stage.name,
+                "step": progress.best_step,
+                "epoch": progress.epoch,
+                **scores,
+            }
         )
+        with self.processes.together():
+            result = self._close(best, scores) if self.processes.is_first else None
+        result = self.processes.first(result)
+        assert result is not None
+        return result
+
+    def _close(self, best: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
+        """What the first process leaves behind at the end of a run: bundle, plots, result."""
+        config, progress = self.config, self.progress
+        with self._whole_model(best) as model:
+            assert isinstance(model.tables, TableCollection)
+            self.run.remove_bundle()
+            write_bundle(
+                self.run.bundle, model, config=config, schema=self.schema, step=progress.best_step or progress.step
+            )
+            result = final_figures(
+                config,
+                tables=model.tables,
+                progress=progress,
+                scores=scores,
+                bundle_nbytes=folder_nbytes(self.run.bundle),
+            )
         self.run.plot()
-        self.run.write_result(result)
+        self.run.write_result({**result, "ranks": self.processes.count})
         shutil.rmtree(
             self.run.path / ROWS, ignore_errors=True
         )  # working files of the disk tier; the checkpoint has them
-        return result
+        return self.run.read_result()
 
-    def _write_bundle(self, *, step: int) -> int:
-        """The model as it stands in its inference form; returns the bytes of the files."""
-        self.run.remove_bundle()
-        write_bundle(self.run.bundle, self.model, config=self.config, schema=self.schema, step=step)
-        return folder_nbytes(self.run.bundle)
+    @contextmanager
+    def _whole_model(self, best: Path) -> Iterator[CTRModel]:
+        """The model with all of its rows in this process: the trained one, or where its rows are spread its checkpoint."""
+        if self.processes.count == 1:
+            yield self.model
+            return
+        with best_model(self.run, schema=self.schema, data=Path(self.config.data.path)) as (model, _):
+            yield model

@@ -9,8 +9,8 @@ Gradients are averaged over ranks, as those of dense parameters are: train with 
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ from embank.tables.plan import Plan, row_range
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
 from embank.tables.rows.build import Backend, build_rows
 from embank.tables.rows.torch_rows import TorchRows
-from embank.tables.specs import PhysicalTable, TableShard, num_places, places_of
+from embank.tables.specs import PhysicalTable, TableShard, TableSpec, num_places, places_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,16 @@ class Sharding:
     Args:
         plan: which rank holds what.
         group: the processes; None takes all of them. Its ranks are the plan's.
+        planner: makes the plan of other tables, when a method goes on to another stage; None keeps the plan.
     """
 
     plan: Plan
     group: dist.ProcessGroup | None = None
+    planner: Callable[[Sequence[TableSpec]], Plan] | None = None
+
+    def for_specs(self, specs: Sequence[TableSpec]) -> "Sharding":
+        """The same for other tables."""
+        return self if self.planner is None else replace(self, plan=self.planner(specs))
 
     @property
     def rank(self) -> int:

@@ -1,0 +1,77 @@
+"""Several processes for one run: joining them as torchrun starts them, and refusing those that don't belong together."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.training.run_folder import MAY_CHANGE, flat
+from embank.tables.errors import ConfigError, WorkError
+from embank.tables.processes import Processes
+
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+"""What gloo says when a process at the other end has ended."""
+
+
+class LostRankError(WorkError):
+    """Another process of the run has ended."""
+
+
+@contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """The processes that torchrun has started for this run, joined; this one alone without torchrun.
+
+    Raises:
+        ConfigError: they can't be joined (the port is taken, the address is wrong).
+        LostRankError: one of them ended while the context lasted.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes()
+        return
+    rank = os.environ["RANK"]
+    try:
+        dist.init_process_group("gloo")
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ConfigError(
+            f"rank {rank} can't join the others at {address}: {str(error).splitlines()[0]}. Is the port in use? Let torchrun choose "
+            "one (--standalone), or give another --master-port"
+        ) from error
+    try:
+        yield Processes(dist.group.WORLD)
+        dist.barrier()
+    except RuntimeError as error:
+        if any(sign in str(error) for sign in _GONE):
+            raise LostRankError(
+                f"rank {rank} lost the connection to another rank, which has ended; its own message, if it had one, is above. Go on "
+                "from the last checkpoint with the same command and --resume, on any number of ranks"
+            ) from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def refuse_differences(config: Mapping[str, Any], schema: Schema, processes: Processes) -> None:
+    """All processes of a run need the same configuration and data.
+
+    Raises:
+        ConfigError: names what differs, with the values and ranks.
+    """
+    keys = {key: value for key, value in flat(config) if key not in MAY_CHANGE}
+    described = processes.gather((keys, schema.fingerprint))
+    first_keys, first_fingerprint = described[0]
+    for rank, (other, fingerprint) in enumerate(described):
+        for key in first_keys | other:
+            if first_keys.get(key) != other.get(key):
+                raise ConfigError(
+                    f"rank {rank} has {key} = {other.get(key)!r} where rank 0 has {first_keys.get(key)!r}; "
+                    "start all ranks with the same configuration"
+                )
+        if fingerprint != first_fingerprint:
+            raise ConfigError(
+                f"rank {rank} sees data with fingerprint {fingerprint[:12]} where rank 0 has {first_fingerprint[:12]}: their "
+                "vocabularies differ, so their ids mean something else. Give all ranks the same prepared folder"
+            )
