@@ -8,7 +8,7 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import PackedTable, RowOptimizer, TableCollection, TableSpec, registered_methods
-from embank.tables.collection import check_ids
+from embank.tables.ids import check_ids
 from embank.tables.stages import finished, settle
 
 METHODS = frozenset(registered_methods())

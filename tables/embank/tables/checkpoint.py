@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from embank.tables.collection import TableCollection
+from embank.tables.core import Tables
 from embank.tables.errors import CheckpointError, WorkError
 from embank.tables.hashing import HASH_VERSION
 
@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 CHECKSUMS = "checksums.json"
 
 
-def refuse_non_finite(tables: TableCollection) -> None:
+def refuse_non_finite(tables: Tables) -> None:
     """Raises WorkError if a row holds NaN or infinity, naming its table."""
     for name, weight_RD in tables.weights().items():
         if not bool(weight_RD.isfinite().all()):
@@ -40,7 +40,7 @@ def refuse_non_finite(tables: TableCollection) -> None:
             )
 
 
-def row_tensors(tables: TableCollection) -> dict[str, Tensor]:
+def row_tensors(tables: Tables) -> dict[str, Tensor]:
     """Rows and row-optimizer state of a collection by a flat name: views that can be saved from and loaded into."""
     tensors = {f"rows/{name}": view for name, view in tables.weights().items()}
     for name, state in tables.optimizer_state().items():
@@ -48,9 +48,7 @@ def row_tensors(tables: TableCollection) -> dict[str, Tensor]:
     return tensors
 
 
-def save_checkpoint(
-    folder: Path, *, tables: TableCollection, dense: Mapping[str, Any], meta: Mapping[str, Any]
-) -> None:
+def save_checkpoint(folder: Path, *, tables: Tables, dense: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Writes a checkpoint; at every moment either nothing or all of it is at `folder`.
 
     Args:
@@ -150,9 +148,7 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def load_checkpoint(
-    folder: Path, *, tables: TableCollection, optimizer: bool = True
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_checkpoint(folder: Path, *, tables: Tables, optimizer: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """Loads rows in place, after checking the whole checkpoint.
 
     Args:

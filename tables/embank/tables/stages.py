@@ -5,21 +5,24 @@ Methods act per class, so that one rule (a threshold over all tables, a search o
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from embank.tables.collection import TableCollection
+from embank.tables.core import Tables
 from embank.tables.errors import ConfigError
 from embank.tables.method import Advance, Carry, LocalRows, Method, Stage
 
 ROWS_PER_COPY = 65_536
 
+AnyTables = TypeVar("AnyTables", bound=Tables)
+
 
 class HeldRows(LocalRows):
     """The rows that a collection holds in this process."""
 
-    def __init__(self, tables: TableCollection) -> None:
+    def __init__(self, tables: Tables) -> None:
         self.views = tables.weights()
         self.first_rows = {s.table.name: s.first_row for store in tables.row_stores() for s in store.shards}
 
@@ -33,7 +36,7 @@ class HeldRows(LocalRows):
         return values
 
 
-def by_class(tables: TableCollection) -> dict[type[Method], list[Method]]:
+def by_class(tables: Tables) -> dict[type[Method], list[Method]]:
     """The methods of a collection by their class, each list in the order of the specs."""
     groups: dict[type[Method], list[Method]] = {}
     for method in tables.built_methods():
@@ -41,19 +44,19 @@ def by_class(tables: TableCollection) -> dict[type[Method], list[Method]]:
     return groups
 
 
-def num_stages(tables: TableCollection) -> int:
+def num_stages(tables: Tables) -> int:
     """Trainings that the collection needs: the most that one of its methods asks for."""
     return max(len(method.stages) for method in tables.built_methods())
 
 
-def current_stage(tables: TableCollection) -> Stage:
+def current_stage(tables: Tables) -> Stage:
     """The stage that the collection is in: that of the methods with the most stages, the first one that differs from plain training."""
     methods = sorted(tables.built_methods(), key=lambda method: -len(method.stages))
     return methods[0].stages[methods[0].spec.stage]
 
 
 @torch.no_grad()
-def after_step(tables: TableCollection, *, step: int, num_steps: int) -> None:
+def after_step(tables: Tables, *, step: int, num_steps: int) -> None:
     """Lets methods change rows after a training step, see `Method.after_step`."""
     for cls, methods in by_class(tables).items():
         if cls.after_step.__func__ is not Method.after_step.__func__:  # type: ignore[attr-defined]
@@ -61,14 +64,14 @@ def after_step(tables: TableCollection, *, step: int, num_steps: int) -> None:
 
 
 @torch.no_grad()
-def settle(tables: TableCollection) -> None:
+def settle(tables: Tables) -> None:
     """Makes rows what will be served, see `Method.settle`. In stages before the last it does nothing."""
     for cls, methods in by_class(tables).items():
         if methods[0].spec.stage == len(cls.stages) - 1:
             cls.settle(methods, HeldRows(tables))
 
 
-def advance(tables: TableCollection, *, score: Callable[[], float] | None = None) -> TableCollection:
+def advance(tables: AnyTables, *, score: Callable[[], float] | None = None) -> AnyTables:
     """The collection of the next stage, with the rows and dense values that the stages' methods carry over.
 
     Methods that have fewer stages stay as they are, rows included; row-optimizer state starts anew for all.
@@ -117,7 +120,7 @@ def carry_rows(carry: Carry, *, source: Tensor, target: Tensor) -> None:
         target[start:stop] = chosen[:, first:last]
 
 
-def finished(tables: TableCollection) -> TableCollection:
+def finished(tables: AnyTables) -> AnyTables:
     """The collection in its last stage and settled, as if every stage before had been trained for zero steps."""
     while any(m.spec.stage + 1 < len(m.stages) for m in tables.built_methods()):
         tables = advance(tables)
@@ -125,6 +128,6 @@ def finished(tables: TableCollection) -> TableCollection:
     return tables
 
 
-def search_parameters(tables: TableCollection) -> list[nn.Parameter]:
+def search_parameters(tables: Tables) -> list[nn.Parameter]:
     """What validation batches move in a stage that alternates."""
     return [parameter for method in tables.built_methods() for parameter in method.search_parameters()]
