@@ -7,9 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embank.tables.addressed import Addressed
-    from embank.tables.collection import IdRangeError, TableCollection
+    from embank.tables.addressed import Addressed, AddressedSequence
+    from embank.tables.collection import TableCollection
+    from embank.tables.core import Tables
     from embank.tables.errors import BudgetError, CheckpointError, ConfigError, DataError, EmbankError, WorkError
+    from embank.tables.ids import IdRangeError
     from embank.tables.method import (
         Advance,
         Carry,
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
         registered_methods,
     )
     from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowStore, RowTier
+    from embank.tables.sequence import SequenceCollection
     from embank.tables.specs import PhysicalTable, RowInit, RowProjection, TableSpec, default_init
     from embank.tables.vocabulary import Vocabulary
 
 __all__ = [
     "ROW_OPTIMIZERS",
     "Addressed",
+    "AddressedSequence",
     "Advance",
     "BudgetError",
     "Carry",
@@ -46,9 +50,11 @@ __all__ = [
     "RowProjection",
     "RowStore",
     "RowTier",
+    "SequenceCollection",
     "Stage",
     "TableCollection",
     "TableSpec",
+    "Tables",
     "Vocabulary",
     "WorkError",
     "build_method",
@@ -58,7 +64,7 @@ __all__ = [
     "registered_methods",
 ]
 
-_MODULES = ("errors", "specs", "method", "rows", "addressed", "collection", "vocabulary")
+_MODULES = ("errors", "specs", "method", "rows", "ids", "addressed", "core", "collection", "sequence", "vocabulary")
 
 
 def __getattr__(name: str) -> Any:
