@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embank.tables.addressed import Addressed
+    from embank.tables.addressed import Addressed, AddressedSequence
     from embank.tables.bundle import Bundle, load_bundle, save_bundle
     from embank.tables.collection import TableCollection
+    from embank.tables.core import Tables
     from embank.tables.errors import BudgetError, CheckpointError, ConfigError, DataError, EmbankError, WorkError
     from embank.tables.features import IdRangeError
     from embank.tables.method import (
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     )
     from embank.tables.packed import PackedCollection, pack_collection
     from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowStore, RowTier
+    from embank.tables.sequence import SequenceCollection
     from embank.tables.specs import PhysicalTable, RowInit, RowProjection, TableSpec, default_init
     from embank.tables.vocabulary import Vocabulary
 
 __all__ = [
     "ROW_OPTIMIZERS",
     "Addressed",
+    "AddressedSequence",
     "Advance",
     "BudgetError",
     "Bundle",
@@ -51,9 +54,11 @@ __all__ = [
     "RowProjection",
     "RowStore",
     "RowTier",
+    "SequenceCollection",
     "Stage",
     "TableCollection",
     "TableSpec",
+    "Tables",
     "Vocabulary",
     "WorkError",
     "build_method",
@@ -73,7 +78,9 @@ _MODULES = (
     "rows",
     "addressed",
     "features",
+    "core",
     "collection",
+    "sequence",
     "packed",
     "bundle",
     "vocabulary",

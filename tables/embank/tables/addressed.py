@@ -1,5 +1,6 @@
 """A batch after `address`: which physical rows it needs, known before the forward pass."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,4 +57,51 @@ class Addressed:
             sides={k: v.pin_memory() for k, v in self.sides.items()},
             lengths={k: v.pin_memory() for k, v in self.lengths.items()},
             batch_size=self.batch_size,
+        )
+
+
+@dataclass
+class AddressedSequence:
+    """Physical rows of a batch whose ids keep their rows, one by one.
+
+    Legend: K lookups in the row store, S the most ids that one of them has.
+
+    Args:
+        row_ids: int64, rows of physical tables, lookup after lookup.
+        offsets: int64 [K * S + 1]: every id is a bag of its own, and lookups with fewer than S ids are filled up with empty bags.
+        places: where rows were de-duplicated: for each lookup of each use, int64 [N], the bag that has its id's row.
+        sides: for each pair (table, group) whose method needs more than rows, what `Method.side` made of its ids.
+        shapes: for each group its (B, T), or (N,) where ids came as bags.
+        lengths: for each group that came as bags their lengths [B].
+    """
+
+    row_ids: Tensor
+    offsets: Tensor
+    places: list[Tensor] | None
+    sides: dict[str, Tensor]
+    shapes: dict[str, tuple[int, ...]]
+    lengths: dict[str, Tensor]
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "AddressedSequence":
+        """A copy on another device."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tells the allocator that a stream uses this batch (TorchRec's pipelines call it)."""
+        places = self.places or []
+        for tensor in (self.row_ids, self.offsets, *places, *self.sides.values(), *self.lengths.values()):
+            tensor.record_stream(stream)
+
+    def pin_memory(self) -> "AddressedSequence":
+        """A copy in pinned host memory."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "AddressedSequence":
+        return AddressedSequence(
+            row_ids=change(self.row_ids),
+            offsets=change(self.offsets),
+            places=None if self.places is None else [change(place) for place in self.places],
+            sides={key: change(side) for key, side in self.sides.items()},
+            shapes=self.shapes,
+            lengths={key: change(length) for key, length in self.lengths.items()},
         )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from embank.tables.collection import TableCollection
+from embank.tables.core import Tables
 from embank.tables.errors import CheckpointError, WorkError
 from embank.tables.files import (
     CHECKSUMS,
@@ -35,7 +35,7 @@ FORMAT_VERSION = 2
 _CURE = "Restore it or remove this checkpoint to resume from an earlier one"
 
 
-def refuse_non_finite(tables: TableCollection) -> None:
+def refuse_non_finite(tables: Tables) -> None:
     """Raises WorkError if a row holds NaN or infinity, naming its table."""
     for name, weight_RD in tables.weights().items():
         # Not `weight_RD.isfinite()`, whose temporaries take more memory than the rows; a NaN is the smallest and the largest value.
@@ -45,7 +45,7 @@ def refuse_non_finite(tables: TableCollection) -> None:
             )
 
 
-def row_tensors(tables: TableCollection) -> list[RowTensor]:
+def row_tensors(tables: Tables) -> list[RowTensor]:
     """Rows and row-optimizer state that this process holds: views that are saved from and loaded into."""
     tensors = []
     for store in tables.row_stores():
@@ -59,9 +59,7 @@ def row_tensors(tables: TableCollection) -> list[RowTensor]:
     return tensors
 
 
-def save_checkpoint(
-    folder: Path, *, tables: TableCollection, dense: Mapping[str, Any], meta: Mapping[str, Any]
-) -> None:
+def save_checkpoint(folder: Path, *, tables: Tables, dense: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Writes a checkpoint; at every moment either nothing or all of it is at `folder`.
 
     All processes of a sharded collection call this together, with a folder on a file system that they share.
@@ -117,7 +115,7 @@ def _write_rest(folder: Path, *, dense: Mapping[str, Any], meta: Mapping[str, An
     )
 
 
-def striped_tables(tables: TableCollection) -> set[str]:
+def striped_tables(tables: Tables) -> set[str]:
     """Physical tables whose places are striped here."""
     return {shard.table.name for store in tables.row_stores() for shard in store.shards if shard.is_striped}
 
@@ -145,9 +143,7 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def load_checkpoint(
-    folder: Path, *, tables: TableCollection, optimizer: bool = True
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_checkpoint(folder: Path, *, tables: Tables, optimizer: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """Loads rows in place, after checking the whole checkpoint.
 
     Args:
@@ -168,7 +164,7 @@ def load_checkpoint(
     return load_dense(folder), meta
 
 
-def read_verified(folder: Path, tables: TableCollection) -> dict[str, Any]:
+def read_verified(folder: Path, tables: Tables) -> dict[str, Any]:
     """Verifies a checkpoint, once for all processes of a collection, and returns its `meta`."""
     processes = tables.processes
     with processes.together():
@@ -183,7 +179,7 @@ def load_dense(folder: Path) -> dict[str, Any]:
     return dense
 
 
-def load_rows(folder: Path, *, tables: TableCollection, optimizer: bool = True) -> None:
+def load_rows(folder: Path, *, tables: Tables, optimizer: bool = True) -> None:
     """Loads rows of a verified checkpoint in place, see `load_checkpoint`."""
     processes = tables.processes
     striped = read_json(folder / "meta.json")["striped"]

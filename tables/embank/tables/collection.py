@@ -4,37 +4,26 @@ KeyedJaggedTensor in, KeyedTensor out. `address` may be called earlier, in the d
 result or plain ids, and gives the same.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
 from embank.tables.addressed import Addressed
+from embank.tables.core import Tables, Use, one_id_bags
 from embank.tables.errors import ConfigError
-from embank.tables.features import Bags, bag_configs, output_key
-from embank.tables.hashing import seed_of
-from embank.tables.method import Method, build_method
-from embank.tables.processes import Processes
-from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
+from embank.tables.features import Bags, bag_configs
+from embank.tables.rows import RowOptimizer, RowStore, RowTier
 from embank.tables.rows.build import Backend
-from embank.tables.specs import PhysicalTable, TableShard, TableSpec
+from embank.tables.specs import TableSpec
 
 if TYPE_CHECKING:
     from embank.tables.rows.sharded import Sharding
 
 
-class _Use(NamedTuple):
-    """One feature looked up in one table."""
-
-    method: Method
-    feature: str
-    key: str  # of the output; "feature@table" where a feature is looked up in several tables
-    positions: tuple[int, ...]  # of its lookups in the row store
-
-
-class TableCollection(nn.Module):
+class TableCollection(Tables):
     """Tables for several features, each stored by its own method. A drop-in for `torchrec.EmbeddingBagCollection`.
 
     Args:
@@ -60,46 +49,14 @@ class TableCollection(nn.Module):
         tier: RowTier | None = None,
         sharding: "Sharding | None" = None,
     ) -> None:
-        super().__init__()
-        self.sharding = sharding
-        self.processes = Processes(None if sharding is None else sharding.process_group)
-        self.specs = tuple(specs)
-        self.seed = seed
-        self.backend = backend
-        self.optimizer = optimizer or RowOptimizer()
-        self.tier = tier or RowTier()
-        self._refuse_bad_names()
-        with torch.random.fork_rng(devices=[]):
-            self.methods = nn.ModuleList([self._method(spec) for spec in self.specs])
-        self.pooled_rows, self.pooled_uses = self._build([m for m in self.built_methods() if m.linear])
-        self.per_id_rows, self.per_id_uses = self._build([m for m in self.built_methods() if not m.linear])
+        super().__init__(specs, seed=seed, backend=backend, optimizer=optimizer, tier=tier, sharding=sharding)
+        uses = [(method, feature) for method in self.built_methods() for feature in method.spec.feature_names]
+        self.pooled_rows, self.pooled_uses = self._build((m, f) for m, f in uses if m.linear)
+        self.per_id_rows, self.per_id_uses = self._build((m, f) for m, f in uses if not m.linear)
         self._refuse_split_tables()
         by_key = {use.key: use for use in (*self.pooled_uses, *self.per_id_uses)}
-        self.rows_learn = True  # see `stages.rows_held`
         self.keys = [self._key(spec, feature) for spec in self.specs for feature in spec.feature_names]
         self.dims = [by_key[key].method.spec.embedding_dim for key in self.keys]
-
-    def _method(self, spec: TableSpec) -> Method:
-        """A method whose dense parameters depend on the seed and its table's name alone."""
-        torch.manual_seed(seed_of(self.seed, "method", spec.name))
-        return build_method(spec)
-
-    def built_methods(self) -> Iterator[Method]:
-        """The method of each spec, in order."""
-        for method in self.methods:
-            assert isinstance(method, Method)
-            yield method
-
-    def _refuse_bad_names(self) -> None:
-        if not self.specs:
-            raise ConfigError("a TableCollection needs at least one TableSpec")
-        names = [spec.name for spec in self.specs]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"two tables are named '{name}'; names must be unique in a collection")
-        for feature in {f for spec in self.specs for f in spec.feature_names}:
-            if "@" in feature:
-                raise ConfigError(f"feature '{feature}' has '@' in its name, which is reserved; rename it")
 
     def _refuse_split_tables(self) -> None:
         """Linear methods and others keep their rows apart, so they can't share a physical table."""
@@ -108,58 +65,6 @@ class TableCollection(nn.Module):
             raise ConfigError(
                 f"a method that is linear in its rows and one that is not both declare the physical table '{name}'; give one of them another name"
             )
-
-    def _key(self, spec: TableSpec, feature: str) -> str:
-        return output_key(spec, feature, specs=self.specs)
-
-    def _build(self, methods: Sequence[Method]) -> tuple[RowStore | None, list[_Use]]:
-        """A row store for the physical tables of some methods, and what is looked up in it."""
-        tables: dict[str, PhysicalTable] = {}
-        lookups: list[int] = []
-        uses: list[_Use] = []
-        for method in methods:
-            for table in method.physical:
-                if tables.setdefault(table.name, table) != table:
-                    raise ConfigError(
-                        f"two methods declare the physical table '{table.name}' with different shapes: {tables[table.name]} and {table}"
-                    )
-            places = list(tables)
-            for feature in method.spec.feature_names:
-                own = [places.index(method.physical[i].name) for i in method.lookups]
-                uses.append(
-                    _Use(
-                        method,
-                        feature,
-                        self._key(method.spec, feature),
-                        (*range(len(lookups), len(lookups) + len(own)),),
-                    )
-                )
-                lookups += own
-        if not tables:
-            return None, uses
-        return self._store(list(tables.values()), lookups), uses
-
-    def _store(self, tables: Sequence[PhysicalTable], lookups: Sequence[int]) -> RowStore:
-        if self.sharding is None:
-            return build_rows(
-                [TableShard.whole(table) for table in tables],
-                lookups=lookups,
-                seed=self.seed,
-                backend=self.backend,
-                optimizer=self.optimizer,
-                tier=self.tier,
-            )
-        from embank.tables.rows.sharded import ShardedRows  # TorchRec's distributed half takes a while to import
-
-        return ShardedRows(
-            tables,
-            lookups=lookups,
-            sharding=self.sharding,
-            seed=self.seed,
-            backend=self.backend,
-            optimizer=self.optimizer,
-            tier=self.tier,
-        )
 
     def address(self, features: KeyedJaggedTensor) -> Addressed:
         """Physical row ids of a batch: pure, and meant to run ahead of `forward`, on the loader's thread.
@@ -193,7 +98,7 @@ class TableCollection(nn.Module):
             bags[use.key] = torch.cat([length.new_zeros(1, dtype=torch.int64), length.cumsum(0)])
         return Addressed(
             pooled=self._jagged(self.pooled_uses, pooled_ids, pooled_lengths),
-            per_id=self._jagged(self.per_id_uses, per_id, _one_id_bags(per_id)),
+            per_id=self._jagged(self.per_id_uses, per_id, one_id_bags(per_id)),
             bags=bags,
             sides=sides,
             lengths=mean_lengths,
@@ -201,7 +106,7 @@ class TableCollection(nn.Module):
         )
 
     @staticmethod
-    def _jagged(uses: Sequence[_Use], ids: list[Tensor], lengths: list[Tensor]) -> KeyedJaggedTensor | None:
+    def _jagged(uses: Sequence[Use], ids: list[Tensor], lengths: list[Tensor]) -> KeyedJaggedTensor | None:
         if not ids:
             return None
         keys = [f"{use.key}#{i}" for use in uses for i in range(len(use.positions))]
@@ -269,63 +174,20 @@ class TableCollection(nn.Module):
             if rows is not None and jagged is not None:
                 rows.prefetch(jagged.values(), jagged.offsets())
 
-    def extra_loss(self) -> Tensor | None:
-        """What methods add to the loss of the step whose forward pass has just run; None if nothing."""
-        losses = [loss for method in self.built_methods() if (loss := method.extra_loss()) is not None]
-        return torch.stack(losses).sum() if losses else None
-
-    def rebuilt(self, specs: Sequence[TableSpec]) -> "TableCollection":
+    def rebuilt(self, specs: Sequence[TableSpec]) -> Self:
         """A new collection of other specs with everything else as here."""
-        return TableCollection(specs, seed=self.seed, backend=self.backend, optimizer=self.optimizer, tier=self.tier)
+        return type(self)(
+            specs,
+            seed=self.seed,
+            backend=self.backend,
+            optimizer=self.optimizer,
+            tier=self.tier,
+            sharding=None if self.sharding is None else self.sharding.for_specs(specs),
+        )
 
     def row_stores(self) -> list[RowStore]:
         """The row stores that are in use: at most one for linear methods and one for the others."""
         return [rows for rows in (self.pooled_rows, self.per_id_rows) if rows is not None]
-
-    def update_rows(self) -> None:
-        """Applies the rows' update after a backward pass. With FBGEMM the backward pass has done it already."""
-        for rows in self.row_stores():
-            rows.update()
-
-    def set_lr(self, lr: float) -> None:
-        """Sets the rows' learning rate for the next step."""
-        for rows in self.row_stores():
-            rows.set_lr(lr)
-
-    def weights(self) -> dict[str, Tensor]:
-        """Rows [R, D] of each physical table by name: views, not copies."""
-        return {name: view for rows in self.row_stores() for name, view in rows.weights().items()}
-
-    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        """Row-optimizer state by physical table and name: views, not copies."""
-        return {name: state for rows in self.row_stores() for name, state in rows.optimizer_state().items()}
-
-    def dense_parameters(self) -> list[nn.Parameter]:
-        """What methods hold besides rows; an ordinary optimizer updates it."""
-        return list(self.methods.parameters())
-
-    def nbytes(self, kind: Literal["training", "serving"]) -> int:
-        """Bytes held in training by this process (padding and optimizer state included), or by the packed form.
-
-        Raises:
-            ConfigError: another kind.
-        """
-        if kind == "training":
-            held = [t for rows in self.row_stores() for t in rows.held_tensors()]
-            return distinct_nbytes([*held, *self.methods.parameters(), *self.methods.buffers()])
-        if kind == "serving" and self.sharding is not None:
-            raise ConfigError(
-                "serving bytes of sharded tables are not known here: load a checkpoint in one process and ask there"
-            )
-        if kind == "serving":
-            packs = [method.pack(self.weights()) for method in self.built_methods()]
-            return distinct_nbytes([t for pack in packs for t in (*pack.parameters(), *pack.buffers())])
-        raise ConfigError(f"there are no '{kind}' bytes; ask for 'training' or 'serving'")
-
-    @property
-    def plain_nbytes(self) -> int:
-        """Bytes of the plain fp32 tables, what budgets refer to."""
-        return sum(spec.plain_nbytes for spec in self.specs)
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """The logical tables as TorchRec describes them: its own models read this."""
@@ -334,23 +196,6 @@ class TableCollection(nn.Module):
     def is_weighted(self) -> bool:
         """False: ids carry no weights."""
         return False
-
-    @property
-    def device(self) -> torch.device:
-        """Where the output is."""
-        return torch.device("cpu")
-
-
-def distinct_nbytes(tensors: Sequence[Tensor]) -> int:
-    """Bytes of some tensors, those that several tables share counted once."""
-    places = {(t.data_ptr(), t.numel(), t.dtype): t for t in tensors if t.numel()}
-    return sum(t.numel() * t.element_size() for t in places.values())
-
-
-def _one_id_bags(ids: Sequence[Tensor]) -> list[Tensor]:
-    """Lengths 1 for every id, filled up with empty bags to the longest."""
-    longest = max((t.numel() for t in ids), default=0)
-    return [(torch.arange(longest) < t.numel()).int() for t in ids]
 
 
 def pool(rows_ND: Tensor, offsets: Tensor, *, pooling: str) -> Tensor:

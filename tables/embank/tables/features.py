@@ -1,6 +1,6 @@
 """The ids of a batch by feature, as a collection of tables takes them: checked, and named as TorchRec names them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
@@ -24,11 +24,23 @@ def check_ids(ids: Tensor, *, table: str, feature: str, num_embeddings: int) -> 
         return
     low, high = (int(bound) for bound in ids.aminmax())
     if low < 0 or high >= num_embeddings:
-        wrong = low if low < 0 else high
-        raise IdRangeError(
-            f"feature '{feature}' has id {wrong}, outside table '{table}' of {num_embeddings:,} ids (0 .. {num_embeddings - 1:,}); "
-            "prepare the data with the vocabulary that the table was made for, or give the table more rows"
-        )
+        raise out_of_range(f"feature '{feature}'", low=low, high=high, table=table, num_embeddings=num_embeddings)
+
+
+def out_of_range(source: str, *, low: int, high: int, table: str, num_embeddings: int) -> IdRangeError:
+    """The error for ids between low and high, one of which is outside; `source` is the sentence's subject, "feature 'user'"."""
+    return IdRangeError(
+        f"{source} has id {low if low < 0 else high}, outside table '{table}' of {num_embeddings:,} ids (0 .. {num_embeddings - 1:,}); "
+        "prepare the data with the vocabulary that the table was made for, or give the table more rows"
+    )
+
+
+def missing_ids(feature: str, *, table: str, present: Iterable[str]) -> DataError:
+    """The error for a batch without the ids of a feature."""
+    return DataError(
+        f"table '{table}' looks up feature '{feature}', which the batch lacks; "
+        f"{nearest_or_all(feature, present, label='it has')}"
+    )
 
 
 class Bags:
@@ -65,10 +77,7 @@ class Bags:
             IdRangeError: an id outside the table.
         """
         if feature not in self.places:
-            raise DataError(
-                f"table '{spec.name}' looks up feature '{feature}', which the batch lacks; "
-                f"{nearest_or_all(feature, self.places, label='it has')}"
-            )
+            raise missing_ids(feature, table=spec.name, present=self.places)
         place = self.places[feature]
         ids_N = self.values[self.starts[place] : self.starts[place + 1]]
         check_ids(ids_N, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)

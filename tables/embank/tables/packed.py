@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
-from embank.tables.collection import TableCollection, distinct_nbytes, pool
+from embank.tables.collection import TableCollection, pool
+from embank.tables.core import distinct_nbytes
 from embank.tables.errors import ConfigError
 from embank.tables.features import Bags, bag_configs, output_key
 from embank.tables.method import PackedTable

@@ -6,23 +6,25 @@ Methods act per class, so that one rule (a threshold over all tables, a search o
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from embank.tables.collection import TableCollection
+from embank.tables.core import Tables
 from embank.tables.errors import ConfigError
 from embank.tables.method import Advance, Carry, LocalRows, Method, Stage
 from embank.tables.specs import PhysicalTable, TableSpec
 
 ROWS_PER_COPY = 65_536
 
+AnyTables = TypeVar("AnyTables", bound=Tables)
+
 
 class HeldRows(LocalRows):
     """The rows that a collection holds in this process."""
 
-    def __init__(self, tables: TableCollection) -> None:
+    def __init__(self, tables: Tables) -> None:
         self.views = tables.weights()
         self.shards = {shard.table.name: shard for store in tables.row_stores() for shard in store.shards}
         self.dims = {t.name: t.embedding_dim for method in tables.built_methods() for t in method.physical}
@@ -50,7 +52,7 @@ class HeldRows(LocalRows):
         return self.processes.sum(parts)
 
 
-def by_class(tables: TableCollection) -> dict[type[Method], list[Method]]:
+def by_class(tables: Tables) -> dict[type[Method], list[Method]]:
     """The methods of a collection by their class, each list in the order of the specs."""
     groups: dict[type[Method], list[Method]] = {}
     for method in tables.built_methods():
@@ -58,23 +60,23 @@ def by_class(tables: TableCollection) -> dict[type[Method], list[Method]]:
     return groups
 
 
-def planned_stages(tables: TableCollection) -> tuple[Stage, ...]:
+def planned_stages(tables: Tables) -> tuple[Stage, ...]:
     """The trainings that the collection needs: those of the methods with the most, the first that has others than plain training."""
     methods = sorted(tables.built_methods(), key=lambda method: (-len(method.stages), method.stages == Method.stages))
     return methods[0].stages
 
 
-def num_stages(tables: TableCollection) -> int:
+def num_stages(tables: Tables) -> int:
     """Trainings that the collection needs: the most that one of its methods asks for."""
     return len(planned_stages(tables))
 
 
-def current_stage(tables: TableCollection) -> Stage:
+def current_stage(tables: Tables) -> Stage:
     """The stage that the collection is in."""
     return planned_stages(tables)[max(method.spec.stage for method in tables.built_methods())]
 
 
-def stage_state(tables: TableCollection) -> dict[str, dict[str, Any]]:
+def stage_state(tables: Tables) -> dict[str, dict[str, Any]]:
     """By table, its stage and what the stages before have found: what a checkpoint needs to make the collection again."""
     return {spec.name: {"stage": spec.stage, "found": dict(spec.found)} for spec in tables.specs}
 
@@ -85,7 +87,7 @@ def restored_specs(specs: Sequence[TableSpec], state: Mapping[str, Mapping[str, 
 
 
 @contextmanager
-def rows_held(tables: TableCollection) -> Iterator[None]:
+def rows_held(tables: Tables) -> Iterator[None]:
     """Looks rows up without a gradient: a backward pass leaves them, their optimizer state and their projections alone."""
     tables.rows_learn = False
     try:
@@ -95,7 +97,7 @@ def rows_held(tables: TableCollection) -> Iterator[None]:
 
 
 @torch.no_grad()
-def after_step(tables: TableCollection, *, step: int, num_steps: int) -> None:
+def after_step(tables: Tables, *, step: int, num_steps: int) -> None:
     """Lets methods change rows after a training step, see `Method.after_step`."""
     for cls, methods in by_class(tables).items():
         if cls.after_step.__func__ is not Method.after_step.__func__:  # type: ignore[attr-defined]
@@ -103,14 +105,14 @@ def after_step(tables: TableCollection, *, step: int, num_steps: int) -> None:
 
 
 @torch.no_grad()
-def settle(tables: TableCollection) -> None:
+def settle(tables: Tables) -> None:
     """Makes rows what will be served, see `Method.settle`. In stages before the last it does nothing."""
     for cls, methods in by_class(tables).items():
         if methods[0].spec.stage == len(cls.stages) - 1:
             cls.settle(methods, HeldRows(tables))
 
 
-def advance(tables: TableCollection, *, score: Callable[[], float] | None = None) -> TableCollection:
+def advance(tables: AnyTables, *, score: Callable[[], float] | None = None) -> AnyTables:
     """The collection of the next stage, with the rows and dense values that the stages' methods carry over.
 
     Methods that have fewer stages stay as they are, rows included; row-optimizer state starts anew for all.
@@ -164,7 +166,7 @@ def carry_rows(carry: Carry, *, table: PhysicalTable, source: HeldRows, target: 
             target[table.name][local] = chosen[held, shard.first_column : shard.first_column + shard.num_columns]
 
 
-def finished(tables: TableCollection) -> TableCollection:
+def finished(tables: AnyTables) -> AnyTables:
     """The collection in its last stage and settled, as if every stage before had been trained for zero steps."""
     while any(m.spec.stage + 1 < len(m.stages) for m in tables.built_methods()):
         tables = advance(tables)
@@ -172,6 +174,6 @@ def finished(tables: TableCollection) -> TableCollection:
     return tables
 
 
-def search_parameters(tables: TableCollection) -> list[nn.Parameter]:
+def search_parameters(tables: Tables) -> list[nn.Parameter]:
     """What validation batches move in a stage that alternates."""
     return [parameter for method in tables.built_methods() for parameter in method.search_parameters()]

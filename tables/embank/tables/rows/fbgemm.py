@@ -139,6 +139,9 @@ class FbgemmRows(RowStore):
         for number, members in enumerate(groups):
             local = {table: i for i, table in enumerate(members)}
             positions = [k for k, table in enumerate(self.lookups) if table in local]
+            positions.sort(
+                key=lambda k: self.lookups[k]
+            )  # the backward kernels take lookups of one table for neighbours
             self.kernel_lookups.append(positions)
             self.kernels.append(
                 _Kernel(
@@ -189,7 +192,7 @@ class FbgemmRows(RowStore):
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
         if self.projected and torch.is_grad_enabled():
             self.to_project.append((indices, offsets))
-        if len(self.kernels) == 1:
+        if len(self.kernels) == 1 and self.reorder is None:
             result: Tensor = self.kernels[0](indices, offsets)
             return result
         num_bags = (offsets.numel() - 1) // len(self.lookups)

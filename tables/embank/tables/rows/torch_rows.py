@@ -62,7 +62,7 @@ class TorchRows(RowStore):
         for k, table in enumerate(self.lookups):
             weight = self.parameters_by_table[table]
             if num_bags == 0:
-                outputs.append(weight[:0] if self.is_replica else weight.new_zeros(0, weight.shape[1]))
+                outputs.append(weight[:0] if self.is_replica else F.embedding(indices[:0], weight, sparse=True))
                 continue
             ids = indices[bounds[k] : bounds[k + 1]]
             part = offsets[k * num_bags : (k + 1) * num_bags + 1] - bounds[k]

@@ -1,0 +1,225 @@
+"""What every collection of tables is, however it looks ids up: specs, their methods, and the stores that hold their rows.
+
+`TableCollection` pools bags, `SequenceCollection` keeps every id's row. Stages, checkpoints and bytes need neither and take
+any `Tables`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from embank.tables.errors import ConfigError
+from embank.tables.features import output_key
+from embank.tables.hashing import seed_of
+from embank.tables.method import Method, build_method
+from embank.tables.processes import Processes
+from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
+from embank.tables.rows.build import Backend
+from embank.tables.specs import PhysicalTable, TableShard, TableSpec
+
+if TYPE_CHECKING:
+    from embank.tables.rows.sharded import Sharding
+
+
+class Use(NamedTuple):
+    """One feature looked up in one table."""
+
+    method: Method
+    feature: str
+    key: str  # of the output; "feature@table" where a feature is looked up in several tables
+    positions: tuple[int, ...]  # of its lookups in the row store
+
+
+class Tables(nn.Module, ABC):
+    """Logical tables, each stored by its own method, and their rows.
+
+    Args:
+        specs: the logical tables.
+        seed: initial values depend on it and on the tables' names alone.
+        backend: "fbgemm" (fused updates) or "torch" (the slow twin; Adam).
+        optimizer: how rows are updated.
+        tier: where rows are held.
+        sharding: spreads rows over processes; None holds them all here.
+
+    Raises:
+        ConfigError: no table, two tables of one name, or what methods refuse.
+        BudgetError: a budget below its method's floor.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TableSpec],
+        *,
+        seed: int,
+        backend: Backend,
+        optimizer: RowOptimizer | None,
+        tier: RowTier | None,
+        sharding: "Sharding | None",
+    ) -> None:
+        super().__init__()
+        self.sharding = sharding
+        self.processes = Processes(None if sharding is None else sharding.process_group)
+        self.rows_learn = True  # see `stages.rows_held`
+        self.specs = tuple(specs)
+        self.seed = seed
+        self.backend = backend
+        self.optimizer = optimizer or RowOptimizer()
+        self.tier = tier or RowTier()
+        self._refuse_bad_names()
+        with torch.random.fork_rng(devices=[]):
+            self.methods = nn.ModuleList([self._method(spec) for spec in self.specs])
+
+    @abstractmethod
+    def rebuilt(self, specs: Sequence[TableSpec]) -> Self:
+        """A new collection of other specs with everything else as here."""
+
+    @abstractmethod
+    def row_stores(self) -> list[RowStore]:
+        """The row stores that are in use."""
+
+    def _method(self, spec: TableSpec) -> Method:
+        """A method whose dense parameters depend on the seed and its table's name alone."""
+        torch.manual_seed(seed_of(self.seed, "method", spec.name))
+        return build_method(spec)
+
+    def built_methods(self) -> Iterator[Method]:
+        """The method of each spec, in order."""
+        for method in self.methods:
+            assert isinstance(method, Method)
+            yield method
+
+    def _refuse_bad_names(self) -> None:
+        if not self.specs:
+            raise ConfigError(f"a {type(self).__name__} needs at least one TableSpec")
+        names = [spec.name for spec in self.specs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"two tables are named '{name}'; names must be unique in a collection")
+        for feature in {f for spec in self.specs for f in spec.feature_names}:
+            if "@" in feature:
+                raise ConfigError(f"feature '{feature}' has '@' in its name, which is reserved; rename it")
+
+    def _key(self, spec: TableSpec, feature: str) -> str:
+        return output_key(spec, feature, specs=self.specs)
+
+    def _build(
+        self, pairs: Iterable[tuple[Method, str]], *, one_lookup_per_table: bool = False
+    ) -> tuple[RowStore | None, list[Use]]:
+        """A row store for the physical tables of some methods, and what is looked up in it.
+
+        Args:
+            pairs: methods and the features that they look up, in the order of the lookups.
+            one_lookup_per_table: all uses of a physical table share one lookup, so that a batch may ask for each of its rows
+                once; otherwise each use has lookups of its own.
+        """
+        pairs = list(pairs)
+        tables: dict[str, PhysicalTable] = {}
+        for table in (table for method, _ in pairs for table in method.physical):
+            if tables.setdefault(table.name, table) != table:
+                raise ConfigError(
+                    f"two methods declare the physical table '{table.name}' with different shapes: {tables[table.name]} and {table}"
+                )
+        places = {name: place for place, name in enumerate(tables)}
+        lookups: list[int] = list(places.values()) if one_lookup_per_table else []
+        uses: list[Use] = []
+        for method, feature in pairs:
+            own = [places[method.physical[i].name] for i in method.lookups]
+            positions = own if one_lookup_per_table else range(len(lookups), len(lookups) + len(own))
+            if not one_lookup_per_table:
+                lookups += own
+            uses.append(Use(method, feature, self._key(method.spec, feature), tuple(positions)))
+        if not tables:
+            return None, uses
+        return self._store(list(tables.values()), lookups), uses
+
+    def _store(self, tables: Sequence[PhysicalTable], lookups: Sequence[int]) -> RowStore:
+        if self.sharding is None:
+            return build_rows(
+                [TableShard.whole(table) for table in tables],
+                lookups=lookups,
+                seed=self.seed,
+                backend=self.backend,
+                optimizer=self.optimizer,
+                tier=self.tier,
+            )
+        from embank.tables.rows.sharded import ShardedRows  # TorchRec's distributed half takes a while to import
+
+        return ShardedRows(
+            tables,
+            lookups=lookups,
+            sharding=self.sharding,
+            seed=self.seed,
+            backend=self.backend,
+            optimizer=self.optimizer,
+            tier=self.tier,
+        )
+
+    def extra_loss(self) -> Tensor | None:
+        """What methods add to the loss of the step whose forward pass has just run; None if nothing."""
+        losses = [loss for method in self.built_methods() if (loss := method.extra_loss()) is not None]
+        return torch.stack(losses).sum() if losses else None
+
+    def update_rows(self) -> None:
+        """Applies the rows' update after a backward pass. With FBGEMM the backward pass has done it already."""
+        for rows in self.row_stores():
+            rows.update()
+
+    def set_lr(self, lr: float) -> None:
+        """Sets the rows' learning rate for the next step."""
+        for rows in self.row_stores():
+            rows.set_lr(lr)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Rows [R, D] of each physical table by name: views, not copies."""
+        return {name: view for rows in self.row_stores() for name, view in rows.weights().items()}
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """Row-optimizer state by physical table and name: views, not copies."""
+        return {name: state for rows in self.row_stores() for name, state in rows.optimizer_state().items()}
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """What methods hold besides rows; an ordinary optimizer updates it."""
+        return list(self.methods.parameters())
+
+    def nbytes(self, kind: Literal["training", "serving"]) -> int:
+        """Bytes held in training by this process (padding and optimizer state included), or by the packed form.
+
+        Raises:
+            ConfigError: another kind.
+        """
+        if kind == "training":
+            held = [t for rows in self.row_stores() for t in rows.held_tensors()]
+            return distinct_nbytes([*held, *self.methods.parameters(), *self.methods.buffers()])
+        if kind == "serving" and self.sharding is not None:
+            raise ConfigError(
+                "serving bytes of sharded tables are not known here: load a checkpoint in one process and ask there"
+            )
+        if kind == "serving":
+            packs = [method.pack(self.weights()) for method in self.built_methods()]
+            return distinct_nbytes([t for pack in packs for t in (*pack.parameters(), *pack.buffers())])
+        raise ConfigError(f"there are no '{kind}' bytes; ask for 'training' or 'serving'")
+
+    @property
+    def plain_nbytes(self) -> int:
+        """Bytes of the plain fp32 tables, what budgets refer to."""
+        return sum(spec.plain_nbytes for spec in self.specs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the output is."""
+        return torch.device("cpu")
+
+
+def distinct_nbytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes of some tensors, those that several tables share counted once."""
+    places = {(t.data_ptr(), t.numel(), t.dtype): t for t in tensors if t.numel()}
+    return sum(t.numel() * t.element_size() for t in places.values())
+
+
+def one_id_bags(ids: Sequence[Tensor]) -> list[Tensor]:
+    """Lengths 1 for every id of every lookup, filled up with empty bags to the longest."""
+    longest = max((t.numel() for t in ids), default=0)
+    return [(torch.arange(longest) < t.numel()).int() for t in ids]

@@ -1,0 +1,37 @@
+"""Row stores whose lookups come in any order."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from embank.tables.rows import RowOptimizer, RowTier, build_rows
+from embank.tables.specs import PhysicalTable, RowInit, TableShard
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad"])
+@pytest.mark.parametrize("dims", [(8, 8), (8, 6)])
+def test_lookups_of_a_table_need_not_be_neighbours(name: str, dims: tuple[int, int]) -> None:
+    """FBGEMM's backward takes lookups of one table for neighbours; the store orders them and gives the caller's order back."""
+    shards = [
+        TableShard.whole(PhysicalTable(name=f"t{i}", num_embeddings=9, embedding_dim=dim, init=RowInit(scale=1.0)))
+        for i, dim in enumerate(dims)
+    ]
+    lookups = [1, 0, 1, 0, 0]
+    fast, slow = (
+        build_rows(
+            shards, lookups=lookups, seed=0, backend=b, optimizer=RowOptimizer(name=name, lr=0.1), tier=RowTier()
+        )
+        for b in ("fbgemm", "torch")
+    )
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        indices, offsets = torch.randint(0, 9, (5 * 4,), generator=generator), torch.arange(5 * 4 + 1)
+        columns = [F.embedding(indices[4 * k : 4 * k + 4], fast.weights()[f"t{t}"]) for k, t in enumerate(lookups)]
+        out = fast(indices, offsets)
+        assert torch.equal(out, torch.cat(columns, dim=1))
+        for rows in (out, slow(indices, offsets)):
+            rows.square().sum().backward()
+        fast.update()
+        slow.update()
+        for table, weight in fast.weights().items():
+            torch.testing.assert_close(weight, slow.weights()[table], rtol=1e-5, atol=1e-5)
