@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from embank.tables import BudgetError, ConfigError, TableSpec
 
@@ -56,8 +57,9 @@ def refuse_both(spec: TableSpec, **sizes: int | None) -> None:
 def share(specs: Sequence[TableSpec], costs: Sequence[Cost], *, num_levels: int, nbytes: int) -> list[TableSpec]:
     """Gives every table the highest common level that fits, and what is left to the smallest tables first.
 
-    A table that is no larger plain than at the common level stays plain. So no table is at a lower level than under a rule
-    with one common level alone, and the small ones, whose rows are used the most, are higher or plain.
+    A table that is no larger plain than at the common level stays plain. What is left buys, from the smallest table to the
+    largest, first the next level for all that it lasts for, then as much as it can. So no table is at a lower level than under a
+    rule of one common level, and the small ones, whose rows are used the most, are higher or plain.
 
     Args:
         specs: tables of one method.
@@ -72,27 +74,32 @@ def share(specs: Sequence[TableSpec], costs: Sequence[Cost], *, num_levels: int,
         BudgetError: level 0 needs more for all; states the floor.
     """
 
-    def sizes_at(level: int) -> list[int]:
-        return [min(spec.plain_nbytes, cost(level)) for spec, cost in zip(specs, costs, strict=True)]
+    def size(i: int, level: int) -> int:
+        """Plain above the highest level."""
+        return min(specs[i].plain_nbytes, costs[i](level)) if level < num_levels else specs[i].plain_nbytes
 
-    level = bisect_right(range(num_levels), nbytes, key=lambda level: sum(sizes_at(level))) - 1
-    if level < 0:
-        plain, floor = sum(spec.plain_nbytes for spec in specs), sum(sizes_at(0))
+    def total(level: int) -> int:
+        return sum(size(i, level) for i in range(len(specs)))
+
+    common = bisect_right(range(num_levels), nbytes, key=total) - 1
+    if common < 0:
+        plain, floor = sum(spec.plain_nbytes for spec in specs), total(0)
         raise BudgetError(
             f"{len(specs)} tables of method '{specs[0].method}' need {floor:,} bytes, so their floor is budget "
-            f"{floor / plain:.6g}; they were given {nbytes:,} bytes ({nbytes / plain:.6g})"
+            f"{floor / plain:.6g}; they were given {nbytes:,} bytes ({nbytes / plain:.6g}). Raise the budget"
         )
-    sizes = sizes_at(level)
+    sizes = [size(i, common) for i in range(len(specs))]
     spare = nbytes - sum(sizes)
-    for i in sorted(range(len(specs)), key=lambda i: specs[i].plain_nbytes):
-        limit = sizes[i] + spare
-        best = costs[i](bisect_right(range(num_levels), limit, key=costs[i]) - 1) if costs[i](0) <= limit else 0
-        upgraded = specs[i].plain_nbytes if specs[i].plain_nbytes <= limit else max(sizes[i], best)
-        spare -= upgraded - sizes[i]
-        sizes[i] = upgraded
+    for reach in (common + 1, num_levels):
+        for i in sorted(range(len(specs)), key=lambda i: specs[i].plain_nbytes):
+            levels = range(common, reach + 1)
+            best = levels[bisect_right(levels, sizes[i] + spare, key=partial(size, i)) - 1]
+            upgraded = max(sizes[i], size(i, best))
+            spare -= upgraded - sizes[i]
+            sizes[i] = upgraded
     return [
         replace(spec, method="full", options=None, budget=None)
-        if size == spec.plain_nbytes
-        else with_nbytes(spec, size)
-        for spec, size in zip(specs, sizes, strict=True)
+        if nbytes == spec.plain_nbytes
+        else with_nbytes(spec, nbytes)
+        for spec, nbytes in zip(specs, sizes, strict=True)
     ]

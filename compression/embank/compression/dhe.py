@@ -96,7 +96,10 @@ class Dhe(Method):
             nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
             x_SW = linear(x_SW)
             if num_ids > 1:
-                norm.running_mean, norm.running_var = x_SW.mean(0), x_SW.var(0)
+                norm.running_mean = x_SW.mean(0)
+                norm.running_var = (
+                    x_SW.var(0).mean().expand(x_SW.shape[1]).clone()
+                )  # of few ids, a unit's own says little
             x_SW = F.mish(self._normalise(norm, x_SW, by_batch=False))
         nn.init.kaiming_normal_(self.last.weight, nonlinearity="relu")
         rows_SD = F.linear(x_SW, self.last.weight)

@@ -8,18 +8,20 @@ Legend: Z floats per chunk, C chunks per row, R physical rows; the array has R Z
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from embank.compression.budgets import budget_nbytes, floor_error, refuse_both
+from embank.compression.budgets import budget_nbytes, floor_error, refuse_both, share
 from embank.tables import BudgetError, ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
 from embank.tables.hashing import hash_rows, mix64, salt64
 
 _CHUNK = 64
 _SALT_NBYTES = 8
 _BITS = 64
+_LEVELS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,16 +114,21 @@ class Robe(Method):
 
     @classmethod
     def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """The same share for every table; tables that share an array add theirs up, and take the spread of the largest of them."""
-        plain = sum(spec.plain_nbytes for spec in specs)
-        fraction = min(1.0, nbytes / plain)
+        """The same share for every table, what rounding leaves over to the small ones; tables that share an array add theirs up
+        and take the initial spread of the largest of them."""
+        fraction = min(1.0, nbytes / sum(spec.plain_nbytes for spec in specs))
         by_array: dict[str, list[TableSpec]] = {}
         for spec in specs:
             name = _options(spec).array
             if name:
                 by_array.setdefault(name, []).append(spec)
         shared = {spec.name: spec for group in by_array.values() for spec in _sharing(group, fraction)}
-        return [shared.get(spec.name, replace(spec, budget=fraction)) for spec in specs]
+        alone = [spec for spec in specs if spec.name not in shared]
+        if alone:
+            rest = nbytes - sum(int(fraction * sum(spec.plain_nbytes for spec in group)) for group in by_array.values())
+            costs = [partial(_nbytes_at, spec) for spec in alone]
+            shared |= {spec.name: spec for spec in share(alone, costs, num_levels=_LEVELS, nbytes=rest)}
+        return [shared[spec.name] for spec in specs]
 
 
 def _options(spec: TableSpec) -> RobeConfig:
@@ -133,6 +140,13 @@ def _chunk(spec: TableSpec, config: RobeConfig) -> int:
     if config.chunk is not None and not 1 <= config.chunk <= 2048:
         raise ConfigError(f"table '{spec.name}' has chunk {config.chunk}; use 1 to 2048 floats")
     return chunk
+
+
+def _nbytes_at(spec: TableSpec, level: int) -> int:
+    """Bytes at a share of `level + 1` millionths: the salt and whole chunks, at least one."""
+    chunk_nbytes = 4 * _chunk(spec, _options(spec))
+    num_chunks = (spec.plain_nbytes * (level + 1) // _LEVELS - _SALT_NBYTES) // chunk_nbytes
+    return max(1, num_chunks) * chunk_nbytes + _SALT_NBYTES
 
 
 def _sharing(specs: Sequence[TableSpec], fraction: float) -> list[TableSpec]:

@@ -41,7 +41,7 @@ class TTRecConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class TensorTrain:
     """Shape of a tensor train.
 
     Args:
@@ -109,12 +109,12 @@ def dim_factors(embedding_dim: int) -> Triple:
     return high, middle_size, low  # the first core has fewer row factors than the last
 
 
-def train_of(spec: TableSpec, rank: int) -> Train:
+def train_of(spec: TableSpec, rank: int) -> TensorTrain:
     """The shape of a table at a rank, each bond capped at the smaller side of its unfolding."""
     rows, dims = row_factors(spec.num_embeddings), dim_factors(spec.embedding_dim)
     first, middle, last = (n * q for n, q in zip(rows, dims, strict=True))
     caps = min(first, middle * last), min(last, first * middle)
-    return Train(rows=rows, dims=dims, ranks=(min(rank, caps[0]), min(rank, caps[1])))
+    return TensorTrain(rows=rows, dims=dims, ranks=(min(rank, caps[0]), min(rank, caps[1])))
 
 
 def full_rank(spec: TableSpec) -> int:
@@ -143,10 +143,10 @@ class TTRec(Method):
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)
-        self.train_shape = train_of(spec, _rank(spec, self.options()))
-        init = RowInit(kind="tails", scale=_core_std(spec, self.train_shape))
+        self.tensor_train = train_of(spec, _rank(spec, self.options()))
+        init = RowInit(kind="tails", scale=_core_std(spec, self.tensor_train))
         self.core_parts: list[list[PhysicalTable]] = []
-        for core, shape in enumerate(self.train_shape.core_shapes):
+        for core, shape in enumerate(self.tensor_train.core_shapes):
             width = math.prod(shape[1:])
             self.core_parts.append(
                 [
@@ -162,20 +162,20 @@ class TTRec(Method):
         self.physical = tuple(itertools.chain.from_iterable(self.core_parts))
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        rows = digits(ids_N, self.train_shape.rows)
+        rows = digits(ids_N, self.tensor_train.rows)
         return tuple(row_N for row_N, parts in zip(rows, self.core_parts, strict=True) for _ in parts)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         parts = iter(rows)
         slices = [torch.cat(list(itertools.islice(parts, len(core))), dim=1) for core in self.core_parts]
-        shapes = [shape[1:] for shape in self.train_shape.core_shapes]
+        shapes = [shape[1:] for shape in self.tensor_train.core_shapes]
         cores = [slice_NW.view(-1, *shape) for slice_NW, shape in zip(slices, shapes, strict=True)]
         return contract(cores)[:, : self.spec.embedding_dim]
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
         cores = [
             torch.cat([rows[table.name] for table in parts], dim=1).view(shape)
-            for parts, shape in zip(self.core_parts, self.train_shape.core_shapes, strict=True)
+            for parts, shape in zip(self.core_parts, self.tensor_train.core_shapes, strict=True)
         ]
         return PackedTTRec(cores, embedding_dim=self.spec.embedding_dim)
 
@@ -202,7 +202,7 @@ def _rank(spec: TableSpec, options: TTRecConfig) -> int:
     return rank
 
 
-def _core_std(spec: TableSpec, train: Train) -> float:
+def _core_std(spec: TableSpec, train: TensorTrain) -> float:
     """Standard deviation of core entries: a table entry sums R1 R2 products of three of them."""
     plain = default_init(spec)
     variance = plain.scale**2 / (3 if plain.kind == "uniform" else 1)
