@@ -19,7 +19,7 @@ from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, RowIn
 
 Combine = Literal["mul", "sum"]
 
-_DIVISOR = 4  # collisions per row in the paper's main experiments
+_DIVISOR = 4  # ids per quotient row, as in most of the paper's experiments
 
 
 @dataclass(frozen=True, kw_only=True)

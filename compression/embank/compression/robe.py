@@ -158,7 +158,7 @@ def _sharing(specs: Sequence[TableSpec], fraction: float) -> list[TableSpec]:
         floor = (4 * chunk + _SALT_NBYTES * len(specs)) / sum(spec.plain_nbytes for spec in specs)
         raise BudgetError(
             f"array '{name}' of {len(specs)} tables of method 'robe' needs one chunk and the salts, so its floor is budget "
-            f"{floor:.6g}; the budget is {fraction:.6g}"
+            f"{floor:.6g}; the budget is {fraction:.6g}. Raise the budget"
         )
     largest = max(specs, key=lambda spec: spec.num_embeddings)
     std = largest.init_std or (3 * largest.num_embeddings) ** -0.5
