@@ -1,5 +1,6 @@
 """What a model asks for (`TableSpec`) and what is really held (`PhysicalTable`)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -91,12 +92,14 @@ class RowInit:
     """Initial values of a physical table's rows.
 
     Args:
-        kind: "uniform" draws U(mean - scale, mean + scale), "normal" draws N(mean, scale**2).
+        kind: "uniform" draws U(mean - scale, mean + scale), "normal" draws N(mean, scale**2), "tails" draws the parts of a normal
+            distribution beyond two standard deviations, whose products are spread more evenly around 0; its own standard
+            deviation is the scale.
         scale: half width or standard deviation; 0 sets every value to the mean.
         mean: centre of the distribution.
     """
 
-    kind: Literal["uniform", "normal"] = "uniform"
+    kind: Literal["uniform", "normal", "tails"] = "uniform"
     scale: float
     mean: float = 0.0
 
@@ -118,9 +121,21 @@ class RowInit:
             generator = generator_of(seed, "rows", table, chunk)
             if self.kind == "uniform":
                 values.uniform_(self.mean - self.scale, self.mean + self.scale, generator=generator)
-            else:
+            elif self.kind == "normal":
                 values.normal_(self.mean, self.scale, generator=generator)
+            else:
+                values = self.mean + self.scale * _tails(values.uniform_(-1, 1, generator=generator))
             out_RD[low - first_row : high - first_row].copy_(values[low - start :])
+
+
+def _tails(uniform: Tensor) -> Tensor:
+    """Standard normal values given that they exceed 2 in size, over their standard deviation, from U(-1, 1) by the inverse of the
+    distribution function."""
+    tail, density = math.erfc(2**0.5) / 2, math.exp(-2) / (2 * math.pi) ** 0.5
+    std = (1 + 2 * density / tail) ** 0.5  # by parts, E[x**2 given x > t] = 1 + t * density(t) / tail(t)
+    share = uniform.double().abs().clamp(min=1e-9)
+    values: Tensor = -torch.special.ndtri(share * tail) / std
+    return values.copysign(uniform).float()
 
 
 def default_init(spec: TableSpec) -> RowInit:

@@ -1,0 +1,105 @@
+"""From a budget to bytes, and from the bytes of a collection to the bytes of each of its tables."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from embank.tables import BudgetError, ConfigError, TableSpec
+
+Cost = Callable[[int], int]
+"""Serving bytes of a table at a level of a method's hyper-parameter; higher levels never need fewer bytes."""
+
+
+def budget_nbytes(spec: TableSpec) -> int | None:
+    """Serving bytes that a table may have; None without a budget."""
+    return None if spec.budget is None else int(spec.budget * spec.plain_nbytes)
+
+
+def with_nbytes(spec: TableSpec, nbytes: int) -> TableSpec:
+    """A spec whose budget is this many serving bytes, to the byte.
+
+    Args:
+        spec: any.
+        nbytes: at least 1 and at most the plain table's.
+    """
+    budget = nbytes / spec.plain_nbytes
+    while int(budget * spec.plain_nbytes) < nbytes:  # the quotient was rounded down
+        budget = math.nextafter(budget, math.inf)
+    return replace(spec, budget=min(1.0, budget))
+
+
+def floor_error(spec: TableSpec, *, needs: str, floor_nbytes: int) -> BudgetError:
+    """What to raise when a table's budget is below its method's floor.
+
+    Args:
+        spec: of the table.
+        needs: what the method can't do without.
+        floor_nbytes: serving bytes of the smallest form.
+    """
+    cure = "Raise the budget, or keep the table plain with method 'full'"
+    return BudgetError(
+        f"table '{spec.name}': method '{spec.method}' needs {needs}, {floor_nbytes:,} bytes, so its floor is "
+        f"budget {floor_nbytes / spec.plain_nbytes:.6g}; the budget is {spec.budget}. {cure}"
+    )
+
+
+def refuse_both(spec: TableSpec, **sizes: int | None) -> None:
+    """Raises ConfigError if a table has a budget and an option that fixes its size as well."""
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"table '{spec.name}' has {name} {value}; it must be at least 1")
+        if value is not None and spec.budget is not None:
+            raise ConfigError(f"table '{spec.name}' has both budget {spec.budget} and {name} {value}; keep one of them")
+
+
+def share(specs: Sequence[TableSpec], costs: Sequence[Cost], *, num_levels: int, nbytes: int) -> list[TableSpec]:
+    """Gives every table the highest common level that fits, and what is left to the smallest tables first.
+
+    A table that is no larger plain than at the common level stays plain. What is left buys, from the smallest table to the
+    largest, first the next level for all that it lasts for, then as much as it can. So no table is at a lower level than under a
+    rule of one common level, and the small ones, whose rows are used the most, are higher or plain.
+
+    Args:
+        specs: tables of one method.
+        costs: bytes by level, 0 .. num_levels - 1, of each table.
+        num_levels: levels that exist.
+        nbytes: serving bytes for all tables.
+
+    Returns:
+        The specs, each with the budget that it got, or with method 'full'.
+
+    Raises:
+        BudgetError: level 0 needs more for all; states the floor.
+    """
+
+    def size(i: int, level: int) -> int:
+        """Plain above the highest level."""
+        return min(specs[i].plain_nbytes, costs[i](level)) if level < num_levels else specs[i].plain_nbytes
+
+    def total(level: int) -> int:
+        return sum(size(i, level) for i in range(len(specs)))
+
+    common = bisect_right(range(num_levels), nbytes, key=total) - 1
+    if common < 0:
+        plain, floor = sum(spec.plain_nbytes for spec in specs), total(0)
+        raise BudgetError(
+            f"{len(specs)} tables of method '{specs[0].method}' need {floor:,} bytes, so their floor is budget "
+            f"{floor / plain:.6g}; they were given {nbytes:,} bytes ({nbytes / plain:.6g}). Raise the budget"
+        )
+    sizes = [size(i, common) for i in range(len(specs))]
+    spare = nbytes - sum(sizes)
+    for reach in (common + 1, num_levels):
+        for i in sorted(range(len(specs)), key=lambda i: specs[i].plain_nbytes):
+            levels = range(common, reach + 1)
+            best = levels[bisect_right(levels, sizes[i] + spare, key=partial(size, i)) - 1]
+            upgraded = max(sizes[i], size(i, best))
+            spare -= upgraded - sizes[i]
+            sizes[i] = upgraded
+    return [
+        replace(spec, method="full", options=None, budget=None)
+        if nbytes == spec.plain_nbytes
+        else with_nbytes(spec, nbytes)
+        for spec, nbytes in zip(specs, sizes, strict=True)
+    ]

@@ -1,0 +1,249 @@
+"""Compositional embeddings: a row is put together from one row of each of several small tables.
+
+Shi, Mudigere, Naumov, Yang, "Compositional Embeddings Using Complementary Partitions for Memory-Efficient Recommendation
+Systems", KDD 2020. With two partitions this is the quotient-remainder trick.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from embank.compression.budgets import budget_nbytes, floor_error, refuse_both, share
+from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
+
+Combine = Literal["mul", "sum"]
+
+_DIVISOR = 4  # ids per quotient row, as in most of the paper's experiments
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositionalConfig:
+    """Options of compositional embeddings.
+
+    Args:
+        num_partitions: tables that a row is put together from; None takes two, or as many more as the budget asks for.
+        combine: rows are multiplied ("mul") or added ("sum"), element by element.
+        divisor: rows of each remainder table; None takes the smallest that the budget allows, or 4 without a budget.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
+
+    num_partitions: int | None = None
+    combine: Combine = "mul"
+    divisor: int | None = None
+
+
+def even_split(total: int, parts: int) -> tuple[int, ...]:
+    """Whole numbers that differ by at most 1 and sum up to `total`: those of the largest product."""
+    return tuple(total // parts + (i < total % parts) for i in range(parts))
+
+
+def partition_sizes(num_embeddings: int, divisors: Sequence[int]) -> tuple[int, ...]:
+    """Rows of each table: the remainder tables', then the quotient's. Their product is at least `num_embeddings`."""
+    return (*divisors, -(-num_embeddings // math.prod(divisors)))
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """All ways to store a number of ids in a number of tables, by the rows of the remainder tables together.
+
+    More remainder rows mean fewer rows in all, down to `tightest`: `total + num_embeddings / product` is convex in the total,
+    since the product of an even split grows by a factor that falls.
+    """
+
+    num_embeddings: int
+    num_partitions: int
+
+    @property
+    def loosest(self) -> int:
+        """Fewest remainder rows: two per table, or one for a single id."""
+        return (self.num_partitions - 1) * min(2, self.num_embeddings)
+
+    @cached_property
+    def tightest(self) -> int:
+        """Remainder rows at which the sum of all rows is the least."""
+
+        def grows(total: int) -> bool:
+            now, more = (math.prod(even_split(t, self.num_partitions - 1)) for t in (total, total + 1))
+            return now * more >= self.num_embeddings * (more - now)
+
+        return self.loosest + bisect_left(range(self.loosest, 2 * self.num_embeddings + 2), True, key=grows)
+
+    def sizes(self, total: int) -> tuple[int, ...]:
+        """Rows of each table with `total` remainder rows."""
+        return partition_sizes(self.num_embeddings, even_split(total, self.num_partitions - 1))
+
+    def num_rows(self, total: int) -> int:
+        """Rows of all tables with `total` remainder rows."""
+        return sum(self.sizes(total))
+
+    @cached_property
+    def floor(self) -> int:
+        """Fewest rows of all tables."""
+        return self.num_rows(self.tightest)
+
+    def within(self, num_rows: int) -> tuple[int, ...] | None:
+        """Rows of each table, the quotient's as many as `num_rows` in all allow; None if nothing fits."""
+        totals = range(self.loosest, self.tightest + 1)
+        place = bisect_left(totals, True, key=lambda total: self.num_rows(total) <= num_rows)
+        return self.sizes(totals[place]) if place < len(totals) else None
+
+
+def possible(num_embeddings: int, num_partitions: int | None) -> list[Partitions]:
+    """The numbers of tables to try, few first: a fixed one, or all that may save rows."""
+    most = max(2, (num_embeddings - 1).bit_length())
+    counts = range(2, most + 1) if num_partitions is None else [num_partitions]
+    return [Partitions(num_embeddings, count) for count in counts]
+
+
+class Compositional(Method):
+    """Digits of the id in a mixed radix choose a row in each table; the rows are multiplied or added.
+
+    The digits of `x` are `x mod b1`, `x div b1 mod b2`, ... and the quotient that is left: no two ids have all digits in common.
+    Ids that share the quotient are neighbours, so after ranking by frequency they are about equally hot.
+
+    Differences from public implementations: the quotient is an integer division (a true division of int64 goes through float32
+    in PyTorch and is wrong for ids above 2**24); the remainder tables start near 1 and the quotient's like the plain table, so
+    that the product starts with the plain table's spread and each factor gets gradients of the plain table's size; the
+    divisor is each table's own and the smallest that its budget allows; where two tables are too large, three are used, and so on.
+
+    Raises:
+        BudgetError: the budget is below the fewest rows that any number of tables needs.
+        ConfigError: fewer than two partitions, or both a budget and a divisor.
+    """
+
+    Config = CompositionalConfig
+
+    def __init__(self, spec: TableSpec) -> None:
+        super().__init__(spec)
+        options: CompositionalConfig = self.options()
+        refuse_both(spec, divisor=options.divisor)
+        if options.num_partitions is not None and options.num_partitions < 2:
+            raise ConfigError(
+                f"table '{spec.name}' has num_partitions {options.num_partitions}; use at least 2, or method 'full'"
+            )
+        self.how: Combine = options.combine
+        self.sizes = _sizes(spec, options)
+        self.physical = tuple(
+            PhysicalTable(
+                name=f"{spec.name}/{'quotient' if i == len(self.sizes) - 1 else f'remainder{i}'}",
+                num_embeddings=size,
+                embedding_dim=spec.embedding_dim,
+                init=_init(spec, self.how, num_tables=len(self.sizes), is_quotient=i == len(self.sizes) - 1),
+            )
+            for i, size in enumerate(self.sizes)
+        )
+
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        return tuple(digits(ids_N, self.sizes))
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        return combined(rows, self.how)
+
+    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
+        return PackedCompositional([rows[table.name] for table in self.physical], combine=self.how)
+
+    @classmethod
+    def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        """The smallest common divisor that fits, no table's beyond its own best, and what is left to the small tables."""
+        largest = max(spec.num_embeddings for spec in specs)
+        levels = [
+            (ways.num_partitions, total)
+            for ways in reversed(possible(largest, None))
+            for total in range(ways.tightest, ways.loosest - 1, -1)
+        ]
+        costs = [_cost(spec, levels) for spec in specs]
+        return share(specs, costs, num_levels=len(levels), nbytes=nbytes)
+
+
+def _sizes(spec: TableSpec, options: CompositionalConfig) -> tuple[int, ...]:
+    """Rows of each table, by the options or within the budget."""
+    limit = budget_nbytes(spec)
+    if limit is None:
+        divisor = min(options.divisor or _DIVISOR, spec.num_embeddings)
+        return partition_sizes(spec.num_embeddings, [divisor] * ((options.num_partitions or 2) - 1))
+    row_nbytes = 4 * spec.embedding_dim
+    ways = possible(spec.num_embeddings, options.num_partitions)
+    for way in ways:
+        sizes = way.within(limit // row_nbytes)
+        if sizes is not None:
+            return sizes
+    floor = min(way.floor for way in ways)
+    raise floor_error(spec, needs=f"{floor} rows", floor_nbytes=floor * row_nbytes)
+
+
+def _cost(spec: TableSpec, levels: Sequence[tuple[int, int]]) -> "_LevelCost":
+    options = spec.options if isinstance(spec.options, CompositionalConfig) else CompositionalConfig()
+    ways = {way.num_partitions: way for way in possible(spec.num_embeddings, options.num_partitions)}
+    return _LevelCost(ways=ways, levels=levels, row_nbytes=4 * spec.embedding_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LevelCost:
+    """Bytes of a table at a level (number of tables, remainder rows), from the most and smallest tables to two large ones."""
+
+    ways: Mapping[int, Partitions]
+    levels: Sequence[tuple[int, int]]
+    row_nbytes: int
+
+    def __call__(self, level: int) -> int:
+        count, total = self.levels[level]
+        if count < min(self.ways):
+            way = self.ways[min(self.ways)]
+            return way.num_rows(way.loosest) * self.row_nbytes
+        fewer = [way.floor for other, way in self.ways.items() if other < count]
+        if count not in self.ways:
+            return min(fewer) * self.row_nbytes
+        way = self.ways[count]
+        num_rows = way.num_rows(max(way.loosest, min(total, way.tightest)))
+        return min([num_rows, *fewer]) * self.row_nbytes
+
+
+def _init(spec: TableSpec, how: Combine, *, num_tables: int, is_quotient: bool) -> RowInit:
+    """Initial values whose product or sum has the spread of the plain table."""
+    plain = default_init(spec)
+    if how == "sum":
+        return RowInit(kind=plain.kind, scale=plain.scale / num_tables**0.5)
+    return plain if is_quotient else RowInit(kind="normal", scale=0.01, mean=1.0)
+
+
+def digits(ids_N: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """The row in each table: the remainders, least significant first, then the quotient."""
+    for size in sizes[:-1]:
+        yield ids_N % size
+        ids_N = torch.div(ids_N, size, rounding_mode="floor")
+    yield ids_N
+
+
+def combined(rows: Sequence[Tensor], how: Combine) -> Tensor:
+    """Product or sum of rows [N, D], element by element."""
+    out_ND = rows[0]
+    for row_ND in rows[1:]:
+        out_ND = out_ND * row_ND if how == "mul" else out_ND + row_ND
+    return out_ND
+
+
+class PackedCompositional(PackedTable):
+    """The rows of each table; its number of rows says how ids are divided."""
+
+    facts: ClassVar[tuple[str, ...]] = ("num_tables", "combine")
+    num_tables: int
+    combine: Combine
+
+    def __init__(self, tables: Sequence[Tensor], *, combine: Combine) -> None:
+        super().__init__()
+        self.num_tables = len(tables)
+        self.combine = combine
+        for i, rows_RD in enumerate(tables):
+            self.register_buffer(f"table{i}", rows_RD.detach())
+
+    def lookup(self, ids_N: Tensor) -> Tensor:
+        tables = [self.get_buffer(f"table{i}") for i in range(self.num_tables)]
+        places = digits(ids_N, [rows_RD.shape[0] for rows_RD in tables])
+        return combined([rows_RD[rows_N] for rows_RD, rows_N in zip(tables, places, strict=True)], self.combine)

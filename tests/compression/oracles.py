@@ -1,0 +1,79 @@
+"""What tests of methods share: a table of one method, and the check of its values and gradients against a dense graph."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embank.compression import Table
+from embank.tables import RowOptimizer, TableSpec
+
+Weights = dict[str, Tensor]
+
+
+def spec_of(
+    method: str, num: int, dim: int, *, options: Any = None, budget: float | None = None, **more: Any
+) -> TableSpec:
+    return TableSpec(
+        name="t",
+        num_embeddings=num,
+        embedding_dim=dim,
+        feature_names=["t"],
+        method=method,
+        options=options,
+        budget=budget,
+        **more,
+    )
+
+
+def table_of(
+    method: str, num: int, dim: int, *, options: Any = None, budget: float | None = None, seed: int = 0
+) -> Table:
+    """A table whose rows move by minus their gradient."""
+    spec = spec_of(method, num, dim, options=options, budget=budget)
+    return Table(spec, seed=seed, optimizer=RowOptimizer(name="sgd", lr=1.0))
+
+
+def materialised(table: Table) -> Tensor:
+    """Every logical row [N, D] in evaluation mode."""
+    table.collection.eval()
+    with torch.no_grad():
+        rows = table.lookup(torch.arange(table.spec.num_embeddings))
+    table.collection.train()
+    return rows
+
+
+def check_against_dense(table: Table, dense: Callable[[Weights], Tensor], *, seed: int = 0) -> None:
+    """lookup(batch) is dense(weights)[batch], and a random linear functional of both has the same gradient.
+
+    Args:
+        table: with rows that move by minus their gradient.
+        dense: the logical table [N, D] from physical rows, written without the code under test; differentiable.
+        seed: of the batch, in which ids repeat, and the functional.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    num, dim = table.spec.num_embeddings, table.spec.embedding_dim
+    ids = torch.randint(0, num, (2 * num + 3,), generator=generator)
+    direction = torch.randn(ids.numel(), dim, generator=generator)
+    leaves = {name: rows.clone().requires_grad_() for name, rows in table.collection.weights().items()}
+    expected = dense(leaves)
+    torch.testing.assert_close(materialised(table), expected.detach(), rtol=1e-5, atol=1e-6)
+    (expected[ids] * direction).sum().backward()
+    out = table.lookup(ids)
+    torch.testing.assert_close(out.detach(), expected.detach()[ids], rtol=1e-5, atol=1e-6)
+    (out * direction).sum().backward()
+    table.collection.update_rows()
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        moved = leaf.detach() - table.collection.weights()[name]
+        torch.testing.assert_close(moved, leaf.grad, rtol=1e-4, atol=1e-4 * float(leaf.grad.abs().max()))
+
+
+def splitmix64(value: int) -> int:
+    """The finaliser of splitmix64 on Python integers, as an unsigned 64-bit number."""
+    mask = 2**64 - 1
+    z = (value + 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
