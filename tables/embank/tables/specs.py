@@ -94,11 +94,13 @@ class RowInit:
         kind: "uniform" draws U(mean - scale, mean + scale), "normal" draws N(mean, scale**2).
         scale: half width or standard deviation; 0 sets every value to the mean.
         mean: centre of the distribution.
+        last_column: value of the last column, where that is no weight but a constant of the row; None draws it like the others.
     """
 
     kind: Literal["uniform", "normal"] = "uniform"
     scale: float
     mean: float = 0.0
+    last_column: float | None = None
 
     def fill(self, out_RD: Tensor, *, seed: int, table: str, first_row: int = 0) -> None:
         """Writes initial values into rows first_row .. first_row + R of a table, in bounded memory.
@@ -120,6 +122,8 @@ class RowInit:
                 values.uniform_(self.mean - self.scale, self.mean + self.scale, generator=generator)
             else:
                 values.normal_(self.mean, self.scale, generator=generator)
+            if self.last_column is not None:
+                values[:, -1] = self.last_column
             out_RD[low - first_row : high - first_row].copy_(values[low - start :])
 
 
