@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embank.tables import BudgetError, TableSpec
-from embank.tables.hashing import mix64
+from embank.tables.hashing import mix64, salt64
 
 Bits = Literal[8, 16]
 
@@ -31,7 +31,7 @@ def noise(rows_U: Tensor, *, num_columns: int, seed: int) -> Tensor:
         float32 [U, num_columns], multiples of 2**-24.
     """
     places_UD = rows_U[:, None] * num_columns + torch.arange(num_columns)
-    return ((mix64(places_UD, salt=seed) >> 40) & 0xFF_FFFF).float() * 2.0**-24
+    return ((mix64(places_UD, salt=salt64("noise", seed)) >> 40) & 0xFF_FFFF).float() * 2.0**-24
 
 
 def round_stochastically(values_UD: Tensor, noise_UD: Tensor) -> Tensor:
