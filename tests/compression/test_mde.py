@@ -77,6 +77,28 @@ def test_a_collection_uses_its_budget(sizes: tuple[int, ...]) -> None:
         Mde.allocate(tables_of(sizes), int(0.06 * 4 * plain))
 
 
+def test_small_collections_keep_bytes_and_order_and_leave_no_room_for_a_dim() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        sizes = (10 ** (3 * torch.rand(4, generator=generator))).long().tolist()
+        specs = tables_of(tuple(sizes), 8)
+        allowed = int((0.3 + 0.6 * float(torch.rand(1, generator=generator))) * 8 * sum(sizes))
+        floor = sum(min(8 * n, n + 8) for n in sizes)
+        if floor > allowed:
+            continue
+        given = Mde.allocate(specs, 4 * allowed)
+        dims = [s.options.dim for s in given]
+        assert numbers_held(given) <= allowed
+        for n, dim in zip(sizes, dims, strict=True):
+            assert all(other <= dim for m, other in zip(sizes, dims, strict=True) if m > n), (sizes, dims)
+        for i, n in enumerate(sizes):
+            raised = dims[i] + 1 if (dims[i] + 1) * (n + 8) < 8 * n else 8
+            in_order = all(dims[j] >= raised for j, m in enumerate(sizes) if m < n)
+            if dims[i] < 8 and in_order:
+                extra = (8 * n if raised == 8 else raised * (n + 8)) - dims[i] * (n + 8)
+                assert numbers_held(given) + extra > allowed
+
+
 def test_tables_of_one_size_share_evenly() -> None:
     given = Mde.allocate(tables_of((1000, 1000, 1000)), int(0.4 * 4 * 48_000))
     assert sorted(s.options.dim for s in given) == [6, 6, 6]

@@ -52,7 +52,7 @@ def test_a_collection_gets_the_largest_common_dim() -> None:
         narrow = table.num_embeddings * width + width * table.embedding_dim
         return 4 * (plain if width == table.embedding_dim else min(plain, narrow))
 
-    for budget in (1.0, 0.7, 0.3, 0.12):
+    for budget in (1.0, 0.9, 0.8, 0.7, 0.3, 0.2, 0.15, 0.12):
         nbytes = int(budget * sum(s.plain_nbytes for s in specs))
         given = UniformDim.allocate(specs, nbytes)
         best = max(w for w in range(1, 17) if sum(held(s, w) for s in specs) <= nbytes)
