@@ -56,6 +56,7 @@ def train(tables: TableCollection, *, steps: int = 10, seed: int = 0) -> None:
         (loss if extra is None else loss + extra).backward()
         tables.update_rows()
         if dense:
+            torch.nn.utils.clip_grad_norm_(tables.dense_parameters(), 1.0)  # the loss is a sum over the batch
             dense.step()
         after_step(tables, step=step + 1, num_steps=steps)
 

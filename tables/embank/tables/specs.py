@@ -97,11 +97,13 @@ class RowInit:
             deviation is the scale.
         scale: half width or standard deviation; 0 sets every value to the mean.
         mean: centre of the distribution.
+        last_column: value of the last column, where that is no weight but a constant of the row; None draws it like the others.
     """
 
     kind: Literal["uniform", "normal", "tails"] = "uniform"
     scale: float
     mean: float = 0.0
+    last_column: float | None = None
 
     def fill(self, out_RD: Tensor, *, seed: int, table: str, first_row: int = 0) -> None:
         """Writes initial values into rows first_row .. first_row + R of a table, in bounded memory.
@@ -125,6 +127,8 @@ class RowInit:
                 values.normal_(self.mean, self.scale, generator=generator)
             else:
                 values = self.mean + self.scale * _tails(values.uniform_(-1, 1, generator=generator))
+            if self.last_column is not None:
+                values[:, -1] = self.last_column
             out_RD[low - first_row : high - first_row].copy_(values[low - start :])
 
 

@@ -1,7 +1,6 @@
 """From a configuration and a schema to tables and a model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -9,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from embank.compression.budget import share
 from embank.ctr_models import MODELS, CTRModel, Inputs, Network, build_network
 from embank.pipelines.data.schema import VOCAB_FOLDER, CategoricalField, Schema
 from embank.pipelines.training.config import Config
 from embank.tables import (
-    BudgetError,
     ConfigError,
     DataError,
     RowOptimizer,
@@ -49,7 +48,7 @@ def table_specs(config: Config, schema: Schema, *, data: Path) -> list[TableSpec
     Raises:
         ConfigError: an override of a feature that the data lacks.
         DataError: a vocabulary is missing or damaged.
-        BudgetError: the plain small tables alone exceed the budget.
+        BudgetError: the plain small tables alone, or the methods' floors, exceed the budget.
     """
     for feature in config.tables.overrides:
         if feature not in schema.feature_names:
@@ -83,27 +82,13 @@ def _spec(config: Config, field: CategoricalField, data: Path, *, name: str, dim
 
 
 def _share_budget(config: Config, specs: list[TableSpec]) -> list[TableSpec]:
-    """Keeps small tables plain and gives the others the rest of the budget, so that the whole keeps it."""
+    """Shares the default budget between the tables that are not overridden."""
     budget = config.tables.default.budget
     if budget is None:
         return specs
-    shared = {spec.name for spec in specs if spec.feature_names[0] not in config.tables.overrides}
-    small = {spec.name for spec in specs if spec.name in shared and spec.num_embeddings < config.tables.plain_below}
-    plain_nbytes = sum(spec.plain_nbytes for spec in specs if spec.name in small)
-    total_nbytes = sum(spec.plain_nbytes for spec in specs if spec.name in shared)
-    rest = (budget * total_nbytes - plain_nbytes) / max(1, total_nbytes - plain_nbytes)
-    if plain_nbytes > budget * total_nbytes or (rest <= 0 and shared != small):
-        raise BudgetError(
-            f"'tables.budget' is {budget}, but the tables of fewer than {config.tables.plain_below} ids alone are "
-            f"{plain_nbytes / total_nbytes:.4f} of all bytes; raise the budget above that or lower 'tables.plain_below'"
-        )
-    return [_within(spec, rest, plain=spec.name in small) if spec.name in shared else spec for spec in specs]
-
-
-def _within(spec: TableSpec, budget: float, *, plain: bool) -> TableSpec:
-    if plain:
-        return replace(spec, method="full", options=None, budget=None)
-    return replace(spec, budget=min(1.0, budget))
+    shared = [spec for spec in specs if spec.feature_names[0] not in config.tables.overrides]
+    within = {spec.name: spec for spec in share(shared, budget=budget, plain_below=config.tables.plain_below)}
+    return [within.get(spec.name, spec) for spec in specs]
 
 
 def _counts(data: Path, field: CategoricalField) -> torch.Tensor:
