@@ -343,6 +343,15 @@ def test_without_reading_everything(bundle: Path) -> None:
         load_bundle(bundle, verify=False)
 
 
+def test_other_users_may_read_it(tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        save_bundle(tmp_path / "b", plain(), network={"w": torch.ones(1)})
+    finally:
+        os.umask(old)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "b").iterdir()} == {0o644}
+
+
 def test_files_beside_it_are_left_alone(bundle: Path) -> None:
     (bundle / ".DS_Store").touch()
     assert load_bundle(bundle).keys == ["a"]
