@@ -79,12 +79,6 @@ def test_from_rows_to_a_report(tmp_path: Path) -> None:
     assert (tmp_path / "shipped" / "tables.evaluations.jsonl").is_file()
     assert "all checksums match" in said[7]
     assert "rows 8 x 4 float32" in said[7]
-    there = embank(*steps[5], cwd=tmp_path)
-    assert there.returncode == 2
-    assert "exists already, and a bundle is never written over anything; choose another folder" in there.stderr
-    with_data = embank("inspect", "shipped/tables", "--data", "data", cwd=tmp_path)
-    assert with_data.returncode == 2
-    assert "is a bundle, which is inspected without data" in with_data.stderr
     again = embank(*steps[2], cwd=tmp_path)
     assert again.returncode == 2
     assert "already holds a run; continue it with --resume" in again.stderr

@@ -137,31 +137,32 @@ FRESH = """
     import torch
     from torchrec import KeyedJaggedTensor
     from embank.tables import load_bundle
-    loaded = load_bundle("bundle/")
     kjt = KeyedJaggedTensor(keys=["a"], values=torch.arange(1200), lengths=torch.ones(1200, dtype=torch.int32))
-    torch.save(loaded(kjt).values(), "values.pt")
+    for method in sys.argv[1:]:
+        torch.save(load_bundle(method + "/")(kjt).values(), method + ".pt")
     assert not [name for name in sys.modules if name.startswith(("embank.pipelines", "embank.ctr_models", "embank.search"))]
 """
 
 
 def test_in_a_fresh_process(tmp_path: Path) -> None:
     """Every method, without the packages that train: a bundle and the module of the method are enough."""
+    kjt = random_kjt({"a": NUM}, batch_size=NUM, seed=0, single=True)
+    kjt.values()[:] = torch.arange(NUM)
+    expected = {}
     for method in NAMES:
-        folder = tmp_path / method
         tables = trained(method)
-        save_bundle(folder / "bundle", tables)
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FRESH)],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": ""},
-        )
-        assert done.returncode == 0, done.stderr
-        kjt = random_kjt({"a": NUM}, batch_size=NUM, seed=0, single=True)
-        kjt.values()[:] = torch.arange(NUM)
-        assert torch.equal(torch.load(folder / "values.pt"), pack_collection(tables)(kjt).values())
+        save_bundle(tmp_path / method, tables)
+        expected[method] = pack_collection(tables)(kjt).values()
+    done = run_code(FRESH, *NAMES, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for method in NAMES:
+        assert torch.equal(torch.load(tmp_path / f"{method}.pt"), expected[method])
+
+
+def run_code(code: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Code in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_it_takes_the_place_of_an_embedding_bag_collection(tmp_path: Path) -> None:
@@ -268,13 +269,7 @@ def test_memory(tmp_path: Path, dim: int, copies: float) -> None:
     """Rows are written from where they are, padded ones through one copy; loaded tables are mapped from the file."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("the peak of memory can't be reset here")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(MEMORY), str(dim)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_code(MEMORY, dim, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     saving, loading = map(float, done.stdout.split())
     table = 2**20 * dim * 4 / 2**20
@@ -343,6 +338,15 @@ def test_without_reading_everything(bundle: Path) -> None:
         load_bundle(bundle, verify=False)
 
 
+def test_other_users_may_read_it(tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        save_bundle(tmp_path / "b", plain(), network={"w": torch.ones(1)})
+    finally:
+        os.umask(old)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "b").iterdir()} == {0o644}
+
+
 def test_files_beside_it_are_left_alone(bundle: Path) -> None:
     (bundle / ".DS_Store").touch()
     assert load_bundle(bundle).keys == ["a"]
@@ -392,13 +396,7 @@ FULL_DISK = """
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FULL_DISK)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_code(FULL_DISK, cwd=tmp_path)
     assert "can't be written" in done.stdout, done.stderr
     assert "File too large" in done.stdout
     assert "make room or choose another folder" in done.stdout

@@ -134,9 +134,9 @@ def save_bundle(
             f"the facts of bundle '{folder}' can't be saved as JSON: {error}; give plain values"
         ) from error
     with _written(folder) as temporary:
-        save_file(stored.tensors, temporary / TABLES)
+        stored.write(temporary / TABLES)
         if network is not None:
-            save_file(dense.tensors, temporary / NETWORK)
+            dense.write(temporary / NETWORK)
         (temporary / MANIFEST).write_text(text)
         write_checksums(temporary)
 
@@ -210,6 +210,11 @@ class _Stored:
         if key == name:
             self.tensors[name] = tensor.detach().contiguous()
         return StoredTensor(key=key, shape=list(tensor.shape))
+
+    def write(self, file: Path) -> None:
+        """Writes the file, as readable as its folder: safetensors would keep it from other users."""
+        save_file(self.tensors, file)
+        file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def _version() -> str:

@@ -186,7 +186,8 @@ def export(
 ) -> None:
     """Write a run's best checkpoint as a bundle: packed tables, network, checksums. `embank.tables.load_bundle` reads it.
 
-    A complete run has one already, in `RUN/bundle`, which is copied. The last checkpoint of a run that was never evaluated.
+    A complete run has one already, in `RUN/bundle`, which is copied. One that is not complete is packed from its best
+    checkpoint, or from the last if none was evaluated.
 
     Example: `embank export runs/hash --out bundles/hash`
     """

@@ -51,7 +51,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
         shown.add_column(column, justify="left" if place < left else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*row)
-    Console(highlight=False, width=max(100, out.width)).print(shown)
+    # Wider than any table, which takes what it needs: a name or a number that is cut off helps nobody.
+    Console(highlight=False, width=10_000).print(shown)
 
 
 class _Training(Reporter):
@@ -153,17 +154,17 @@ def inspection(values: Mapping[str, Any]) -> None:
     """Tables of a run or a bundle and what was verified. A bundle has no training bytes."""
     trained = any("training_bytes" in t for t in values["tables"])
     table(
-        ["table", "method", "ids", "dim", "held", "serving bytes", *(["training bytes"] if trained else []), "ratio"],
+        ["table", "method", "ids", "dim", "serving bytes", *(["training bytes"] if trained else []), "ratio", "held"],
         [
             [
                 t["name"],
                 t["method"],
                 f"{t['num_embeddings']:,}",
                 str(t["dim"]),
-                t["rows"],
                 f"{t['serving_bytes']:,}",
                 *([f"{t['training_bytes']:,}"] if trained else []),
                 f"{t['serving_bytes'] / t['plain_bytes']:.4f}",
+                t["rows"],
             ]
             for t in values["tables"]
         ],

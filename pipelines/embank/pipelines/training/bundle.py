@@ -9,14 +9,15 @@ import torch
 from embank.ctr_models import CTRModel, Inputs, build_model
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.config import Config, to_plain
+from embank.pipelines.training.run_folder import MAY_CHANGE
 from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, save_bundle
 
 
 def write_bundle(folder: Path, model: CTRModel, *, config: Config, schema: Schema, step: int) -> None:
     """Writes a model as it stands.
 
-    The facts of the bundle: `config`, resolved, without the paths of this machine; `inputs` of the network; `schema` of the
-    data, whose fingerprint stands for the vocabularies; `step`.
+    The facts of the bundle: `config`, resolved, without the keys that belong to a machine and don't enter figures, so that equal
+    runs write equal bundles; `inputs` of the network; `schema` of the data, whose fingerprint stands for the vocabularies; `step`.
 
     Args:
         folder: must not exist yet.
@@ -30,7 +31,9 @@ def write_bundle(folder: Path, model: CTRModel, *, config: Config, schema: Schem
     """
     assert isinstance(model.tables, TableCollection)
     plain = to_plain(config)
-    del plain["data"]["path"], plain["rows"]["directory"], plain["rows"]["plan"]
+    for key in (*MAY_CHANGE, "rows.directory"):
+        section, name = key.split(".")
+        del plain[section][name]
     facts = {
         "config": plain,
         "inputs": asdict(model.network.inputs),
