@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import tensorly.tt_matrix
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from embank.compression import Table
 from embank.compression.tt_rec import TTRec, TTRecConfig, ceil_root, dim_factors, row_factors
-from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method
+from embank.tables import BudgetError, ConfigError, RowInit, RowOptimizer, TableCollection, TableSpec, build_method
 from tests.compression.oracles import Weights, check_against_dense, materialised, spec_of, table_of
 from tests.tables.batches import random_kjt
 
@@ -117,6 +118,25 @@ def test_the_rank_is_the_largest_that_fits(num: int, dim: int, budget: float) ->
     assert more.ranks == shape.ranks or more.nbytes > limit
     assert r1 <= min(n0 * q0, n1 * q1 * n2 * q2)
     assert r2 <= min(n2 * q2, n1 * q1 * n0 * q0)
+
+
+def test_initial_values_are_the_tails_of_a_normal_distribution() -> None:
+    """Against scipy's truncated normal distribution, and the same when rows are filled apart."""
+    rows = torch.empty(70_000, 3)
+    init = RowInit(kind="tails", scale=0.5, mean=0.1)
+    init.fill(rows, seed=1, table="t")
+    assert rows.std() == pytest.approx(0.5, rel=0.005)
+    assert rows.mean() == pytest.approx(0.1, abs=0.01)
+    tail = scipy.stats.truncnorm(2, np.inf)
+    std = tail.moment(2) ** 0.5
+    for sign in (-1, 1):
+        side = ((rows - 0.1) * sign / 0.5 * std).flatten()
+        side = side[side > 0]
+        assert abs(side.numel() - rows.numel() / 2) < 4 * rows.numel() ** 0.5 / 2
+        assert scipy.stats.kstest(side.numpy(), tail.cdf).pvalue > 1e-3
+    part = torch.empty(5000, 3)
+    init.fill(part, seed=1, table="t", first_row=64_000)
+    assert torch.equal(part, rows[64_000:69_000])
 
 
 def test_factors() -> None:
