@@ -145,6 +145,15 @@ def test_small_tables_alone() -> None:
     assert share([], budget=0.5) == []
 
 
+def test_the_floor_of_the_whole_counts_small_plain_tables() -> None:
+    specs = specs_of((10, 1000), "mde")
+    floor = 4 * (10 * 16 + 1000 + 16)
+    with pytest.raises(BudgetError, match=f"their floor is {floor:,} bytes, .*: 640 for 1 plain small tables"):
+        share(specs, budget=(floor - 1) / (64 * 1010), plain_below=100)
+    tables = TableCollection(share(specs, budget=(floor + 1) / (64 * 1010), plain_below=100), backend="torch")
+    assert tables.nbytes("serving") == floor
+
+
 def test_sizes_as_options_contradict_a_budget() -> None:
     (spec,) = specs_of((1000,), "hash")
     fixed = TableSpec(**{**vars(spec), "options": HashConfig(num_rows=5)})

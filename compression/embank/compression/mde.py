@@ -115,10 +115,10 @@ def power_dims(specs: Sequence[TableSpec], sizes: Sequence[float], exponent: flo
 
 
 def top_up(specs: Sequence[TableSpec], sizes: Sequence[float], exponent: float, nbytes: int) -> list[int]:
-    """Raises dims one by one while bytes are left, first where rounding took most, never above a smaller table's.
+    """Raises dims one by one while bytes are left, first where they are furthest below the rule.
 
-    Returns:
-        Dims, not rising with the ids per lookup among tables of one embedding dim.
+    Among tables of one embedding dim that are looked up equally often, dims still don't rise with size: of two with equal
+    dims the smaller one is further below the rule, and its dim costs less.
     """
     ideal, dims = ideal_dims(specs, sizes, exponent), power_dims(specs, sizes, exponent)
     left = nbytes - _total_nbytes(specs, dims)
@@ -126,19 +126,8 @@ def top_up(specs: Sequence[TableSpec], sizes: Sequence[float], exponent: float, 
     def extra_nbytes(i: int) -> int:
         return held_nbytes(specs[i], dims[i] + 1) - held_nbytes(specs[i], dims[i])
 
-    def keeps_order(i: int) -> bool:
-        raised = held_dim(specs[i], dims[i] + 1)
-        smaller = (
-            j for j, size in enumerate(sizes) if size < sizes[i] and specs[j].embedding_dim == specs[i].embedding_dim
-        )
-        return all(dims[j] >= raised for j in smaller)
-
     while True:
-        possible = [
-            i
-            for i, spec in enumerate(specs)
-            if dims[i] < spec.embedding_dim and extra_nbytes(i) <= left and keeps_order(i)
-        ]
+        possible = [i for i, spec in enumerate(specs) if dims[i] < spec.embedding_dim and extra_nbytes(i) <= left]
         if not possible:
             return dims
         chosen = max(possible, key=lambda i: ideal[i] - dims[i])
