@@ -21,10 +21,11 @@ def main() -> None:
     full = parser.parse_args().full
     rows = 10_000_000 if full else 1_000_000
     tables = ["1000000", "10000000"] if full else ["1000000"]
-    tables = ["1000000", "10000000"] if full else ["1000000"]
+    sequence_rows = ["--rows", "2000000" if full else "200000", "--repeats", "9" if full else "3"]
     parts = [
         ["prepare_criteo.py", "--rows", str(rows), "--work", "runs/bench"],
         ["peers/dlrm_speed.py", "--rows", *tables, "--steps", "150" if full else "60", *SPEED],
+        ["sequence.py", *sequence_rows],
     ]
     for part in parts:
         print(f"\n== {' '.join(part)}", flush=True)

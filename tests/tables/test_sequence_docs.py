@@ -1,0 +1,44 @@
+"""The example of docs/sequence.md and the benchmark run as they stand."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_example_trains() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/sequence.md").read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    memory = names["Memory"](num_heads=4, rows=50, dim=8, hidden=3)
+    ids = torch.randint(0, 50, (2, 5, 4), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(5):
+        loss = (memory(ids) - 1).square().mean()
+        loss.backward()
+        memory.tables.update_rows()
+        losses.append(loss.item())
+    assert memory(ids).shape == (2, 5, 3)
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
+
+
+def test_the_benchmark_runs_small(tmp_path: Path) -> None:
+    sizes = ["--rows", "300", "--small-rows", "100", "--heads", "2", "--dim", "8", "--context", "4", "--tokens", "16"]
+    rounds = ["--repeats", "2", "--steps", "2", "--contestants", "disk", "memory"]
+    folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks/sequence.py"), *sizes, *rounds, *folders]
+    subprocess.run(command, check=True, capture_output=True)
+    report = json.loads((tmp_path / "sequence.json").read_text())
+    assert [entry["name"] for entry in report["summary"]] == ["disk", "memory"]
+    assert report["summary"][1]["step_over_memory_wall_s"] == 1
+    assert all(entry["step_tokens_per_s_min"] > 0 for entry in report["summary"])
+    assert report["held"]["disk"]["nbytes"] == 2 * 300 * (8 + 1) * 4
+    assert report["held"]["disk"]["peak_rss_anon_bytes"] > 0
+    assert list((tmp_path / "work").iterdir()) == [], "the tables' files are removed"
+    assert "| 16 | disk | 300 |" in (tmp_path / "sequence.md").read_text()
