@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for
     from embank.pipelines.data.catalog import Dataset, Fetched
     from embank.pipelines.data.schema import Schema
     from embank.pipelines.data.synth import SynthReport
+    from embank.pipelines.sweep.folder import SweepFolder
+    from embank.pipelines.sweep.leaderboard import Row
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -56,7 +58,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
         shown.add_column(column, justify="left" if place < left else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*row)
-    Console(highlight=False, width=max(100, out.width)).print(shown)
+    cells = [columns, *rows]
+    needed = sum(max(len(row[place]) for row in cells) + 2 for place in range(len(columns)))
+    Console(highlight=False, width=max(needed, out.width)).print(shown)
 
 
 class _Training(Reporter):
@@ -137,6 +141,22 @@ def result(run: Path, values: Mapping[str, Any]) -> None:
         rows.insert(1, ["test group AUC", number(values["gauc"], 5)])
     table(["", ""], [[name, str(value)] for name, value in rows], left=2)
     out.print(f"run directory: {run}", markup=False)
+
+
+def line(text: str) -> None:
+    """News of a long piece of work, on stderr."""
+    err.print(text, markup=False)
+
+
+def leaderboard(rows: "Sequence[Row]", folder: "SweepFolder") -> None:
+    """A sweep's lines, and where they are written."""
+    from embank.pipelines.sweep.leaderboard import table_columns
+
+    columns = table_columns(rows)
+    names = [name for name in columns if name not in ("training bytes", "samples")]  # they are in the files
+    left = sum(name in ("model", "method") for name in names)
+    table(names, list(zip(*(columns[name] for name in names), strict=True)), left=left)
+    out.print(f"leaderboard: {folder.markdown}, {folder.csv}\nAUC against bytes: {folder.plot}", markup=False)
 
 
 def evaluation(run: Path, values: Mapping[str, Any]) -> None:
