@@ -148,6 +148,7 @@ class Method(nn.Module, ABC):
         Config: the frozen dataclass of the method's own options.
         linear: `combine` is the identity on the row of its single lookup, so a bag's rows may be pooled before it and
             the pooling is fused into the lookup kernel.
+        takes_budget: the method can be made smaller than the plain table; a sweep over budgets trains it once otherwise.
         whole_rows: some step needs whole rows (a norm, a scale per row, a nearest code), so column-wise sharding is refused.
         stages: the trainings that the method needs, in order; a spec's `stage` is the index of the current one.
         tolerance: largest difference between `PackedTable.lookup` and the settled table's own values, as a share of the
@@ -156,6 +157,7 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type]
     linear: ClassVar[bool] = False
+    takes_budget: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = False
     stages: ClassVar[tuple[Stage, ...]] = (Stage(name="train"),)
     tolerance: ClassVar[float] = 0.0

@@ -144,6 +144,54 @@ def train(
 
 
 @app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="The YAML configuration that all runs share.")],
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas, or `all`.")],
+    budgets: Annotated[str, typer.Option(help="Serving bytes / bytes of the plain tables, for example 0.5,0.1,0.01.")],
+    out: Annotated[
+        Path, typer.Option(help="The sweep's directory; run directories go to runs/MODEL/METHOD/BUDGET/SEED.")
+    ],
+    seeds: Annotated[str, typer.Option(help="Seeds of each combination.")] = "0,1,2",
+    models: Annotated[
+        str | None, typer.Option(help="Models instead of the configuration's, for example deepfm,dcn_v2.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for all runs; may be repeated.")] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE,VALUE: chosen on validation with the first seed; may be repeated."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at a time; by default one per core.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the runs that are missing or were stopped.")
+    ] = False,
+) -> None:
+    """Train methods at budgets with several seeds; write a leaderboard (CSV, Markdown) and AUC against bytes (PNG).
+
+    Example: `embank sweep deepfm.yaml --methods full,hash --budgets 0.5,0.1 --seeds 0,1,2 --out sweeps/first`
+
+    With a grid: `embank sweep deepfm.yaml --methods all --budgets 0.1 --grid train.table_lr=0.02,0.05 --out sweeps/tuned`
+    """
+    from embank.pipelines.sweep.plan import Plan, grid_axes, method_names, numbers, parts
+    from embank.pipelines.sweep.sweep import Sweep
+    from embank.pipelines.training.config import parse_config
+    from embank.pipelines.training.config_file import read_config
+
+    raw = read_config(config, overrides=set_ or [])
+    plan = Plan(
+        config=raw,
+        models=[parse_config(raw).model["name"]] if models is None else parts(models),
+        methods=method_names(methods),
+        budgets=numbers(budgets, option="--budgets", kind=float),
+        seeds=numbers(seeds, option="--seeds", kind=int),
+        grid=grid_axes(grid or []),
+    )
+    task = Sweep(plan, out, num_jobs=jobs, say=show.line)
+    rows = task.run(resume=resume)
+    show.leaderboard(rows, task.folder)
+    task.refuse_failures(rows)
+
+
+@app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(help="A run directory or a bundle.")],
     data: Annotated[Path, typer.Option(help="A prepared folder with the vocabularies of the training data.")],

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for
     from embank.pipelines.data.catalog import Dataset, Fetched
     from embank.pipelines.data.schema import Schema
     from embank.pipelines.data.synth import SynthReport
+    from embank.pipelines.sweep.folder import SweepFolder
+    from embank.pipelines.sweep.leaderboard import Row
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -136,6 +138,22 @@ def result(run: Path, values: Mapping[str, Any]) -> None:
         rows.insert(1, ["test group AUC", number(values["gauc"], 5)])
     table(["", ""], [[name, str(value)] for name, value in rows], left=2)
     out.print(f"run directory: {run}", markup=False)
+
+
+def line(text: str) -> None:
+    """News of a long piece of work, on stderr."""
+    err.print(text, markup=False)
+
+
+def leaderboard(rows: "Sequence[Row]", folder: "SweepFolder") -> None:
+    """A sweep's lines, and where they are written."""
+    from embank.pipelines.sweep.leaderboard import table_columns
+
+    columns = table_columns(rows)
+    names = [name for name in columns if name not in ("training bytes", "samples")]  # they are in the files
+    left = sum(name in ("model", "method") for name in names)
+    table(names, list(zip(*(columns[name] for name in names), strict=True)), left=left)
+    out.print(f"leaderboard: {folder.markdown}, {folder.csv}\nAUC against bytes: {folder.plot}", markup=False)
 
 
 def evaluation(values: Mapping[str, Any], *, recorded: Path) -> None:

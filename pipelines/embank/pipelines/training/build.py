@@ -34,7 +34,9 @@ FIRST_ORDER = "first_order"
 NO_STAGES: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
-def table_specs(config: Config, schema: Schema, *, data: Path) -> list[TableSpec]:
+def table_specs(
+    config: Config, schema: Schema, *, data: Path, counts: Mapping[str, torch.Tensor] | None = None
+) -> list[TableSpec]:
     """Specs of the embeddings (if the model has them), then of the first-order weights (if it has them).
 
     First-order weights are tables of dim 1, stored by the feature's own method and counted like any other. Under a default
@@ -44,6 +46,7 @@ def table_specs(config: Config, schema: Schema, *, data: Path) -> list[TableSpec
         config: the run's configuration.
         schema: of the prepared folder.
         data: the prepared folder, for the counts in its vocabularies.
+        counts: what `id_counts` has read from them, if the caller has it already.
 
     Raises:
         ConfigError: an override of a feature that the data lacks.
@@ -56,16 +59,18 @@ def table_specs(config: Config, schema: Schema, *, data: Path) -> list[TableSpec
                 f"'tables.overrides.{feature}' names a feature that '{config.data.path}' lacks.{did_you_mean(feature, schema.feature_names)}"
             )
     network = MODELS[config.model["name"]]
-    fields = schema.categorical
+    counts = id_counts(schema, data=data) if counts is None else counts
     specs = []
     if network.embeddings:
-        specs += [_spec(config, field, data, name=field.name, dim=config.tables.of(field.name).dim) for field in fields]
+        specs += [_spec(config, f, counts, name=f.name, dim=config.tables.of(f.name).dim) for f in schema.categorical]
     if network.first_order:
-        specs += [_spec(config, field, data, name=f"{FIRST_ORDER}/{field.name}", dim=1) for field in fields]
+        specs += [_spec(config, f, counts, name=f"{FIRST_ORDER}/{f.name}", dim=1) for f in schema.categorical]
     return _share_budget(config, specs)
 
 
-def _spec(config: Config, field: CategoricalField, data: Path, *, name: str, dim: int) -> TableSpec:
+def _spec(
+    config: Config, field: CategoricalField, counts: Mapping[str, torch.Tensor], *, name: str, dim: int
+) -> TableSpec:
     table = config.tables.of(field.name)
     return TableSpec(
         name=name,
@@ -77,7 +82,7 @@ def _spec(config: Config, field: CategoricalField, data: Path, *, name: str, dim
         options=table.options,
         budget=table.budget,
         init_std=table.init_std,
-        counts=_counts(data, field),
+        counts=counts[field.name],
     )
 
 
@@ -89,6 +94,15 @@ def _share_budget(config: Config, specs: list[TableSpec]) -> list[TableSpec]:
     shared = [spec for spec in specs if spec.feature_names[0] not in config.tables.overrides]
     within = {spec.name: spec for spec in share(shared, budget=budget, plain_below=config.tables.plain_below)}
     return [within.get(spec.name, spec) for spec in specs]
+
+
+def id_counts(schema: Schema, *, data: Path) -> dict[str, torch.Tensor]:
+    """Occurrences in training of every id, int64 [num_embeddings], by feature.
+
+    Raises:
+        DataError: a vocabulary is missing or damaged.
+    """
+    return {field.name: _counts(data, field) for field in schema.categorical}
 
 
 def _counts(data: Path, field: CategoricalField) -> torch.Tensor:

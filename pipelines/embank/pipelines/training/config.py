@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from embank.ctr_models import MODELS, build_config
 from embank.ctr_models.registry import find_model
+from embank.pipelines.training.config_file import read_config
 from embank.tables import ConfigError, method_class
 from embank.tables.rows.base import RowOptimizerName
 from embank.tables.specs import Pooling
@@ -175,7 +175,7 @@ class Config:
     rows: RowsConfig = field(default_factory=RowsConfig)
 
 
-_TABLE_KEYS: dict[str, tuple[Any, Any]] = {
+TABLE_KEYS: dict[str, tuple[Any, Any]] = {
     "dim": (int, 16),
     "method": (str, "full"),
     "budget": (float | None, None),
@@ -183,34 +183,20 @@ _TABLE_KEYS: dict[str, tuple[Any, Any]] = {
     "init_std": (float | None, None),
 }
 
-_COLLECTION_KEYS = ("overrides", "plain_below")
+COLLECTION_KEYS = ("overrides", "plain_below")
 
 
 def load_config(path: Path, *, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML configuration.
-
-    Args:
-        path: the file.
-        overrides: "section.key=value" with the value as YAML; applied in order.
-
-    Raises:
-        ConfigError: no such file, not YAML, an unknown key (with its path and the nearest right one), a wrong value.
-    """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"the configuration '{path}' can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration '{path}' is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"the configuration '{path}' must be a mapping with the keys {', '.join(_names(Config))}")
-    for override in overrides:
-        _apply(raw, override)
-    return parse_config(raw)
+    """Reads and checks a YAML configuration, see `read_config` and `parse_config`."""
+    return parse_config(read_config(path, overrides=overrides))
 
 
 def parse_config(raw: Mapping[str, Any]) -> Config:
-    """Checks a configuration that is already plain dicts; see `load_config`."""
+    """Checks a configuration that is plain dicts.
+
+    Raises:
+        ConfigError: an unknown key (with its path and the nearest right one), a wrong value.
+    """
     _refuse_unknown(raw, _names(Config), path="")
     for required in ("data", "model"):
         if required not in raw:
@@ -231,7 +217,7 @@ def to_plain(config: Config) -> dict[str, Any]:
     """The configuration as plain dicts, every default filled in; `parse_config` reads it back to an equal one."""
 
     def table(values: TableConfig) -> dict[str, Any]:
-        plain = {key: getattr(values, key) for key in _TABLE_KEYS}
+        plain = {key: getattr(values, key) for key in TABLE_KEYS}
         return plain | asdict(values.options)
 
     tables = table(config.tables.default)
@@ -254,25 +240,6 @@ def _plain(value: Any) -> Any:
 
 def _names(cls: type) -> list[str]:
     return [f.name for f in fields(cls)]
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {override!r} is not of the form KEY=VALUE, for example train.lr=0.01")
-    *parents, last = key.strip().split(".")
-    node = raw
-    for depth, parent in enumerate(parents):
-        child = node.setdefault(parent, {})
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {override!r}: '{'.'.join(parents[: depth + 1])}' is a value, not a section")
-        node = child
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML") from error
 
 
 def _refuse_unknown(raw: Any, known: Sequence[str], *, path: str) -> None:
@@ -331,16 +298,16 @@ def _model(raw: Any) -> dict[str, Any]:
 def _tables(raw: Any) -> TablesConfig:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"'tables' must be a mapping; it is {raw!r}")
-    defaults = {key: default for key, (_, default) in _TABLE_KEYS.items()}
-    own = {key: value for key, value in raw.items() if key not in _COLLECTION_KEYS}
-    default = _table(own, defaults, path="tables", more=_COLLECTION_KEYS)
+    defaults = {key: default for key, (_, default) in TABLE_KEYS.items()}
+    own = {key: value for key, value in raw.items() if key not in COLLECTION_KEYS}
+    default = _table(own, defaults, path="tables", more=COLLECTION_KEYS)
     plain_below = raw.get("plain_below", TablesConfig.plain_below)
     if not isinstance(plain_below, int):
         raise ConfigError(f"'tables.plain_below' is {plain_below!r}; it must be a number of ids")
     overrides = raw.get("overrides") or {}
     if not isinstance(overrides, Mapping):
         raise ConfigError(f"'tables.overrides' must map features to settings; it is {overrides!r}")
-    inherited = {key: getattr(default, key) for key in _TABLE_KEYS}
+    inherited = {key: getattr(default, key) for key in TABLE_KEYS}
     return TablesConfig(
         default=default,
         plain_below=plain_below,
@@ -357,21 +324,21 @@ def _override(values: Any, own: Mapping[str, Any], inherited: dict[str, Any], *,
         raise ConfigError(f"'{path}' must be a mapping, for example {{method: full, dim: 8}}; it is {values!r}")
     if values.get("method", inherited["method"]) != inherited["method"]:
         return _table(values, inherited | {"budget": None}, path=path)
-    options = {key: value for key, value in own.items() if key not in _TABLE_KEYS}
+    options = {key: value for key, value in own.items() if key not in TABLE_KEYS}
     return _table({**options, **values}, inherited, path=path)
 
 
 def _table(raw: Mapping[str, Any], defaults: dict[str, Any], *, path: str, more: Sequence[str] = ()) -> TableConfig:
     values = {}
-    for key, (kind, _) in _TABLE_KEYS.items():
+    for key, (kind, _) in TABLE_KEYS.items():
         try:
             values[key] = TypeAdapter(kind).validate_python(_number(raw.get(key, defaults[key]), kind))
         except ValidationError as error:
             raise ConfigError(_first_problem(error, f"{path}.{key}")) from error
     options_class = method_class(values["method"]).Config
-    known = [*_TABLE_KEYS, *more, *_names(options_class)]
+    known = [*TABLE_KEYS, *more, *_names(options_class)]
     _refuse_unknown(raw, known, path=path)
-    options = _validate(options_class, {k: v for k, v in raw.items() if k not in _TABLE_KEYS}, path=path)
+    options = _validate(options_class, {k: v for k, v in raw.items() if k not in TABLE_KEYS}, path=path)
     return TableConfig(**values, options=options)
 
 

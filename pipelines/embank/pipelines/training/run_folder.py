@@ -96,18 +96,7 @@ class RunFolder:
         Raises:
             ConfigError: another process trains here, or the folder can't be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / LOCK).open("w")
-        except OSError as error:
-            raise ConfigError(f"'{self.path}' can't be written: {error.strerror}; choose another --out") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigError(
-                    f"another process is training in '{self.path}'; wait for it or choose another --out"
-                ) from error
+        with hold_lock(self.path):
             try:
                 yield
             finally:
@@ -156,14 +145,7 @@ class RunFolder:
         Raises:
             ConfigError: names what differs, with both values.
         """
-        old, new = dict(flat(self.read_config())), dict(flat(config))
-        changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in MAY_CHANGE]
-        if changed:
-            key = changed[0]
-            raise ConfigError(
-                f"'{self.path}' was started with {key} = {old.get(key)!r}, the configuration now says {new.get(key)!r}; "
-                "resume with the same configuration or start a new run in another --out"
-            )
+        refuse_changed_config(self.path, self.read_config(), config)
         if self.fingerprint != fingerprint:
             raise ConfigError(
                 f"'{self.path}' was started on data with fingerprint {self.fingerprint[:12]}, the folder now has {fingerprint[:12]}: "
@@ -244,6 +226,40 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes the final figures; from then on the run is complete."""
         write_atomic(self.result, json.dumps(dict(result), indent=1))
+
+
+@contextmanager
+def hold_lock(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of a folder for as long as the context lasts; creates the folder if need be.
+
+    Raises:
+        ConfigError: another process trains here, or the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("w")
+    except OSError as error:
+        raise ConfigError(f"'{folder}' can't be written: {error.strerror}; choose another --out") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"another process is training in '{folder}'; wait for it or choose another --out"
+            ) from error
+        yield
+
+
+def refuse_changed_config(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises ConfigError if two configurations differ in what enters figures; names the first key, with both values."""
+    before, now = dict(flat(old)), dict(flat(new))
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in MAY_CHANGE]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"'{folder}' was started with {key} = {before.get(key)!r}, the configuration now says {now.get(key)!r}; "
+            "resume with the same configuration or start a new run in another --out"
+        )
 
 
 def write_atomic(path: Path, text: str) -> None:

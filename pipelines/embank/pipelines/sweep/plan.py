@@ -1,0 +1,192 @@
+"""What a sweep consists of: combinations of models, methods, budgets and seeds, and the configuration of each run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from itertools import product
+from math import isfinite
+from typing import Any
+
+import yaml
+
+from embank.ctr_models.registry import find_model
+from embank.pipelines.training.config import COLLECTION_KEYS, TABLE_KEYS, Config, parse_config
+from embank.pipelines.training.config_file import set_key
+from embank.tables import ConfigError, method_class, registered_methods
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A line of the leaderboard: a budget of None stands for the method's only size."""
+
+    model: str
+    method: str
+    budget: float | None
+
+    @property
+    def name(self) -> str:
+        """Its folder under `runs/`."""
+        return f"{self.model}/{self.method}/{1 if self.budget is None else self.budget:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run of a case: a seed, and a point of the grid as "key=value,key=value" ("" without a grid)."""
+
+    case: Case
+    seed: int
+    point: str
+
+    @property
+    def name(self) -> str:
+        """Its folder under `runs/`."""
+        return "/".join(part for part in (self.case.name, self.point, str(self.seed)) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep.
+
+    Args:
+        config: the configuration that all runs share, as plain dicts.
+        models, methods: names; options of another method than the configuration's take their defaults, and another model takes
+            those hyper-parameters of the configuration's that it has as well.
+        budgets: serving bytes / plain bytes; a method that can't be made smaller is trained once.
+        seeds: runs of each combination; the first one also runs the whole grid.
+        grid: by key, the values to choose from on validation.
+
+    Raises:
+        ConfigError: an unknown name, a budget outside (0, 1], an empty list, a key that the configuration lacks.
+    """
+
+    config: Mapping[str, Any]
+    models: Sequence[str]
+    methods: Sequence[str]
+    budgets: Sequence[float]
+    seeds: Sequence[int]
+    grid: Mapping[str, Sequence[Any]]
+
+    def __post_init__(self) -> None:
+        for model in self.models:
+            find_model(model)
+        for name, values in {
+            "methods": self.methods,
+            "budgets": self.budgets,
+            "seeds": self.seeds,
+            "models": self.models,
+        }.items():
+            if not values:
+                raise ConfigError(f"--{name} is empty; give at least one, separated by commas")
+        for budget in self.budgets:
+            if not (isfinite(budget) and 0 < budget <= 1):
+                raise ConfigError(
+                    f"--budgets holds {budget:g}; a budget is serving bytes / bytes of the plain fp32 tables and lies in (0, 1]"
+                )
+        for seed in self.seeds:
+            if seed < 0:
+                raise ConfigError(f"--seeds holds {seed}; a seed must be 0 or more")
+        for job in self.points(self.cases()[0]):
+            self.config_of(job)
+
+    def cases(self) -> list[Case]:
+        """The lines of the leaderboard, in order."""
+        budgets: dict[str, Sequence[float | None]] = {
+            name: self.budgets if method_class(name).takes_budget else [None] for name in self.methods
+        }
+        return [
+            Case(model=model, method=method, budget=budget)
+            for model in self.models
+            for method in self.methods
+            for budget in budgets[method]
+        ]
+
+    def points(self, case: Case) -> list[Job]:
+        """The first seed's runs of a case: the whole grid, or one run."""
+        choices = [[f"{key}={_text(value)}" for value in values] for key, values in self.grid.items()]
+        return [Job(case=case, seed=self.seeds[0], point=",".join(chosen)) for chosen in product(*choices)]
+
+    def config_of(self, job: Job) -> Config:
+        """The configuration of a run."""
+        raw = deepcopy(dict(self.config))
+        raw["model"] = _with_model(raw["model"], job.case.model)
+        raw["tables"] = _with_method(raw.get("tables") or {}, job.case.method) | {"budget": job.case.budget}
+        raw["train"] = {**(raw.get("train") or {}), "seed": job.seed}
+        for key, values in self.grid.items():
+            for value in values:
+                if f",{key}={_text(value)}," in f",{job.point},":
+                    set_key(raw, f"{key}={json.dumps(value)}")
+        return parse_config(raw)
+
+
+def _with_model(model: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if name == model["name"]:
+        return dict(model)
+    known = {field.name for field in fields(find_model(name).Config)}
+    return {"name": name, **{key: value for key, value in model.items() if key in known}}
+
+
+def _with_method(tables: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if name == tables.get("method", "full"):
+        return dict(tables)
+    general = {key: value for key, value in tables.items() if key in TABLE_KEYS or key in COLLECTION_KEYS}
+    return {**general, "method": name}
+
+
+def _text(value: Any) -> str:
+    """A value of the grid as part of a folder's name."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(";", ":"))
+
+
+def method_names(text: str) -> list[str]:
+    """Names from "a,b,c" or "all".
+
+    Raises:
+        ConfigError: an unknown one, with the nearest right one.
+    """
+    names = registered_methods() if text.strip() == "all" else parts(text)
+    for name in names:
+        method_class(name)
+    return names
+
+
+def numbers(text: str, *, option: str, kind: type[int] | type[float]) -> list[Any]:
+    """Numbers from "1,2,3".
+
+    Raises:
+        ConfigError: something else; names the option.
+    """
+    try:
+        return list(dict.fromkeys(kind(part) for part in parts(text)))
+    except ValueError as error:
+        raise ConfigError(f"{option} is '{text}'; give numbers separated by commas, for example 0.5,0.1") from error
+
+
+def grid_axes(options: Sequence[str]) -> dict[str, list[Any]]:
+    """By key, the values of "train.table_lr=0.02,0.05"; each value is YAML.
+
+    Raises:
+        ConfigError: not of that form, or a value that can't be part of a folder's name.
+    """
+    axes: dict[str, list[Any]] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        try:
+            values = yaml.safe_load(f"[{text}]")
+        except yaml.YAMLError:
+            values = None
+        if not equals or not key.strip() or not values:
+            raise ConfigError(
+                f"--grid '{option}' is not of the form KEY=VALUE,VALUE, for example train.table_lr=0.02,0.05"
+            )
+        if any("/" in _text(value) or "," in _text(value) for value in values):
+            raise ConfigError(
+                f"--grid '{option}' holds a '/' or a ',' in a value, which a run's folder can't be named after"
+            )
+        axes[key.strip()] = values
+    return axes
+
+
+def parts(text: str) -> list[str]:
+    """Names from "a,b,c", each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

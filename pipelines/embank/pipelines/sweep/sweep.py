@@ -1,0 +1,205 @@
+"""A sweep from a plan to a leaderboard."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from embank.pipelines.sweep.children import Child, Ended, num_cores, run_children
+from embank.pipelines.sweep.feasible import Feasibility
+from embank.pipelines.sweep.folder import SweepFolder
+from embank.pipelines.sweep.latency import measure
+from embank.pipelines.sweep.leaderboard import (
+    FAILED,
+    CaseResults,
+    Row,
+    leaderboard,
+    validation,
+    write_csv,
+    write_markdown,
+)
+from embank.pipelines.sweep.plan import Case, Job, Plan
+from embank.pipelines.training.config import parse_config
+from embank.pipelines.training.interrupt import stop_on_signals
+from embank.tables import ConfigError, WorkError
+
+Say = Callable[[str], None]
+
+
+class InterruptedSweepError(WorkError):
+    """A signal stopped the sweep; its runs were saved and can be resumed."""
+
+
+class Sweep:
+    """Trains every run of a plan that is not complete yet, several at a time, and compares them.
+
+    Args:
+        plan: what is run.
+        out: the sweep's directory.
+        num_jobs: runs at a time; None takes one per core. The cores are divided among them.
+        say: is told a line per run.
+    """
+
+    def __init__(self, plan: Plan, out: Path, *, num_jobs: int | None = None, say: Say = lambda line: None) -> None:
+        if num_jobs is not None and num_jobs < 1:
+            raise ConfigError(f"--jobs is {num_jobs}; it must be at least 1")
+        self.plan, self.folder, self.say = plan, SweepFolder(out), say
+        self.num_jobs = num_jobs or num_cores()
+        self.data = Path(parse_config(plan.config).data.path)
+        self.results: dict[Job, dict[str, Any]] = {}
+        self.failures: dict[Job, str] = {}
+
+    def run(self, *, resume: bool = False) -> list[Row]:
+        """Runs what is missing; writes leaderboard.csv, leaderboard.md and pareto.png.
+
+        Args:
+            resume: go on with what a stopped sweep has left, or with a plan of other methods, budgets or seeds.
+
+        Returns:
+            The leaderboard.
+
+        Raises:
+            ConfigError, CheckpointError, DataError: bad input.
+            InterruptedSweepError: a signal stopped it.
+        """
+        feasibility = Feasibility(self.data)
+        with self.folder.opened(self.plan, resume=resume), stop_on_signals() as self.stop:
+            self.cases = [self._feasible(case, feasibility) for case in self.plan.cases()]
+            self._train()
+            compared = []
+            for entry in self.cases:
+                self._refuse_to_go_on()
+                compared.append(self._compared(entry))
+            rows = leaderboard(compared)
+            self._write(rows)
+            return rows
+
+    def _feasible(self, case: Case, feasibility: Feasibility) -> CaseResults:
+        entry = CaseResults(case=case, point="", by_seed={}, failures={}, failed_points={})
+        config = self.plan.config_of(self.plan.points(case)[0])
+        refusal = feasibility.refusal(config)
+        if refusal is None:
+            return entry
+        floor = None if case.budget is None else feasibility.floor(config)
+        self.say(f"{case.name}: infeasible{'' if floor is None else f', floor {floor:g}'}")
+        return replace(entry, refusal=refusal, floor=floor)
+
+    def _train(self) -> None:
+        self._read_results()
+        if self.results:
+            self.say(f"{len(self.results)} runs are complete already")
+        run_children(self._waiting, self._child, self._ended, num_jobs=self.num_jobs, stop=self.stop)
+        self._refuse_to_go_on()
+
+    def _refuse_to_go_on(self) -> None:
+        if self.stop:
+            raise InterruptedSweepError(
+                f"{self.stop.signal}: stopped after {len(self.results)} complete runs of {self._num_jobs_in_all()}; those that ran are "
+                f"saved; go on with the same command and --resume (directory '{self.folder.path}')"
+            )
+
+    def _read_results(self) -> None:
+        """Reads the results of runs that have become complete, until that makes no further runs wanted."""
+        while True:
+            complete = [
+                job for job in self._wanted() if job not in self.results and self.folder.run(job).result.is_file()
+            ]
+            if not complete:
+                break
+            self.results |= {job: self.folder.run(job).read_result() for job in complete}
+
+    def _num_jobs_in_all(self) -> int:
+        feasible = [entry.case for entry in self.cases if entry.refusal is None]
+        return sum(len(self.plan.points(case)) + len(self.plan.seeds) - 1 for case in feasible)
+
+    def _wanted(self) -> list[Job]:
+        """Every run that is known to be needed: first seeds, and where their points are compared, the other seeds."""
+        wanted = []
+        for entry in self.cases:
+            if entry.refusal is None:
+                wanted += self.plan.points(entry.case)
+                point = self._chosen(entry.case)
+                if point is not None:
+                    wanted += [Job(case=entry.case, seed=seed, point=point) for seed in self.plan.seeds[1:]]
+        return wanted
+
+    def _chosen(self, case: Case) -> str | None:
+        """The point with the best first run on validation; None as long as one is missing, or if all have failed."""
+        points = self.plan.points(case)
+        if len(points) == 1:
+            return points[0].point
+        if any(job not in self.results and job not in self.failures for job in points):
+            return None
+        complete = [job for job in points if job in self.results]
+        return max(complete, key=lambda job: validation(self.results[job])).point if complete else None
+
+    def _waiting(self) -> list[str]:
+        self.jobs = {job.name: job for job in self._wanted()}
+        return [name for name, job in self.jobs.items() if job not in self.results and job not in self.failures]
+
+    def _child(self, name: str) -> Child:
+        job = self.jobs[name]
+        run, config = self.folder.run(job), self.folder.write_config(job, self.plan)
+        arguments = ["train", str(config), "--out", str(run.path), *(["--resume"] if run.is_run else [])]
+        return Child(name=name, arguments=arguments, log=self.folder.log(job))
+
+    def _ended(self, end: Ended) -> None:
+        job = self.jobs[end.name]
+        self._read_results()
+        if job in self.results:
+            auc = self.results[job]["auc"]
+            told = "AUC undefined" if auc is None else f"AUC {auc:.4f}"
+            done = f"{len(self.results) + len(self.failures)}/{self._num_jobs_in_all()}"
+            self.say(f"[{done}] {job.name}: {told}, {end.seconds:.0f} s")
+        elif self.stop:
+            self.say(f"{job.name}: stopped")
+        else:
+            self.failures[job] = end.message or "it ended without a result"
+            self.say(f"{job.name}: failed: {self.failures[job]}")
+
+    def _compared(self, entry: CaseResults) -> CaseResults:
+        """A case with its results and the speed of its first run's packed tables."""
+        failed = {job: text for job, text in self.failures.items() if job.case == entry.case}
+        point = self._chosen(entry.case)
+        if entry.refusal is not None or point is None:
+            return replace(entry, failures={job.name: text for job, text in failed.items()})
+        jobs = [Job(case=entry.case, seed=seed, point=point) for seed in self.plan.seeds]
+        complete = [job for job in jobs if job in self.results]
+        return replace(
+            entry,
+            point=point,
+            by_seed={job.seed: self.results[job] for job in complete},
+            failures={job.name: text for job, text in failed.items() if job.point == point},
+            failed_points={job.name: text for job, text in failed.items() if job.point != point},
+            latency=measure(self.folder.run(complete[0]).path, data=self.data) if complete else None,
+        )
+
+    def _write(self, rows: list[Row]) -> None:
+        from embank.pipelines.sweep.pareto import plot_pareto  # matplotlib takes a second to import
+
+        plan = self.plan
+        title = f"{', '.join(plan.models)} on {self.data.name}"
+        facts = [
+            f"Test split of `{self.data}`, mean ± sample deviation over the seeds {', '.join(map(str, plan.seeds))}; checkpoints are chosen on validation.",
+            "Serving bytes are those of the packed tables, everything included; nominal is the ratio as the method's paper counts.",
+            "Differences are paired by seed, at the same model and budget.",
+            f"Training time and samples are those of all stages; training bytes include the rows' optimizer state. {self.num_jobs} runs at a time shared {num_cores()} cores.",
+            "Lookups in the packed tables of the first seed, afterwards, one run at a time on one thread: median time for one id, and rows per second at 4,096 ids.",
+        ]
+        if plan.grid:
+            grid = "; ".join(f"{key} in {', '.join(map(str, values))}" for key, values in plan.grid.items())
+            facts.append(
+                f"Chosen on validation with seed {plan.seeds[0]}, separately for each line, from the grid {grid}; test figures are those of the chosen point."
+            )
+        write_csv(rows, self.folder.csv)
+        write_markdown(rows, self.folder.markdown, title=title, facts=facts)
+        plot_pareto(rows, self.folder.plot, title=title)
+
+    def refuse_failures(self, rows: list[Row]) -> None:
+        """Raises WorkError if a line lacks a run that has failed; the leaderboard is there all the same."""
+        failed = [row for row in rows if row.status == FAILED]
+        if failed:
+            raise WorkError(
+                f"runs of {len(failed)} of {len(rows)} lines failed, the first one: {failed[0].note}. The leaderboard is written all the same; "
+                f"what the runs printed is in '{self.folder.path / 'logs'}', and --resume tries the failed ones again"
+            )
