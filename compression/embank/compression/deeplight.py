@@ -12,9 +12,9 @@ from embank.compression.magnitude import (
     cut_to_count,
     kept_by_bytes,
     magnitudes,
-    row_chunks,
 )
 from embank.compression.sparse import PackedSparse
+from embank.compression.walks import row_chunks
 from embank.tables import ConfigError, LocalRows, Method, PackedTable, PhysicalTable, TableSpec, default_init
 
 _RAMP_HUNDREDS = 687.32

@@ -12,20 +12,13 @@ import torch
 from torch import Tensor
 
 from embank.compression.sparse import max_nonzeros, sparse_nbytes
+from embank.compression.walks import row_chunks
 from embank.tables import BudgetError, ConfigError, TableSpec
 
-ENTRIES_PER_CHUNK = 1 << 22
 _BINS = 1 << 16
 
 Magnitudes = Callable[[], Iterator[Tensor]]
 """Non-negative fp32 values of one table, a part of the table at a time; may be called several times."""
-
-
-def row_chunks(rows_RD: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Views of some rows at a time, each with the number of its first row."""
-    size = max(1, ENTRIES_PER_CHUNK // rows_RD.shape[1])
-    for start in range(0, rows_RD.shape[0], size):
-        yield start, rows_RD[start : start + size]
 
 
 def magnitudes(rows_RD: Tensor, transform: Callable[[Tensor, int], Tensor] | None = None) -> Magnitudes:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embank.compression.bits import pack_values, packed_nbytes, read_values
-from embank.compression.magnitude import row_chunks
+from embank.compression.walks import row_chunks
 from embank.tables import LocalRows, TableSpec
 
 

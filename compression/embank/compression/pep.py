@@ -7,9 +7,10 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from embank.compression.magnitude import allowed_nbytes, cut_to_bytes, magnitudes, row_chunks
+from embank.compression.magnitude import allowed_nbytes, cut_to_bytes, magnitudes
 from embank.compression.masks import find_mask, mask_of
 from embank.compression.sparse import PackedSparse, sparse_nbytes
+from embank.compression.walks import row_chunks
 from embank.tables import (
     Advance,
     ConfigError,

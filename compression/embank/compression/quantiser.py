@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from embank.compression.bits import code_bits, pack_values, packed_nbytes, read_values
+from embank.compression.walks import fetch
 from embank.tables import BudgetError, ConfigError, LocalRows, PackedTable, TableSpec, default_init
 from embank.tables.hashing import generator_of
 
@@ -182,16 +183,6 @@ class ProductQuantiser(nn.Module):
 def restart_due(step: int, num_steps: int) -> bool:
     """Dead centroids are looked for a few times in the first half of the training."""
     return step % max(1, num_steps // _RESTARTS) == 0 and 2 * step <= num_steps
-
-
-def fetch(rows: LocalRows, table: str, ids_N: Tensor) -> Tensor:
-    """A few rows [N, D] of a table wherever they are held. All processes must call it with the same ids."""
-    held = rows[table]
-    places_N = ids_N - rows.first_row(table)
-    is_here_N = (places_N >= 0) & (places_N < held.shape[0])
-    found_ND = held.new_zeros(ids_N.numel(), held.shape[1])
-    found_ND[is_here_N] = held[places_N[is_here_N]]
-    return rows.sum(found_ND)
 
 
 def nearest(rows_ND: Tensor, centroids_CKw: Tensor) -> Tensor:
