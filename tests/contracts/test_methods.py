@@ -75,7 +75,7 @@ def train(tables: TableCollection, *, steps: int = 10, seed: int = 0) -> None:
         kjt = random_kjt({"a": NUM}, batch_size=16, seed=seed + step)
         if dense:
             dense.zero_grad()
-        loss = (tables(kjt).values() - 1).square().sum()
+        loss = (tables(kjt).values() - 1).square().sum(1).mean()
         extra = tables.extra_loss()
         (loss if extra is None else loss + extra).backward()
         tables.update_rows()

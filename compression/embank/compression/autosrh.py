@@ -175,7 +175,7 @@ class AutoSrh(Method):
             return [Advance(found={}, carries={m.spec.name: Carry(table=m.spec.name)}, dense={}) for m in methods]
         threshold = cut_to_bytes(
             [m.spec for m in methods],
-            [magnitudes(rows[m.spec.name], m._selected(rows.first_row(m.spec.name))) for m in methods],
+            [magnitudes(rows, m.spec.name, m._selected) for m in methods],
             nbytes=sum(m.nbytes for m in methods),
             total=rows.sum,
         )
@@ -191,26 +191,20 @@ class AutoSrh(Method):
             for m in methods
         ]
 
-    def _selected(self, offset: int) -> Callable[[Tensor, int], Tensor]:
-        """Rows, the first being number offset + first of the table, to rows times alpha."""
-        alpha_GD = self.alpha.detach().clamp(0, 1)
+    def _selected(self, rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
+        """Rows of the table, given with their numbers, times alpha."""
+        return rows_rD * self.alpha.detach().clamp(0, 1)[self.groups(numbers_r)]
 
-        def scale(rows_RD: Tensor, first: int) -> Tensor:
-            ids_R = torch.arange(offset + first, offset + first + rows_RD.shape[0])
-            return rows_RD * alpha_GD[self.groups(ids_R)]
-
-        return scale
-
-    def _kept(self, threshold: float) -> Callable[[Tensor, int], Tensor]:
+    def _kept(self, threshold: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Rows to which of their entries stay."""
-        scale = self._selected(0)
-        return lambda rows_RD, first: scale(rows_RD, first).abs() >= threshold
+        return lambda rows_rD, numbers_r: self._selected(rows_rD, numbers_r).abs() >= threshold
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
         values_RD = rows[self.spec.name]
         if self.spec.stage == 0:
             return PackedSparse(values_RD)
-        if self.spec.stage == 1:
-            return PackedSparse(self._selected(0)(values_RD, 0))
-        chunks = row_chunks(values_RD)
-        return PackedSparse(torch.cat([chunk * self._scale(torch.arange(i, i + len(chunk))) for i, chunk in chunks]))
+        scaled = []
+        for first, chunk in row_chunks(values_RD):
+            ids_r = torch.arange(first, first + len(chunk))
+            scaled.append(self._selected(chunk, ids_r) if self.spec.stage == 1 else chunk * self._scale(ids_r))
+        return PackedSparse(torch.cat(scaled))

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from embank.compression.bits import code_bits, pack_values, packed_nbytes, read_values
 from embank.compression.full import PackedFull
-from embank.compression.walks import ENTRIES_PER_CHUNK, fetch
+from embank.compression.walks import ENTRIES_PER_CHUNK, fetch, numbered_chunks
 from embank.tables import (
     Advance,
     BudgetError,
@@ -251,19 +250,15 @@ def merge_blocks(
 def project_blocks(rows: LocalRows, spec: TableSpec, *, rows_per_block: int, num_projections: int) -> Tensor:
     """Each block's entries in random directions, [B, L]: distances between them follow those between blocks."""
     dim, num_blocks = spec.embedding_dim, -(-spec.num_embeddings // rows_per_block)
-    width = rows_per_block * dim
     generator = generator_of(0, "dedup", spec.name)
-    directions_EL = torch.randn(width, num_projections, generator=generator) / num_projections**0.5
+    directions_bDL = torch.randn(rows_per_block, dim, num_projections, generator=generator) / num_projections**0.5
     projections_BL = torch.zeros(num_blocks, num_projections)
-    held, first_row = rows[spec.name], rows.first_row(spec.name)
-    per_chunk = max(1, ENTRIES_PER_CHUNK // width)
-    for block in range(first_row // rows_per_block, -(-(first_row + held.shape[0]) // rows_per_block), per_chunk):
-        start, stop = block * rows_per_block - first_row, (block + per_chunk) * rows_per_block - first_row
-        part_RD = held[max(0, start) : stop]
-        before = max(0, -start)
-        after = -(before + part_RD.shape[0]) % rows_per_block
-        blocks_bE = F.pad(part_RD, (0, 0, before, after)).view(-1, width)
-        projections_BL[block : block + blocks_bE.shape[0]] += blocks_bE @ directions_EL
+    size = max(1, ENTRIES_PER_CHUNK // (dim * num_projections))
+    for numbers_r, chunk_rD in numbered_chunks(rows, spec.name):
+        for start in range(0, numbers_r.numel(), size):
+            numbers_n, rows_nD = numbers_r[start : start + size], chunk_rD[start : start + size]
+            projected_nL = torch.einsum("nd,ndl->nl", rows_nD, directions_bDL[numbers_n % rows_per_block])
+            projections_BL.index_add_(0, numbers_n // rows_per_block, projected_nL)
     return rows.sum(projections_BL)
 
 

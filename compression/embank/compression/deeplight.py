@@ -109,13 +109,13 @@ class DeepLight(Method):
         num_entries = sum(m.spec.num_embeddings * m.spec.embedding_dim for m in methods)
         kept = sum(kept_by_bytes(m.spec, m.nbytes) for m in methods)
         sparsity = scheduled_sparsity(1 - kept / num_entries, (step - first) / (last - first))
-        tables = [magnitudes(rows[m.spec.name]) for m in methods]
+        tables = [magnitudes(rows, m.spec.name) for m in methods]
         count = num_entries - int(sparsity * num_entries)
         cls._prune(methods, rows, threshold=cut_to_count(tables, count=count, total=rows.sum))
 
     @classmethod
     def settle(cls, methods: Sequence[Self], rows: LocalRows) -> None:
-        tables = [magnitudes(rows[m.spec.name]) for m in methods]
+        tables = [magnitudes(rows, m.spec.name) for m in methods]
         nbytes = sum(m.nbytes for m in methods)
         threshold = cut_to_bytes([m.spec for m in methods], tables, nbytes=nbytes, total=rows.sum)
         cls._prune(methods, rows, threshold=threshold)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from embank.compression.sparse import max_nonzeros, sparse_nbytes
-from embank.compression.walks import row_chunks
-from embank.tables import BudgetError, ConfigError, TableSpec
+from embank.compression.walks import numbered_chunks
+from embank.tables import BudgetError, ConfigError, LocalRows, TableSpec
 
 _BINS = 1 << 16
 
@@ -21,17 +21,18 @@ Magnitudes = Callable[[], Iterator[Tensor]]
 """Non-negative fp32 values of one table, a part of the table at a time; may be called several times."""
 
 
-def magnitudes(rows_RD: Tensor, transform: Callable[[Tensor, int], Tensor] | None = None) -> Magnitudes:
-    """The absolute values of the rows of a table.
+def magnitudes(rows: LocalRows, table: str, transform: Callable[[Tensor, Tensor], Tensor] | None = None) -> Magnitudes:
+    """The absolute values of a table's entries.
 
     Args:
-        rows_RD: rows held by this process.
-        transform: applied to each chunk of rows, with the number of the chunk's first row in `rows_RD`, before taking absolute values.
+        rows: the rows held by this process.
+        table: the physical table.
+        transform: applied to some rows [r, D], given with their numbers [r] in the table, before taking absolute values.
     """
 
     def chunks() -> Iterator[Tensor]:
-        for start, chunk in row_chunks(rows_RD):
-            yield (chunk if transform is None else transform(chunk, start)).abs()
+        for numbers_r, chunk_rD in numbered_chunks(rows, table):
+            yield (chunk_rD if transform is None else transform(chunk_rD, numbers_r)).abs()
 
     return chunks
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from embank.compression.magnitude import allowed_nbytes, cut_to_bytes, magnitudes
 from embank.compression.masks import find_mask, mask_of
 from embank.compression.sparse import PackedSparse, sparse_nbytes
-from embank.compression.walks import row_chunks
+from embank.compression.walks import numbered_chunks, row_chunks
 from embank.tables import (
     Advance,
     ConfigError,
@@ -133,7 +133,7 @@ class Pep(Method):
         counts = torch.zeros(len(aiming), dtype=torch.int64)
         for i, method in enumerate(aiming):
             limits = method.thresholds.sigmoid()
-            for _, chunk in row_chunks(rows[method.spec.name]):
+            for _, chunk in numbered_chunks(rows, method.spec.name):
                 counts[i] += (chunk.abs() > limits).sum()
         counts = rows.sum(counts)
         entries = [m.spec.num_embeddings * m.spec.embedding_dim for m in aiming]
@@ -141,15 +141,13 @@ class Pep(Method):
         for method in aiming:
             method.is_pulling.fill_(held > sum(m.nbytes or 0 for m in aiming))
 
-    def _in_thresholds(self) -> Callable[[Tensor, int], Tensor]:
-        """Rows to their entries in units of the thresholds."""
-        limits = self.thresholds.sigmoid()
-        return lambda rows_RD, first: rows_RD / limits
+    def _in_thresholds(self, rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
+        """Entries in units of the thresholds."""
+        return rows_rD / self.thresholds.sigmoid()
 
-    def _kept(self, factor: float) -> Callable[[Tensor, int], Tensor]:
+    def _kept(self, factor: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Rows to which of their entries reach a multiple of the thresholds."""
-        units = self._in_thresholds()
-        return lambda rows_RD, first: units(rows_RD, first).abs() >= factor
+        return lambda rows_rD, numbers_r: self._in_thresholds(rows_rD, numbers_r).abs() >= factor
 
     @classmethod
     def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Callable[[], float] | None) -> list[Advance]:
@@ -158,7 +156,7 @@ class Pep(Method):
         if aiming:
             factor = cut_to_bytes(
                 [m.spec for m in aiming],
-                [magnitudes(rows[m.spec.name], m._in_thresholds()) for m in aiming],
+                [magnitudes(rows, m.spec.name, m._in_thresholds) for m in aiming],
                 nbytes=sum(m.nbytes or 0 for m in aiming),
                 total=rows.sum,
             )

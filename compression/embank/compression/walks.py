@@ -1,7 +1,8 @@
-"""Ways through the rows that a process holds, in bounded memory."""
+"""Ways through the rows that a process holds, in bounded memory. What methods know of where rows are is here alone."""
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from embank.tables import LocalRows
@@ -10,10 +11,20 @@ ENTRIES_PER_CHUNK = 1 << 22
 
 
 def row_chunks(rows_RD: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Views of some rows at a time, each with the number of its first row."""
+    """Views of some rows at a time, each with the place of its first row."""
     size = max(1, ENTRIES_PER_CHUNK // rows_RD.shape[1])
     for start in range(0, rows_RD.shape[0], size):
         yield start, rows_RD[start : start + size]
+
+
+def numbered_chunks(rows: LocalRows, table: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of a table that are held here, some at a time, each with its number in the table: int64 [r], fp32 [r, D].
+
+    Sums over these, added over all processes, count every row of the table once.
+    """
+    first_row = rows.first_row(table)
+    for start, chunk in row_chunks(rows[table]):
+        yield torch.arange(first_row + start, first_row + start + chunk.shape[0]), chunk
 
 
 def fetch(rows: LocalRows, table: str, ids_N: Tensor) -> Tensor:
