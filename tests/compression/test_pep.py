@@ -117,8 +117,9 @@ def test_mask_of_shards_is_that_of_the_whole() -> None:
         def sum(self, values: torch.Tensor) -> torch.Tensor:
             return values
 
-    small = spec(num=50, dim=3)
-    parts = [find_mask(small, Shard(*cut), keep=lambda r, first: r > 0) for cut in ((0, 17), (17, 18), (18, 50))]
+    parts = [
+        find_mask(Shard(*cut), "t", shape=(50, 3), keep=lambda r, first: r > 0) for cut in ((0, 17), (17, 18), (18, 50))
+    ]
     assert torch.equal(mask_of(sum(parts), torch.arange(50), dim=3), table > 0)
 
 

@@ -182,7 +182,9 @@ class AutoSrh(Method):
         return [
             Advance(
                 found={
-                    "mask": find_mask(m.spec, rows, keep=m._kept(threshold)),
+                    "mask": find_mask(
+                        rows, m.spec.name, shape=(m.spec.num_embeddings, m.spec.embedding_dim), keep=m._kept(threshold)
+                    ),
                     "chosen": m.alpha.detach().clamp(0, 1).clone(),
                 },
                 carries={m.spec.name: Carry(table=m.spec.name)},

@@ -7,27 +7,29 @@ from torch import Tensor
 
 from embank.compression.bits import packed_nbytes, read_values
 from embank.compression.walks import numbered_chunks
-from embank.tables import LocalRows, TableSpec
+from embank.tables import LocalRows
 
 
-def find_mask(spec: TableSpec, rows: LocalRows, *, keep: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def find_mask(
+    rows: LocalRows, table: str, *, shape: tuple[int, int], keep: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     """The mask of a whole table, from the rows that each process holds.
 
     Args:
-        spec: the table, whose physical table has its name.
         rows: the rows held here.
-        keep: rows [r, D] and their numbers [r] in the table, to bool [r, D].
+        table: the physical table.
+        shape: rows of the table, and width W of the mask: its dim, or 1 for a mask over rows.
+        keep: rows [r, D] and their numbers [r] in the table, to bool [r, W].
 
     Returns:
-        uint8 [ceil(N * D / 8)], bit row * D + column.
+        uint8 [ceil(R * W / 8)], bit row * W + column.
     """
-    dim = spec.embedding_dim
-    stream = torch.zeros(packed_nbytes(spec.num_embeddings * dim, 1), dtype=torch.uint8)
-    for numbers_r, chunk_rD in numbered_chunks(rows, spec.name):
-        kept = numbers_r[:, None] * dim + torch.arange(dim)
-        kept = kept[keep(chunk_rD, numbers_r)]
-        bits = (1 << (kept & 7)).to(torch.uint8)
-        stream.index_add_(0, kept >> 3, bits)  # no entry comes twice, so adding is setting
+    num_rows, width = shape
+    stream = torch.zeros(packed_nbytes(num_rows * width, 1), dtype=torch.uint8)
+    for numbers_r, chunk_rD in numbered_chunks(rows, table):
+        entries_rW = numbers_r[:, None] * width + torch.arange(width)
+        kept = entries_rW[keep(chunk_rD, numbers_r)]
+        stream.index_add_(0, kept >> 3, (1 << (kept & 7)).byte())  # no entry comes twice, so adding is setting
     return rows.sum(stream)
 
 

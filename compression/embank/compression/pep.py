@@ -160,7 +160,15 @@ class Pep(Method):
                 nbytes=sum(m.nbytes or 0 for m in aiming),
                 total=rows.sum,
             )
-        masks = [find_mask(m.spec, rows, keep=m._kept(factor if m.nbytes is not None else 1.0)) for m in methods]
+        masks = [
+            find_mask(
+                rows,
+                m.spec.name,
+                shape=(m.spec.num_embeddings, m.spec.embedding_dim),
+                keep=m._kept(factor if m.nbytes is not None else 1.0),
+            )
+            for m in methods
+        ]
         return [Advance(found={"mask": mask}, carries={}, dense={}) for mask in masks]
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:

@@ -44,7 +44,11 @@ def rank_bits(mask: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Words int64 [ceil(E / 64)], and the number of ones before each eighth word: int32, or int64 from 2**31 ones.
     """
-    octets = pack_values(mask, bits=1)
+    return rank_octets(pack_values(mask, bits=1))
+
+
+def rank_octets(octets: Tensor) -> tuple[Tensor, Tensor]:
+    """`rank_bits` of a mask that is packed already: uint8 [ceil(E / 8)]."""
     words = F.pad(octets, (0, -octets.numel() % 8)).view(torch.int64)
     per_sample = F.pad(popcount(words), (0, -words.numel() % _WORDS_PER_SAMPLE)).view(-1, _WORDS_PER_SAMPLE).sum(1)
     total = int(per_sample.sum())
