@@ -1,0 +1,64 @@
+"""Small integers as a stream of bits: quantisation codes, block maps and masks, at exactly the bits that they need.
+
+Value number j of width b occupies bits j*b .. (j+1)*b - 1; bit i of the stream is bit i % 8 of byte i // 8.
+"""
+
+import torch
+from torch import Tensor
+
+VALUES_PER_CHUNK = 1 << 16  # a multiple of 8, so that a chunk ends with a byte
+
+
+def code_bits(num_codes: int) -> int:
+    """Bits that tell `num_codes` values apart: 0 for one value, 8 for 256."""
+    return (num_codes - 1).bit_length()
+
+
+def packed_nbytes(num_values: int, bits: int) -> int:
+    """Bytes of a stream."""
+    return -(-num_values * bits // 8)
+
+
+def pack_values(values: Tensor, *, bits: int) -> Tensor:
+    """Packs integers into a stream.
+
+    Args:
+        values: integers or booleans in [0, 2**bits), any shape, taken in row-major order.
+        bits: 0 .. 32.
+
+    Returns:
+        uint8 [packed_nbytes(values.numel(), bits)].
+    """
+    flat = values.reshape(-1)
+    stream = torch.empty(packed_nbytes(flat.numel(), bits), dtype=torch.uint8)
+    places = torch.arange(bits)
+    weights = 2 ** torch.arange(8)
+    for start in range(0, flat.numel() if bits else 0, VALUES_PER_CHUNK):
+        chunk = flat[start : start + VALUES_PER_CHUNK].long()
+        ones = ((chunk[:, None] >> places) & 1).reshape(-1)
+        ones = torch.nn.functional.pad(ones, (0, -ones.numel() % 8)).view(-1, 8)
+        first = start * bits // 8
+        stream[first : first + ones.shape[0]] = (ones * weights).sum(1).to(torch.uint8)
+    return stream
+
+
+def read_values(stream: Tensor, positions: Tensor, *, bits: int) -> Tensor:
+    """Reads values from a stream.
+
+    Args:
+        stream: uint8, from `pack_values`.
+        positions: int64, any shape: which values.
+        bits: as when packed.
+
+    Returns:
+        int64 of the shape of `positions`.
+    """
+    if bits == 0:
+        return torch.zeros_like(positions)
+    first_bit = positions * bits
+    first_byte = first_bit >> 3
+    value = torch.zeros_like(positions)
+    for i in range((bits + 14) // 8):  # the bytes that a value may touch
+        byte = (first_byte + i).clamp_(max=stream.numel() - 1)
+        value |= stream[byte].long() << (8 * i)
+    return (value >> (first_bit & 7)) & ((1 << bits) - 1)

@@ -1,0 +1,39 @@
+"""Masks over the entries of a table, one bit each: what a search keeps, for the training after it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from embank.compression.bits import packed_nbytes, read_values
+from embank.compression.walks import numbered_chunks
+from embank.tables import LocalRows
+
+
+def find_mask(
+    rows: LocalRows, table: str, *, shape: tuple[int, int], keep: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The mask of a whole table, from the rows that each process holds.
+
+    Args:
+        rows: the rows held here.
+        table: the physical table.
+        shape: rows of the table, and width W of the mask: its dim, or 1 for a mask over rows.
+        keep: rows [r, D] and their numbers [r] in the table, to bool [r, W].
+
+    Returns:
+        uint8 [ceil(R * W / 8)], bit row * W + column.
+    """
+    num_rows, width = shape
+    stream = torch.zeros(packed_nbytes(num_rows * width, 1), dtype=torch.uint8)
+    for numbers_r, chunk_rD in numbered_chunks(rows, table):
+        entries_rW = numbers_r[:, None] * width + torch.arange(width)
+        kept = entries_rW[keep(chunk_rD, numbers_r)]
+        stream.index_add_(0, kept >> 3, (1 << (kept & 7)).byte())  # no entry comes twice, so adding is setting
+    return rows.sum(stream)
+
+
+def mask_of(stream: Tensor, ids_N: Tensor, *, dim: int) -> Tensor:
+    """The mask of some rows, bool [N, D]."""
+    entries_ND = ids_N[:, None] * dim + torch.arange(dim, device=ids_N.device)
+    return read_values(stream, entries_ND, bits=1).bool()

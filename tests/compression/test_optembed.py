@@ -1,0 +1,260 @@
+"""OptEmbed against golden values, autograd, enumeration and masks written out."""
+
+import random
+from itertools import product
+
+import pytest
+import torch
+from torchrec import KeyedJaggedTensor
+
+from embank.compression.evolution import Candidate, EvolutionConfig, cross, evolve, mutate
+from embank.compression.optembed import OptEmbedConfig, Space, Step, mean_norm, shape_nbytes
+from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method, default_init
+from embank.tables.stages import HeldRows, advance, finished
+
+
+def spec(name: str = "t", num: int = 300, dim: int = 8, **fields: object) -> TableSpec:
+    return TableSpec(
+        name=name, num_embeddings=num, embedding_dim=dim, feature_names=[name], method="optembed", **fields
+    )
+
+
+def lookup(tables: TableCollection, ids: torch.Tensor) -> torch.Tensor:
+    kjt = KeyedJaggedTensor(
+        keys=list(dict.fromkeys(f for s in tables.specs for f in s.feature_names)),
+        values=ids.repeat(len(tables.specs)),
+        lengths=torch.ones(len(ids) * len(tables.specs), dtype=torch.int32),
+    )
+    return tables(kjt).values()
+
+
+def test_step_and_its_surrogate_have_the_published_values() -> None:
+    x = torch.tensor([0.0, 0.2, 0.4, 0.7, 1.0, 1.2, -0.2, -0.7, -1.2], requires_grad=True)
+    out = Step.apply(x)
+    assert out.tolist() == [0, 1, 1, 1, 1, 1, 0, 0, 0]
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, torch.tensor([2.0, 1.2, 0.4, 0.4, 0.4, 0.0, 1.2, 0.4, 0.0]))
+
+
+def test_gradients_of_rows_and_threshold_are_those_written_out() -> None:
+    tables = TableCollection([spec()], backend="torch").eval()
+    (method,) = tables.built_methods()
+    with torch.no_grad():
+        method.threshold.fill_(0.9)
+    ids, upstream = torch.arange(40), torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    (lookup(tables, ids) * upstream).sum().backward()
+    rows = tables.weights()["t"][:40]
+    x = rows.abs().sum(1) / method.unit - 0.9
+    slope = torch.where(x.abs() <= 0.4, 2 - 4 * x.abs(), torch.where(x.abs() <= 1, 0.4, 0.0))
+    to_mask = (rows * upstream).sum(1) * slope
+    torch.testing.assert_close(method.threshold.grad, -to_mask.sum())
+    expected = upstream * (x > 0)[:, None] + to_mask[:, None] * rows.sign() / method.unit
+    grad = tables.row_stores()[0].parameters_by_table[0].grad.to_dense()[:40]
+    torch.testing.assert_close(grad, expected)
+
+
+def test_penalty_is_alpha_exp_minus_t() -> None:
+    tables = TableCollection([spec(options=OptEmbedConfig(alpha=0.3))])
+    (method,) = tables.built_methods()
+    for value in (0.0, -1.0, 2.0):
+        with torch.no_grad():
+            method.threshold.fill_(value)
+        method.threshold.grad = None
+        tables.extra_loss().backward()
+        torch.testing.assert_close(method.threshold.grad, -0.3 * torch.tensor(-value).exp())
+    assert advance(tables).extra_loss() is None
+
+
+def test_unit_is_the_mean_norm_of_initial_rows() -> None:
+    for std in (None, 0.02):
+        table = spec(num=20_000, init_std=std)
+        (rows,) = TableCollection([table]).weights().values()
+        assert float(rows.abs().sum(1).mean()) == pytest.approx(mean_norm(default_init(table), 8), rel=0.01)
+
+
+def test_widths_in_training_are_uniform_prefixes_and_rows_below_the_threshold_are_zero() -> None:
+    tables = TableCollection([spec()])
+    rows = tables.weights()["t"]
+    torch.manual_seed(0)
+    out = lookup(tables, torch.arange(300).repeat(40)).detach()
+    is_kept = out != 0
+    assert not (is_kept[:, 1:] & ~is_kept[:, :-1]).any(), "a kept column follows a dropped one"
+    assert torch.equal(out[is_kept], rows.repeat(40, 1)[is_kept])
+    counts = is_kept.sum(1).bincount(minlength=9)[1:].double()
+    expected = 12_000 / 8
+    assert float(((counts - expected) ** 2 / expected).sum()) < 24.3, "chi-square with 7 degrees of freedom, p = .001"
+    tables.eval()
+    (method,) = tables.built_methods()
+    for threshold, kept in ((-1.0, 300), (0.0, 300), (1e3, 0)):
+        with torch.no_grad():
+            method.threshold.fill_(threshold)
+        assert int(lookup(tables, torch.arange(300)).any(1).sum()) == kept
+
+
+def test_levels_are_halves_of_the_rows_with_the_largest_norms() -> None:
+    tables = TableCollection([spec()])
+    (method,) = tables.built_methods()
+    norms = tables.weights()["t"].abs().sum(1) / method.unit
+    with torch.no_grad():
+        method.threshold.fill_(0.8)
+    levels = method.row_levels(HeldRows(tables))
+    start = int((norms > 0.8).sum())
+    assert 0 < start < 300
+    assert [count for _, count in levels] == [start >> k for k in range(start.bit_length())]
+    for threshold, count in levels:
+        assert set((norms > threshold).nonzero()[:, 0].tolist()) == set(norms.topk(count).indices.tolist())
+
+
+def test_evolution_finds_the_optimum_of_a_toy_that_can_be_enumerated() -> None:
+    """Two fields of dim 2; the score rewards one table's second column more than its bytes would suggest."""
+    specs = [spec("a", 64, 2, budget=0.5), spec("b", 64, 2, budget=0.5)]
+    space = Space(specs, [[64, 32, 16], [64, 32, 16]])
+    worth = {"a": (0.1, 0.9), "b": (0.4, 0.1)}
+
+    def score(candidate: Candidate) -> float:
+        total = 0.0
+        for table, (level, width) in zip(specs, candidate, strict=True):
+            total += sum(worth[table.name][:width]) * 0.8**level
+        return total
+
+    everything = [c for c in product(product(range(3), (1, 2)), repeat=2) if space.excess(c) <= 0]
+    asked: list[Candidate] = []
+    best, history = evolve(
+        [space.default()],
+        score=lambda c: asked.append(c) or score(c),
+        draw=space.draw,
+        repair=space.repair,
+        config=EvolutionConfig(generations=8),
+    )
+    assert score(best) == history[-1] == max(score(c) for c in everything)
+    assert history == sorted(history)
+    assert len(asked) == len(set(asked)), "nothing is scored twice"
+    assert all(space.excess(c) <= 0 for c in asked)
+
+
+def test_evolution_beats_random_search_on_many_fields() -> None:
+    goal = [random.Random(1).randint(1, 16) for _ in range(26)]
+
+    def score(candidate: Candidate) -> float:
+        return -float(sum(abs(gene[0] - want) for gene, want in zip(candidate, goal, strict=True)))
+
+    def draw(table: int, rng: random.Random) -> tuple[int]:
+        return (rng.randint(1, 16),)
+
+    config = EvolutionConfig()
+    start = tuple((16,) for _ in goal)
+    best, history = evolve([start], score=score, draw=draw, repair=lambda c, rng: c, config=config)
+    rng = random.Random(0)
+    rounds = config.generations * (config.num_mutants + config.num_crossovers)
+    by_chance = max(score(tuple(draw(t, rng) for t in range(26))) for _ in range(rounds))
+    assert len(history) == config.generations
+    assert score(best) > 0.6 * by_chance  # scores are negative
+    assert evolve([start], score=score, draw=draw, repair=lambda c, rng: c, config=config)[0] == best
+
+
+def test_children_take_each_gene_from_a_parent_and_mutants_few_from_elsewhere() -> None:
+    rng = random.Random(0)
+    first, second = tuple((k,) for k in range(1000)), tuple((-k - 1,) for k in range(1000))
+    child = cross(first, second, rng=rng)
+    assert all(gene in (a, b) for gene, a, b in zip(child, first, second, strict=True))
+    assert 400 < sum(gene == a for gene, a in zip(child, first, strict=True)) < 600
+    mutant = mutate(first, draw=lambda i: (5000,), chance=0.1, rng=rng)
+    assert 60 < mutant.count((5000,)) < 140
+
+
+@pytest.mark.parametrize("budget", [0.9, 0.3, 0.05, 0.02])
+def test_repair_keeps_the_pool_and_leaves_allowed_candidates_alone(budget: float) -> None:
+    specs = [spec("a", 300, 8, budget=budget), spec("b", 200, 3, budget=budget), spec("c", 9, 5)]
+    counts = [[s.num_embeddings >> k for k in range(s.num_embeddings.bit_length())] for s in specs]
+    space, rng = Space(specs, counts), random.Random(0)
+    assert space.excess(space.default()) <= 0
+    for _ in range(300):
+        candidate = tuple(space.draw(t, rng) for t in range(3))
+        repaired = space.repair(candidate, rng)
+        assert space.excess(repaired) <= 0
+        assert space.repair(repaired, rng) == repaired
+        assert (repaired == candidate) == (space.excess(candidate) <= 0)
+        assert repaired[2] == candidate[2], "a table without a budget is not in the pool"
+
+
+@pytest.mark.parametrize("num", range(1, 12))
+def test_repair_ends_for_tiny_tables_whose_bitmap_outweighs_rows(num: int) -> None:
+    table = spec("a", num, 4, budget=1.0)
+    floor = min(shape_nbytes(table, num_kept=k, width=1) for k in (1, num))
+    counts = [num >> k for k in range(num.bit_length())]
+    space = Space([spec("a", num, 4, budget=min(1.0, floor / table.plain_nbytes))], [counts])
+    rng = random.Random(0)
+    for _ in range(50):
+        assert space.excess(space.repair((space.draw(0, rng),), rng)) <= 1e-9
+
+
+def test_search_tries_masks_on_the_model_and_keeps_the_best() -> None:
+    """The score is computed from what the tables return, so trials must reach `combine`; the winner's rows come back exactly."""
+    config = OptEmbedConfig(evolution=EvolutionConfig(generations=6))
+    tables = TableCollection([spec("a", 64, 4, budget=0.4, options=config), spec("b", 64, 4, budget=0.4)]).eval()
+    ids = torch.arange(64)
+    full = {n: w.clone() for n, w in tables.weights().items()}
+
+    def score() -> float:
+        with torch.no_grad():
+            out = lookup(tables, ids)
+        return float(3 * out[:, :4].square().sum() + out[:, 4:].square().sum())
+
+    seen: list[float] = []
+    done = advance(tables, score=lambda: seen.append(score()) or seen[-1]).eval()
+    out = lookup(done, ids).detach()
+    assert float(3 * out[:, :4].square().sum() + out[:, 4:].square().sum()) == pytest.approx(max(seen))
+    assert done.nbytes("serving") <= 0.4 * done.plain_nbytes
+    for method, values in zip(done.built_methods(), out.split(4, dim=1), strict=True):
+        kept = values.any(1)
+        assert int(kept.sum()) == method.num_kept
+        assert torch.equal(values[kept, : method.width], full[method.spec.name][kept, : method.width])
+        assert not values[:, method.width :].any()
+    assert all(m.trial is None for m in tables.built_methods())
+
+
+def test_pruned_ids_give_zeros_and_bytes_are_the_formula() -> None:
+    tables = TableCollection([spec(budget=0.05)])
+    done = advance(tables)
+    (method,) = done.built_methods()
+    assert method.num_kept < 300
+    assert 1 < method.width < 8
+    packed = method.pack(done.weights())
+    out = packed.lookup(torch.arange(300))
+    assert int(out.any(1).sum()) == method.num_kept
+    assert torch.equal(out, lookup(done, torch.arange(300)).detach())
+    assert packed.nbytes() == shape_nbytes(done.specs[0], num_kept=method.num_kept, width=method.width)
+    assert packed.nbytes() <= 0.05 * 4 * 300 * 8
+    assert method.nominal_nbytes() == 4 * method.num_kept * method.width
+    kept = out.any(1).nonzero()[:, 0]
+    assert method.address(kept)[0].tolist() == list(range(method.num_kept))
+
+
+def test_floor_and_bad_options() -> None:
+    with pytest.raises(BudgetError, match="needs 48 bytes for the bitmap of kept ids and one entry, so its floor is"):
+        build_method(spec(budget=1e-3))
+    with pytest.raises(ConfigError, match="at least 1 generation"):
+        EvolutionConfig(generations=0)
+    with pytest.raises(ConfigError, match="mutation is 2"):
+        EvolutionConfig(mutation=2.0)
+
+
+@pytest.mark.parametrize(("num", "dim"), [(1, 1), (1, 2048), (7, 3)])
+@pytest.mark.parametrize("threshold", [0.0, 1e6])
+def test_edge_sizes(num: int, dim: int, threshold: float) -> None:
+    """Also when training has pruned every row."""
+    tables = TableCollection([spec(num=num, dim=dim)])
+    (method,) = tables.built_methods()
+    with torch.no_grad():
+        method.threshold.fill_(threshold)
+    done = finished(tables).eval()
+    (method,) = done.built_methods()
+    ids = torch.arange(num)
+    out = lookup(done, ids).detach()
+    assert torch.equal(method.pack(done.weights()).lookup(ids), out)
+    assert bool(out.any()) == (threshold == 0)
+
+
+def test_addresses_beyond_31_bits() -> None:
+    method = build_method(spec(num=2**31 + 1, dim=16, budget=0.1))
+    assert method.address(torch.tensor([2**31]))[0].item() == 2**31
