@@ -25,8 +25,8 @@ from embank.tables import (
 )
 from embank.tables.hashing import generator_of
 
-_MAX_BLOCK_ENTRIES = 1 << 18
-_GOOD_NUM_BLOCKS = 8
+_MAX_BLOCKS = 1 << 14
+_MAP_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class DedupConfig:
     """Options of the deduplicated table.
 
     Args:
-        rows_per_block: None takes a power of two near the root of the number of ids, smaller ones where the budget would
-            otherwise keep fewer than 8 blocks.
+        rows_per_block: None takes the smallest power of two that makes at most 16,384 blocks, whose map takes at most a quarter of the
+            budget. Small blocks merge with less loss; the paper's are pages of a database, 10,000 rows in the VLDB'24 benchmark.
         similarity: share of equal entries from which two blocks are duplicates. A budget stops merging earlier or goes on below it.
         max_difference: up to which two entries are equal; None takes one and a half times the half width of initial values, at which
             94% of the entries of two untrained blocks are.
@@ -103,14 +103,15 @@ class Dedup(Method):
     def _shape(self) -> tuple[int, int | None]:
         """Rows per block, and how many blocks the budget keeps (None without one)."""
         spec = self.spec
-        largest = max(1, min(int(spec.num_embeddings**0.5), _MAX_BLOCK_ENTRIES // spec.embedding_dim))
-        sizes = [1 << b for b in reversed(range(largest.bit_length()))]
+        smallest = -(-spec.num_embeddings // _MAX_BLOCKS)
+        sizes = [1 << b for b in range(spec.num_embeddings.bit_length()) if 1 << b >= smallest]
         if self.config.rows_per_block is not None:
             sizes = [self.config.rows_per_block]
         if spec.budget is None:
             return sizes[0], None
-        kept = {size: blocks_within(spec, size, spec.budget * spec.plain_nbytes) for size in sizes}
-        good = [size for size in sizes if kept[size] >= _GOOD_NUM_BLOCKS]
+        allowed = spec.budget * spec.plain_nbytes
+        kept = {size: blocks_within(spec, size, allowed) for size in sizes}
+        good = [s for s in sizes if kept[s] and map_nbytes(spec, s, kept[s]) <= _MAP_SHARE * allowed]
         best = good[0] if good else max(sizes, key=lambda size: size * kept[size])
         if not kept[best]:
             floor = min(table_nbytes(spec, size, 1) for size in sizes)
@@ -175,12 +176,16 @@ class Dedup(Method):
         return PackedBlocks(values_RD, self.blocks, rows_per_block=self.rows_per_block)
 
 
-def table_nbytes(spec: TableSpec, rows_per_block: int, num_kept: int) -> int:
-    """The most serving bytes of a table of which some blocks are kept; all of them need no map."""
+def map_nbytes(spec: TableSpec, rows_per_block: int, num_kept: int) -> int:
+    """Bytes of the map from blocks of ids to kept blocks; none is needed if all are."""
     num_blocks = -(-spec.num_embeddings // rows_per_block)
-    if num_kept == num_blocks:
-        return spec.plain_nbytes
-    return 4 * spec.embedding_dim * rows_per_block * num_kept + packed_nbytes(num_blocks, code_bits(num_kept))
+    return 0 if num_kept == num_blocks else packed_nbytes(num_blocks, code_bits(num_kept))
+
+
+def table_nbytes(spec: TableSpec, rows_per_block: int, num_kept: int) -> int:
+    """The most serving bytes of a table of which some blocks are kept."""
+    num_rows = min(spec.num_embeddings, rows_per_block * num_kept)
+    return 4 * spec.embedding_dim * num_rows + map_nbytes(spec, rows_per_block, num_kept)
 
 
 def blocks_within(spec: TableSpec, rows_per_block: int, nbytes: float) -> int:
