@@ -80,7 +80,14 @@ class TestMethod:
             torch.testing.assert_close(logical_table(pair[0]), logical_table(pair[1]))
             for tables in pair:
                 train(tables)
-            torch.testing.assert_close(logical_table(pair[0]), logical_table(pair[1]), rtol=1e-4, atol=1e-5)
+            fast, slow = (logical_table(tables) for tables in pair)
+            flipped = torch.zeros_like(fast, dtype=torch.bool)
+            if any(table.projection for built in pair[0].built_methods() for table in built.physical):
+                # Rounding jumps: where updates differ in their last bit, an element may land on the next point of an 8-bit grid.
+                flipped = (fast - slow).abs() <= slow.abs().amax(dim=1, keepdim=True) / 60
+                flipped &= ~torch.isclose(fast, slow, rtol=1e-4, atol=1e-5)
+                assert flipped.double().mean() < 1e-3
+            torch.testing.assert_close(fast[~flipped], slow[~flipped], rtol=1e-4, atol=1e-5)
 
     def test_disk_equals_memory(self, method: str, tmp_path: Path) -> None:
         pair = [collection(spec(method), tier=t) for t in (RowTier(), RowTier(name="disk", directory=tmp_path))]

@@ -30,7 +30,7 @@ def noise(rows_U: Tensor, *, num_columns: int, seed: int) -> Tensor:
     Returns:
         float32 [U, num_columns], multiples of 2**-24.
     """
-    places_UD = rows_U[:, None] * num_columns + torch.arange(num_columns)
+    places_UD = rows_U[:, None] * num_columns + torch.arange(num_columns, device=rows_U.device)
     return ((mix64(places_UD, salt=salt64("noise", seed)) >> 40) & 0xFF_FFFF).float() * 2.0**-24
 
 
@@ -92,7 +92,7 @@ def gather_codes(wide_RD: Tensor, narrow_RD: Tensor, ids_N: Tensor) -> Tensor:
     """Codes of rows as float32 [N, D]; see `pack_codes`."""
     num_wide = wide_RD.shape[0]
     is_wide_N = ids_N < num_wide
-    codes_ND = torch.empty(ids_N.numel(), wide_RD.shape[1])
+    codes_ND = torch.empty(ids_N.numel(), wide_RD.shape[1], device=wide_RD.device)
     codes_ND[is_wide_N] = wide_RD[ids_N[is_wide_N]].float()
     codes_ND[~is_wide_N] = narrow_RD[ids_N[~is_wide_N] - num_wide].float()
     return codes_ND
