@@ -79,8 +79,11 @@ def test_only_the_last_stage_chooses_what_is_served(run: Path) -> None:
 
 
 def test_a_last_stage_that_searches_serves_its_end(data: Path, tmp_path: Path) -> None:
-    result = train(data, tmp_path / "run", tables={"method": "test_search_only"})
+    tables = {"method": "test_search_only", "overrides": {"genre": {"method": "full"}}}  # the first table has no search
+    result = train(data, tmp_path / "run", tables=tables)
     records = [r for r in RunFolder(tmp_path / "run").read_metrics() if r["split"] == "valid"]
+    assert {r["stage"] for r in records} == {"search"}
+    assert result["num_samples"] == 3 * 600 + 15 * 100
     assert result["best_step"] == result["num_steps"] == 30
     assert result["valid_auc"] == records[-1]["auc"]
 

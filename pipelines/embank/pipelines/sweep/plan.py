@@ -86,8 +86,9 @@ class Plan:
         for seed in self.seeds:
             if seed < 0:
                 raise ConfigError(f"--seeds holds {seed}; a seed must be 0 or more")
-        for job in self.points(self.cases()[0]):
-            self.config_of(job)
+        for case in self.cases():
+            for job in self.points(case):
+                self.config_of(job)
 
     def cases(self) -> list[Case]:
         """The lines of the leaderboard, in order."""

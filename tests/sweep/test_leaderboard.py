@@ -1,0 +1,263 @@
+"""Plans, the leaderboard's arithmetic, floors, the picture: everything of a sweep that needs no training."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from embank.compression import build_table
+from embank.pipelines.sweep.feasible import Feasibility, smallest
+from embank.pipelines.sweep.folder import SweepFolder
+from embank.pipelines.sweep.latency import measure_packs
+from embank.pipelines.sweep.leaderboard import CaseResults, leaderboard, table_columns, write_csv, write_markdown
+from embank.pipelines.sweep.pareto import front, plot_pareto, spread
+from embank.pipelines.sweep.plan import Case, Job, Plan, grid_axes, method_names, numbers
+from embank.pipelines.training.build import table_specs
+from embank.pipelines.training.config import parse_config
+from embank.tables import CheckpointError, ConfigError, TableCollection
+from tests.training.runs import raw_config, write_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "prepared", single={"user": 500, "item": 7})
+
+
+def plan(data: Path, **changes: Any) -> Plan:
+    settings: dict[str, Any] = {
+        "config": raw_config(data),
+        "models": ["deepfm"],
+        "methods": ["full", "hash"],
+        "budgets": [0.5, 0.1],
+        "seeds": [0, 1],
+        "grid": {},
+    }
+    return Plan(**{**settings, **changes})
+
+
+def test_cases_and_run_folders(data: Path) -> None:
+    swept = plan(data, models=["deepfm", "dcn_v2"], grid={"train.table_lr": [0.02, 0.05], "train.lr": [0.001]})
+    assert [case.name for case in swept.cases()[:3]] == ["deepfm/full/1", "deepfm/hash/0.5", "deepfm/hash/0.1"]
+    assert len(swept.cases()) == 6
+    points = swept.points(swept.cases()[1])
+    assert [job.name for job in points] == [
+        "deepfm/hash/0.5/train.table_lr=0.02,train.lr=0.001/0",
+        "deepfm/hash/0.5/train.table_lr=0.05,train.lr=0.001/0",
+    ]
+    config = swept.config_of(points[1])
+    assert (config.tables.default.method, config.tables.default.budget) == ("hash", 0.5)
+    assert (config.train.table_lr, config.train.seed) == (0.05, 0)
+
+
+def test_other_models_and_methods_take_what_they_know(data: Path) -> None:
+    raw = raw_config(data, tables={"dim": 4, "method": "hash", "num_rows": 9, "plain_below": 3})
+    swept = plan(data, config=raw, models=["dcn_v2"], methods=["full"])
+    config = swept.config_of(Job(case=Case(model="dcn_v2", method="full", budget=None), seed=3, point=""))
+    assert (config.model["name"], config.model["dropout"]) == ("dcn_v2", 0.2)
+    assert (config.tables.default.method, config.tables.plain_below, config.train.seed) == ("full", 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models": ["deepfn"]}, "Did you mean 'deepfm'?"),
+        ({"methods": []}, "--methods is empty; give at least one"),
+        ({"budgets": []}, "--budgets is empty"),
+        (
+            {"budgets": [0.5, 0.0]},
+            "--budgets holds 0; a budget is serving bytes / bytes of the plain fp32 tables and lies in",
+        ),
+        ({"budgets": [1.5]}, "--budgets holds 1.5"),
+        ({"budgets": [float("nan")]}, "--budgets holds nan"),
+        ({"seeds": [-1]}, "--seeds holds -1; a seed must be 0 or more"),
+        (
+            {"grid": {"train.tabel_lr": [1]}},
+            "unknown key 'train.tabel_lr' in the configuration; did you mean 'table_lr'?",
+        ),
+    ],
+)
+def test_mistakes_in_a_plan(data: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan(data, **change)
+    assert message in str(error.value)
+
+
+def test_mistakes_in_options() -> None:
+    with pytest.raises(ConfigError, match="there is no method 'hsh'; did you mean 'hash'"):
+        method_names("full,hsh")
+    assert method_names(" full, hash,full") == ["full", "hash"]
+    assert {"full", "hash"} <= set(method_names("all"))
+    with pytest.raises(ConfigError, match="--budgets is 'half'; give numbers separated by commas"):
+        numbers("half", option="--budgets", kind=float)
+    assert numbers("0,1,1", option="--seeds", kind=int) == [0, 1]
+    assert grid_axes(["train.lr=0.1,0.2", "model.hidden_units=[64,32],[16]"]) == {
+        "train.lr": [0.1, 0.2],
+        "model.hidden_units": [[64, 32], [16]],
+    }
+    for wrong in ("train.lr", "train.lr=", "=1,2", "train.lr=[1"):
+        with pytest.raises(ConfigError, match="is not of the form KEY=VALUE,VALUE"):
+            grid_axes([wrong])
+    with pytest.raises(ConfigError, match="which a run's folder can't be named after"):
+        grid_axes(["data.path=a/b"])
+
+
+def refused(path: Path, swept: Plan, *, resume: bool) -> str:
+    """What a folder that can't be opened is answered with."""
+    with pytest.raises((ConfigError, CheckpointError)) as error, SweepFolder(path).opened(swept, resume=resume):
+        pass
+    return str(error.value)
+
+
+def test_folders_that_hold_something_else(data: Path, tmp_path: Path) -> None:
+    swept = plan(data)
+    (tmp_path / "file").touch()
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "thesis.tex").touch()
+    assert "is a file; choose another --out" in refused(tmp_path / "file", swept, resume=False)
+    assert "is not empty and holds no sweep" in refused(tmp_path / "files", swept, resume=False)
+    assert "holds no sweep to resume; start it without --resume" in refused(tmp_path / "none", swept, resume=True)
+    out = tmp_path / "sweep"
+    with SweepFolder(out).opened(swept, resume=False):
+        assert "another process is training in" in refused(out, swept, resume=True)
+    assert "already holds a sweep; go on with --resume" in refused(out, swept, resume=False)
+    other = plan(data, config=raw_config(data, train={"epochs": 9}))
+    message = "was started with train.epochs = 3, the configuration now says 9"
+    assert message in refused(out, other, resume=True)
+    with SweepFolder(out).opened(plan(data, methods=["hash"], seeds=[5]), resume=True):
+        assert yaml.safe_load((out / "sweep.yaml").read_text())["methods"] == ["hash"]
+
+
+def test_a_floor_is_the_smallest_budget_that_works(data: Path) -> None:
+    feasibility = Feasibility(data)
+    swept = plan(data, budgets=[0.001])
+    config = swept.config_of(Job(case=Case(model="deepfm", method="hash", budget=0.001), seed=0, point=""))
+    refusal, floor = feasibility.refusal(config), feasibility.floor(config)
+    assert refusal is not None
+    assert floor is not None
+
+    def tables(budget: float) -> TableCollection:
+        changed = parse_config(raw_config(data, tables={"method": "hash", "budget": budget}))
+        return TableCollection(table_specs(changed, feasibility.schema, data=data))
+
+    built = tables(floor)
+    assert built.nbytes("serving") <= floor * built.plain_nbytes
+    with pytest.raises(Exception, match="floor|alone are"):
+        tables(floor * 0.98)
+    assert smallest(lambda budget: budget >= 0.3, above=0.01) == pytest.approx(0.3, rel=0.01)
+    assert smallest(lambda budget: False, above=0.01) is None
+
+
+def result(auc: float | None, valid: float, **changes: Any) -> dict[str, Any]:
+    defaults = {
+        "auc": auc,
+        "logloss": 0.5,
+        "valid_auc": valid,
+        "serving_bytes": 100,
+        "serving_ratio": 0.1,
+        "nominal_ratio": None,
+        "training_bytes": 400,
+        "train_seconds": 2.0,
+        "num_samples": 1000,
+        "samples_per_s": 500.0,
+    }
+    return {**defaults, **changes}
+
+
+def results(
+    method: str, budget: float | None, aucs: dict[int, float | None], valid: float, **changes: Any
+) -> CaseResults:
+    by_seed = {seed: result(auc, valid, **changes) for seed, auc in aucs.items()}
+    case = Case(model="deepfm", method=method, budget=budget)
+    return CaseResults(case=case, point="", by_seed=by_seed, failures={}, failed_points={})
+
+
+def test_means_deviations_and_paired_differences() -> None:
+    rng = np.random.default_rng(0)
+    aucs = {name: rng.normal(0.8, 0.01, 3) for name in ("hash", "frequency_cut", "mine")}
+    entries = [
+        results(name, 0.1, dict(enumerate(values.tolist())), valid={"frequency_cut": 0.9}.get(name, 0.8))
+        for name, values in aucs.items()
+    ]
+    entries.append(results("mine", 0.5, {0: 0.85, 1: None}, valid=0.8))
+    hashed, cut, mine, other_size = leaderboard(entries)
+    assert mine.auc == pytest.approx(aucs["mine"].mean())
+    assert mine.auc_sd == pytest.approx(aucs["mine"].std(ddof=1))
+    gain = aucs["mine"] - aucs["hash"]
+    assert (mine.minus_hash, mine.minus_hash_sd) == pytest.approx((gain.mean(), gain.std(ddof=1)))
+    gain = aucs["mine"] - aucs["frequency_cut"]
+    assert mine.best_baseline == "frequency_cut", "the best one by validation, whatever the test split says"
+    assert (mine.minus_best_baseline, mine.minus_best_baseline_sd) == pytest.approx((gain.mean(), gain.std(ddof=1)))
+    assert (hashed.minus_hash, hashed.best_baseline) == (None, "frequency_cut")
+    assert (cut.best_baseline, cut.minus_best_baseline) == ("hash", cut.minus_hash)
+    assert (other_size.auc, other_size.auc_sd, other_size.minus_hash) == (0.85, None, None)
+
+
+def test_files(tmp_path: Path) -> None:
+    refused = CaseResults(
+        case=Case(model="deepfm", method="hash", budget=0.001),
+        point="",
+        by_seed={},
+        failures={},
+        failed_points={},
+        refusal="too small",
+        floor=0.0123,
+    )
+    failed = CaseResults(
+        case=Case(model="deepfm", method="mine", budget=0.5),
+        point="",
+        by_seed={},
+        failures={"deepfm/mine/0.5/0": "the disk is full"},
+        failed_points={},
+    )
+    rows = leaderboard([results("full", None, {0: 0.8, 1: 0.9}, valid=0.8), refused, failed])
+    assert [row.status for row in rows] == ["complete", "infeasible", "failed"]
+    write_csv(rows, tmp_path / "l.csv")
+    with (tmp_path / "l.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert float(read[0]["auc"]) == pytest.approx(0.85)
+    assert read[1]["note"] == "infeasible: floor 0.0123"
+    assert read[1]["auc"] == ""
+    write_markdown(rows, tmp_path / "l.md", title="T", facts=["a fact"])
+    text = (tmp_path / "l.md").read_text()
+    assert "| full | 1 | 0.8500 ± 0.0707 |" in text
+    assert "| hash | 0.001 | infeasible: floor 0.0123 |" in text
+    assert "- deepfm, mine: deepfm/mine/0.5/0 failed: the disk is full" in text
+    assert "nominal" not in table_columns(rows), "a column without a figure is left out"
+    plot_pareto(rows, tmp_path / "p.png", title="T")
+    plot_pareto(rows[1:], tmp_path / "empty.png", title="T")
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_pareto_front() -> None:
+    points = {"a": (100, 0.8), "b": (100, 0.7), "c": (200, 0.75), "d": (300, 0.9), "e": (50, 0.5), "f": (400, 0.9)}
+    rows = leaderboard(
+        [results(name, None, {0: auc}, valid=0.5, serving_bytes=nbytes) for name, (nbytes, auc) in points.items()]
+    )
+    assert [row.method for row in front(rows)] == ["e", "a", "d"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_never_touch(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gap = 0.04
+    for count in (1, 5, 24):
+        wanted = np.sort(rng.uniform(0, 1, count) ** rng.choice([0.05, 1.0, 5.0]))
+        placed = spread(wanted.tolist(), gap=gap)
+        assert np.all(np.diff(placed) >= gap - 1e-9)
+        assert -1e-9 <= placed[0] <= placed[-1] <= 1 + 1e-9
+        if count == 1 or np.diff(wanted).min() >= gap:
+            assert placed == pytest.approx(wanted.tolist())
+
+
+def test_latency_counts_ids_and_rows() -> None:
+    table = build_table(method="hash", num_embeddings=5000, embedding_dim=8, budget=0.5).pack().table
+    ids = torch.randint(0, 5000, (4096,))
+    one, three = measure_packs([(table, ids)]), measure_packs([(table, ids)] * 3)
+    for speed in (one, three):
+        assert 0.5 < speed.us_per_id < 5000
+        assert 4096 / 1.0 < speed.rows_per_s < 1e10
+    assert 1e6 / one.us_per_id < one.rows_per_s, "a lookup of many ids is cheaper per id"

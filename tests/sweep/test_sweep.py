@@ -1,0 +1,205 @@
+"""Sweeps with real runs: killed and resumed, infeasible and failed ones, and a grid."""
+
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embank.pipelines.sweep.plan import Plan
+from embank.pipelines.sweep.sweep import Sweep
+from embank.tables import WorkError
+from tests.training.runs import raw_config, write_data
+
+RUNS = ["full/1/0", "full/1/1", "hash/0.5/0", "hash/0.5/1", "hash/0.1/0", "hash/0.1/1"]
+LIMIT = 300
+
+
+def write_config(folder: Path) -> Path:
+    data = write_data(folder / "data", single={"user": 500, "item": 7})
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(raw_config(data, train={"epochs": 2, "table_lr": 0.05})))
+    return path
+
+
+def start(config: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "embank",
+        "sweep",
+        str(config),
+        "--methods",
+        "full,hash",
+        "--budgets",
+        "0.5,0.1,0.0005",
+    ]
+    command += ["--seeds", "0,1", "--out", str(out), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < limit, "the sweep did not get there"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep that was killed while its first runs trained, stopped by a signal later, and resumed to its end."""
+    folder = tmp_path_factory.mktemp("sweep")
+    config, out = write_config(folder), folder / "out"
+    first = start(config, out, "--jobs", "2")
+    wait(lambda: any((out / "runs/deepfm/full/1").glob("*/checkpoints/step-*")))
+    children = [int(pid) for pid in Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()]
+    assert len(children) == 2
+    first.kill()
+    first.communicate()
+    wait(lambda: not any(map(is_alive, children)))  # they don't outlive the sweep
+    assert not (out / "leaderboard.csv").exists()
+
+    refused = start(config, out)
+    assert "already holds a sweep; go on with --resume" in refused.communicate(timeout=LIMIT)[1]
+    assert refused.returncode == 2
+
+    second = start(config, out, "--jobs", "2", "--resume")
+    wait(lambda: (out / "runs/deepfm/full/1/1/result.json").is_file())
+    second.send_signal(signal.SIGTERM)
+    _, said = second.communicate(timeout=LIMIT)
+    assert second.returncode == 1
+    assert "SIGTERM: stopped after" in said
+    assert f"go on with the same command and --resume (directory '{out}')" in said
+    complete = {run: (out / "runs/deepfm" / run / "result.json") for run in RUNS}
+    before = {run: path.stat().st_mtime_ns for run, path in complete.items() if path.is_file()}
+    assert 1 <= len(before) < len(RUNS)
+
+    third = start(config, out, "--resume")
+    printed, said = third.communicate(timeout=LIMIT)
+    assert third.returncode == 0, said
+    assert f"{len(before)} runs are complete already" in said
+    assert all(complete[run].stat().st_mtime_ns == when for run, when in before.items()), "finished runs are left alone"
+    assert "infeasible: floor" in printed
+    return out
+
+
+def lines(out: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with (out / "leaderboard.csv").open() as file:
+        return {(line["method"], line["budget"]): line for line in csv.DictReader(file)}
+
+
+def test_the_leaderboard_is_what_the_runs_say(swept: Path) -> None:
+    found = lines(swept)
+    assert list(found) == [("full", ""), ("hash", "0.5"), ("hash", "0.1"), ("hash", "0.0005")]
+    for (method, budget), line in found.items():
+        if budget == "0.0005":
+            continue
+        runs = [json.loads((swept / f"runs/deepfm/{method}/{budget or 1}/{s}/result.json").read_text()) for s in (0, 1)]
+        assert [run["seed"] for run in runs] == [0, 1]
+        assert float(line["auc"]) == pytest.approx(statistics.mean(run["auc"] for run in runs))
+        assert float(line["auc_sd"]) == pytest.approx(statistics.stdev(run["auc"] for run in runs))
+        assert float(line["logloss"]) == pytest.approx(statistics.mean(run["logloss"] for run in runs))
+        assert float(line["serving_bytes"]) == runs[0]["serving_bytes"] == runs[1]["serving_bytes"]
+        assert float(line["num_samples"]) == runs[0]["num_samples"] == 1200
+        assert float(line["train_seconds"]) == pytest.approx(statistics.mean(run["train_seconds"] for run in runs))
+        if budget:
+            assert float(line["serving_ratio"]) <= float(budget)
+        assert float(line["lookup_us_1"]) > 0
+        assert float(line["lookup_rows_per_s_4096"]) > 0
+        assert line["status"] == "complete"
+
+
+def test_a_resumed_run_ends_as_one_that_was_left_alone(swept: Path, tmp_path: Path) -> None:
+    from embank.pipelines.training.config import load_config
+    from embank.pipelines.training.trainer import Trainer
+
+    config = load_config(swept / "configs" / "deepfm_full_1_0.yaml")
+    alone = Trainer(config, tmp_path / "run").train()
+    assert alone["auc"] == json.loads((swept / "runs/deepfm/full/1/0/result.json").read_text())["auc"]
+
+
+def test_a_budget_out_of_reach_is_no_failure(swept: Path) -> None:
+    line = lines(swept)["hash", "0.0005"]
+    assert line["status"] == "infeasible"
+    assert line["note"].startswith("infeasible: floor 0.0")
+    assert 0.0005 < float(line["note"].split()[-1]) < 0.1
+    assert not (swept / "runs/deepfm/hash/0.0005").exists()
+    assert (swept / "pareto.png").stat().st_size > 10_000
+    assert "infeasible: floor" in (swept / "leaderboard.md").read_text()
+
+
+def test_a_grid_is_chosen_on_validation_and_a_failed_point_is_no_failure(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    plan = Plan(
+        config=yaml.safe_load(config.read_text()) | {"train": {"epochs": 1, "table_optimizer": "sgd"}},
+        models=["fm"],
+        methods=["hash"],
+        budgets=[0.5],
+        seeds=[3, 4],
+        grid={"train.table_lr": [0.01, 1.0, 1e38]},
+    )
+    said: list[str] = []
+    sweep = Sweep(plan, tmp_path / "out", say=said.append)
+    (row,) = sweep.run()
+    sweep.refuse_failures([row])
+    runs = tmp_path / "out/runs/fm/hash/0.5"
+    first = {
+        path.parent.parent.name: json.loads(path.read_text())["valid_auc"] for path in runs.glob("*/3/result.json")
+    }
+    assert set(first) == {"train.table_lr=0.01", "train.table_lr=1.0"}
+    chosen = max(first, key=lambda point: first[point])
+    assert (row.point, row.seeds, row.status) == (chosen, "3,4", "complete")
+    assert [path.parent.name for path in runs.glob("*/4")] == [chosen]
+    both = [json.loads((runs / chosen / seed / "result.json").read_text())["auc"] for seed in ("3", "4")]
+    assert row.auc == pytest.approx(statistics.mean(both))
+    assert "1e+38/3 failed: " in row.note
+    assert "the grid train.table_lr in 0.01, 1.0, 1e+38" in (tmp_path / "out/leaderboard.md").read_text()
+
+
+def test_a_failed_run_is_recorded_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    raw = yaml.safe_load(config.read_text())
+    raw["train"] = {"epochs": 1, "table_optimizer": "sgd", "table_lr": 1e38}
+    raw["model"] = {"name": "fm"}
+    plan = Plan(config=raw, models=["fm"], methods=["full", "hash"], budgets=[0.5], seeds=[0], grid={})
+    sweep = Sweep(plan, tmp_path / "out", num_jobs=2)
+    rows = sweep.run()
+    assert [row.status for row in rows] == ["failed", "failed"]
+    assert "the loss is" in rows[0].note or "not finite" in rows[0].note
+    with pytest.raises(WorkError, match=r"runs of 2 of 2 lines failed, the first one: fm/full/1/0 failed: "):
+        sweep.refuse_failures(rows)
+    assert "## Failed runs" in (tmp_path / "out/leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "hsh", "--budgets", "0.5"], "there is no method 'hsh'; did you mean 'hash'?"),
+        (["--methods", "hash", "--budgets", "0"], "--budgets holds 0; a budget is"),
+        (["--methods", "hash", "--budgets", "0.5", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
+    ],
+)
+def test_bad_input_ends_with_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
+    config = write_config(tmp_path)
+    command = [sys.executable, "-m", "embank", "sweep", str(config), "--out", str(tmp_path / "out"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
