@@ -1,6 +1,6 @@
 """What a model asks for (`TableSpec`) and what is really held (`PhysicalTable`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -194,12 +194,14 @@ class TableShard:
             num_columns=table.embedding_dim,
         )
 
-    def initialise(self, out_RD: Tensor, *, seed: int) -> None:
-        """Writes the table's initial values into the part that is held; the same values however the table is cut.
+    def initial_chunks(self, *, seed: int) -> Iterator[Tensor]:
+        """The table's initial values in the part that is held, in order, a few rows at a time; the same however it is cut.
 
         Args:
-            out_RD: float [num_rows, num_columns], written in place, a few rows at a time.
             seed: the collection's seed.
+
+        Yields:
+            [r, num_columns], r at most `ROWS_PER_CHUNK`; `num_rows` rows in all.
         """
         for start in range(0, self.num_rows, ROWS_PER_CHUNK):
             stop = min(self.num_rows, start + ROWS_PER_CHUNK)
@@ -208,4 +210,16 @@ class TableShard:
             if self.table.projection is not None:
                 rows = torch.arange(self.first_row + start, self.first_row + stop)
                 values = self.table.projection(values, rows, seed=seed_of(seed, "projection", self.table.name, 0))
-            out_RD[start:stop] = values[:, self.first_column : self.first_column + self.num_columns]
+            yield values[:, self.first_column : self.first_column + self.num_columns]
+
+    def initialise(self, out_RD: Tensor, *, seed: int) -> None:
+        """Writes the initial values.
+
+        Args:
+            out_RD: float [num_rows, num_columns], written in place, a few rows at a time.
+            seed: the collection's seed.
+        """
+        start = 0
+        for values in self.initial_chunks(seed=seed):
+            out_RD[start : start + len(values)] = values
+            start += len(values)

@@ -124,7 +124,9 @@ def build(config: Config, schema: Schema, *, data: Path, rows_folder: Path) -> C
         seed=train.seed,
         backend=config.rows.backend,
         optimizer=RowOptimizer(name=train.table_optimizer, lr=train.table_lr),
-        tier=RowTier(name="disk", directory=directory) if config.rows.tier == "disk" else RowTier(),
+        tier=RowTier(name="disk", directory=directory, prefetch=config.rows.prefetch)
+        if config.rows.tier == "disk"
+        else RowTier(),
     )
     names = schema.feature_names
     inputs = Inputs(

@@ -138,6 +138,7 @@ class RowsConfig:
         backend: fbgemm, or its slow twin torch (which has adam).
         tier: memory of the device, of the host (the same on a machine without a GPU), or memory-mapped files.
         directory: of the disk tier's files; None takes `rows/` in the run directory.
+        prefetch: on the disk tier, read the rows of the batches that the loader has made (`data.prefetch`) ahead of their use.
     """
 
     __pydantic_config__ = _STRICT
@@ -145,6 +146,7 @@ class RowsConfig:
     backend: Literal["fbgemm", "torch"] = "fbgemm"
     tier: Literal["device", "host", "disk"] = "device"
     directory: str | None = None
+    prefetch: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

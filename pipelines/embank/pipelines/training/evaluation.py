@@ -39,7 +39,7 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
         and `auc_undefined` says why.
     """
     assert isinstance(model.tables, TableCollection)
-    loader = Loader(path, split, batch_size=EVAL_BATCH_SIZE, shuffle=False, address=model.tables.address)
+    loader = Loader(path, split, batch_size=EVAL_BATCH_SIZE, shuffle=False, address=model.tables.announce)
     evaluation = Evaluation(split=split, grouped=loader.schema.group is not None)
     model.eval()
     for batch in loader.epoch(0):

@@ -24,6 +24,8 @@ MAY_CHANGE = frozenset(
     [
         "data.path",
         "data.prefetch",
+        "rows.prefetch",
+        "rows.directory",
         "train.num_threads",
         "train.tensorboard",
         "train.checkpoint_every",

@@ -57,7 +57,7 @@ class Stepper:
     @property
     def address(self) -> Callable[[KeyedJaggedTensor], object]:
         """What the loader's thread does with the ids of a batch before this is called with it."""
-        return self.tables.address if self.penalty is None else self.penalty.address
+        return self.tables.announce if self.penalty is None else self.penalty.address
 
     def __call__(self, batch: Batch, *, step: int, num_plateaus: int = 0) -> float:
         """Trains on a batch.
