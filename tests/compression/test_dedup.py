@@ -139,8 +139,11 @@ def test_projections_keep_distances_and_shards_add_up() -> None:
         def __getitem__(self, name: str) -> torch.Tensor:
             return self.rows
 
-        def first_row(self, name: str) -> int:
-            return self.first
+        def row_numbers(self, name: str, first: int, last: int) -> torch.Tensor:
+            return torch.arange(self.first + first, self.first + last)
+
+        def find(self, name: str, rows_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            raise AssertionError("not needed here")
 
         def sum(self, values: torch.Tensor) -> torch.Tensor:
             return values

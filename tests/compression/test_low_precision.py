@@ -129,7 +129,7 @@ def test_shards_round_as_the_whole_table() -> None:
     whole = torch.empty(300, 12)
     TableShard.whole(table).initialise(whole, seed=4)
     part = torch.empty(90, 12)
-    TableShard(table=table, first_row=130, num_rows=90, first_column=0, num_columns=12).initialise(part, seed=4)
+    TableShard(table=table, first_place=130, num_rows=90, first_column=0, num_columns=12).initialise(part, seed=4)
     assert torch.equal(whole[130:220], part)
     rows, some = random_rows(300, 12), torch.tensor([7, 130, 299])
     assert table.projection is not None

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from embank.tables import LocalRows
@@ -22,16 +21,18 @@ def numbered_chunks(rows: LocalRows, table: str) -> Iterator[tuple[Tensor, Tenso
 
     Sums over these, added over all processes, count every row of the table once.
     """
-    first_row = rows.first_row(table)
+    if not rows.is_counted(table):
+        return
     for start, chunk in row_chunks(rows[table]):
-        yield torch.arange(first_row + start, first_row + start + chunk.shape[0]), chunk
+        numbers_r = rows.row_numbers(table, start, start + chunk.shape[0])
+        is_row_r = numbers_r >= 0
+        yield (numbers_r, chunk) if bool(is_row_r.all()) else (numbers_r[is_row_r], chunk[is_row_r])
 
 
 def fetch(rows: LocalRows, table: str, ids_N: Tensor) -> Tensor:
     """A few rows [N, D] of a table wherever they are held. All processes must call it with the same ids."""
-    held = rows[table]
-    places_N = ids_N - rows.first_row(table)
-    is_here_N = (places_N >= 0) & (places_N < held.shape[0])
-    found_ND = held.new_zeros(ids_N.numel(), held.shape[1])
-    found_ND[is_here_N] = held[places_N[is_here_N]]
+    found_ND = rows[table].new_zeros(ids_N.numel(), rows[table].shape[1])
+    if rows.is_counted(table):
+        held, local = rows.find(table, ids_N)
+        found_ND[held] = rows[table][local]
     return rows.sum(found_ND)

@@ -105,6 +105,23 @@ class TableCollection(Tables):
             batch_size=batch.batch_size,
         )
 
+    def prefetch(self, addressed: Addressed) -> None:
+        """A hint that `forward` will be called with this very batch soon, in the order of the hints; results stay the same.
+
+        On the disk tier a thread reads the rows' pages ahead (unless `RowTier.prefetch` is off). Where rows are sharded, ids
+        travel to the processes that hold them: all must call this together, on the thread that calls `forward`.
+        """
+        for rows, jagged in ((self.pooled_rows, addressed.pooled), (self.per_id_rows, addressed.per_id)):
+            if rows is not None and jagged is not None:
+                rows.prefetch(jagged.values(), jagged.offsets())
+
+    def announce(self, features: KeyedJaggedTensor) -> Addressed:
+        """What a data loader's thread does with a batch that is going to be trained on: `address`, and `prefetch` where it may."""
+        addressed = self.address(features)
+        if self.sharding is None:
+            self.prefetch(addressed)
+        return addressed
+
     @staticmethod
     def _jagged(uses: Sequence[Use], ids: list[Tensor], lengths: list[Tensor]) -> KeyedJaggedTensor | None:
         if not ids:
@@ -167,12 +184,6 @@ class TableCollection(Tables):
             logical_ND = use.method.combine(own, addressed.sides.get(use.key))
             outputs[use.key] = pool(logical_ND, offsets, pooling=use.method.spec.pooling)
         return outputs
-
-    def prefetch(self, addressed: Addressed) -> None:
-        """Says that `forward` will get this batch soon: ids travel to other ranks, pages are warmed. Never changes results."""
-        for rows, jagged in ((self.pooled_rows, addressed.pooled), (self.per_id_rows, addressed.per_id)):
-            if rows is not None and jagged is not None:
-                rows.prefetch(jagged.values(), jagged.offsets())
 
     def rebuilt(self, specs: Sequence[TableSpec]) -> Self:
         """A new collection of other specs with everything else as here."""

@@ -129,8 +129,16 @@ class LocalRows(ABC):
         """Rows [R, D] held here: a view, writing to it changes the table. R is 0 where this process holds none."""
 
     @abstractmethod
-    def row_numbers(self, table: str) -> Tensor:
-        """int64 [R], for each row held here its number in the table; `num_embeddings` or more for padding."""
+    def row_numbers(self, table: str, first: int, last: int) -> Tensor:
+        """int64 [last - first], for some of the rows held here their numbers in the table; -1 for padding."""
+
+    @abstractmethod
+    def find(self, table: str, rows_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of some rows of the table are held here, as indices into `rows_N`, and where."""
+
+    def is_counted(self, table: str) -> bool:
+        """Whether what is held here enters sums over processes: of a replicated table one replica does."""
+        return True
 
     @abstractmethod
     def sum(self, values: Tensor) -> Tensor:

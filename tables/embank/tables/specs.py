@@ -1,7 +1,7 @@
 """What a model asks for (`TableSpec`) and what is really held (`PhysicalTable`)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -245,31 +245,44 @@ class TableShard:
         held = ((local >= 0) & (local < self.num_rows)).nonzero().squeeze(1)
         return held, local[held]
 
-    def initialise(self, out_RD: Tensor, *, seed: int) -> None:
-        """Writes the table's initial values into the part that is held; the same values however the table is cut.
+    def initial_chunks(self, *, seed: int) -> Iterator[Tensor]:
+        """The table's initial values in the part that is held, in order, a few rows at a time; the same however it is cut.
 
         Args:
-            out_RD: float [num_rows, num_columns], written in place, a few rows at a time.
+            seed: the collection's seed.
+
+        Yields:
+            [r, num_columns], r at most `ROWS_PER_CHUNK`; `num_rows` rows in all.
+        """
+        if self.is_striped:  # in the order of places they would have to be drawn once per stripe: see `scatter_initial`
+            for start in range(0, self.num_rows, ROWS_PER_CHUNK):
+                yield torch.zeros(min(ROWS_PER_CHUNK, self.num_rows - start), self.num_columns)
+            return
+        for rows in torch.arange(self.first_place, self.first_place + self.num_rows).split(ROWS_PER_CHUNK):
+            yield self._initial_values(rows, seed=seed)
+
+    def scatter_initial(self, out_RD: Tensor, *, seed: int) -> None:
+        """Writes the initial values of a striped shard, whose places are not in the order in which rows are drawn.
+
+        Args:
+            out_RD: float [num_rows, num_columns], written in place.
             seed: the collection's seed.
         """
-        table = self.table
-        columns = slice(self.first_column, self.first_column + self.num_columns)
-        first, last = (
-            (0, table.num_embeddings) if self.is_striped else (self.first_place, self.first_place + self.num_rows)
-        )
-        for start in range(first, last, ROWS_PER_CHUNK):
-            rows = torch.arange(start, min(last, start + ROWS_PER_CHUNK))
+        if not self.is_striped:
+            return
+        for rows in torch.arange(self.table.num_embeddings).split(ROWS_PER_CHUNK):
             held, local = self.local_rows(rows)
-            if not held.numel():
-                continue
-            values = torch.empty(rows.numel(), table.embedding_dim)
-            table.init.fill(values, seed=seed, table=table.name, first_row=start)
-            if table.projection is not None:
-                values = table.projection(values, rows, seed=seed_of(seed, "projection", table.name, 0))
-            if self.is_striped:
-                out_RD[local] = values[held, columns]
-            else:
-                out_RD[start - first : start - first + rows.numel()] = values[:, columns]
+            if held.numel():
+                out_RD[local] = self._initial_values(rows, seed=seed)[held]
+
+    def _initial_values(self, rows_N: Tensor, *, seed: int) -> Tensor:
+        """Initial values of consecutive rows of the table, in the columns that are held."""
+        table = self.table
+        values = torch.empty(rows_N.numel(), table.embedding_dim)
+        table.init.fill(values, seed=seed, table=table.name, first_row=int(rows_N[0]))
+        if table.projection is not None:
+            values = table.projection(values, rows_N, seed=seed_of(seed, "projection", table.name, 0))
+        return values[:, self.first_column : self.first_column + self.num_columns]
 
 
 def num_places(num_rows: int) -> int:

@@ -34,8 +34,20 @@ class HeldRows(LocalRows):
     def __getitem__(self, table: str) -> Tensor:
         return self.views[table] if table in self.views else torch.empty(0, self.dims[table])
 
-    def row_numbers(self, table: str) -> Tensor:
-        return self.shards[table].row_numbers() if table in self.shards else torch.empty(0, dtype=torch.int64)
+    def row_numbers(self, table: str, first: int, last: int) -> Tensor:
+        if table not in self.shards:
+            return torch.arange(first, last)
+        shard = self.shards[table]
+        numbers = shard.row_numbers(torch.arange(first, last))
+        return torch.where(numbers < shard.table.num_embeddings, numbers, -1)
+
+    def find(self, table: str, rows_N: Tensor) -> tuple[Tensor, Tensor]:
+        if table in self.shards:
+            return self.shards[table].local_rows(rows_N)
+        return rows_N[:0], rows_N[:0]
+
+    def is_counted(self, table: str) -> bool:
+        return self.sharding is None or self.processes.is_first or not self.sharding.is_replicated(table)
 
     def sum(self, values: Tensor) -> Tensor:
         return self.processes.sum(values)
@@ -45,8 +57,8 @@ class HeldRows(LocalRows):
         if self.sharding is None:
             return self.views[table][rows_N]
         parts = torch.zeros(rows_N.numel(), self.dims[table])
-        shard = self.shards.get(table)
-        if shard is not None and (self.processes.is_first or not self.sharding.is_replicated(table)):
+        if table in self.shards and self.is_counted(table):
+            shard = self.shards[table]
             held, local = shard.local_rows(rows_N)
             parts[held, shard.first_column : shard.first_column + shard.num_columns] = self.views[table][local]
         return self.processes.sum(parts)

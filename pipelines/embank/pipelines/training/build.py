@@ -143,7 +143,9 @@ def build_tables(
         seed=config.train.seed,
         backend=config.rows.backend,
         optimizer=row_optimizer(config),
-        tier=RowTier(name="disk", directory=directory) if config.rows.tier == "disk" else RowTier(),
+        tier=RowTier(name="disk", directory=directory, prefetch=config.rows.prefetch)
+        if config.rows.tier == "disk"
+        else RowTier(),
         sharding=None if processes is None or processes.group is None else _sharding(config, schema, specs, processes),
     )
 

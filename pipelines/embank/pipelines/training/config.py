@@ -141,6 +141,7 @@ class RowsConfig:
         backend: fbgemm, or its slow twin torch (which has adam).
         tier: memory of the device, of the host (the same on a machine without a GPU), or memory-mapped files.
         directory: of the disk tier's files; None takes `rows/` in the run directory.
+        prefetch: on the disk tier, read the rows of the batches that the loader has made (`data.prefetch`) ahead of their use.
         planner: who decides which rank holds what, when there are several: embank, or torchrec's own planner.
         plan: a file with a plan, as `embank plan --out` writes it, instead of a planner.
         memory_per_rank: bytes that rows and their optimizer state may take on each rank; None for no limit.
@@ -151,6 +152,7 @@ class RowsConfig:
     backend: Literal["fbgemm", "torch"] = "fbgemm"
     tier: Literal["device", "host", "disk"] = "device"
     directory: str | None = None
+    prefetch: bool = True
     planner: Literal["embank", "torchrec"] = "embank"
     plan: str | None = None
     memory_per_rank: int | None = None

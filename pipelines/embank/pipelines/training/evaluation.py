@@ -50,7 +50,7 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
         split,
         batch_size=EVAL_BATCH_SIZE * processes.count,
         shuffle=False,
-        address=None if tables is None else tables.address,
+        address=None if tables is None else tables.announce,
         rank=processes.rank,
         world_size=processes.count,
     )

@@ -48,8 +48,8 @@ class RowPenalty:
         self.columns = torch.repeat_interleave(torch.arange(len(tables.dims)), torch.tensor(tables.dims))
 
     def address(self, features: KeyedJaggedTensor) -> Penalised:
-        """Addresses a batch and weighs its ids; for the loader's thread."""
-        addressed = self.tables.address(features)
+        """Addresses a batch, announces it to the tables and weighs its ids; for the loader's thread."""
+        addressed = self.tables.announce(features)
         return Penalised(addressed=addressed, weights_BK=self._weigh(features))
 
     def _weigh(self, features: KeyedJaggedTensor) -> Tensor:

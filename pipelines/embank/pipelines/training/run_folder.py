@@ -24,6 +24,8 @@ MAY_CHANGE = frozenset(
     [
         "data.path",
         "data.prefetch",
+        "rows.prefetch",
+        "rows.directory",
         "rows.planner",
         "rows.plan",
         "rows.memory_per_rank",

@@ -76,7 +76,7 @@ class Stepper:
     @property
     def address(self) -> Callable[[KeyedJaggedTensor], object]:
         """What the loader's thread does with the ids of a batch before this is called with it."""
-        return self.tables.address if self.penalty is None else self.penalty.address
+        return self.tables.announce if self.penalty is None else self.penalty.address
 
     def prefetch(self, batch: Batch) -> None:
         """Says that a batch is the next but one; all processes together."""

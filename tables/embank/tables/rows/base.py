@@ -50,11 +50,13 @@ class RowTier:
 
     Args:
         name: "device": memory of the device. "disk": memory-mapped files, which may exceed memory.
-        directory: for "disk": where the files go; they are created, and replaced if they exist.
+        directory: for "disk": where the files go; they are created, and removed when the store ends.
+        prefetch: for "disk": whether `RowStore.prefetch` reads pages ahead of their use, on a thread.
     """
 
     name: Literal["device", "disk"] = "device"
     directory: Path | None = None
+    prefetch: bool = True
 
     def __post_init__(self) -> None:
         if self.name == "disk" and self.directory is None:
@@ -109,7 +111,14 @@ class RowStore(nn.Module, ABC):
         """
 
     def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
-        """A hint that `forward` will be called with these tensors soon, in the order of the hints. Never changes results."""
+        """A hint that `forward` will be called with these very tensors soon, in the order of the hints. Never changes results.
+
+        Args:
+            indices, offsets: as `forward` takes them; not to be written to until then.
+
+        Raises:
+            WorkError: a file of the disk tier was cut.
+        """
 
     @abstractmethod
     def update(self) -> None:
@@ -142,7 +151,11 @@ class RowStore(nn.Module, ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Makes what is held durable (disk tier); nothing to do elsewhere."""
+        """Makes what is held durable (disk tier); nothing to do elsewhere.
+
+        Raises:
+            WorkError: a file was cut, or the disk reports an error.
+        """
 
     def nbytes(self) -> int:
         """Bytes held, padding and optimizer state included."""

@@ -6,9 +6,9 @@ ratios of real to padded width therefore get kernels of their own (see `rowwise_
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation, PoolingMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier, padded_dim, rowwise_scale
-from embank.tables.rows.mapped import mapped_tensor, sync_file
+from embank.tables.rows.space import RowSpace
+from embank.tables.rows.warm import Warmer
 from embank.tables.specs import TableShard
 
 MAX_DIM = 2048
@@ -42,7 +43,7 @@ class _Kernel(nn.Module):
         *,
         seed: int,
         optimizer: RowOptimizer,
-        tier: RowTier,
+        space: RowSpace,
         label: str,
     ) -> None:
         super().__init__()
@@ -50,11 +51,12 @@ class _Kernel(nn.Module):
         self.widths = [padded_dim(s.num_columns) for s in self.shards]
         self.rowwise = optimizer.name == "rowwise_adagrad"
         self.scale = rowwise_scale(self.shards[0].num_columns) if self.rowwise else 1.0
-        self.files: list[Path] = []
-        self.flat = {"weights": self._allocate("weights", self._num_weights(), tier, label)}
+        self.flat = {
+            "weights": space.hold(f"{label}.weights", numel=self._num_weights(), chunks=self._initial_values(seed))
+        }
         if optimizer.name != "sgd":
             size = sum(s.num_rows for s in self.shards) if self.rowwise else self._num_weights()
-            self.flat["momentum1"] = self._allocate("momentum1", size, tier, label)
+            self.flat["momentum1"] = space.hold(f"{label}.momentum1", numel=size)
         self.tbe = SplitTableBatchedEmbeddingBagsCodegen(
             [
                 (s.num_rows, width, EmbeddingLocation.HOST, ComputeDevice.CPU)
@@ -69,19 +71,17 @@ class _Kernel(nn.Module):
             preallocated_host_buffers=self.flat,
         )
         for shard, view in zip(self.shards, self.weights().values(), strict=True):
-            shard.initialise(view, seed=seed)
+            shard.scatter_initial(view, seed=seed)
         self.columns = self._columns([self.shards[t].num_columns for t in lookups], [self.widths[t] for t in lookups])
 
     def _num_weights(self) -> int:
         return sum(s.num_rows * width for s, width in zip(self.shards, self.widths, strict=True))
 
-    def _allocate(self, kind: str, numel: int, tier: RowTier, label: str) -> Tensor:
-        if tier.name != "disk":
-            return torch.zeros(numel)
-        assert tier.directory is not None
-        path = tier.directory / f"{label}.{kind}.f32"
-        self.files.append(path)
-        return mapped_tensor(path, numel=numel)
+    def _initial_values(self, seed: int) -> Iterator[Tensor]:
+        """Rows of one table after the other, padded."""
+        for shard, width in zip(self.shards, self.widths, strict=True):
+            for values in shard.initial_chunks(seed=seed):
+                yield F.pad(values, (0, width - shard.num_columns))
 
     @staticmethod
     def _columns(dims: Sequence[int], widths: Sequence[int]) -> Tensor | None:
@@ -133,6 +133,7 @@ class FbgemmRows(RowStore):
     ) -> None:
         super().__init__(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
         self._refuse_impossible()
+        self.space = RowSpace(tier)
         groups = self._groups()
         self.kernels = nn.ModuleList()
         self.kernel_lookups: list[list[int]] = []
@@ -149,10 +150,11 @@ class FbgemmRows(RowStore):
                     [local[self.lookups[k]] for k in positions],
                     seed=seed,
                     optimizer=optimizer,
-                    tier=tier,
-                    label=f"{self.shards[members[0]].table.name.replace('/', '-')}.{number}",
+                    space=self.space,
+                    label=f"{self.shards[members[0]].table.name}.{number}",
                 )
             )
+        self.warmer = Warmer.of(self, self.space)
         order = [k for positions in self.kernel_lookups for k in positions]
         self.reorder = None if order == list(range(len(order))) else order
         self.projected = [k for k, t in enumerate(self.lookups) if self.shards[t].table.projection is not None]
@@ -189,7 +191,14 @@ class FbgemmRows(RowStore):
             assert isinstance(kernel, _Kernel)
             yield kernel
 
+    def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
+        if self.warmer is not None:
+            self.warmer.hint(indices, offsets)
+
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        self.space.check()
+        if self.warmer is not None:
+            self.warmer.wait(indices)
         if self.projected and torch.is_grad_enabled():
             self.to_project.append((indices, offsets))
         if len(self.kernels) == 1 and self.reorder is None:
@@ -237,9 +246,7 @@ class FbgemmRows(RowStore):
         return {name: state for kernel in self._kernels() for name, state in kernel.optimizer_state().items()}
 
     def flush(self) -> None:
-        for kernel in self._kernels():
-            for path in kernel.files:
-                sync_file(path)
+        self.space.flush()
 
     def held_tensors(self) -> list[Tensor]:
         return [tensor for kernel in self._kernels() for tensor in kernel.flat.values()]

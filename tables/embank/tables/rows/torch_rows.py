@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier, padded_dim, rowwise_scale
-from embank.tables.rows.mapped import mapped_tensor, sync_file
+from embank.tables.rows.space import RowSpace
+from embank.tables.rows.warm import Warmer
 from embank.tables.specs import TableShard
 
 _STATES = {"sgd": (), "adagrad": ("sum",), "rowwise_adagrad": ("sum",), "adam": ("exp_avg", "exp_avg_sq")}
@@ -40,22 +41,29 @@ class TorchRows(RowStore):
         self.parameters_by_table = nn.ParameterList()
         self.state: list[dict[str, Tensor]] = []
         self.lr = optimizer.lr
+        self.space = RowSpace(tier)
         for shard in self.shards:
-            weight = self._allocate(shard, "weights", (shard.num_rows, shard.num_columns))
-            shard.initialise(weight, seed=seed)
-            self.parameters_by_table.append(nn.Parameter(weight))
-            rowwise = optimizer.name == "rowwise_adagrad"
-            shape = (shard.num_rows,) if rowwise else (shard.num_rows, shard.num_columns)
-            self.state.append({name: self._allocate(shard, name, shape) for name in _STATES[optimizer.name]})
+            name, size = shard.table.name, shard.num_rows * shard.num_columns
+            weight = self.space.hold(f"{name}.weights", numel=size, chunks=shard.initial_chunks(seed=seed))
+            weight_RD = weight.view(shard.num_rows, shard.num_columns)
+            shard.scatter_initial(weight_RD, seed=seed)
+            self.parameters_by_table.append(nn.Parameter(weight_RD))
+            self.state.append({kind: self._state(shard, kind) for kind in _STATES[optimizer.name]})
+        self.warmer = Warmer.of(self, self.space)
 
-    def _allocate(self, shard: TableShard, kind: str, shape: tuple[int, ...]) -> Tensor:
-        if self.tier.name != "disk":
-            return torch.zeros(shape)
-        assert self.tier.directory is not None
-        path = self.tier.directory / f"{shard.table.name.replace('/', '-')}.{kind}.f32"
-        return mapped_tensor(path, numel=torch.Size(shape).numel()).view(shape)
+    def _state(self, shard: TableShard, kind: str) -> Tensor:
+        rowwise = self.optimizer.name == "rowwise_adagrad"
+        shape = (shard.num_rows,) if rowwise else (shard.num_rows, shard.num_columns)
+        return self.space.hold(f"{shard.table.name}.{kind}", numel=torch.Size(shape).numel()).view(shape)
+
+    def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
+        if self.warmer is not None:
+            self.warmer.hint(indices, offsets)
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        self.space.check()
+        if self.warmer is not None:
+            self.warmer.wait(indices)
         num_bags = (offsets.numel() - 1) // len(self.lookups)
         bounds = offsets.tolist() if num_bags == 0 else offsets[::num_bags].tolist()
         outputs = []
@@ -126,10 +134,7 @@ class TorchRows(RowStore):
         return {s.table.name: dict(state) for s, state in zip(self.shards, self.state, strict=True)}
 
     def flush(self) -> None:
-        if self.tier.name == "disk":
-            assert self.tier.directory is not None
-            for path in self.tier.directory.glob("*.f32"):
-                sync_file(path)
+        self.space.flush()
 
     def held_tensors(self) -> list[Tensor]:
         return [*self.parameters_by_table, *(t for state in self.state for t in state.values())]

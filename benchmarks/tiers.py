@@ -1,0 +1,377 @@
+"""The disk tier: a table that exceeds memory, prefetch against none, disk against memory.
+
+Run: python benchmarks/tiers.py [--rows 200000000] [--small-rows 20000000] [--folder runs/tiers]
+Three parts, all through `TableCollection` on FBGEMM with row-wise Adagrad and a small network, bags of 26 Zipf ids, batches made by
+a thread four ahead, as the trainer does it:
+
+scale     a table of --rows rows on the disk: time to create, samples/s from a cold page cache on, peak anonymous memory (asserted)
+prefetch  on against off on the same table: cold (the files' pages are dropped before each repeat) and warm (the same batches
+          again), alternating; and a check that losses and rows are equal to the bit
+memory    disk against memory with --small-rows rows, warm, alternating
+
+Writes benchmarks/results/tiers.json and .md. The files are removed at the end, however it ends.
+"""
+
+import argparse
+import json
+import mmap
+import os
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peers.machine import describe
+from torch import nn
+from torchrec import KeyedJaggedTensor
+
+from embank.pipelines.data.ahead import Clock, run_ahead
+from embank.pipelines.data.synth.zipf import Zipf
+from embank.tables import RowTier, TableCollection, TableSpec
+from embank.tables.rows.mapped import MappedFile
+
+RESULTS = Path(__file__).with_name("results")
+DIM, LOOKUPS, AHEAD = 16, 26, 4
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class AnonymousMemory:
+    """Peak of this process's anonymous memory (RssAnon), looked at every few milliseconds."""
+
+    def __enter__(self) -> "AnonymousMemory":
+        self.peak, self.ended = 0, threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.ended.wait(0.02):
+            self.peak = max(self.peak, self.now())
+
+    @staticmethod
+    def now() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+
+class Training:
+    """A table and a small network."""
+
+    def __init__(self, rows: int, tier: RowTier) -> None:
+        spec = TableSpec(name="items", num_embeddings=rows, embedding_dim=DIM, feature_names=["items"])
+        self.tables = TableCollection([spec], tier=tier)
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(DIM, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01)
+
+    @property
+    def files(self) -> list[MappedFile]:
+        return [file for store in self.tables.row_stores() for file in store.space.files]
+
+    def evict(self) -> None:
+        for file in self.files:
+            file.evict()
+
+    def run(self, batches: Sequence[KeyedJaggedTensor], *, prefetch: bool) -> tuple[list[float], list[float]]:
+        """Trains on batches; seconds and loss of each step."""
+
+        def made() -> Iterator[Any]:
+            for batch in batches:
+                yield (self.tables.announce if prefetch else self.tables.address)(batch)
+
+        seconds, losses = [], []
+        last = time.perf_counter()
+        for addressed in run_ahead(made(), depth=AHEAD, clock=Clock()):
+            values = self.tables(addressed).values()
+            logits = self.network(values).squeeze(1)
+            loss = F.binary_cross_entropy_with_logits(logits, (torch.arange(logits.numel()) % 4 == 0).float())
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.tables.update_rows()
+            self.optimizer.step()
+            losses.append(loss.item())
+            now = time.perf_counter()
+            seconds.append(now - last)
+            last = now
+        return seconds, losses
+
+
+def zipf_batches(rows: int, count: int, *, args: argparse.Namespace, seed: int) -> list[KeyedJaggedTensor]:
+    """Bags of 26 ids; id 0 is the most frequent, as after `embank prepare`."""
+    zipf, generator = Zipf(rows, args.alpha), np.random.default_rng(seed)
+    lengths = torch.full((args.batch_size,), LOOKUPS, dtype=torch.int32)
+    return [
+        KeyedJaggedTensor(
+            keys=["items"],
+            values=torch.from_numpy(zipf.ranks(generator.random(args.batch_size * LOOKUPS)).astype(np.int64)),
+            lengths=lengths,
+        )
+        for _ in range(count)
+    ]
+
+
+def touched(batches: Sequence[KeyedJaggedTensor]) -> dict[str, float]:
+    """What a step must touch, on average: distinct rows, and pages (of rows and of state) that no step before has touched."""
+    rows, pages, seen_rows, seen_state = 0, 0, np.empty(0, np.int64), np.empty(0, np.int64)
+    for batch in batches:
+        ids = np.unique(batch.values().numpy())
+        rows += ids.size
+        own = np.unique(ids * DIM * 4 // PAGE)
+        state = np.unique(ids * 4 // PAGE)
+        pages += own.size - np.isin(own, seen_rows).sum() + state.size - np.isin(state, seen_state).sum()
+        seen_rows, seen_state = np.union1d(seen_rows, own), np.union1d(seen_state, state)
+    num = len(batches)
+    return {
+        "distinct_rows": rows / num,
+        "row_and_state_bytes": rows * (DIM + 1) * 4 / num,
+        "new_pages": int(pages) / num,
+        "new_page_bytes": int(pages) * PAGE / num,
+    }
+
+
+def disk_reads_per_s(path: Path, *, threads: int, seconds: float) -> float:
+    """Random reads of a page past the page cache, each thread one at a time."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    pages, end = os.fstat(descriptor).st_size // PAGE, time.perf_counter() + seconds
+
+    def read(seed: int) -> int:
+        buffer, draw, done = mmap.mmap(-1, PAGE), random.Random(seed), 0
+        while time.perf_counter() < end:
+            os.preadv(descriptor, [buffer], draw.randrange(pages) * PAGE)
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(threads) as pool:
+        total = sum(pool.map(read, range(threads)))
+    os.close(descriptor)
+    return total / seconds
+
+
+def copy_bytes_per_s() -> float:
+    """Bytes read plus bytes written by a large copy in memory."""
+    source, target = torch.zeros(2**25), torch.zeros(2**25)
+    times = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        target.copy_(source)
+        times.append(time.perf_counter() - begun)
+    return 2 * 4 * source.numel() / statistics.median(times)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "repeats": len(values)}
+
+
+def equality(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Prefetch on, prefetch off and memory on the same batches: losses and rows to the bit."""
+    rows = min(args.rows, 2_000_000)
+    batches = zipf_batches(rows, 10, args=args, seed=7)
+    tiers = {
+        "on": RowTier(name="disk", directory=folder),
+        "off": RowTier(name="disk", directory=folder),
+        "memory": RowTier(),
+    }
+    losses, weights = {}, {}
+    for name, tier in tiers.items():
+        training = Training(rows, tier)
+        training.evict()
+        losses[name] = training.run(batches, prefetch=name == "on")[1]
+        weights[name] = training.tables.weights()["items"]
+    equal = all(losses[n] == losses["on"] and torch.equal(weights[n], weights["on"]) for n in tiers)
+    if not equal:
+        raise SystemExit("prefetch on, prefetch off and memory differ")
+    return {"rows": rows, "steps": len(batches), "equal_to_the_bit": equal}
+
+
+def scale_and_prefetch(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The large table, then prefetch on and off in turn."""
+    with AnonymousMemory() as memory:
+        begun = time.perf_counter()
+        training = Training(args.rows, RowTier(name="disk", directory=folder))
+        created = time.perf_counter() - begun
+        created_peak = memory.peak
+        nbytes = training.tables.nbytes("training")
+        disk = {
+            "random_reads_per_s": disk_reads_per_s(training.files[0].path, threads=32, seconds=args.disk_seconds),
+            "random_reads_per_s_one_at_a_time": disk_reads_per_s(
+                training.files[0].path, threads=1, seconds=args.disk_seconds
+            ),
+        }
+        training.evict()
+        long = zipf_batches(args.rows, args.scale_steps, args=args, seed=1)
+        seconds, _ = training.run(long, prefetch=True)
+        tail = seconds[len(seconds) // 2 :]
+        scale = {
+            "rows": args.rows,
+            "held_bytes": nbytes,
+            "create_s": created,
+            "create_bytes_per_s": nbytes / created,
+            "create_peak_anonymous_bytes": created_peak,
+            "steps": len(long),
+            "samples_per_s": args.batch_size * len(long) / sum(seconds),
+            "samples_per_s_second_half": args.batch_size * len(tail) / sum(tail),
+        }
+        cold, warm = {True: [], False: []}, {True: [], False: []}
+        bytes_of_step = []
+        for repeat in range(args.repeats):
+            batches = zipf_batches(args.rows, args.steps, args=args, seed=100 + repeat)
+            bytes_of_step.append(touched(batches))
+            for prefetch in (True, False) if repeat % 2 else (False, True):
+                training.evict()
+                cold[prefetch].append(sum(training.run(batches, prefetch=prefetch)[0]) / len(batches))
+                warm[prefetch].append(sum(training.run(batches, prefetch=prefetch)[0]) / len(batches))
+            print(
+                f"repeat {repeat}: "
+                + ", ".join(
+                    f"{name} {1e3 * times[True][-1]:.0f} ms with, {1e3 * times[False][-1]:.0f} ms without prefetch"
+                    for name, times in (("cold", cold), ("warm", warm))
+                ),
+                flush=True,
+            )
+    scale["peak_anonymous_bytes"] = memory.peak
+    mean = {key: statistics.mean(entry[key] for entry in bytes_of_step) for key in bytes_of_step[0]}
+    floor = mean["new_pages"] / disk["random_reads_per_s"]
+    result = {
+        "scale": scale,
+        "disk": disk,
+        "touched_by_a_step": mean,
+        "cold": compare(cold) | {"floor_s": floor, "times_the_floor": statistics.median(cold[True]) / floor},
+        "warm": compare(warm),
+    }
+    if memory.peak > args.limit_gib * 2**30:
+        raise SystemExit(f"anonymous memory reached {memory.peak:,} bytes, more than {args.limit_gib} GiB")
+    return result
+
+
+def compare(times: dict[bool, list[float]]) -> dict[str, Any]:
+    return {
+        "step_s_with_prefetch": spread(times[True]),
+        "step_s_without": spread(times[False]),
+        "speedup": spread([off / on for on, off in zip(times[True], times[False], strict=True)]),
+    }
+
+
+def against_memory(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Warm: every page that is timed has been touched in a pass before."""
+    kinds = {"memory": RowTier(), "disk": RowTier(name="disk", directory=folder)}
+    trainings = {name: Training(args.small_rows, tier) for name, tier in kinds.items()}
+    batches = zipf_batches(args.small_rows, args.warm_steps, args=args, seed=5)
+    times: dict[str, list[float]] = {"memory": [], "disk": [], "disk_without_prefetch": []}
+    for training in trainings.values():
+        training.run(batches, prefetch=True)
+    for repeat in range(args.repeats):
+        order = list(times)
+        for name in order[repeat % 3 :] + order[: repeat % 3]:
+            training = trainings["memory" if name == "memory" else "disk"]
+            seconds, _ = training.run(batches, prefetch=name != "disk_without_prefetch")
+            times[name].append(statistics.median(seconds))
+    moved = 2 * touched(batches)["row_and_state_bytes"]
+    return {
+        "rows": args.small_rows,
+        "held_bytes": trainings["disk"].tables.nbytes("training"),
+        "steps": args.warm_steps,
+        "touched_by_a_step": touched(batches),
+        "median_step_s": {name: spread(values) for name, values in times.items()},
+        "disk_of_memory": spread([m / d for m, d in zip(times["memory"], times["disk"], strict=True)]),
+        "disk_without_prefetch_of_memory": spread(
+            [m / d for m, d in zip(times["memory"], times["disk_without_prefetch"], strict=True)]
+        ),
+        "floor_s": moved / copy_bytes_per_s(),
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=200_000_000)
+    parser.add_argument("--small-rows", type=int, default=20_000_000)
+    parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--alpha", type=float, default=1.05, help="Zipf exponent of the ids")
+    parser.add_argument("--scale-steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=25, help="of each cold and each warm run")
+    parser.add_argument("--warm-steps", type=int, default=60, help="of each run against memory")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--disk-seconds", type=float, default=3.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit-gib", type=float, default=4.0, help="of anonymous memory")
+    parser.add_argument("--folder", type=Path, default=Path("runs/tiers"), help="on the disk that is measured")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and write."""
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"command": " ".join(["python benchmarks/tiers.py", *sys.argv[1:]]), "machine": describe()}
+    result["machine"]["read_ahead_and_dirty"] = system_settings()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        result["prefetch_changes_nothing"] = equality(Path(folder), args)
+        result |= scale_and_prefetch(Path(folder), args)
+        result["against_memory"] = against_memory(Path(folder), args)
+    result["machine"]["load_at_end"] = os.getloadavg()[0]
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results / "tiers.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.results / "tiers.md").write_text(table(result))
+    print(table(result))
+
+
+def system_settings() -> dict[str, str]:
+    names = ["vm/dirty_ratio", "vm/dirty_background_ratio", "vm/dirty_expire_centisecs"]
+    return {name: Path("/proc/sys", name).read_text().strip() for name in names}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+
+    def shown(entry: dict[str, float], unit: float = 1, digits: int = 2) -> str:
+        return f"{entry['median'] * unit:.{digits}f} ({entry['min'] * unit:.{digits}f} to {entry['max'] * unit:.{digits}f})"
+
+    scale, cold, warm, small = (result[key] for key in ("scale", "cold", "warm", "against_memory"))
+    touched_here, disk = result["touched_by_a_step"], result["disk"]
+    lines = [
+        f"`{result['command']}`; {result['machine']['cores']} cores, {result['machine']['memory_gib']} GiB, load "
+        f"{result['machine']['load_at_start']:.1f} at the start and {result['machine']['load_at_end']:.1f} at the end",
+        "",
+        "| what | figure: median (range) |",
+        "|---|---|",
+        f"| table on the disk | {scale['rows']:,} rows x {DIM}, {scale['held_bytes']:,} bytes with state |",
+        f"| created | {scale['create_s']:.0f} s, {scale['create_bytes_per_s'] / 1e6:,.0f} MB/s |",
+        f"| peak anonymous memory | {scale['peak_anonymous_bytes'] / 2**30:.2f} GiB |",
+        f"| training from a cold cache, prefetch | {scale['samples_per_s']:,.0f} samples/s over {scale['steps']} steps, "
+        f"{scale['samples_per_s_second_half']:,.0f} in the second half |",
+        f"| cold step with prefetch | {shown(cold['step_s_with_prefetch'], 1e3, 0)} ms |",
+        f"| cold step without | {shown(cold['step_s_without'], 1e3, 0)} ms |",
+        f"| **cold, prefetch over none** | **{shown(cold['speedup'])}** |",
+        f"| pages that a cold step must read | {touched_here['new_pages']:,.0f} ({touched_here['new_page_bytes'] / 1e6:.0f} MB) |",
+        f"| the disk's random reads | {disk['random_reads_per_s']:,.0f}/s by 32 threads, "
+        f"{disk['random_reads_per_s_one_at_a_time']:,.0f}/s one at a time |",
+        f"| floor of a cold step; with prefetch it takes | {1e3 * cold['floor_s']:.0f} ms; {cold['times_the_floor']:.2f} times that |",
+        f"| warm step of that table, with prefetch; without | {shown(warm['step_s_with_prefetch'], 1e3, 1)} ms; "
+        f"{shown(warm['step_s_without'], 1e3, 1)} ms |",
+        f"| **warm, disk over memory, {small['rows']:,} rows** | **{shown(small['disk_of_memory'])}** |",
+        f"| the same without prefetch | {shown(small['disk_without_prefetch_of_memory'])} |",
+        f"| warm step: memory; disk | {shown(small['median_step_s']['memory'], 1e3, 1)} ms; "
+        f"{shown(small['median_step_s']['disk'], 1e3, 1)} ms |",
+        f"| rows and state that a warm step touches | {small['touched_by_a_step']['row_and_state_bytes'] / 1e6:.1f} MB; read and "
+        f"written at the speed of a copy {1e3 * small['floor_s']:.1f} ms |",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Room for a store's tensors: memory, or mapped files."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from embank.tables.rows.base import RowTier
+from embank.tables.rows.mapped import MappedFile
+
+_ZEROS = 2**20
+
+
+class RowSpace:
+    """Gives one store its tensors and, on the disk tier, keeps their files.
+
+    Args:
+        tier: where tensors are held.
+
+    Attributes:
+        files: what is held on the disk tier, in the order of `hold`.
+    """
+
+    def __init__(self, tier: RowTier) -> None:
+        self.tier = tier
+        self.files: list[MappedFile] = []
+
+    def hold(self, name: str, *, numel: int, chunks: Iterable[Tensor] | None = None) -> Tensor:
+        """A float32 tensor.
+
+        Args:
+            name: of its file, if it gets one.
+            numel: number of elements.
+            chunks: initial values in order, `numel` elements in all; None means zeros.
+
+        Returns:
+            [numel].
+
+        Raises:
+            ConfigError: the disk has no room for it.
+        """
+        if self.tier.name == "disk" and numel:
+            assert self.tier.directory is not None
+            self.files.append(
+                MappedFile(self.tier.directory, name, numel=numel, chunks=_zeros(numel) if chunks is None else chunks)
+            )
+            return self.files[-1].tensor
+        held = torch.zeros(numel)
+        start = 0
+        for chunk in chunks or ():
+            held[start : start + chunk.numel()] = chunk.reshape(-1)
+            start += chunk.numel()
+        return held
+
+    def check(self) -> None:
+        """Raises WorkError if a file can no longer be used."""
+        for file in self.files:
+            file.check()
+
+    def flush(self) -> None:
+        """Makes what is held durable.
+
+        Raises:
+            WorkError: a file was cut, or the disk reports an error.
+        """
+        for file in self.files:
+            file.flush()
+
+
+def _zeros(numel: int) -> Iterator[Tensor]:
+    zeros = torch.zeros(min(numel, _ZEROS))
+    for start in range(0, numel, _ZEROS):
+        yield zeros[: numel - start]
