@@ -77,14 +77,16 @@ def compare(rank: int, case: Case, folder: Path) -> float:
         addressed = sharded.address(batches[rank])
         if step % 2:
             sharded.prefetch(addressed)
-        outputs = []
         for tables in (sharded, whole):
             tables.train(case.training)
-        outputs = [whole(b).values() for b in batches]
+        outputs, losses = [], []
+        for part in batches:
+            outputs.append(whole(part).values())
+            losses.append(_loss(whole, outputs[-1]))
         out = sharded(addressed).values()
         worst = max(worst, _difference(out, outputs[rank]))
-        _backward(sharded, (out - 1).square().sum() / SCALE)
-        _backward(whole, torch.stack([(o - 1).square().sum() for o in outputs]).sum() / SCALE / world_size)
+        _loss(sharded, out).backward()
+        torch.stack(losses).mean().backward()
         _average(sharded)
         for tables in (sharded, whole):
             tables.update_rows()
@@ -105,9 +107,10 @@ def _copy_rows(source: TableCollection, target: TableCollection) -> None:
             weights[shard.table.name][real] = rows[shard.table.name][numbers[real], columns]
 
 
-def _backward(tables: TableCollection, loss: Tensor) -> None:
-    extra = tables.extra_loss()
-    (loss if extra is None else loss + extra).backward()
+def _loss(tables: TableCollection, out: Tensor) -> Tensor:
+    """What a rank trains with: its own samples' loss and what methods add to it."""
+    loss, extra = (out - 1).square().sum() / SCALE, tables.extra_loss()
+    return loss if extra is None else loss + extra
 
 
 def _average(tables: TableCollection) -> None:

@@ -13,6 +13,8 @@ from tests.distributed.ranks import Ranks
 KINDS = ("table_wise", "row_wise", "column_wise", "data_parallel")
 TOLERANCE = 2e-5
 """Sums over a batch are made in another order than in one process."""
+ROUNDED = {"low_precision": 1e-3, "alpt": 1e-3}
+"""Rounding jumps: where updates differ in their last bit, an element may land on the next point of its grid."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ class TestSharding:
                     training=method not in BATCH_DEPENDENT,
                 )
                 for worst in two_ranks.run(compare, case, tmp_path):
-                    assert worst < TOLERANCE, f"{backend}, {tier}: largest difference {worst:.1e}"
+                    assert worst < ROUNDED.get(method, TOLERANCE), f"{backend}, {tier}: largest difference {worst:.1e}"
 
     def test_starts_with_the_same_outputs(self, method: str, kind: str, two_ranks: Ranks) -> None:
         if kind == "column_wise" and method_class(method).whole_rows:

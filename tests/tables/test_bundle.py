@@ -376,7 +376,7 @@ def test_what_can_not_be_saved(tmp_path: Path) -> None:
         save_bundle(tmp_path / "b", broken)
     table = TableSpec(name="p", num_embeddings=400, embedding_dim=4, feature_names=["a"], method="test_elsewhere")
     with pytest.raises(
-        ConfigError, match=r"table 'p': .*full.PackedFull is not in the module of method 'test_elsewhere'"
+        ConfigError, match=r"table 'p': .*full.PackedFull is not in the package of method 'test_elsewhere'"
     ):
         save_bundle(tmp_path / "b", TableCollection([table]))
     assert not list(tmp_path.iterdir())

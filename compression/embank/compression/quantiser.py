@@ -138,7 +138,8 @@ class ProductQuantiser(nn.Module):
         counts_CK = torch.stack([torch.bincount(codes, minlength=self.shape.num_codes) for codes in codes_NC.T])
         self.usage += counts_CK
         members_NC = counts_CK.gather(1, codes_NC.T).T
-        distances_NC = (quantised_ND - rows_ND.detach()).square().view(*codes_NC.shape, -1).sum(2)
+        width = self.centroids.shape[2]
+        distances_NC = (quantised_ND - rows_ND.detach()).square().view(*codes_NC.shape, width).sum(2)
         self.losses.append((distances_NC / members_NC).sum())
         return quantised_ND.detach() + (rows_ND - rows_ND.detach())
 

@@ -14,10 +14,10 @@ mapped from the file, not read into memory: pages come in when rows are looked u
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -176,10 +176,11 @@ def _written(folder: Path) -> Iterator[Path]:
 
 def _entry(spec: TableSpec, pack: PackedTable, stored: "_Stored") -> TableEntry:
     cls = type(pack)
-    if _packed_class(spec.method, cls.__name__) is not cls:
+    packed = f"{cls.__module__}.{cls.__qualname__}"
+    if _packed_class(spec.method, packed) is not cls:
         raise ConfigError(
-            f"table '{spec.name}': the packed form {cls.__module__}.{cls.__qualname__} is not in the module of method "
-            f"'{spec.method}', where a bundle looks for it; define it there"
+            f"table '{spec.name}': the packed form {packed} is not in the package of method '{spec.method}', where a bundle looks "
+            "for it; define it there, at the top of a module"
         )
     return TableEntry(
         name=spec.name,
@@ -188,7 +189,7 @@ def _entry(spec: TableSpec, pack: PackedTable, stored: "_Stored") -> TableEntry:
         feature_names=list(spec.feature_names),
         pooling=spec.pooling,
         method=spec.method,
-        packed=cls.__name__,
+        packed=packed,
         facts=pack.manifest(),
         tensors={name: stored.add(f"{spec.name}.{name}", tensor) for name, tensor in pack.state_dict().items()},
     )
@@ -224,9 +225,15 @@ def _version() -> str:
         return "unknown"
 
 
-def _packed_class(method: str, name: str) -> type[PackedTable] | None:
-    """The packed class of that name in a method's module; None if there is none."""
-    found = vars(sys.modules[method_class(method).__module__]).get(name)
+def _packed_class(method: str, path: str) -> type[PackedTable] | None:
+    """The packed class "package.module.Class" if it lies in a method's package; None otherwise. Nothing else is imported."""
+    module, _, name = path.rpartition(".")
+    if module.rpartition(".")[0] != method_class(method).__module__.rpartition(".")[0]:
+        return None
+    try:
+        found = vars(import_module(module)).get(name)
+    except ImportError:
+        return None
     return found if isinstance(found, type) and issubclass(found, PackedTable) else None
 
 

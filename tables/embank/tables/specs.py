@@ -258,7 +258,7 @@ class TableShard:
             for start in range(0, self.num_rows, ROWS_PER_CHUNK):
                 yield torch.zeros(min(ROWS_PER_CHUNK, self.num_rows - start), self.num_columns)
             return
-        for rows in torch.arange(self.first_place, self.first_place + self.num_rows).split(ROWS_PER_CHUNK):
+        for rows in torch.split(torch.arange(self.first_place, self.first_place + self.num_rows), ROWS_PER_CHUNK):
             yield self._initial_values(rows, seed=seed)
 
     def scatter_initial(self, out_RD: Tensor, *, seed: int) -> None:
@@ -270,7 +270,7 @@ class TableShard:
         """
         if not self.is_striped:
             return
-        for rows in torch.arange(self.table.num_embeddings).split(ROWS_PER_CHUNK):
+        for rows in torch.split(torch.arange(self.table.num_embeddings), ROWS_PER_CHUNK):
             held, local = self.local_rows(rows)
             if held.numel():
                 out_RD[local] = self._initial_values(rows, seed=seed)[held]

@@ -192,6 +192,39 @@ def sweep(
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="The YAML configuration.")],
+    ranks: Annotated[int, typer.Option(help="Number of ranks; they are not started.")],
+    memory_per_rank: Annotated[
+        int | None, typer.Option(help="Bytes for rows and their optimizer state on each rank.")
+    ] = None,
+    planner: Annotated[str | None, typer.Option(help="embank, or torchrec for TorchRec's own planner.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the plan, .yaml or .json; `rows.plan` takes it, edited or not.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, for example tables.dim=32; may be repeated.")
+    ] = None,
+) -> None:
+    """Show which rank would hold what: tables, rows, shards, bytes and expected lookups. Nothing is started or allocated.
+
+    Example: `embank plan deepfm.yaml --ranks 8 --memory-per-rank 4000000000`
+    """
+    from embank.pipelines.training.config import load_config
+    from embank.pipelines.training.planning import plan_config
+    from embank.tables.plan import save_plan
+
+    overrides = [*(set_ or [])]
+    overrides += [] if memory_per_rank is None else [f"rows.memory_per_rank={memory_per_rank}"]
+    overrides += [] if planner is None else [f"rows.planner={planner}"]
+    made, loads = plan_config(load_config(config, overrides=overrides), ranks=ranks)
+    show.plan(made, loads)
+    if out is not None:
+        save_plan(made, out)
+        show.out.print(f"written to {out}", markup=False)
+
+
+@app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(help="A run directory or a bundle.")],
     data: Annotated[Path, typer.Option(help="A prepared folder with the vocabularies of the training data.")],

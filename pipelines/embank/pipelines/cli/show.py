@@ -145,6 +145,40 @@ def line(text: str) -> None:
     err.print(text, markup=False)
 
 
+def plan(made: "Plan", loads: "Sequence[Load]") -> None:
+    """A sharding plan: a line a physical table, a line a rank, and how even it is."""
+    from embank.tables.plan import imbalance, rank_loads
+
+    by_table = {load.table.name: load for load in loads}
+    table(
+        ["table", "kind", "ranks", "rows", "dim", "bytes", "lookups/sample"],
+        [
+            [
+                name,
+                placement.kind,
+                ", ".join(map(str, placement.ranks)) or "all",
+                f"{by_table[name].table.num_embeddings:,}",
+                str(by_table[name].table.embedding_dim),
+                f"{by_table[name].nbytes:,}",
+                f"{by_table[name].lookups:.3f}",
+            ]
+            for name, placement in made.tables.items()
+        ],
+        left=3,
+    )
+    out.print()
+    ranks = rank_loads(made, loads)
+    table(
+        ["rank", "bytes", "lookups/sample"],
+        [[str(rank), f"{load.nbytes:,}", f"{load.lookups:.3f}"] for rank, load in enumerate(ranks)],
+    )
+    most_bytes, most_lookups = (imbalance([getattr(load, key) for load in ranks]) for key in ("nbytes", "lookups"))
+    out.print(
+        f"largest over mean: bytes {most_bytes:.2f}, lookups {most_lookups:.2f}. Bytes are rows and optimizer state; a replica "
+        "looks up its own rank's samples"
+    )
+
+
 def leaderboard(rows: "Sequence[Row]", folder: "SweepFolder") -> None:
     """A sweep's lines, and where they are written."""
     from embank.pipelines.sweep.leaderboard import table_columns
