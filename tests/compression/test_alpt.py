@@ -1,4 +1,4 @@
-"""ALPT against autograd on the straight-through graph, finite differences, and the paper's two-pass step."""
+"""ALPT against autograd on the straight-through graph, finite differences, and the published two-pass step."""
 
 import math
 
@@ -74,7 +74,7 @@ class TestLsqGradient:
 def two_pass_step(
     values_UD: Tensor, step_U1: Tensor, weight_D: Tensor, labels_U: Tensor, *, high: float, lr: float
 ) -> tuple[Tensor, Tensor]:
-    """The paper's step for one batch of distinct rows under a logistic loss, with both passes: w' and dL/ds (without g)."""
+    """The published step for one batch of distinct rows under a logistic loss, with both passes: w' and dL/ds (without g)."""
     rows = values_UD.clone().requires_grad_()
     loss = F.binary_cross_entropy_with_logits(rows @ weight_D, labels_U, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, rows)
@@ -88,7 +88,7 @@ def two_pass_step(
 
 
 class TestAgainstTwoPasses:
-    """The one-pass step against the paper's."""
+    """The one-pass step against the published one."""
 
     def batch(self, collection: TableCollection) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(2)
@@ -182,7 +182,7 @@ class TestSteps:
         assert (steps > 0.8 * needed).all()
 
     def test_initial_values_survive(self) -> None:
-        """The paper's step of .01 leaves 2% of them."""
+        """A fixed first step of .01 leaves 2% of them."""
         table = build_table(method="alpt", num_embeddings=100_000, embedding_dim=16, seed=1)
         rows = table.lookup(torch.arange(100_000)).detach()
         assert (rows != 0).double().mean() > 0.98

@@ -33,7 +33,7 @@ class AlptConfig:
     Args:
         bits: 8 or 16 for every row. None takes 16 for as many rows as the budget holds, from the most frequent id on, and 8 for
             the others; without a budget 8 for all.
-        step_lr: learning rate of the steps, as a share of the rows'. The paper's is 2e-5 / 1e-3.
+        step_lr: learning rate of the steps, as a share of the rows'. Hetu's EMC takes 2e-5 / 1e-3.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -45,7 +45,7 @@ class AlptConfig:
 class Alpt(Method):
     """Rows s * (whole numbers of 8 or 16 bits) with a learned step s per row, kept as the physical row's last column.
 
-    The paper's training step (section "Adaptive Low-Precision Training", algorithm 1) has two passes over a batch:
+    The published training step (as in Hetu's EMC) has two passes over a batch:
     (1) forward and backward with the stored rows, w' = s W - lr dL/d(s W); (2) forward and backward with Q(w'), the nearest
     grid point, for the step's gradient by LSQ (Esser et al., ICLR 2020), s' = s - lr_s g dL/ds; (3) store w' / s', rounded at random.
     Here rows are updated inside the backward pass, so there is no second one. What replaces it: where no number moves by half
@@ -56,13 +56,13 @@ class Alpt(Method):
 
     With plain SGD it is the two-pass step to float rounding (a test runs both), except that
 
-    * the network stands still between the passes, where the paper has updated it;
+    * the network stands still between the passes, where the published step has updated it;
     * numbers that do move by more than half a step give a rounding error in place of their gradient;
     * with an adaptive row optimizer it is the gradient as preconditioned by it, and that optimizer's own statistics do not cover the
       steps (row-wise Adagrad averages over D + 1 columns, the last one with gradient 0);
     * g = 1 / sqrt(D high), as in LSQ, without the batch size, which a row does not know;
-    * a step grows at most to where the whole row fits, and at most halves: it stays positive, which the paper leaves open;
-    * a row starts with the step that holds its initial values. The paper's .01 rounds 98% of +-3e-4 to zero.
+    * a step grows at most to where the whole row fits, and at most halves: it stays positive, which EMC does not ensure;
+    * a row starts with the step that holds its initial values. EMC's .01 rounds 98% of +-3e-4 to zero.
 
     Bytes: serving holds codes and an fp32 step per row. Training holds rows in fp32 and the optimizer's state. The last column makes rows one
     wider: the fbgemm backend takes embedding dims to 2,047.
@@ -101,7 +101,7 @@ class Alpt(Method):
         return PackedAlpt(rows[self.spec.name], num_wide=self.num_wide)
 
     def nominal_nbytes(self) -> int:
-        """Codes and steps: the paper counts as is really held."""
+        """Codes and steps: published figures count what is really held."""
         return code_nbytes(self.spec, num_wide=self.num_wide) + _STEP_NBYTES * self.spec.num_embeddings
 
 
@@ -160,7 +160,7 @@ def lsq_gradient(values_UD: Tensor, step_U1: Tensor, high_U1: Tensor, upstream_U
     Returns:
         [U, 1].
 
-    Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, equation 3.
+    Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, the gradient of the step size.
     """
     scaled_UD = values_UD / step_U1
     inside_UD = (scaled_UD >= -high_U1 - 1) & (scaled_UD <= high_U1)

@@ -1,6 +1,7 @@
 """Low-precision rows: 8 or 16 bits per number, rounded at random after each update.
 
-Source: training with low-precision embedding tables (Zhang, Yang, Yuen, NeurIPS workshop on Systems for ML, 2018), method 8 of
+Source: Zhang, Yang, Yuen, "Training with Low-precision Embedding Tables", NeurIPS workshop on Systems for ML, 2018, update in fp32 and
+store half-precision floats rounded at random; with whole numbers it is the low-precision training of Li et al., AAAI 2023, and method 8 of
 Zhang et al., PVLDB 17(4), 2023.
 """
 

@@ -92,8 +92,8 @@ def narrow_table(spec: TableSpec, dim: int) -> PhysicalTable:
     """The rows, spread so that logical rows have the plain table's standard deviation.
 
     With orthonormal rows of the projection a logical row is as long as its narrow row, so each narrow value must be
-    sqrt(D / d) times as large. (Public implementations draw both factors like a plain table: their products start 1,000
-    times too small.)
+    sqrt(D / d) times as large. (Public implementations draw both factors like a plain table: their products start
+    thousands of times too small.)
     """
     init = default_init(spec)
     scaled = replace(init, scale=init.scale * (spec.embedding_dim / dim) ** 0.5)
