@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for
     from embank.pipelines.data.synth import SynthReport
     from embank.pipelines.sweep.folder import SweepFolder
     from embank.pipelines.sweep.leaderboard import Row
+    from embank.tables.plan import Load, Plan
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
