@@ -145,8 +145,9 @@ class Sweep:
 
     def _ended(self, end: Ended) -> None:
         job = self.jobs[end.name]
-        self._read_results()
-        if job in self.results:
+        run = self.folder.run(job)
+        if run.result.is_file():
+            self.results[job] = run.read_result()
             auc = self.results[job]["auc"]
             told = "AUC undefined" if auc is None else f"AUC {auc:.4f}"
             done = f"{len(self.results) + len(self.failures)}/{self._num_jobs_in_all()}"
