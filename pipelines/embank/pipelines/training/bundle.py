@@ -31,7 +31,7 @@ def write_bundle(folder: Path, model: CTRModel, *, config: Config, schema: Schem
     """
     assert isinstance(model.tables, TableCollection)
     plain = to_plain(config)
-    for key in (*MAY_CHANGE, "rows.directory"):
+    for key in sorted(MAY_CHANGE):
         section, name = key.split(".")
         del plain[section][name]
     facts = {

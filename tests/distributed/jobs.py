@@ -1,0 +1,106 @@
+"""What ranks do in the tests of checkpoints and training. Runs in worker processes."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from embank.pipelines.training.reporter import Reporter
+from embank.pipelines.training.trainer import Trainer
+from embank.tables import RowOptimizer, TableCollection, TableSpec
+from embank.tables.checkpoint import load_checkpoint, row_tensors, save_checkpoint
+from embank.tables.plan import Placement, Plan
+from embank.tables.processes import Processes
+from embank.tables.rows.sharded import Sharding
+from tests.tables.batches import random_kjt
+from tests.training.runs import config
+
+SIZES = {"a": 500, "b": 77, "c": 9}
+
+
+def specs() -> list[TableSpec]:
+    return [TableSpec(name=n, num_embeddings=size, embedding_dim=6, feature_names=[n]) for n, size in SIZES.items()]
+
+
+def collection(*, seed: int, world_size: int, optimizer: str, shift: int = 0) -> TableCollection:
+    """Every kind of placement at once; `shift` deals them out differently."""
+    kinds = ["row_wise", "table_wise", "data_parallel"]
+    kinds = kinds[shift % 3 :] + kinds[: shift % 3]
+    places = {
+        name: Placement(kind=kind, ranks=((shift + 1) % world_size,) if kind == "table_wise" else ())
+        for name, kind in zip(SIZES, kinds, strict=True)
+    }
+    sharding = None if world_size == 1 else Sharding(plan=Plan(world_size=world_size, tables=places))
+    return TableCollection(specs(), seed=seed, optimizer=RowOptimizer(name=optimizer, lr=0.1), sharding=sharding)
+
+
+def everything(tables: TableCollection) -> dict[str, torch.Tensor]:
+    """All rows and all optimizer state, put together from all ranks."""
+    parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for tensor in row_tensors(tables):
+        numbers = tensor.shard.row_numbers()
+        real = numbers < tensor.shard.table.num_embeddings
+        parts.setdefault(tensor.name, []).append((numbers[real], tensor.view[real].clone()))
+    result: dict[str, torch.Tensor] = {}
+    for of_rank in tables.processes.gather(parts):
+        for name, pieces in of_rank.items():
+            for numbers, values in pieces:
+                shape = (SIZES[name.split("/")[1]], *values.shape[1:])
+                result.setdefault(name, torch.full(shape, torch.nan))[numbers] = values
+    return result
+
+
+def save(rank: int, folder: Path, optimizer: str) -> dict[str, torch.Tensor]:
+    """Trains a little and saves."""
+    tables = collection(seed=1, world_size=dist.get_world_size(), optimizer=optimizer)
+    for step in range(4):
+        tables(random_kjt(SIZES, batch_size=8, seed=10 * step + rank)).values().square().sum().backward()
+        tables.update_rows()
+    save_checkpoint(folder, tables=tables, dense={"x": torch.ones(2)}, meta={"fact": 3})
+    return everything(tables)
+
+
+def load_and_save(
+    rank: int, source: Path, target: Path, optimizer: str, shift: int
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Loads what other ranks have saved, under another plan, and saves it again."""
+    tables = collection(seed=2, world_size=dist.get_world_size(), optimizer=optimizer, shift=shift)
+    dense, meta = load_checkpoint(source, tables=tables)
+    assert torch.equal(dense["x"], torch.ones(2))
+    save_checkpoint(target, tables=tables, dense=dense, meta={"fact": meta["fact"]})
+    return everything(tables), meta["fact"]
+
+
+def train_here(rank: int, data: Path, run: Path, sections: dict[str, Any], resume: bool) -> dict[str, Any]:
+    return Trainer(config(data, **sections), run, processes=Processes(dist.group.WORLD)).train(resume=resume)
+
+
+class _Stop(Reporter):
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
+        if step == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_until(rank: int, data: Path, run: Path, sections: dict[str, Any], step: int) -> str:
+    """Trains until the first rank gets a signal; what the trainer says."""
+    trainer = Trainer(config(data, **sections), run, reporter=_Stop(step), processes=Processes(dist.group.WORLD))
+    try:
+        trainer.train()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("the run was not stopped")
+
+
+def train_and_fail(rank: int, data: list[Path], run: Path, sections: list[dict[str, Any]]) -> str:
+    """What a rank says to a run that can't be."""
+    try:
+        Trainer(config(data[rank], **sections[rank]), run, processes=Processes(dist.group.WORLD)).train()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("the run was not refused")

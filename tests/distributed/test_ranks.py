@@ -1,0 +1,225 @@
+"""Several processes: checkpoints that move between numbers of ranks, training that does not depend on it, and failures."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from embank.pipelines.training.trainer import Trainer
+from embank.tables import CheckpointError
+from embank.tables.checkpoint import load_checkpoint
+from tests.distributed import jobs
+from tests.distributed.ranks import Ranks
+from tests.training.runs import config, raw_config, timeless, train, write_data
+
+PLAIN: dict[str, Any] = {
+    "model": {"name": "deepfm", "hidden_units": [8], "dropout": 0.0},
+    "train": {"epochs": 3, "table_lr": 0.05, "num_threads": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "prepared")
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[dict[int, Ranks]]:
+    """Groups of 2, 3 and 4 processes, each started when it is first asked for."""
+    groups = _Groups()
+    yield groups
+    for group in groups.values():
+        group.close()
+
+
+class _Groups(dict[int, Ranks]):
+    def __missing__(self, world_size: int) -> Ranks:
+        self[world_size] = Ranks(world_size)
+        return self[world_size]
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad"])
+def test_checkpoints_go_from_4_to_2_to_1_to_3_ranks(ranks: dict[int, Ranks], tmp_path: Path, optimizer: str) -> None:
+    saved = ranks[4].run(jobs.save, tmp_path / "4", optimizer)[0]
+    assert not any(value.isnan().any() for value in saved.values())
+    for (loaded, fact), _ in [ranks[2].run(jobs.load_and_save, tmp_path / "4", tmp_path / "2", optimizer, 1)]:
+        assert fact == 3
+        assert_equal(loaded, saved)
+    alone = jobs.collection(seed=5, world_size=1, optimizer=optimizer)
+    dense, meta = load_checkpoint(tmp_path / "2", tables=alone)
+    assert_equal(jobs.everything(alone), saved)
+    jobs.save_checkpoint(tmp_path / "1", tables=alone, dense=dense, meta={"fact": meta["fact"]})
+    for loaded, _ in ranks[3].run(jobs.load_and_save, tmp_path / "1", tmp_path / "3", optimizer, 2):
+        assert_equal(loaded, saved)
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def test_a_checkpoint_of_other_tables_is_refused(ranks: dict[int, Ranks], tmp_path: Path) -> None:
+    ranks[2].run(jobs.save, tmp_path / "c", "adagrad")
+    alone = jobs.collection(seed=5, world_size=1, optimizer="sgd")
+    with pytest.raises(CheckpointError, match=r"belongs to other tables: it lacks nothing and has \['optimizer/a/sum'"):
+        load_checkpoint(tmp_path / "c", tables=alone)
+
+
+def test_training_does_not_depend_on_the_number_of_ranks(ranks: dict[int, Ranks], data: Path, tmp_path: Path) -> None:
+    expected = train(data, tmp_path / "1", **PLAIN)
+    for count in (2, 3, 4):
+        results = ranks[count].run(jobs.train_here, data, tmp_path / str(count), PLAIN, False)
+        for result in results:
+            assert result["auc"] == pytest.approx(expected["auc"], abs=1e-3)
+            assert result["logloss"] == pytest.approx(expected["logloss"], abs=1e-4)
+            assert result["num_samples"] == expected["num_samples"]
+            assert result["serving_bytes"] == expected["serving_bytes"]
+            assert result["ranks"] == count
+    assert (tmp_path / "2" / "bundle" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("rows", [{"tier": "disk"}, {"backend": "torch"}], ids=str)
+def test_training_on_ranks_in_every_tier_and_backend(
+    ranks: dict[int, Ranks], data: Path, tmp_path: Path, rows: dict[str, Any]
+) -> None:
+    expected = train(data, tmp_path / "1", **PLAIN)
+    (first, _) = ranks[2].run(jobs.train_here, data, tmp_path / "2", {**PLAIN, "rows": rows}, False)
+    assert first["auc"] == pytest.approx(expected["auc"], abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["tt_rec", "deeplight", "dedup", "autosrh"])
+def test_methods_train_on_ranks(ranks: dict[int, Ranks], data: Path, tmp_path: Path, method: str) -> None:
+    """Methods that combine rows, prune on a schedule, map blocks, search on validation batches; in all of their stages."""
+    sections = {**PLAIN, "tables": {"dim": 8, "method": method, "budget": 0.6, "plain_below": 20}}
+    expected = train(data, tmp_path / "1", **sections)
+    first, second = ranks[2].run(jobs.train_here, data, tmp_path / "2", sections, False)
+    assert first == second
+    assert [stage["steps"] for stage in first["stages"]] == [stage["steps"] for stage in expected["stages"]]
+    assert first["serving_ratio"] <= 0.6
+    assert first["auc"] == pytest.approx(expected["auc"], abs=0.05)  # thresholds and searches are cut by ties
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(ranks: dict[int, Ranks], data: Path, tmp_path: Path) -> None:
+    whole = train(data, tmp_path / "whole", **PLAIN)
+    for message in ranks[2].run(jobs.train_until, data, tmp_path / "run", PLAIN, 13):
+        assert "InterruptedRunError" in message
+        assert "stopped after step 14 of 30" in message or "stopped after step 13 of 30" in message
+    result = Trainer(config(data, **PLAIN), tmp_path / "run").train(resume=True)
+    assert result["auc"] == pytest.approx(whole["auc"], abs=1e-3)
+    assert result["num_samples"] == whole["num_samples"]
+
+
+def test_a_stopped_run_on_ranks_ends_as_one_that_was_not(ranks: dict[int, Ranks], data: Path, tmp_path: Path) -> None:
+    sections = {**PLAIN, "model": {"name": "deepfm", "hidden_units": [8], "dropout": 0.3}}
+    whole, _ = ranks[2].run(jobs.train_here, data, tmp_path / "whole", sections, False)
+    ranks[2].run(jobs.train_until, data, tmp_path / "run", sections, 7)
+    resumed, _ = ranks[2].run(jobs.train_here, data, tmp_path / "run", sections, True)
+    assert timeless(resumed) == timeless(whole)
+
+
+def test_ranks_that_differ_are_refused(ranks: dict[int, Ranks], data: Path, tmp_path: Path) -> None:
+    other = {**PLAIN, "train": {**PLAIN["train"], "table_lr": 0.1}}
+    for message in ranks[2].run(jobs.train_and_fail, [data, data], tmp_path / "a", [PLAIN, other]):
+        assert "ConfigError: rank 1 has train.table_lr = 0.1 where rank 0 has 0.05" in message
+    elsewhere = write_data(tmp_path / "other", single={"user": 51, "item": 7})
+    for message in ranks[2].run(jobs.train_and_fail, [data, elsewhere], tmp_path / "b", [PLAIN, PLAIN]):
+        assert "ConfigError: rank 1 sees data with fingerprint" in message
+        assert "their vocabularies differ" in message
+    missing = tmp_path / "nowhere"
+    messages = ranks[2].run(jobs.train_and_fail, [data, missing], tmp_path / "c", [PLAIN, PLAIN])
+    assert "DataError: rank 1: " in messages[0]
+    assert str(missing) in messages[1]
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_all_ranks(ranks: dict[int, Ranks], data: Path, tmp_path: Path) -> None:
+    sections = {**PLAIN, "train": {**PLAIN["train"], "table_lr": 1e30, "table_optimizer": "sgd"}}
+    messages = ranks[2].run(jobs.train_and_fail, [data, data], tmp_path / "run", [sections, sections])
+    assert all("NonFiniteLossError" in message and "the loss is" in message for message in messages)
+
+
+def launch(data: Path, run: Path, *more: str) -> "subprocess.Popen[str]":
+    """`embank train` on two ranks, as a user would start it."""
+    sections = {**PLAIN, "train": {**PLAIN["train"], "epochs": 60, "checkpoint_every": 5}}
+    path = run.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(raw_config(data, **sections)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.Popen(
+        [*torchrun, "-m", "embank", "train", str(path), "--out", str(run), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in listed.stdout.split()]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_others_and_the_run_resumes(
+    ranks: dict[int, Ranks], data: Path, tmp_path: Path, victim: int
+) -> None:
+    process = launch(data, tmp_path / "run")
+    try:
+        wait_for(lambda: list((tmp_path / "run" / "checkpoints").glob("step-*")), process)
+        os.kill(sorted(children(process.pid))[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        output, _ = process.communicate(timeout=60)
+        assert time.monotonic() - killed < 60
+    finally:
+        for pid in (*children(process.pid), process.pid):
+            if process.poll() is None:
+                os.kill(pid, signal.SIGKILL)
+    assert process.returncode != 0
+    assert "lost the connection to another rank, which has ended" in output
+    assert "Traceback" not in output.split("torch/distributed")[0]
+    process = launch(data, tmp_path / "run", "--resume")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert output.count("test AUC") == 1, "metrics are printed once"
+    sections = {**PLAIN, "train": {**PLAIN["train"], "epochs": 60, "checkpoint_every": 5}}
+    whole, _ = ranks[2].run(jobs.train_here, data, tmp_path / "whole", sections, False)
+    resumed, _ = ranks[2].run(jobs.train_here, data, tmp_path / "run", sections, True)
+    assert timeless(resumed) == timeless(whole)
+
+
+def wait_for(condition: Any, process: "subprocess.Popen[str]", *, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_port_in_use(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(raw_config(data, **PLAIN)))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "2"}
+        done = subprocess.run(
+            [sys.executable, "-m", "embank", "train", str(path), "--out", str(tmp_path / "run")],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **address},
+            timeout=90,
+            check=False,
+        )
+    assert done.returncode == 2, done.stderr
+    assert f"rank 0 can't join the others at 127.0.0.1:{port}" in done.stderr
+    assert "Is the port in use?" in done.stderr

@@ -1,0 +1,185 @@
+"""Sharding plans: complete, within memory, balanced, and refused with the reason where they can't be."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embank.tables import ConfigError, PhysicalTable, RowInit, RowOptimizer, TableSpec
+from embank.tables.plan import (
+    Load,
+    Placement,
+    Plan,
+    check_plan,
+    imbalance,
+    load_plan,
+    make_plan,
+    rank_loads,
+    save_plan,
+)
+from embank.tables.planning import PlanRequest, plan_tables, table_loads
+from embank.tables.specs import TableShard, num_places, places_of, rows_of
+
+
+def load(name: str, rows: int, *, dim: int = 16, lookups: float = 1.0, counts: torch.Tensor | None = None) -> Load:
+    table = PhysicalTable(name=name, num_embeddings=rows, embedding_dim=dim, init=RowInit(scale=1.0))
+    return Load(table=table, nbytes_per_row=4 * dim + 4, lookups=lookups, lookups_R=counts)
+
+
+@given(num_rows=st.integers(1, 1000))
+def test_places_are_a_permutation_with_gaps(num_rows: int) -> None:
+    rows = torch.arange(num_rows)
+    places = places_of(rows, num_rows=num_rows)
+    assert places.unique().numel() == num_rows
+    assert 0 <= int(places.min()) <= int(places.max()) < num_places(num_rows)
+    assert torch.equal(rows_of(places, num_rows=num_rows), rows)
+    others = torch.ones(num_places(num_rows), dtype=torch.bool)
+    others[places] = False
+    assert (rows_of(others.nonzero().squeeze(1), num_rows=num_rows) >= num_rows).all()
+
+
+@settings(deadline=None)
+@given(num_rows=st.integers(1, 500), world_size=st.integers(1, 5), kind=st.sampled_from(["row_wise", "column_wise"]))
+def test_shards_together_are_the_table(num_rows: int, world_size: int, kind: str) -> None:
+    """Initial values of all parts, put together by their row numbers, are those of the whole table."""
+    table = PhysicalTable(name="t", num_embeddings=num_rows, embedding_dim=60, init=RowInit(scale=1.0))
+    whole, joined = torch.empty(num_rows, 60), torch.full((num_rows, 60), torch.nan)
+    for part in TableShard.whole(table).initial_chunks(seed=3):
+        whole = part
+    ranks = tuple(range(world_size)) if kind == "column_wise" else ()
+    plan = Plan(world_size=world_size, tables={"t": Placement(kind=kind, ranks=ranks)})
+    for rank in range(world_size):
+        shard = plan.shard(table, rank)
+        assert shard is not None
+        out = torch.cat([torch.empty(0, shard.num_columns), *shard.initial_chunks(seed=3)])
+        shard.scatter_initial(out, seed=3)
+        numbers = shard.row_numbers()
+        real = numbers < num_rows
+        assert (out[~real] == 0).all()
+        joined[numbers[real], shard.first_column : shard.first_column + shard.num_columns] = out[real]
+    assert torch.equal(whole, joined)
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 10**7), st.floats(0, 3)), min_size=1, max_size=12),
+    world_size=st.integers(1, 9),
+)
+def test_a_plan_places_every_table_and_cuts_what_is_too_large(sizes: list[tuple[int, float]], world_size: int) -> None:
+    loads = [load(f"t{i}", rows, lookups=lookups) for i, (rows, lookups) in enumerate(sizes)]
+    plan = make_plan(loads, world_size=world_size)
+    check_plan(plan, loads, optimizer="rowwise_adagrad")
+    assert list(plan.tables) == [one.table.name for one in loads]
+    total = sum(one.nbytes for one in loads)
+    held = [rank.nbytes for rank in rank_loads(plan, loads)]
+    replicas = sum(one.nbytes for one in loads if plan.placement(one.table.name).kind == "data_parallel")
+    cut = sum(plan.placement(one.table.name).kind == "row_wise" for one in loads)
+    padding = 64 * 68 * cut + 68 * world_size * cut
+    assert total <= sum(held) <= total + replicas * (world_size - 1) + padding * world_size
+    assert max(held) <= 2 * total / world_size + replicas + padding  # no table above a fair share stays whole
+
+
+def test_frequent_rows_are_spread_over_any_number_of_ranks() -> None:
+    counts = 1 / torch.arange(1, 200_001, dtype=torch.float64)
+    counts /= counts.sum()
+    for world_size in (2, 3, 4, 8):
+        one = load("t", 200_000, counts=counts)
+        plan = Plan(world_size=world_size, tables={"t": Placement(kind="row_wise")})
+        shares = [rank.lookups for rank in rank_loads(plan, [one])]
+        assert sum(shares) == pytest.approx(1)
+        hottest = float(counts[0])
+        assert max(shares) < 1 / world_size + hottest, "cut into ranges, the first rank would have nearly all lookups"
+        assert imbalance(shares) < 1.6
+
+
+def test_memory_decides() -> None:
+    loads = [load("big", 1_000_000), load("mid", 300_000), load("small", 100)]
+    plan = make_plan(loads, world_size=2, memory_per_rank=50_000_000)
+    assert max(rank.nbytes for rank in rank_loads(plan, loads)) <= 50_000_000
+    assert plan.placement("small").kind == "data_parallel"
+    with pytest.raises(
+        ConfigError, match=r"limit is 1,000,000 bytes; the largest table is 'big' with 68,000,000 bytes"
+    ):
+        make_plan(loads, world_size=2, memory_per_rank=1_000_000)
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_a_plan_is_data(tmp_path: Path, suffix: str) -> None:
+    loads = [load("a", 10_000), load("b", 50_000), load("c", 20)]
+    plan = make_plan(loads, world_size=3)
+    save_plan(plan, tmp_path / f"plan{suffix}")
+    assert load_plan(tmp_path / f"plan{suffix}") == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("world_size: 2\ntables: {a: {kind: rowwise}}", r"wrong at 'tables.a.kind'"),
+        ("world_size: 2\ntables: {a: {kind: table_wise}}", r"gives table 'a' ranks \[\] with kind 'table_wise'"),
+        ("world_size: 2\ntables: {a: {kind: table_wise, ranks: [2]}}", r"puts table 'a' on rank 2 of 2; use 0 .. 1"),
+        ("world_size: 2\ntables: {a: {kind: column_wise, ranks: [1, 1]}}", r"names a rank twice for table 'a'"),
+        ("world_size: 2\ntabels: {}", r"wrong at"),
+        ("[1", r"can't be read"),
+    ],
+)
+def test_bad_plans(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_plan(tmp_path / "plan.yaml")
+
+
+def test_what_tables_can_not_have() -> None:
+    columns = Plan(world_size=2, tables={"t": Placement(kind="column_wise", ranks=(0, 1))})
+    with pytest.raises(
+        ConfigError, match="can't be column_wise with rowwise_adagrad: each piece would keep a row statistic"
+    ):
+        check_plan(columns, [load("t", 50)], optimizer="rowwise_adagrad")
+    with pytest.raises(ConfigError, match="of dim 7 can't be cut evenly into 2 columns"):
+        check_plan(columns, [load("t", 50, dim=7)], optimizer="sgd")
+    whole = Load(table=load("t", 50).table, nbytes_per_row=68, lookups=1.0, whole_rows=True)
+    with pytest.raises(ConfigError, match="needs whole rows; it can't be column_wise. Use row_wise"):
+        check_plan(columns, [whole], optimizer="sgd")
+    with pytest.raises(ConfigError, match="replicates table 't', whose optimizer is a lazy adam"):
+        check_plan(Plan(world_size=2, tables={"t": Placement(kind="data_parallel")}), [load("t", 5)], optimizer="adam")
+    with pytest.raises(ConfigError, match="the plan places 'x', which is no physical table here"):
+        check_plan(Plan(world_size=2, tables={"x": Placement(kind="row_wise")}), [load("t", 5)], optimizer="sgd")
+    with pytest.raises(ConfigError, match="has no physical table 't'"):
+        check_plan(Plan(world_size=2, tables={}), [load("t", 5)], optimizer="sgd")
+
+
+def specs() -> list[TableSpec]:
+    counts = (1e6 / torch.arange(1, 5001)).long()
+    plain = TableSpec(name="a", num_embeddings=5000, embedding_dim=8, feature_names=["a"], counts=counts)
+    hashed = TableSpec(
+        name="b",
+        num_embeddings=5000,
+        embedding_dim=8,
+        feature_names=["b", "c"],
+        method="hash",
+        budget=0.1,
+        counts=counts,
+    )
+    return [plain, hashed]
+
+
+def test_loads_come_from_counts_and_methods() -> None:
+    num_samples = int(specs()[0].counts.sum())  # type: ignore[union-attr]
+    optimizer = RowOptimizer(name="rowwise_adagrad")
+    first, second = table_loads(specs(), optimizer=optimizer, num_samples=num_samples)
+    assert (first.nbytes, first.lookups) == (5000 * 36, pytest.approx(1))
+    assert second.table.num_embeddings < 500
+    assert second.lookups_R is not None
+    assert float(second.lookups_R.sum()) == pytest.approx(1)
+    uncounted = table_loads(specs(), optimizer=optimizer, num_samples=None)
+    assert [one.lookups for one in uncounted] == [1, 2]
+
+
+def test_torchrec_plans_too_and_another_number_of_ranks_is_refused() -> None:
+    optimizer = RowOptimizer()
+    plan, _ = plan_tables(specs(), PlanRequest(world_size=2, planner="torchrec"), optimizer=optimizer, num_samples=None)
+    assert {placement.kind for placement in plan.tables.values()} == {"table_wise"}
+    with pytest.raises(
+        ConfigError, match="the plan is for 2 ranks, there are 3; make one with `embank plan --ranks 3`"
+    ):
+        plan_tables(specs(), PlanRequest(world_size=3, given=plan), optimizer=optimizer, num_samples=None)
