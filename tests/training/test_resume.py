@@ -94,11 +94,12 @@ def _child(raw: dict[str, Any], run: str, resume: bool) -> None:
     Trainer(parse_config(raw), Path(run)).train(resume=resume)
 
 
-def test_kill_9_at_random_moments(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tier", ["device", "disk"])
+def test_kill_9_at_random_moments(data: Path, tmp_path: Path, tier: str) -> None:
     """Each of five runs is killed at a random moment, resumed, and must end like the run that was left alone."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["embank.pipelines.training.trainer", "embank.compression.full"])
-    raw = raw_config(data, train={**FREQUENT, "epochs": 8})
+    raw = raw_config(data, train={**FREQUENT, "epochs": 8}, rows={"tier": tier})
 
     def start(run: Path, *, resume: bool) -> Any:
         process = context.Process(target=_child, args=(raw, str(run), resume))
@@ -130,6 +131,61 @@ def test_kill_9_at_random_moments(data: Path, tmp_path: Path) -> None:
         found = RunFolder(run)
         assert timeless(found.read_result()) == timeless(expected.read_result())
         assert found.read_metrics() == expected.read_metrics()
+        assert not (run / "rows").exists()  # what the killed process left there included
+
+
+def test_kill_9_while_a_checkpoint_is_written(data: Path, tmp_path: Path) -> None:
+    """The disk tier's rows are half written, the new checkpoint too: the one before is loaded."""
+    context = multiprocessing.get_context("forkserver")
+    sections = {"rows": {"tier": "disk"}, "train": {**FREQUENT, "checkpoint_every": 4}}
+    whole = train(data, tmp_path / "whole", **sections)
+    for moment in ("flush", "save"):
+        run = tmp_path / moment
+        process = context.Process(target=_child_that_dies, args=(raw_config(data, **sections), str(run), moment))
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+        assert list((run / "rows").iterdir())
+        saved = [path.name for path in RunFolder(run).saved()]
+        assert saved == ["step-000000004"]
+        assert timeless(train(data, run, resume=True, **sections)) == timeless(whole)
+
+
+def _child_that_dies(raw: dict[str, Any], run: str, moment: str) -> None:
+    """Is killed in its second checkpoint: after the flush of the rows, or after the rows are in an unfinished checkpoint."""
+    from embank.pipelines.training.config import parse_config
+    from embank.tables import checkpoint
+    from embank.tables.rows.fbgemm import FbgemmRows
+
+    place, name = {"flush": (FbgemmRows, "flush"), "save": (checkpoint, "_write_rows")}[moment]
+    original, calls = getattr(place, name), []
+
+    def dying(*args: Any) -> None:
+        original(*args)
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(place, name, dying)
+    Trainer(parse_config(raw), Path(run)).train()
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "torch"])
+def test_prefetch_of_the_disk_tier_changes_nothing(data: Path, tmp_path: Path, backend: str) -> None:
+    results = [
+        train(data, tmp_path / f"{tier}-{prefetch}", rows={"backend": backend, "tier": tier, "prefetch": prefetch})
+        for tier, prefetch in [("device", True), ("disk", True), ("disk", False)]
+    ]
+    assert timeless(results[0]) == timeless(results[1]) == timeless(results[2])
+
+
+def test_prefetch_may_change_on_resume(data: Path, tmp_path: Path) -> None:
+    whole = train(data, tmp_path / "whole", rows={"tier": "disk"})
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(data, rows={"tier": "disk"}), tmp_path / "run", reporter=StopAt(4, signal.SIGTERM)).train()
+    other = {"tier": "disk", "prefetch": False, "directory": str(tmp_path / "elsewhere")}
+    assert timeless(train(data, tmp_path / "run", resume=True, rows=other)) == timeless(whole)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_complete_run_returns_its_result(data: Path, tmp_path: Path) -> None:

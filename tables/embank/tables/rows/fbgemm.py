@@ -81,7 +81,7 @@ class _Kernel(nn.Module):
         """Rows of one table after the other, padded."""
         for shard, width in zip(self.shards, self.widths, strict=True):
             for values in shard.initial_chunks(seed=seed):
-                yield F.pad(values, (0, width - shard.num_columns))
+                yield values if width == shard.num_columns else F.pad(values, (0, width - shard.num_columns))
 
     @staticmethod
     def _columns(dims: Sequence[int], widths: Sequence[int]) -> Tensor | None:

@@ -94,9 +94,13 @@ class Pages:
         Returns:
             Number of pages that were asked for.
         """
-        if self.num_sampled < self.patience and self._are_in(self._sample(indices_N, counts_K)):
-            self.num_sampled += 1
-            return 0
+        if self.num_sampled < self.patience:
+            missing = self._missing(self._sample(indices_N, counts_K))
+            if not missing.size:
+                self.num_sampled += 1
+                return 0
+            if self.seen[missing].any():
+                self.seen[:] = 0
         before = _blocks_read()
         wanted = self._unknown(np.concatenate([layer.pages(indices_N, counts_K) for layer in self.layers]))
         if wanted.size:
@@ -118,26 +122,27 @@ class Pages:
         """Those pages, sorted and distinct, that may not be in memory. From now on they are known."""
         self.num_hints += 1
         seen_M = self.seen[pages_M]
-        known = np.flatnonzero((seen_M > 0) & (seen_M < self.num_hints - 1))
+        known = np.flatnonzero(seen_M)
         if known.size > NUM_SAMPLED:
             known = known[np.argpartition(seen_M[known], NUM_SAMPLED)[:NUM_SAMPLED]]
-        if self._are_in(np.unique(pages_M[known])):
-            wanted = np.unique(pages_M[seen_M == 0])
-        else:
+        if self._missing(np.unique(pages_M[known])).size:
             self.seen[:] = 0
             wanted = np.unique(pages_M)
+        else:
+            wanted = np.unique(pages_M[seen_M == 0])
         self.seen[pages_M] = self.num_hints
         return wanted
 
-    def _are_in(self, pages_U: Ints) -> bool:
-        """Whether all of some pages are in memory."""
+    def _missing(self, pages_U: Ints) -> Ints:
+        """Those of some pages that are not in memory."""
         files_U = np.searchsorted(self.firsts, pages_U, side="right") - 1
         is_in = ctypes.create_string_buffer(1)
+        found = []
         for address in (self.origins[files_U] + pages_U * PAGE_BYTES).tolist():
             failed = self.mincore(address, PAGE_BYTES, is_in)
-            if not failed and not is_in.raw[0] & 1:
-                return False
-        return True
+            found.append(bool(failed) or is_in.raw[0] & 1 == 1)
+        missing: Ints = pages_U[~np.array(found, bool)]
+        return missing
 
     def _read(self, pages_U: Ints) -> None:
         """Asks for pages, sorted and distinct, all at once, and waits until they are mapped."""
