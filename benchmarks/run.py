@@ -26,6 +26,7 @@ def main() -> None:
         ["prepare_criteo.py", "--rows", str(rows), "--work", "runs/bench"],
         ["peers/dlrm_speed.py", "--rows", *tables, "--steps", "150" if full else "60", *SPEED],
         ["sequence.py", *sequence_rows],
+        ["ranks.py", "--repeats", "7" if full else "3"],
     ]
     for part in parts:
         print(f"\n== {' '.join(part)}", flush=True)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from embank.pipelines.training.reporter import Reporter
 from embank.pipelines.training.trainer import Trainer
-from embank.tables import RowOptimizer, TableCollection, TableSpec
+from embank.tables import RowOptimizer, SequenceCollection, TableCollection, TableSpec
 from embank.tables.checkpoint import load_checkpoint, row_tensors, save_checkpoint
 from embank.tables.plan import Placement, Plan
 from embank.tables.processes import Processes
@@ -104,3 +104,39 @@ def train_and_fail(rank: int, data: list[Path], run: Path, sections: list[dict[s
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     raise AssertionError("the run was not refused")
+
+
+def sequences(rank: int, kind: str, dedupe: bool) -> float:
+    """Unpooled lookups over ranks against one process, over ten steps; the largest difference of outputs and rows."""
+    world_size = dist.get_world_size()
+    heads = [
+        TableSpec(name=f"h{h}", num_embeddings=300 + h, embedding_dim=8, feature_names=["layer1", "layer2"])
+        for h in range(4)
+    ]
+    places = {
+        spec.name: Placement(kind=kind, ranks=(number % world_size,) if kind == "table_wise" else ())
+        for number, spec in enumerate(heads)
+    }
+    optimizer = RowOptimizer(name="rowwise_adagrad", lr=0.1)
+    sharding = Sharding(plan=Plan(world_size=world_size, tables=places))
+    sharded = SequenceCollection(heads, optimizer=optimizer, sharding=sharding, dedupe=dedupe)
+    whole = SequenceCollection(heads, optimizer=optimizer, backend="torch")
+    worst = 0.0
+    for step in range(10):
+        generator = torch.Generator().manual_seed(step)
+        shapes = [(2, 5 + r, 4) for r in range(world_size)]  # ranks have texts of other lengths
+        ids = [
+            {group: torch.randint(0, 300, shape, generator=generator) for group in ("layer1", "layer2")}
+            for shape in shapes
+        ]
+        addressed = sharded.address(ids[rank])
+        if step % 2:
+            sharded.prefetch(addressed)
+        out = sharded(addressed)
+        expected = [whole(one) for one in ids]
+        worst = max(worst, *(float((out[g] - expected[rank][g]).detach().abs().max()) for g in out))
+        sum((out[g] - 1).square().sum() for g in out).backward()
+        (sum((one[g] - 1).square().sum() for one in expected for g in one) / world_size).backward()
+        sharded.update_rows()
+        whole.update_rows()
+    return worst

@@ -127,6 +127,14 @@ def test_a_stopped_run_on_ranks_ends_as_one_that_was_not(ranks: dict[int, Ranks]
     assert timeless(resumed) == timeless(whole)
 
 
+@pytest.mark.parametrize("dedupe", [False, True])
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "data_parallel"])
+def test_sequences_over_ranks_equal_one_process(ranks: dict[int, Ranks], kind: str, dedupe: bool) -> None:
+    """Groups of [B, T, H] ids with other T on each rank, two groups sharing their tables."""
+    for worst in ranks[2].run(jobs.sequences, kind, dedupe):
+        assert worst < 1e-5
+
+
 def test_ranks_that_differ_are_refused(ranks: dict[int, Ranks], data: Path, tmp_path: Path) -> None:
     other = {**PLAIN, "train": {**PLAIN["train"], "table_lr": 0.1}}
     for message in ranks[2].run(jobs.train_and_fail, [data, data], tmp_path / "a", [PLAIN, other]):
