@@ -126,10 +126,9 @@ class TestSteps:
 
 def test_shards_round_as_the_whole_table() -> None:
     (table,) = build_method(spec(num=300)).physical
-    whole = torch.empty(300, 12)
-    TableShard.whole(table).initialise(whole, seed=4)
-    part = torch.empty(90, 12)
-    TableShard(table=table, first_place=130, num_rows=90, first_column=0, num_columns=12).initialise(part, seed=4)
+    (whole,) = TableShard.whole(table).initial_chunks(seed=4)
+    shard = TableShard(table=table, first_place=130, num_rows=90, first_column=0, num_columns=12)
+    (part,) = shard.initial_chunks(seed=4)
     assert torch.equal(whole[130:220], part)
     rows, some = random_rows(300, 12), torch.tensor([7, 130, 299])
     assert table.projection is not None

@@ -264,7 +264,7 @@ class Trainer:
                     return False
             elif is_due:
                 self._save()
-            if is_asked:
+            if is_asked or (self.processes.count == 1 and self.stop):
                 self._stop_now()
             begun, waited = time.monotonic(), self._seconds_waited()
         return True
