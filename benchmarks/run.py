@@ -22,11 +22,24 @@ def main() -> None:
     rows = 10_000_000 if full else 1_000_000
     tables = ["1000000", "10000000"] if full else ["1000000"]
     sequence_rows = ["--rows", "2000000" if full else "200000", "--repeats", "9" if full else "3"]
+    scale = ["200000000", "20000000"] if full else ["20000000", "5000000"]
     parts = [
         ["prepare_criteo.py", "--rows", str(rows), "--work", "runs/bench"],
         ["peers/dlrm_speed.py", "--rows", *tables, "--steps", "150" if full else "60", *SPEED],
+        [
+            "tiers.py",
+            "--rows",
+            scale[0],
+            "--small-rows",
+            scale[1],
+            "--repeats",
+            "7" if full else "3",
+            "--folder",
+            "runs/bench",
+        ],
         ["sequence.py", *sequence_rows],
         ["ranks.py", "--repeats", "7" if full else "3"],
+        ["page_warming.py", "--gib", "4" if full else "1", "--folder", "runs/bench"],
     ]
     for part in parts:
         print(f"\n== {' '.join(part)}", flush=True)

@@ -105,9 +105,8 @@ def test_prefetch_of_other_tiers_does_nothing(tmp_path: Path) -> None:
         assert not warmers()
 
 
-@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("backend", ["fbgemm", "torch"])
-def test_a_hint_brings_in_the_pages_of_its_rows_and_no_others(backend: str, at_once: bool, tmp_path: Path) -> None:
+def test_a_hint_brings_in_the_pages_of_its_rows_and_no_others(backend: str, tmp_path: Path) -> None:
     """Against the definition: every byte of every row and of its state, page by page."""
     tables = TableCollection(specs()[:4], backend=backend, tier=RowTier(name="disk", directory=tmp_path))
     store, files = tables.pooled_rows, files_of(tables)
@@ -117,8 +116,6 @@ def test_a_hint_brings_in_the_pages_of_its_rows_and_no_others(backend: str, at_o
         file.evict()
     assert not any(resident(file).any() for file in files)
     reader = Pages(files, store.warmer.lookups)
-    if not at_once:
-        reader.itself = None
     bounds = jagged.offsets()[:: kjt.stride()].numpy()
     num_asked = reader.warm(jagged.values().numpy(), np.diff(bounds))
     expected = [np.zeros(-(-file.nbytes // PAGE_BYTES), bool) for file in files]

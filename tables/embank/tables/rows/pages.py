@@ -11,11 +11,11 @@ and maps them. Most pages of a batch are those of frequent rows, though, and ask
 import ctypes
 import os
 import resource
-import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from embank.tables.rows.mapped import MappedFile
@@ -27,7 +27,6 @@ MAX_SAMPLED_HINTS = 15
 """Hints in a row that may be sampled only."""
 
 _PAGE_SHIFT = PAGE_BYTES.bit_length() - 1
-_PROCESS_MADVISE, _MADV_WILLNEED, _MAX_RANGES = 440, 3, 1024  # Linux: the number of the call, of the advice; IOV_MAX
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -68,21 +67,18 @@ class Pages:
         counts = [-(-file.nbytes // PAGE_BYTES) for file in files]
         self.firsts = np.cumsum([0, *counts])
         self.origins = np.array([file.address for file in files]) - self.firsts[:-1] * PAGE_BYTES  # of page 0
-        self.bytes_of = [file.tensor.numpy().view(np.uint8)[::PAGE_BYTES] for file in files]
+        self.samples = [
+            file.tensor[:: PAGE_BYTES // file.tensor.element_size()] for file in files
+        ]  # a float of each page
         depth = max(len(regions) for regions in lookups)
         self.layers = [
             _Layer([regions[r] if regions else _NOTHING for regions in lookups], self.firsts) for r in range(depth)
         ]
         self.seen = np.zeros(int(self.firsts[-1]), np.int32)  # number of the last hint with the page; 0: not known
         self.num_hints = self.num_sampled = self.patience = 0
-        self.libc = ctypes.CDLL(None)
-        self.libc.syscall.argtypes, self.libc.syscall.restype = [ctypes.c_long] * 6, ctypes.c_long
         # mincore is so short that letting go of the interpreter lock, as CDLL does, would cost more than the call.
         self.mincore = ctypes.PyDLL(None).mincore
         self.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
-        self.itself = _own_process()
-        if self.itself is not None:
-            weakref.finalize(self, os.close, self.itself)
 
     def warm(self, indices_N: Ints, counts_K: Ints) -> int:
         """Brings the pages of a batch's rows into memory and maps them.
@@ -151,43 +147,22 @@ class Pages:
         for file, part in zip(self.files, parts, strict=True):
             if part.size:
                 self._ask(file, part)
-        for touched, part in zip(self.bytes_of, parts, strict=True):
+        for sample, part in zip(self.samples, parts, strict=True):
             if part.size:
-                touched[part].sum()  # numpy lets go of the interpreter lock; page faults wait for the disk
+                sample[torch.from_numpy(part)]  # torch lets go of the interpreter lock, numpy keeps it for short ones
 
     def _ask(self, file: MappedFile, pages_U: Ints) -> None:
         """Starts reading pages of a file."""
         breaks = np.flatnonzero(np.diff(pages_U) != 1) + 1  # neighbours go together
         starts = pages_U[np.concatenate(([0], breaks))] * PAGE_BYTES
         ends = (pages_U[np.concatenate((breaks - 1, [-1]))] + 1) * PAGE_BYTES
-        if self.itself is not None and self._ask_at_once(file.address + starts, ends - starts):
-            return
         for start, nbytes in zip(starts.tolist(), (ends - starts).tolist(), strict=True):
             file.will_need(start, nbytes)
-
-    def _ask_at_once(self, addresses: Ints, sizes: Ints) -> bool:
-        """The same with a call for every thousand ranges; False where the system does not have or allow it (containers)."""
-        ranges = np.stack([addresses, sizes], axis=1).astype(np.uint64)
-        for start in range(0, len(ranges), _MAX_RANGES):
-            part = ranges[start : start + _MAX_RANGES]
-            done = self.libc.syscall(_PROCESS_MADVISE, self.itself, part.ctypes.data, len(part), _MADV_WILLNEED, 0)
-            if done != int(part[:, 1].sum()):
-                self.itself = None
-                return False
-        return True
 
 
 def _blocks_read() -> int:
     """Blocks that the system has read from disks for this thread."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
-
-
-def _own_process() -> int | None:
-    """A descriptor of this process; None where the system has none."""
-    try:
-        return os.pidfd_open(os.getpid())
-    except OSError:
-        return None
 
 
 class _Layer:
