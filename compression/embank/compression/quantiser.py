@@ -133,7 +133,7 @@ class ProductQuantiser(nn.Module):
         """Quantised rows [N, D]: their values are the centroids', their gradients go to `rows_ND`."""
         codes_NC = self.encode(rows_ND, is_head_N)
         quantised_ND = decode(self.centroids, codes_NC)
-        if not self.training or not torch.is_grad_enabled():
+        if not self.training or not torch.is_grad_enabled() or not rows_ND.shape[0]:
             return quantised_ND.detach()
         counts_CK = torch.stack([torch.bincount(codes, minlength=self.shape.num_codes) for codes in codes_NC.T])
         self.usage += counts_CK
