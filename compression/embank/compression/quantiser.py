@@ -133,8 +133,10 @@ class ProductQuantiser(nn.Module):
         """Quantised rows [N, D]: their values are the centroids', their gradients go to `rows_ND`."""
         codes_NC = self.encode(rows_ND, is_head_N)
         quantised_ND = decode(self.centroids, codes_NC)
-        if not self.training or not torch.is_grad_enabled() or not rows_ND.shape[0]:
+        if not self.training or not torch.is_grad_enabled():
             return quantised_ND.detach()
+        if not rows_ND.shape[0]:
+            return rows_ND  # other processes may have ids, so the backward pass must reach the rows here too
         counts_CK = torch.stack([torch.bincount(codes, minlength=self.shape.num_codes) for codes in codes_NC.T])
         self.usage += counts_CK
         members_NC = counts_CK.gather(1, codes_NC.T).T
