@@ -135,12 +135,11 @@ class ProductQuantiser(nn.Module):
         quantised_ND = decode(self.centroids, codes_NC)
         if not self.training or not torch.is_grad_enabled():
             return quantised_ND.detach()
-        if not rows_ND.shape[0]:
-            return rows_ND  # other processes may have ids, so the backward pass must reach the rows here too
         counts_CK = torch.stack([torch.bincount(codes, minlength=self.shape.num_codes) for codes in codes_NC.T])
         self.usage += counts_CK
         members_NC = counts_CK.gather(1, codes_NC.T).T
-        distances_NC = (quantised_ND - rows_ND.detach()).square().view(*codes_NC.shape, -1).sum(2)
+        width = self.centroids.shape[2]
+        distances_NC = (quantised_ND - rows_ND.detach()).square().view(*codes_NC.shape, width).sum(2)
         self.losses.append((distances_NC / members_NC).sum())
         return quantised_ND.detach() + (rows_ND - rows_ND.detach())
 
