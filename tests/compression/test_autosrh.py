@@ -84,6 +84,9 @@ def test_search_gradient_is_the_normalised_one_of_autograd() -> None:
     assert 0 < seen.sum() < len(seen)
     expected = (plain / (plain.abs().mean(1, keepdim=True) + 1e-8) + method.config.l1) * seen
     torch.testing.assert_close(method.alpha.grad, expected)
+    loss = (lookup(tables, ids) * target).sum()  # rows have moved in the backward pass, so its scale has too
+    (again,) = torch.autograd.grad(loss, search_parameters(tables))
+    torch.testing.assert_close(again.abs().mean(1)[seen[:, 0]], torch.ones(int(seen.sum())), rtol=0, atol=0.02)
     assert search_parameters(tables) == [method.alpha]
 
 

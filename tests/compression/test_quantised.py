@@ -125,6 +125,18 @@ def test_training_evaluation_and_packed_form_give_the_same_rows(method: str) -> 
     assert packed.nbytes() == built.quantiser.shape.nbytes(400, 8)
 
 
+@pytest.mark.parametrize("method", ["dpq", "mgqe"])
+def test_a_batch_without_ids_has_a_loss_of_0_that_reaches_the_centroids(method: str) -> None:
+    """Processes whose part of a batch is empty take part in the backward pass all the same."""
+    tables = collection(method)
+    (built,) = tables.built_methods()
+    assert lookup(tables, torch.empty(0, dtype=torch.int64)).shape == (0, 8)
+    loss = tables.extra_loss()
+    loss.backward()
+    assert loss.item() == 0
+    assert not built.quantiser.centroids.grad.any()
+
+
 def test_bytes_are_exact_bits() -> None:
     shape = CodeShape(num_codebooks=3, num_codes=100, num_tail_codes=5, num_head=41)
     assert shape.nbytes(401, 6) == -(-41 * 3 * 7 // 8) + -(-360 * 3 * 3 // 8) + 4 * 100 * 6
