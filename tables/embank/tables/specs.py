@@ -114,13 +114,15 @@ class RowInit:
         for chunk in range(first_row // ROWS_PER_CHUNK, -(-(first_row + num_rows) // ROWS_PER_CHUNK)):
             start = chunk * ROWS_PER_CHUNK
             low, high = max(first_row, start), min(first_row + num_rows, start + ROWS_PER_CHUNK)
-            values = torch.empty(high - start, dim)
+            target = out_RD[low - first_row : high - first_row]
+            values = target if low == start and target.is_contiguous() else torch.empty(high - start, dim)
             generator = generator_of(seed, "rows", table, chunk)
             if self.kind == "uniform":
                 values.uniform_(self.mean - self.scale, self.mean + self.scale, generator=generator)
             else:
                 values.normal_(self.mean, self.scale, generator=generator)
-            out_RD[low - first_row : high - first_row].copy_(values[low - start :])
+            if values is not target:
+                target.copy_(values[low - start :])
 
 
 def default_init(spec: TableSpec) -> RowInit:
@@ -201,11 +203,13 @@ class TableShard:
             seed: the collection's seed.
 
         Yields:
-            [r, num_columns], r at most `ROWS_PER_CHUNK`; `num_rows` rows in all.
+            [r, num_columns], r at most `ROWS_PER_CHUNK`; `num_rows` rows in all. A chunk is good until the next one is asked
+            for, which may take its memory: fresh memory for each costs more time than drawing the values.
         """
+        held = torch.empty(min(self.num_rows, ROWS_PER_CHUNK), self.table.embedding_dim)
         for start in range(0, self.num_rows, ROWS_PER_CHUNK):
             stop = min(self.num_rows, start + ROWS_PER_CHUNK)
-            values = torch.empty(stop - start, self.table.embedding_dim)
+            values = held[: stop - start]
             self.table.init.fill(values, seed=seed, table=self.table.name, first_row=self.first_row + start)
             if self.table.projection is not None:
                 rows = torch.arange(self.first_row + start, self.first_row + stop)
