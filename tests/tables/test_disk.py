@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from embank.tables import ConfigError, RowOptimizer, RowTier, TableCollection, TableSpec, WorkError, register_method
-from embank.tables.rows import mapped, pages, warm
+from embank.tables import (
+    ConfigError,
+    PhysicalTable,
+    RowInit,
+    RowOptimizer,
+    RowTier,
+    TableCollection,
+    TableSpec,
+    WorkError,
+    register_method,
+)
+from embank.tables.rows import build_rows, mapped, pages, warm
 from embank.tables.rows.mapped import MappedFile
 from embank.tables.rows.pages import PAGE_BYTES, Pages, Region
+from embank.tables.specs import TableShard
 from tests.tables.batches import random_kjt
 from tests.tables.products import Product
 
@@ -149,6 +161,17 @@ def test_known_pages_are_passed_over_until_they_are_lost(tmp_path: Path) -> None
     reader.patience = 0
     file.evict()
     assert reader.warm(every[:128], one // 2) == 128  # seen by the check of the known pages
+
+
+def test_a_shard_without_rows(tmp_path: Path) -> None:
+    """What a rank holds of a table with fewer rows than ranks."""
+    tables = [PhysicalTable(name=n, num_embeddings=5, embedding_dim=8, init=RowInit(scale=1.0)) for n in "ab"]
+    shards = [replace(TableShard.whole(tables[0]), num_rows=0), TableShard.whole(tables[1])]
+    tier = RowTier(name="disk", directory=tmp_path)
+    store = build_rows(shards, lookups=[0, 1], seed=0, backend="torch", optimizer=RowOptimizer(), tier=tier)
+    indices, offsets = torch.tensor([4, 1]), torch.tensor([0, 0, 2])
+    store.prefetch(indices, offsets)
+    assert torch.equal(store(indices, offsets)[0, 8:], store.weights()["b"][indices].sum(0))
 
 
 def test_lookups_wait_for_their_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,17 +119,19 @@ class RowInit:
         for chunk in range(first_row // ROWS_PER_CHUNK, -(-(first_row + num_rows) // ROWS_PER_CHUNK)):
             start = chunk * ROWS_PER_CHUNK
             low, high = max(first_row, start), min(first_row + num_rows, start + ROWS_PER_CHUNK)
-            values = torch.empty(high - start, dim)
+            target = out_RD[low - first_row : high - first_row]
+            values = target if low == start and target.is_contiguous() else torch.empty(high - start, dim)
             generator = generator_of(seed, "rows", table, chunk)
             if self.kind == "uniform":
                 values.uniform_(self.mean - self.scale, self.mean + self.scale, generator=generator)
             elif self.kind == "normal":
                 values.normal_(self.mean, self.scale, generator=generator)
-            else:
-                values = self.mean + self.scale * _tails(values.uniform_(-1, 1, generator=generator))
+            elif self.kind == "tails":
+                values.copy_(self.mean + self.scale * _tails(values.uniform_(-1, 1, generator=generator)))
             if self.last_column is not None:
                 values[:, -1] = self.last_column
-            out_RD[low - first_row : high - first_row].copy_(values[low - start :])
+            if values is not target:
+                target.copy_(values[low - start :])
 
 
 def _tails(uniform: Tensor) -> Tensor:
@@ -252,14 +254,17 @@ class TableShard:
             seed: the collection's seed.
 
         Yields:
-            [r, num_columns], r at most `ROWS_PER_CHUNK`; `num_rows` rows in all.
+            [r, num_columns], r at most `ROWS_PER_CHUNK`; `num_rows` rows in all. A chunk is good until the next one is asked
+            for, which may take its memory: fresh memory for each costs more time than drawing the values.
         """
         if self.is_striped:  # in the order of places they would have to be drawn once per stripe: see `scatter_initial`
             for start in range(0, self.num_rows, ROWS_PER_CHUNK):
                 yield torch.zeros(min(ROWS_PER_CHUNK, self.num_rows - start), self.num_columns)
             return
-        for rows in torch.split(torch.arange(self.first_place, self.first_place + self.num_rows), ROWS_PER_CHUNK):
-            yield self._initial_values(rows, seed=seed)
+        memory = torch.empty(min(self.num_rows, ROWS_PER_CHUNK), self.table.embedding_dim)
+        for start in range(self.first_place, self.first_place + self.num_rows, ROWS_PER_CHUNK):
+            rows = torch.arange(start, min(self.first_place + self.num_rows, start + ROWS_PER_CHUNK))
+            yield self._initial_values(rows, memory, seed=seed)
 
     def scatter_initial(self, out_RD: Tensor, *, seed: int) -> None:
         """Writes the initial values of a striped shard, whose places are not in the order in which rows are drawn.
@@ -270,15 +275,16 @@ class TableShard:
         """
         if not self.is_striped:
             return
+        memory = torch.empty(min(self.table.num_embeddings, ROWS_PER_CHUNK), self.table.embedding_dim)
         for rows in torch.split(torch.arange(self.table.num_embeddings), ROWS_PER_CHUNK):
             held, local = self.local_rows(rows)
             if held.numel():
-                out_RD[local] = self._initial_values(rows, seed=seed)[held]
+                out_RD[local] = self._initial_values(rows, memory, seed=seed)[held]
 
-    def _initial_values(self, rows_N: Tensor, *, seed: int) -> Tensor:
-        """Initial values of consecutive rows of the table, in the columns that are held."""
+    def _initial_values(self, rows_N: Tensor, memory: Tensor, *, seed: int) -> Tensor:
+        """Initial values of consecutive rows of the table, in the columns that are held, drawn into some memory."""
         table = self.table
-        values = torch.empty(rows_N.numel(), table.embedding_dim)
+        values = memory[: rows_N.numel()]
         table.init.fill(values, seed=seed, table=table.name, first_row=int(rows_N[0]))
         if table.projection is not None:
             values = table.projection(values, rows_N, seed=seed_of(seed, "projection", table.name, 0))

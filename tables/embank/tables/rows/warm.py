@@ -28,9 +28,7 @@ class _Hints:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.waiting: deque[tuple[int, Tensor, Tensor]] = deque()
-        self.pending: dict[
-            int, int
-        ] = {}  # by address of the indices: number of the last hint with them, until it is done
+        self.pending: dict[int, int] = {}  # address of the indices: number of the last hint with them, if not done
         self.num_made = 0
         self.error: BaseException | None = None
         self.is_closed = False
