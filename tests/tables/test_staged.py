@@ -166,7 +166,7 @@ def test_order_holds_when_the_thread_is_slow(monkeypatch: pytest.MonkeyPatch) ->
         staged.prefetch(*batches[number])
     for early in staged.announced:
         early.gathered.result()
-    staged.thread.submit(gate.wait)
+    staged.thread.submit(gate.wait, 20)
     for number in (1, 2):
         torch.testing.assert_close(step(staged, *batches[number]), step(plain, *batches[number]), rtol=1e-5, atol=1e-5)
     staged.prefetch(*batches[3])
