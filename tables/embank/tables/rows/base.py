@@ -1,5 +1,6 @@
 """The interface of row storage, and the optimizers that update rows."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,18 +50,48 @@ class RowTier:
     """Where rows and their optimizer state are held.
 
     Args:
-        name: "device": memory of the device. "disk": memory-mapped files, which may exceed memory.
+        name: "device": memory of the device. "host": memory of the host, the same on a CPU. "disk": memory-mapped files, which
+            may exceed memory.
         directory: for "disk": where the files go; they are created, and removed when the store ends.
-        prefetch: for "disk": whether `RowStore.prefetch` reads pages ahead of their use, on a thread.
+        prefetch: whether `RowStore.prefetch` fetches rows ahead of their use: pages of the disk, rows of the host for a GPU.
+        device: where lookups come out: "cpu", "cuda" or "cuda:N".
+        cache_load_factor: for "host" under FBGEMM on a GPU: the share of rows that its cache in device memory has room for;
+            0 goes without.
     """
 
-    name: Literal["device", "disk"] = "device"
+    name: Literal["device", "host", "disk"] = "device"
     directory: Path | None = None
     prefetch: bool = True
+    device: str = "cpu"
+    cache_load_factor: float = 0.2
 
     def __post_init__(self) -> None:
         if self.name == "disk" and self.directory is None:
             raise ConfigError("the disk tier needs a directory for its files")
+        if re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is None:
+            raise ConfigError(f"there is no device '{self.device}' for rows; use 'cpu', 'cuda' or 'cuda:N'")
+        if not 0 <= self.cache_load_factor <= 1:
+            raise ConfigError(f"cache_load_factor is {self.cache_load_factor}; it is a share of the rows, from 0 to 1")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether lookups come out on a GPU."""
+        return self.device != "cpu"
+
+    def refuse_missing_device(self) -> None:
+        """Raises ConfigError if this machine, or this build of torch, has no such device."""
+        if not self.on_gpu:
+            return
+        number = int(self.device.partition(":")[2] or 0)
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"rows are to be on '{self.device}', but this machine has no GPU that torch can use; use 'cpu'"
+            )
+        if number >= torch.cuda.device_count():
+            raise ConfigError(
+                f"rows are to be on '{self.device}', but this machine has {torch.cuda.device_count()} GPU(s); "
+                f"use 'cuda:0' to 'cuda:{torch.cuda.device_count() - 1}'"
+            )
 
 
 class RowStore(nn.Module, ABC):
@@ -141,13 +172,21 @@ class RowStore(nn.Module, ABC):
         self.num_updates = step
 
     @torch.no_grad()
-    def project(self, shard: TableShard, weight_RD: Tensor, rows_U: Tensor) -> None:
-        """Applies a table's projection to local rows that update number `num_updates` has just changed."""
+    def project(self, shard: TableShard, weight_RD: Tensor, rows_U: Tensor, *, numbers_U: Tensor | None = None) -> None:
+        """Applies a table's projection to local rows that update number `num_updates` has just changed.
+
+        Args:
+            shard: whose rows they are.
+            weight_RD: rows of the shard, or a copy of some of them; written in place.
+            rows_U: which of `weight_RD` have changed.
+            numbers_U: their numbers in the table, on its device; by default `rows_U` are local rows of the shard.
+        """
         table = shard.table
         if table.projection is None or not rows_U.numel():
             return
         seed = seed_of(self.seed, "projection", table.name, self.num_updates)
-        weight_RD[rows_U] = table.projection(weight_RD[rows_U], shard.row_numbers(rows_U), seed=seed)
+        numbers_U = shard.row_numbers(rows_U) if numbers_U is None else numbers_U
+        weight_RD[rows_U] = table.projection(weight_RD[rows_U], numbers_U, seed=seed)
 
     @abstractmethod
     def flush(self) -> None:

@@ -22,12 +22,17 @@ def build_rows(
     """Row storage with initial values.
 
     Raises:
-        ConfigError: a backend that does not exist, or that can't do what is asked.
+        ConfigError: a backend that does not exist, or that can't do what is asked; a device that is not there.
     """
+    tier.refuse_missing_device()
     if backend == "fbgemm":
         from embank.tables.rows.fbgemm import FbgemmRows
 
         return FbgemmRows(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
+    if backend == "torch" and tier.on_gpu and tier.name != "device":
+        from embank.tables.rows.staged import StagedRows
+
+        return StagedRows(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
     if backend == "torch":
         from embank.tables.rows.torch_rows import TorchRows
 

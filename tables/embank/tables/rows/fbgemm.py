@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier, padded_dim, rowwise_scale
+from embank.tables.rows.placement import placement
 from embank.tables.rows.space import RowSpace
 from embank.tables.rows.warm import Warmer
 from embank.tables.specs import TableShard
@@ -161,6 +162,11 @@ class FbgemmRows(RowStore):
         self.to_project: list[tuple[Tensor, Tensor]] = []
 
     def _refuse_impossible(self) -> None:
+        placement(self.tier)
+        if self.tier.on_gpu:
+            raise ConfigError(
+                f"the fbgemm backend's rows are on the CPU so far, not on '{self.tier.device}'; use backend='torch'"
+            )
         if self.optimizer.name not in _OPTIMIZERS:
             raise ConfigError(
                 f"the fbgemm backend has no '{self.optimizer.name}' for rows on a CPU; use {', '.join(_OPTIMIZERS)}, or backend='torch'"

@@ -34,7 +34,7 @@ class RowSpace:
             chunks: initial values in order, `numel` elements in all; None means zeros.
 
         Returns:
-            [numel].
+            [numel], on the tier's device if the tier is "device", else in the host's memory.
 
         Raises:
             ConfigError: the disk has no room for it.
@@ -45,7 +45,7 @@ class RowSpace:
                 MappedFile(self.tier.directory, name, numel=numel, chunks=_zeros(numel) if chunks is None else chunks)
             )
             return self.files[-1].tensor
-        held = torch.zeros(numel)
+        held = torch.zeros(numel, device=self.tier.device if self.tier.name == "device" else "cpu")
         start = 0
         for chunk in chunks or ():
             held[start : start + chunk.numel()] = chunk.reshape(-1)

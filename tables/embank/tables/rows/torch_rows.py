@@ -66,6 +66,8 @@ class TorchRows(RowStore):
             self.warmer.wait(indices)
         num_bags = (offsets.numel() - 1) // len(self.lookups)
         bounds = offsets.tolist() if num_bags == 0 else offsets[::num_bags].tolist()
+        device = self.parameters_by_table[0].device
+        indices, offsets = indices.to(device, non_blocking=True), offsets.to(device, non_blocking=True)
         outputs = []
         for k, table in enumerate(self.lookups):
             weight = self.parameters_by_table[table]
@@ -86,7 +88,7 @@ class TorchRows(RowStore):
             if weight.grad is None:
                 continue
             rows_U, grad_UD = self._touched(weight.grad)
-            self._update_rows(shard, weight, state, rows_U, grad_UD)
+            self.apply_gradient(shard, weight, state, rows_U, grad_UD)
             self.project(shard, weight, rows_U)
             weight.grad = None
 
@@ -97,9 +99,19 @@ class TorchRows(RowStore):
         grad = grad.coalesce()
         return grad.indices()[0], grad.values()
 
-    def _update_rows(
+    @torch.no_grad()
+    def apply_gradient(
         self, shard: TableShard, weight: Tensor, state: dict[str, Tensor], rows_U: Tensor, grad_UD: Tensor
     ) -> None:
+        """One update of some rows, number `num_updates`.
+
+        Args:
+            shard: whose rows they are.
+            weight: float [R, D], rows of the shard or a copy of some of them, on any device; written in place.
+            state: their optimizer state by name, as `optimizer_state` has it; written in place.
+            rows_U: distinct rows of `weight`.
+            grad_UD: their gradients.
+        """
         lr, eps, name = self.lr, self.optimizer.eps, self.optimizer.name
         if name == "sgd":
             weight.index_add_(0, rows_U, grad_UD, alpha=-lr)
