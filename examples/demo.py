@@ -39,12 +39,12 @@ def main() -> None:
     plan = Plan(
         config=read_config(CONFIG, overrides=[f"data.path={prepare(folder)}"]),
         models=["deepfm"],
-        methods=["full", "hash"],
-        budgets=[0.5, 0.25, 0.1],
+        methods=["full", "hash", "mgqe"],
+        budgets=[0.25, 0.1],
         seeds=[0, 1, 2],
         grid={},
     )
-    show.out.print("\nTraining plain and hashed tables, three seeds each ...")
+    show.out.print("\nTraining plain, hashed and quantised tables, three seeds each ...")
     sweep = Sweep(plan, folder / "sweep", say=show.line)
     rows = sweep.run(resume=sweep.folder.record.is_file())
     show.out.print("\n[bold]DeepFM on MovieLens-100K, test split, mean ± deviation over three seeds[/bold]")
