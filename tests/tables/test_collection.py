@@ -336,3 +336,9 @@ def test_drop_in_for_embedding_bag_collection() -> None:
     before = ours.weights()["A"].clone()
     model(torch.randn(11, 3), kjt).sum().backward()
     assert not torch.equal(before, ours.weights()["A"])
+
+
+def test_a_collection_on_a_gpu_is_refused() -> None:
+    spec = TableSpec(name="t", num_embeddings=5, embedding_dim=4, feature_names=["a"])
+    with pytest.raises(ConfigError, match="the tier's device is 'cuda'; collections look up on the CPU so far"):
+        TableCollection([spec], tier=RowTier(device="cuda"))

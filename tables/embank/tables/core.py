@@ -68,6 +68,11 @@ class Tables(nn.Module, ABC):
         self.backend = backend
         self.optimizer = optimizer or RowOptimizer()
         self.tier = tier or RowTier()
+        if self.tier.device != "cpu":
+            raise ConfigError(
+                f"the tier's device is '{self.tier.device}'; collections look up on the CPU so far. Use device='cpu', or "
+                "embank.tables.rows.staged.StagedRows by itself"
+            )
         self._refuse_bad_names()
         with torch.random.fork_rng(devices=[]):
             self.methods = nn.ModuleList([self._method(spec) for spec in self.specs])

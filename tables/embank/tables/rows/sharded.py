@@ -86,7 +86,7 @@ class _Holding:
     def store(self, shards: Sequence[TableShard], lookups: Sequence[int], *, part: str) -> RowStore:
         tier = self.tier
         if tier.directory is not None:
-            tier = RowTier(name=tier.name, directory=tier.directory / part)
+            tier = replace(tier, directory=tier.directory / part)
         return build_rows(
             shards, lookups=lookups, seed=self.seed, backend=self.backend, optimizer=self.optimizer, tier=tier
         )
