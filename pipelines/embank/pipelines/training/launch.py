@@ -43,15 +43,25 @@ def joined_processes() -> Iterator[Processes]:
     try:
         yield Processes(dist.group.WORLD)
         dist.barrier()
-    except RuntimeError as error:
-        if any(sign in str(error) for sign in _GONE):
-            raise LostRankError(
-                f"rank {rank} lost the connection to another rank, which has ended; its own message, if it had one, is above. Go on "
-                "from the last checkpoint with the same command and --resume, on any number of ranks"
-            ) from error
-        raise
+    except BaseException as error:
+        if not _comes_from_a_lost_rank(error):
+            raise
+        raise LostRankError(
+            f"rank {rank} lost the connection to another rank, which has ended; its own message, if it had one, is above. Go on "
+            "from the last checkpoint with the same command and --resume, on any number of ranks"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _comes_from_a_lost_rank(error: BaseException) -> bool:
+    """Whether gloo's complaint is the error, or what has led to it (a checkpoint that could not be written, for example)."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if any(sign in str(cause) for sign in _GONE):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def refuse_differences(config: Mapping[str, Any], schema: Schema, processes: Processes) -> None:

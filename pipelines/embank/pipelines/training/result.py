@@ -1,11 +1,66 @@
-"""The final figures of a run: quality, bytes, and what its training has cost in all stages."""
+"""The end of a run: its bundle, and its figures: quality, bytes, and what training has cost in all stages."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from embank.ctr_models import CTRModel
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.training.bundle import write_bundle
 from embank.pipelines.training.config import Config
+from embank.pipelines.training.evaluation import best_model
 from embank.pipelines.training.progress import Progress
+from embank.pipelines.training.run_folder import ROWS, RunFolder
 from embank.tables import TableCollection
+from embank.tables.bundle import folder_nbytes
+
+
+def close_run(
+    run: RunFolder,
+    model: CTRModel,
+    *,
+    config: Config,
+    schema: Schema,
+    progress: Progress,
+    scores: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a run leaves behind at its end: bundle, plots, and last of all the result. One process does it.
+
+    Args:
+        run: the run directory.
+        model: settled, as it is served; where its rows are spread over processes its checkpoint is taken instead.
+        config: the run's configuration.
+        schema: of its data.
+        progress: at the run's end.
+        scores: of the test split.
+
+    Returns:
+        What result.json holds.
+    """
+    assert isinstance(model.tables, TableCollection)
+    with _whole(run, model, config=config, schema=schema) as whole:
+        assert isinstance(whole.tables, TableCollection)
+        run.remove_bundle()
+        write_bundle(run.bundle, whole, config=config, schema=schema, step=progress.best_step or progress.step)
+        nbytes = folder_nbytes(run.bundle)
+        result = final_figures(config, tables=whole.tables, progress=progress, scores=scores, bundle_nbytes=nbytes)
+    run.plot()
+    run.write_result({**result, "ranks": model.tables.processes.count})
+    shutil.rmtree(run.path / ROWS, ignore_errors=True)  # working files of the disk tier; the checkpoint has them
+    return run.read_result()
+
+
+@contextmanager
+def _whole(run: RunFolder, model: CTRModel, *, config: Config, schema: Schema) -> Iterator[CTRModel]:
+    """The model with all of its rows in this process."""
+    assert isinstance(model.tables, TableCollection)
+    if model.tables.sharding is None:
+        yield model
+        return
+    with best_model(run, schema=schema, data=Path(config.data.path)) as (loaded, _):
+        yield loaded
 
 
 def final_figures(

@@ -1,9 +1,8 @@
 """The training loop: stages, steps, evaluations, checkpoints, early stopping, resuming."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,18 @@ from embank.pipelines.data.batch import Batch
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import NO_STAGES, build, initial_network
-from embank.pipelines.training.bundle import write_bundle
 from embank.pipelines.training.config import Config, to_plain
-from embank.pipelines.training.evaluation import best_model, evaluate, validation_score
+from embank.pipelines.training.evaluation import evaluate, validation_score
 from embank.pipelines.training.interrupt import stop_on_signals
 from embank.pipelines.training.launch import refuse_differences
 from embank.pipelines.training.progress import Progress
 from embank.pipelines.training.reporter import Reporter
-from embank.pipelines.training.result import final_figures
+from embank.pipelines.training.result import close_run
 from embank.pipelines.training.run_folder import ROWS, RunFolder
 from embank.pipelines.training.run_state import SavedRun, save_run
 from embank.pipelines.training.step import SearchStepper, Stepper
 from embank.pipelines.training.tensorboard import TensorBoard
 from embank.tables import CheckpointError, DataError, TableCollection, WorkError
-from embank.tables.bundle import folder_nbytes
 from embank.tables.hashing import seed_of
 from embank.tables.processes import Processes
 from embank.tables.stages import advance, planned_stages, search_parameters, settle
@@ -419,39 +416,11 @@ class Trainer:
             }
         )
         with self.processes.together():
-            result = self._close(best, scores) if self.processes.is_first else None
+            result = None
+            if self.processes.is_first:
+                result = close_run(
+                    self.run, self.model, config=config, schema=self.schema, progress=progress, scores=scores
+                )
         result = self.processes.first(result)
         assert result is not None
         return result
-
-    def _close(self, best: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
-        """What the first process leaves behind at the end of a run: bundle, plots, result."""
-        config, progress = self.config, self.progress
-        with self._whole_model(best) as model:
-            assert isinstance(model.tables, TableCollection)
-            self.run.remove_bundle()
-            write_bundle(
-                self.run.bundle, model, config=config, schema=self.schema, step=progress.best_step or progress.step
-            )
-            result = final_figures(
-                config,
-                tables=model.tables,
-                progress=progress,
-                scores=scores,
-                bundle_nbytes=folder_nbytes(self.run.bundle),
-            )
-        self.run.plot()
-        self.run.write_result({**result, "ranks": self.processes.count})
-        shutil.rmtree(
-            self.run.path / ROWS, ignore_errors=True
-        )  # working files of the disk tier; the checkpoint has them
-        return self.run.read_result()
-
-    @contextmanager
-    def _whole_model(self, best: Path) -> Iterator[CTRModel]:
-        """The model with all of its rows in this process: the trained one, or where its rows are spread its checkpoint."""
-        if self.processes.count == 1:
-            yield self.model
-            return
-        with best_model(self.run, schema=self.schema, data=Path(self.config.data.path)) as (model, _):
-            yield model

@@ -15,16 +15,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torch.nn.parallel import DistributedDataParallel
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embedding_kernel import BaseEmbedding
-from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel, GroupedEmbeddingConfig
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     ParameterSharding,
@@ -34,7 +31,8 @@ from torchrec.distributed.types import (
 
 from embank.tables.plan import Plan, row_range
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
-from embank.tables.rows.build import Backend, build_rows
+from embank.tables.rows.build import Backend
+from embank.tables.rows.exchange import Holding, RowSharder, ShardedCollection
 from embank.tables.rows.torch_rows import TorchRows
 from embank.tables.specs import PhysicalTable, TableShard, TableSpec, num_places, places_of
 
@@ -74,24 +72,6 @@ class Sharding:
         return group
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Holding:
-    """What every local store is made with."""
-
-    seed: int
-    backend: Backend
-    optimizer: RowOptimizer
-    tier: RowTier
-
-    def store(self, shards: Sequence[TableShard], lookups: Sequence[int], *, part: str) -> RowStore:
-        tier = self.tier
-        if tier.directory is not None:
-            tier = replace(tier, directory=tier.directory / part)
-        return build_rows(
-            shards, lookups=lookups, seed=self.seed, backend=self.backend, optimizer=self.optimizer, tier=tier
-        )
-
-
 class ShardedRows(RowStore):
     """Rows of physical tables spread over processes by a plan. Every process calls `forward` the same number of times.
 
@@ -120,7 +100,7 @@ class ShardedRows(RowStore):
         super().__init__(held, lookups=[], seed=seed, optimizer=optimizer, tier=tier)
         self.lookups = tuple(lookups)
         self.group = sharding.process_group
-        holding = _Holding(seed=seed, backend=backend, optimizer=optimizer, tier=tier)
+        holding = Holding(seed=seed, backend=backend, optimizer=optimizer, tier=tier)
         is_replica = [kind == "data_parallel" for kind in self.kinds]
         self.own = [k for k, t in enumerate(self.lookups) if is_replica[t]]
         # Lookups of one table are neighbours in TorchRec's output, in the order of the tables.
@@ -134,7 +114,7 @@ class ShardedRows(RowStore):
         """Width of each lookup."""
         return [self.tables[t].embedding_dim for t in self.lookups]
 
-    def _replicate(self, tables: Sequence[PhysicalTable], holding: _Holding) -> DistributedDataParallel | None:
+    def _replicate(self, tables: Sequence[PhysicalTable], holding: Holding) -> DistributedDataParallel | None:
         if not tables:
             return None
         order = {table.name: i for i, table in enumerate(tables)}
@@ -151,7 +131,7 @@ class ShardedRows(RowStore):
         return DistributedDataParallel(store, process_group=dist.new_group(dist.get_process_group_ranks(self.group)))
 
     def _share(
-        self, tables: Sequence[PhysicalTable], holding: _Holding, sharding: Sharding
+        self, tables: Sequence[PhysicalTable], holding: Holding, sharding: Sharding
     ) -> DistributedModelParallel | None:
         if not tables:
             return None
@@ -177,15 +157,17 @@ class ShardedRows(RowStore):
                 device=torch.device("cpu"),
                 env=ShardingEnv.from_process_group(self.group),
                 plan=ShardingPlan(plan={"": placements}),
-                sharders=[_Sharder({table.name: table for table in tables}, holding, sharding)],
+                sharders=[
+                    RowSharder({table.name: table for table in tables}, holding, plan=sharding.plan, rank=self.rank)
+                ],
                 init_data_parallel=False,
                 init_parameters=False,
             )
 
-    def _module(self) -> "_ShardedCollection":
+    def _module(self) -> "ShardedCollection":
         assert self.shared is not None
         module = self.shared.module
-        assert isinstance(module, _ShardedCollection)
+        assert isinstance(module, ShardedCollection)
         return module
 
     def _locals(self) -> Iterator[RowStore]:
@@ -323,103 +305,3 @@ def _select(indices: Tensor, offsets: Tensor, lookups: Sequence[int], num_bags: 
     chosen = torch.cat([indices[bounds[k] : bounds[k + 1]] for k in lookups])
     sizes = torch.cat([lengths[k * num_bags : (k + 1) * num_bags] for k in lookups])
     return chosen, torch.cat([offsets.new_zeros(1), sizes.cumsum(0)])
-
-
-class _Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
-    """Tells TorchRec to look up in our row stores."""
-
-    def __init__(self, tables: dict[str, PhysicalTable], holding: _Holding, sharding: Sharding) -> None:
-        super().__init__()
-        self.tables, self.holding, self.sharding = tables, holding, sharding
-
-    def shard(
-        self,
-        module: EmbeddingBagCollection,
-        params: dict[str, ParameterSharding],
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> "_ShardedCollection":
-        return _ShardedCollection(self, module, params, env, device, module_fqn)
-
-
-class _ShardedCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
-    """TorchRec's sharded collection with other lookups: the extension that its "customized kernel" is meant for."""
-
-    def __init__(
-        self,
-        sharder: _Sharder,
-        module: EmbeddingBagCollection,
-        params: dict[str, ParameterSharding],
-        env: ShardingEnv,
-        device: torch.device | None,
-        module_fqn: str | None,
-    ) -> None:
-        self._embank = sharder  # the base class calls _create_lookups while it is being built
-        super().__init__(
-            module=module, table_name_to_parameter_sharding=params, env=env, device=device, module_fqn=module_fqn
-        )
-
-    def _create_lookups(self) -> None:
-        for kind, sharding in zip(self._sharding_types, self._embedding_shardings, strict=True):
-            self._lookups.append(
-                _Lookup(self._embank, kind, sharding._grouped_embedding_configs, sharding._pg, self._device)
-            )
-
-    def reset_parameters(self) -> None:
-        """Nothing: the stores have their initial values."""
-
-    def stores(self) -> Iterator[RowStore]:
-        """The row stores of this rank: at most one for each kind of placement."""
-        for lookup in self._lookups:
-            for kernel in lookup._emb_modules:
-                yield kernel.store
-
-
-class _Lookup(GroupedPooledEmbeddingsLookup):  # type: ignore[misc]
-    """What one rank looks up for all: its row stores, behind TorchRec's interface."""
-
-    def __init__(
-        self,
-        sharder: _Sharder,
-        kind: str,
-        groups: list[GroupedEmbeddingConfig],
-        group: dist.ProcessGroup,
-        device: torch.device | None,
-    ) -> None:
-        self._embank, self._kind = sharder, kind
-        super().__init__(grouped_configs=groups, device=device, pg=group)
-
-    def _create_embedding_kernel(self, config: GroupedEmbeddingConfig, *_unused: Any) -> BaseEmbedding:
-        return _Kernel(config, self._embank, self._kind)
-
-    def state_dict(self, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        return {} if destination is None else destination
-
-    def named_parameters_by_table(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return iter(())
-
-
-class _Kernel(BaseEmbedding):  # type: ignore[misc]
-    """A row store as TorchRec's lookups call it."""
-
-    def __init__(self, config: GroupedEmbeddingConfig, sharder: _Sharder, kind: str) -> None:
-        super().__init__()
-        self._config = config
-        plan, rank = sharder.sharding.plan, sharder.sharding.rank
-        shards, lookups = [], []
-        for place, table in enumerate(config.embedding_tables):
-            shard = plan.shard(sharder.tables[table.name], rank)
-            assert shard is not None
-            assert (shard.num_rows, shard.num_columns) == (table.local_rows, table.local_cols)
-            shards.append(shard)
-            lookups += [place] * len(table.feature_names)
-        self.store = sharder.holding.store(shards, lookups, part=f"{kind}-{rank}")
-
-    @property
-    def config(self) -> GroupedEmbeddingConfig:
-        return self._config
-
-    def forward(self, features: KeyedJaggedTensor) -> Tensor:
-        result: Tensor = self.store(features.values().long(), features.offsets().long())
-        return result
