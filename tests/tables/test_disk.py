@@ -150,7 +150,7 @@ def test_known_pages_are_passed_over_until_they_are_lost(tmp_path: Path) -> None
     generator = np.random.default_rng(0)
     every, one = np.arange(256), np.array([256])
     assert reader.warm(every, one) == 256
-    asked = [reader.warm(generator.permutation(256), one) for _ in range(20)]
+    asked = [reader.warm(generator.permutation(256), one) for _ in range(80)]
     assert not any(asked)
     assert reader.patience == pages.MAX_SAMPLED_HINTS
     file.evict()

@@ -21,9 +21,11 @@ from torch import Tensor
 from embank.tables.rows.mapped import MappedFile
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-NUM_SAMPLED = 64
-"""Pages of a hint that are checked to be in memory."""
-MAX_SAMPLED_HINTS = 15
+NUM_CHECKED = 64
+"""Known pages of a hint that are checked to be in memory still."""
+NUM_SAMPLED = 16
+"""Rows of a hint whose pages are checked where the hint is only sampled."""
+MAX_SAMPLED_HINTS = 63
 """Hints in a row that may be sampled only."""
 
 _PAGE_SHIFT = PAGE_BYTES.bit_length() - 1
@@ -119,8 +121,8 @@ class Pages:
         self.num_hints += 1
         seen_M = self.seen[pages_M]
         known = np.flatnonzero(seen_M)
-        if known.size > NUM_SAMPLED:
-            known = known[np.argpartition(seen_M[known], NUM_SAMPLED)[:NUM_SAMPLED]]
+        if known.size > NUM_CHECKED:
+            known = known[np.argpartition(seen_M[known], NUM_CHECKED)[:NUM_CHECKED]]
         if self._missing(np.unique(pages_M[known])).size:
             self.seen[:] = 0
             wanted = np.unique(pages_M)
