@@ -178,8 +178,8 @@ def side_by_side(chunks: Sequence[Tensor], projection_cwD: Tensor | None) -> Ten
 def _projection(num_lookups: int, width: int, dim: int) -> Tensor:
     """Matrices [c, w, D] that together are orthogonal, scaled so that an output varies as much as a row's element."""
     whole: Tensor = nn.init.orthogonal_(torch.empty(num_lookups * width, dim))
-    scale = max(1.0, dim / (num_lookups * width)) ** 0.5
-    return (whole * scale).view(num_lookups, width, dim)
+    scale: float = max(1.0, dim / (num_lookups * width)) ** 0.5
+    return whole.view(num_lookups, width, dim) * scale
 
 
 def placement_of(spec: TableSpec, config: UnifiedConfig) -> Placement:
