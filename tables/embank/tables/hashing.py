@@ -13,6 +13,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from embank.tables.token_hash import INTEGER_SALT
+
 HASH_VERSION = 1
 """Stored with everything that was addressed by these functions; a different version must be refused on load."""
 
@@ -72,6 +74,18 @@ def hash_rows(ids: Tensor, *, num_rows: int, salt: int) -> Tensor:
         int64 of the same shape.
     """
     return (mix64(ids, salt=salt) & _POSITIVE) % num_rows
+
+
+def integer_ids(values: Tensor) -> Tensor:
+    """Ids in 0 .. 2**63 - 1 of integers that are tokens, as `embank.tables.token_hash.token_id` has them.
+
+    Args:
+        values: integers, any shape, any value.
+
+    Returns:
+        int64 of the same shape.
+    """
+    return (mix64(values, salt=INTEGER_SALT) >> 1) & _POSITIVE
 
 
 def seed_of(seed: int, *names: str | int) -> int:
