@@ -120,7 +120,7 @@ def test_a_table_that_its_method_only_enlarges_stays_plain() -> None:
     specs = specs_of((1, 100_000), "adapt", dim=1)  # a row and the constant are 12 bytes, the plain table has 4
     one, _ = share(specs, budget=0.1)
     assert build_method(one).physical[0].num_embeddings == 1
-    assert most_bytes(one) == 4
+    assert most_bytes([one]) == 4
 
 
 def test_methods_side_by_side() -> None:
