@@ -26,7 +26,7 @@ LIMIT = 300
 def write_config(folder: Path) -> Path:
     data = write_data(folder / "data", single={"user": 500, "item": 7})
     path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(raw_config(data, train={"epochs": 2, "table_lr": 0.05})))
+    path.write_text(yaml.safe_dump(raw_config(data, train={"epochs": 20, "table_lr": 0.05})))
     return path
 
 
@@ -61,6 +61,12 @@ def is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+def descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and those that they have started."""
+    own = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return own + [each for child in own for each in descendants(child)]
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep that was killed while its first runs trained, stopped by a signal later, and resumed to its end."""
@@ -68,8 +74,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config, out = write_config(folder), folder / "out"
     first = start(config, out, "--jobs", "2")
     wait(lambda: any((out / "runs/deepfm/full/1").glob("*/checkpoints/step-*")))
-    children = [int(pid) for pid in Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()]
-    assert len(children) == 2
+    children = descendants(first.pid)
+    assert len(children) >= 2
     first.kill()
     first.communicate()
     wait(lambda: not any(map(is_alive, children)))  # they don't outlive the sweep
@@ -80,7 +86,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert refused.returncode == 2
 
     second = start(config, out, "--jobs", "2", "--resume")
-    wait(lambda: (out / "runs/deepfm/full/1/1/result.json").is_file())
+    wait((out / "runs/deepfm/hash/0.5").exists)  # as soon as one of the first two is complete
     second.send_signal(signal.SIGTERM)
     _, said = second.communicate(timeout=LIMIT)
     assert second.returncode == 1
@@ -116,7 +122,7 @@ def test_the_leaderboard_is_what_the_runs_say(swept: Path) -> None:
         assert float(line["auc_sd"]) == pytest.approx(statistics.stdev(run["auc"] for run in runs))
         assert float(line["logloss"]) == pytest.approx(statistics.mean(run["logloss"] for run in runs))
         assert float(line["serving_bytes"]) == runs[0]["serving_bytes"] == runs[1]["serving_bytes"]
-        assert float(line["num_samples"]) == runs[0]["num_samples"] == 1200
+        assert float(line["num_samples"]) == runs[0]["num_samples"] == 12_000
         assert float(line["train_seconds"]) == pytest.approx(statistics.mean(run["train_seconds"] for run in runs))
         if budget:
             assert float(line["serving_ratio"]) <= float(budget)
@@ -170,6 +176,34 @@ def test_a_grid_is_chosen_on_validation_and_a_failed_point_is_no_failure(tmp_pat
     assert row.auc == pytest.approx(statistics.mean(both))
     assert "1e+38/3 failed: " in row.note
     assert "the grid train.table_lr in 0.01, 1.0, 1e+38" in (tmp_path / "out/leaderboard.md").read_text()
+
+
+def test_a_grid_at_one_budget_decides_for_the_others(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    plan = Plan(
+        config=yaml.safe_load(config.read_text()) | {"train": {"epochs": 1}},
+        models=["fm"],
+        methods=["full", "hash"],
+        budgets=[0.5, 0.1, 0.0001],
+        seeds=[0, 1],
+        grid={"train.table_lr": [0.01, 0.1]},
+        grid_budget=0.0001,  # infeasible, so that the next one is tuned
+    )
+    said: list[str] = []
+    rows = Sweep(plan, tmp_path / "out", num_jobs=2, say=said.append).run()
+    assert [row.status for row in rows] == ["complete", "complete", "complete", "infeasible"]
+    runs = tmp_path / "out/runs/fm/hash"
+    tuned = {
+        path.parent.parent.name: json.loads(path.read_text())["valid_auc"] for path in runs.glob("0.1/*/0/result.json")
+    }
+    assert set(tuned) == {"train.table_lr=0.01", "train.table_lr=0.1"}
+    chosen = max(tuned, key=lambda point: tuned[point])
+    assert [row.point for row in rows[1:3]] == [chosen, chosen]
+    assert {str(path.relative_to(runs).parent) for path in runs.glob("0.5/*/*/result.json")} == {
+        f"0.5/{chosen}/{seed}" for seed in (0, 1)
+    }
+    assert any(line.startswith("[8/8]") for line in said), said
+    assert "each method at budget 0.0001 or the next that it reaches" in (tmp_path / "out/leaderboard.md").read_text()
 
 
 def test_a_failed_run_is_recorded_and_the_sweep_goes_on(tmp_path: Path) -> None:

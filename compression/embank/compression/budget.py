@@ -15,39 +15,58 @@ from embank.tables import BudgetError, TableSpec, build_method, method_class
 def share(specs: Sequence[TableSpec], *, budget: float, plain_below: int = 0) -> list[TableSpec]:
     """Specs whose serving bytes together are at most `budget` of the plain tables' bytes.
 
-    Tables of few ids stay plain, since they cost little and each of their rows is looked up often. The rest of the bytes goes to the
-    methods of the other tables in proportion to their plain bytes, and each method shares its part out (`Method.allocate`).
-    A table that can't do with what it gets is given its floor, and the others share what is then left.
+    Tables of few ids stay plain, since they cost little and each of their rows is looked up often: the smallest first, as long as
+    together they take at most half of the bytes. The rest goes to the methods of the other tables in proportion to their plain
+    bytes, and each method shares its part out (`Method.allocate`). A table that can't do with what it gets is given its floor, and
+    the others share what is then left.
 
     Args:
         specs: tables with any mix of methods; their own budgets are replaced.
         budget: serving bytes / bytes of the plain fp32 tables, in (0, 1], over all of these tables.
-        plain_below: tables of fewer ids stay plain.
+        plain_below: tables of fewer ids stay plain, as far as half of the budget allows.
 
     Returns:
         The specs in the same order, with budgets or options set.
 
     Raises:
-        BudgetError: the plain small tables alone, or all floors together, exceed the budget; states the floor.
+        BudgetError: all floors together exceed the budget; states the floor.
         ConfigError: what methods refuse.
     """
     allowed_nbytes = budget * sum(spec.plain_nbytes for spec in specs)
-    small = {spec.name: _plain(spec) for spec in specs if spec.num_embeddings < plain_below}
-    _refuse_small(specs, small, budget=budget, plain_below=plain_below)
-    pinned: dict[str, tuple[TableSpec, int]] = {}
+    few = [spec for spec in specs if spec.num_embeddings < plain_below]
+    small = _small(few, allowed_nbytes / 2 if budget < 1 else allowed_nbytes)
     with torch.random.fork_rng(devices=[]):  # methods draw initial values when they are built
-        while True:
-            waiting = [spec for spec in specs if spec.name not in small and spec.name not in pinned]
-            taken = [*(spec.plain_nbytes for spec in small.values()), *(nbytes for _, nbytes in pinned.values())]
-            left_nbytes = math.floor(allowed_nbytes - sum(taken))
-            if left_nbytes < 0 or (waiting and left_nbytes == 0):
-                floors = pinned | {spec.name: at_floor(spec) for spec in waiting}
-                raise _infeasible(specs, small, floors, budget=budget)
-            done, failed = _allocate(waiting, left_nbytes)
-            if not failed:
-                chosen = small | {name: spec for name, (spec, _) in pinned.items()} | done
-                return [chosen[spec.name] for spec in specs]
-            pinned |= {spec.name: at_floor(spec) for spec in failed}
+        shared = _share(specs, allowed_nbytes, small) or _share(specs, allowed_nbytes, {})
+        if shared is None:
+            raise _infeasible(specs, budget=budget)
+        return shared
+
+
+def _small(specs: Sequence[TableSpec], nbytes: float) -> dict[str, TableSpec]:
+    """The smallest tables, plain, as many as these bytes hold."""
+    held: dict[str, TableSpec] = {}
+    for spec in sorted(specs, key=lambda spec: spec.plain_nbytes):
+        nbytes -= spec.plain_nbytes
+        if nbytes < 0:
+            break
+        held[spec.name] = _plain(spec)
+    return held
+
+
+def _share(specs: Sequence[TableSpec], nbytes: float, small: Mapping[str, TableSpec]) -> list[TableSpec] | None:
+    """Shares bytes between all tables, some of them plain in any case; None if the floors exceed them."""
+    pinned: dict[str, tuple[TableSpec, int]] = {}
+    while True:
+        waiting = [spec for spec in specs if spec.name not in small and spec.name not in pinned]
+        taken = [*(spec.plain_nbytes for spec in small.values()), *(floor for _, floor in pinned.values())]
+        left_nbytes = math.floor(nbytes - sum(taken))
+        if left_nbytes < 0 or (waiting and left_nbytes == 0):
+            return None
+        done, failed = _allocate(waiting, left_nbytes)
+        if not failed:
+            chosen = {**small, **{name: spec for name, (spec, _) in pinned.items()}, **done}
+            return [chosen[spec.name] for spec in specs]
+        pinned |= {spec.name: at_floor(spec) for spec in failed}
 
 
 def at_floor(spec: TableSpec) -> tuple[TableSpec, int]:
@@ -106,32 +125,13 @@ def _plain(spec: TableSpec) -> TableSpec:
     return replace(spec, method="full", options=None, budget=None)
 
 
-def _refuse_small(
-    specs: Sequence[TableSpec], small: Mapping[str, TableSpec], *, budget: float, plain_below: int
-) -> None:
+def _infeasible(specs: Sequence[TableSpec], *, budget: float) -> BudgetError:
     total_nbytes = sum(spec.plain_nbytes for spec in specs)
-    small_nbytes = sum(spec.plain_nbytes for spec in small.values())
-    if small_nbytes > budget * total_nbytes:
-        raise BudgetError(
-            f"the budget of all tables is {budget}, but the tables of fewer than {plain_below} ids alone are "
-            f"{small_nbytes / total_nbytes:.4f} of all bytes; raise the budget above that or keep fewer tables plain "
-            "('tables.plain_below' in a configuration)"
-        )
-
-
-def _infeasible(
-    specs: Sequence[TableSpec],
-    small: Mapping[str, TableSpec],
-    floors: Mapping[str, tuple[TableSpec, int]],
-    *,
-    budget: float,
-) -> BudgetError:
-    total_nbytes = sum(spec.plain_nbytes for spec in specs)
-    small_nbytes = sum(spec.plain_nbytes for spec in small.values())
-    floor_nbytes = small_nbytes + sum(nbytes for _, nbytes in floors.values())
+    floors = {spec.name: at_floor(spec) for spec in specs}
+    floor_nbytes = sum(nbytes for _, nbytes in floors.values())
     largest = max(floors, key=lambda name: floors[name][1])
     return BudgetError(
         f"the budget of {len(specs)} tables is {budget}, {budget * total_nbytes:,.0f} bytes, but their floor is {floor_nbytes:,} bytes, "
-        f"budget {floor_nbytes / total_nbytes:.6g}: {small_nbytes:,} for {len(small)} plain small tables, the largest other part "
-        f"{floors[largest][1]:,} for table '{largest}' by method '{floors[largest][0].method}'. Raise the budget, or choose a method with a lower floor"
+        f"budget {floor_nbytes / total_nbytes:.6g}: the largest part is {floors[largest][1]:,} for table '{largest}' by method "
+        f"'{floors[largest][0].method}'. Raise the budget, or choose a method with a lower floor"
     )

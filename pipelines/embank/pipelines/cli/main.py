@@ -160,6 +160,12 @@ def sweep(
         list[str] | None,
         typer.Option(help="KEY=VALUE,VALUE: chosen on validation with the first seed; may be repeated."),
     ] = None,
+    grid_budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Run the grid at this budget only, once per method, and take its choice to the other budgets."
+        ),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at a time; by default one per core.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the runs that are missing or were stopped.")
@@ -184,6 +190,7 @@ def sweep(
         budgets=numbers(budgets, option="--budgets", kind=float),
         seeds=numbers(seeds, option="--seeds", kind=int),
         grid=grid_axes(grid or []),
+        grid_budget=grid_budget,
     )
     task = Sweep(plan, out, num_jobs=jobs, say=show.line)
     rows = task.run(resume=resume)

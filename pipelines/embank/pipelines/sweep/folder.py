@@ -48,6 +48,7 @@ class SweepFolder:
                 "seeds": list(plan.seeds),
                 "models": list(plan.models),
                 "grid": dict(plan.grid),
+                "grid_budget": plan.grid_budget,
                 "config": plain,
             }
             write_atomic(self.record, yaml.safe_dump(record, sort_keys=False))

@@ -10,8 +10,8 @@ from typing import Any
 from embank.pipelines.sweep.latency import Latency
 from embank.pipelines.sweep.plan import Case
 
-BASELINES = ("hash", "frequency_cut")
-"""What every method has to beat at the same size: sharing rows blindly, and keeping the frequent ids only."""
+BASELINES = ("hash", "frequency_cut", "uniform_dim")
+"""What every method has to beat at the same size: sharing rows blindly, keeping the frequent ids only, and shorter rows."""
 
 AVERAGED = (
     *("auc", "logloss", "serving_bytes", "serving_ratio", "nominal_ratio", "training_bytes"),

@@ -14,7 +14,7 @@ from embank.pipelines.training.plots import style
 from embank.tables.wording import human_bytes
 
 _COLORS = ("#1f6feb", "#d1242f", "#1a7f37", "#bf5700", "#8250df", "#0b7a8a", "#bf3989", "#7a5c00", "#3b4cc0", "#5a8f29")
-_BASELINE_COLORS = ("#57606a", "#8c959f")
+_BASELINE_COLORS = ("#57606a", "#8c959f", "#afb8c1")
 _MARKERS = "osD^vP<>hp"
 _SHARES = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 1e-4, 1e-5)
 _FRONT = "#f0b429"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from itertools import product
-from math import isfinite
+from math import isfinite, log
 from typing import Any
 
 import yaml
@@ -55,6 +55,8 @@ class Plan:
         budgets: serving bytes / plain bytes; a method that can't be made smaller is trained once.
         seeds: runs of each combination; the first one also runs the whole grid.
         grid: by key, the values to choose from on validation.
+        grid_budget: a method runs the grid once per model, at the budget next to this one that it can reach, and takes what was chosen
+            to its other budgets; None runs it at every budget.
 
     Raises:
         ConfigError: an unknown name, a budget outside (0, 1], an empty list, a key that the configuration lacks.
@@ -66,6 +68,7 @@ class Plan:
     budgets: Sequence[float]
     seeds: Sequence[int]
     grid: Mapping[str, Sequence[Any]]
+    grid_budget: float | None = None
 
     def __post_init__(self) -> None:
         for model in self.models:
@@ -78,10 +81,13 @@ class Plan:
         }.items():
             if not values:
                 raise ConfigError(f"--{name} is empty; give at least one, separated by commas")
-        for budget in self.budgets:
-            if not (isfinite(budget) and 0 < budget <= 1):
+        for option, budget in [
+            *(("--budgets", budget) for budget in self.budgets),
+            ("--grid-budget", self.grid_budget),
+        ]:
+            if budget is not None and not (isfinite(budget) and 0 < budget <= 1):
                 raise ConfigError(
-                    f"--budgets holds {budget:g}; a budget is serving bytes / bytes of the plain fp32 tables and lies in (0, 1]"
+                    f"{option} holds {budget:g}; a budget is serving bytes / bytes of the plain fp32 tables and lies in (0, 1]"
                 )
         for seed in self.seeds:
             if seed < 0:
@@ -106,6 +112,19 @@ class Plan:
         """The first seed's runs of a case: the whole grid, or one run."""
         choices = [[f"{key}={_text(value)}" for value in values] for key, values in self.grid.items()]
         return [Job(case=case, seed=self.seeds[0], point=",".join(chosen)) for chosen in product(*choices)]
+
+    def tuned_with(self, case: Case, feasible: Sequence[Case]) -> Case:
+        """The case whose grid decides a case's point: itself, or the one of its model and method next to the grid's budget.
+
+        Args:
+            case: any.
+            feasible: cases that can be trained.
+        """
+        if self.grid_budget is None or case.budget is None:
+            return case
+        wanted = log(self.grid_budget)
+        own = [other for other in feasible if (other.model, other.method) == (case.model, case.method)]
+        return min(own, key=lambda other: abs(log(other.budget or 1) - wanted))
 
     def config_of(self, job: Job) -> Config:
         """The configuration of a run."""

@@ -108,24 +108,29 @@ class Sweep:
                 break
             self.results |= {job: self.folder.run(job).read_result() for job in complete}
 
+    def _feasible_cases(self) -> list[Case]:
+        return [entry.case for entry in self.cases if entry.refusal is None]
+
     def _num_jobs_in_all(self) -> int:
-        feasible = [entry.case for entry in self.cases if entry.refusal is None]
-        return sum(len(self.plan.points(case)) + len(self.plan.seeds) - 1 for case in feasible)
+        feasible = self._feasible_cases()
+        grids = {self.plan.tuned_with(case, feasible): 0 for case in feasible}
+        return sum(len(self.plan.points(case)) - 1 for case in grids) + len(self.plan.seeds) * len(feasible)
 
     def _wanted(self) -> list[Job]:
-        """Every run that is known to be needed: first seeds, and where their points are compared, the other seeds."""
-        wanted = []
-        for entry in self.cases:
-            if entry.refusal is None:
-                wanted += self.plan.points(entry.case)
-                point = self._chosen(entry.case)
-                if point is not None:
-                    wanted += [Job(case=entry.case, seed=seed, point=point) for seed in self.plan.seeds[1:]]
-        return wanted
+        """Every run that is known to be needed: first seeds of grids, and where their points are compared, what takes their choice."""
+        wanted: dict[Job, None] = {}
+        feasible = self._feasible_cases()
+        for case in feasible:
+            if self.plan.tuned_with(case, feasible) == case:
+                wanted |= dict.fromkeys(self.plan.points(case))
+            point = self._chosen(case)
+            if point is not None:
+                wanted |= dict.fromkeys(Job(case=case, seed=seed, point=point) for seed in self.plan.seeds)
+        return list(wanted)
 
     def _chosen(self, case: Case) -> str | None:
         """The point with the best first run on validation; None as long as one is missing, or if all have failed."""
-        points = self.plan.points(case)
+        points = self.plan.points(self.plan.tuned_with(case, self._feasible_cases()))
         if len(points) == 1:
             return points[0].point
         if any(job not in self.results and job not in self.failures for job in points):
@@ -189,8 +194,13 @@ class Sweep:
         ]
         if plan.grid:
             grid = "; ".join(f"{key} in {', '.join(map(str, values))}" for key, values in plan.grid.items())
+            lines = (
+                "each line"
+                if plan.grid_budget is None
+                else f"each method at budget {plan.grid_budget:g} or the next that it reaches"
+            )
             facts.append(
-                f"Chosen on validation with seed {plan.seeds[0]}, separately for each line, from the grid {grid}; test figures are those of the chosen point."
+                f"Chosen on validation with seed {plan.seeds[0]}, separately for {lines}, from the grid {grid}; test figures are those of the chosen point."
             )
         write_csv(rows, self.folder.csv)
         write_markdown(rows, self.folder.markdown, title=title, facts=facts)

@@ -40,7 +40,7 @@ def table_specs(
     """Specs of the embeddings (if the model has them), then of the first-order weights (if it has them).
 
     First-order weights are tables of dim 1, stored by the feature's own method and counted like any other. Under a default
-    budget, tables of fewer than `tables.plain_below` ids stay plain and the larger ones share what is left of it.
+    budget, tables of fewer than `tables.plain_below` ids stay plain, as far as half of it allows, and the others share the rest.
 
     Args:
         config: the run's configuration.
@@ -51,7 +51,7 @@ def table_specs(
     Raises:
         ConfigError: an override of a feature that the data lacks.
         DataError: a vocabulary is missing or damaged.
-        BudgetError: the plain small tables alone, or the methods' floors, exceed the budget.
+        BudgetError: the methods' floors exceed the budget.
     """
     for feature in config.tables.overrides:
         if feature not in schema.feature_names:

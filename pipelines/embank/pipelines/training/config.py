@@ -67,8 +67,8 @@ class TablesConfig:
     Args:
         default: for every feature that is not overridden.
         overrides: by feature.
-        plain_below: under a default budget, tables of fewer ids stay plain, and the larger ones get what is left, so that
-            all of them together keep the budget.
+        plain_below: under a default budget, tables of fewer ids stay plain (the smallest ones, if they would take more than half of
+            it), and the others get what is left, so that all of them together keep the budget.
     """
 
     default: TableConfig
