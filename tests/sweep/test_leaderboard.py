@@ -61,6 +61,18 @@ def test_other_models_and_methods_take_what_they_know(data: Path) -> None:
     assert (config.tables.default.method, config.tables.plain_below, config.train.seed) == ("full", 3, 3)
 
 
+def test_a_method_with_options_is_a_line_of_its_own(data: Path) -> None:
+    swept = plan(data, methods=["hash", "unified:lookups=1:exact_below=0", "unified"])
+    assert [case.method for case in swept.cases()[::2]] == swept.methods
+    options = swept.config_of(swept.points(swept.cases()[2])[0]).tables.default.options
+    assert (options.lookups, options.exact_below) == (1, 0)
+    assert swept.config_of(swept.points(swept.cases()[4])[0]).tables.default.options.exact_below == 100
+    with pytest.raises(ConfigError, match="unknown key 'tables.lockups' in the configuration; did you mean 'lookups'"):
+        plan(data, methods=["unified:lockups=1"])
+    with pytest.raises(ConfigError, match="whose 'lookups' is not of the form key=value"):
+        method_names("hash,unified:lookups")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

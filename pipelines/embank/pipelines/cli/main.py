@@ -146,7 +146,12 @@ def train(
 @app.command()
 def sweep(
     config: Annotated[Path, typer.Argument(help="The YAML configuration that all runs share.")],
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas, or `all`.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Methods, separated by commas, or `all`; options of a method follow it, `unified:lookups=4`."
+        ),
+    ],
     budgets: Annotated[str, typer.Option(help="Serving bytes / bytes of the plain tables, for example 0.5,0.1,0.01.")],
     out: Annotated[
         Path, typer.Option(help="The sweep's directory; run directories go to runs/MODEL/METHOD/BUDGET/SEED.")

@@ -18,7 +18,13 @@ from embank.tables import ConfigError, method_class, registered_methods
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A line of the leaderboard: a budget of None stands for the method's only size."""
+    """A line of the leaderboard.
+
+    Args:
+        model: its name.
+        method: its name, with options as "name:key=value:key=value" if they are not the configuration's.
+        budget: None stands for the method's only size.
+    """
 
     model: str
     method: str
@@ -50,8 +56,8 @@ class Plan:
 
     Args:
         config: the configuration that all runs share, as plain dicts.
-        models, methods: names; options of another method than the configuration's take their defaults, and another model takes
-            those hyper-parameters of the configuration's that it has as well.
+        models: names; another model than the configuration's takes those of its hyper-parameters that it has as well.
+        methods: names, or "name:key=value" for other options; another method's other options take their defaults.
         budgets: serving bytes / plain bytes; a method that can't be made smaller is trained once.
         seeds: runs of each combination; the first one also runs the whole grid.
         grid: by key, the values to choose from on validation.
@@ -99,7 +105,8 @@ class Plan:
     def cases(self) -> list[Case]:
         """The lines of the leaderboard, in order."""
         budgets: dict[str, Sequence[float | None]] = {
-            name: self.budgets if method_class(name).takes_budget else [None] for name in self.methods
+            method: self.budgets if method_class(split_method(method)[0]).takes_budget else [None]
+            for method in self.methods
         }
         return [
             Case(model=model, method=method, budget=budget)
@@ -146,11 +153,30 @@ def _with_model(model: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"name": name, **{key: value for key, value in model.items() if key in known}}
 
 
-def _with_method(tables: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _with_method(tables: Mapping[str, Any], method: str) -> dict[str, Any]:
+    name, options = split_method(method)
     if name == tables.get("method", "full"):
-        return dict(tables)
+        return {**tables, **options}
     general = {key: value for key, value in tables.items() if key in TABLE_KEYS or key in COLLECTION_KEYS}
-    return {**general, "method": name}
+    return {**general, "method": name, **options}
+
+
+def split_method(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of "name:key=value:key=value"; values are YAML.
+
+    Raises:
+        ConfigError: an option that is not of that form.
+    """
+    name, *parts = text.split(":")
+    options = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not (key and equals and value) or "/" in value:
+            raise ConfigError(
+                f"--methods holds '{text}', whose '{part}' is not of the form key=value (without '/'), as in unified:lookups=4"
+            )
+        options[key] = yaml.safe_load(value)
+    return name, options
 
 
 def _text(value: Any) -> str:
@@ -159,15 +185,15 @@ def _text(value: Any) -> str:
 
 
 def method_names(text: str) -> list[str]:
-    """Names from "a,b,c" or "all".
+    """Methods from "a,b:key=value,c" or "all".
 
     Raises:
-        ConfigError: an unknown one, with the nearest right one.
+        ConfigError: an unknown one, with the nearest right one, or options that are not of the form.
     """
-    names = registered_methods() if text.strip() == "all" else parts(text)
-    for name in names:
-        method_class(name)
-    return names
+    methods = registered_methods() if text.strip() == "all" else parts(text)
+    for method in methods:
+        method_class(split_method(method)[0])
+    return methods
 
 
 def numbers(text: str, *, option: str, kind: type[int] | type[float]) -> list[Any]:
