@@ -1,6 +1,7 @@
 """What every registered method says to input that it can't use, and what it does at the edges of what it can: one id, 2**31 + 1 ids, dims
 1, 3 and 2048, packs of another version."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -193,6 +194,14 @@ def test_counts_of_another_length(method: str) -> None:
         build_method(spec(method, counts=torch.ones(299, dtype=torch.int64)))
 
 
+@pytest.mark.parametrize("num", [0, -1, 2**63 + 1])
+def test_numbers_of_ids_that_no_table_has(num: int) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"table 't' has num_embeddings {num}; .*(at least 1|use at most 9223372036854775808)"
+    ):
+        spec("hash", num=num)
+
+
 @pytest.mark.parametrize("method", NAMES)
 def test_a_method_that_is_misspelt(method: str) -> None:
     with pytest.raises(ConfigError, match=rf"table 't': there is no method '{method}e'.*'{method}'"):
@@ -223,6 +232,16 @@ class TestPacks:
         for fact in facts:
             with pytest.raises(CheckpointError, match=message):
                 cls.restore({key: value for key, value in facts.items() if key != fact}, tensors)
+
+    def test_a_bundle_names_the_table(self, method: str, tmp_path: Path) -> None:
+        save_bundle(tmp_path / "b", finished(TableCollection([spec(method)], backend="torch")))
+        (entry,) = json.loads((tmp_path / "b" / "manifest.json").read_text())["tables"]
+        rewrite(tmp_path / "b", tables=[{**entry, "facts": {**entry["facts"], "another": 1}}])
+        with pytest.raises(
+            CheckpointError,
+            match=r"table 't' of bundle '.*b': a saved \w+ has the facts .*'another'.*; this embank expects",
+        ):
+            load_bundle(tmp_path / "b")
 
     def test_bundles_of_another_hash(self, method: str, tmp_path: Path) -> None:
         save_bundle(tmp_path / "b", finished(TableCollection([spec(method)], backend="torch")))

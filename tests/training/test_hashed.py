@@ -12,6 +12,7 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from embank.compression import METHODS
+from embank.compression.unified_specs import advise
 from embank.pipelines.cli import show
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.prepare import prepare
@@ -277,6 +278,15 @@ def test_methods_that_need_a_vocabulary_say_so(data: Path, tmp_path: Path, metho
     message = rf"table 'user' has no vocabulary .* but method '{method}' needs one, .* hashes ids \(hash, .*unified\) with a number of rows"
     with pytest.raises(ConfigError, match=message):
         train(data, tmp_path / "run", model=MODEL, tables={"dim": 8, "method": method})
+
+
+def test_advice_knows_how_many_values_there_are(data: Path) -> None:
+    schema = Schema.load(data)
+    assert sorted(schema.num_values) == ["user", "words"]
+    specs = table_specs(config(data, model={"name": "dcn_v2"}, tables=TABLES["unified"]), schema, data=data)
+    features = {feature.name: feature for feature in advise(specs, num_values=schema.num_values).features}
+    assert features["user"].num_values == schema.num_values["user"] > 50
+    assert 0 < (features["user"].intra or 0) < 1
 
 
 def test_a_budget_for_the_others(data: Path, tmp_path: Path) -> None:

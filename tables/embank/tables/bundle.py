@@ -364,7 +364,10 @@ class Bundle:
                 f"Load it with the embank that wrote it ({self.embank_version}), or export it again with this one"
             )
         own = {name: tensors[stored.key].view(tuple(stored.shape)) for name, stored in entry.tensors.items()}
-        return cls.restore(entry.facts, own)
+        try:
+            return cls.restore(entry.facts, own)
+        except CheckpointError as error:
+            raise CheckpointError(f"table '{entry.name}' of bundle '{self.path}': {error}") from error
 
     def _read(self, file: str, keys: set[str]) -> dict[str, Tensor]:
         try:

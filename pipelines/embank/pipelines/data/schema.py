@@ -113,6 +113,11 @@ class Schema:
         """Names of the numeric features, in order."""
         return tuple(field.name for field in self.numeric)
 
+    @property
+    def num_values(self) -> dict[str, int]:
+        """Different values in training of the features without a vocabulary: what `embank.compression.unified_specs.advise` takes."""
+        return {field.name: field.num_values for field in self.categorical if field.num_values is not None}
+
     def split(self, name: str) -> Split:
         """The split called `name`.
 
