@@ -49,15 +49,12 @@ def floor_error(spec: TableSpec, *, needs: str, floor_nbytes: int) -> BudgetErro
         needs: what the method can't do without.
         floor_nbytes: serving bytes of the smallest form.
     """
-    needed = f"table '{spec.name}': method '{spec.method}' needs {needs}, {floor_nbytes:,} bytes"
-    if floor_nbytes > spec.plain_nbytes:
-        return BudgetError(
-            f"{needed}, more than the plain table's {spec.plain_nbytes:,}, so its floor is above every budget; the budget is "
-            f"{spec.budget}. Keep the table plain with method 'full'"
-        )
+    is_above = floor_nbytes > spec.plain_nbytes
+    above = ", more than the plain table" if is_above else ""
+    cure = "Keep the table plain" if is_above else "Raise the budget, or keep the table plain"
     return BudgetError(
-        f"{needed}, so its floor is budget {share_text(floor_nbytes, spec.plain_nbytes)}; the budget is {spec.budget}. "
-        "Raise the budget, or keep the table plain with method 'full'"
+        f"table '{spec.name}': method '{spec.method}' needs {needs}, {floor_nbytes:,} bytes, so its floor is budget "
+        f"{share_text(floor_nbytes, spec.plain_nbytes)}{above}; the budget is {spec.budget}. {cure} with method 'full'"
     )
 
 

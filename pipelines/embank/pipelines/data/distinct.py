@@ -39,7 +39,7 @@ class DistinctCount:
 
     @property
     def count(self) -> int:
-        """Different ids so far."""
+        """Different ids so far; below `KEPT` only if exact."""
         if self.is_exact:
             return int(self._smallest.size)
-        return round((KEPT - 1) * NUM_TOKEN_IDS / int(self._smallest[-1]))
+        return max(KEPT, round((KEPT - 1) * NUM_TOKEN_IDS / int(self._smallest[-1])))
