@@ -78,7 +78,7 @@ def test_bytes_and_floor() -> None:
     assert table.nbytes("serving") == 49 * 24 + 8
     assert build_method(spec(budget=0.1)).nominal_nbytes() == 49 * 24
     assert build_table(method="adapt", num_embeddings=500, embedding_dim=6).nbytes("serving") == 500 * 24
-    with pytest.raises(BudgetError, match="needs at least 32 bytes, so its floor is budget 0.00266667"):
+    with pytest.raises(BudgetError, match="needs one row and a constant, 32 bytes, so its floor is budget 0.00266667"):
         build_method(spec(budget=0.0026))
 
 

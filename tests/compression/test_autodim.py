@@ -158,7 +158,7 @@ def test_bytes_are_rows_projection_and_bias() -> None:
 
 
 def test_floor_and_bad_options() -> None:
-    with pytest.raises(BudgetError, match="needs 864 bytes for rows of width 1 and their projection, so its floor is"):
+    with pytest.raises(BudgetError, match="needs rows of width 1 and their projection, 864 bytes, so its floor is"):
         build_method(spec(budget=0.1))
     for widths in ((4, 2), (0, 2), (2, 16)):
         with pytest.raises(ConfigError, match="give ascending ones from 1 to its dim, 8"):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embank.compression.budgets import budget_nbytes, share, with_nbytes
+from embank.compression.budgets import budget_nbytes, share, share_text, with_nbytes
 from embank.tables import BudgetError, TableSpec
 
 
@@ -38,7 +38,7 @@ def test_no_table_is_below_the_highest_common_level(nums: list[int], nbytes: int
     fitting = [sizes for sizes in levels if sum(sizes) <= nbytes]
     if not fitting:
         with pytest.raises(
-            BudgetError, match=f"floor is budget {sum(levels[0]) / (4 * sum(nums)):.6g}; they were given"
+            BudgetError, match=f"floor is budget {share_text(sum(levels[0]), 4 * sum(nums))}; they were given"
         ):
             share(specs, costs, num_levels=20, nbytes=nbytes)
         return

@@ -114,7 +114,9 @@ def test_a_budget_below_the_floor_is_refused() -> None:
         BudgetError, match=r"method 'compositional' needs 200 rows, 3,200 bytes, so its floor is budget 0\.02;"
     ):
         built(10_000, 4, budget=0.019, options=CompositionalConfig(num_partitions=2))
-    with pytest.raises(BudgetError, match="needs 2 rows, 8 bytes, so its floor is budget 2; the budget is 1"):
+    with pytest.raises(
+        BudgetError, match="needs 2 rows, 8 bytes, so its floor is budget 2, more than the plain table; the budget is 1"
+    ):
         built(1, 1, budget=1.0)
     with pytest.raises(ConfigError, match=r"'t' has both budget 0\.5 and divisor 3; keep one of them"):
         built(10, 4, budget=0.5, options=CompositionalConfig(divisor=3))

@@ -36,7 +36,7 @@ def test_every_byte_is_a_row() -> None:
         table = build_table(method="frequency_cut", num_embeddings=500, embedding_dim=6, budget=budget)
         assert table.nbytes("serving") == expected * 6 * 4
     with pytest.raises(
-        BudgetError, match="'t': method 'frequency_cut' needs at least 24 bytes, so its floor is budget 0.002"
+        BudgetError, match="'t': method 'frequency_cut' needs one row, 24 bytes, so its floor is budget 0.002"
     ):
         build_method(spec(budget=0.0019))
 

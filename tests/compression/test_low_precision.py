@@ -195,10 +195,10 @@ def test_bits_and_floor() -> None:
         assert method.nominal_nbytes() == codes + 12 * wide
     assert build_method(spec()).num_wide == 0
     with pytest.raises(
-        BudgetError, match="12 bytes of codes and 1 of a step .* 6500 bytes, so its floor is budget 0.270833"
+        BudgetError, match="12 bytes of codes and 1 of a step .* 6,500 bytes, so its floor is budget 0.270834"
     ):
         build_method(spec(budget=0.27))
-    with pytest.raises(BudgetError, match="24 bytes of codes .* floor is budget 0.520833"):
+    with pytest.raises(BudgetError, match="24 bytes of codes .* floor is budget 0.520834"):
         build_method(spec(budget=0.5, options=LowPrecisionConfig(bits=16)))
 
 

@@ -71,7 +71,7 @@ def test_rows_fill_what_the_budget_leaves_beside_the_multipliers(num: int, dim: 
 
 def test_refusals() -> None:
     with pytest.raises(
-        BudgetError, match=r"needs a number per id and one row, 464 bytes, so its floor is budget 0\.0725;"
+        BudgetError, match=r"needs a number per id and one row, 464 bytes, so its floor is budget 0\.0725001;"
     ):
         built(100, 16, budget=0.07)
     with pytest.raises(BudgetError, match="needs two numbers per id and one row"):

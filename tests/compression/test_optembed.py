@@ -231,7 +231,7 @@ def test_pruned_ids_give_zeros_and_bytes_are_the_formula() -> None:
 
 
 def test_floor_and_bad_options() -> None:
-    with pytest.raises(BudgetError, match="needs 48 bytes for the bitmap of kept ids and one entry, so its floor is"):
+    with pytest.raises(BudgetError, match="needs the bitmap of kept ids and one entry, 48 bytes, so its floor is"):
         build_method(spec(budget=1e-3))
     with pytest.raises(ConfigError, match="at least 1 generation"):
         EvolutionConfig(generations=0)

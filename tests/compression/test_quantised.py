@@ -195,7 +195,7 @@ def test_a_code_needs_a_fair_chance_before_it_is_dead() -> None:
 
 
 def test_floors_and_bad_options() -> None:
-    with pytest.raises(BudgetError, match="method 'dpq' needs 114 bytes for its codes and centroids, so its floor is"):
+    with pytest.raises(BudgetError, match="method 'dpq' needs codes and centroids, 114 bytes, so its floor is"):
         build_method(spec("dpq", budget=1e-4))
     with pytest.raises(ConfigError, match="has dim 8, which 3 codebooks do not divide"):
         build_method(spec(options=MgqeConfig(num_codebooks=3)))

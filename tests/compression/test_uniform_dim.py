@@ -36,7 +36,7 @@ def test_the_projection_is_counted() -> None:
     width = 3  # 0.3 * 500 * 12 = 1800 numbers; 512 for each of the columns
     assert table.nbytes("serving") == 4 * (500 * width + width * 12)
     with pytest.raises(
-        BudgetError, match="needs rows of dim 1 and their projection, 2048 bytes, so its floor is budget 0.0853333"
+        BudgetError, match="needs rows of dim 1 and their projection, 2,048 bytes, so its floor is budget 0.0853334"
     ):
         build_method(spec(budget=0.08))
     assert build_method(spec(budget=1.0)).dim == 12

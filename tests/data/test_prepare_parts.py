@@ -57,7 +57,7 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"min_count": "x"}, "min_count is 'x': input should be a valid integer."),
     ({"numeric": {"p": "log"}}, "numeric.p is 'log': input should be 'none', 'log1p', 'standard' or 'log_squared'."),
     ({"categorical": "a"}, "categorical is 'a': input should be a valid list."),
-    ({"categorical": []}, "there is no feature; list columns under categorical, multivalued or numeric."),
+    ({"categorical": []}, "there is no feature; list columns under categorical, multivalued, hashed or numeric."),
     (
         {"categorical": ["label"]},
         "a feature can't be called 'label', a name that prepared files use themselves; rename",

@@ -14,12 +14,14 @@ import pytest
 import torch
 import yaml
 
+from embank.pipelines.data.prepare import prepare
 from embank.pipelines.training.trainer import Trainer
 from embank.tables import CheckpointError
 from embank.tables.checkpoint import load_checkpoint
 from tests.distributed import jobs
 from tests.distributed.ranks import Ranks
 from tests.training.runs import config, raw_config, timeless, train, write_data
+from tests.training.test_hashed import COLUMNS, TABLES, write_log
 
 PLAIN: dict[str, Any] = {
     "model": {"name": "deepfm", "hidden_units": [8], "dropout": 0.0},
@@ -231,3 +233,13 @@ def test_a_port_in_use(data: Path, tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert f"rank 0 can't join the others at 127.0.0.1:{port}" in done.stderr
     assert "Is the port in use?" in done.stderr
+
+
+@pytest.mark.parametrize("method", sorted(TABLES))
+def test_columns_without_a_vocabulary_train_on_ranks(ranks: dict[int, Ranks], tmp_path: Path, method: str) -> None:
+    prepare(COLUMNS, [write_log(tmp_path / "log.csv")], tmp_path / "data")
+    sections = {**PLAIN, "tables": TABLES[method]}
+    expected = train(tmp_path / "data", tmp_path / "1", **sections)
+    for result in ranks[2].run(jobs.train_here, tmp_path / "data", tmp_path / "2", sections, False):
+        assert result["auc"] == pytest.approx(expected["auc"], abs=1e-3)
+        assert result["serving_bytes"] == expected["serving_bytes"]

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embank.compression.budgets import floor_error
 from embank.compression.full import PackedFull
 from embank.tables import (
     Advance,
-    BudgetError,
     Carry,
     ConfigError,
     LocalRows,
@@ -96,10 +96,7 @@ class AutoDim(Method):
         spec = self.spec
         floor = width_nbytes(spec, self.widths[0])
         if spec.budget is not None and floor > spec.budget * spec.plain_nbytes:
-            raise BudgetError(
-                f"table '{spec.name}': method 'autodim' needs {floor:,} bytes for rows of width {self.widths[0]} and their projection, "
-                f"so its floor is budget {floor / spec.plain_nbytes:.6g}; the budget is {spec.budget}"
-            )
+            raise floor_error(spec, needs=f"rows of width {self.widths[0]} and their projection", floor_nbytes=floor)
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         return (ids_N,) * len(self.widths)

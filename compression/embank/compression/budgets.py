@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from decimal import ROUND_CEILING, Decimal
 from functools import partial
 
 from embank.tables import BudgetError, ConfigError, TableSpec
@@ -30,18 +31,30 @@ def with_nbytes(spec: TableSpec, nbytes: int) -> TableSpec:
     return replace(spec, budget=min(1.0, budget))
 
 
+def share_text(nbytes: int, plain_nbytes: int) -> str:
+    """A budget that holds some bytes, to six digits, rounded up: what a message says will do does."""
+    exact = Decimal(nbytes) / Decimal(plain_nbytes)
+    digit = Decimal(1).scaleb(exact.adjusted() - 5)
+    rounded = exact.quantize(digit, rounding=ROUND_CEILING)
+    if float(rounded) * plain_nbytes < nbytes:
+        rounded += digit
+    return f"{float(rounded):.6g}"
+
+
 def floor_error(spec: TableSpec, *, needs: str, floor_nbytes: int) -> BudgetError:
-    """What to raise when a table's budget is below its method's floor.
+    """What to raise when a table's budget is below its method's floor. A table of few ids may be smaller than any form of a method.
 
     Args:
         spec: of the table.
         needs: what the method can't do without.
         floor_nbytes: serving bytes of the smallest form.
     """
-    cure = "Raise the budget, or keep the table plain with method 'full'"
+    is_above = floor_nbytes > spec.plain_nbytes
+    above = ", more than the plain table" if is_above else ""
+    cure = "Keep the table plain" if is_above else "Raise the budget, or keep the table plain"
     return BudgetError(
-        f"table '{spec.name}': method '{spec.method}' needs {needs}, {floor_nbytes:,} bytes, so its floor is "
-        f"budget {floor_nbytes / spec.plain_nbytes:.6g}; the budget is {spec.budget}. {cure}"
+        f"table '{spec.name}': method '{spec.method}' needs {needs}, {floor_nbytes:,} bytes, so its floor is budget "
+        f"{share_text(floor_nbytes, spec.plain_nbytes)}{above}; the budget is {spec.budget}. {cure} with method 'full'"
     )
 
 
@@ -86,7 +99,7 @@ def share(specs: Sequence[TableSpec], costs: Sequence[Cost], *, num_levels: int,
         plain, floor = sum(spec.plain_nbytes for spec in specs), total(0)
         raise BudgetError(
             f"{len(specs)} tables of method '{specs[0].method}' need {floor:,} bytes, so their floor is budget "
-            f"{floor / plain:.6g}; they were given {nbytes:,} bytes ({nbytes / plain:.6g}). Raise the budget"
+            f"{share_text(floor, plain)}; they were given {nbytes:,} bytes ({nbytes / plain:.6g}). Raise the budget"
         )
     sizes = [size(i, common) for i in range(len(specs))]
     spare = nbytes - sum(sizes)

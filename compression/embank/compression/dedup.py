@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from embank.compression.bits import code_bits, pack_values, packed_nbytes, read_values
+from embank.compression.budgets import floor_error
 from embank.compression.full import PackedFull
 from embank.compression.walks import ENTRIES_PER_CHUNK, fetch, numbered_chunks
 from embank.tables import (
     Advance,
-    BudgetError,
     Carry,
     ConfigError,
     LocalRows,
@@ -115,10 +115,7 @@ class Dedup(Method):
         best = good[0] if good else max(sizes, key=lambda size: size * kept[size])
         if not kept[best]:
             floor = min(table_nbytes(spec, size, 1) for size in sizes)
-            raise BudgetError(
-                f"table '{spec.name}': method 'dedup' needs one block and the map, {floor:,} bytes, so its floor is "
-                f"budget {floor / spec.plain_nbytes:.6g}; the budget is {spec.budget}"
-            )
+            raise floor_error(spec, needs="one block and the map", floor_nbytes=floor)
         return best, kept[best]
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from embank.tables import BudgetError, TableSpec
+from embank.compression.budgets import floor_error
+from embank.tables import TableSpec
 from embank.tables.hashing import mix64, salt64
 
 Bits = Literal[8, 16]
@@ -67,10 +68,8 @@ def num_wide_rows(spec: TableSpec, *, bits: Bits | None, step_nbytes: int) -> in
     num_rows, dim = spec.num_embeddings, spec.embedding_dim
     floor_nbytes = num_rows * (dim * (bits or 8) // 8 + step_nbytes)
     if spec.budget is not None and floor_nbytes > spec.budget * spec.plain_nbytes:
-        raise BudgetError(
-            f"table '{spec.name}': method '{spec.method}' needs {dim * (bits or 8) // 8} bytes of codes and {step_nbytes} of a step "
-            f"for each row, {floor_nbytes} bytes, so its floor is budget {floor_nbytes / spec.plain_nbytes:.6g}; the budget is {spec.budget}"
-        )
+        needs = f"{dim * (bits or 8) // 8} bytes of codes and {step_nbytes} of a step for each row"
+        raise floor_error(spec, needs=needs, floor_nbytes=floor_nbytes)
     if bits is not None:
         return num_rows if bits == 16 else 0
     if spec.budget is None:

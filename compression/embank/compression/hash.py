@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from embank.tables import BudgetError, ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.compression.budgets import floor_error
+from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
 from embank.tables.hashing import hash_rows, salt64
 
 _SALT_NBYTES = 8
@@ -34,11 +35,12 @@ class Hash(Method):
 
     Raises:
         BudgetError: the budget does not hold one row and the salt.
-        ConfigError: fewer than 1 row, or both a budget and a number of rows.
+        ConfigError: fewer than 1 row, both a budget and a number of rows, or neither where there is no vocabulary.
     """
 
     Config = HashConfig
     linear: ClassVar[bool] = True
+    takes_token_ids: ClassVar[bool] = True
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)
@@ -46,7 +48,10 @@ class Hash(Method):
         self.salt = salt64("hash", spec.name)
         self.physical = (
             PhysicalTable(
-                name=spec.name, num_embeddings=self.num_rows, embedding_dim=spec.embedding_dim, init=default_init(spec)
+                name=spec.name,
+                num_embeddings=self.num_rows,
+                embedding_dim=spec.embedding_dim,
+                init=default_init(spec, num_rows=self.num_rows),
             ),
         )
 
@@ -60,16 +65,17 @@ class Hash(Method):
             if options.num_rows < 1:
                 raise ConfigError(f"table '{spec.name}' has num_rows {options.num_rows}; it must be at least 1")
             return options.num_rows
+        if not spec.has_vocabulary:
+            raise ConfigError(
+                f"table '{spec.name}' has no vocabulary (its ids are hashes of tokens), so its number of rows must be said; "
+                "give num_rows=..."
+            )
         if spec.budget is None:
             return spec.num_embeddings
         row_nbytes = 4 * spec.embedding_dim
         num_rows = int((spec.budget * spec.plain_nbytes - _SALT_NBYTES) // row_nbytes)
         if num_rows < 1:
-            floor = (row_nbytes + _SALT_NBYTES) / spec.plain_nbytes
-            raise BudgetError(
-                f"table '{spec.name}': method 'hash' needs one row and its salt, {row_nbytes + _SALT_NBYTES} bytes, so its floor is "
-                f"budget {floor:.6g}; the budget is {spec.budget}"
-            )
+            raise floor_error(spec, needs="one row and its salt", floor_nbytes=row_nbytes + _SALT_NBYTES)
         return num_rows
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:

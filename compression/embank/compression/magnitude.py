@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from embank.compression.budgets import floor_error
 from embank.compression.sparse import max_nonzeros, sparse_nbytes
 from embank.compression.walks import numbered_chunks
-from embank.tables import BudgetError, ConfigError, LocalRows, TableSpec
+from embank.tables import ConfigError, LocalRows, TableSpec
 
 _BINS = 1 << 16
 
@@ -105,10 +106,7 @@ def allowed_nbytes(spec: TableSpec, *, density: float | None) -> int:
     floor = int(sparse_nbytes(num_entries, torch.tensor(1)))
     nbytes = math.floor(spec.budget * spec.plain_nbytes)
     if nbytes < floor:
-        raise BudgetError(
-            f"table '{spec.name}': method '{spec.method}' needs one entry and its place, {floor} bytes, so its floor is budget "
-            f"{floor / spec.plain_nbytes:.6g}; the budget is {spec.budget}"
-        )
+        raise floor_error(spec, needs="one entry and its place", floor_nbytes=floor)
     return nbytes
 
 

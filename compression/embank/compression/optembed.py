@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embank.compression.budgets import floor_error
 from embank.compression.evolution import Candidate, EvolutionConfig, Gene, evolve
 from embank.compression.full import PackedFull
 from embank.compression.magnitude import cut_to_count, magnitudes
@@ -17,7 +18,6 @@ from embank.compression.sparse import bit_at, popcount, rank_at, rank_nbytes, ra
 from embank.compression.walks import numbered_chunks
 from embank.tables import (
     Advance,
-    BudgetError,
     Carry,
     LocalRows,
     Method,
@@ -118,10 +118,7 @@ class OptEmbed(Method):
         spec = self.spec
         floor = min(spec.plain_nbytes, shape_nbytes(spec, num_kept=1, width=1))
         if spec.budget is not None and floor > spec.budget * spec.plain_nbytes:
-            raise BudgetError(
-                f"table '{spec.name}': method 'optembed' needs {floor:,} bytes for the bitmap of kept ids and one entry, so its floor is "
-                f"budget {floor / spec.plain_nbytes:.6g}; the budget is {spec.budget}"
-            )
+            raise floor_error(spec, needs="the bitmap of kept ids and one entry", floor_nbytes=floor)
 
     @property
     def keeps_all(self) -> bool:

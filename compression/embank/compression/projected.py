@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from embank.compression.budgets import floor_error, share_text
 from embank.compression.full import PackedFull
 from embank.tables import BudgetError, ConfigError, PackedTable, PhysicalTable, TableSpec, default_init
 
@@ -51,11 +52,7 @@ def dim_within(spec: TableSpec, *, dim: int | None) -> int:
         return spec.embedding_dim
     width = int(spec.budget * spec.plain_nbytes // (4 * (spec.num_embeddings + spec.embedding_dim)))
     if width < 1:
-        floor_nbytes = held_nbytes(spec, 1)
-        raise BudgetError(
-            f"table '{spec.name}': method '{spec.method}' needs rows of dim 1 and their projection, {floor_nbytes} bytes, so its "
-            f"floor is budget {floor_nbytes / spec.plain_nbytes:.6g}; the budget is {spec.budget}"
-        )
+        raise floor_error(spec, needs="rows of dim 1 and their projection", floor_nbytes=held_nbytes(spec, 1))
     return width
 
 
@@ -84,7 +81,8 @@ def refuse_below_floor(specs: Sequence[TableSpec], nbytes: int) -> None:
         plain_nbytes = sum(spec.plain_nbytes for spec in specs)
         raise BudgetError(
             f"{len(specs)} tables from '{specs[0].name}' on: method '{specs[0].method}' needs rows of dim 1 and their projections, "
-            f"{floor_nbytes:,} bytes, so its floor is budget {floor_nbytes / plain_nbytes:.6g}; there are {nbytes:,} bytes"
+            f"{floor_nbytes:,} bytes, so its floor is budget {share_text(floor_nbytes, plain_nbytes)}; there are {nbytes:,} bytes. "
+            "Raise the budget"
         )
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from embank.compression.bits import code_bits, pack_values, packed_nbytes, read_values
+from embank.compression.budgets import floor_error
 from embank.compression.walks import fetch
-from embank.tables import BudgetError, ConfigError, LocalRows, PackedTable, TableSpec, default_init
+from embank.tables import ConfigError, LocalRows, PackedTable, TableSpec, default_init
 from embank.tables.hashing import generator_of
 
 MAX_CODES = 256
@@ -94,10 +95,7 @@ def choose_shape(
         floor = min(s.nbytes(num, dim) for s in shapes)
         shapes = [s for s in shapes if s.nbytes(num, dim) <= allowed]
         if not shapes:
-            raise BudgetError(
-                f"table '{spec.name}': method '{spec.method}' needs {floor:,} bytes for its codes and centroids, so its floor is budget "
-                f"{floor / spec.plain_nbytes:.6g}; the budget is {spec.budget}"
-            )
+            raise floor_error(spec, needs="codes and centroids", floor_nbytes=floor)
     return max(shapes, key=lambda s: (s.code_nbytes(num), s.num_codes))
 
 

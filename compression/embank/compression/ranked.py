@@ -5,7 +5,8 @@ table. A remap of 4 bytes per id, as public implementations keep it, would be a 
 be counted; so tables whose ids are not ranked are refused instead.
 """
 
-from embank.tables import BudgetError, ConfigError, TableSpec
+from embank.compression.budgets import floor_error
+from embank.tables import ConfigError, TableSpec
 
 
 def num_rows_within(spec: TableSpec, *, num_rows: int | None, constant_nbytes: int) -> int:
@@ -39,10 +40,8 @@ def num_rows_within(spec: TableSpec, *, num_rows: int | None, constant_nbytes: i
     kept = int((spec.budget * spec.plain_nbytes - constant_nbytes) // row_nbytes)
     if kept < 1:
         floor_nbytes = min(row_nbytes + constant_nbytes, spec.plain_nbytes)
-        raise BudgetError(
-            f"table '{spec.name}': method '{spec.method}' needs at least {floor_nbytes} bytes, so its floor is budget "
-            f"{floor_nbytes / spec.plain_nbytes:.6g}; the budget is {spec.budget}"
-        )
+        needs = "one row and a constant" if constant_nbytes else "one row"
+        raise floor_error(spec, needs=needs, floor_nbytes=floor_nbytes)
     return kept
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from embank.compression.budgets import budget_nbytes, floor_error, refuse_both, share
+from embank.compression.budgets import budget_nbytes, floor_error, refuse_both, share, share_text
 from embank.tables import BudgetError, ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
 from embank.tables.hashing import hash_rows, mix64, salt64
 
@@ -155,10 +155,10 @@ def _sharing(specs: Sequence[TableSpec], fraction: float) -> list[TableSpec]:
     weights = int(fraction * sum(spec.plain_nbytes for spec in specs) - _SALT_NBYTES * len(specs)) // 4
     weights -= weights % chunk
     if weights < chunk:
-        floor = (4 * chunk + _SALT_NBYTES * len(specs)) / sum(spec.plain_nbytes for spec in specs)
+        floor = share_text(4 * chunk + _SALT_NBYTES * len(specs), sum(spec.plain_nbytes for spec in specs))
         raise BudgetError(
             f"array '{name}' of {len(specs)} tables of method 'robe' needs one chunk and the salts, so its floor is budget "
-            f"{floor:.6g}; the budget is {fraction:.6g}. Raise the budget"
+            f"{floor}; the budget is {fraction:.6g}. Raise the budget"
         )
     largest = max(specs, key=lambda spec: spec.num_embeddings)
     std = largest.init_std or (3 * largest.num_embeddings) ** -0.5

@@ -8,12 +8,12 @@ Legend: M rows of the shared table, w their width, c lookups per id.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from embank.compression.budgets import budget_nbytes, floor_error
+from embank.compression.budgets import budget_nbytes, floor_error, share_text
 from embank.compression.full import PackedFull
 from embank.tables import BudgetError, ConfigError, Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
 from embank.tables.hashing import hash_rows, salt64
@@ -72,6 +72,7 @@ class Unified(Method):
     """
 
     Config = UnifiedConfig
+    takes_token_ids: ClassVar[bool] = True
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)
@@ -95,7 +96,8 @@ class Unified(Method):
                 init=RowInit(scale=SHARED_BOUND) if spec.init_std is None else default_init(spec),
             )
         dim = spec.embedding_dim if self.placement == "exact" else self.width
-        return PhysicalTable(name=spec.name, num_embeddings=self.num_rows, embedding_dim=dim, init=default_init(spec))
+        init = default_init(spec, num_rows=self.num_rows)
+        return PhysicalTable(name=spec.name, num_embeddings=self.num_rows, embedding_dim=dim, init=init)
 
     @property
     def lookups(self) -> tuple[int, ...]:
@@ -303,7 +305,7 @@ def _allocate(specs: Sequence[TableSpec], nbytes: int, *, exact: set[str]) -> li
         plain, floor = sum(spec.plain_nbytes for spec in specs), nbytes - spare
         raise BudgetError(
             f"{len(specs)} tables of method 'unified' need {floor:,} bytes for their exact tables, salts, projections and a row of each "
-            f"other table, so their floor is budget {floor / plain:.6g}; they were given {nbytes:,} bytes ({nbytes / plain:.6g}). "
+            f"other table, so their floor is budget {share_text(floor, plain)}; they were given {nbytes:,} bytes ({nbytes / plain:.6g}). "
             "Raise the budget"
         )
     total = sum(weights.values())

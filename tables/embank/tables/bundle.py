@@ -33,7 +33,8 @@ from embank.tables.files import cause_of, publish, read_json, temporary_beside, 
 from embank.tables.hashing import HASH_VERSION
 from embank.tables.method import PackedTable, method_class
 from embank.tables.packed import PackedCollection, pack_collection
-from embank.tables.specs import Pooling, TableSpec
+from embank.tables.specs import Pooling, TableSpec, token_hash_version_of
+from embank.tables.token_hash import refuse_other_token_hash
 
 FORMAT, FORMAT_VERSION = "embank bundle", 1
 MANIFEST, TABLES, NETWORK = "manifest.json", "tables.safetensors", "network.safetensors"
@@ -119,6 +120,7 @@ def save_bundle(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "hash_version": HASH_VERSION,
+        "token_hash_version": token_hash_version_of(collection.specs),
         "embank_version": _version(),
         "keys": collection.keys,
         "tables": [asdict(entry) for entry in entries],
@@ -319,6 +321,8 @@ class Bundle:
                 f"bundle '{self.path}' was addressed by hash version {manifest.get('hash_version')}; embank {_version()} has version "
                 f"{HASH_VERSION}, which gives ids other rows. Load it with the embank that wrote it ({self.embank_version}), or train again"
             )
+        version = manifest.get("token_hash_version")
+        refuse_other_token_hash(version, what=f"bundle '{self.path}'", error=CheckpointError)
 
     def tables(self) -> PackedCollection:
         """The tables, mapped from their file.
@@ -360,7 +364,10 @@ class Bundle:
                 f"Load it with the embank that wrote it ({self.embank_version}), or export it again with this one"
             )
         own = {name: tensors[stored.key].view(tuple(stored.shape)) for name, stored in entry.tensors.items()}
-        return cls.restore(entry.facts, own)
+        try:
+            return cls.restore(entry.facts, own)
+        except CheckpointError as error:
+            raise CheckpointError(f"table '{entry.name}' of bundle '{self.path}': {error}") from error
 
     def _read(self, file: str, keys: set[str]) -> dict[str, Tensor]:
         try:

@@ -30,6 +30,8 @@ from embank.tables.files import (
 from embank.tables.hashing import HASH_VERSION
 from embank.tables.processes import Processes
 from embank.tables.row_files import RowTensor, read_rows, saved_names, write_rows
+from embank.tables.specs import token_hash_version_of
+from embank.tables.token_hash import refuse_other_token_hash
 
 FORMAT_VERSION = 2
 _CURE = "Restore it or remove this checkpoint to resume from an earlier one"
@@ -88,7 +90,8 @@ def save_checkpoint(folder: Path, *, tables: Tables, dense: Mapping[str, Any], m
         striped = sorted(processes.union(striped_tables(tables)))
         with processes.together():
             if processes.is_first:
-                _write_rest(temporary, dense=dense, meta={**meta, "striped": striped})
+                versions = {"hash_version": HASH_VERSION, "token_hash_version": token_hash_version_of(tables.specs)}
+                _write_rest(temporary, dense=dense, meta={**versions, **meta, "striped": striped})
                 write_checksums(temporary)
                 publish(temporary, folder)
     except (OSError, RuntimeError, CheckpointException) as error:
@@ -110,9 +113,7 @@ def _write_rest(folder: Path, *, dense: Mapping[str, Any], meta: Mapping[str, An
     buffer = io.BytesIO()  # torch.save to a full disk hides the operating system's error; a plain write reports it
     torch.save(dict(dense), buffer)
     (folder / "dense.pt").write_bytes(buffer.getbuffer())
-    (folder / "meta.json").write_text(
-        json.dumps({"format_version": FORMAT_VERSION, "hash_version": HASH_VERSION, **meta}, indent=1)
-    )
+    (folder / "meta.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **meta}, indent=1))
 
 
 def striped_tables(tables: Tables) -> set[str]:
@@ -140,6 +141,7 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
             f"checkpoint '{folder}' was addressed by hash version {meta.get('hash_version')}; this embank has version {HASH_VERSION}, "
             "which gives ids other rows"
         )
+    refuse_other_token_hash(meta.get("token_hash_version"), what=f"checkpoint '{folder}'", error=CheckpointError)
     return meta
 
 

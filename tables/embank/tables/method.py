@@ -157,6 +157,8 @@ class Method(nn.Module, ABC):
         linear: `combine` is the identity on the row of its single lookup, so a bag's rows may be pooled before it and
             the pooling is fused into the lookup kernel.
         takes_budget: the method can be made smaller than the plain table; a sweep over budgets trains it once otherwise.
+        takes_token_ids: ids may be hashes of tokens, 0 .. 2**63 - 1, without a vocabulary: nothing depends on their number, counts
+            or order, and `address` is exact for all of them.
         whole_rows: some step needs whole rows (a norm, a scale per row, a nearest code), so column-wise sharding is refused.
         stages: the trainings that the method needs, in order; a spec's `stage` is the index of the current one.
         tolerance: largest difference between `PackedTable.lookup` and the settled table's own values, as a share of the
@@ -166,6 +168,7 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type]
     linear: ClassVar[bool] = False
     takes_budget: ClassVar[bool] = True
+    takes_token_ids: ClassVar[bool] = False
     whole_rows: ClassVar[bool] = False
     stages: ClassVar[tuple[Stage, ...]] = (Stage(name="train"),)
     tolerance: ClassVar[float] = 0.0
@@ -316,7 +319,27 @@ def build_method(spec: TableSpec) -> Method:
     """The method of a spec, ready to address and combine.
 
     Raises:
-        ConfigError: unknown method or options of another method.
+        ConfigError: unknown method, options of another method, or a table without a vocabulary that needs one.
         BudgetError: the budget is below the method's floor.
     """
-    return method_class(spec.method)(spec)
+    try:
+        method = method_class(spec.method)
+    except ConfigError as error:
+        raise ConfigError(f"table '{spec.name}': {error}") from error
+    if not spec.has_vocabulary:
+        _refuse_no_vocabulary(spec, method)
+    return method(spec)
+
+
+def _refuse_no_vocabulary(spec: TableSpec, method: type[Method]) -> None:
+    why = f"table '{spec.name}' has no vocabulary (its ids are hashes of tokens)"
+    if not method.takes_token_ids:
+        able = [name for name in registered_methods() if method_class(name).takes_token_ids]
+        raise ConfigError(
+            f"{why}, but method '{spec.method}' needs one, for the number of ids, their counts or their order. Use a method that hashes "
+            f"ids ({', '.join(able)}) with a number of rows, or prepare the column with a vocabulary"
+        )
+    if spec.budget is not None:
+        raise ConfigError(
+            f"{why}, so there is no plain table that its budget {spec.budget} could be a share of; give the number of rows in its place"
+        )

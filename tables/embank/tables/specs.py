@@ -1,7 +1,7 @@
 """What a model asks for (`TableSpec`) and what is really held (`PhysicalTable`)."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from embank.tables.errors import ConfigError
 from embank.tables.hashing import generator_of, seed_of
+from embank.tables.token_hash import NUM_TOKEN_IDS, TOKEN_HASH_VERSION
 
 Pooling = Literal["sum", "mean"]
 
@@ -23,7 +24,8 @@ class TableSpec:
 
     Args:
         name: unique in its collection; seeds and hash salts come from it, so renaming a table changes its values.
-        num_embeddings: number of ids; valid ids are 0 .. num_embeddings - 1.
+        num_embeddings: number of ids; valid ids are 0 .. num_embeddings - 1. `NUM_TOKEN_IDS` for hashes of tokens, where there
+            is no vocabulary (see `embank.tables.token_hash`).
         embedding_dim: width of a logical row.
         feature_names: keys of the KeyedJaggedTensor that are looked up in this table.
         pooling: how the rows of a bag become one: their sum or their mean (an empty bag gives zeros).
@@ -67,6 +69,10 @@ class TableSpec:
             value = getattr(self, key)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"table '{self.name}' has {key} {value}; it must be a whole number of at least 1")
+        if self.num_embeddings > NUM_TOKEN_IDS:
+            raise ConfigError(
+                f"table '{self.name}' has num_embeddings {self.num_embeddings}; ids are int64, so use at most {NUM_TOKEN_IDS} (2**63)"
+            )
         if not self.feature_names:
             raise ConfigError(f"table '{self.name}' has no feature_names; name at least one key of the input")
         if self.pooling not in ("sum", "mean"):
@@ -85,6 +91,22 @@ class TableSpec:
     def plain_nbytes(self) -> int:
         """Bytes of the plain fp32 table, what budgets refer to."""
         return 4 * self.num_embeddings * self.embedding_dim
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether ids are places in a list of values; False where they are hashes of tokens."""
+        return self.num_embeddings < NUM_TOKEN_IDS
+
+
+def plain_nbytes_of(specs: Iterable[TableSpec]) -> int | None:
+    """Bytes of some plain fp32 tables together; None where one has no vocabulary, so that there is no plain table."""
+    listed = list(specs)
+    return sum(spec.plain_nbytes for spec in listed) if all(spec.has_vocabulary for spec in listed) else None
+
+
+def token_hash_version_of(specs: Iterable[TableSpec]) -> int | None:
+    """The version of the token hash that rows depend on; None where every table has a vocabulary."""
+    return None if all(spec.has_vocabulary for spec in specs) else TOKEN_HASH_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +166,17 @@ def _tails(uniform: Tensor) -> Tensor:
     return values.copysign(uniform).float()
 
 
-def default_init(spec: TableSpec) -> RowInit:
-    """Initial values of a table whose rows are used as they are."""
+def default_init(spec: TableSpec, *, num_rows: int | None = None) -> RowInit:
+    """Initial values of a table whose rows are used as they are.
+
+    Args:
+        spec: of the table.
+        num_rows: rows that it is hashed to; their number stands for that of the ids where there is no vocabulary.
+    """
     if spec.init_std is not None:
         return RowInit(kind="normal", scale=spec.init_std)
-    return RowInit(scale=spec.num_embeddings**-0.5)
+    num = spec.num_embeddings if spec.has_vocabulary or num_rows is None else num_rows
+    return RowInit(scale=num**-0.5)
 
 
 class RowProjection(Protocol):

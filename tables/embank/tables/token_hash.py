@@ -25,7 +25,10 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from embank.tables.errors import DataError
+from embank.tables.errors import DataError, EmbankError
+
+TOKEN_HASH_VERSION = 1
+"""Stored with data, checkpoints and bundles whose ids were made here; a different version must be refused on load."""
 
 NUM_TOKEN_IDS = 2**63
 """Ids lie in 0 .. 2**63 - 1; the `num_embeddings` of a table without a vocabulary."""
@@ -89,6 +92,24 @@ def token_ids(tokens: pl.Series | npt.NDArray[np.generic] | Sequence[Token]) -> 
 def token_ids_expr(tokens: pl.Expr) -> pl.Expr:
     """The same as a polars expression, Int64; for lists, `pl.col("genres").list.eval(token_ids_expr(pl.element()))`."""
     return tokens.map_batches(lambda series: pl.Series(series.name, token_ids(series)), return_dtype=pl.Int64)
+
+
+def refuse_other_token_hash(version: int | None, *, what: str, error: type[EmbankError]) -> None:
+    """Refuses what was made with other ids than these.
+
+    Args:
+        version: that was stored with it; None where nothing in it depends on token ids.
+        what: subject of the message, "bundle 'b'".
+        error: class of the error.
+
+    Raises:
+        error: names both versions.
+    """
+    if version not in (None, TOKEN_HASH_VERSION):
+        raise error(
+            f"{what} has ids of tokens by version {version} of the token hash; this embank has version {TOKEN_HASH_VERSION}, which gives "
+            "tokens other ids. Use the embank that made it, or prepare the data and train again"
+        )
 
 
 def _encoded(token: object) -> bytes:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+NO_PLAIN = "no plain size, as a table has no vocabulary"
+
 
 def quiet_libraries(*, debug: bool = False) -> None:
     """Leaves the libraries' log messages and deprecations out, which are for their developers."""
@@ -118,12 +120,13 @@ def training() -> Iterator[Reporter]:
 
 def result(run: Path, values: Mapping[str, Any]) -> None:
     """The final figures of a run."""
+    ratio = NO_PLAIN if values["serving_ratio"] is None else f"{values['serving_ratio']:.4f} of the plain tables"
     rows = [
         ["test AUC", number(values["auc"], 5)],
         ["test log loss", number(values["logloss"], 5)],
         [
             "serving bytes",
-            f"{values['serving_bytes']:,} ({human_bytes(values['serving_bytes'])}, {values['serving_ratio']:.4f} of the plain tables)",
+            f"{values['serving_bytes']:,} ({human_bytes(values['serving_bytes'])}, {ratio})",
         ],
         ["training bytes", f"{values['training_bytes']:,} ({human_bytes(values['training_bytes'])})"],
         [
@@ -212,11 +215,11 @@ def inspection(values: Mapping[str, Any]) -> None:
             [
                 t["name"],
                 t["method"],
-                f"{t['num_embeddings']:,}",
+                f"{t['num_embeddings']:,}" if t["plain_bytes"] else "no vocabulary",
                 str(t["dim"]),
                 f"{t['serving_bytes']:,}",
                 *([f"{t['training_bytes']:,}"] if trained else []),
-                f"{t['serving_bytes'] / t['plain_bytes']:.4f}",
+                f"{t['serving_bytes'] / t['plain_bytes']:.4f}" if t["plain_bytes"] else "-",
                 t["rows"],
             ]
             for t in values["tables"]
@@ -224,9 +227,10 @@ def inspection(values: Mapping[str, Any]) -> None:
         left=2,
     )
     total = values["total"]
+    ratio = f"{total['serving_bytes'] / total['plain_bytes']:.4f} of plain fp32" if total["plain_bytes"] else NO_PLAIN
     out.print(
         f"all tables: {total['serving_bytes']:,} serving bytes ({human_bytes(total['serving_bytes'])}), "
-        f"{total['serving_bytes'] / total['plain_bytes']:.4f} of plain fp32; network: {values['network_bytes']:,} bytes"
+        f"{ratio}; network: {values['network_bytes']:,} bytes"
     )
     for line in values["notes"]:
         out.print(line, markup=False)
@@ -253,9 +257,11 @@ def prepared(folder: Path, schema: "Schema") -> None:
         ["split", "rows", "positive"],
         [[s.name, f"{s.num_rows:,}", f"{s.num_positive / max(1, s.num_rows):.4f}"] for s in schema.splits],
     )
-    num_ids = sum(field.num_embeddings for field in schema.categorical)
+    known = [field.num_embeddings for field in schema.categorical if field.has_vocabulary]
+    hashed = len(schema.categorical) - len(known)
     out.print(
-        f"{len(schema.categorical)} categorical features with {num_ids:,} ids, {len(schema.numeric)} numeric; see `embank data describe {folder}`",
+        f"{len(known)} categorical features with {sum(known):,} ids, {f'{hashed} without a vocabulary, ' if hashed else ''}"
+        f"{len(schema.numeric)} numeric; see `embank data describe {folder}`",
         markup=False,
     )
 

@@ -38,7 +38,7 @@ class Piece:
 class Bags:
     """A multi-valued feature of R rows: row r has the ids `values[offsets[r]:offsets[r + 1]]`."""
 
-    values: Array  # int32
+    values: Array  # int32; int64 without a vocabulary
     offsets: IntArray  # [R + 1]
 
     def slice(self, start: int, stop: int) -> Array:
@@ -59,7 +59,7 @@ class Block:
     """R rows, column by column, in the order in which they leave.
 
     Attributes:
-        ids: [S, R] int32, the S single-valued features in the schema's order.
+        ids: [S, R] int32 (int64 if one has no vocabulary), the S single-valued features in the schema's order.
         bags: the multi-valued features in the schema's order.
         dense: [I, R] float32.
         labels: [R] int8.

@@ -95,6 +95,8 @@ class PrepareConfig(_Model):
         categorical: columns with one token per row.
         multivalued: column to separator; null for list columns of Parquet.
         numeric: column to transform.
+        hashed: categorical and multi-valued columns without a vocabulary: ids are hashes of their text, see
+            `embank.tables.token_hash`. A column that is named here alone is categorical.
         split: how rows are divided into train, valid and test.
         min_count: tokens rarer than this in the training part become unknown; one number, or per feature (the key
             `default` is for the others).
@@ -107,6 +109,7 @@ class PrepareConfig(_Model):
     categorical: list[str] = []
     multivalued: dict[str, str | None] = {}
     numeric: dict[str, Transform] = {}
+    hashed: list[str] = []
     split: SplitConfig = HashSplit(by="hash")
     min_count: int | dict[str, int] = 1
     group: str | None = None
@@ -118,6 +121,15 @@ class PrepareConfig(_Model):
     @classmethod
     def _numeric_list(cls, value: Any) -> Any:
         return dict.fromkeys(value, "none") if isinstance(value, list) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hashed_are_features(cls, values: Any) -> Any:
+        hashed, single, bags = values.get("hashed"), values.get("categorical", []), values.get("multivalued", {})
+        if not isinstance(hashed, list) or not isinstance(single, list) or not isinstance(bags, dict):
+            return values  # which is refused as what it is
+        more = [name for name in hashed if isinstance(name, str) and name not in single and name not in bags]
+        return {**values, "categorical": [*single, *dict.fromkeys(more)]}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -132,6 +144,11 @@ class PrepareConfig(_Model):
         return [*self.categorical, *self.multivalued]
 
     @property
+    def with_vocabulary(self) -> list[str]:
+        """The features that are not hashed, in their order."""
+        return [name for name in self.features if name not in self.hashed]
+
+    @property
     def columns(self) -> list[str]:
         """Every raw column that is read, once, in order."""
         split = self.split
@@ -142,15 +159,18 @@ class PrepareConfig(_Model):
         return list(dict.fromkeys(names))
 
     def min_count_of(self, feature: str) -> int:
-        """The minimum training count of a token of `feature`, at least 1."""
-        counts = self.min_count
+        """The minimum training count of a token of `feature`, at least 1; 1 where there is no vocabulary."""
+        counts = 1 if feature in self.hashed else self.min_count
         return max(1, counts if isinstance(counts, int) else counts.get(feature, counts.get("default", 1)))
 
 
 def _feature_problem(config: PrepareConfig) -> str | None:
     names = [*config.features, *config.numeric]
     if not names:
-        return "there is no feature; list columns under categorical, multivalued or numeric"
+        return "there is no feature; list columns under categorical, multivalued, hashed or numeric"
+    again = sorted({name for name in config.hashed if config.hashed.count(name) > 1})
+    if again:
+        return f"column {again[0]!r} is named twice under hashed; name it once"
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         return f"column {twice[0]!r} is named twice among the features; name it once"
@@ -174,6 +194,11 @@ def _count_problem(config: PrepareConfig) -> str | None:
         if name != "default" and name not in config.features:
             hint = did_you_mean(name, [*config.features, "default"])
             return f"min_count names {name!r}, which is no categorical feature.{hint}"
+        if name in config.hashed:
+            return (
+                f"min_count names {name!r}, which is hashed: without a vocabulary its values are not counted. Remove it from min_count "
+                "or from hashed"
+            )
     return None
 
 

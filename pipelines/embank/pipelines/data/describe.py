@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embank.pipelines.data.distinct import KEPT
 from embank.pipelines.data.schema import VOCAB_FOLDER, CategoricalField, Schema
 from embank.tables.errors import DataError
 from embank.tables.vocabulary import UNKNOWN_ID, Vocabulary
@@ -22,19 +23,21 @@ class FeatureDescription:
     """One categorical feature.
 
     Attributes:
-        num_embeddings: ids, the unknown one included.
+        num_embeddings: ids, the unknown one included; None without a vocabulary, as everything that needs one.
+        num_values: without a vocabulary, different values in the training part (see `CategoricalField`).
         unknown_share: split to the share of its ids that are unknown.
         top_share: share of the most frequent id in the training part.
         bytes_at_dim_16: bytes of its plain fp32 table of dim 16.
     """
 
     name: str
-    num_embeddings: int
+    num_embeddings: int | None
+    num_values: int | None
     multivalued: bool
-    min_count: int
+    min_count: int | None
     unknown_share: dict[str, float]
-    top_share: float
-    bytes_at_dim_16: int
+    top_share: float | None
+    bytes_at_dim_16: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,8 @@ class Description:
 
     @property
     def bytes_at_dim_16(self) -> int:
-        """Bytes of all plain fp32 tables of dim 16."""
-        return sum(feature.bytes_at_dim_16 for feature in self.features)
+        """Bytes of all plain fp32 tables of dim 16: those of features with a vocabulary."""
+        return sum(feature.bytes_at_dim_16 or 0 for feature in self.features)
 
     def render(self) -> str:
         """The description as text tables."""
@@ -61,6 +64,9 @@ class Description:
                 [_feature_cells(feature) for feature in self.features] + [_total_cells(self)],
             ),
         ]
+        if hashed := [feature for feature in self.features if feature.num_embeddings is None]:
+            seen = ", ".join(f"{feature.name} {_values_seen(feature)}" for feature in hashed)
+            parts.append(f"no vocabulary (ids are hashes of tokens); different values in training: {seen}")
         if schema.numeric:
             kinds = ", ".join(f"{field.name} ({field.transform})" for field in schema.numeric)
             parts.append(f"numeric: {kinds}")
@@ -77,7 +83,7 @@ def describe(path: str | Path) -> Description:
     schema = Schema.load(path)
     shares = {split: _unknown_shares(path / split, schema) for split in ("valid", "test")}
     features = tuple(
-        _describe_feature(path, field, {split: share[field.name] for split, share in shares.items()})
+        _describe_feature(path, field, {split: share.get(field.name, 0.0) for split, share in shares.items()})
         for field in schema.categorical
     )
     return Description(schema=schema, features=features)
@@ -93,6 +99,17 @@ def describe_folder(path: str | Path) -> str:
 
 
 def _describe_feature(path: Path, field: CategoricalField, unknown_share: dict[str, float]) -> FeatureDescription:
+    if not field.has_vocabulary:
+        return FeatureDescription(
+            name=field.name,
+            num_embeddings=None,
+            num_values=field.num_values,
+            multivalued=field.multivalued,
+            min_count=None,
+            unknown_share={},
+            top_share=None,
+            bytes_at_dim_16=None,
+        )
     file = path / VOCAB_FOLDER / f"{field.name}.parquet"
     vocabulary = Vocabulary.load(file, name=field.name)
     if len(vocabulary) != field.num_embeddings:
@@ -102,6 +119,7 @@ def _describe_feature(path: Path, field: CategoricalField, unknown_share: dict[s
     return FeatureDescription(
         name=field.name,
         num_embeddings=field.num_embeddings,
+        num_values=None,
         multivalued=field.multivalued,
         min_count=field.min_count,
         unknown_share=unknown_share,
@@ -111,19 +129,20 @@ def _describe_feature(path: Path, field: CategoricalField, unknown_share: dict[s
 
 
 def _unknown_shares(folder: Path, schema: Schema) -> dict[str, float]:
-    unknown = dict.fromkeys(schema.feature_names, 0)
-    total = dict.fromkeys(schema.feature_names, 0)
+    """Of the features with a vocabulary."""
+    names = [field.name for field in schema.categorical if field.has_vocabulary]
+    unknown, total = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     parts = sorted(folder.glob("part-*.parquet"))
     if not parts:
         raise DataError(f"{folder} holds no part files. Prepare the data again.")
     for part in parts:
-        for batch in _batches(part, list(schema.feature_names)):
-            for name in schema.feature_names:
+        for batch in _batches(part, names):
+            for name in names:
                 ids = batch.column(batch.schema.get_field_index(name))
                 ids_N = (ids.flatten() if pa.types.is_list(ids.type) else ids).to_numpy(zero_copy_only=False)
                 unknown[name] += int(np.count_nonzero(ids_N == UNKNOWN_ID))
                 total[name] += len(ids_N)
-    return {name: unknown[name] / max(1, total[name]) for name in schema.feature_names}
+    return {name: unknown[name] / max(1, total[name]) for name in names}
 
 
 def _batches(part: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -141,10 +160,13 @@ def _split_cells(schema: Schema, index: int) -> list[str]:
 
 
 def _feature_cells(feature: FeatureDescription) -> list[str]:
+    values = "many" if feature.multivalued else "one"
+    if feature.num_embeddings is None or feature.top_share is None or feature.bytes_at_dim_16 is None:
+        return [feature.name, "no vocabulary", values, "", "", "", "", ""]
     return [
         feature.name,
         f"{feature.num_embeddings:,}",
-        "many" if feature.multivalued else "one",
+        values,
         str(feature.min_count),
         *(f"{feature.unknown_share[split]:.2%}" for split in ("valid", "test")),
         f"{feature.top_share:.2%}",
@@ -152,8 +174,13 @@ def _feature_cells(feature: FeatureDescription) -> list[str]:
     ]
 
 
+def _values_seen(feature: FeatureDescription) -> str:
+    about = "" if (feature.num_values or 0) < KEPT else "about "
+    return "unknown" if feature.num_values is None else f"{about}{feature.num_values:,}"
+
+
 def _total_cells(description: Description) -> list[str]:
-    ids = sum(feature.num_embeddings for feature in description.features)
+    ids = sum(feature.num_embeddings or 0 for feature in description.features)
     return ["total", f"{ids:,}", "", "", "", "", "", f"{description.bytes_at_dim_16 / 2**20:,.2f}"]
 
 

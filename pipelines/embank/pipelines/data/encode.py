@@ -15,7 +15,7 @@ from embank.pipelines.data.numbers import check_float32, read_numeric, transform
 from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN
 from embank.pipelines.data.splits import TimeBounds, column_split, hash_split
 from embank.pipelines.data.stable_hash import hash_strings
-from embank.pipelines.data.tokens import TokenIndex, as_bags, as_tokens
+from embank.pipelines.data.tokens import TokenIndex, as_bags, as_tokens, hashed_bags, hashed_tokens
 
 SPLIT_SPOOL = "__split"
 TIME_SPOOL = "__time"
@@ -39,7 +39,7 @@ class Encoder:
     """
 
     def __init__(self, config: PrepareConfig) -> None:
-        self.indexes = {name: TokenIndex() for name in config.features}
+        self.indexes = {name: TokenIndex() for name in config.with_vocabulary}
         self.times = TimeBounds(config.split.column) if isinstance(config.split, TimeSplit) else None
         self.schema = _spool_schema(config)
         self._config = config
@@ -55,6 +55,7 @@ class Encoder:
         labels_N = self._rule.apply(chunk)
         columns: dict[str, pa.Array] = {LABEL_COLUMN: pa.array(labels_N)}
         columns |= self._codes(chunk)
+        columns |= self._hashes(chunk)
         for name, kind in self._config.numeric.items():
             columns[name] = _numbers(chunk, name, kind)
         if self._config.group is not None:
@@ -66,16 +67,31 @@ class Encoder:
 
     def _codes(self, chunk: Chunk) -> dict[str, pa.Array]:
         config = self._config
-        single = [self.indexes[name].codes(as_tokens(chunk, name)).alias(name) for name in config.categorical]
+        single = [
+            self.indexes[name].codes(as_tokens(chunk, name)).alias(name)
+            for name in config.categorical
+            if name in self.indexes
+        ]
         bags = [
             self.indexes[name].bag_codes(as_bags(chunk, name, separator)).alias(name)
             for name, separator in config.multivalued.items()
+            if name in self.indexes
         ]
         if not single and not bags:
             return {}
         encoded = chunk.frame.select(*single, *bags).to_arrow()
         return {
             name: encoded[name].cast(self.schema.field(name).type).combine_chunks() for name in encoded.column_names
+        }
+
+    def _hashes(self, chunk: Chunk) -> dict[str, pa.Array]:
+        """Final ids of the features without a vocabulary."""
+        separators = self._config.multivalued
+        return {
+            name: hashed_bags(chunk, name, separators[name])
+            if name in separators
+            else pa.array(hashed_tokens(chunk, name))
+            for name in self._config.hashed
         }
 
     def _split_columns(self, chunk: Chunk) -> dict[str, pa.Array]:
@@ -113,10 +129,15 @@ def _numbers(chunk: Chunk, name: str, kind: str) -> pa.Array:
     return pa.array(values_N.astype(np.float32))
 
 
+def id_type(name: str, config: PrepareConfig) -> pa.DataType:
+    """Arrow type of a feature's codes or ids, in the spool and in the part files: 64 bits without a vocabulary, else 32."""
+    single = pa.int64() if name in config.hashed else pa.int32()
+    return pa.list_(pa.field("item", single, nullable=False)) if name in config.multivalued else single
+
+
 def _spool_schema(config: PrepareConfig) -> pa.Schema:
     fields: list[tuple[str, pa.DataType]] = [(LABEL_COLUMN, pa.int8())]
-    fields += [(name, pa.int32()) for name in config.categorical]
-    fields += [(name, pa.list_(pa.field("item", pa.int32(), nullable=False))) for name in config.multivalued]
+    fields += [(name, id_type(name, config)) for name in config.features]
     fields += [(name, pa.float64() if kind == "standard" else pa.float32()) for name, kind in config.numeric.items()]
     fields += [(GROUP_COLUMN, pa.int64())] if config.group is not None else []
     if isinstance(config.split, (HashSplit, ColumnSplit)):

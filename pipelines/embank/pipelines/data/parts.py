@@ -1,7 +1,8 @@
 """The part files of a split: Parquet in, blocks of checked rows out."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from embank.pipelines.data.blocks import Array, Bags, Block, IntArray, Piece, RowGroup
 from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN, Schema
 from embank.tables.errors import DataError
+from embank.tables.token_hash import NUM_TOKEN_IDS
 
 
 class Parts:
@@ -41,10 +43,11 @@ class Parts:
         fields = self._schema.categorical
         num_rows = sum(piece.stop - piece.start for piece in pieces)
         singles = [(field.name, field.num_embeddings) for field in fields if not field.multivalued]
-        ids_SR = np.empty((len(singles), num_rows), dtype=np.int32)
+        is_wide = any(num_embeddings >= NUM_TOKEN_IDS for _, num_embeddings in singles)
+        ids_SR = np.empty((len(singles), num_rows), dtype=np.int64 if is_wide else np.int32)
         for row, (name, num_embeddings) in enumerate(singles):
             columns = [self._ids(table, piece, name, num_embeddings) for table, piece in tables]
-            _place(columns, order_R, ids_SR[row])
+            _place([column.astype(ids_SR.dtype, copy=False) for column in columns], order_R, ids_SR[row])
         dense_IR = np.empty((len(self._schema.numeric), num_rows), dtype=np.float32)
         for row, numeric in enumerate(self._schema.numeric):
             _place([self._numbers(table, piece, numeric.name) for table, piece in tables], order_R, dense_IR[row])
@@ -122,6 +125,10 @@ class Parts:
         return ids
 
     def _id_error(self, piece: Piece, row: int, name: str, value: int, num_embeddings: int) -> DataError:
+        if num_embeddings >= NUM_TOKEN_IDS:
+            return DataError(
+                f"{self._where(piece, row)}: feature '{name}' has id {value}, but hashes of tokens are 0 or more. Prepare the data again."
+            )
         return DataError(
             f"{self._where(piece, row)}: feature '{name}' has id {value}, but its saved vocabulary has {num_embeddings} "
             f"ids (0 to {num_embeddings - 1}). The part files and schema.json are not from the same preparation: "
@@ -179,18 +186,21 @@ def _part_paths(path: Path, split: str, schema: Schema) -> list[Path]:
 
 def _wanted_columns(schema: Schema) -> list[tuple[str, Any, str]]:
     """Name, type predicate and type name of every column that the loader reads."""
-    single, bag = (pa.types.is_int32, "int32"), (_is_id_list, "list<int32>")
     columns: list[tuple[str, Any, str]] = [(LABEL_COLUMN, pa.types.is_int8, "int8")]
-    columns += [(field.name, *(bag if field.multivalued else single)) for field in schema.categorical]
+    for field in schema.categorical:
+        ids = (pa.types.is_int32, "int32") if field.has_vocabulary else (pa.types.is_int64, "int64")
+        columns.append(
+            (field.name, partial(_is_list, of=ids[0]), f"list<{ids[1]}>") if field.multivalued else (field.name, *ids)
+        )
     columns += [(field.name, pa.types.is_float32, "float32") for field in schema.numeric]
     if schema.group is not None:
         columns.append((GROUP_COLUMN, pa.types.is_int64, "int64"))
     return columns
 
 
-def _is_id_list(found: Any) -> bool:
+def _is_list(found: Any, *, of: Callable[[Any], bool]) -> bool:
     is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
-    return bool(is_list and pa.types.is_int32(found.value_type))
+    return bool(is_list and of(found.value_type))
 
 
 def _first_outside(values: Array, size: int) -> int | None:

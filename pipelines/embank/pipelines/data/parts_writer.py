@@ -12,8 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embank.pipelines.data.config import PrepareConfig
+from embank.pipelines.data.distinct import DistinctCount
+from embank.pipelines.data.encode import id_type
 from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN, SPLIT_NAMES
 from embank.pipelines.data.spool import BlockWriter
+from embank.tables.token_hash import MISSING_ID
 
 PART_ROWS = 2**20
 _DICTIONARY_IDS = 2**15
@@ -76,7 +79,8 @@ class Finisher:
         moments: numeric feature with `standard` to its mean and standard deviation.
 
     Attributes:
-        num_present: numeric feature to the number of training rows with a value.
+        num_present: numeric or hashed feature to the number of values in training rows.
+        distinct: hashed feature to the number of its different values in training rows.
     """
 
     def __init__(
@@ -87,7 +91,8 @@ class Finisher:
         moments: Mapping[str, tuple[float, float]],
     ) -> None:
         self.schema = part_schema(config)
-        self.num_present = dict.fromkeys(config.numeric, 0)
+        self.num_present = dict.fromkeys([*config.numeric, *config.hashed], 0)
+        self.distinct = {name: DistinctCount() for name in config.hashed}
         self._config, self._id_of_code, self._moments = config, id_of_code, moments
 
     @property
@@ -98,19 +103,34 @@ class Finisher:
     def finish(self, block: pa.Table, splits_N: npt.NDArray[np.int8]) -> pa.Table:
         """Final columns of a block, rows in the same order."""
         columns: dict[str, pa.Array] = {LABEL_COLUMN: block[LABEL_COLUMN].chunk(0)}
-        for name in self._config.categorical:
-            codes_N = block[name].to_numpy()
-            columns[name] = pa.array(self._id_of_code[name][codes_N])
-        for name in self._config.multivalued:
-            bags = block[name].chunk(0)
-            ids_L = self._id_of_code[name][bags.flatten().to_numpy()]
-            offsets_N = bags.offsets.to_numpy()
-            columns[name] = pa.ListArray.from_arrays(pa.array(offsets_N - offsets_N[0]), pa.array(ids_L))
+        for name in self._config.features:
+            column = block[name].chunk(0)
+            if name in self.distinct:
+                self._count(name, column, splits_N)
+                columns[name] = column
+            else:
+                columns[name] = self._ids(name, column)
         for name in self._config.numeric:
             columns[name] = self._numbers(name, block[name].to_numpy(), splits_N)
         if self._config.group is not None:
             columns[GROUP_COLUMN] = block[GROUP_COLUMN].chunk(0)
         return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
+
+    def _ids(self, name: str, column: pa.Array) -> pa.Array:
+        """Ids of a feature with a vocabulary, from its codes."""
+        id_of_code = self._id_of_code[name]
+        if name not in self._config.multivalued:
+            return pa.array(id_of_code[column.to_numpy()])
+        offsets_N = column.offsets.to_numpy()
+        ids_L = id_of_code[column.flatten().to_numpy()]
+        return pa.ListArray.from_arrays(pa.array(offsets_N - offsets_N[0]), pa.array(ids_L))
+
+    def _count(self, name: str, column: pa.Array, splits_N: npt.NDArray[np.int8]) -> None:
+        """Takes note of a hashed feature's ids in training."""
+        trained = column.filter(pa.array(splits_N == 0))
+        ids = (trained.flatten() if pa.types.is_list(column.type) else trained).to_numpy()
+        self.distinct[name].add(ids)
+        self.num_present[name] += int(np.count_nonzero(ids != MISSING_ID))
 
     def _numbers(self, name: str, values_N: npt.NDArray[np.floating], splits_N: npt.NDArray[np.int8]) -> pa.Array:
         missing_N = np.isnan(values_N)
@@ -124,9 +144,7 @@ class Finisher:
 def part_schema(config: PrepareConfig) -> pa.Schema:
     """Arrow schema of the part files; nothing is null."""
     fields = [pa.field(LABEL_COLUMN, pa.int8(), nullable=False)]
-    fields += [pa.field(name, pa.int32(), nullable=False) for name in config.categorical]
-    ids = pa.list_(pa.field("item", pa.int32(), nullable=False))
-    fields += [pa.field(name, ids, nullable=False) for name in config.multivalued]
+    fields += [pa.field(name, id_type(name, config), nullable=False) for name in config.features]
     fields += [pa.field(name, pa.float32(), nullable=False) for name in config.numeric]
     fields += [pa.field(GROUP_COLUMN, pa.int64(), nullable=False)] if config.group is not None else []
     return pa.schema(fields)

@@ -52,7 +52,7 @@ def spool_rows(source: Source, encoder: Encoder, path: Path, columns: Sequence[s
 def rank_features(
     encoder: Encoder, spool_path: Path, plan: SplitPlan, config: PrepareConfig, source: str
 ) -> Generator[tuple[str, Ranked], None, None]:
-    """Rank all features, in their order; each dictionary is let go of as soon as it is ranked.
+    """Rank all features with a vocabulary, in their order; each dictionary is let go of as soon as it is ranked.
 
     Raises:
         DataError: a feature has no value in the training part.
@@ -66,7 +66,7 @@ def rank_features(
     pool = ThreadPoolExecutor(max_workers=_RANK_THREADS, thread_name_prefix="embank-rank")
     try:
         tasks: deque[tuple[str, Future[Ranked]]] = deque()
-        for name in config.features:
+        for name in config.with_vocabulary:
             tasks.append((name, pool.submit(one, name)))
             if len(tasks) > _RANK_THREADS:
                 done, task = tasks.popleft()
@@ -146,8 +146,8 @@ def _finished(spool: SpoolReader, plan: SplitPlan, finisher: Finisher) -> Genera
         yield finisher.finish(block, splits_N), splits_N
 
 
-def check_numbers(finisher: Finisher, source: str) -> None:
-    """Refuse numeric features that are empty in the training part.
+def check_present(finisher: Finisher, source: str) -> None:
+    """Refuse numeric and hashed features that are empty in the training part.
 
     Raises:
         DataError: naming the feature.

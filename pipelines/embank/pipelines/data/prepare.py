@@ -24,13 +24,14 @@ from embank.pipelines.data.formats import find_format
 from embank.pipelines.data.formats.base import Source, TextOptions, check_columns
 from embank.pipelines.data.output import output_folder
 from embank.pipelines.data.parts_writer import Finisher
-from embank.pipelines.data.passes import check_numbers, measure_moments, rank_features, spool_rows, write_parts
+from embank.pipelines.data.passes import check_present, measure_moments, rank_features, spool_rows, write_parts
 from embank.pipelines.data.plan import SplitPlan, check_splits, measure_splits
 from embank.pipelines.data.progress import NoProgress, ProgressCallback
 from embank.pipelines.data.ranking import Fingerprint
 from embank.pipelines.data.schema import CONFIG_FILE, VOCAB_FOLDER, CategoricalField, NumericField, Schema, Split
 from embank.pipelines.data.spool import SpoolReader
 from embank.tables.errors import ConfigError
+from embank.tables.token_hash import NUM_TOKEN_IDS, TOKEN_HASH_VERSION
 
 _log = logging.getLogger(__name__)
 _SPOOL_FILE = "spool.parquet"
@@ -134,10 +135,11 @@ def _prepare_into(
         moments = measure_moments(config, spool, plan)
         finisher = Finisher(config, id_of_code=id_of_code, moments=moments)
         write_parts(folder, spool, plan, finisher, row_group_rows=config.row_group_rows, progress=progress)
-    check_numbers(finisher, source.name)
+    check_present(finisher, source.name)
     spool_path.unlink()
     sizes = {name: _vocabulary_size(ids) for name, ids in id_of_code.items()}
-    schema = _schema(config, format, splits, sizes, moments, fingerprint)
+    distinct = {name: counter.count for name, counter in finisher.distinct.items()}
+    schema = _schema(config, format, splits, sizes, distinct, moments, fingerprint)
     _write_config(folder, config)
     schema.save(folder)
     return schema
@@ -152,9 +154,9 @@ def _rank_all(
     source: str,
     progress: ProgressCallback,
 ) -> dict[str, npt.NDArray[np.int32]]:
-    """Rank every feature and write its vocabulary."""
+    """Rank every feature that is not hashed and write its vocabulary."""
     (folder / VOCAB_FOLDER).mkdir()
-    progress.start("ranking", total=len(config.features), unit="features")
+    progress.start("ranking", total=len(config.with_vocabulary), unit="features")
     id_of_code = {}
     with closing(rank_features(encoder, folder / _SPOOL_FILE, plan, config, source)) as ranking:
         for name, ranked in ranking:
@@ -176,15 +178,17 @@ def _schema(
     format: str,
     splits: tuple[Split, ...],
     sizes: Mapping[str, int],
+    distinct: Mapping[str, int],
     moments: Mapping[str, tuple[float, float]],
     fingerprint: Fingerprint,
 ) -> Schema:
     categorical = tuple(
         CategoricalField(
             name=name,
-            num_embeddings=sizes[name],
+            num_embeddings=sizes.get(name, NUM_TOKEN_IDS),
             multivalued=name in config.multivalued,
             min_count=config.min_count_of(name),
+            num_values=distinct.get(name),
         )
         for name in config.features
     )
@@ -192,7 +196,8 @@ def _schema(
     for name, kind in config.numeric.items():
         mean, std = moments.get(name, (None, None))
         numeric.append(NumericField(name=name, transform=kind, mean=mean, std=std))
-    fields = [asdict(field) for field in categorical] + [asdict(field) for field in numeric]
+    version = TOKEN_HASH_VERSION if config.hashed else None
+    fields = [_identity(field, version) for field in categorical] + [asdict(field) for field in numeric]
     return Schema(
         source=format,
         label=config.label.column,
@@ -202,7 +207,15 @@ def _schema(
         splits=splits,
         row_group_rows=config.row_group_rows,
         fingerprint=fingerprint.finish(fields),
+        token_hash_version=version,
     )
+
+
+def _identity(field: CategoricalField, token_hash_version: int | None) -> dict[str, Any]:
+    """What decides a feature's ids besides its vocabulary. How many values hashed tokens have does not."""
+    values = asdict(field)
+    del values["num_values"]
+    return values if field.has_vocabulary else {**values, "token_hash_version": token_hash_version}
 
 
 def _write_config(folder: Path, config: PrepareConfig) -> None:

@@ -4,11 +4,12 @@ A prepared folder is what `embank prepare` writes and what the loader reads:
 
     DIR/schema.json               this schema
     DIR/config.yaml               the resolved configuration that made it
-    DIR/vocab/FEATURE.parquet     row i is id i: token, kind (unknown | missing | token), count in the training part
+    DIR/vocab/FEATURE.parquet     row i is id i: token, kind (unknown | missing | token), count in the training part; no file for
+                                  a feature without a vocabulary
     DIR/{train,valid,test}/part-00000.parquet ...
 
-Part files hold `label` (int8), one int32 column per categorical feature, one list<int32> column per multi-valued feature,
-one float32 column per numeric feature (normalised), and `group` (int64) when a group key is configured; nothing is null.
+Part files hold `label` (int8), one int32 column per categorical feature, one list<int32> column per multi-valued feature (int64 both
+without a vocabulary), one float32 column per numeric feature (normalised), and `group` (int64) when a group key is configured; nothing is null.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from embank.tables.errors import DataError
+from embank.tables.token_hash import NUM_TOKEN_IDS, refuse_other_token_hash
 
 FORMAT_VERSION = 1
 LABEL_COLUMN = "label"
@@ -34,13 +36,24 @@ DEFAULT_ROW_GROUP_ROWS = 65_536
 class CategoricalField:
     """A feature of ids: one per row, or a bag of 0..many when `multivalued`.
 
-    Ids run from 0 to `num_embeddings - 1`; 0 is the unknown value, the others are ranked by training frequency.
+    Ids run from 0 to `num_embeddings - 1`; 0 is the unknown value, the others are ranked by training frequency. Without a vocabulary
+    they are hashes of tokens (`embank.tables.token_hash`), and `num_embeddings` is `NUM_TOKEN_IDS`, 2**63.
+
+    Args:
+        num_values: without a vocabulary, different values in the training part, see `embank.pipelines.data.distinct`: exact up to
+            16,383, above that estimated with a standard deviation of 0.8%. None where there is a vocabulary.
     """
 
     name: str
     num_embeddings: int
     multivalued: bool
     min_count: int
+    num_values: int | None = None
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether ids are places in a vocabulary."""
+        return self.num_embeddings < NUM_TOKEN_IDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +89,7 @@ class Schema:
         splits: train, valid, test.
         row_group_rows: rows per Parquet row group (the last one of a file may be shorter).
         fingerprint: sha256 over the field list and the vocabularies; equal fingerprints mean equal ids.
+        token_hash_version: of the hash that made the ids of features without a vocabulary; None where there are none.
     """
 
     format_version: int = FORMAT_VERSION
@@ -87,6 +101,7 @@ class Schema:
     splits: tuple[Split, ...]
     row_group_rows: int
     fingerprint: str
+    token_hash_version: int | None = None
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -97,6 +112,11 @@ class Schema:
     def numeric_names(self) -> tuple[str, ...]:
         """Names of the numeric features, in order."""
         return tuple(field.name for field in self.numeric)
+
+    @property
+    def num_values(self) -> dict[str, int]:
+        """Different values in training of the features without a vocabulary: what `embank.compression.unified_specs.advise` takes."""
+        return {field.name: field.num_values for field in self.categorical if field.num_values is not None}
 
     def split(self, name: str) -> Split:
         """The split called `name`.
@@ -153,9 +173,11 @@ class Schema:
                 "Run `embank prepare` again with this version."
             )
         try:
-            return cls.from_json(values)
+            schema = cls.from_json(values)
         except (KeyError, TypeError) as error:
             raise DataError(f"{file} is damaged ({error}). Run `embank prepare` again.") from error
+        refuse_other_token_hash(schema.token_hash_version, what=f"the data of {file}", error=DataError)
+        return schema
 
 
 def _not_prepared(path: Path) -> str:

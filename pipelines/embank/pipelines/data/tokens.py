@@ -1,4 +1,4 @@
-"""Tokens to provisional codes: one growing dictionary per feature, shared by all chunks.
+"""Tokens to provisional codes: one growing dictionary per feature, shared by all chunks. Or to hashes, without one.
 
 Codes are given in the order in which polars' threads meet the tokens, so they differ from run to run; they live only between
 the two passes. The ids that are written come from a ranking (count, then token) that does not depend on them.
@@ -6,10 +6,16 @@ the two passes. The ids that are written come from a ranking (count, then token)
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from embank.pipelines.data.formats.base import Chunk
 from embank.tables.errors import DataError
+from embank.tables.token_hash import token_ids
+
+Ids = npt.NDArray[np.int64]
 
 _READABLE = (pl.String, pl.Boolean, pl.Date, pl.Time, pl.Categorical, pl.Enum)
 
@@ -36,6 +42,33 @@ class TokenIndex:
     def tokens(self) -> pl.Series:
         """All tokens; the one at position i has code i + 1."""
         return self._categories.to_series()
+
+
+def hashed_tokens(chunk: Chunk, name: str) -> Ids:
+    """Ids [N] of the tokens of a raw column, without a dictionary: of text as `as_tokens` has it, or of bytes.
+
+    Raises:
+        DataError: the column's type has no tokens (lists, structures).
+    """
+    if chunk.frame.schema[name] == pl.Binary:
+        return token_ids(chunk.frame.select(pl.when(pl.col(name) != b"").then(pl.col(name))).to_series())
+    return token_ids(chunk.frame.select(as_tokens(chunk, name)).to_series())
+
+
+def hashed_bags(chunk: Chunk, name: str, separator: str | None) -> pa.ListArray:
+    """List<int64> of the ids of the bags of a multi-valued column, members as `as_bags` has them, without a dictionary.
+
+    Raises:
+        DataError: as `as_bags`.
+    """
+    if chunk.frame.schema[name] == pl.List(pl.Binary):
+        kept = pl.element().filter(pl.element().is_not_null() & (pl.element() != b""))
+        bags = chunk.frame.select(pl.col(name).list.eval(kept).fill_null([])).to_series()
+    else:
+        bags = chunk.frame.select(as_bags(chunk, name, separator)).to_series()
+    offsets = np.concatenate([[0], np.cumsum(bags.list.len().to_numpy(), dtype=np.int64)])
+    members = bags.filter(bags.list.len() > 0).explode()
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(token_ids(members)))
 
 
 def as_tokens(chunk: Chunk, name: str) -> pl.Expr:

@@ -49,7 +49,7 @@ def table_specs(
         counts: what `id_counts` has read from them, if the caller has it already.
 
     Raises:
-        ConfigError: an override of a feature that the data lacks.
+        ConfigError: an override of a feature that the data lacks, or a default budget for one without a vocabulary.
         DataError: a vocabulary is missing or damaged.
         BudgetError: the methods' floors exceed the budget.
     """
@@ -82,7 +82,7 @@ def _spec(
         options=table.options,
         budget=table.budget,
         init_std=table.init_std,
-        counts=counts[field.name],
+        counts=counts.get(field.name),
     )
 
 
@@ -92,17 +92,24 @@ def _share_budget(config: Config, specs: list[TableSpec]) -> list[TableSpec]:
     if budget is None:
         return specs
     shared = [spec for spec in specs if spec.feature_names[0] not in config.tables.overrides]
+    for spec in shared:
+        if not spec.has_vocabulary:
+            raise ConfigError(
+                f"table '{spec.name}' has no vocabulary (its ids are hashes of tokens), so there is no plain table that 'tables.budget', "
+                f"{budget}, could be a share of. Give it a number of rows: 'tables.overrides.{spec.feature_names[0]}: {{method: hash, "
+                "num_rows: 100000, budget: null}', or for all tables 'method: unified' with 'rows' in place of the budget"
+            )
     within = {spec.name: spec for spec in share(shared, budget=budget, plain_below=config.tables.plain_below)}
     return [within.get(spec.name, spec) for spec in specs]
 
 
 def id_counts(schema: Schema, *, data: Path) -> dict[str, torch.Tensor]:
-    """Occurrences in training of every id, int64 [num_embeddings], by feature.
+    """Occurrences in training of every id, int64 [num_embeddings], by feature with a vocabulary.
 
     Raises:
         DataError: a vocabulary is missing or damaged.
     """
-    return {field.name: _counts(data, field) for field in schema.categorical}
+    return {field.name: _counts(data, field) for field in schema.categorical if field.has_vocabulary}
 
 
 def _counts(data: Path, field: CategoricalField) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a run or a bundle holds, after verifying all of it."""
+"""What a run or a bundle holds, after verifying all of it. Tables without a vocabulary have no plain bytes: None."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from embank.tables import Bundle, ConfigError, TableCollection
 from embank.tables.bundle import is_bundle
 from embank.tables.checkpoint import verify_checkpoint
 from embank.tables.core import distinct_nbytes
+from embank.tables.specs import plain_nbytes_of
 
 
 def inspect_run(path: Path, *, data: Path | None = None) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def inspect_run(path: Path, *, data: Path | None = None) -> dict[str, Any]:
         total = {
             "serving_bytes": model.tables.nbytes("serving"),
             "training_bytes": model.tables.nbytes("training"),
-            "plain_bytes": model.tables.plain_nbytes,
+            "plain_bytes": plain_nbytes_of(model.tables.specs),
         }
         held = [*model.network.parameters(), *model.network.buffers()]
     notes.append(
@@ -73,7 +74,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
             "dim": spec.embedding_dim,
             "rows": " + ".join(_shape(name, tensor) for name, tensor in pack.named_buffers()),
             "serving_bytes": pack.nbytes(),
-            "plain_bytes": spec.plain_nbytes,
+            "plain_bytes": plain_nbytes_of([spec]),
         }
         for spec, pack in collection.packed_tables()
     ]
@@ -85,7 +86,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
         "tables": tables,
         "total": {
             "serving_bytes": collection.nbytes(),
-            "plain_bytes": sum(spec.plain_nbytes for spec in collection.specs),
+            "plain_bytes": plain_nbytes_of(collection.specs),
         },
         "network_bytes": distinct_nbytes(list(network)),
         "notes": notes,
@@ -132,7 +133,7 @@ def _tables(tables: TableCollection) -> list[dict[str, Any]]:
                 "rows": " + ".join(shapes),
                 "serving_bytes": method.pack(weights).nbytes(),
                 "training_bytes": sum(held(table.name) for table in method.physical),
-                "plain_bytes": spec.plain_nbytes,
+                "plain_bytes": plain_nbytes_of([spec]),
             }
         )
     return rows

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchrec import JaggedTensor, KeyedJaggedTensor
 
-from embank.tables import Addressed, TableCollection, TableSpec
+from embank.tables import Addressed, ConfigError, TableCollection, TableSpec
 
 
 @dataclass
@@ -38,6 +38,9 @@ class RowPenalty:
         l2: the penalty's factor.
         num_rows: rows of the training split.
         batch_size: rows per step.
+
+    Raises:
+        ConfigError: a table without counts.
     """
 
     def __init__(self, tables: TableCollection, *, l2: float, num_rows: int, batch_size: int) -> None:
@@ -66,7 +69,11 @@ class RowPenalty:
 
 def _weights(spec: TableSpec, steps: float) -> Tensor:
     """1 / (expected occurrences in a batch) per id; an id never seen in training counts as seen once."""
-    assert spec.counts is not None
+    if spec.counts is None:
+        raise ConfigError(
+            f"'train.embedding_l2' spreads its penalty by counts, but table '{spec.name}' has none: its column has no vocabulary. Set it to 0, "
+            "or prepare the column with a vocabulary"
+        )
     return (steps / spec.counts.clamp(min=1)).float()
 
 

@@ -15,6 +15,7 @@ from embank.pipelines.training.progress import Progress
 from embank.pipelines.training.run_folder import ROWS, RunFolder
 from embank.tables import TableCollection
 from embank.tables.bundle import folder_nbytes
+from embank.tables.specs import plain_nbytes_of
 
 
 def close_run(
@@ -66,7 +67,7 @@ def _whole(run: RunFolder, model: CTRModel, *, config: Config, schema: Schema) -
 def final_figures(
     config: Config, *, tables: TableCollection, progress: Progress, scores: Mapping[str, Any], bundle_nbytes: int
 ) -> dict[str, Any]:
-    """What result.json holds.
+    """What result.json holds. Plain bytes, and ratios to them, are None where a table has no vocabulary.
 
     Args:
         config: the run's configuration.
@@ -75,7 +76,7 @@ def final_figures(
         scores: of the test split.
         bundle_nbytes: of the run's bundle, on disk.
     """
-    serving, plain, nominal = tables.nbytes("serving"), tables.plain_nbytes, nominal_nbytes(tables)
+    serving, plain, nominal = tables.nbytes("serving"), plain_nbytes_of(tables.specs), nominal_nbytes(tables)
     return {
         **scores,
         f"valid_{progress.monitor}": progress.best_value,
@@ -86,8 +87,8 @@ def final_figures(
         "bundle_bytes": bundle_nbytes,
         "plain_bytes": plain,
         "nominal_bytes": nominal,
-        "serving_ratio": serving / plain,
-        "nominal_ratio": None if nominal is None else nominal / plain,
+        "serving_ratio": None if plain is None else serving / plain,
+        "nominal_ratio": None if nominal is None or plain is None else nominal / plain,
         "samples_per_s": progress.samples_per_s,
         "loader_share": progress.seconds_waiting / max(progress.seconds, 1e-9),
         "train_seconds": sum(stage.seconds for stage in progress.stages),

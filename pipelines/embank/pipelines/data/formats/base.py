@@ -112,6 +112,7 @@ def check_columns(source: Source, config: PrepareConfig) -> None:
 def _role(column: str, config: PrepareConfig) -> str:
     roles = {
         "label.column": [config.label.column],
+        "hashed": [name for name in config.hashed if name not in config.multivalued],
         "categorical": config.categorical,
         "multivalued": config.multivalued,
         "numeric": config.numeric,
