@@ -97,7 +97,7 @@ def test_a_table_below_its_floor_gets_it_and_the_others_the_rest() -> None:
     assert small.budget is not None
     assert round(small.budget * small.plain_nbytes) == 4 * 4 + 8
     assert build_method(large).physical[0].num_embeddings == (int(budget * 1_601_600) - 24 - 8) // 16
-    with pytest.raises(BudgetError, match="their floor is 48 bytes, budget 2.997e-05: "):
+    with pytest.raises(BudgetError, match="their floor is 48 bytes, budget 2.99701e-05: "):
         share(specs, budget=2.9e-5)
     assert share(specs, budget=48 / 1_601_600 + 1e-9)[1].budget is not None
 

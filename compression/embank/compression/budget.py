@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from embank.compression.budgets import share_text
 from embank.tables import BudgetError, TableSpec, build_method, method_class
 
 
@@ -132,6 +133,6 @@ def _infeasible(specs: Sequence[TableSpec], *, budget: float) -> BudgetError:
     largest = max(floors, key=lambda name: floors[name][1])
     return BudgetError(
         f"the budget of {len(specs)} tables is {budget}, {budget * total_nbytes:,.0f} bytes, but their floor is {floor_nbytes:,} bytes, "
-        f"budget {floor_nbytes / total_nbytes:.6g}: the largest part is {floors[largest][1]:,} for table '{largest}' by method "
+        f"budget {share_text(floor_nbytes, total_nbytes)}: the largest part is {floors[largest][1]:,} for table '{largest}' by method "
         f"'{floors[largest][0].method}'. Raise the budget, or choose a method with a lower floor"
     )
