@@ -12,7 +12,8 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from embank.compression.budget import share
-from embank.compression.unified import Unified, UnifiedConfig, lookup_salts
+from embank.compression.multiplexed import lookup_salts
+from embank.compression.unified import Unified, UnifiedConfig
 from embank.compression.unified_specs import unified_specs
 from embank.tables import (
     BudgetError,
@@ -106,7 +107,7 @@ def test_adding_removing_and_reordering_features_leaves_the_rows_of_others_alone
                 assert torch.equal(
                     torch.stack(built(spec).address(ids)), torch.stack(before[spec.name].address(ids))
                 ), spec.name
-    salts = [salt for name in names for salt in lookup_salts(name, 20)]
+    salts = [salt for name in names for salt in lookup_salts("unified", name, 20)]
     assert len(set(salts)) == 60
 
 
@@ -225,6 +226,44 @@ def test_an_empty_bag_gives_zeros_and_moves_nothing() -> None:
     out.sum().backward()
     tables.update_rows()
     assert torch.equal(before, tables.weights()["unified/shared/4"])
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "torch"])
+@pytest.mark.parametrize("projected", [False, True])
+def test_missing_ids_among_others_give_zeros_and_no_gradient(backend: str, projected: bool) -> None:
+    """Bags without an id between bags with one: rows move as if they were not there, those of the absent ids' hashes not at all."""
+    size = {"user": SIZES["user"]}
+    specs = unified_specs(
+        rows=64, width=4, lookups={"user": 2}, num_embeddings=size, embedding_dim=6 if projected else None
+    )
+    ids = torch.tensor([5, 700, 5])
+    moved = []
+    for lengths in ([0, 1, 0, 1, 1, 0], [1, 1, 1]):
+        tables = TableCollection(specs, backend=backend, optimizer=RowOptimizer(name="sgd", lr=1.0))  # type: ignore[arg-type]
+        kjt = KeyedJaggedTensor(keys=["user"], values=ids, lengths=torch.tensor(lengths, dtype=torch.int32))
+        out = tables(kjt).values()
+        present = torch.tensor(lengths) > 0
+        assert torch.equal(out[~present], torch.zeros(int((~present).sum()), out.shape[1]))
+        out.square().sum().backward()
+        tables.update_rows()
+        moved.append((tables.weights()["unified/shared/4"].clone(), out[present].detach()))
+    assert torch.equal(moved[0][0], moved[1][0])
+    assert torch.equal(moved[0][1], moved[1][1])
+    places = {row_of(x, table="user", lookup=j, num_rows=64) for x in (5, 700) for j in range(2)}
+    initial = TableCollection(specs).weights()["unified/shared/4"]
+    changed = (moved[0][0] != initial).any(1).nonzero().flatten().tolist()
+    assert set(changed) == places
+
+
+def test_output_columns_follow_the_specs_and_not_what_else_is_there() -> None:
+    """A feature's columns hold the same values wherever its spec stands and whoever else shares the table."""
+    ids = random_ids(50, "user", "item", "place")
+    seen: dict[str, Tensor] = {}
+    for order in (("user", "item", "place"), ("place", "user"), ("item",), ("item", "place", "user")):
+        out = TableCollection(some(*order))(one_each({name: ids[name] for name in order}))
+        assert out.keys() == list(order)
+        for name, columns in out.to_dict().items():
+            assert torch.equal(seen.setdefault(name, columns.detach()), columns.detach()), name
 
 
 def test_a_bundle_gives_the_same_bits_in_a_fresh_process_with_another_seed(tmp_path: Path) -> None:
