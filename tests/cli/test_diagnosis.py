@@ -105,6 +105,7 @@ def test_diagnose_writes_figures_and_pictures(data: Path, tmp_path: Path) -> Non
     assert {row["table"] for row in overlap} == {"unified/shared/4"}
     for row in overlap:
         value = float(row["overlap"])
+        assert row["initial"] != row["overlap"] or row["feature"] == row["other"]
         assert value == pytest.approx(1) if row["feature"] == row["other"] else 0 < value < 1
     ranks = read_csv(run / "diagnosis" / "reader_ranks.csv")
     assert [(row["layer"], row["feature"], row["lookup"]) for row in ranks[:3]] == [

@@ -61,10 +61,18 @@ def diagnosis(found: "Diagnosis") -> None:
         out.print(found.undefined, markup=False)
     else:
         table(
-            ["layer", "table", "features", "mean overlap", "sum of effective ranks", "width"],
+            ["layer", "table", "features", "mean overlap", "at start", "sum of effective ranks", "width"],
             [
-                [o.layer, o.table or "-", f"{len(o.features)}", f"{o.mean:.3f}", f"{o.rank_sum:.1f}", f"{o.width}"]
-                for o in found.overlaps
+                [
+                    o.layer,
+                    o.table or "-",
+                    f"{len(o.features)}",
+                    f"{o.mean:.3f}",
+                    f"{start.mean:.3f}",
+                    f"{o.rank_sum:.1f}",
+                    f"{o.width}",
+                ]
+                for o, start in zip(found.overlaps, found.initial_overlaps, strict=True)
             ],
             left=2,
         )

@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.diagnosis.overlap import Overlap, overlaps
 from embank.pipelines.diagnosis.plots import plot_overlaps, plot_traffic
 from embank.pipelines.diagnosis.traffic import HOTTEST, NormTrend, Traffic, count_traffic, norm_trends
+from embank.pipelines.training.build import initial_network
 from embank.pipelines.training.config import parse_config
 from embank.pipelines.training.evaluation import best_model, data_of, refuse_other_vocabularies
 from embank.pipelines.training.run_folder import RunFolder
@@ -26,8 +29,10 @@ class Diagnosis:
         step: of the checkpoint.
         model: name of its network.
         overlaps: of the readers in each first layer; empty where overlap is not defined, and `undefined` says why.
+        initial_overlaps: the same with the network's initial weights (and what the tables have learned): training with collisions
+            pushes readers apart.
         undefined: why there are no overlaps; None where there are.
-        traffic: by physical table, over the training split: tables that several features share first, then by lookups.
+        traffic: by physical table, over the training split: tables that several features share first, then by rows.
         norms: of the tables that have a trend.
         files: what was written.
     """
@@ -35,6 +40,7 @@ class Diagnosis:
     step: int
     model: str
     overlaps: Sequence[Overlap]
+    initial_overlaps: Sequence[Overlap]
     undefined: str | None
     traffic: Mapping[str, Traffic]
     norms: Sequence[NormTrend]
@@ -63,19 +69,28 @@ def diagnose_run(path: Path, *, data: Path | None = None, out: Path | None = Non
     name = config.model["name"]
     with best_model(run, schema=schema, data=place) as (model, step):
         assert isinstance(model.tables, TableCollection)
-        found = overlaps(model.network, model.tables) if model.network.embeddings else []
+        found = overlaps(model.network, model.tables)
+        with torch.random.fork_rng(devices=[]):
+            initial = overlaps(initial_network(config, schema), model.tables)
         loader = Loader(place, "train", batch_size=BATCH_SIZE, shuffle=False)
         counted = count_traffic(model.tables, loader.epoch(0))
-        traffic = {t.table: t for t in sorted(counted.values(), key=lambda t: (t.readers < 2, -t.total))}
+        traffic = {t.table: t for t in sorted(counted.values(), key=lambda t: (t.readers < 2, -t.lookups.numel()))}
         norms = norm_trends(model.tables, traffic)
         undefined = None if found else _why_undefined(name, has_readers=bool(model.network.readers()))
     title = f"{name} on {place.name}, step {step:,}"
     try:
-        files = _write(out or path, found, traffic, norms, title=title)
+        files = _write(out or path, found, initial, traffic, norms, title=title)
     except OSError as error:
         raise WorkError(f"the diagnosis can't be written to '{out or path}': {error.strerror}") from error
     return Diagnosis(
-        step=step, model=name, overlaps=found, undefined=undefined, traffic=traffic, norms=norms, files=files
+        step=step,
+        model=name,
+        overlaps=found,
+        initial_overlaps=initial,
+        undefined=undefined,
+        traffic=traffic,
+        norms=norms,
+        files=files,
     )
 
 
@@ -89,7 +104,13 @@ def _why_undefined(model: str, *, has_readers: bool) -> str:
 
 
 def _write(
-    folder: Path, found: Sequence[Overlap], traffic: Mapping[str, Traffic], norms: Sequence[NormTrend], *, title: str
+    folder: Path,
+    found: Sequence[Overlap],
+    initial: Sequence[Overlap],
+    traffic: Mapping[str, Traffic],
+    norms: Sequence[NormTrend],
+    *,
+    title: str,
 ) -> list[Path]:
     records = folder / "diagnosis"
     records.mkdir(parents=True, exist_ok=True)
@@ -98,10 +119,10 @@ def _write(
         files += [
             _write_csv(
                 records / "reader_overlap.csv",
-                ("layer", "table", "width", "feature", "other", "overlap"),
+                ("layer", "table", "width", "feature", "other", "overlap", "initial"),
                 [
-                    (o.layer, o.table or "", o.width, first, second, float(o.matrix[i, j]))
-                    for o in found
+                    (o.layer, o.table or "", o.width, first, second, float(o.matrix[i, j]), float(start.matrix[i, j]))
+                    for o, start in zip(found, initial, strict=True)
                     for i, first in enumerate(o.features)
                     for j, second in enumerate(o.features)
                 ],
@@ -117,7 +138,7 @@ def _write(
                 ],
             ),
         ]
-        plot_overlaps(found, folder / "plots" / "reader_overlap.png", title=title)
+        plot_overlaps(found, initial, folder / "plots" / "reader_overlap.png", title=title)
         files.append(folder / "plots" / "reader_overlap.png")
     files += [
         _write_csv(

@@ -72,8 +72,8 @@ class NormTrend:
     """Mean squared norms of a table's rows, by decile of traffic, the most-read rows first.
 
     Coleman et al. (NeurIPS 2023): under binary cross entropy of single examples, the part of a row that no reader sees grows with
-    every collision and nothing restores it, so norms grow with traffic. Under a loss over many candidates (softmax) they need
-    not, and norms say nothing there.
+    every collision and nothing restores it, so norms grow with the number of values per row. Under a loss over many candidates
+    (softmax) they need not, and norms say nothing there.
 
     Args:
         table: the physical table's name.
