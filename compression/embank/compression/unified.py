@@ -8,7 +8,7 @@ Legend: M rows of the shared table, w their width, c lookups per id.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,7 @@ class Unified(Method):
     """
 
     Config = UnifiedConfig
+    linear: ClassVar[bool] = True
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)
@@ -97,13 +98,17 @@ class Unified(Method):
     def lookups(self) -> tuple[int, ...]:
         return (0,) if self.placement == "exact" else (0,) * self.num_lookups
 
+    @property
+    def side_by_side(self) -> bool:
+        return self.projection is None
+
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         if self.placement == "exact":
             return (ids_N,)
         return tuple(hash_rows(ids_N, num_rows=self.num_rows, salt=salt) for salt in self.salts)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        return side_by_side(rows, self.projection)
+        return join_lookups(rows, self.projection)
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
         own_RD = rows[self.physical[0].name]
@@ -150,10 +155,10 @@ class PackedUnified(PackedTable):
     def lookup(self, ids_N: Tensor) -> Tensor:
         num_rows = self.rows.shape[0]
         chunks = tuple(self.rows[hash_rows(ids_N, num_rows=num_rows, salt=salt)] for salt in self.salts.tolist())
-        return side_by_side(chunks, self.projection if self.projection.numel() else None)
+        return join_lookups(chunks, self.projection if self.projection.numel() else None)
 
 
-def side_by_side(chunks: Sequence[Tensor], projection_cwD: Tensor | None) -> Tensor:
+def join_lookups(chunks: Sequence[Tensor], projection_cwD: Tensor | None) -> Tensor:
     """Rows [N, w] of c lookups to [N, c w], or to [N, D] by one matrix per lookup.
 
     The products are added lookup by lookup: a further one whose matrix is zero changes no bit.
