@@ -182,6 +182,37 @@ def test_tables_that_share_an_array_count_it_once_and_add_up_their_gradients() -
     np.testing.assert_allclose(moved, expected, atol=1e-5)
 
 
+def test_tables_that_share_an_array_do_not_collide_systematically() -> None:
+    """Salts come from names: one id starts at the same place for two tables, and for two neighbours of one table, at the rate of chance."""
+    specs = [
+        TableSpec(
+            name=name,
+            num_embeddings=100_000,
+            embedding_dim=8,
+            feature_names=[name],
+            method="robe",
+            options=RobeConfig(array="both", chunk=4, num_weights=1000),
+            init_std=0.1,
+        )
+        for name in ("a", "b", "ab")
+    ]
+    methods = [build_method(spec) for spec in specs]
+    assert len({method.physical for method in methods}) == 1
+    ids = torch.arange(100_000)
+    starts = []
+    for method in methods:
+        side = method.side(ids)
+        assert isinstance(side, torch.Tensor)
+        starts.append(torch.stack(method.address(ids)[::2], dim=1) * 4 + side)
+    expected = 100_000 / 1000
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        for chunk in (0, 1):
+            assert abs(int((starts[i][:, chunk] == starts[j][:, chunk]).sum()) - expected) < 4 * expected**0.5
+    for own in starts:
+        assert abs(int((own[1:, 0] == own[:-1, 0]).sum()) - expected) < 4 * expected**0.5
+        assert abs(int((own[:, 0] == own[:, 1]).sum()) - expected) < 4 * expected**0.5
+
+
 def test_refusals() -> None:
     with pytest.raises(
         BudgetError, match=r"needs one chunk of 16 and its salt, 72 bytes, so its floor is budget 0\.01125;"

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from embank.compression.budget import share
-from embank.compression.unified import Unified, UnifiedConfig, lookup_salts
+from embank.compression.multiplexed import lookup_salts
+from embank.compression.unified import Unified, UnifiedConfig
 from embank.compression.unified_specs import unified_specs
 from embank.tables import (
     BudgetError,
@@ -27,6 +29,7 @@ from embank.tables import (
 from embank.tables.hashing import salt64
 from embank.tables.token_hash import NUM_TOKEN_IDS, token_ids
 from tests.compression.oracles import check_against_dense, spec_of, splitmix64, table_of
+from tests.tables.batches import random_kjt
 
 SIZES = {"user": 900, "item": 400, "place": 150, "gender": 3}
 
@@ -106,7 +109,7 @@ def test_adding_removing_and_reordering_features_leaves_the_rows_of_others_alone
                 assert torch.equal(
                     torch.stack(built(spec).address(ids)), torch.stack(before[spec.name].address(ids))
                 ), spec.name
-    salts = [salt for name in names for salt in lookup_salts(name, 20)]
+    salts = [salt for name in names for salt in lookup_salts("unified", name, 20)]
     assert len(set(salts)) == 60
 
 
@@ -225,6 +228,84 @@ def test_an_empty_bag_gives_zeros_and_moves_nothing() -> None:
     out.sum().backward()
     tables.update_rows()
     assert torch.equal(before, tables.weights()["unified/shared/4"])
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "torch"])
+@pytest.mark.parametrize("projected", [False, True])
+def test_missing_ids_among_others_give_zeros_and_no_gradient(backend: str, projected: bool) -> None:
+    """Bags without an id between bags with one: rows move as if they were not there, those of the absent ids' hashes not at all."""
+    size = {"user": SIZES["user"]}
+    specs = unified_specs(
+        rows=64, width=4, lookups={"user": 2}, num_embeddings=size, embedding_dim=6 if projected else None
+    )
+    ids = torch.tensor([5, 700, 5])
+    moved = []
+    for lengths in ([0, 1, 0, 1, 1, 0], [1, 1, 1]):
+        tables = TableCollection(specs, backend=backend, optimizer=RowOptimizer(name="sgd", lr=1.0))  # type: ignore[arg-type]
+        kjt = KeyedJaggedTensor(keys=["user"], values=ids, lengths=torch.tensor(lengths, dtype=torch.int32))
+        out = tables(kjt).values()
+        present = torch.tensor(lengths) > 0
+        assert torch.equal(out[~present], torch.zeros(int((~present).sum()), out.shape[1]))
+        out.square().sum().backward()
+        tables.update_rows()
+        moved.append((tables.weights()["unified/shared/4"].clone(), out[present].detach()))
+    for first, second in zip(*moved, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-7)
+    places = {row_of(x, table="user", lookup=j, num_rows=64) for x in (5, 700) for j in range(2)}
+    initial = TableCollection(specs).weights()["unified/shared/4"]
+    changed = (moved[0][0] != initial).any(1).nonzero().flatten().tolist()
+    assert set(changed) == places
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "torch"])
+@pytest.mark.parametrize("pooling", ["sum", "mean"])
+def test_bags_of_several_features_are_pooled_rows_projected_or_not(backend: str, pooling: str) -> None:
+    """Rows are pooled in the kernel, before projections; values and gradients are those of pooling after them."""
+    sizes = {"user": SIZES["user"], "item": SIZES["item"]}
+    for dims in ({"user": 8, "item": 8}, {"user": 8, "item": 6}):
+        specs = [
+            TableSpec(
+                name=name,
+                num_embeddings=sizes[name],
+                embedding_dim=dim,
+                feature_names=[name],
+                pooling=pooling,  # type: ignore[arg-type]
+                method="unified",
+                options=UnifiedConfig(rows=64, width=4, lookups=2),
+            )
+            for name, dim in dims.items()
+        ]
+        tables = TableCollection(specs, backend=backend, optimizer=RowOptimizer(name="sgd", lr=1.0))  # type: ignore[arg-type]
+        kjt = random_kjt(sizes, batch_size=20, seed=1)
+        leaf = tables.weights()["unified/shared/4"].clone().requires_grad_()
+        columns = []
+        for name, method in zip(dims, tables.built_methods(), strict=True):
+            bags = kjt[name]
+            rows = method.combine(tuple(leaf[place] for place in method.address(bags.values())), None)
+            parts = [rows[a:b].sum(0) for a, b in pairwise(bags.offsets().tolist())]
+            lengths = bags.lengths().clamp(min=1)[:, None] if pooling == "mean" else 1
+            columns.append(torch.stack(parts) / lengths)
+        expected = torch.cat(columns, dim=1)
+        out = tables(kjt).values()
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+        direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+        (expected * direction).sum().backward()
+        (out * direction).sum().backward()
+        tables.update_rows()
+        assert leaf.grad is not None
+        moved = leaf.detach() - tables.weights()["unified/shared/4"]
+        torch.testing.assert_close(moved, leaf.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_output_columns_follow_the_specs_and_not_what_else_is_there() -> None:
+    """A feature's columns hold the same values wherever its spec stands and whoever else shares the table."""
+    ids = random_ids(50, "user", "item", "place")
+    seen: dict[str, Tensor] = {}
+    for order in (("user", "item", "place"), ("place", "user"), ("item",), ("item", "place", "user")):
+        out = TableCollection(some(*order))(one_each({name: ids[name] for name in order}))
+        assert out.keys() == list(order)
+        for name, columns in out.to_dict().items():
+            assert torch.equal(seen.setdefault(name, columns.detach()), columns.detach()), name
 
 
 def test_a_bundle_gives_the_same_bits_in_a_fresh_process_with_another_seed(tmp_path: Path) -> None:

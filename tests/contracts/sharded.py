@@ -1,6 +1,6 @@
 """What a rank does in the sharding contract. Runs in worker processes, see `tests.distributed.ranks`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from embank.tables.plan import Placement, Plan
 from embank.tables.processes import Processes
 from embank.tables.rows.sharded import Sharding
 from embank.tables.stages import HeldRows, after_step, finished
-from tests.contracts.specs import NUM, spec
+from tests.contracts.specs import NUM, SHARING, spec
 from tests.tables.batches import random_kjt
 
 STEPS = 10
@@ -31,6 +31,7 @@ class Case:
     tier: str
     optimizer: str
     training: bool
+    shared: bool = False
 
 
 def placed(tables: TableCollection, kind: str, world_size: int) -> Plan:
@@ -48,9 +49,10 @@ def placed(tables: TableCollection, kind: str, world_size: int) -> Plan:
     return Plan(world_size=world_size, tables=placements)
 
 
-def specs(method: str) -> list[TableSpec]:
-    """Two tables of one method: one of bags under a mean, one that two features share."""
-    return [spec(method, name="t", features=("a",), pooling="mean"), spec(method, name="u", features=("b", "c"))]
+def specs(method: str, *, shared: bool = False) -> list[TableSpec]:
+    """Two tables of one method: one of bags under a mean, one that two features share; with `shared` both read the same rows."""
+    tables = [spec(method, name="t", features=("a",), pooling="mean"), spec(method, name="u", features=("b", "c"))]
+    return [replace(table, budget=None, options=SHARING[method]) for table in tables] if shared else tables
 
 
 def batch(step: int, rank: int) -> KeyedJaggedTensor:
@@ -63,7 +65,8 @@ def compare(rank: int, case: Case, folder: Path) -> float:
     """Trains the sharded tables and their unsharded torch twin; the largest difference of outputs, rows and dense parameters."""
     world_size = dist.get_world_size()
     optimizer = RowOptimizer(name=case.optimizer, lr=0.05)
-    whole = finished(TableCollection(specs(case.method), backend="torch", optimizer=optimizer))
+    tables = specs(case.method, shared=case.shared)
+    whole = finished(TableCollection(tables, backend="torch", optimizer=optimizer))
     plan = placed(whole, case.kind, world_size)
     tier = RowTier(name="disk", directory=folder) if case.tier == "disk" else RowTier()
     sharded = TableCollection(

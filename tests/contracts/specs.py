@@ -1,8 +1,14 @@
 """The tables that contract suites build of every method."""
 
+from typing import Any
+
 import torch
 
 from embank.compression import METHODS
+from embank.compression.compositional import CompositionalConfig
+from embank.compression.hash_embedding import HashEmbeddingConfig
+from embank.compression.memcom import MemcomConfig
+from embank.compression.unified import UnifiedConfig
 from embank.tables import TableSpec
 
 NAMES = sorted(name for name in METHODS if not name.startswith("test_"))  # other tests register methods of theirs
@@ -13,6 +19,13 @@ BATCH_DEPENDENT = {"dhe"}
 """Methods whose training forward normalises over the batch, so that one id's row depends on the others'."""
 COUNTS = (1e5 / torch.arange(1, NUM + 1) ** 1.1).long()
 """Ids are ranked by frequency, as `embank prepare` leaves them."""
+SHARING: dict[str, Any] = {
+    "compositional": CompositionalConfig(table="pool", num_rows=300),
+    "hash_embedding": HashEmbeddingConfig(table="pool", num_rows=300),
+    "memcom": MemcomConfig(table="pool", num_rows=300),
+    "unified": UnifiedConfig(rows=300),
+}
+"""Methods whose rows several tables may share, with the options for it."""
 
 
 def spec(

@@ -7,7 +7,7 @@ import pytest
 
 from embank.tables import method_class
 from tests.contracts.sharded import Case, compare, starts_equal
-from tests.contracts.specs import BATCH_DEPENDENT, NAMES
+from tests.contracts.specs import BATCH_DEPENDENT, NAMES, SHARING
 from tests.distributed.ranks import Ranks
 
 KINDS = ("table_wise", "row_wise", "column_wise", "data_parallel")
@@ -48,3 +48,21 @@ class TestSharding:
         if kind == "column_wise" and method_class(method).whole_rows:
             return
         assert all(two_ranks.run(starts_equal, method, kind))
+
+
+@pytest.mark.parametrize("kind", ["row_wise", "table_wise", "data_parallel"])
+@pytest.mark.parametrize("method", sorted(SHARING))
+def test_rows_that_tables_share_equal_one_process(method: str, kind: str, two_ranks: Ranks, tmp_path: Path) -> None:
+    """A physical table that two logical tables read is placed once, and gets the gradients of both from all ranks."""
+    for backend in ("fbgemm", "torch"):
+        case = Case(
+            method=method,
+            kind=kind,
+            backend=backend,
+            tier="device",
+            optimizer="rowwise_adagrad",
+            training=True,
+            shared=True,
+        )
+        for worst in two_ranks.run(compare, case, tmp_path):
+            assert worst < TOLERANCE, f"{backend}: largest difference {worst:.1e}"

@@ -2,19 +2,31 @@
 
 Shi, Mudigere, Naumov, Yang, "Compositional Embeddings Using Complementary Partitions for Memory-Efficient Recommendation
 Systems", KDD 2020. With two partitions this is the quotient-remainder trick.
+
+Its tables may be shared by several features, see `embank.compression.multiplexed`.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from embank.compression.budgets import budget_nbytes, floor_error, refuse_both, share
+from embank.compression.multiplexed import (
+    SALT_NBYTES,
+    Reader,
+    allocate,
+    hashed_places,
+    lookup_salts,
+    physical_name,
+    shared_init,
+    shared_num_rows,
+)
 from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
 
 Combine = Literal["mul", "sum"]
@@ -30,6 +42,10 @@ class CompositionalConfig:
         num_partitions: tables that a row is put together from; None takes two, or as many more as the budget asks for.
         combine: rows are multiplied ("mul") or added ("sum"), element by element.
         divisor: rows of each remainder table; None takes the smallest that the budget allows, or 4 without a budget.
+        table: features that give the same name (and dim, partitions and number of rows) read the same rows. Their ids are hashed into
+            each partition instead of divided, so that features have independent places.
+        num_rows: with `table`, rows of all its partitions together, dealt out evenly; `Compositional.allocate` sets it from a budget
+            for all features. Without it, under a budget of its own, a feature is hashed into rows of its own.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -37,6 +53,8 @@ class CompositionalConfig:
     num_partitions: int | None = None
     combine: Combine = "mul"
     divisor: int | None = None
+    table: str | None = None
+    num_rows: int | None = None
 
 
 def even_split(total: int, parts: int) -> tuple[int, ...]:
@@ -113,9 +131,14 @@ class Compositional(Method):
     that the product starts with the plain table's spread and each factor gets gradients of the plain table's size; the
     divisor is each table's own and the smallest that its budget allows; where two tables are too large, three are used, and so on.
 
+    With a `table` that features share, digits of ids would give all features the same places, and ids that are neighbours the same
+    quotient. There a salted hash chooses the row in each partition, the feature and the partition being in the salt. Partitions of
+    equal size then tell the most ids apart: two ids have all rows in common with probability (k / R)**k in k partitions of R rows
+    in all. The paper of feature multiplexing does not say how it shares quotient and remainder tables.
+
     Raises:
         BudgetError: the budget is below the fewest rows that any number of tables needs.
-        ConfigError: fewer than two partitions, or both a budget and a divisor.
+        ConfigError: fewer than two partitions, both a budget and a divisor or rows, or shared rows of no known number.
     """
 
     Config = CompositionalConfig
@@ -123,35 +146,43 @@ class Compositional(Method):
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)
         options: CompositionalConfig = self.options()
-        refuse_both(spec, divisor=options.divisor)
+        _refuse_mixed(spec, options)
         if options.num_partitions is not None and options.num_partitions < 2:
             raise ConfigError(
                 f"table '{spec.name}' has num_partitions {options.num_partitions}; use at least 2, or method 'full'"
             )
         self.how: Combine = options.combine
-        self.sizes = _sizes(spec, options)
+        self.sizes = _sizes(spec, options) if options.table is None else _shared_sizes(spec, options)
+        self.salts = () if options.table is None else lookup_salts("compositional", spec.name, len(self.sizes))
+        plain = default_init(spec) if options.table is None else shared_init(spec)
+        name = physical_name(spec, table=options.table, num_rows=options.num_rows)
         self.physical = tuple(
             PhysicalTable(
-                name=f"{spec.name}/{'quotient' if i == len(self.sizes) - 1 else f'remainder{i}'}",
+                name=f"{name}/{'quotient' if i == len(self.sizes) - 1 else f'remainder{i}'}",
                 num_embeddings=size,
                 embedding_dim=spec.embedding_dim,
-                init=_init(spec, self.how, num_tables=len(self.sizes), is_quotient=i == len(self.sizes) - 1),
+                init=_init(plain, self.how, num_tables=len(self.sizes), is_quotient=i == len(self.sizes) - 1),
             )
             for i, size in enumerate(self.sizes)
         )
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return tuple(digits(ids_N, self.sizes))
+        return places(ids_N, sizes=self.sizes, salts=self.salts)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         return combined(rows, self.how)
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        return PackedCompositional([rows[table.name] for table in self.physical], combine=self.how)
+        return PackedCompositional([rows[table.name] for table in self.physical], combine=self.how, salts=self.salts)
 
     @classmethod
     def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """The smallest common divisor that fits, no table's beyond its own best, and what is left to the small tables."""
+        """The smallest common divisor that fits, no table's beyond its own best, and what is left to the small tables; equally many
+        rows for tables that share them."""
+        return allocate(specs, nbytes, reader=_reader, alone=cls._allocate_alone)
+
+    @classmethod
+    def _allocate_alone(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
         largest = max(spec.num_embeddings for spec in specs)
         levels = [
             (ways.num_partitions, total)
@@ -160,6 +191,51 @@ class Compositional(Method):
         ]
         costs = [_cost(spec, levels) for spec in specs]
         return share(specs, costs, num_levels=len(levels), nbytes=nbytes)
+
+
+def _options(spec: TableSpec) -> CompositionalConfig:
+    return spec.options if isinstance(spec.options, CompositionalConfig) else CompositionalConfig()
+
+
+def _refuse_mixed(spec: TableSpec, options: CompositionalConfig) -> None:
+    refuse_both(spec, divisor=options.divisor)
+    if options.table is None and options.num_rows is not None:
+        raise ConfigError(
+            f"table '{spec.name}' has num_rows {options.num_rows} but no table to share them; give table='...', or a divisor instead"
+        )
+    if options.table is not None and options.divisor is not None:
+        raise ConfigError(
+            f"table '{spec.name}' shares the rows '{options.table}', where ids are hashed, but has divisor {options.divisor}; "
+            "give num_rows instead"
+        )
+
+
+def _shared_sizes(spec: TableSpec, options: CompositionalConfig) -> tuple[int, ...]:
+    """Rows of each partition, where ids are hashed."""
+    assert options.table is not None
+    parts = options.num_partitions or 2
+    num_rows = shared_num_rows(
+        spec, table=options.table, num_rows=options.num_rows, fixed_nbytes=SALT_NBYTES * parts, least=parts
+    )
+    return even_split(num_rows, parts)
+
+
+def _reader(spec: TableSpec) -> Reader | None:
+    options = _options(spec)
+    if options.table is None:
+        return None
+    parts = options.num_partitions or 2
+    return Reader(
+        table=options.table,
+        num_rows=options.num_rows,
+        fixed_nbytes=SALT_NBYTES * parts,
+        least=parts,
+        with_rows=partial(_with_rows, spec),
+    )
+
+
+def _with_rows(spec: TableSpec, num_rows: int) -> TableSpec:
+    return replace(spec, budget=None, options=replace(_options(spec), num_rows=num_rows))
 
 
 def _sizes(spec: TableSpec, options: CompositionalConfig) -> tuple[int, ...]:
@@ -179,8 +255,7 @@ def _sizes(spec: TableSpec, options: CompositionalConfig) -> tuple[int, ...]:
 
 
 def _cost(spec: TableSpec, levels: Sequence[tuple[int, int]]) -> "_LevelCost":
-    options = spec.options if isinstance(spec.options, CompositionalConfig) else CompositionalConfig()
-    ways = {way.num_partitions: way for way in possible(spec.num_embeddings, options.num_partitions)}
+    ways = {way.num_partitions: way for way in possible(spec.num_embeddings, _options(spec).num_partitions)}
     return _LevelCost(ways=ways, levels=levels, row_nbytes=4 * spec.embedding_dim)
 
 
@@ -205,9 +280,8 @@ class _LevelCost:
         return min([num_rows, *fewer]) * self.row_nbytes
 
 
-def _init(spec: TableSpec, how: Combine, *, num_tables: int, is_quotient: bool) -> RowInit:
-    """Initial values whose product or sum has the spread of the plain table."""
-    plain = default_init(spec)
+def _init(plain: RowInit, how: Combine, *, num_tables: int, is_quotient: bool) -> RowInit:
+    """Initial values whose product or sum has a given spread."""
     if how == "sum":
         return RowInit(kind=plain.kind, scale=plain.scale / num_tables**0.5)
     return plain if is_quotient else RowInit(kind="normal", scale=0.01, mean=1.0)
@@ -221,6 +295,11 @@ def digits(ids_N: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
     yield ids_N
 
 
+def places(ids_N: Tensor, *, sizes: Sequence[int], salts: Sequence[int]) -> tuple[Tensor, ...]:
+    """The row in each table: by digits without salts, by hashes with them."""
+    return hashed_places(ids_N, sizes=sizes, salts=salts) if salts else tuple(digits(ids_N, sizes))
+
+
 def combined(rows: Sequence[Tensor], how: Combine) -> Tensor:
     """Product or sum of rows [N, D], element by element."""
     out_ND = rows[0]
@@ -230,20 +309,25 @@ def combined(rows: Sequence[Tensor], how: Combine) -> Tensor:
 
 
 class PackedCompositional(PackedTable):
-    """The rows of each table; its number of rows says how ids are divided."""
+    """The rows of each table, whose number says how ids are divided; and the salts where they are hashed."""
 
-    facts: ClassVar[tuple[str, ...]] = ("num_tables", "combine")
+    facts: ClassVar[tuple[str, ...]] = ("num_tables", "combine", "is_hashed")
     num_tables: int
     combine: Combine
+    is_hashed: bool
 
-    def __init__(self, tables: Sequence[Tensor], *, combine: Combine) -> None:
+    def __init__(self, tables: Sequence[Tensor], *, combine: Combine, salts: Sequence[int]) -> None:
         super().__init__()
         self.num_tables = len(tables)
         self.combine = combine
+        self.is_hashed = bool(salts)
         for i, rows_RD in enumerate(tables):
             self.register_buffer(f"table{i}", rows_RD.detach())
+        if self.is_hashed:
+            self.register_buffer("salts", torch.tensor(salts))
 
     def lookup(self, ids_N: Tensor) -> Tensor:
         tables = [self.get_buffer(f"table{i}") for i in range(self.num_tables)]
-        places = digits(ids_N, [rows_RD.shape[0] for rows_RD in tables])
-        return combined([rows_RD[rows_N] for rows_RD, rows_N in zip(tables, places, strict=True)], self.combine)
+        salts = self.get_buffer("salts").tolist() if self.is_hashed else ()
+        rows = places(ids_N, sizes=[rows_RD.shape[0] for rows_RD in tables], salts=salts)
+        return combined([rows_RD[rows_N] for rows_RD, rows_N in zip(tables, rows, strict=True)], self.combine)

@@ -15,16 +15,12 @@ from torch import Tensor, nn
 
 from embank.compression.budgets import budget_nbytes, floor_error, share_text
 from embank.compression.full import PackedFull
-from embank.tables import BudgetError, ConfigError, Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
-from embank.tables.hashing import hash_rows, salt64
+from embank.compression.multiplexed import SALT_NBYTES, lookup_salts, shared_init
+from embank.tables import BudgetError, ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables.hashing import hash_rows
 from embank.tables.token_hash import NUM_TOKEN_IDS
 
 Placement = Literal["auto", "shared", "private", "exact"]
-
-SHARED_BOUND = 0.05
-"""Rows of a shared table start in U(-0.05, 0.05), unless `init_std` says otherwise: no feature's own size may decide it."""
-
-_SALT_NBYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +68,7 @@ class Unified(Method):
     """
 
     Config = UnifiedConfig
+    linear: ClassVar[bool] = True
     takes_token_ids: ClassVar[bool] = True
 
     def __init__(self, spec: TableSpec) -> None:
@@ -79,7 +76,7 @@ class Unified(Method):
         config: UnifiedConfig = self.options()
         self.placement = placement_of(spec, config)
         self.width, self.num_lookups = shape_of(spec, config)
-        self.salts = lookup_salts(config.salt_name or spec.name, self.num_lookups)
+        self.salts = lookup_salts("unified", config.salt_name or spec.name, self.num_lookups)
         self.num_rows = spec.num_embeddings if self.placement == "exact" else _num_rows(spec, config)
         self.physical = (self._table(config),)
         self.projection: nn.Parameter | None = None
@@ -93,7 +90,7 @@ class Unified(Method):
                 name=f"unified/{config.table}/{self.width}",
                 num_embeddings=self.num_rows,
                 embedding_dim=self.width,
-                init=RowInit(scale=SHARED_BOUND) if spec.init_std is None else default_init(spec),
+                init=shared_init(spec),
             )
         dim = spec.embedding_dim if self.placement == "exact" else self.width
         init = default_init(spec, num_rows=self.num_rows)
@@ -103,13 +100,17 @@ class Unified(Method):
     def lookups(self) -> tuple[int, ...]:
         return (0,) if self.placement == "exact" else (0,) * self.num_lookups
 
+    @property
+    def side_by_side(self) -> bool:
+        return self.projection is None
+
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         if self.placement == "exact":
             return (ids_N,)
         return tuple(hash_rows(ids_N, num_rows=self.num_rows, salt=salt) for salt in self.salts)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        return side_by_side(rows, self.projection)
+        return join_lookups(rows, self.projection)
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
         own_RD = rows[self.physical[0].name]
@@ -156,15 +157,10 @@ class PackedUnified(PackedTable):
     def lookup(self, ids_N: Tensor) -> Tensor:
         num_rows = self.rows.shape[0]
         chunks = tuple(self.rows[hash_rows(ids_N, num_rows=num_rows, salt=salt)] for salt in self.salts.tolist())
-        return side_by_side(chunks, self.projection if self.projection.numel() else None)
+        return join_lookups(chunks, self.projection if self.projection.numel() else None)
 
 
-def lookup_salts(name: str, num_lookups: int) -> tuple[int, ...]:
-    """The salt of each lookup: of the name and the lookup's number, nothing else."""
-    return tuple(salt64("unified", name, lookup) for lookup in range(num_lookups))
-
-
-def side_by_side(chunks: Sequence[Tensor], projection_cwD: Tensor | None) -> Tensor:
+def join_lookups(chunks: Sequence[Tensor], projection_cwD: Tensor | None) -> Tensor:
     """Rows [N, w] of c lookups to [N, c w], or to [N, D] by one matrix per lookup.
 
     The products are added lookup by lookup: a further one whose matrix is zero changes no bit.
@@ -252,7 +248,7 @@ def fixed_nbytes(spec: TableSpec) -> int:
     """Bytes of a hashed table besides its rows: the salts and the projection."""
     width, lookups = shape_of(spec, _options(spec))
     projection = 0 if width * lookups == spec.embedding_dim else 4 * width * lookups * spec.embedding_dim
-    return _SALT_NBYTES * lookups + projection
+    return SALT_NBYTES * lookups + projection
 
 
 def _num_rows(spec: TableSpec, config: UnifiedConfig) -> int:

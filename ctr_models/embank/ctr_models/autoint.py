@@ -131,3 +131,6 @@ class AutoInt(Network):
         if self.deep is not None:
             logits_B = logits_B + squeeze_logits(self.deep(fields_BFD.flatten(1)))
         return logits_B
+
+    def readers(self) -> dict[str, Tensor]:
+        return {} if self.deep is None else {"deep": self.fields.embedding_columns(self.deep.first_weight)}

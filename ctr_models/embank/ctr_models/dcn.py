@@ -70,3 +70,9 @@ class DCN(Network):
         if self.deep is not None:
             out_BW = torch.cat([out_BW, self.deep(flat_BW)], dim=1)
         return squeeze_logits(self.out(out_BW))
+
+    def readers(self) -> dict[str, Tensor]:
+        layers = {"cross": self.cross.first_weight}
+        if self.deep is not None:
+            layers["deep"] = self.deep.first_weight
+        return {name: self.flat.embedding_columns(weight) for name, weight in layers.items()}

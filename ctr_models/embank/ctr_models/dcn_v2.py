@@ -90,6 +90,21 @@ class DCNv2(Network):
             out_BW = torch.cat([out_BW, self.beside(flat_BW)], dim=1)
         return squeeze_logits(self.out(out_BW))
 
+    def readers(self) -> dict[str, Tensor]:
+        layers = {"cross": _first_weight(self.cross)}
+        if self.beside is not None:
+            layers["deep"] = self.beside.first_weight
+        return {name: self.flat.embedding_columns(weight) for name, weight in layers.items()}
+
+
+def _first_weight(cross: nn.Module) -> Tensor:
+    """Weights [O, W] by which the first cross layer reads its input before it multiplies."""
+    if isinstance(cross, MatrixCross | MixtureCross):
+        return cross.first_weight
+    assert isinstance(cross, LowRankCrossNet)
+    weight: Tensor = cross.V_kernels[0]
+    return weight
+
 
 def _make_cross(config: DCNv2Config, width: int) -> nn.Module:
     if config.low_rank is None:

@@ -63,3 +63,6 @@ class DeepFM(Network):
         fields_BFD = self.fields(dense_BI, embeddings_BE)
         linear_B: Tensor = self.linear(dense_BI, first_order_BF)
         return linear_B + pairwise_sum(fields_BFD) + squeeze_logits(self.deep(fields_BFD.flatten(1)))
+
+    def readers(self) -> dict[str, Tensor]:
+        return {"deep": self.fields.embedding_columns(self.deep.first_weight)}

@@ -94,6 +94,13 @@ class DLRM(Network):
                 wide_BW = torch.cat([bottom_BD, wide_BW, zeros], dim=1)
         return squeeze_logits(self.top(wide_BW))
 
+    def readers(self) -> dict[str, Tensor]:
+        """The top network's first layer over the fields side by side; none over inner products."""
+        if self.pairs is not None:
+            return {}
+        num_columns = len(self.alignment.dims) * self.alignment.dim
+        return {"top": self.alignment.embedding_columns(self.top.first_weight[:, -num_columns:])}
+
 
 def _make_mlp(
     config: DLRMConfig,

@@ -93,6 +93,10 @@ class FeatureGate(nn.Module):
             context = torch.cat([embeddings_BE[:, start:stop] for start, stop in self.columns], dim=1)
         return flat_BW * (2.0 * torch.sigmoid(self.gate(context)))
 
+    def constant_gate(self) -> Tensor | None:
+        """The weights [1, W] of the columns where no field steers them."""
+        return None if self.constant is None else 2.0 * torch.sigmoid(self.gate(self.constant))
+
 
 class BilinearFusion(nn.Module):
     """w_x . x + w_y . y + sum over heads of x_h^T W_h y_h + bias. Source: Mao et al. 2023 (FinalMLP), equations 6 to 9.
@@ -161,6 +165,21 @@ class FinalMLP(Network):
             x_BW, y_BW = (gate(flat_BW, embeddings_BE) for gate in self.gates)
         logits_B: Tensor = self.fusion(self.stream_1(x_BW), self.stream_2(y_BW))
         return logits_B
+
+    def readers(self) -> dict[str, Tensor]:
+        """The first layers of the streams; none of a stream whose gate depends on the batch."""
+        layers = {}
+        for place, stream in enumerate((self.stream_1, self.stream_2)):
+            gate = None
+            if self.gates:
+                gating = self.gates[place]
+                assert isinstance(gating, FeatureGate)
+                gate = gating.constant_gate()
+                if gate is None:
+                    continue
+            weight = stream.first_weight if gate is None else stream.first_weight * gate
+            layers[f"stream {place + 1}"] = self.flat.embedding_columns(weight)
+        return layers
 
 
 def _columns_of(name: str, inputs: Inputs) -> tuple[int, int]:

@@ -59,3 +59,6 @@ class FNN(Network):
     def forward(self, dense_BI: Tensor, embeddings_BE: Tensor, first_order_BF: Tensor) -> Tensor:
         """Logits [B]; the first-order columns are not read."""
         return squeeze_logits(self.deep(self.flat(dense_BI, embeddings_BE)))
+
+    def readers(self) -> dict[str, Tensor]:
+        return {"deep": self.flat.embedding_columns(self.deep.first_weight)}

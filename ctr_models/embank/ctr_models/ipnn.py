@@ -62,3 +62,6 @@ class IPNN(Network):
         fields_BFD = self.fields(dense_BI, embeddings_BE)
         signals_BW = torch.cat([fields_BFD.flatten(1), self.pairs(fields_BFD)], dim=1)
         return squeeze_logits(self.deep(signals_BW))
+
+    def readers(self) -> dict[str, Tensor]:
+        return {"deep": self.fields.embedding_columns(self.deep.first_weight)}

@@ -91,6 +91,15 @@ class Network(nn.Module, ABC):
             logits_B, before the sigmoid.
         """
 
+    def readers(self) -> dict[str, Tensor]:
+        """Weights [O, E] of the linear layers that read the embeddings as they were looked up, by the layer's name.
+
+        Columns are the embeddings' in the order of `Inputs.names`; what lies between them and the layer (an alignment of dims, a
+        constant gate) is multiplied in. Empty for a network whose first step is a product of fields, of which none is linear in them.
+        Layers that read every field by the same weights, such as attention, do not tell fields apart and are left out.
+        """
+        return {}
+
 
 def require_fields(inputs: Inputs, *, model: str, instead: str) -> None:
     """Refuse inputs without a categorical field for a model that needs their dim.

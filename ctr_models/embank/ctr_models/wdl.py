@@ -62,3 +62,6 @@ class WDL(Network):
         """Logits [B]."""
         linear_B: Tensor = self.linear(dense_BI, first_order_BF)
         return linear_B + squeeze_logits(self.deep(self.flat(dense_BI, embeddings_BE)))
+
+    def readers(self) -> dict[str, Tensor]:
+        return {"deep": self.flat.embedding_columns(self.deep.first_weight)}

@@ -150,8 +150,12 @@ class TableCollection(Tables):
 
     @property
     def _is_direct(self) -> bool:
-        """The row store's output is the collection's: every method linear, every pooling a sum."""
-        return not self.per_id_uses and all(spec.pooling == "sum" for spec in self.specs)
+        """The row store's output is the collection's: every method linear and its rows side by side, every pooling a sum."""
+        return (
+            not self.per_id_uses
+            and all(use.method.side_by_side for use in self.pooled_uses)
+            and all(spec.pooling == "sum" for spec in self.specs)
+        )
 
     def _look_up(self, rows: RowStore | None, ids: KeyedJaggedTensor | None) -> Tensor:
         assert rows is not None

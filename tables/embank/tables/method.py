@@ -154,8 +154,8 @@ class Method(nn.Module, ABC):
 
     Attributes:
         Config: the frozen dataclass of the method's own options.
-        linear: `combine` is the identity on the row of its single lookup, so a bag's rows may be pooled before it and
-            the pooling is fused into the lookup kernel.
+        linear: `combine` is linear in its rows, so a bag's rows may be pooled before it and the pooling is fused into the lookup
+            kernel.
         takes_budget: the method can be made smaller than the plain table; a sweep over budgets trains it once otherwise.
         takes_token_ids: ids may be hashes of tokens, 0 .. 2**63 - 1, without a vocabulary: nothing depends on their number, counts
             or order, and `address` is exact for all of them.
@@ -182,6 +182,12 @@ class Method(nn.Module, ABC):
     def lookups(self) -> tuple[int, ...]:
         """For each tensor of `address`, the index of its table in `physical`."""
         return tuple(range(len(self.physical)))
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether `combine` does no more than put the rows of its lookups side by side, so that what a kernel looked up is the
+        logical row and `combine` need not be called. By default as `linear` says."""
+        return self.linear
 
     @abstractmethod
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:

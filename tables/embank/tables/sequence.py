@@ -197,8 +197,8 @@ class SequenceCollection(Tables):
         return [self.rows.dims[k] for use in self.groups[group] for k in use.positions] if self.rows is not None else []
 
     def _joined(self, group: str, block_NW: Tensor, addressed: AddressedSequence) -> Tensor:
-        """Logical rows [N, sum D] of a group; where all its methods are linear they are its physical rows, and nothing is copied."""
-        if all(use.method.linear for use in self.groups[group]):
+        """Logical rows [N, sum D] of a group; where these lie side by side they are its physical rows, and nothing is copied."""
+        if all(use.method.side_by_side for use in self.groups[group]):
             return block_NW
         return torch.cat(self._combined(group, block_NW, addressed), dim=1)
 

@@ -31,6 +31,12 @@ class VectorCross(nn.Module):
             x_BW = x0_BW * (x_BW @ weight) + bias + x_BW
         return x_BW
 
+    @property
+    def first_weight(self) -> Tensor:
+        """Weights [1, W] by which the first layer reads its input before it multiplies."""
+        weight: Tensor = self.weights[0].T
+        return weight
+
 
 class MatrixCross(nn.Module):
     """x_{l+1} = x_0 * (W_l x_l + b_l) + x_l. Source: Wang et al. 2021 (DCN V2), equation 1.
@@ -50,6 +56,13 @@ class MatrixCross(nn.Module):
         for layer in self.layers:
             x_BW = torch.addcmul(x_BW, x0_BW, layer(x_BW).to(x_BW.dtype))
         return x_BW
+
+    @property
+    def first_weight(self) -> Tensor:
+        """Weights [W, W] by which the first layer reads its input before it multiplies."""
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        return first.weight
 
 
 class MixtureCross(nn.Module):
@@ -88,6 +101,12 @@ class MixtureCross(nn.Module):
             mixed_BC = (low_KBR * gates_KB1).transpose(0, 1).flatten(1)
             x_BW = torch.addcmul(x_BW, x0_BW, torch.addmm(bias, mixed_BC, up.flatten(0, 1)).to(x_BW.dtype))
         return x_BW
+
+    @property
+    def first_weight(self) -> Tensor:
+        """Weights [K R, W] by which the first layer's experts read its input."""
+        weight: Tensor = self.down[0].transpose(1, 2).flatten(0, 1)
+        return weight
 
 
 def _stack_xavier(num: int, rows: int, columns: int) -> nn.Parameter:

@@ -44,6 +44,14 @@ class FieldAlignment(nn.Module):
                 columns[i] = wide_BD
         return torch.stack(columns, dim=1)
 
+    def embedding_columns(self, weight_OW: Tensor) -> Tensor:
+        """Of a layer over the aligned fields side by side, [O, F D], the weights of the columns before alignment, [O, E]."""
+        blocks = list(weight_OW.reshape(-1, len(self.dims), self.dim).unbind(1))
+        for dim, members in self.groups.items():
+            for matrix_dD, i in zip(self.weights[str(dim)], members, strict=True):
+                blocks[i] = blocks[i] @ matrix_dD.T
+        return torch.cat(blocks, dim=1)
+
 
 class NumericVectors(nn.Module):
     """A learned vector v_i per numeric input; the input's field is x_i * v_i (DeepFM, section 3.1; FuxiCTR does the same)."""
@@ -81,6 +89,10 @@ class Fields(nn.Module):
             return fields_BFD
         return torch.cat([fields_BFD, self.numeric(dense_BI).to(fields_BFD.dtype)], dim=1)
 
+    def embedding_columns(self, weight_OW: Tensor) -> Tensor:
+        """Of a layer that reads the flattened fields first (and other columns after them), the embeddings' weights [O, E]."""
+        return self.alignment.embedding_columns(weight_OW[:, : len(self.alignment.dims) * self.dim])
+
 
 class FlatInputs(nn.Module):
     """All inputs side by side, each field with its own dim, numeric inputs in front.
@@ -100,6 +112,7 @@ class FlatInputs(nn.Module):
         embed = embed_numeric and self.has_dense and self.has_fields
         self.numeric = NumericVectors(inputs.num_dense, inputs.common_dim) if embed else None
         self.width = inputs.width + inputs.num_dense * (inputs.common_dim if embed else 1)
+        self.num_embedding_columns = inputs.width
 
     def forward(self, dense_BI: Tensor, embeddings_BE: Tensor) -> Tensor:
         """Concatenate to [B, width]."""
@@ -107,6 +120,10 @@ class FlatInputs(nn.Module):
             return embeddings_BE
         numeric_BI = dense_BI if self.numeric is None else self.numeric(dense_BI).flatten(1)
         return torch.cat([numeric_BI, embeddings_BE], dim=1) if self.has_fields else numeric_BI
+
+    def embedding_columns(self, weight_OW: Tensor) -> Tensor:
+        """Of a layer that reads these inputs, the embeddings' weights [O, E]."""
+        return weight_OW[:, self.width - self.num_embedding_columns :]
 
 
 class FirstOrder(nn.Module):

@@ -123,6 +123,13 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
         self.out_features = width
 
+    @property
+    def first_weight(self) -> Tensor:
+        """Weights [O, in_features] of the first linear layer."""
+        first = self[0]
+        assert isinstance(first, nn.Linear)
+        return first.weight
+
 
 def squeeze_logits(logits_B1: Tensor) -> Tensor:
     """[B, 1] to [B], a view."""

@@ -237,6 +237,49 @@ def plan(
 
 
 @app.command()
+def advise(
+    config: Annotated[Path, typer.Argument(help="The YAML configuration.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, for example tables.rows=100000; may be repeated.")
+    ] = None,
+) -> None:
+    """Show what to expect of the tables before training: bytes, lookups, and for method `unified` collisions and warnings.
+
+    Nothing is allocated. `intra` is the expected share of a feature's values that share a row with another of its values in the same
+    lookup, `merged` in all lookups, `inter` of those whose row something else reads as well.
+
+    Example: `embank advise deepfm.yaml --set tables.method=unified --set tables.budget=0.1`
+    """
+    from embank.pipelines.cli import show_diagnosis
+    from embank.pipelines.training.advice import advise_config
+    from embank.pipelines.training.config import load_config
+
+    show_diagnosis.advice(advise_config(load_config(config, overrides=set_ or [])))
+
+
+@app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The prepared folder of the run, if it has moved since training.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where plots/ and diagnosis/ are written; by default the run directory.")
+    ] = None,
+) -> None:
+    """Show how a trained model uses its tables: do features read shared rows apart, where lookups go, how rows have grown.
+
+    Writes `plots/reader_overlap.png`, `plots/row_traffic.png` and the figures as `diagnosis/*.csv`.
+
+    Example: `embank diagnose runs/unified`
+    """
+    from embank.pipelines.cli import show_diagnosis
+    from embank.pipelines.diagnosis.diagnose import diagnose_run
+
+    show_diagnosis.diagnosis(diagnose_run(run, data=data, out=out))
+
+
+@app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(help="A run directory or a bundle.")],
     data: Annotated[Path, typer.Option(help="A prepared folder with the vocabularies of the training data.")],

@@ -52,7 +52,7 @@ class RunFolder:
     result.json          the final figures; exists when the run is complete
     checkpoints/step-*   the last one and the best one, see `embank.tables.checkpoint`
     bundle/              the best checkpoint in its inference form, see `embank.tables.bundle`; when the run is complete
-    plots/*.png
+    plots/*.png          learning curves; more by `embank diagnose`, with figures in diagnosis/*.csv
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,0 +1,124 @@
+"""What `embank advise` and `embank diagnose` print."""
+
+from typing import TYPE_CHECKING
+
+from embank.pipelines.cli.show import out, table
+from embank.tables.wording import human_bytes
+
+if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for it
+    from embank.compression.unified_specs import FeatureAdvice
+    from embank.pipelines.diagnosis.diagnose import Diagnosis
+    from embank.pipelines.diagnosis.traffic import NormTrend
+    from embank.pipelines.training.advice import ConfigAdvice
+
+_MOST_TABLES = 12
+
+
+def advice(values: "ConfigAdvice") -> None:
+    """What to expect of a configuration's tables."""
+    table(
+        ["table", "method", "placement", "ids", "lookups/example", "row bytes", "intra", "merged", "inter"],
+        [
+            [
+                t.name,
+                t.method,
+                "-" if t.collisions is None else t.collisions.placement,
+                "?" if t.num_ids is None else f"{t.num_ids:,}",
+                f"{t.lookups:.2f}",
+                f"{t.row_nbytes:,}",
+                *(_rate(t.collisions, name) for name in ("intra", "merged", "inter")),
+            ]
+            for t in values.tables
+        ],
+        left=3,
+    )
+    out.print(
+        f"{values.lookups:.2f} lookups per example; rows in training, shared ones once: {values.row_nbytes:,} bytes "
+        f"({human_bytes(values.row_nbytes)}), {values.row_nbytes / values.plain_nbytes:.4f} of plain fp32"
+    )
+    if values.serving_nbytes is not None:
+        out.print(
+            f"serving: {values.serving_nbytes:,} bytes ({human_bytes(values.serving_nbytes)}), "
+            f"{values.serving_nbytes / values.plain_nbytes:.4f} of plain fp32"
+        )
+    for name, part in values.concentration.items():
+        out.print(f"{name}: {part:.0%} of colliding pairs are within features", markup=False)
+    for warning in values.warnings:
+        out.print(f"warning: {warning}", markup=False)
+
+
+def _rate(collisions: "FeatureAdvice | None", name: str) -> str:
+    """A collision rate; a dash where there is no closed form, a question mark where the number of values is not known."""
+    if collisions is None:
+        return "-"
+    rate = getattr(collisions, name)
+    return "?" if rate is None else f"{rate:.2%}"
+
+
+def diagnosis(found: "Diagnosis") -> None:
+    """How a trained model uses its tables."""
+    if found.undefined is not None:
+        out.print(found.undefined, markup=False)
+    else:
+        table(
+            ["layer", "table", "features", "mean overlap", "at start", "sum of effective ranks", "width"],
+            [
+                [
+                    o.layer,
+                    o.table or "-",
+                    f"{len(o.features)}",
+                    f"{o.mean:.3f}",
+                    f"{start.mean:.3f}",
+                    f"{o.rank_sum:.1f}",
+                    f"{o.width}",
+                ]
+                for o, start in zip(found.overlaps, found.initial_overlaps, strict=True)
+            ],
+            left=2,
+        )
+        if any(o.table is not None and o.rank_sum > o.width for o in found.overlaps):
+            out.print("features whose ranks sum up to more than the width can't all read shared rows apart")
+    out.print()
+    shown = list(found.traffic.values())[:_MOST_TABLES]
+    trends = {trend.table: trend for trend in found.norms}
+    table(
+        [
+            "table",
+            "features",
+            "rows",
+            "lookups",
+            "top 0.1%",
+            "top 1%",
+            "top 10%",
+            "gini",
+            "unused",
+            "features/row",
+            "norm growth",
+        ],
+        [
+            [
+                t.table,
+                f"{t.readers}",
+                f"{t.lookups.numel():,}",
+                f"{t.total:,}",
+                *(f"{t.hottest(share):.1%}" for share in (0.001, 0.01, 0.1)),
+                f"{t.gini:.3f}",
+                f"{t.unused:.1%}",
+                f"{t.features_per_row:.2f}",
+                _growth(trends.get(t.table)),
+            ]
+            for t in shown
+        ],
+    )
+    if len(found.traffic) > len(shown):
+        out.print(f"and {len(found.traffic) - len(shown)} more tables in row_traffic.csv")
+    out.print(
+        "norm growth: mean squared norm of the most-read tenth of the rows, trained over initial; a sign of collisions under "
+        "binary cross entropy only"
+    )
+    for file in found.files:
+        out.print(f"written: {file}", markup=False)
+
+
+def _growth(trend: "NormTrend | None") -> str:
+    return "-" if trend is None or not trend.initial[0] else f"{trend.final[0] / trend.initial[0]:.2f}"

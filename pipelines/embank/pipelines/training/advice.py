@@ -1,0 +1,125 @@
+"""What to expect of a configuration's tables before anything is trained: bytes, lookups, collisions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from embank.compression.unified_specs import Advice, FeatureAdvice, advise
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.training.build import table_specs
+from embank.pipelines.training.config import Config
+from embank.tables import Method, TableSpec, build_method
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableAdvice:
+    """What to expect of one table.
+
+    Args:
+        name, method: of the table.
+        num_ids: its vocabulary; None where the method hashes tokens instead.
+        lookups: rows that are read for an average training example.
+        row_nbytes: of the rows that it reads, in training; several tables may read the same.
+        collisions: expected rates, where they have a closed form: of tables of method 'unified'.
+    """
+
+    name: str
+    method: str
+    num_ids: int | None
+    lookups: float
+    row_nbytes: int
+    collisions: FeatureAdvice | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigAdvice:
+    """What to expect of all tables of a configuration.
+
+    Args:
+        tables: one each, in the order of the collection.
+        row_nbytes: of all rows in training, shared ones once, without optimizer state.
+        serving_nbytes: of all tables in their inference form; None where that is known only after training or packing.
+        plain_nbytes: of the plain fp32 tables.
+        lookups: rows that are read for an average training example.
+        concentration: by shared table, the part of its colliding pairs that is within features; see `Advice`.
+        warnings: what had better be changed.
+    """
+
+    tables: Sequence[TableAdvice]
+    row_nbytes: int
+    serving_nbytes: int | None
+    plain_nbytes: int
+    lookups: float
+    concentration: Mapping[str, float]
+    warnings: Sequence[str]
+
+
+def advise_config(config: Config) -> ConfigAdvice:
+    """Advice on the tables that a run of this configuration would begin with. No row is allocated.
+
+    Args:
+        config: the run's configuration; its prepared folder is read for sizes and counts.
+
+    Raises:
+        ConfigError, DataError, BudgetError: as in training.
+    """
+    data = Path(config.data.path)
+    schema = Schema.load(data)
+    specs = table_specs(config, schema, data=data)
+    return advise_specs(specs, num_samples=schema.split("train").num_rows)
+
+
+def advise_specs(specs: Sequence[TableSpec], *, num_samples: int) -> ConfigAdvice:
+    """Advice on tables.
+
+    Args:
+        specs: with the counts of their ids; without counts a table counts as looked up once per example.
+        num_samples: examples that the counts are of.
+    """
+    with torch.random.fork_rng(devices=[]):  # methods draw initial values when they are built
+        methods = [build_method(spec) for spec in specs]
+        unified = [spec for spec in specs if spec.method == "unified"]
+        advice = advise(unified) if unified else None
+    features = {} if advice is None else {feature.name: feature for feature in advice.features}
+    tables = [
+        TableAdvice(
+            name=method.spec.name,
+            method=method.spec.method,
+            num_ids=features[method.spec.name].num_values
+            if method.spec.name in features
+            else method.spec.num_embeddings,
+            lookups=len(method.lookups) * _ids_per_example(method.spec, num_samples),
+            row_nbytes=_row_nbytes([method]),
+            collisions=features.get(method.spec.name),
+        )
+        for method in methods
+    ]
+    return ConfigAdvice(
+        tables=tables,
+        row_nbytes=_row_nbytes(methods),
+        serving_nbytes=_serving_nbytes(specs, advice),
+        plain_nbytes=sum(spec.plain_nbytes for spec in specs),
+        lookups=sum(table.lookups for table in tables),
+        concentration={} if advice is None else advice.concentration,
+        warnings=[] if advice is None else advice.warnings,
+    )
+
+
+def _ids_per_example(spec: TableSpec, num_samples: int) -> float:
+    if spec.counts is None or not num_samples:
+        return 1.0
+    return int(spec.counts.sum()) / num_samples
+
+
+def _row_nbytes(methods: Sequence[Method]) -> int:
+    tables = {table.name: table for method in methods for table in method.physical}
+    return sum(4 * table.num_embeddings * table.embedding_dim for table in tables.values())
+
+
+def _serving_nbytes(specs: Sequence[TableSpec], advice: Advice | None) -> int | None:
+    if any(spec.method not in ("unified", "full") for spec in specs):
+        return None
+    plain = sum(spec.plain_nbytes for spec in specs if spec.method == "full")
+    return plain + (0 if advice is None else advice.serving_nbytes)
