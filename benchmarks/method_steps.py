@@ -157,14 +157,13 @@ class Trained:
         self.tables.address(self.sparse[self.steps_done % len(self.batches)])
         self.steps_done += 1
 
-    def scheduled_seconds(self) -> float:
-        """Work after steps (pruning, restarts), per step, over a part of the schedule's middle."""
+    def scheduled_work(self) -> int:
+        """Work after steps (pruning, restarts) over a part of the schedule's middle, of so many steps."""
         window = max(1, self.schedule_steps // WINDOWS)
         first = int(0.4 * self.schedule_steps)
-        begun = time.perf_counter()
         for step in range(first + 1, first + window + 1):
             after_step(self.tables, step=step, num_steps=self.schedule_steps)
-        return (time.perf_counter() - begun) / window
+        return window
 
     def flops(self) -> int:
         """Of the matrix products of a step."""
@@ -190,28 +189,32 @@ def touched_bytes(tables: TableCollection, addressed: Addressed) -> int:
     return total
 
 
-def timed(work: Callable[[], None], times: int) -> float:
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def timed(work: Callable[[], object], times: int, args: argparse.Namespace) -> float:
     """Seconds of one call, the mean of a few."""
-    begun = time.perf_counter()
+    clock = CLOCKS[args.clock]
+    begun = clock()
     for _ in range(times):
         work()
-    return (time.perf_counter() - begun) / times
+    return (clock() - begun) / times
 
 
 def in_turn(
     ours: Callable[[], None], theirs: Callable[[], None], args: argparse.Namespace
 ) -> list[tuple[float, float]]:
     """Seconds of both, round by round, each first in every other round; few steps and rounds of what takes long."""
-    warm = timed(ours, 1)
+    warm = timed(ours, 1, args)
     theirs()
-    warm = min(warm, timed(ours, 1))
+    warm = min(warm, timed(ours, 1, args))
     steps = max(1, min(args.steps, round(args.seconds / (args.rounds * warm))))
     begun, rounds = time.perf_counter(), []
     for number in range(args.rounds):
         if number >= LEAST_ROUNDS and time.perf_counter() - begun > args.seconds * 2:
             break
         order = [("ours", ours), ("theirs", theirs)]
-        seconds = {name: timed(work, steps) for name, work in (order if number % 2 else order[::-1])}
+        seconds = {name: timed(work, steps, args) for name, work in (order if number % 2 else order[::-1])}
         rounds.append((seconds["ours"], seconds["theirs"]))
     return rounds
 
@@ -225,10 +228,10 @@ def on_one_thread(work: Callable[[], list[tuple[float, float]]]) -> list[tuple[f
         torch.set_num_threads(num_threads)
 
 
-def matmul_flops_per_s(size: int = 1024) -> float:
+def matmul_flops_per_s(args: argparse.Namespace, size: int = 1024) -> float:
     """Of a square fp32 product, the best of a few."""
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    return 2 * size**3 / min(timed(lambda: a @ b, 3) for _ in range(7))  # type: ignore[func-returns-value]
+    a, b, out = torch.rand(size, size), torch.rand(size, size), torch.empty(size, size)
+    return 2 * size**3 / min(timed(lambda: torch.mm(a, b, out=out), 3, args) for _ in range(7))
 
 
 def measure(method: str, full: Trained, drawn: Inputs26, args: argparse.Namespace) -> list[dict]:
@@ -253,7 +256,9 @@ def measure_stage(trained: Trained, full: Trained, args: argparse.Namespace) -> 
     """Ratios to `full`, round by round, and what a step does."""
     flops = trained.flops()
     rounds = in_turn(trained.step, full.step, args)
-    scheduled = trained.scheduled_seconds()
+    begun = CLOCKS[args.clock]()
+    window = trained.scheduled_work()
+    scheduled = (CLOCKS[args.clock]() - begun) / window
     step_s = statistics.median(ours for ours, _ in rounds)
     entry = {
         "ratio": spread([(ours + scheduled) / theirs for ours, theirs in rounds]),

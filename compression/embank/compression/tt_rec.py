@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -140,6 +140,7 @@ class TTRec(Method):
     """
 
     Config = TTRecConfig
+    asks_once: ClassVar[bool] = True
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)
@@ -166,11 +167,19 @@ class TTRec(Method):
         return tuple(row_N for row_N, parts in zip(rows, self.core_parts, strict=True) for _ in parts)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        return contract(self._slices(rows))[:, : self.spec.embedding_dim]
+
+    def combine_distinct(self, rows: tuple[Tensor, ...], places_LN: Tensor, side: Tensor | None) -> Tensor:
+        firsts = itertools.accumulate((len(parts) for parts in self.core_parts[:-1]), initial=0)
+        places = [places_LN[first] for first in firsts]  # the parts of a core are looked up alike
+        return contract_distinct(self._slices(rows), places)[:, : self.spec.embedding_dim]
+
+    def _slices(self, rows: tuple[Tensor, ...]) -> list[Tensor]:
+        """Slices [N, q0, R1], [N, R1, q1, R2] and [N, R2, q2] from the rows of all parts."""
         parts = iter(rows)
-        slices = [torch.cat(list(itertools.islice(parts, len(core))), dim=1) for core in self.core_parts]
         shapes = [shape[1:] for shape in self.tensor_train.core_shapes]
-        cores = [slice_NW.view(-1, *shape) for slice_NW, shape in zip(slices, shapes, strict=True)]
-        return contract(cores)[:, : self.spec.embedding_dim]
+        joined = [torch.cat(list(itertools.islice(parts, len(core))), dim=1) for core in self.core_parts]
+        return [slice_NW.view(-1, *shape) for slice_NW, shape in zip(joined, shapes, strict=True)]
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
         cores = [
@@ -220,6 +229,52 @@ def contract(slices: Sequence[Tensor]) -> Tensor:
     first, middle, last = slices
     left = torch.bmm(first, middle.flatten(2)).view(-1, first.shape[1] * middle.shape[2], middle.shape[3])
     return torch.bmm(left, last).flatten(1)
+
+
+class BlockProduct(torch.autograd.Function):
+    """Blocks of consecutive rows, each times a matrix of its own: [M, K] and [G, K, n] to [M, n].
+
+    One product per block: matrices are read in place, where a batched product would want a copy of one for every row.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows_MK: Tensor, matrices_GKn: Tensor, sizes: Sequence[int]) -> Tensor:
+        """`sizes` are the numbers of rows of the blocks, one per matrix."""
+        ctx.save_for_backward(rows_MK, matrices_GKn)
+        ctx.sizes = sizes
+        out_Mn = rows_MK.new_empty(rows_MK.shape[0], matrices_GKn.shape[2])
+        for rows, matrix, out in zip(rows_MK.split(sizes), matrices_GKn, out_Mn.split(sizes), strict=True):
+            torch.mm(rows, matrix, out=out)
+        return out_Mn
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows_MK, matrices_GKn = ctx.saved_tensors
+        grad_Mn = grads[0].contiguous()
+        grad_MK, grad_GKn = torch.empty_like(rows_MK), torch.empty_like(matrices_GKn)
+        blocks = zip(rows_MK.split(ctx.sizes), grad_Mn.split(ctx.sizes), grad_MK.split(ctx.sizes), strict=True)
+        for (rows, grad, grad_rows), matrix, grad_matrix in zip(blocks, matrices_GKn, grad_GKn, strict=True):
+            torch.mm(grad, matrix.T, out=grad_rows)
+            torch.mm(rows.T, grad, out=grad_matrix)
+        return grad_MK, grad_GKn, None
+
+
+def contract_distinct(slices: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
+    """Rows [N, P] as `contract` makes them, from slices that are there once each and the places of each id's three.
+
+    Ids that share their slices are contracted once, and so are the first two slices of those that share only these, which
+    after ranking by frequency are the neighbours of most ids. Legend: M distinct ids, B distinct pairs of the first two slices.
+    """
+    first, middle, last = slices
+    (num_first, q0, r1), (num_middle, _, q1, r2), num_last = first.shape, middle.shape, last.shape[0]
+    ids_M, id_N = torch.unique((places[1] * num_first + places[0]) * num_last + places[2], return_inverse=True)
+    pairs_B, pair_M = torch.unique_consecutive(ids_M // max(1, num_last), return_inverse=True)
+    middle_B = pairs_B // max(1, num_first)  # ascending, so the pairs of a middle slice are neighbours
+    sizes = (q0 * torch.bincount(middle_B, minlength=num_middle)).tolist()
+    rows_Bq0r = first.index_select(0, pairs_B - middle_B * num_first).view(-1, r1)
+    left = BlockProduct.apply(rows_Bq0r, middle.flatten(2), sizes).view(-1, q0 * q1, r2)
+    out_MP = torch.bmm(left.index_select(0, pair_M), last.index_select(0, ids_M % max(1, num_last))).flatten(1)
+    return out_MP.index_select(0, id_N)
 
 
 class PackedTTRec(PackedTable):
