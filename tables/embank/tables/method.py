@@ -157,7 +157,7 @@ class Method(nn.Module, ABC):
         linear: `combine` is the identity on the row of its single lookup, so a bag's rows may be pooled before it and
             the pooling is fused into the lookup kernel.
         takes_budget: the method can be made smaller than the plain table; a sweep over budgets trains it once otherwise.
-        asks_once: rows are wide and few: a `TableCollection` looks each distinct one of a batch up once and calls
+        asks_once: `combine` costs much per row: a `TableCollection` looks each distinct row of a batch up once and calls
             `combine_distinct`.
         whole_rows: some step needs whole rows (a norm, a scale per row, a nearest code), so column-wise sharding is refused.
         stages: the trainings that the method needs, in order; a spec's `stage` is the index of the current one.
