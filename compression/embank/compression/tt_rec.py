@@ -25,6 +25,8 @@ MAX_WIDTH = 2048
 """FBGEMM's widest row; wider core slices are stored in several tables, side by side."""
 
 _RANK = 16
+_MANY = 16
+"""Ids from which sharing slices saves more than finding out who shares costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,25 +240,27 @@ class BlockProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows_MK: Tensor, matrices_GKn: Tensor, sizes: Sequence[int]) -> Tensor:
-        """`sizes` are the numbers of rows of the blocks, one per matrix."""
+    def forward(ctx: Any, rows_MK: Tensor, matrices_GKn: Tensor, sizes: Sequence[int], which: Sequence[int]) -> Tensor:
+        """`sizes` are the numbers of rows of the blocks, `which` their matrices, each at most once."""
         ctx.save_for_backward(rows_MK, matrices_GKn)
-        ctx.sizes = sizes
+        ctx.sizes, ctx.which = sizes, which
         out_Mn = rows_MK.new_empty(rows_MK.shape[0], matrices_GKn.shape[2])
-        for rows, matrix, out in zip(rows_MK.split(sizes), matrices_GKn, out_Mn.split(sizes), strict=True):
-            torch.mm(rows, matrix, out=out)
+        for rows, out, number in zip(rows_MK.split(sizes), out_Mn.split(sizes), which, strict=True):
+            torch.mm(rows, matrices_GKn[number], out=out)
         return out_Mn
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows_MK, matrices_GKn = ctx.saved_tensors
         grad_Mn = grads[0].contiguous()
         grad_MK, grad_GKn = torch.empty_like(rows_MK), torch.empty_like(matrices_GKn)
+        for number in set(range(matrices_GKn.shape[0])) - set(ctx.which):
+            grad_GKn[number].zero_()
         blocks = zip(rows_MK.split(ctx.sizes), grad_Mn.split(ctx.sizes), grad_MK.split(ctx.sizes), strict=True)
-        for (rows, grad, grad_rows), matrix, grad_matrix in zip(blocks, matrices_GKn, grad_GKn, strict=True):
-            torch.mm(grad, matrix.T, out=grad_rows)
-            torch.mm(rows.T, grad, out=grad_matrix)
-        return grad_MK, grad_GKn, None
+        for (rows, grad, grad_rows), number in zip(blocks, ctx.which, strict=True):
+            torch.mm(grad, matrices_GKn[number].T, out=grad_rows)
+            torch.mm(rows.T, grad, out=grad_GKn[number])
+        return grad_MK, grad_GKn, None, None
 
 
 def contract_distinct(slices: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
@@ -266,15 +270,23 @@ def contract_distinct(slices: Sequence[Tensor], places: Sequence[Tensor]) -> Ten
     after ranking by frequency are the neighbours of most ids. Legend: M distinct ids, B distinct pairs of the first two slices.
     """
     first, middle, last = slices
-    (num_first, q0, r1), (num_middle, _, q1, r2), num_last = first.shape, middle.shape, last.shape[0]
+    (num_first, q0, _), (_, _, q1, r2), num_last = first.shape, middle.shape, last.shape[0]
     ids_M, id_N = torch.unique((places[1] * num_first + places[0]) * num_last + places[2], return_inverse=True)
     pairs_B, pair_M = torch.unique_consecutive(ids_M // max(1, num_last), return_inverse=True)
     middle_B = pairs_B // max(1, num_first)  # ascending, so the pairs of a middle slice are neighbours
-    sizes = (q0 * torch.bincount(middle_B, minlength=num_middle)).tolist()
-    rows_Bq0r = first.index_select(0, pairs_B - middle_B * num_first).view(-1, r1)
-    left = BlockProduct.apply(rows_Bq0r, middle.flatten(2), sizes).view(-1, q0 * q1, r2)
-    out_MP = torch.bmm(left.index_select(0, pair_M), last.index_select(0, ids_M % max(1, num_last))).flatten(1)
-    return out_MP.index_select(0, id_N)
+    left = times_own(first.index_select(0, pairs_B - middle_B * num_first), middle.flatten(2), middle_B)
+    last_M, order_M = torch.sort(ids_M % max(1, num_last), stable=True)
+    left_M = left.view(-1, q0 * q1, r2).index_select(0, pair_M[order_M])
+    out_MP = times_own(left_M, last, last_M).flatten(1)
+    return out_MP.index_select(0, torch.argsort(order_M)[id_N])
+
+
+def times_own(rows_Bqr: Tensor, slices_Urn: Tensor, own_B: Tensor) -> Tensor:
+    """Each [q, r] of some times its slice [r, n]: [B, q, n]. `own_B` says which, ascending."""
+    size = rows_Bqr.shape[1]
+    which, counts = torch.unique_consecutive(own_B, return_counts=True)
+    out = BlockProduct.apply(rows_Bqr.flatten(0, 1), slices_Urn, (size * counts).tolist(), which.tolist())
+    return out.view(-1, size, slices_Urn.shape[2])  # type: ignore[no-any-return]
 
 
 class PackedTTRec(PackedTable):
@@ -296,5 +308,7 @@ class PackedTTRec(PackedTable):
         cores = (self.core0, self.core1, self.core2)
         n0, n1, n2 = (core.shape[0] for core in cores)
         places = digits(ids_N, (n0, n1, n2))
+        if ids_N.numel() >= _MANY:
+            return contract_distinct(cores, places)[:, : self.embedding_dim]
         slices = [core[place_N] for core, place_N in zip(cores, places, strict=True)]
         return contract(slices)[:, : self.embedding_dim]
