@@ -14,7 +14,7 @@ from fbgemm_gpu.split_embedding_configs import SparseType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
 from fbgemm_gpu.tbe.utils.quantize import quantize_embs
-from method_steps import ALPHA, DIM, spread, zipf_counts
+from method_steps import ALPHA, DIM, OPTIONS, spread, zipf_counts
 from torch import Tensor
 
 from embank.compression import Packed, build_table
@@ -103,7 +103,12 @@ def measure(method: str, int8: Int8Table, drawn: Drawn, args: argparse.Namespace
 
 def _packed(method: str, drawn: Drawn, budget: float) -> tuple[Packed, float | None]:
     """A method's packed table within the budget, or of its own size, and the budget."""
-    shape = {"num_embeddings": drawn.num_ids, "embedding_dim": DIM, "counts": drawn.counts}
+    shape = {
+        "num_embeddings": drawn.num_ids,
+        "embedding_dim": DIM,
+        "counts": drawn.counts,
+        "options": OPTIONS.get(method),
+    }
     with torch.inference_mode(False):
         if method_class(method).takes_budget:
             try:

@@ -8,7 +8,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrec import KeyedJaggedTensor
 
 from embank.compression.budget import share
+from embank.compression.dedup import DedupConfig
 from embank.ctr_models import CTRModel, Inputs, build_network
 from embank.pipelines.data.batch import Batch, Position
 from embank.pipelines.data.synth.fields import table_sizes
@@ -32,6 +33,8 @@ PLAIN_BELOW = 100  # ids; as `embank train` has it
 CONFIG = TrainConfig(lr=1e-3, table_lr=0.02)
 WINDOWS = 20  # work that comes every so many steps is measured over a schedule's 20th part
 LEAST_ROUNDS = 2
+OPTIONS = {"dedup": DedupConfig(similarity=1.0, num_candidates=1)}
+"""Untrained blocks are all alike; merging them as the budget forces, without comparing clusters, takes seconds instead of minutes."""
 
 
 def zipf_counts(size: int, num_samples: int) -> Tensor:
@@ -92,7 +95,7 @@ class Inputs26:
 
 def specs_of(method: str, plain: Sequence[TableSpec], *, budget: float) -> tuple[list[TableSpec], float | None]:
     """Tables of a method within a budget over all of them, and that budget: None where the method takes none or can't keep it."""
-    asked = [TableSpec(**{**_fields(spec), "method": method}) for spec in plain]
+    asked = [replace(spec, method=method, options=OPTIONS.get(method)) for spec in plain]
     if method_class(method).takes_budget:
         try:
             return share(asked, budget=budget, plain_below=PLAIN_BELOW), budget
@@ -100,11 +103,6 @@ def specs_of(method: str, plain: Sequence[TableSpec], *, budget: float) -> tuple
             pass
     large = [spec.num_embeddings >= PLAIN_BELOW for spec in plain]
     return [own if is_large else spec for own, spec, is_large in zip(asked, plain, large, strict=True)], None
-
-
-def _fields(spec: TableSpec) -> dict:
-    names = ("name", "num_embeddings", "embedding_dim", "feature_names", "counts")
-    return {name: getattr(spec, name) for name in names}
 
 
 class InMemory:
@@ -176,7 +174,8 @@ def touched_bytes(tables: TableCollection, addressed: Addressed) -> int:
     """Bytes of rows that a step can't avoid: each lookup's row and gradient once; each distinct row read and written once more for
     its update, and its word of optimizer state."""
     total = 0
-    for store, jagged in ((tables.pooled_rows, addressed.pooled), (tables.per_id_rows, addressed.per_id)):
+    stores = (tables.pooled_rows, tables.per_id_rows, tables.distinct_rows)
+    for store, jagged in zip(stores, (addressed.pooled, addressed.per_id, addressed.distinct), strict=True):
         if store is None or jagged is None:
             continue
         ids_by_table: dict[int, list[Tensor]] = {}
