@@ -135,7 +135,7 @@ class ProductQuantiser(nn.Module):
         Args:
             rows_UD: of the ids of a batch.
             is_head_U: which of them may use all codes; None for all.
-            times_U: how often each occurs in the batch, int64; None for once each.
+            times_U: how often each occurs in the batch, int64, perhaps never; None for once each.
         """
         codes_UC = self.encode(rows_UD, is_head_U)
         quantised_UD = decode(self.centroids, codes_UC)
@@ -146,7 +146,7 @@ class ProductQuantiser(nn.Module):
         num_codes = self.shape.num_codes
         counts_CK = torch.stack([torch.bincount(codes, times_U, num_codes) for codes in codes_UC.T]).long()
         self.usage += counts_CK
-        members_UC = counts_CK.gather(1, codes_UC.T).T
+        members_UC = counts_CK.gather(1, codes_UC.T).T.clamp(min=1)
         width = self.centroids.shape[2]
         distances_UC = (quantised_UD - rows_UD.detach()).square().view(*codes_UC.shape, width).sum(2)
         self.losses.append((distances_UC * times_U[:, None] / members_UC).sum())
@@ -156,8 +156,8 @@ class ProductQuantiser(nn.Module):
         """`forward` for ids that share rows, each of which is encoded once.
 
         Args:
-            rows_UD: distinct rows, perhaps followed by others.
-            places_N: where each id's row stands, all of 0 .. number of distinct rows - 1.
+            rows_UD: distinct rows; some may be those of another feature's ids.
+            places_N: where each id's row stands among them.
             is_head_N: which ids may use all codes; None for all.
 
         Returns:
@@ -166,7 +166,7 @@ class ProductQuantiser(nn.Module):
         times_U = torch.bincount(places_N)
         is_head_U = None
         if is_head_N is not None:
-            is_head_U = is_head_N.new_empty(times_U.numel()).scatter_(0, places_N, is_head_N)
+            is_head_U = is_head_N.new_zeros(times_U.numel()).scatter_(0, places_N, is_head_N)
         quantised_UD: Tensor = self(rows_UD[: times_U.numel()], is_head_U, times_U)
         return quantised_UD.index_select(0, places_N)
 

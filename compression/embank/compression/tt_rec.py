@@ -240,12 +240,12 @@ class BlockProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows_MK: Tensor, matrices_GKn: Tensor, sizes: Sequence[int], which: Sequence[int]) -> Tensor:
+    def forward(ctx: Any, rows_MK: Tensor, matrices_GKn: Tensor, sizes: list[int], which: Sequence[int]) -> Tensor:
         """`sizes` are the numbers of rows of the blocks, `which` their matrices, each at most once."""
         ctx.save_for_backward(rows_MK, matrices_GKn)
         ctx.sizes, ctx.which = sizes, which
         out_Mn = rows_MK.new_empty(rows_MK.shape[0], matrices_GKn.shape[2])
-        for rows, out, number in zip(rows_MK.split(sizes), out_Mn.split(sizes), which, strict=True):
+        for rows, out, number in zip(torch.split(rows_MK, sizes), torch.split(out_Mn, sizes), which, strict=True):
             torch.mm(rows, matrices_GKn[number], out=out)
         return out_Mn
 
@@ -256,7 +256,7 @@ class BlockProduct(torch.autograd.Function):
         grad_MK, grad_GKn = torch.empty_like(rows_MK), torch.empty_like(matrices_GKn)
         for number in set(range(matrices_GKn.shape[0])) - set(ctx.which):
             grad_GKn[number].zero_()
-        blocks = zip(rows_MK.split(ctx.sizes), grad_Mn.split(ctx.sizes), grad_MK.split(ctx.sizes), strict=True)
+        blocks = zip(*(torch.split(each, ctx.sizes) for each in (rows_MK, grad_Mn, grad_MK)), strict=True)
         for (rows, grad, grad_rows), number in zip(blocks, ctx.which, strict=True):
             torch.mm(grad, matrices_GKn[number].T, out=grad_rows)
             torch.mm(rows.T, grad, out=grad_GKn[number])
@@ -285,8 +285,9 @@ def times_own(rows_Bqr: Tensor, slices_Urn: Tensor, own_B: Tensor) -> Tensor:
     """Each [q, r] of some times its slice [r, n]: [B, q, n]. `own_B` says which, ascending."""
     size = rows_Bqr.shape[1]
     which, counts = torch.unique_consecutive(own_B, return_counts=True)
-    out = BlockProduct.apply(rows_Bqr.flatten(0, 1), slices_Urn, (size * counts).tolist(), which.tolist())
-    return out.view(-1, size, slices_Urn.shape[2])  # type: ignore[no-any-return]
+    sizes = (size * counts).tolist()
+    out: Tensor = BlockProduct.apply(rows_Bqr.flatten(0, 1), slices_Urn, sizes, which.tolist())  # type: ignore[no-untyped-call]
+    return out.view(-1, size, slices_Urn.shape[2])
 
 
 class PackedTTRec(PackedTable):

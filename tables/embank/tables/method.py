@@ -202,7 +202,7 @@ class Method(nn.Module, ABC):
         """What `combine` makes, from rows that were looked up once each. For methods with `asks_once`.
 
         Args:
-            rows: for each lookup its distinct rows [U, width], perhaps followed by rows of zeros.
+            rows: for each lookup its distinct rows [U, width]: those of all features of the table, perhaps followed by rows of zeros.
             places_LN: for each lookup where each id's row stands among them, int64 [L, N].
             side: as for `combine`.
         """
