@@ -38,6 +38,7 @@ def main() -> None:
             "runs/bench",
         ],
         ["sequence.py", *sequence_rows],
+        ["methods.py", "--rows", str(rows), "--rounds", "5" if full else "3"],
         ["ranks.py", "--repeats", "7" if full else "3"],
         ["page_warming.py", "--gib", "4" if full else "1", "--folder", "runs/bench"],
     ]

@@ -9,6 +9,7 @@ from scipy import sparse
 
 from embank.compression.bits import code_bits, pack_values, packed_nbytes, read_values
 from embank.compression.magnitude import Magnitudes, cut, cut_to_bytes, cut_to_count
+from embank.compression.masks import mask_of
 from embank.compression.sparse import (
     FORMS,
     PackedSparse,
@@ -18,8 +19,10 @@ from embank.compression.sparse import (
     popcount,
     rank_at,
     rank_bits,
+    rank_by_word,
     rank_nbytes,
     sparse_nbytes,
+    word_ranks,
 )
 from embank.tables import TableSpec
 
@@ -156,3 +159,21 @@ def test_tables_share_their_bytes() -> None:
 
     below = max(float(t.abs()[t.abs() < threshold].max()) for t in tables)
     assert nbytes(threshold) <= 9000 < nbytes(below)
+
+
+@pytest.mark.parametrize("num_bits", [1, 64, 65, 3000])
+def test_ranks_by_word_are_those_by_samples(num_bits: int) -> None:
+    mask = torch.rand(num_bits, generator=torch.Generator().manual_seed(num_bits)) < 0.3
+    words, samples = rank_bits(mask)
+    positions = torch.arange(num_bits)
+    expected = mask.long().cumsum(0) - mask.long()
+    assert torch.equal(rank_by_word(words, word_ranks(words), positions), expected)
+    assert torch.equal(rank_at(words, samples, positions), expected)
+
+
+@pytest.mark.parametrize("dim", [1, 7, 16, 32, 33, 100])
+def test_masks_of_rows_are_the_bits_that_were_packed(dim: int) -> None:
+    mask_RD = torch.rand(50, dim, generator=torch.Generator().manual_seed(dim)) < 0.5
+    ids = torch.tensor([49, 0, 7, 7, 48])
+    assert torch.equal(mask_of(pack_values(mask_RD, bits=1), ids, dim=dim), mask_RD[ids])
+    assert mask_of(pack_values(mask_RD, bits=1), ids[:0], dim=dim).shape == (0, dim)

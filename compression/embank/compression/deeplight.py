@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from embank.compression.magnitude import (
@@ -122,9 +124,12 @@ class DeepLight(Method):
 
     @classmethod
     def _prune(cls, methods: Sequence[Self], rows: LocalRows, *, threshold: float) -> None:
+        below = float(
+            torch.nextafter(torch.tensor(threshold), torch.zeros(()))
+        )  # hardshrink drops what equals its bound
         for method in methods:
             for _, chunk in row_chunks(rows[method.spec.name]):
-                chunk.masked_fill_(chunk.abs() < threshold, 0)
+                chunk.copy_(F.hardshrink(chunk, below))
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
         return PackedSparse(rows[self.spec.name])

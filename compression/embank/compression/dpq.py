@@ -39,6 +39,7 @@ class Dpq(Method):
     """
 
     Config = DpqConfig
+    asks_once: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = True
 
     def __init__(self, spec: TableSpec) -> None:
@@ -67,6 +68,9 @@ class Dpq(Method):
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         quantised_ND: Tensor = self.quantiser(rows[0], None)
         return quantised_ND
+
+    def combine_distinct(self, rows: tuple[Tensor, ...], places_LN: Tensor, side: Tensor | None) -> Tensor:
+        return self.quantiser.distinct(rows[0], places_LN[0], None)
 
     def extra_loss(self) -> Tensor | None:
         return self.quantiser.loss()

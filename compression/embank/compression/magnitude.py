@@ -64,8 +64,10 @@ def _histograms(tables: Sequence[Magnitudes], key: Callable[[Tensor], Tensor]) -
     counts = torch.zeros(len(tables), _BINS, dtype=torch.int64)
     for count, chunks in zip(counts, tables, strict=True):
         for chunk in chunks():
-            bits = chunk[chunk > 0].view(torch.int32)
+            bits = chunk.reshape(-1).view(torch.int32)
             count += torch.bincount(key(bits), minlength=_BINS)
+            zeros = key(bits.new_zeros(1))  # counted and taken off again, which is quicker than leaving them out
+            count[zeros] -= bits.numel() - bits.count_nonzero()
     return counts
 
 

@@ -5,9 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from embank.compression.bits import packed_nbytes, read_values
+from embank.compression.bits import packed_nbytes
 from embank.compression.walks import numbered_chunks
 from embank.tables import LocalRows
+
+_WORD_BITS = 32
+"""Columns that are read at once."""
 
 
 def find_mask(
@@ -35,5 +38,11 @@ def find_mask(
 
 def mask_of(stream: Tensor, ids_N: Tensor, *, dim: int) -> Tensor:
     """The mask of some rows, bool [N, D]."""
-    entries_ND = ids_N[:, None] * dim + torch.arange(dim, device=ids_N.device)
-    return read_values(stream, entries_ND, bits=1).bool()
+    starts = torch.arange(0, dim, _WORD_BITS, device=ids_N.device)
+    first_bit_NW = ids_N[:, None] * dim + starts
+    first_byte_NW, shift_NW = first_bit_NW >> 3, first_bit_NW & 7
+    word_NW = torch.zeros_like(first_bit_NW)
+    for i in range((min(dim, _WORD_BITS) + 14) // 8):  # the bytes that a word may touch
+        word_NW |= stream[(first_byte_NW + i).clamp_(max=stream.numel() - 1)].long() << (8 * i)
+    bits = (word_NW >> shift_NW)[:, :, None] >> torch.arange(min(dim, _WORD_BITS), device=ids_N.device)
+    return (bits & 1).bool().flatten(1)[:, :dim]

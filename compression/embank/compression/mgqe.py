@@ -50,6 +50,7 @@ class Mgqe(Method):
     """
 
     Config = MgqeConfig
+    asks_once: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = True
 
     def __init__(self, spec: TableSpec) -> None:
@@ -81,6 +82,9 @@ class Mgqe(Method):
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         quantised_ND: Tensor = self.quantiser(rows[0], side)
         return quantised_ND
+
+    def combine_distinct(self, rows: tuple[Tensor, ...], places_LN: Tensor, side: Tensor | None) -> Tensor:
+        return self.quantiser.distinct(rows[0], places_LN[0], side)
 
     def extra_loss(self) -> Tensor | None:
         return self.quantiser.loss()

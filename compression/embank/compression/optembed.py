@@ -14,7 +14,15 @@ from embank.compression.evolution import Candidate, EvolutionConfig, Gene, evolv
 from embank.compression.full import PackedFull
 from embank.compression.magnitude import cut_to_count, magnitudes
 from embank.compression.masks import find_mask
-from embank.compression.sparse import bit_at, popcount, rank_at, rank_nbytes, rank_octets
+from embank.compression.sparse import (
+    bit_at,
+    popcount,
+    rank_at,
+    rank_by_word,
+    rank_nbytes,
+    rank_octets,
+    word_ranks,
+)
 from embank.compression.walks import numbered_chunks
 from embank.tables import (
     Advance,
@@ -88,7 +96,7 @@ class OptEmbed(Method):
     Config = OptEmbedConfig
     whole_rows: ClassVar[bool] = True
     words: Tensor
-    samples: Tensor
+    ranks: Tensor
     stages: ClassVar[tuple[Stage, ...]] = (Stage(name="supernet", is_search=True), Stage(name="retrain"))
 
     def __init__(self, spec: TableSpec) -> None:
@@ -101,9 +109,9 @@ class OptEmbed(Method):
         if spec.stage == 0:
             self.threshold = nn.Parameter(torch.zeros(()))
         else:
-            words, samples = rank_octets(spec.found["kept"])
+            words, _ = rank_octets(spec.found["kept"])
             self.register_buffer("words", words, persistent=False)
-            self.register_buffer("samples", samples, persistent=False)
+            self.register_buffer("ranks", word_ranks(words), persistent=False)
             self.width, self.num_kept = int(spec.found["width"]), int(popcount(words).sum())
         self.physical = (
             PhysicalTable(
@@ -128,7 +136,7 @@ class OptEmbed(Method):
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         if self.spec.stage == 0 or self.keeps_all:
             return (ids_N,)
-        return (rank_at(self.words, self.samples, ids_N) * bit_at(self.words, ids_N),)
+        return (rank_by_word(self.words, self.ranks, ids_N) * bit_at(self.words, ids_N),)
 
     def side(self, ids_N: Tensor) -> Tensor | None:
         return None if self.spec.stage == 0 or self.keeps_all else bit_at(self.words, ids_N)
@@ -212,8 +220,7 @@ class OptEmbed(Method):
             return PackedFull(values_RD * (self.norms(values_RD) > self.threshold.detach())[:, None])
         if self.keeps_all:
             return PackedKept(values_RD, dim=self.spec.embedding_dim)
-        bitmap = (self.words.clone(), self.samples.clone())
-        return PackedKept(values_RD, dim=self.spec.embedding_dim, bitmap=bitmap)
+        return PackedKept(values_RD, dim=self.spec.embedding_dim, bitmap=rank_octets(self.spec.found["kept"]))
 
     def nominal_nbytes(self) -> int | None:
         return None if self.spec.stage == 0 else 4 * self.num_kept * self.width

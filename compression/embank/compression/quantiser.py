@@ -127,19 +127,46 @@ class ProductQuantiser(nn.Module):
         self.register_buffer("usage", torch.zeros(c, k, dtype=torch.int64))
         self.losses: list[Tensor] = []
 
-    def forward(self, rows_ND: Tensor, is_head_N: Tensor | None) -> Tensor:
-        """Quantised rows [N, D]: their values are the centroids', their gradients go to `rows_ND`."""
-        codes_NC = self.encode(rows_ND, is_head_N)
-        quantised_ND = decode(self.centroids, codes_NC)
+    def forward(self, rows_UD: Tensor, is_head_U: Tensor | None, times_U: Tensor | None = None) -> Tensor:
+        """Quantised rows [U, D]: their values are the centroids', their gradients go to `rows_UD`.
+
+        Args:
+            rows_UD: of the ids of a batch.
+            is_head_U: which of them may use all codes; None for all.
+            times_U: how often each occurs in the batch, int64, perhaps never; None for once each.
+        """
+        codes_UC = self.encode(rows_UD, is_head_U)
+        quantised_UD = decode(self.centroids, codes_UC)
         if not self.training or not torch.is_grad_enabled():
-            return quantised_ND.detach()
-        counts_CK = torch.stack([torch.bincount(codes, minlength=self.shape.num_codes) for codes in codes_NC.T])
+            return quantised_UD.detach()
+        if times_U is None:
+            times_U = torch.ones(rows_UD.shape[0], dtype=torch.int64)
+        num_codes = self.shape.num_codes
+        counts_CK = torch.stack([torch.bincount(codes, times_U, num_codes) for codes in codes_UC.T]).long()
         self.usage += counts_CK
-        members_NC = counts_CK.gather(1, codes_NC.T).T
+        members_UC = counts_CK.gather(1, codes_UC.T).T.clamp(min=1)
         width = self.centroids.shape[2]
-        distances_NC = (quantised_ND - rows_ND.detach()).square().view(*codes_NC.shape, width).sum(2)
-        self.losses.append((distances_NC / members_NC).sum())
-        return quantised_ND.detach() + (rows_ND - rows_ND.detach())
+        distances_UC = (quantised_UD - rows_UD.detach()).square().view(*codes_UC.shape, width).sum(2)
+        self.losses.append((distances_UC * times_U[:, None] / members_UC).sum())
+        return quantised_UD.detach() + (rows_UD - rows_UD.detach())
+
+    def distinct(self, rows_UD: Tensor, places_N: Tensor, is_head_N: Tensor | None) -> Tensor:
+        """`forward` for ids that share rows, each of which is encoded once.
+
+        Args:
+            rows_UD: distinct rows; some may be those of another feature's ids.
+            places_N: where each id's row stands among them.
+            is_head_N: which ids may use all codes; None for all.
+
+        Returns:
+            [N, D].
+        """
+        times_U = torch.bincount(places_N)
+        is_head_U = None
+        if is_head_N is not None:
+            is_head_U = is_head_N.new_zeros(times_U.numel()).scatter_(0, places_N, is_head_N)
+        quantised_UD: Tensor = self(rows_UD[: times_U.numel()], is_head_U, times_U)
+        return quantised_UD.index_select(0, places_N)
 
     def loss(self) -> Tensor | None:
         """The codebook loss of what `forward` has seen since the last call."""
@@ -151,9 +178,9 @@ class ProductQuantiser(nn.Module):
         """Nearest centroid of each part, int64 [N, C]; ids outside the head choose among the first `num_tail_codes`."""
         if is_head_N is None or bool(is_head_N.all()):
             return nearest(rows_ND, self.centroids)
-        codes_NC = nearest(rows_ND, self.centroids[:, : self.shape.num_tail_codes])
-        if is_head_N.any():
-            codes_NC[is_head_N] = nearest(rows_ND[is_head_N], self.centroids)
+        codes_NC = torch.empty(rows_ND.shape[0], self.shape.num_codebooks, dtype=torch.int64)
+        codes_NC[is_head_N] = nearest(rows_ND[is_head_N], self.centroids)
+        codes_NC[~is_head_N] = nearest(rows_ND[~is_head_N], self.centroids[:, : self.shape.num_tail_codes])
         return codes_NC
 
     @torch.no_grad()

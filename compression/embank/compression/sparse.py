@@ -71,6 +71,18 @@ def rank_at(words: Tensor, samples: Tensor, positions_N: Tensor) -> Tensor:
     return samples[word_N // _WORDS_PER_SAMPLE].long() + counts_NW.sum(1) + below_N
 
 
+def word_ranks(words: Tensor) -> Tensor:
+    """Ones before each word, int64: eight times the memory of samples, for ranks that are asked for in every step (`rank_by_word`)."""
+    counts = popcount(words)
+    return counts.cumsum(0) - counts
+
+
+def rank_by_word(words: Tensor, ranks: Tensor, positions_N: Tensor) -> Tensor:
+    """Ones before each position, int64 [N], from what `word_ranks` made."""
+    word_N = positions_N >> 6
+    return ranks[word_N] + popcount(words[word_N] & ((1 << (positions_N & 63)) - 1))
+
+
 def rank_nbytes(num_bits: int, num_ones: int) -> int:
     """Bytes of what `rank_bits` makes."""
     num_words = -(-num_bits // _WORD_BITS)
@@ -161,27 +173,45 @@ class PackedSparse(PackedTable):
     def lookup(self, ids_N: Tensor) -> Tensor:
         if self.form == "dense":
             return self.values[ids_N]
-        if not self.values.numel():
+        if not self.values.numel() or not ids_N.numel():
             return self.values.new_zeros(ids_N.numel(), self.dim)
+        return self._from_bitmap(ids_N) if self.form == "bitmap" else self._from_list(ids_N)
+
+    def _from_bitmap(self, ids_N: Tensor) -> Tensor:
+        """Every entry is looked for: held or not, and the rank of the row's first one says where."""
         entries_ND = ids_N[:, None] * self.dim + torch.arange(self.dim, device=ids_N.device)
-        if self.form == "bitmap":
-            held_ND = bit_at(self.words, entries_ND)
-            first_N = rank_at(self.words, self.samples, entries_ND[:, 0])
-            places_ND = first_N[:, None] + held_ND.cumsum(1) - 1
-        else:
-            places_ND, held_ND = self._search(entries_ND)
+        held_ND = bit_at(self.words, entries_ND)
+        first_N = rank_at(self.words, self.samples, entries_ND[:, 0])
+        places_ND = first_N[:, None] + held_ND.cumsum(1) - 1
         return self.values[places_ND.clamp(0, self.values.numel() - 1)] * held_ND
 
-    def _search(self, entries: Tensor) -> tuple[Tensor, Tensor]:
-        """Where entries are in the sorted list, and whether they are: binary search within each one's bucket."""
-        bucket = entries >> self._low_bits
-        low, end = self.starts[bucket].long(), self.starts[bucket + 1].long()
-        high = end
-        wanted = (entries & ((1 << self._low_bits) - 1)) - (0 if self._low_bits == 8 else _SHIFT16)
-        last = self.lows.numel() - 1
-        while bool((low < high).any()):
-            middle = (low + high) // 2
-            is_below = (self.lows[middle.clamp(max=last)] < wanted) & (low < high)
-            high = torch.where(is_below, high, torch.minimum(high, middle))
-            low = torch.where(is_below, middle + 1, low)
-        return low, (low < end) & (self.lows[low.clamp(max=last)] == wanted)
+    def _from_list(self, ids_N: Tensor) -> Tensor:
+        """The row's first entry is looked for; of it and the next ones, D at most, those of the row are put in their columns."""
+        begin_N = ids_N * self.dim
+        places_ND = self._num_below(begin_N)[:, None] + torch.arange(self.dim, device=ids_N.device)
+        column_ND = self._entries(places_ND, bucket_N=begin_N >> self._low_bits) - begin_N[:, None]
+        column_ND = column_ND.where(places_ND < self.values.numel(), self.dim).clamp_(max=self.dim)
+        out_NX = self.values.new_zeros(ids_N.numel(), self.dim + 1)  # a column too many takes what is not the row's
+        return out_NX.scatter_(1, column_ND, self.values[places_ND.clamp_(max=self.values.numel() - 1)])[:, :-1]
+
+    def _num_below(self, entries_N: Tensor) -> Tensor:
+        """How many entries of the list are below some: binary search within each one's bucket."""
+        bucket_N = entries_N >> self._low_bits
+        place_N, end_N = self.starts[bucket_N].long(), self.starts[bucket_N + 1].long()
+        wanted_N = entries_N - (bucket_N << self._low_bits) - (0 if self._low_bits == 8 else _SHIFT16)
+        step = 1 << int((end_N - place_N).max()).bit_length()
+        while step := step >> 1:
+            further_N = place_N + step
+            is_below_N = self.lows[(further_N - 1).clamp_(max=self.lows.numel() - 1)] < wanted_N
+            place_N += step * (is_below_N & (further_N <= end_N))
+        return place_N
+
+    def _entries(self, places_ND: Tensor, *, bucket_N: Tensor) -> Tensor:
+        """Entries at places of the list from some bucket on. What lies further on than a row reaches may come out too small, but
+        not smaller than the row's end."""
+        high_ND = bucket_N[:, None].expand_as(places_ND).clone()
+        for further in range(1, self.dim // (1 << self._low_bits) + 3):
+            next_N = (bucket_N + further).clamp_(max=self.starts.numel() - 1)
+            high_ND += places_ND >= self.starts[next_N][:, None]
+        lows_ND = self.lows[places_ND.clamp(max=self.lows.numel() - 1)].long()
+        return (high_ND << self._low_bits) + lows_ND + (0 if self._low_bits == 8 else _SHIFT16)

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ MAX_WIDTH = 2048
 """FBGEMM's widest row; wider core slices are stored in several tables, side by side."""
 
 _RANK = 16
+_MANY = 16
+"""Ids from which sharing slices saves more than finding out who shares costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,7 @@ class TTRec(Method):
     """
 
     Config = TTRecConfig
+    asks_once: ClassVar[bool] = True
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)
@@ -166,11 +169,19 @@ class TTRec(Method):
         return tuple(row_N for row_N, parts in zip(rows, self.core_parts, strict=True) for _ in parts)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        return contract(self._slices(rows))[:, : self.spec.embedding_dim]
+
+    def combine_distinct(self, rows: tuple[Tensor, ...], places_LN: Tensor, side: Tensor | None) -> Tensor:
+        firsts = itertools.accumulate((len(parts) for parts in self.core_parts[:-1]), initial=0)
+        places = [places_LN[first] for first in firsts]  # the parts of a core are looked up alike
+        return contract_distinct(self._slices(rows), places)[:, : self.spec.embedding_dim]
+
+    def _slices(self, rows: tuple[Tensor, ...]) -> list[Tensor]:
+        """Slices [N, q0, R1], [N, R1, q1, R2] and [N, R2, q2] from the rows of all parts."""
         parts = iter(rows)
-        slices = [torch.cat(list(itertools.islice(parts, len(core))), dim=1) for core in self.core_parts]
         shapes = [shape[1:] for shape in self.tensor_train.core_shapes]
-        cores = [slice_NW.view(-1, *shape) for slice_NW, shape in zip(slices, shapes, strict=True)]
-        return contract(cores)[:, : self.spec.embedding_dim]
+        joined = [torch.cat(list(itertools.islice(parts, len(core))), dim=1) for core in self.core_parts]
+        return [slice_NW.view(-1, *shape) for slice_NW, shape in zip(joined, shapes, strict=True)]
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
         cores = [
@@ -222,6 +233,63 @@ def contract(slices: Sequence[Tensor]) -> Tensor:
     return torch.bmm(left, last).flatten(1)
 
 
+class BlockProduct(torch.autograd.Function):
+    """Blocks of consecutive rows, each times a matrix of its own: [M, K] and [G, K, n] to [M, n].
+
+    One product per block: matrices are read in place, where a batched product would want a copy of one for every row.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows_MK: Tensor, matrices_GKn: Tensor, sizes: list[int], which: Sequence[int]) -> Tensor:
+        """`sizes` are the numbers of rows of the blocks, `which` their matrices, each at most once."""
+        ctx.save_for_backward(rows_MK, matrices_GKn)
+        ctx.sizes, ctx.which = sizes, which
+        out_Mn = rows_MK.new_empty(rows_MK.shape[0], matrices_GKn.shape[2])
+        for rows, out, number in zip(torch.split(rows_MK, sizes), torch.split(out_Mn, sizes), which, strict=True):
+            torch.mm(rows, matrices_GKn[number], out=out)
+        return out_Mn
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows_MK, matrices_GKn = ctx.saved_tensors
+        grad_Mn = grads[0].contiguous()
+        grad_MK, grad_GKn = torch.empty_like(rows_MK), torch.empty_like(matrices_GKn)
+        for number in set(range(matrices_GKn.shape[0])) - set(ctx.which):
+            grad_GKn[number].zero_()
+        blocks = zip(*(torch.split(each, ctx.sizes) for each in (rows_MK, grad_Mn, grad_MK)), strict=True)
+        for (rows, grad, grad_rows), number in zip(blocks, ctx.which, strict=True):
+            torch.mm(grad, matrices_GKn[number].T, out=grad_rows)
+            torch.mm(rows.T, grad, out=grad_GKn[number])
+        return grad_MK, grad_GKn, None, None
+
+
+def contract_distinct(slices: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
+    """Rows [N, P] as `contract` makes them, from slices that are there once each and the places of each id's three.
+
+    Ids that share their slices are contracted once, and so are the first two slices of those that share only these, which
+    after ranking by frequency are the neighbours of most ids. Legend: M distinct ids, B distinct pairs of the first two slices.
+    """
+    first, middle, last = slices
+    (num_first, q0, _), (_, _, q1, r2), num_last = first.shape, middle.shape, last.shape[0]
+    ids_M, id_N = torch.unique((places[1] * num_first + places[0]) * num_last + places[2], return_inverse=True)
+    pairs_B, pair_M = torch.unique_consecutive(ids_M // max(1, num_last), return_inverse=True)
+    middle_B = pairs_B // max(1, num_first)  # ascending, so the pairs of a middle slice are neighbours
+    left = times_own(first.index_select(0, pairs_B - middle_B * num_first), middle.flatten(2), middle_B)
+    last_M, order_M = torch.sort(ids_M % max(1, num_last), stable=True)
+    left_M = left.view(-1, q0 * q1, r2).index_select(0, pair_M[order_M])
+    out_MP = times_own(left_M, last, last_M).flatten(1)
+    return out_MP.index_select(0, torch.argsort(order_M)[id_N])
+
+
+def times_own(rows_Bqr: Tensor, slices_Urn: Tensor, own_B: Tensor) -> Tensor:
+    """Each [q, r] of some times its slice [r, n]: [B, q, n]. `own_B` says which, ascending."""
+    size = rows_Bqr.shape[1]
+    which, counts = torch.unique_consecutive(own_B, return_counts=True)
+    sizes = (size * counts).tolist()
+    out: Tensor = BlockProduct.apply(rows_Bqr.flatten(0, 1), slices_Urn, sizes, which.tolist())  # type: ignore[no-untyped-call]
+    return out.view(-1, size, slices_Urn.shape[2])
+
+
 class PackedTTRec(PackedTable):
     """The cores [n0, q0, R1], [n1, R1, q1, R2] and [n2, R2, q2]; how ids are divided follows from their shapes."""
 
@@ -241,5 +309,7 @@ class PackedTTRec(PackedTable):
         cores = (self.core0, self.core1, self.core2)
         n0, n1, n2 = (core.shape[0] for core in cores)
         places = digits(ids_N, (n0, n1, n2))
+        if ids_N.numel() >= _MANY:
+            return contract_distinct(cores, places)[:, : self.embedding_dim]
         slices = [core[place_N] for core, place_N in zip(cores, places, strict=True)]
         return contract(slices)[:, : self.embedding_dim]

@@ -16,7 +16,10 @@ class Addressed:
         pooled: one key per lookup of the methods that are linear in their rows; bags are the input's bags, B per key.
         per_id: one key per lookup of all other methods; every id is a bag of its own, so that pooling can come after
             `combine`. Keys with fewer ids than the longest are filled up with empty bags.
-        bags: for each pair (table, feature) of the other methods, offsets [B + 1] of its bags among its ids.
+        distinct: one key per physical table of the methods that ask for each row once: distinct rows, ascending, each a bag of
+            its own, filled up with empty bags to the longest.
+        places: for each pair (table, feature) of such a method, int64 [L, N]: where the row of each id stands in each lookup.
+        bags: for each pair (table, feature) of the methods that are not linear, offsets [B + 1] of its bags among its ids.
         sides: for each pair (table, feature) whose method needs more than rows, what `Method.side` made of its ids.
         lengths: for each pair (table, feature) with mean pooling over a linear method, bag lengths [B].
         batch_size: B.
@@ -24,6 +27,8 @@ class Addressed:
 
     pooled: KeyedJaggedTensor | None
     per_id: KeyedJaggedTensor | None
+    distinct: KeyedJaggedTensor | None
+    places: dict[str, Tensor]
     bags: dict[str, Tensor]
     sides: dict[str, Tensor]
     lengths: dict[str, Tensor]
@@ -34,6 +39,8 @@ class Addressed:
         return Addressed(
             pooled=None if self.pooled is None else self.pooled.to(device, non_blocking=non_blocking),
             per_id=None if self.per_id is None else self.per_id.to(device, non_blocking=non_blocking),
+            distinct=None if self.distinct is None else self.distinct.to(device, non_blocking=non_blocking),
+            places={k: v.to(device, non_blocking=non_blocking) for k, v in self.places.items()},
             bags={k: v.to(device, non_blocking=non_blocking) for k, v in self.bags.items()},
             sides={k: v.to(device, non_blocking=non_blocking) for k, v in self.sides.items()},
             lengths={k: v.to(device, non_blocking=non_blocking) for k, v in self.lengths.items()},
@@ -42,10 +49,10 @@ class Addressed:
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tells the allocator that a stream uses this batch (TorchRec's pipelines call it)."""
-        for jagged in (self.pooled, self.per_id):
+        for jagged in (self.pooled, self.per_id, self.distinct):
             if jagged is not None:
                 jagged.record_stream(stream)
-        for tensor in (*self.bags.values(), *self.sides.values(), *self.lengths.values()):
+        for tensor in (*self.places.values(), *self.bags.values(), *self.sides.values(), *self.lengths.values()):
             tensor.record_stream(stream)
 
     def pin_memory(self) -> "Addressed":
@@ -53,6 +60,8 @@ class Addressed:
         return Addressed(
             pooled=None if self.pooled is None else self.pooled.pin_memory(),
             per_id=None if self.per_id is None else self.per_id.pin_memory(),
+            distinct=None if self.distinct is None else self.distinct.pin_memory(),
+            places={k: v.pin_memory() for k, v in self.places.items()},
             bags={k: v.pin_memory() for k, v in self.bags.items()},
             sides={k: v.pin_memory() for k, v in self.sides.items()},
             lengths={k: v.pin_memory() for k, v in self.lengths.items()},

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
 from embank.tables.addressed import Addressed
-from embank.tables.core import Tables, Use, one_id_bags
+from embank.tables.core import Tables, each_once, one_id_bags
 from embank.tables.errors import ConfigError
 from embank.tables.features import Bags, bag_configs
 from embank.tables.rows import RowOptimizer, RowStore, RowTier
@@ -52,19 +52,24 @@ class TableCollection(Tables):
         super().__init__(specs, seed=seed, backend=backend, optimizer=optimizer, tier=tier, sharding=sharding)
         uses = [(method, feature) for method in self.built_methods() for feature in method.spec.feature_names]
         self.pooled_rows, self.pooled_uses = self._build((m, f) for m, f in uses if m.linear)
-        self.per_id_rows, self.per_id_uses = self._build((m, f) for m, f in uses if not m.linear)
+        self.per_id_rows, self.per_id_uses = self._build((m, f) for m, f in uses if not m.linear and not m.asks_once)
+        self.distinct_rows, self.distinct_uses = self._build(
+            ((m, f) for m, f in uses if not m.linear and m.asks_once), one_lookup_per_table=True
+        )
         self._refuse_split_tables()
-        by_key = {use.key: use for use in (*self.pooled_uses, *self.per_id_uses)}
+        by_key = {use.key: use for use in (*self.pooled_uses, *self.per_id_uses, *self.distinct_uses)}
         self.keys = [self._key(spec, feature) for spec in self.specs for feature in spec.feature_names]
         self.dims = [by_key[key].method.spec.embedding_dim for key in self.keys]
 
     def _refuse_split_tables(self) -> None:
-        """Linear methods and others keep their rows apart, so they can't share a physical table."""
-        stores = [{shard.table.name for shard in rows.shards} for rows in self.row_stores()]
-        for name in set.intersection(*stores) if len(stores) > 1 else ():
-            raise ConfigError(
-                f"a method that is linear in its rows and one that is not both declare the physical table '{name}'; give one of them another name"
-            )
+        """Methods that look up in another way (see `Method.linear`, `Method.asks_once`) keep their rows apart, so they can't share a
+        physical table."""
+        names = [shard.table.name for rows in self.row_stores() for shard in rows.shards]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(
+                    f"a method that is linear in its rows and one that is not both declare the physical table '{name}'; give one of them another name"
+                )
 
     def address(self, features: KeyedJaggedTensor) -> Addressed:
         """Physical row ids of a batch: pure, and meant to run ahead of `forward`, on the loader's thread.
@@ -88,17 +93,23 @@ class TableCollection(Tables):
             if use.method.spec.pooling == "mean":
                 mean_lengths[use.key] = length
         per_id: list[Tensor] = []
+        repeated: list[Tensor] = []
         sides: dict[str, Tensor] = {}
-        for use in self.per_id_uses:
-            ids, length = batch.of(use.feature, spec=use.method.spec)
-            per_id += use.method.address(ids)
-            side = use.method.side(ids)
-            if side is not None:
-                sides[use.key] = side
-            bags[use.key] = torch.cat([length.new_zeros(1, dtype=torch.int64), length.cumsum(0)])
+        for uses, row_ids in ((self.per_id_uses, per_id), (self.distinct_uses, repeated)):
+            for use in uses:
+                ids, length = batch.of(use.feature, spec=use.method.spec)
+                row_ids += use.method.address(ids)
+                side = use.method.side(ids)
+                if side is not None:
+                    sides[use.key] = side
+                bags[use.key] = torch.cat([length.new_zeros(1, dtype=torch.int64), length.cumsum(0)])
+        distinct, place_of = each_once(repeated, [k for use in self.distinct_uses for k in use.positions])
+        places = iter(place_of)
         return Addressed(
-            pooled=self._jagged(self.pooled_uses, pooled_ids, pooled_lengths),
-            per_id=self._jagged(self.per_id_uses, per_id, one_id_bags(per_id)),
+            pooled=self._jagged(pooled_ids, pooled_lengths),
+            per_id=self._jagged(per_id, one_id_bags(per_id)),
+            distinct=self._jagged(distinct, one_id_bags(distinct)),
+            places={use.key: torch.stack([next(places) for _ in use.positions]) for use in self.distinct_uses},
             bags=bags,
             sides=sides,
             lengths=mean_lengths,
@@ -111,7 +122,8 @@ class TableCollection(Tables):
         On the disk tier a thread reads the rows' pages ahead (unless `RowTier.prefetch` is off). Where rows are sharded, ids
         travel to the processes that hold them: all must call this together, on the thread that calls `forward`.
         """
-        for rows, jagged in ((self.pooled_rows, addressed.pooled), (self.per_id_rows, addressed.per_id)):
+        stores = (self.pooled_rows, self.per_id_rows, self.distinct_rows)
+        for rows, jagged in zip(stores, (addressed.pooled, addressed.per_id, addressed.distinct), strict=True):
             if rows is not None and jagged is not None:
                 rows.prefetch(jagged.values(), jagged.offsets())
 
@@ -123,10 +135,10 @@ class TableCollection(Tables):
         return addressed
 
     @staticmethod
-    def _jagged(uses: Sequence[Use], ids: list[Tensor], lengths: list[Tensor]) -> KeyedJaggedTensor | None:
+    def _jagged(ids: list[Tensor], lengths: list[Tensor]) -> KeyedJaggedTensor | None:
         if not ids:
             return None
-        keys = [f"{use.key}#{i}" for use in uses for i in range(len(use.positions))]
+        keys = [f"lookup{k}" for k in range(len(ids))]
         lengths_KS = torch.cat(lengths)
         offsets = torch.zeros(lengths_KS.numel() + 1, dtype=torch.int64)
         torch.cumsum(lengths_KS, 0, out=offsets[1:])
@@ -144,7 +156,7 @@ class TableCollection(Tables):
         if self._is_direct:
             values = self._look_up(self.pooled_rows, addressed.pooled)
         else:
-            outputs = {**self._pooled(addressed), **self._per_id(addressed)}
+            outputs = {**self._pooled(addressed), **self._per_id(addressed), **self._distinct(addressed)}
             values = torch.cat([outputs[key] for key in self.keys], dim=1)
         return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=values)
 
@@ -152,12 +164,19 @@ class TableCollection(Tables):
     def _is_direct(self) -> bool:
         """The row store's output is the collection's: every method linear and its rows side by side, every pooling a sum."""
         return (
-            not self.per_id_uses
+            len(self.pooled_uses) == len(self.keys)
             and all(use.method.side_by_side for use in self.pooled_uses)
             and all(spec.pooling == "sum" for spec in self.specs)
         )
 
+    def _parts(self, rows: RowStore, ids: KeyedJaggedTensor | None) -> tuple[Tensor, ...]:
+        """Rows [S, width] of each lookup."""
+        assert ids is not None
+        with torch.set_grad_enabled(self.rows_learn and torch.is_grad_enabled()):
+            return rows.parts(ids.values(), ids.offsets())
+
     def _look_up(self, rows: RowStore | None, ids: KeyedJaggedTensor | None) -> Tensor:
+        """The same, side by side."""
         assert rows is not None
         assert ids is not None
         with torch.set_grad_enabled(self.rows_learn and torch.is_grad_enabled()):
@@ -167,7 +186,7 @@ class TableCollection(Tables):
     def _pooled(self, addressed: Addressed) -> dict[str, Tensor]:
         if self.pooled_rows is None:
             return {}
-        rows = torch.split(self._look_up(self.pooled_rows, addressed.pooled), self.pooled_rows.dims, dim=1)
+        rows = self._parts(self.pooled_rows, addressed.pooled)
         outputs = {}
         for use in self.pooled_uses:
             out = use.method.combine(tuple(rows[k] for k in use.positions), None)
@@ -179,14 +198,25 @@ class TableCollection(Tables):
     def _per_id(self, addressed: Addressed) -> dict[str, Tensor]:
         rows: tuple[Tensor, ...] = ()
         if self.per_id_rows is not None:
-            rows = torch.split(self._look_up(self.per_id_rows, addressed.per_id), self.per_id_rows.dims, dim=1)
+            rows = self._parts(self.per_id_rows, addressed.per_id)
         outputs = {}
         for use in self.per_id_uses:
             offsets = addressed.bags[use.key]
             num_ids = int(offsets[-1])
-            own = tuple(rows[k][:num_ids] for k in use.positions)
+            own = tuple(rows[k] if len(rows[k]) == num_ids else rows[k][:num_ids] for k in use.positions)
             logical_ND = use.method.combine(own, addressed.sides.get(use.key))
             outputs[use.key] = pool(logical_ND, offsets, pooling=use.method.spec.pooling)
+        return outputs
+
+    def _distinct(self, addressed: Addressed) -> dict[str, Tensor]:
+        if self.distinct_rows is None:
+            return {}
+        rows = self._parts(self.distinct_rows, addressed.distinct)
+        outputs = {}
+        for use in self.distinct_uses:
+            own = tuple(rows[k] for k in use.positions)
+            logical_ND = use.method.combine_distinct(own, addressed.places[use.key], addressed.sides.get(use.key))
+            outputs[use.key] = pool(logical_ND, addressed.bags[use.key], pooling=use.method.spec.pooling)
         return outputs
 
     def rebuilt(self, specs: Sequence[TableSpec]) -> Self:
@@ -201,8 +231,9 @@ class TableCollection(Tables):
         )
 
     def row_stores(self) -> list[RowStore]:
-        """The row stores that are in use: at most one for linear methods and one for the others."""
-        return [rows for rows in (self.pooled_rows, self.per_id_rows) if rows is not None]
+        """The row stores that are in use: at most one for linear methods, one for those that ask for rows once, one for the others."""
+        stores = (self.pooled_rows, self.per_id_rows, self.distinct_rows)
+        return [rows for rows in stores if rows is not None]
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """The logical tables as TorchRec describes them: its own models read this."""

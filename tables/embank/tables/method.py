@@ -159,6 +159,8 @@ class Method(nn.Module, ABC):
         takes_budget: the method can be made smaller than the plain table; a sweep over budgets trains it once otherwise.
         takes_token_ids: ids may be hashes of tokens, 0 .. 2**63 - 1, without a vocabulary: nothing depends on their number, counts
             or order, and `address` is exact for all of them.
+        asks_once: `combine` costs much per row: a `TableCollection` looks each distinct row of a batch up once and calls
+            `combine_distinct`.
         whole_rows: some step needs whole rows (a norm, a scale per row, a nearest code), so column-wise sharding is refused.
         stages: the trainings that the method needs, in order; a spec's `stage` is the index of the current one.
         tolerance: largest difference between `PackedTable.lookup` and the settled table's own values, as a share of the
@@ -169,6 +171,7 @@ class Method(nn.Module, ABC):
     linear: ClassVar[bool] = False
     takes_budget: ClassVar[bool] = True
     takes_token_ids: ClassVar[bool] = False
+    asks_once: ClassVar[bool] = False
     whole_rows: ClassVar[bool] = False
     stages: ClassVar[tuple[Stage, ...]] = (Stage(name="train"),)
     tolerance: ClassVar[float] = 0.0
@@ -203,6 +206,16 @@ class Method(nn.Module, ABC):
 
         `self.training` tells training (random masks, noise) from evaluation.
         """
+
+    def combine_distinct(self, rows: tuple[Tensor, ...], places_LN: Tensor, side: Tensor | None) -> Tensor:
+        """What `combine` makes, from rows that were looked up once each. For methods with `asks_once`.
+
+        Args:
+            rows: for each lookup its distinct rows [U, width]: those of all features of the table, perhaps followed by rows of zeros.
+            places_LN: for each lookup where each id's row stands among them, int64 [L, N].
+            side: as for `combine`.
+        """
+        return self.combine(tuple(own.index_select(0, at) for own, at in zip(rows, places_LN, strict=True)), side)
 
     def extra_loss(self) -> Tensor | None:
         """A scalar to add to the loss of the step whose `combine` has just run; None for none."""

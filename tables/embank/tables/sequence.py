@@ -20,7 +20,7 @@ from torch import Tensor
 from torchrec import JaggedTensor, KeyedJaggedTensor
 
 from embank.tables.addressed import AddressedSequence
-from embank.tables.core import Tables, Use, one_id_bags
+from embank.tables.core import Tables, Use, each_once, one_id_bags
 from embank.tables.errors import ConfigError, DataError
 from embank.tables.features import Bags, missing_ids, out_of_range
 from embank.tables.method import Method
@@ -120,7 +120,7 @@ class SequenceCollection(Tables):
                 sides[use.key] = side
         places = None
         if self.dedupe:
-            physical, places = self._distinct(physical)
+            physical, places = each_once(physical, [position for use in self.uses for position in use.positions])
         offsets, row_ids = torch.zeros(1, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
         if physical:
             bag_lengths = torch.cat(one_id_bags(physical))
@@ -128,21 +128,6 @@ class SequenceCollection(Tables):
         return AddressedSequence(
             row_ids=row_ids, offsets=offsets, places=places, sides=sides, shapes=shapes, lengths=lengths
         )
-
-    def _distinct(self, physical: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Distinct rows of each physical table, ascending; and for each lookup of each use, where its ids' rows stand among them."""
-        positions = [position for use in self.uses for position in use.positions]
-        by_table: dict[int, list[int]] = {}
-        for number, position in enumerate(positions):
-            by_table.setdefault(position, []).append(number)
-        distinct = []
-        places = list(physical)
-        for _, numbers in sorted(by_table.items()):
-            rows_U, inverse = torch.unique(torch.cat([physical[n] for n in numbers]), return_inverse=True)
-            distinct.append(rows_U)
-            for number, place in zip(numbers, inverse.split([physical[n].numel() for n in numbers]), strict=True):
-                places[number] = place
-        return distinct, places
 
     def prefetch(self, addressed: AddressedSequence) -> None:
         """A hint that `forward` will be called with this batch soon, in the order of the hints. Never changes results."""

@@ -141,6 +141,11 @@ class RowStore(nn.Module, ABC):
             [S, sum D_k], the lookups side by side. Backward updates the rows, or prepares the update (see `update`).
         """
 
+    def parts(self, indices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+        """What `forward` returns, but one tensor [S, D_k] for each lookup: where a store has several kernels, nothing is copied."""
+        split: tuple[Tensor, ...] = torch.split(self(indices, offsets), self.dims, dim=1)
+        return split
+
     def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
         """A hint that `forward` will be called with these very tensors soon, in the order of the hints. Never changes results.
 

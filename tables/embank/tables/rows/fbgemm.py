@@ -73,7 +73,11 @@ class _Kernel(nn.Module):
         )
         for shard, view in zip(self.shards, self.weights().values(), strict=True):
             shard.scatter_initial(view, seed=seed)
-        self.columns = self._columns([self.shards[t].num_columns for t in lookups], [self.widths[t] for t in lookups])
+        self.pieces = [
+            piece
+            for t in lookups
+            for piece in (self.shards[t].num_columns, self.widths[t] - self.shards[t].num_columns)
+        ]
 
     def _num_weights(self) -> int:
         return sum(s.num_rows * width for s, width in zip(self.shards, self.widths, strict=True))
@@ -84,17 +88,15 @@ class _Kernel(nn.Module):
             for values in shard.initial_chunks(seed=seed):
                 yield values if width == shard.num_columns else F.pad(values, (0, width - shard.num_columns))
 
-    @staticmethod
-    def _columns(dims: Sequence[int], widths: Sequence[int]) -> Tensor | None:
-        """Output columns that are not padding; None when all are real."""
-        if list(dims) == list(widths):
-            return None
-        starts = torch.tensor([0, *widths]).cumsum(0).tolist()
-        return torch.cat([torch.arange(start, start + dim) for start, dim in zip(starts, dims, strict=False)])
+    def parts(self, indices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+        """Rows of each lookup, without padding."""
+        return torch.split(self.tbe(indices, offsets), self.pieces, dim=1)[::2]
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
         out: Tensor = self.tbe(indices, offsets)
-        return out if self.columns is None else out.index_select(1, self.columns)
+        if not any(self.pieces[1::2]):
+            return out
+        return torch.cat(torch.split(out, self.pieces, dim=1)[::2], dim=1)
 
     def weights(self) -> dict[str, Tensor]:
         views, start = {}, 0
@@ -156,8 +158,7 @@ class FbgemmRows(RowStore):
                 )
             )
         self.warmer = Warmer.of(self, self.space)
-        order = [k for positions in self.kernel_lookups for k in positions]
-        self.reorder = None if order == list(range(len(order))) else order
+        self.is_one_call = self.kernel_lookups == [list(range(len(self.lookups)))]
         self.projected = [k for k, t in enumerate(self.lookups) if self.shards[t].table.projection is not None]
         self.to_project: list[tuple[Tensor, Tensor]] = []
 
@@ -202,27 +203,29 @@ class FbgemmRows(RowStore):
             self.warmer.hint(indices, offsets)
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        if not self.is_one_call:
+            return torch.cat(self.parts(indices, offsets), dim=1)
+        self._before_lookup(indices, offsets)
+        result: Tensor = self.kernels[0](indices, offsets)
+        return result
+
+    def parts(self, indices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+        self._before_lookup(indices, offsets)
+        if self.is_one_call:
+            return next(self._kernels()).parts(indices, offsets)
+        num_bags = (offsets.numel() - 1) // len(self.lookups)
+        by_lookup: dict[int, Tensor] = {}
+        for kernel, positions in zip(self._kernels(), self.kernel_lookups, strict=True):
+            own = kernel.parts(*select_lookups(indices, offsets, positions, num_bags))
+            by_lookup |= zip(positions, own, strict=True)
+        return tuple(by_lookup[k] for k in range(len(self.lookups)))
+
+    def _before_lookup(self, indices: Tensor, offsets: Tensor) -> None:
         self.space.check()
         if self.warmer is not None:
             self.warmer.wait(indices)
         if self.projected and torch.is_grad_enabled():
             self.to_project.append((indices, offsets))
-        if len(self.kernels) == 1 and self.reorder is None:
-            result: Tensor = self.kernels[0](indices, offsets)
-            return result
-        num_bags = (offsets.numel() - 1) // len(self.lookups)
-        outputs = [
-            kernel(*select_lookups(indices, offsets, positions, num_bags))
-            for kernel, positions in zip(self.kernels, self.kernel_lookups, strict=True)
-        ]
-        joined = torch.cat(outputs, dim=1)
-        return joined if self.reorder is None else self._reordered(joined)
-
-    def _reordered(self, joined: Tensor) -> Tensor:
-        assert self.reorder is not None
-        parts = torch.split(joined, [self.dims[k] for k in self.reorder], dim=1)
-        by_lookup = dict(zip(self.reorder, parts, strict=True))
-        return torch.cat([by_lookup[k] for k in range(len(parts))], dim=1)
 
     def update(self) -> None:
         """The backward pass has updated the rows; what is left is their projection."""
