@@ -39,6 +39,7 @@ def main() -> None:
         ],
         ["sequence.py", *sequence_rows],
         ["methods.py", "--rows", str(rows), "--rounds", "5" if full else "3"],
+        ["unified.py", "--rows", str(rows), "--rounds", "9" if full else "3"],
         ["ranks.py", "--repeats", "7" if full else "3"],
         ["page_warming.py", "--gib", "4" if full else "1", "--folder", "runs/bench"],
     ]

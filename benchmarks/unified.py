@@ -1,0 +1,157 @@
+"""What one table for all features costs: a training step of `unified` against plain tables.
+
+Run: python benchmarks/unified.py [--rows 10000000] [--lookups 1 2 4] [--rounds 9] [--threads 2]
+26 Criteo-shaped features of dim 16 in all, batch 4,096, Zipf ids, row-wise Adagrad on FBGEMM; a step is the lookup and the update of
+the rows from a gradient of ones, nothing else, so that no network hides the difference. For each number of lookups c there are two rivals:
+
+plain     one table of dim 16 for each feature: the same total dim
+split     c tables of dim 16 / c for each feature: the same number of lookups besides
+
+All have the same bytes of rows. They take turns within a round; ratios are taken within a round, of rows per second (above 1: unified is
+faster). Addressing runs on the loader's thread in training and is timed by itself. Writes benchmarks/results/unified.{json,md}.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from method_steps import DIM, Inputs26
+from peers.machine import describe
+from torchrec import KeyedJaggedTensor
+
+from embank.compression.unified_specs import unified_specs
+from embank.tables import RowOptimizer, TableCollection, TableSpec
+
+RESULTS = Path(__file__).with_name("results")
+OPTIMIZER = RowOptimizer(name="rowwise_adagrad", lr=0.02)
+
+
+class Contestant:
+    """A collection and the batches that it looks up."""
+
+    def __init__(self, specs: list[TableSpec], batches: list[KeyedJaggedTensor]) -> None:
+        self.tables = TableCollection(specs, optimizer=OPTIMIZER)
+        self.batches = batches
+        self.addressed = [self.tables.address(batch) for batch in batches]
+
+    def steps(self) -> None:
+        """Every batch looked up and updated once."""
+        for addressed in self.addressed:
+            values = self.tables(addressed).values()
+            values.backward(torch.ones_like(values))
+
+    def addresses(self) -> None:
+        """Every batch addressed once."""
+        for batch in self.batches:
+            self.tables.address(batch)
+
+
+def contestants(drawn: Inputs26, lookups: int) -> dict[str, Contestant]:
+    """The three of one number of lookups."""
+    width = DIM // lookups
+    rows = sum(spec.num_embeddings for spec in drawn.specs)
+    plain = [
+        TableSpec(name=s.name, num_embeddings=s.num_embeddings, embedding_dim=DIM, feature_names=[s.name])
+        for s in drawn.specs
+    ]
+    split = [
+        TableSpec(name=f"{s.name}/{part}", num_embeddings=s.num_embeddings, embedding_dim=width, feature_names=[s.name])
+        for s in drawn.specs
+        for part in range(lookups)
+    ]
+    shared = unified_specs(
+        rows=rows * lookups,
+        width=width,
+        lookups={s.name: lookups for s in drawn.specs},
+        num_embeddings={s.name: s.num_embeddings for s in drawn.specs},
+        exact_below=0,
+    )
+    batches = [batch.sparse for batch in drawn.batches]
+    return {
+        name: Contestant(specs, batches) for name, specs in (("unified", shared), ("plain", plain), ("split", split))
+    }
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """Wall time."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def measure(drawn: Inputs26, lookups: int, args: argparse.Namespace) -> dict:
+    """Ratios of one number of lookups."""
+    found = contestants(drawn, lookups)
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for number in range(args.rounds + 1):
+        order = list(found)
+        for name in order[number % 3 :] + order[: number % 3]:
+            times[name].append(seconds(found[name].steps) / len(drawn.batches))
+    kept = {name: values[1:] for name, values in times.items()}  # the first round warms up
+    torch.set_num_threads(1)
+    address = {name: statistics.median(seconds(c.addresses) for _ in range(3)) for name, c in found.items()}
+    torch.set_num_threads(args.threads)
+    return {
+        "lookups": lookups,
+        "width": DIM // lookups,
+        "milliseconds": {name: 1e3 * statistics.median(values) for name, values in kept.items()},
+        "address_milliseconds": {name: 1e3 * value / len(drawn.batches) for name, value in address.items()},
+        "ratios": {
+            rival: [a / b for a, b in zip(kept[rival], kept["unified"], strict=True)] for rival in ("plain", "split")
+        },
+    }
+
+
+def markdown(report: dict) -> str:
+    """A line per number of lookups."""
+    lines = [
+        "# Steps with one table for all features",
+        "",
+        f"`{report['command']}`; ratios of rows per second, median (range) of {report['rounds']} rounds; above 1: unified is faster.",
+        "",
+        "| lookups x width | of plain tables, same total dim | of as many lookups in plain tables | step, ms | address, ms (plain) |",
+        "|---|---|---|---|---|",
+    ]
+    for entry in report["entries"]:
+        ratios = [
+            f"{statistics.median(entry['ratios'][rival]):.2f} ({min(entry['ratios'][rival]):.2f}-{max(entry['ratios'][rival]):.2f})"
+            for rival in ("plain", "split")
+        ]
+        address = entry["address_milliseconds"]
+        lines.append(
+            f"| {entry['lookups']} x {entry['width']} | {ratios[0]} | {ratios[1]} | {entry['milliseconds']['unified']:.1f} | "
+            f"{address['unified']:.1f} ({address['plain']:.1f}) |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures each number of lookups, then writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--lookups", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    args.schedule_steps = 1
+    torch.set_num_threads(args.threads)
+    drawn = Inputs26.draw(args)
+    entries = [measure(drawn, lookups, args) for lookups in args.lookups]
+    command = " ".join(["python benchmarks/unified.py", *sys.argv[1:]])
+    report = {"command": command, "machine": describe(), "rounds": args.rounds, "entries": entries}
+    args.out.mkdir(exist_ok=True)
+    (args.out / "unified.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / "unified.md").write_text(markdown(report))
+    print(markdown(report))
+
+
+if __name__ == "__main__":
+    main()
