@@ -14,6 +14,9 @@ and beside them, with more bytes, `all ids`: a row for every value of the whole 
 Rates, the number of lookups and the eviction policy are chosen for each arm on the first weeks alone: the first half of them stands in for
 the first weeks, and the mean AUC of the second half decides. The weeks that are reported come after. Writes
 benchmarks/results/drift_flights.json and .md and docs/results/drift_flights.png.
+
+With --same-rate it reads that file and adds runs in which all arms have the same rate of rows: every one that some arm had chosen.
+This tells the arms' difference from that of their rates. It was added after the reported weeks had been seen, and chooses nothing.
 """
 
 import argparse
@@ -277,6 +280,40 @@ def tuned(arm: str, data: Weeks, args: argparse.Namespace) -> tuple[dict, list[d
     return best["options"], tried
 
 
+def with_same_rates(report: dict, data: Weeks, *, seeds: list[int], batch_size: int) -> dict:
+    """The report with runs of every arm at every rate of rows that some arm had chosen."""
+    rates = sorted({options["table_lr"] for options in report["options"].values()})
+    runs = []
+    for rate, arm, seed in itertools.product(rates, report["options"], seeds):
+        options = {**report["options"][arm], "table_lr": rate}
+        found = [one for one in report["runs"] if (one["arm"], one["seed"], one["options"]) == (arm, seed, options)]
+        sizes = {"first_weeks": report["fit_weeks"], "last_week": report["weeks"], "batch_size": batch_size}
+        one = found[0] if found else run(arm, data, options=options, seed=seed, **sizes)
+        runs.append({"table_lr": rate, "arm": arm, "seed": seed, "auc": mean(week["auc"] for week in one["weeks"])})
+        print(runs[-1], flush=True)
+    command = " ".join(["python", "benchmarks/tasks/drift.py", "FLIGHTS.csv", *sys.argv[2:]])
+    return {**report, "same_rate": {"command": command, "runs": runs}}
+
+
+def same_rate_lines(same: dict) -> list[str]:
+    """A line per rate and arm."""
+    lines = [
+        f"All arms at one rate of rows, other options as chosen (`{same['command']}`; added after the weeks had been seen, to tell "
+        "the arms' differences from those of their rates):",
+        "",
+        "| rate | tables | AUC | minus vocabulary, each seed |",
+        "|---|---|---|---|",
+    ]
+    for rate, arm in dict.fromkeys((one["table_lr"], one["arm"]) for one in same["runs"]):
+        by_seed = {
+            name: {one["seed"]: one["auc"] for one in same["runs"] if (one["table_lr"], one["arm"]) == (rate, name)}
+            for name in (arm, "vocabulary")
+        }
+        each = ", ".join(f"{value - by_seed['vocabulary'][seed]:+.4f}" for seed, value in by_seed[arm].items())
+        lines.append(f"| {rate} | {arm} | {spread(list(by_seed[arm].values()))} | {each} |")
+    return [*lines, ""]
+
+
 def summary(runs: list[dict], arm: str, key: str) -> dict[int, float]:
     """By seed, the mean of a figure over the reported weeks."""
     return {one["seed"]: mean(week[key] for week in one["weeks"] if key in week) for one in runs if one["arm"] == arm}
@@ -356,7 +393,7 @@ def markdown(report: dict) -> str:
     for name in FOLLOWED:
         counts = ", ".join(f"{mean(t[name][key] for t in totals):,.0f} {key}" for key in totals[0][name])
         lines += [f"Streaming vocabulary of `{name}` in training, mean over seeds: {counts}.", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(same_rate_lines(report["same_rate"]) if "same_rate" in report else [])])
 
 
 def by_week(runs: list[dict], arm: str, key: str = "auc") -> np.ndarray:
@@ -404,6 +441,29 @@ def band(axis: "matplotlib.axes.Axes", weeks: list[int], values: np.ndarray, *, 
     axis.plot(weeks, middle, color=color, linewidth=1.6, label=label)
 
 
+def measured(data: Weeks, args: argparse.Namespace) -> dict:
+    """Options of each arm, then all arms and seeds."""
+    started = time.monotonic()
+    options, tried, runs = {}, {}, []
+    for arm in (*ARMS, REFERENCE):
+        options[arm], tried[arm] = tuned(arm, data, args)
+    sizes = {"first_weeks": args.fit_weeks, "last_week": args.weeks, "batch_size": args.batch_size}
+    for seed, arm in itertools.product(args.seeds, (*ARMS, REFERENCE)):
+        runs.append(run(arm, data, options=options[arm], seed=seed, **sizes))
+        figures = {key: round(summary(runs[-1:], arm, key)[seed], 4) for key in ("auc", "logloss")}
+        print(f"{time.monotonic() - started:5.0f} s  {arm}, seed {seed}: {figures} {runs[-1]['bytes']}", flush=True)
+    return {
+        "command": " ".join(["python", "benchmarks/tasks/drift.py", "FLIGHTS.csv", *sys.argv[2:]]),
+        "flights": data.labels_N.numel(),
+        "fit_weeks": args.fit_weeks,
+        "weeks": args.weeks,
+        "options": options,
+        "tried": tried,
+        "unseen": shares(data, first_weeks=args.fit_weeks, last_week=args.weeks),
+        "runs": runs,
+    }
+
+
 def main() -> None:
     """Options, all arms and seeds, then the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -415,29 +475,15 @@ def main() -> None:
     parser.add_argument("--max-tried", type=int, default=None, help="try only the first so many options of each arm")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs/results/drift_flights.png")
+    parser.add_argument("--same-rate", action="store_true", help="add runs with one rate for all arms to the results")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    started = time.monotonic()
     data = load(args.flights, fit_weeks=args.fit_weeks)
-    options, tried, runs = {}, {}, []
-    for arm in (*ARMS, REFERENCE):
-        options[arm], tried[arm] = tuned(arm, data, args)
-    for seed in args.seeds:
-        for arm in (*ARMS, REFERENCE):
-            sizes = {"first_weeks": args.fit_weeks, "last_week": args.weeks, "batch_size": args.batch_size}
-            runs.append(run(arm, data, options=options[arm], seed=seed, **sizes))
-            figures = {key: round(summary(runs[-1:], arm, key)[seed], 4) for key in ("auc", "logloss")}
-            print(f"{time.monotonic() - started:5.0f} s  {arm}, seed {seed}: {figures} {runs[-1]['bytes']}", flush=True)
-    report = {
-        "command": " ".join(["python", "benchmarks/tasks/drift.py", "FLIGHTS.csv", *sys.argv[2:]]),
-        "flights": data.labels_N.numel(),
-        "fit_weeks": args.fit_weeks,
-        "weeks": args.weeks,
-        "options": options,
-        "tried": tried,
-        "unseen": shares(data, first_weeks=args.fit_weeks, last_week=args.weeks),
-        "runs": runs,
-    }
+    if args.same_rate:
+        report = json.loads((args.results / "drift_flights.json").read_text())
+        report = with_same_rates(report, data, seeds=args.seeds, batch_size=args.batch_size)
+    else:
+        report = measured(data, args)
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / "drift_flights.json").write_text(json.dumps(report, indent=1) + "\n")
     (args.results / "drift_flights.md").write_text(markdown(report))
