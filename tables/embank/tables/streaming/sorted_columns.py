@@ -1,0 +1,82 @@
+"""A map from int64 keys to int64 columns, as sorted tensors: every operation works on many keys at once."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class SortedColumns:
+    """Distinct keys in ascending order, and columns beside them.
+
+    Finding U of n keys takes U log n steps, a change one pass over all n.
+
+    Args:
+        num_columns: how many.
+
+    Attributes:
+        keys: int64 [n].
+        columns: int64 [n] each; values may be written in place.
+    """
+
+    def __init__(self, num_columns: int) -> None:
+        self.keys = torch.empty(0, dtype=torch.int64)
+        self.columns = [torch.empty(0, dtype=torch.int64) for _ in range(num_columns)]
+
+    def __len__(self) -> int:
+        return self.keys.numel()
+
+    def find(self, keys_U: Tensor) -> tuple[Tensor, Tensor]:
+        """Where keys are, int64 [U], and whether they are there at all, bool [U]; places of those that are not mean nothing."""
+        if not len(self):
+            return torch.zeros_like(keys_U), torch.zeros_like(keys_U, dtype=torch.bool)
+        places_U = torch.searchsorted(self.keys, keys_U).clamp_(max=len(self) - 1)
+        return places_U, self.keys[places_U] == keys_U
+
+    def insert(self, keys_U: Tensor, *columns_U: Tensor) -> None:
+        """Adds distinct keys that are not there yet, in any order."""
+        if not keys_U.numel():
+            return
+        keys_U, order = keys_U.sort()
+        places_U = torch.searchsorted(self.keys, keys_U) + torch.arange(keys_U.numel())
+        is_old = torch.ones(len(self) + keys_U.numel(), dtype=torch.bool)
+        is_old[places_U] = False
+        self.keys = _merged(self.keys, keys_U, places_U, is_old)
+        pairs = zip(self.columns, columns_U, strict=True)
+        self.columns = [_merged(old, new[order], places_U, is_old) for old, new in pairs]
+
+    def remove(self, places: Tensor) -> None:
+        """Takes out the keys at some places."""
+        if places.numel():
+            stays = torch.ones(len(self), dtype=torch.bool)
+            stays[places] = False
+            self.keys, self.columns = self.keys[stays], [column[stays] for column in self.columns]
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that is held."""
+        return [self.keys, *self.columns]
+
+
+def _merged(old: Tensor, new_U: Tensor, places_U: Tensor, is_old: Tensor) -> Tensor:
+    merged = torch.empty(is_old.numel(), dtype=torch.int64)
+    merged[is_old], merged[places_U] = old, new_U
+    return merged
+
+
+def smallest(keys: Sequence[Tensor], count: int) -> Tensor:
+    """Places of the `count` smallest entries in ascending order, compared by the first key, ties by the next one and so on.
+
+    Args:
+        keys: int64 [n] each; together they are distinct.
+        count: at most n.
+
+    Returns:
+        int64 [count].
+    """
+    if not count:
+        return torch.empty(0, dtype=torch.int64)
+    bound = keys[0].kthvalue(count).values  # only those up to it are sorted
+    chosen = (keys[0] <= bound).nonzero().squeeze(1)
+    for key in reversed(keys):
+        chosen = chosen[key[chosen].argsort(stable=True)]
+    return chosen[:count]

@@ -1,0 +1,207 @@
+"""A vocabulary that learns as it goes: ids come in by their count and leave by use, by recency or by age.
+
+Everything is exact and the same in every run: counts are integers, ties are broken by rules that are stated, and a batch is
+handled as a whole, without a loop over its ids.
+
+Source: admission by count and removal by age are known from Monolith's tables (Liu et al., "Monolith: Real Time Recommendation
+System With Collisionless Embedding Table", ORSUM 2022, section 2.2.1), which grow with their ids. Here the table and the buffer of
+candidates are bounded, time is counted in batches, and ids that are in use may have to make room for others.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from embank.tables.errors import ConfigError
+from embank.tables.streaming.base import UNKNOWN_SLOT, IdVocabulary, StreamCounts
+from embank.tables.streaming.sorted_columns import SortedColumns, smallest
+
+FREE = -1
+
+Policy = Literal["lfu", "lru", "age"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamingConfig:
+    """Options of `StreamingVocabulary`.
+
+    Args:
+        admit_after: an id gets a row in the batch in which it is seen for the `admit_after`-th time, if there is room. Until then
+            it looks up the unknown row.
+        policy: who makes room when no row is free. "lru": the id whose last batch is the longest ago (ties: the lower count, then
+            the lower id). "lfu": the id with the lowest count since it was first a candidate (ties: the longer ago, then the lower id), and
+            only for one with a higher count. "age": nobody, but ids leave when `max_age` batches have gone by without them, whether or not
+            there is need. An id of the batch at hand never makes room.
+        max_age: for "age": batches.
+        candidates: how many ids without a row are counted at once; None takes the table's rows. Where there are more, those whose last
+            batch is the longest ago are forgotten (ties: the lower count, then the lower id) and begin at 0 when they come again.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
+
+    admit_after: int = 1
+    policy: Policy = "lru"
+    max_age: int | None = None
+    candidates: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.admit_after < 1:
+            raise ConfigError(f"admit_after is {self.admit_after}; it is a count of at least 1")
+        if self.policy not in ("lfu", "lru", "age"):
+            raise ConfigError(f"there is no eviction policy '{self.policy}'; use 'lfu', 'lru' or 'age'")
+        if (self.max_age is not None) != (self.policy == "age"):
+            raise ConfigError(
+                f"the policy is '{self.policy}' and max_age is {self.max_age}; 'age' needs a max_age, the others take none"
+            )
+        if self.max_age is not None and self.max_age < 1:
+            raise ConfigError(f"max_age is {self.max_age}; it is a number of batches of at least 1")
+        if self.candidates is not None and self.candidates < 0:
+            raise ConfigError(f"candidates is {self.candidates}; it must be 0 or more")
+
+    def build(self, *, name: str, capacity: int) -> "StreamingVocabulary":
+        """An empty vocabulary."""
+        return StreamingVocabulary(self, name=name, capacity=capacity)
+
+
+class StreamingVocabulary(IdVocabulary):
+    """Rows for the ids of a stream.
+
+    In training a batch is handled in this order. Counts and last steps of ids that have a row are brought up to date. With the
+    policy "age", ids that are too old leave. The other ids are counted as candidates. Those of them that have been seen often enough
+    get a row, the higher count first (ties: the lower id): free rows from the lowest, then rows that others leave. Then candidates
+    beyond the buffer are forgotten. An id that lost its row begins at 0.
+
+    Args:
+        config: the options.
+        name: the table, for messages.
+        capacity: R, rows of the table.
+    """
+
+    def __init__(self, config: StreamingConfig, *, name: str, capacity: int) -> None:
+        super().__init__(name=name, capacity=capacity)
+        self.config = config
+        self.max_candidates = capacity if config.candidates is None else config.candidates
+        self.slot_ids = torch.full((capacity,), FREE)
+        self.slot_counts = torch.zeros(capacity, dtype=torch.int64)
+        self.slot_seen = torch.zeros(capacity, dtype=torch.int64)
+        self.index = SortedColumns(1)  # ids: their slots
+        self.candidates = SortedColumns(2)  # ids: count, last step
+        self.num_used = 1  # slots below have been given out before
+
+    def look_up(self, ids_N: Tensor) -> Tensor:
+        places_N, found_N = self.index.find(ids_N)
+        slots_N = torch.full_like(ids_N, UNKNOWN_SLOT)
+        slots_N[found_N] = self.index.columns[0][places_N[found_N]]
+        return slots_N
+
+    def learn(self, ids_N: Tensor) -> tuple[Tensor, Tensor, StreamCounts]:
+        ids_U, inverse_N, counts_U = torch.unique(ids_N, return_inverse=True, return_counts=True)
+        slots_U = self.look_up(ids_U)
+        is_new = slots_U == UNKNOWN_SLOT
+        known = slots_U[~is_new]
+        self.slot_counts[known] += counts_U[~is_new]
+        self.slot_seen[known] = self.step
+        num_expired = self._expire()
+        ids_A = ids_U[is_new]
+        counts_A = self._count(ids_A, counts_U[is_new])
+        slots_W, num_evicted = self._admit(ids_A, counts_A)
+        self._forget()
+        resets = slots_W[slots_W < self.num_used]
+        if slots_W.numel():
+            self.num_used = max(self.num_used, int(slots_W.max()) + 1)
+        changes = StreamCounts(admissions=slots_W.numel(), evictions=num_expired + num_evicted, resets=resets.numel())
+        return self.look_up(ids_U)[inverse_N], resets, changes
+
+    def _expire(self) -> int:
+        """Takes the rows of ids that are too old; how many."""
+        if self.config.max_age is None:
+            return 0
+        is_old = (self.slot_ids != FREE) & (self.slot_seen < self.step - self.config.max_age)
+        old = is_old.nonzero().squeeze(1)
+        self._evict(old)
+        return old.numel()
+
+    def _count(self, ids_A: Tensor, counts_A: Tensor) -> Tensor:
+        """Adds a batch's counts to those of its candidates; their counts so far."""
+        places_A, found_A = self.candidates.find(ids_A)
+        counts, seen = self.candidates.columns
+        counts[places_A[found_A]] += counts_A[found_A]
+        seen[places_A[found_A]] = self.step
+        totals_A = counts_A.clone()
+        totals_A[found_A] = counts[places_A[found_A]]
+        first = ids_A[~found_A]
+        self.candidates.insert(first, counts_A[~found_A], torch.full_like(first, self.step))
+        return totals_A
+
+    def _admit(self, ids_A: Tensor, counts_A: Tensor) -> tuple[Tensor, int]:
+        """Gives rows to a batch's candidates: the rows, and how many others lost theirs to them.
+
+        Args:
+            ids_A: candidates of the batch, ascending.
+            counts_A: their counts so far.
+        """
+        is_ready = counts_A >= self.config.admit_after
+        counts_C, order = counts_A[is_ready].sort(descending=True, stable=True)
+        ids_C = ids_A[is_ready][order]
+        if not ids_C.numel():
+            return ids_C, 0
+        free = (self.slot_ids[1:] == FREE).nonzero().squeeze(1)[: ids_C.numel()] + 1
+        victims = self._victims(counts_C[free.numel() :])
+        self._evict(victims)
+        slots_W = torch.cat([free, victims])
+        ids_W, counts_W = ids_C[: slots_W.numel()], counts_C[: slots_W.numel()]
+        self.slot_ids[slots_W], self.slot_counts[slots_W], self.slot_seen[slots_W] = ids_W, counts_W, self.step
+        self.index.insert(ids_W, slots_W)
+        self.candidates.remove(self.candidates.find(ids_W)[0])
+        return slots_W, victims.numel()
+
+    def _victims(self, counts_C: Tensor) -> Tensor:
+        """Slots whose ids make room for candidates with these counts, highest first; fewer where there are not as many."""
+        held = ((self.slot_ids != FREE) & (self.slot_seen < self.step)).nonzero().squeeze(1)
+        count = min(held.numel(), counts_C.numel())
+        if self.config.policy == "age" or not count:
+            return held[:0]
+        uses, seen, ids = self.slot_counts[held], self.slot_seen[held], self.slot_ids[held]
+        if self.config.policy == "lru":
+            return held[smallest((seen, uses, ids), count)]
+        victims = held[smallest((uses, seen, ids), count)]
+        return victims[
+            counts_C[:count] > self.slot_counts[victims]
+        ]  # the first so many: one side falls, the other rises
+
+    def _evict(self, slots: Tensor) -> None:
+        if slots.numel():
+            self.index.remove(self.index.find(self.slot_ids[slots])[0])
+            self.slot_ids[slots], self.slot_counts[slots], self.slot_seen[slots] = FREE, 0, 0
+
+    def _forget(self) -> None:
+        """Drops candidates beyond the buffer."""
+        excess = len(self.candidates) - self.max_candidates
+        if excess > 0:
+            counts, seen = self.candidates.columns
+            self.candidates.remove(smallest((seen, counts, self.candidates.keys), excess))
+
+    @property
+    def num_ids(self) -> int:
+        return len(self.index)
+
+    def nbytes(self) -> int:
+        held = [self.slot_ids, self.slot_counts, self.slot_seen, *self.index.tensors(), *self.candidates.tensors()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    def facts(self) -> dict[str, Any]:
+        return {"capacity": self.capacity, **asdict(self.config)}
+
+    def state(self) -> dict[str, Any]:
+        held = (self.slot_ids, self.slot_counts, self.slot_seen, *self.candidates.tensors())
+        return {"num_used": self.num_used, "tensors": [tensor.clone() for tensor in held]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        tensors = [tensor.clone() for tensor in state["tensors"]]
+        self.num_used = state["num_used"]
+        self.slot_ids, self.slot_counts, self.slot_seen, self.candidates.keys, *self.candidates.columns = tensors
+        slots = (self.slot_ids != FREE).nonzero().squeeze(1)
+        self.index = SortedColumns(1)
+        self.index.insert(self.slot_ids[slots], slots)
