@@ -2,10 +2,11 @@
 
 Run: python benchmarks/unified.py [--rows 10000000] [--lookups 1 2 4] [--rounds 9] [--threads 2]
 26 Criteo-shaped features of dim 16 in all, batch 4,096, Zipf ids, row-wise Adagrad on FBGEMM; a step is the lookup and the update of
-the rows from a gradient of ones, nothing else, so that no network hides the difference. For each number of lookups c there are two rivals:
+the rows from a gradient of ones, nothing else, so that no network hides the difference. For each number of lookups c there are three rivals:
 
 plain     one table of dim 16 for each feature: the same total dim
 split     c tables of dim 16 / c for each feature: the same number of lookups besides
+hashed    the same with hashed ids, whose frequent rows lie far apart as those of unified do, not side by side as frequency-ranked ids
 
 All have the same bytes of rows. They take turns within a round; ratios are taken within a round, of rows per second (above 1: unified is
 faster). Addressing runs on the loader's thread in training and is timed by itself. Writes benchmarks/results/unified.{json,md}.
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,10 +26,12 @@ from method_steps import DIM, Inputs26
 from peers.machine import describe
 from torchrec import KeyedJaggedTensor
 
+from embank.compression.hash import HashConfig
 from embank.compression.unified_specs import unified_specs
 from embank.tables import RowOptimizer, TableCollection, TableSpec
 
 RESULTS = Path(__file__).with_name("results")
+RIVALS = ("plain", "split", "hashed")
 OPTIMIZER = RowOptimizer(name="rowwise_adagrad", lr=0.02)
 
 
@@ -52,7 +56,7 @@ class Contestant:
 
 
 def contestants(drawn: Inputs26, lookups: int) -> dict[str, Contestant]:
-    """The three of one number of lookups."""
+    """The four of one number of lookups."""
     width = DIM // lookups
     rows = sum(spec.num_embeddings for spec in drawn.specs)
     plain = [
@@ -64,6 +68,7 @@ def contestants(drawn: Inputs26, lookups: int) -> dict[str, Contestant]:
         for s in drawn.specs
         for part in range(lookups)
     ]
+    hashed = [replace(s, method="hash", options=HashConfig(num_rows=s.num_embeddings)) for s in split]
     shared = unified_specs(
         rows=rows * lookups,
         width=width,
@@ -72,9 +77,8 @@ def contestants(drawn: Inputs26, lookups: int) -> dict[str, Contestant]:
         exact_below=0,
     )
     batches = [batch.sparse for batch in drawn.batches]
-    return {
-        name: Contestant(specs, batches) for name, specs in (("unified", shared), ("plain", plain), ("split", split))
-    }
+    own = {"unified": shared, "plain": plain, "split": split, "hashed": hashed}
+    return {name: Contestant(specs, batches) for name, specs in own.items()}
 
 
 def seconds(work: Callable[[], None]) -> float:
@@ -90,7 +94,7 @@ def measure(drawn: Inputs26, lookups: int, args: argparse.Namespace) -> dict:
     times: dict[str, list[float]] = {name: [] for name in found}
     for number in range(args.rounds + 1):
         order = list(found)
-        for name in order[number % 3 :] + order[: number % 3]:
+        for name in order[number % 4 :] + order[: number % 4]:
             times[name].append(seconds(found[name].steps) / len(drawn.batches))
     kept = {name: values[1:] for name, values in times.items()}  # the first round warms up
     torch.set_num_threads(1)
@@ -101,9 +105,7 @@ def measure(drawn: Inputs26, lookups: int, args: argparse.Namespace) -> dict:
         "width": DIM // lookups,
         "milliseconds": {name: 1e3 * statistics.median(values) for name, values in kept.items()},
         "address_milliseconds": {name: 1e3 * value / len(drawn.batches) for name, value in address.items()},
-        "ratios": {
-            rival: [a / b for a, b in zip(kept[rival], kept["unified"], strict=True)] for rival in ("plain", "split")
-        },
+        "ratios": {rival: [a / b for a, b in zip(kept[rival], kept["unified"], strict=True)] for rival in RIVALS},
     }
 
 
@@ -114,17 +116,17 @@ def markdown(report: dict) -> str:
         "",
         f"`{report['command']}`; ratios of rows per second, median (range) of {report['rounds']} rounds; above 1: unified is faster.",
         "",
-        "| lookups x width | of plain tables, same total dim | of as many lookups in plain tables | step, ms | address, ms (plain) |",
-        "|---|---|---|---|---|",
+        "| lookups x width | of plain tables, same total dim | of as many lookups in plain tables | in hashed tables | step, ms | address, ms (plain) |",
+        "|---|---|---|---|---|---|",
     ]
     for entry in report["entries"]:
         ratios = [
             f"{statistics.median(entry['ratios'][rival]):.2f} ({min(entry['ratios'][rival]):.2f}-{max(entry['ratios'][rival]):.2f})"
-            for rival in ("plain", "split")
+            for rival in RIVALS
         ]
         address = entry["address_milliseconds"]
         lines.append(
-            f"| {entry['lookups']} x {entry['width']} | {ratios[0]} | {ratios[1]} | {entry['milliseconds']['unified']:.1f} | "
+            f"| {entry['lookups']} x {entry['width']} | {' | '.join(ratios)} | {entry['milliseconds']['unified']:.1f} | "
             f"{address['unified']:.1f} ({address['plain']:.1f}) |"
         )
     return "\n".join(lines) + "\n"

@@ -29,7 +29,7 @@ def numbers_held(specs: list[TableSpec]) -> int:
 
 
 def test_lookups_and_gradients_are_those_of_the_product() -> None:
-    check_against(spec(options=MdeConfig(dim=4)), lambda rows, dense: rows["t"] @ dense["widening.weight"])
+    check_against(spec(options=MdeConfig(width=4)), lambda rows, dense: rows["t"] @ dense["widening.weight"])
     check_against(spec(), lambda rows, dense: rows["t"])
 
 
@@ -68,7 +68,7 @@ def test_a_collection_uses_its_budget(sizes: tuple[int, ...]) -> None:
         held = numbers_held(given)
         assert held <= budget * plain
         by_size = sorted(given, key=lambda s: s.num_embeddings)
-        dims = [s.options.dim for s in by_size]
+        dims = [s.options.width for s in by_size]
         assert dims == sorted(dims, reverse=True)
         if budget != 0.065:
             assert held / (budget * plain) > published_dims(sizes, embedding_dim=16, budget=budget).ratio / budget
@@ -87,7 +87,7 @@ def test_small_collections_keep_bytes_and_order_and_leave_no_room_for_a_dim() ->
         if floor > allowed:
             continue
         given = Mde.allocate(specs, 4 * allowed)
-        dims = [s.options.dim for s in given]
+        dims = [s.options.width for s in given]
         assert numbers_held(given) <= allowed
         for n, dim in zip(sizes, dims, strict=True):
             assert all(other <= dim for m, other in zip(sizes, dims, strict=True) if m > n), (sizes, dims)
@@ -100,9 +100,9 @@ def test_small_collections_keep_bytes_and_order_and_leave_no_room_for_a_dim() ->
 
 def test_tables_of_one_size_share_evenly() -> None:
     given = Mde.allocate(tables_of((1000, 1000, 1000)), int(0.4 * 4 * 48_000))
-    assert sorted(s.options.dim for s in given) == [6, 6, 6]
+    assert sorted(s.options.width for s in given) == [6, 6, 6]
     (alone,) = Mde.allocate([spec()], int(0.4 * 4 * 6000))
-    assert alone.options.dim == build_method(spec(budget=0.4)).dim == 4
+    assert alone.options.width == build_method(spec(budget=0.4)).dim == 4
 
 
 def test_a_feature_that_is_looked_up_more_often_counts_as_smaller() -> None:
@@ -113,12 +113,12 @@ def test_a_feature_that_is_looked_up_more_often_counts_as_smaller() -> None:
         for s, n in zip(pair, lookups, strict=True)
     ]
     given = Mde.allocate(counted, int(0.4 * sum(s.plain_nbytes for s in pair)))
-    single, bags, large = (s.options.dim for s in given)
+    single, bags, large = (s.options.width for s in given)
     assert bags > single > large
 
 
 def test_nominal_bytes_leave_projections_out() -> None:
-    assert build_method(spec(options=MdeConfig(dim=4))).nominal_nbytes() == 4 * 500 * 4
+    assert build_method(spec(options=MdeConfig(width=4))).nominal_nbytes() == 4 * 500 * 4
 
 
 def test_sizes_at_the_edge_and_options() -> None:
@@ -127,5 +127,5 @@ def test_sizes_at_the_edge_and_options() -> None:
     assert [build_method(s).dim for s in given] == [1, 3]
     with pytest.raises(BudgetError, match="floor is budget"):
         build_method(spec(budget=0.01))
-    with pytest.raises(ConfigError, match="both budget 0.5 and dim 3"):
-        build_method(spec(options=MdeConfig(dim=3), budget=0.5))
+    with pytest.raises(ConfigError, match="both budget 0.5 and width 3"):
+        build_method(spec(options=MdeConfig(width=3), budget=0.5))

@@ -16,14 +16,14 @@ def spec(num: int = 500, dim: int = 12, *, name: str = "t", **more: object) -> T
 
 
 def test_lookups_and_gradients_are_those_of_the_product() -> None:
-    check_against(spec(options=UniformDimConfig(dim=5)), lambda rows, dense: rows["t"] @ dense["widening.weight"])
+    check_against(spec(options=UniformDimConfig(width=5)), lambda rows, dense: rows["t"] @ dense["widening.weight"])
     check_against(spec(), lambda rows, dense: rows["t"])
 
 
 def test_rank_and_initial_spread() -> None:
     for dim, width in ((16, 1), (16, 7), (2048, 3), (3, 2)):
         table = build_table(
-            method="uniform_dim", num_embeddings=2000, embedding_dim=dim, options=UniformDimConfig(dim=width), seed=1
+            method="uniform_dim", num_embeddings=2000, embedding_dim=dim, options=UniformDimConfig(width=width), seed=1
         )
         rows = table.lookup(torch.arange(2000)).detach()
         assert torch.linalg.matrix_rank(rows) == width
@@ -68,9 +68,9 @@ def test_a_collection_gets_the_largest_common_dim() -> None:
 def test_sizes_at_the_edge_and_options() -> None:
     assert build_method(spec(1, 1)).dim == 1
     assert build_method(spec(2**31 + 1, 2048, budget=0.1)).dim == 204
-    with pytest.raises(ConfigError, match="dim 13 for its rows; it must lie in 1 .. 12"):
-        build_method(spec(options=UniformDimConfig(dim=13)))
-    with pytest.raises(ConfigError, match="both budget 0.5 and dim 3"):
-        build_method(spec(options=UniformDimConfig(dim=3), budget=0.5))
-    with pytest.raises(ConfigError, match="dim 3 for its rows while the collection has a budget"):
-        UniformDim.allocate([spec(options=UniformDimConfig(dim=3))], 10_000)
+    with pytest.raises(ConfigError, match="width 13 for its rows; it must lie in 1 .. 12"):
+        build_method(spec(options=UniformDimConfig(width=13)))
+    with pytest.raises(ConfigError, match="both budget 0.5 and width 3"):
+        build_method(spec(options=UniformDimConfig(width=3), budget=0.5))
+    with pytest.raises(ConfigError, match="width 3 for its rows while the collection has a budget"):
+        UniformDim.allocate([spec(options=UniformDimConfig(width=3))], 10_000)

@@ -1,9 +1,12 @@
 """Configurations: what is accepted, and what every mistake is answered with."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from embank.compression import METHODS
+from embank.compression.full import Full
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import table_specs
 from embank.pipelines.training.config import load_config, parse_config, to_plain
@@ -132,3 +135,24 @@ def test_numbers_with_an_exponent(file: Path) -> None:
     assert config.tables.default.init_std == 0.01
     model = parse_config(raw_config(Path("data"), model={"name": "deepfm", "dropout": "5e-1"})).model
     assert model["dropout"] == 0.5
+
+
+@pytest.mark.parametrize("method", sorted(name for name in METHODS if not name.startswith("test_")))
+def test_a_configuration_with_every_default_filled_in_is_the_same(tmp_path: Path, method: str) -> None:
+    data = write_data(tmp_path / "data", single={"user": 50})
+    config = parse_config(raw_config(data, tables={"dim": 8, "method": method}))
+    assert parse_config(to_plain(config)) == config
+
+
+def test_options_must_not_be_named_like_keys_of_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        dim: int = 3
+
+    class Clashing(Full):
+        Config = Options
+
+    monkeypatch.setattr("embank.pipelines.training.config.method_class", lambda name: Clashing)
+    data = write_data(tmp_path / "data", single={"user": 50})
+    with pytest.raises(ConfigError, match="'clashing', whose option 'dim' is a key of every table"):
+        parse_config(raw_config(data, tables={"method": "clashing"}))

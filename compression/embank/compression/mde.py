@@ -7,12 +7,12 @@ from torch import Tensor
 
 from embank.compression.projected import (
     Widening,
-    dim_within,
     held_dim,
     held_nbytes,
     narrow_table,
     refuse_below_floor,
-    with_dim,
+    width_within,
+    with_width,
 )
 from embank.tables import Method, PackedTable, TableSpec
 
@@ -24,13 +24,13 @@ class MdeConfig:
     """Options of a mixed-dimension table.
 
     Args:
-        dim: width of the rows; None takes what the budget allows (in a collection, what the power rule gives within the
+        width: of the rows; None takes what the budget allows (in a collection, what the power rule gives within the
             budget of all its tables), or without a budget the whole embedding dim.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
-    dim: int | None = None
+    width: int | None = None
 
 
 class Mde(Method):
@@ -44,14 +44,14 @@ class Mde(Method):
 
     Raises:
         BudgetError: the budget does not hold rows of dim 1 and the projection.
-        ConfigError: both a budget and a dim, or a dim outside 1 .. embedding_dim.
+        ConfigError: both a budget and a width, or a width outside 1 .. embedding_dim.
     """
 
     Config = MdeConfig
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)
-        self.dim = dim_within(spec, dim=self.options().dim)
+        self.dim = width_within(spec, width=self.options().width)
         self.physical = (narrow_table(spec, self.dim),)
         self.widening = Widening(self.dim, spec.embedding_dim)
 
@@ -82,7 +82,7 @@ class Mde(Method):
             fits = _total_nbytes(specs, power_dims(specs, sizes, middle)) <= nbytes
             low, high = (low, middle) if fits else (middle, high)
         dims = top_up(specs, sizes, high, nbytes)
-        return [with_dim(spec, cls.Config, dim) for spec, dim in zip(specs, dims, strict=True)]
+        return [with_width(spec, cls.Config, dim) for spec, dim in zip(specs, dims, strict=True)]
 
 
 def ids_per_lookup(specs: Sequence[TableSpec]) -> list[float]:

@@ -26,12 +26,12 @@ def held_nbytes(spec: TableSpec, dim: int) -> int:
     return spec.plain_nbytes if held == spec.embedding_dim else 4 * held * (spec.num_embeddings + spec.embedding_dim)
 
 
-def dim_within(spec: TableSpec, *, dim: int | None) -> int:
+def width_within(spec: TableSpec, *, width: int | None) -> int:
     """Width of the rows of a table.
 
     Args:
         spec: of the table.
-        dim: the option that sets it, if it is set.
+        width: the option that sets it, if it is set.
 
     Returns:
         Between 1 and the embedding dim, which it is without a budget and without the option.
@@ -40,14 +40,14 @@ def dim_within(spec: TableSpec, *, dim: int | None) -> int:
         ConfigError: both a budget and an option, or an option outside 1 .. embedding_dim.
         BudgetError: the budget does not hold rows of one number and their projection.
     """
-    if dim is not None:
+    if width is not None:
         if spec.budget is not None:
-            raise ConfigError(f"table '{spec.name}' has both budget {spec.budget} and dim {dim}; keep one of them")
-        if not 1 <= dim <= spec.embedding_dim:
+            raise ConfigError(f"table '{spec.name}' has both budget {spec.budget} and width {width}; keep one of them")
+        if not 1 <= width <= spec.embedding_dim:
             raise ConfigError(
-                f"table '{spec.name}' has dim {dim} for its rows; it must lie in 1 .. {spec.embedding_dim} (its embedding dim)"
+                f"table '{spec.name}' has width {width} for its rows; it must lie in 1 .. {spec.embedding_dim} (its embedding dim)"
             )
-        return dim
+        return width
     if spec.budget is None or spec.budget == 1:
         return spec.embedding_dim
     width = int(spec.budget * spec.plain_nbytes // (4 * (spec.num_embeddings + spec.embedding_dim)))
@@ -56,18 +56,18 @@ def dim_within(spec: TableSpec, *, dim: int | None) -> int:
     return width
 
 
-def with_dim(spec: TableSpec, config: type, dim: int) -> TableSpec:
+def with_width(spec: TableSpec, config: type, width: int) -> TableSpec:
     """The spec with its width as an option in place of a budget.
 
     Raises:
         ConfigError: the option is set already.
     """
     options = spec.options if spec.options is not None else config()
-    if options.dim is not None:
+    if options.width is not None:
         raise ConfigError(
-            f"table '{spec.name}' has dim {options.dim} for its rows while the collection has a budget; keep one of them"
+            f"table '{spec.name}' has width {options.width} for its rows while the collection has a budget; keep one of them"
         )
-    return replace(spec, budget=None, options=replace(options, dim=dim))
+    return replace(spec, budget=None, options=replace(options, width=width))
 
 
 def refuse_below_floor(specs: Sequence[TableSpec], nbytes: int) -> None:

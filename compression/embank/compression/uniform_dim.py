@@ -7,12 +7,12 @@ from torch import Tensor
 
 from embank.compression.projected import (
     Widening,
-    dim_within,
     held_dim,
     held_nbytes,
     narrow_table,
     refuse_below_floor,
-    with_dim,
+    width_within,
+    with_width,
 )
 from embank.tables import Method, PackedTable, TableSpec
 
@@ -22,12 +22,12 @@ class UniformDimConfig:
     """Options of equally narrow rows.
 
     Args:
-        dim: width of the rows; None takes what the budget allows, or without a budget the whole embedding dim.
+        width: of the rows; None takes what the budget allows, or without a budget the whole embedding dim.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
-    dim: int | None = None
+    width: int | None = None
 
 
 class UniformDim(Method):
@@ -38,14 +38,14 @@ class UniformDim(Method):
 
     Raises:
         BudgetError: the budget does not hold rows of dim 1 and the projection.
-        ConfigError: both a budget and a dim, or a dim outside 1 .. embedding_dim.
+        ConfigError: both a budget and a width, or a width outside 1 .. embedding_dim.
     """
 
     Config = UniformDimConfig
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)
-        self.dim = dim_within(spec, dim=self.options().dim)
+        self.dim = width_within(spec, width=self.options().width)
         self.physical = (narrow_table(spec, self.dim),)
         self.widening = Widening(self.dim, spec.embedding_dim)
 
@@ -71,4 +71,4 @@ class UniformDim(Method):
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if total_nbytes(middle) <= nbytes else (low, middle - 1)
-        return [with_dim(spec, cls.Config, held_dim(spec, min(low, spec.embedding_dim))) for spec in specs]
+        return [with_width(spec, cls.Config, held_dim(spec, min(low, spec.embedding_dim))) for spec in specs]

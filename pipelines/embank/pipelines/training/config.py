@@ -338,6 +338,11 @@ def _table(raw: Mapping[str, Any], defaults: dict[str, Any], *, path: str, more:
         except ValidationError as error:
             raise ConfigError(_first_problem(error, f"{path}.{key}")) from error
     options_class = method_class(values["method"]).Config
+    clash = [name for name in _names(options_class) if name in (*TABLE_KEYS, *COLLECTION_KEYS)]
+    if clash:
+        raise ConfigError(
+            f"'{path}.method' is '{values['method']}', whose option '{clash[0]}' is a key of every table; its author must give it another name"
+        )
     known = [*TABLE_KEYS, *more, *_names(options_class)]
     _refuse_unknown(raw, known, path=path)
     options = _validate(options_class, {k: v for k, v in raw.items() if k not in TABLE_KEYS}, path=path)
