@@ -32,6 +32,11 @@ def advice(values: "ConfigAdvice") -> None:
         ],
         left=3,
     )
+    if any(t.collisions is not None for t in values.tables):
+        out.print(
+            "expected share of values that share a row with another of their feature in the same lookup (intra), all rows (merged), or a row "
+            "with a value of another feature (inter)"
+        )
     out.print(
         f"{values.lookups:.2f} lookups per example; rows in training, shared ones once: {values.row_nbytes:,} bytes "
         f"({human_bytes(values.row_nbytes)}), {values.row_nbytes / values.plain_nbytes:.4f} of plain fp32"
