@@ -35,7 +35,7 @@ def advice(values: "ConfigAdvice") -> None:
     if any(t.collisions is not None for t in values.tables):
         out.print(
             "expected share of values that share a row with another of their feature in the same lookup (intra), all rows (merged), or a row "
-            "with a value of another feature (inter)"
+            "with anything else (inter)"
         )
     out.print(
         f"{values.lookups:.2f} lookups per example; rows in training, shared ones once: {values.row_nbytes:,} bytes "
