@@ -131,7 +131,7 @@ class Plan:
             return case
         wanted = log(self.grid_budget)
         own = [other for other in feasible if (other.model, other.method) == (case.model, case.method)]
-        return min(own, key=lambda other: abs(log(other.budget or 1) - wanted))
+        return min(own, key=lambda other: abs(log(other.budget or 1) - wanted), default=case)
 
     def config_of(self, job: Job) -> Config:
         """The configuration of a run."""
