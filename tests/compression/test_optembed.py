@@ -9,6 +9,7 @@ from torchrec import KeyedJaggedTensor
 
 from embank.compression.evolution import Candidate, EvolutionConfig, cross, evolve, mutate
 from embank.compression.optembed import OptEmbedConfig, Space, Step, mean_norm, shape_nbytes
+from embank.compression.sparse import bit_at
 from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method, default_init
 from embank.tables.stages import HeldRows, advance, finished
 
@@ -228,6 +229,20 @@ def test_pruned_ids_give_zeros_and_bytes_are_the_formula() -> None:
     assert method.nominal_nbytes() == 4 * method.num_kept * method.width
     kept = out.any(1).nonzero()[:, 0]
     assert method.address(kept)[0].tolist() == list(range(method.num_kept))
+
+
+@pytest.mark.parametrize("num", [300, 70_000])
+def test_retraining_starts_from_the_initial_values_of_what_is_kept(num: int) -> None:
+    tables = TableCollection([spec(num=num, budget=0.4)], seed=5)
+    initial = tables.weights()["t"].clone()
+    tables.weights()["t"].mul_(torch.rand(num, 1, generator=torch.Generator().manual_seed(1)) * 3)
+    with torch.no_grad():
+        next(tables.built_methods()).threshold.fill_(1.5)
+    done = advance(tables)
+    (method,) = done.built_methods()
+    assert 1 < method.num_kept < num
+    ids = bit_at(method.words, torch.arange(num)).nonzero()[:, 0]
+    assert torch.equal(done.weights()["t"], initial[ids, : method.width])
 
 
 def test_floor_and_bad_options() -> None:

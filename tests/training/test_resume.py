@@ -228,7 +228,7 @@ def damaged_run(data: Path, path: Path) -> RunFolder:
 
 def test_truncated_checkpoint(data: Path, tmp_path: Path) -> None:
     run = damaged_run(data, tmp_path / "run")
-    file = run.checkpoint(4, evaluated=False) / "dense.pt"
+    file = run.checkpoints / "step-000000004" / "dense.pt"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"dense.pt' has [\d,]+ bytes where [\d,]+ were written; it is truncated"):
         train(data, tmp_path / "run", resume=True)
@@ -236,7 +236,7 @@ def test_truncated_checkpoint(data: Path, tmp_path: Path) -> None:
 
 def test_altered_checkpoint(data: Path, tmp_path: Path) -> None:
     run = damaged_run(data, tmp_path / "run")
-    file = next((run.checkpoint(4, evaluated=False) / "rows").glob("*.distcp"))
+    file = next((run.checkpoints / "step-000000004" / "rows").glob("*.distcp"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -246,7 +246,7 @@ def test_altered_checkpoint(data: Path, tmp_path: Path) -> None:
 
 def test_checkpoint_with_a_missing_file(data: Path, tmp_path: Path) -> None:
     run = damaged_run(data, tmp_path / "run")
-    (run.checkpoint(4, evaluated=False) / "meta.json").unlink()
+    (run.checkpoints / "step-000000004" / "meta.json").unlink()
     with pytest.raises(CheckpointError, match="lacks 'meta.json'"):
         train(data, tmp_path / "run", resume=True)
 

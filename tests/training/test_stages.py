@@ -50,6 +50,7 @@ def test_every_stage_has_its_share_of_steps(run: Path) -> None:
     assert [(r["split"], r["stage"], r["step"], r["epoch"]) for r in records[:-1]] == [
         ("valid", "search", 10, 1),
         ("valid", "search", 15, 2),
+        ("valid", "train", 15, 2),  # as it begins
         ("valid", "train", 25, 3),
         ("valid", "train", 35, 4),
         ("valid", "train", 45, 5),
@@ -75,7 +76,40 @@ def test_only_the_last_stage_chooses_what_is_served(run: Path) -> None:
     trained = [r for r in RunFolder(run).read_metrics() if r["stage"] == "train" and r["split"] == "valid"]
     best = max(trained, key=lambda record: record["auc"])
     assert (result["best_step"], result["valid_auc"]) == (best["step"], best["auc"])
-    assert all(int(p.name.split("-")[1]) > SEARCH_STEPS for p in RunFolder(run).saved())
+    begins = "-stage-1" if best["step"] == SEARCH_STEPS else ""
+    expected = {f"step-{best['step']:09d}{begins}-evaluated", "step-000000045-evaluated"}
+    assert {p.name for p in RunFolder(run).saved()} == expected
+
+
+class Spoils(Reporter):
+    """Sets the network's parameters to 0 after every step of the last stage."""
+
+    trainer: Trainer
+    stage = ""
+
+    def start(self, *, num_steps: int, step: int, describe: str) -> None:
+        self.stage = describe.split(", ")[-1]
+
+    @torch.no_grad()
+    def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
+        if self.stage == "train":
+            for parameter in self.trainer.model.network.parameters():
+                parameter.zero_()
+
+
+def test_what_further_training_spoils_is_served_as_it_was(data: Path, tmp_path: Path) -> None:
+    sections = {"tables": TABLES, "train": {"lr": 0.02}}
+    reporter = Spoils()
+    reporter.trainer = Trainer(config(data, **sections), tmp_path / "run", reporter=reporter)
+    result = reporter.trainer.train()
+    records = RunFolder(tmp_path / "run").read_metrics()
+    begun = next(r for r in records if r["stage"] == "train")
+    assert begun["train_logloss"] is None
+    later = [r["auc"] for r in records if r["stage"] == "train" and r["step"] > SEARCH_STEPS]
+    assert begun["auc"] > max(later[:-1])
+    assert (result["best_step"], result["valid_auc"]) == (SEARCH_STEPS, begun["auc"])
+    assert "step-000000015-stage-1-evaluated" in [p.name for p in RunFolder(tmp_path / "run").saved()]
+    assert evaluate_run(tmp_path / "run", data=data, split="valid")["auc"] == begun["auc"]
 
 
 def test_a_last_stage_that_searches_serves_its_end(data: Path, tmp_path: Path) -> None:
@@ -106,6 +140,7 @@ class AtStages(Reporter):
     def __init__(self, *, stop: bool = False) -> None:
         self.trainer: Trainer | None = None
         self.stop, self.networks, self.described = stop, {}, []
+        self.best_search = -1.0
 
     def _network(self) -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in self.trainer.model.network.state_dict().items()}
@@ -113,11 +148,12 @@ class AtStages(Reporter):
     def start(self, *, num_steps: int, step: int, describe: str) -> None:
         self.networks[describe] = self._network()
         self.described.append((describe, num_steps, step))
-        if self.stop and len(self.networks) == 3:
+        if self.stop and len(self.described) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def note(self, message: str) -> None:
-        self.networks["end of search"] = self._network()
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        if record["stage"] == "search" and record["auc"] > self.best_search:
+            self.best_search, self.networks["best of search"] = record["auc"], self._network()
 
 
 def observed(data: Path, run: Path, *, stop: bool = False, **sections: dict[str, Any]) -> AtStages:
@@ -137,8 +173,8 @@ def test_the_network_goes_on_or_starts_anew(data: Path, tmp_path: Path) -> None:
         reporter = observed(data, tmp_path / method, tables={"method": method})
         assert reporter.described == [(first, SEARCH_STEPS, 0), (second, TRAIN_STEPS, 0)]
         networks = reporter.networks
-        assert not equal(networks[first], networks["end of search"])
-        source = first if method == "test_narrowing_anew" else "end of search"
+        assert not equal(networks[first], networks["best of search"])
+        source = first if method == "test_narrowing_anew" else "best of search"
         assert equal(networks[second], networks[source])
     schema = Schema.load(data)
     assert equal(networks[first], initial_network(config(data), schema).state_dict())
@@ -162,10 +198,11 @@ def test_early_stopping_ends_the_stage_not_the_run(data: Path, tmp_path: Path) -
     sections = {"tables": TABLES, "train": {"epochs": 20, "eval_every": 2, "patience": 2, "lr": 0.02}}
     result = train(data, tmp_path / "run", **sections)
     records = [r for r in RunFolder(tmp_path / "run").read_metrics() if r["split"] == "valid"]
-    for stage, full in (("search", 100), ("train", 200)):
+    for stage, full, at_its_beginning in (("search", 100, 0), ("train", 200, 1)):
         values = [r["auc"] for r in records if r["stage"] == stage]
         assert values.index(max(values)) == len(values) - 3
-        assert next(s for s in result["stages"] if s["name"] == stage)["steps"] == 2 * len(values) < full
+        steps = next(s for s in result["stages"] if s["name"] == stage)["steps"]
+        assert steps == 2 * (len(values) - at_its_beginning) < full
 
 
 def parts(model: Any) -> dict[str, torch.Tensor]:
@@ -248,7 +285,8 @@ class Dies(Reporter):
         self._at(f"step {step} of {self.stage}")
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        self._at(f"evaluation at {record['step']}")
+        is_start = record["stage"] == "train" and record["step"] == SEARCH_STEPS
+        self._at(f"evaluation {'of train ' if is_start else ''}at {record['step']}")
 
     def note(self, message: str) -> None:
         self._at("end of search")
@@ -271,7 +309,15 @@ def start(raw: dict[str, Any], run: Path, *, resume: bool, moment: str = "", sco
 
 MOMENTS = [
     *("start of search", "step 3 of search", "step 7 of search", "evaluation at 10", "step 13 of search"),
-    *("evaluation at 15", "end of search", "start of train", "step 1 of train", "step 17 of train", "evaluation at 45"),
+    *(
+        "evaluation at 15",
+        "end of search",
+        "evaluation of train at 15",
+        "start of train",
+        "step 1 of train",
+        "step 17 of train",
+        "evaluation at 45",
+    ),
 ]
 
 
@@ -338,7 +384,7 @@ def test_a_signal_while_the_next_stage_is_searched_for(data: Path, tmp_path: Pat
         InterruptedRunError, match=r"SIGTERM: stopped at the end of stage 1 of 2, search, which is saved"
     ):
         Trainer(config(data, tables=TABLES), tmp_path / "run", reporter=Asks()).train()
-    assert inspect_run(tmp_path / "run")["notes"][-1].endswith("the last one; no evaluation has chosen one yet")
+    assert inspect_run(tmp_path / "run")["notes"][-1].endswith("the best on validation")
     assert timeless(train(data, tmp_path / "run", resume=True, tables=TABLES)) == timeless(whole)
 
 

@@ -12,7 +12,6 @@ from embank.compression.budgets import floor_error
 from embank.compression.full import PackedFull
 from embank.tables import (
     Advance,
-    Carry,
     ConfigError,
     LocalRows,
     Method,
@@ -52,18 +51,18 @@ class AutoDim(Method):
         BudgetError: the budget does not hold the smallest width.
         ConfigError: widths that are not ascending within 1 .. dim.
 
-    Source: sections 2 and 3 of the paper. There the choice is the largest logit, whatever it costs; the public implementation in the
-    VLDB'24 benchmark of Zhang et al. moreover drops the normalisation when it goes on with the weights of the search. Here
-    the normalisation's running statistics are folded into T and b, so that retraining begins with the function that the search
-    ended with, and the temperature is a share of the training rather than a number of samples.
+    Source: sections 2 and 3 of the paper. There the choice is the largest logit, whatever it costs, and the temperature falls with
+    the number of samples, here with the share of the search that is done. The public implementation in the VLDB'24 benchmark of Zhang et
+    al. retrains from the weights of the search but drops their normalisation; here all of the model is trained anew, since rows that learned
+    beside those of other widths have learned something else.
     """
 
     Config = AutoDimConfig
     whole_rows: ClassVar[bool] = True
     temperature: Tensor
     stages: ClassVar[tuple[Stage, ...]] = (
-        Stage(name="search", alternates=True, is_search=True),
-        Stage(name="retrain"),
+        Stage(name="search", alternates=True, is_search=True, hands_over="end"),
+        Stage(name="retrain", fresh_network=True),
     )
 
     def __init__(self, spec: TableSpec) -> None:
@@ -133,18 +132,8 @@ class AutoDim(Method):
             costs = [[width_nbytes(m.spec, width) for width in m.widths] for m in group]
             picks = choose([m.logits.log_softmax(0).tolist() for m in group], costs, limit=bound)
             chosen |= {m.spec.name: pick for m, pick in zip(group, picks, strict=True)}
-        return [method._chosen(chosen[method.spec.name]) for method in methods]
-
-    def _chosen(self, index: int) -> Advance:
-        projection = self.projections[index]
-        assert isinstance(projection, Projection)
-        weight_cD, bias_D = projection.folded()
-        name = self.physical[index].name
-        return Advance(
-            found={"width": torch.tensor(self.widths[index])},
-            carries={name: Carry(table=name)},
-            dense={"projections.0.weight": weight_cD, "projections.0.bias": bias_D},
-        )
+        widths = [torch.tensor(method.widths[chosen[method.spec.name]]) for method in methods]
+        return [Advance(found={"width": width}, carries={}, dense={}) for width in widths]
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
         projection = self.projections[0]
@@ -200,11 +189,6 @@ class Projection(nn.Module):
             self.mean.lerp_(mean_D, _MOMENTUM)
             self.variance.lerp_(variance_D, _MOMENTUM)
         return F.batch_norm(projected_ND, None, None, training=True, eps=_EPS)
-
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight [c, D] and bias [D] that do without the normalisation what evaluation does with it."""
-        scale_D = (self.variance + _EPS).rsqrt()
-        return self.weight.detach() * scale_D, (self.bias.detach() - self.mean) * scale_D
 
 
 def width_nbytes(spec: TableSpec, width: int) -> int:

@@ -77,8 +77,8 @@ class AutoSrh(Method):
     """Rows times a soft selection alpha in [0, 1] per group of ids and column; entries are pruned by |w alpha|, then retrained.
 
     Three stages: a warm-up of the plain table; a search, in which validation batches move alpha while training batches go on
-    moving rows and network; after the cut to the budget a retraining of what is left, alpha frozen and at last folded into the
-    rows. The budgets of all tables of the collection that are stored by this method are one pool.
+    moving rows and network; after the cut to the budget a retraining of what is left from initial values, alpha frozen and at last
+    folded into the rows. The budgets of all tables of the collection that are stored by this method are one pool.
 
     Raises:
         BudgetError: the budget does not hold one entry.
@@ -86,7 +86,7 @@ class AutoSrh(Method):
 
     Source: sections 3 and 4 of the paper. The public implementation in the VLDB'24 benchmark of Zhang et al. leaves the network frozen
     in the search and prunes after the last training; here the network trains on and pruning comes before the retraining, as
-    the paper has it. Gradients of alpha are divided by their group's mean absolute value, as there; the L1 term is added after
+    the paper has it. Retraining goes on from nothing that was trained: what the warm-up and the search overfitted would stay. Gradients of alpha are divided by their group's mean absolute value, as there; the L1 term is added after
     this division, so that its strength is what it says. Without counts, ids count as ranked by frequency.
     """
 
@@ -97,7 +97,7 @@ class AutoSrh(Method):
     stages: ClassVar[tuple[Stage, ...]] = (
         Stage(name="warm-up", is_search=True),
         Stage(name="search", epochs=0.5, alternates=True, is_search=True),
-        Stage(name="retrain"),
+        Stage(name="retrain", fresh_network=True),
     )
 
     def __init__(self, spec: TableSpec) -> None:
@@ -187,7 +187,7 @@ class AutoSrh(Method):
                     ),
                     "chosen": m.alpha.detach().clamp(0, 1).clone(),
                 },
-                carries={m.spec.name: Carry(table=m.spec.name)},
+                carries={},
                 dense={},
             )
             for m in methods

@@ -88,16 +88,19 @@ class OptEmbed(Method):
 
     Source: section 3 of the paper. Thresholds are in units of the mean norm of an initial row, since the surrogate's reach of 1 would
     otherwise depend on the number of ids. The original has no budget: its rows fall below the threshold only as far as
-    weight decay shrinks stale rows, which sparse updates don't do; the levels make rows a part of the search instead. It
-    retrains from the initial values and serves rows of full width with masks; here retraining goes on from the supernet's
-    rows, and what is served is the kept columns of the kept rows. See `evolve` for the search.
+    weight decay shrinks stale rows, which sparse updates don't do; the levels make rows a part of the search instead. As there,
+    the search takes the supernet that validation found best, and retraining starts from the initial values. It
+    serves rows of full width with masks; here what is served is the kept columns of the kept rows. See `evolve` for the search.
     """
 
     Config = OptEmbedConfig
     whole_rows: ClassVar[bool] = True
     words: Tensor
     ranks: Tensor
-    stages: ClassVar[tuple[Stage, ...]] = (Stage(name="supernet", is_search=True), Stage(name="retrain"))
+    stages: ClassVar[tuple[Stage, ...]] = (
+        Stage(name="supernet", is_search=True),
+        Stage(name="retrain", fresh_network=True),
+    )
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)
@@ -210,7 +213,7 @@ class OptEmbed(Method):
         carried = ids_K if ids_K.numel() else torch.zeros(1, dtype=torch.int64)
         return Advance(
             found={"kept": kept, "width": torch.tensor(width)},
-            carries={name: Carry(table=name, rows=carried)},
+            carries={name: Carry(table=name, rows=carried, initial=True)},
             dense={},
         )
 

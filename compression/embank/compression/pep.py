@@ -86,7 +86,7 @@ class Pep(Method):
     mask: Tensor
     is_pulling: Tensor
     stages: ClassVar[tuple[Stage, ...]] = (
-        Stage(name="thresholds", is_search=True),
+        Stage(name="thresholds", is_search=True, hands_over="end"),
         Stage(name="retrain", fresh_network=True),
     )
 

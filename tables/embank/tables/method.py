@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -80,6 +80,8 @@ class Stage:
         alternates: after each step on a training batch comes one on a validation batch, which moves the method's
             `search_parameters` alone.
         is_search: evaluations of this stage never choose the checkpoint that is served.
+        hands_over: what the next stage goes on from: the checkpoint that validation found best, or the end of a stage whose schedule
+            must run out.
         fresh_network: the network starts anew; otherwise it goes on with the weights of the stage before.
     """
 
@@ -87,6 +89,7 @@ class Stage:
     epochs: float = 1.0
     alternates: bool = False
     is_search: bool = False
+    hands_over: Literal["best", "end"] = "best"
     fresh_network: bool = False
 
 
@@ -98,11 +101,13 @@ class Carry:
         table: the earlier stage's physical table.
         rows: int64 [R], for each new row the old one; None takes them one to one.
         first_column: the old table's column that becomes column 0; as many follow as the new table is wide.
+        initial: whether the values are those that the old table began with, not the trained ones.
     """
 
     table: str
     rows: Tensor | None = None
     first_column: int = 0
+    initial: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from embank.tables.core import Tables
 from embank.tables.errors import ConfigError
 from embank.tables.method import Advance, Carry, LocalRows, Method, Stage
-from embank.tables.specs import PhysicalTable, TableSpec
+from embank.tables.specs import PhysicalTable, TableShard, TableSpec
 
 ROWS_PER_COPY = 65_536
 
@@ -27,12 +27,13 @@ class HeldRows(LocalRows):
     def __init__(self, tables: Tables) -> None:
         self.views = tables.weights()
         self.shards = {shard.table.name: shard for store in tables.row_stores() for shard in store.shards}
-        self.dims = {t.name: t.embedding_dim for method in tables.built_methods() for t in method.physical}
+        self.physical = {table.name: table for method in tables.built_methods() for table in method.physical}
+        self.seed = tables.seed
         self.processes = tables.processes
         self.sharding = tables.sharding
 
     def __getitem__(self, table: str) -> Tensor:
-        return self.views[table] if table in self.views else torch.empty(0, self.dims[table])
+        return self.views[table] if table in self.views else torch.empty(0, self.physical[table].embedding_dim)
 
     def row_numbers(self, table: str, first: int, last: int) -> Tensor:
         if table not in self.shards:
@@ -52,11 +53,28 @@ class HeldRows(LocalRows):
     def sum(self, values: Tensor) -> Tensor:
         return self.processes.sum(values)
 
+    def initial(self, table: str, rows_N: Tensor) -> Tensor:
+        """What some rows of a table began with; costs the drawing of the table from the first of them to the last."""
+        physical, first = self.physical[table], int(rows_N.min())
+        wanted = TableShard(
+            table=physical,
+            first_place=first,
+            num_rows=int(rows_N.max()) + 1 - first,
+            first_column=0,
+            num_columns=physical.embedding_dim,
+        )
+        values, start = torch.empty(rows_N.numel(), physical.embedding_dim), first
+        for chunk in wanted.initial_chunks(seed=self.seed):
+            chosen = ((rows_N >= start) & (rows_N < start + len(chunk))).nonzero()[:, 0]
+            values[chosen] = chunk[rows_N[chosen] - start]
+            start += len(chunk)
+        return values
+
     def gathered(self, table: str, rows_N: Tensor) -> Tensor:
         """Some rows of a table, wherever they are held; all processes ask for the same ones."""
         if self.sharding is None:
             return self.views[table][rows_N]
-        parts = torch.zeros(rows_N.numel(), self.dims[table])
+        parts = torch.zeros(rows_N.numel(), self.physical[table].embedding_dim)
         if table in self.shards and self.is_counted(table):
             shard = self.shards[table]
             held, local = shard.local_rows(rows_N)
@@ -172,7 +190,9 @@ def carry_rows(carry: Carry, *, table: PhysicalTable, source: HeldRows, target: 
     shard = target.shards.get(table.name)
     for start in range(0, table.num_embeddings, ROWS_PER_COPY):
         numbers = torch.arange(start, min(table.num_embeddings, start + ROWS_PER_COPY))
-        chosen = source.gathered(carry.table, numbers if carry.rows is None else carry.rows[numbers])[:, first:last]
+        wanted = numbers if carry.rows is None else carry.rows[numbers]
+        values = source.initial(carry.table, wanted) if carry.initial else source.gathered(carry.table, wanted)
+        chosen = values[:, first:last]
         if shard is not None:
             held, local = shard.local_rows(numbers)
             target[table.name][local] = chosen[held, shard.first_column : shard.first_column + shard.num_columns]

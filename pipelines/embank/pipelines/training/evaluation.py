@@ -17,6 +17,7 @@ from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import build
 from embank.pipelines.training.bundle import load_model, schema_of
 from embank.pipelines.training.config import Config, parse_config
+from embank.pipelines.training.progress import Progress
 from embank.pipelines.training.run_folder import RunFolder
 from embank.pipelines.training.run_state import SavedRun
 from embank.pipelines.training.step import autocast
@@ -117,11 +118,11 @@ def best_checkpoint(run: RunFolder) -> tuple[Path, int, bool]:
     saved = run.saved()
     if not saved:
         raise CheckpointError(f"'{run.path}' has no checkpoint yet; train it first")
-    progress = read_json(saved[-1] / "meta.json")["progress"]
-    best = progress["best_step"]
+    progress = Progress.from_json(read_json(saved[-1] / "meta.json")["progress"])
+    best = progress.best_step
     if best is None:
-        return saved[-1], int(progress["step"]), False
-    return run.checkpoint(best, evaluated=True), int(best), True
+        return saved[-1], progress.step, False
+    return run.checkpoints / progress.checkpoint_name(best, evaluated=True), best, True
 
 
 def data_of(config: Config, moved: Path | None) -> Path:

@@ -80,6 +80,24 @@ class Progress:
         return self.epoch - self.stage.first_epoch
 
     @property
+    def first_step(self) -> int:
+        """Steps that were done before the current stage."""
+        return self.step - self.stage.steps
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the model has been evaluated as it stands; a stage's first evaluation finds its best checkpoint so far."""
+        return self.evaluated_step == self.step and self.best_step is not None
+
+    def checkpoint_name(self, step: int, *, evaluated: bool) -> str:
+        """Of the checkpoint of one of the current stage's steps, before or after its evaluation; names sort in the order of writing.
+
+        A later stage begins at the step at which the one before has ended, and has a checkpoint of its own there.
+        """
+        begins = f"-stage-{len(self.stages) - 1}" if len(self.stages) > 1 and step == self.first_step else ""
+        return f"step-{step:09d}{begins}{'-evaluated' if evaluated else ''}"
+
+    @property
     def samples_per_s(self) -> float:
         """Training speed; 0 before anything was timed."""
         return self.rows / self.seconds if self.seconds else 0.0

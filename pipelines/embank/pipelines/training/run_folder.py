@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,8 +37,8 @@ MAY_CHANGE = frozenset(
 )
 """Keys that a resumed run may have other values for: they don't enter its figures. Data is checked by its fingerprint."""
 
-_CHECKPOINT = re.compile(r"^step-\d{9}(-evaluated|-stage-\d+)?$")
-_LEFTOVER = re.compile(r"^\.step-\d{9}(-evaluated|-stage-\d+)?\.(tmp-\d+|removed)$")
+_CHECKPOINT = re.compile(r"^step-\d{9}(-stage-\d+)?(-evaluated)?$")
+_LEFTOVER = re.compile(r"^\.step-\d{9}(-stage-\d+)?(-evaluated)?\.(tmp-\d+|removed)$")
 _LEFTOVER_BUNDLE = re.compile(r"^\.bundle\.(tmp-\d+|removed)$")
 _PACKAGES = ("embank", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "polars", "pyarrow", "numpy")
 
@@ -173,9 +173,11 @@ class RunFolder:
                 break
         return records
 
-    def keep_metrics(self, *, up_to_step: int) -> None:
-        """Drops records after a step, and those of the test split: a resumed run makes them again."""
-        kept = [r for r in self.read_metrics() if r["step"] <= up_to_step and r["split"] != "test"]
+    def keep_metrics(self, *, up_to_step: int, stages: Collection[str]) -> None:
+        """Drops records after a step, of other stages and of the test split: a resumed run makes them again."""
+        kept = [
+            r for r in self.read_metrics() if r["step"] <= up_to_step and r["stage"] in stages and r["split"] != "test"
+        ]
         write_atomic(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def saved(self) -> list[Path]:
@@ -184,14 +186,6 @@ class RunFolder:
             return []
         folders = [path for path in self.checkpoints.iterdir() if _CHECKPOINT.match(path.name)]
         return sorted(path for path in folders if (path / CHECKSUMS).is_file())
-
-    def checkpoint(self, step: int, *, evaluated: bool) -> Path:
-        """Folder of the checkpoint of a step, before or after its evaluation (which sorts later)."""
-        return self.checkpoints / f"step-{step:09d}{'-evaluated' if evaluated else ''}"
-
-    def stage_checkpoint(self, step: int, *, stage: int) -> Path:
-        """Folder of the checkpoint at a later stage's beginning, which sorts after that of the stage before it."""
-        return self.checkpoints / f"step-{step:09d}-stage-{stage}"
 
     def keep_checkpoints(self, kept: set[Path]) -> None:
         """Removes all other checkpoints, and what a crash left of unfinished ones."""

@@ -156,7 +156,8 @@ class Trainer:
             for rows in self.tables.row_stores():
                 rows.load_step(self.progress.stage.steps)
         if self.processes.is_first and self.run.is_run:
-            self.run.keep_metrics(up_to_step=self.progress.evaluated_step)
+            begun = [stage.name for stage in self.progress.stages]
+            self.run.keep_metrics(up_to_step=self.progress.evaluated_step, stages=begun)
 
     def _begin_stage(self) -> None:
         """Goes on to the stage that the model's tables are in."""
@@ -325,7 +326,7 @@ class Trainer:
             "stage": self.stage.name,
             "step": progress.step,
             "epoch": progress.epoch,
-            "train_logloss": progress.loss_sum / max(1, progress.loss_rows),
+            "train_logloss": progress.loss_sum / progress.loss_rows if progress.loss_rows else None,
             **evaluate(self.model, self.config.data.path, "valid", precision=train.precision),
         }
         self.model.train()
@@ -351,10 +352,10 @@ class Trainer:
                 self.reporter.note(f"{record['auc_undefined']}; choosing checkpoints by log loss instead")
         value = record[progress.monitor]
         sign = 1 if progress.monitor == "auc" else -1
-        serves_its_end = self.is_last_stage and self.stage.is_search  # a search that is not followed by a training
-        if progress.best_value is None or serves_its_end or sign * value > sign * progress.best_value:
-            progress.best_value, progress.num_worse = value, 0
-            progress.best_step = progress.step if self.is_last_stage else None
+        # What counts of a search that is not followed by a training, and of a schedule that must run out, is the end.
+        only_end = self.stage.is_search if self.is_last_stage else self.stage.hands_over == "end"
+        if progress.best_value is None or only_end or sign * value > sign * progress.best_value:
+            progress.best_value, progress.best_step, progress.num_worse = value, progress.step, 0
             return
         progress.num_worse, progress.num_plateaus = progress.num_worse + 1, progress.num_plateaus + 1
         progress.is_done = train.patience is not None and progress.num_worse >= train.patience
@@ -362,29 +363,33 @@ class Trainer:
     def _save(self) -> None:
         """Writes a checkpoint; only the last one and the one to serve are kept."""
         progress = self.progress
-        if len(progress.stages) > 1 and progress.stage.steps == 0:
-            folder = self.run.stage_checkpoint(progress.step, stage=len(progress.stages) - 1)
-        else:
-            folder = self.run.checkpoint(progress.step, evaluated=progress.evaluated_step == progress.step)
+        folder = self._checkpoint(progress.step, evaluated=progress.is_evaluated)
         save_run(folder, stepper=self.stepper, search=self.search, progress=progress)
         best = progress.best_step
         if self.processes.is_first:
             self.run.keep_checkpoints(
-                {folder} | ({self.run.checkpoint(best, evaluated=True)} if best is not None else set())
+                {folder} | ({self._checkpoint(best, evaluated=True)} if best is not None else set())
             )
         self.saved_at = time.monotonic()
+
+    def _checkpoint(self, step: int, *, evaluated: bool) -> Path:
+        return self.run.checkpoints / self.progress.checkpoint_name(step, evaluated=evaluated)
 
     def _advance(self) -> None:
         """Goes on to the next stage with what this one has found, and saves its beginning."""
         begun = time.monotonic()
         self.reporter.note(f"{self._describe()} is done; preparing the next stage")
+        self._load_best()
         tables = advance(self.tables, score=self._score)
         self.progress.stage.seconds += time.monotonic() - begun
         is_fresh = self.stages[len(self.progress.stages)].fresh_network
         network = initial_network(self.config, self.schema) if is_fresh else self.model.network
         self.model = CTRModel(tables, network)
         self._begin_stage()
-        self._save()
+        if self.is_last_stage and not is_fresh:  # what further training may only make worse
+            self._evaluate()
+        else:
+            self._save()
         self._stop_if_asked()
 
     def _score(self) -> float:
@@ -397,13 +402,18 @@ class Trainer:
             )
         return validation_score(self.model, self.config.data.path, precision=self.config.train.precision)
 
+    def _load_best(self) -> None:
+        """Takes the model back to the checkpoint of this stage that validation chose."""
+        best = self.progress.best_step
+        assert best is not None
+        if best != self.progress.step:
+            folder = self._checkpoint(best, evaluated=True)
+            SavedRun(folder, processes=self.processes).load_model(self.model)
+
     def _finish(self) -> dict[str, Any]:
         """Reads the test split once, with the checkpoint that validation chose."""
         progress, config = self.progress, self.config
-        assert progress.best_step is not None
-        best = self.run.checkpoint(progress.best_step, evaluated=True)
-        if progress.best_step != progress.step:
-            SavedRun(best, processes=self.processes).load_model(self.model)
+        self._load_best()
         settle(self.tables)
         scores = evaluate(self.model, config.data.path, "test", precision=config.train.precision)
         self._tell(
