@@ -58,6 +58,7 @@ class _Kernel(nn.Module):
         self.num_merged = max(1, len(lookups)) if len(self.shards) == 1 else 1
         lookups = lookups[:: self.num_merged]
         self.widths = [padded_dim(s.num_columns) for s in self.shards]
+        self.counting = torch.zeros(1, dtype=torch.int64)  # 0, 1, 2, ...: the offsets of bags with one id each
         self.rowwise = optimizer.name == "rowwise_adagrad"
         self.scale = rowwise_scale(self.shards[0].num_columns) if self.rowwise else 1.0
         self.flat = {
@@ -114,13 +115,17 @@ class _Kernel(nn.Module):
     def _merged(self, indices: Tensor, offsets: Tensor) -> Tensor:
         """Lookups of one table side by side. Where every bag holds one id, these are taken sample by sample, so that the rows come out
         in their places: putting ids in order costs less than rows, and rows are moved twice."""
-        num_bags = offsets.numel() - 1
-        one_id_each = indices.numel() == num_bags and bool((offsets.diff() == 1).all())
-        if not one_id_each or self.widths[0] != self.pieces[0]:
+        if not self._has_one_id_each(offsets) or self.widths[0] != self.pieces[0]:
             return torch.cat(self.parts(indices, offsets), dim=1)
         by_sample = indices.view(self.num_merged, -1).T.reshape(-1)
         out: Tensor = self.tbe(by_sample, offsets)
         return out.view(-1, self.num_merged * self.widths[0])
+
+    def _has_one_id_each(self, offsets: Tensor) -> bool:
+        """Whether every bag holds one id."""
+        if self.counting.numel() < offsets.numel():
+            self.counting = torch.arange(offsets.numel())
+        return torch.equal(offsets, self.counting[: offsets.numel()])
 
     def weights(self) -> dict[str, Tensor]:
         views, start = {}, 0

@@ -1,5 +1,7 @@
 """Room for a store's tensors: memory, or mapped files."""
 
+import contextlib
+import mmap
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -9,6 +11,9 @@ from embank.tables.rows.base import RowTier
 from embank.tables.rows.mapped import MappedFile
 
 _ZEROS = 2**20
+_LARGE = 32 * 2**20
+"""Bytes from which on memory is asked for in huge pages: rows of a batch lie all over a large table, and with small pages nearly
+each of them would cost a walk through the page table besides."""
 
 
 class RowSpace:
@@ -45,7 +50,8 @@ class RowSpace:
                 MappedFile(self.tier.directory, name, numel=numel, chunks=_zeros(numel) if chunks is None else chunks)
             )
             return self.files[-1].tensor
-        held = torch.zeros(numel, device=self.tier.device if self.tier.name == "device" else "cpu")
+        on_host = self.tier.name != "device" or not self.tier.on_gpu
+        held = _memory(numel) if on_host else torch.zeros(numel, device=self.tier.device)
         start = 0
         for chunk in chunks or ():
             held[start : start + chunk.numel()] = chunk.reshape(-1)
@@ -65,6 +71,17 @@ class RowSpace:
         """
         for file in self.files:
             file.flush()
+
+
+def _memory(numel: int) -> Tensor:
+    """Zeros in the host's memory, in huge pages where there are many and the system has such pages."""
+    nbytes = 4 * numel
+    if nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(numel)
+    region = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        region.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(region, dtype=torch.float32)
 
 
 def _zeros(numel: int) -> Iterator[Tensor]:
