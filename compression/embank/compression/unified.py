@@ -17,7 +17,7 @@ from embank.compression.budgets import budget_nbytes, floor_error, share_text
 from embank.compression.full import PackedFull
 from embank.compression.multiplexed import SALT_NBYTES, lookup_salts, shared_init
 from embank.tables import BudgetError, ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
-from embank.tables.hashing import hash_rows
+from embank.tables.hashing import hash_rows, salt64
 from embank.tables.token_hash import NUM_TOKEN_IDS
 
 Placement = Literal["auto", "shared", "private", "exact"]
@@ -37,6 +37,9 @@ class UnifiedConfig:
         placement: "shared"; "private": hashed into rows of its own; "exact": a plain table; "auto": exact for few ids
             (`exact_below`) without a budget, else shared or private by `rows`.
         exact_below: tables of fewer ids are "few".
+        num_tables: S, tables of M rows each that a shared table consists of: lookup k reads table (first_table + k) mod S, so that
+            S processes with a table each share the work. Sharding row by row does that too and leaves one table to hash into.
+        first_table: where that begins; None takes it from the name that rows are chosen by. `unified_specs` deals tables out evenly.
         salt_name: the name that rows are chosen by, if not the table's: a renamed table keeps its rows in a shared table.
     """
 
@@ -48,6 +51,8 @@ class UnifiedConfig:
     lookups: int | None = None
     placement: Placement = "auto"
     exact_below: int = 100
+    num_tables: int = 1
+    first_table: int | None = None
     salt_name: str | None = None
 
 
@@ -78,16 +83,18 @@ class Unified(Method):
         self.width, self.num_lookups = shape_of(spec, config)
         self.salts = lookup_salts("unified", config.salt_name or spec.name, self.num_lookups)
         self.num_rows = spec.num_embeddings if self.placement == "exact" else _num_rows(spec, config)
-        self.physical = (self._table(config),)
+        self.table_numbers = tables_of(spec, config) if self.placement == "shared" else (0,)
+        self.physical = tuple(self._table(config, number) for number in dict.fromkeys(self.table_numbers))
         self.projection: nn.Parameter | None = None
         if self.placement != "exact" and self.width * self.num_lookups != spec.embedding_dim:
             self.projection = nn.Parameter(_projection(self.num_lookups, self.width, spec.embedding_dim))
 
-    def _table(self, config: UnifiedConfig) -> PhysicalTable:
+    def _table(self, config: UnifiedConfig, number: int) -> PhysicalTable:
         spec = self.spec
         if self.placement == "shared":
+            part = f"/{number + 1} of {config.num_tables}" if config.num_tables > 1 else ""
             return PhysicalTable(
-                name=f"unified/{config.table}/{self.width}",
+                name=f"unified/{config.table}/{self.width}{part}",
                 num_embeddings=self.num_rows,
                 embedding_dim=self.width,
                 init=shared_init(spec),
@@ -98,7 +105,10 @@ class Unified(Method):
 
     @property
     def lookups(self) -> tuple[int, ...]:
-        return (0,) if self.placement == "exact" else (0,) * self.num_lookups
+        if self.placement != "shared":
+            return (0,) * (1 if self.placement == "exact" else self.num_lookups)
+        places = {number: place for place, number in enumerate(dict.fromkeys(self.table_numbers))}
+        return tuple(places[number] for number in self.table_numbers)
 
     @property
     def side_by_side(self) -> bool:
@@ -113,10 +123,10 @@ class Unified(Method):
         return join_lookups(rows, self.projection)
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        own_RD = rows[self.physical[0].name]
+        own = [rows[table.name] for table in self.physical]
         if self.placement == "exact":
-            return PackedFull(own_RD)
-        return PackedUnified(own_RD, salts=self.salts, projection=self.projection)
+            return PackedFull(own[0])
+        return PackedUnified(own, lookups=self.lookups, salts=self.salts, projection=self.projection)
 
     @classmethod
     def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
@@ -142,21 +152,32 @@ class Unified(Method):
 
 
 class PackedUnified(PackedTable):
-    """The rows, which several tables may share, the salts and the projection (empty where there is none)."""
+    """The rows [M, w] of each table, which others may share, the salts and the projection (empty where there is none).
 
-    rows: Tensor
+    Attributes:
+        lookups: by lookup, the table that it reads.
+    """
+
+    facts: ClassVar[tuple[str, ...]] = ("lookups",)
+    lookups: list[int]
     salts: Tensor
     projection: Tensor
 
-    def __init__(self, rows_Mw: Tensor, *, salts: Sequence[int], projection: Tensor | None) -> None:
+    def __init__(
+        self, tables: Sequence[Tensor], *, lookups: Sequence[int], salts: Sequence[int], projection: Tensor | None
+    ) -> None:
         super().__init__()
-        self.register_buffer("rows", rows_Mw.detach())
+        self.lookups = list(lookups)
+        for number, rows_Mw in enumerate(tables):
+            self.register_buffer(f"rows{number}", rows_Mw.detach())
         self.register_buffer("salts", torch.tensor(salts))
         self.register_buffer("projection", torch.empty(0) if projection is None else projection.detach().clone())
 
     def lookup(self, ids_N: Tensor) -> Tensor:
-        num_rows = self.rows.shape[0]
-        chunks = tuple(self.rows[hash_rows(ids_N, num_rows=num_rows, salt=salt)] for salt in self.salts.tolist())
+        chunks = []
+        for number, salt in zip(self.lookups, self.salts.tolist(), strict=True):
+            rows_Mw = self.get_buffer(f"rows{number}")
+            chunks.append(rows_Mw[hash_rows(ids_N, num_rows=rows_Mw.shape[0], salt=salt)])
         return join_lookups(chunks, self.projection if self.projection.numel() else None)
 
 
@@ -228,6 +249,22 @@ def shape_of(spec: TableSpec, config: UnifiedConfig) -> tuple[int, int]:
     return width, dim // width if lookups is None else lookups
 
 
+def tables_of(spec: TableSpec, config: UnifiedConfig) -> tuple[int, ...]:
+    """Which of the tables that it shares each lookup of a table reads.
+
+    Raises:
+        ConfigError: no table to share, or a first one that is not there.
+    """
+    num, first = config.num_tables, config.first_table
+    if num < 1 or not (first is None or 0 <= first < num):
+        raise ConfigError(
+            f"table '{spec.name}' has num_tables {num} and first_table {first}; give at least 1, and one of them"
+        )
+    if first is None:
+        first = salt64("unified", "first table", config.salt_name or spec.name) % num
+    return tuple((first + lookup) % num for lookup in range(shape_of(spec, config)[1]))
+
+
 def _options(spec: TableSpec) -> UnifiedConfig:
     return spec.options if isinstance(spec.options, UnifiedConfig) else UnifiedConfig()
 
@@ -293,7 +330,12 @@ def _allocate(specs: Sequence[TableSpec], nbytes: int, *, exact: set[str]) -> li
     weights: dict[tuple[Placement, str], int] = {}  # plain bytes of the tables that read it
     for name in dict.fromkeys(groups.values()):
         members = [spec for spec in hashed if groups[spec.name] == name]
-        rows_nbytes[name] = 4 * sum({shape_of(spec, _options(spec))[0] for spec in members})
+        read = {
+            (shape_of(spec, _options(spec))[0], number)
+            for spec in members
+            for number in (tables_of(spec, _options(spec)) if name[0] == "shared" else (0,))
+        }
+        rows_nbytes[name] = 4 * sum(width for width, _ in read)
         weights[name] = sum(spec.plain_nbytes for spec in members)
     left = nbytes - sum(spec.plain_nbytes for spec in specs if spec.name in exact) - sum(map(fixed_nbytes, hashed))
     spare = left - sum(rows_nbytes.values())

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from embank.compression.unified import Unified, UnifiedConfig, fixed_nbytes
+from embank.compression.unified import Unified, UnifiedConfig, fixed_nbytes, placement_of, shape_of
 from embank.tables import ConfigError, TableSpec, build_method
 from embank.tables.specs import Pooling
 from embank.tables.token_hash import NUM_TOKEN_IDS
@@ -29,6 +29,7 @@ def unified_specs(
     private: Mapping[str, int] | None = None,
     exact_below: int = 100,
     table: str = "shared",
+    num_tables: int = 1,
     pooling: Pooling = "sum",
 ) -> list[TableSpec]:
     """One shared table for some features: `unified_specs(rows=100_000, width=8, lookups={"user": 4, "item": 2, "genre": 1})`.
@@ -44,6 +45,8 @@ def unified_specs(
         private: by feature, rows of a hashed table of its own.
         exact_below: features with a vocabulary of fewer ids get plain tables.
         table: name of the shared table.
+        num_tables: tables of `rows` rows each that it consists of. Lookups are dealt to them in turn, feature after feature, so that
+            their numbers of lookups differ by at most 1; a feature that is added moves those that come after it.
         pooling: of bags.
 
     Returns:
@@ -63,6 +66,7 @@ def unified_specs(
         if name in private:
             raise ConfigError(f"feature '{name}' is both exact and private; keep one of them")
     specs = []
+    dealt = 0
     for name, count in lookups.items():
         options = UnifiedConfig(
             table=table,
@@ -71,6 +75,8 @@ def unified_specs(
             lookups=count,
             placement="exact" if name in exact else "private" if name in private else "auto",
             exact_below=exact_below,
+            num_tables=num_tables,
+            first_table=dealt % num_tables if num_tables > 1 else None,
         )
         specs.append(
             TableSpec(
@@ -83,6 +89,8 @@ def unified_specs(
                 options=options,
             )
         )
+        is_shared = placement_of(specs[-1], options) == "shared"
+        dealt += shape_of(specs[-1], options)[1] if is_shared else 0
     return specs
 
 
@@ -179,9 +187,9 @@ def advise(specs: Sequence[TableSpec], *, num_values: Mapping[str, int] | None =
         methods.append(method)
     values = {m.spec.name: _num_values(m.spec, estimates) for m in methods}
     hashed = [method for method in methods if method.placement != "exact"]
-    tables = {method.physical[0].name: [m for m in hashed if m.physical[0] == method.physical[0]] for method in hashed}
-    features = [_feature(method, tables.get(method.physical[0].name, []), values) for method in methods]
-    physical = {method.physical[0].name: method.physical[0] for method in methods}
+    physical = {table.name: table for method in methods for table in method.physical}
+    tables = {name: found for name in physical if (found := [m for m in hashed if _lookups_of(m, name)])}
+    features = [_feature(method, tables, values) for method in methods]
     rows_nbytes = sum(4 * table.num_embeddings * table.embedding_dim for table in physical.values())
     concentration = {
         name: share
@@ -209,8 +217,15 @@ def _num_values(spec: TableSpec, estimates: Mapping[str, int]) -> int | None:
     return None if spec.num_embeddings >= NUM_TOKEN_IDS else spec.num_embeddings
 
 
-def _feature(method: Unified, sharing: Sequence[Unified], values: Mapping[str, int | None]) -> FeatureAdvice:
-    """Rates of one table among those that read the same rows, itself included."""
+def _lookups_of(method: Unified, table: str) -> int:
+    """How many of a method's lookups read a physical table."""
+    return sum(method.physical[place].name == table for place in method.lookups)
+
+
+def _feature(
+    method: Unified, tables: Mapping[str, Sequence[Unified]], values: Mapping[str, int | None]
+) -> FeatureAdvice:
+    """Rates of one table among those that read the same rows, which `tables` has by the rows' name."""
     num, lookups = values[method.spec.name], len(method.lookups)
     intra = merged = inter = None
     if method.placement == "exact":
@@ -219,10 +234,10 @@ def _feature(method: Unified, sharing: Sequence[Unified], values: Mapping[str, i
         same = 1 / method.num_rows
         intra = _hit(same, num - 1)
         merged = _hit(same**lookups, num - 1)
-        loads = [values[other.spec.name] for other in sharing]
-        if None not in loads:
-            load = sum(len(m.lookups) * (values[m.spec.name] or 0) for m in sharing)
-            inter = _hit(same, load - num)
+        read = [method.physical[place].name for place in method.lookups]
+        if all(values[m.spec.name] is not None for table in read for m in tables[table]):
+            loads = [sum(_lookups_of(m, table) * (values[m.spec.name] or 0) for m in tables[table]) for table in read]
+            inter = sum(_hit(same, load - num) for load in loads) / lookups
     return FeatureAdvice(
         name=method.spec.name,
         placement=method.placement,

@@ -103,14 +103,18 @@ def readers_of(method: Method, weight_OD: Tensor) -> list[Reader]:
     For Unified Embedding there is one per lookup, projections multiplied in. Of another method it is the whole block, by which rows
     of its first physical table are read up to what the method does to single rows or elements (a multiplier, a second factor).
     """
-    feature, table = method.spec.feature_names[0], method.physical[0].name if method.physical else method.spec.name
+    feature, tables = method.spec.feature_names[0], [method.physical[0].name if method.physical else method.spec.name]
     weights = [weight_OD]
     if isinstance(method, Unified) and method.placement != "exact":
+        tables = [method.physical[place].name for place in method.lookups]
         if method.projection is None:
             weights = list(torch.split(weight_OD, method.width, dim=1))
         else:
             weights = [weight_OD @ matrix_wD.T for matrix_wD in method.projection.detach().to(weight_OD.dtype)]
-    return [Reader(feature=feature, table=table, lookup=i, weight=weight) for i, weight in enumerate(weights)]
+    return [
+        Reader(feature=feature, table=table, lookup=i, weight=weight)
+        for i, (table, weight) in enumerate(zip(tables, weights, strict=True))
+    ]
 
 
 @torch.no_grad()
