@@ -8,27 +8,14 @@ Legend: k hashes, B rows that are hashed into, N ids.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from embank.compression.budgets import budget_nbytes, floor_error, refuse_both, share
-from embank.compression.multiplexed import (
-    SALT_NBYTES,
-    Reader,
-    allocate,
-    hashed_places,
-    lookup_salts,
-    physical_name,
-    shared_init,
-    shared_num_rows,
-)
+from embank.compression.beside import allocate_beside, rows_beside
+from embank.compression.multiplexed import SALT_NBYTES, hashed_places, lookup_salts, physical_name, shared_init
 from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
-
-_COLLISIONS = 4
-_LEVELS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +62,8 @@ class HashEmbedding(Method):
         if options.num_hashes < 1:
             raise ConfigError(f"table '{spec.name}' has num_hashes {options.num_hashes}; it must be at least 1")
         self.num_hashes = options.num_hashes
-        self.num_rows = _num_rows(spec, options)
+        needs = f"{options.num_hashes} numbers per id, as many salts and one row"
+        self.num_rows = rows_beside(spec, options, fixed_nbytes=_fixed_nbytes(spec), needs=needs)
         self.salts = lookup_salts("hash_embedding", spec.name, options.num_hashes)
         self.physical = (
             PhysicalTable(
@@ -111,7 +99,7 @@ class HashEmbedding(Method):
     def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
         """The largest common share of rows beside the importances, or equally many rows for tables that share them; tables that
         importances would not make smaller stay plain."""
-        return allocate(specs, nbytes, reader=_reader, alone=_allocate_alone)
+        return allocate_beside(specs, nbytes, options=_options, fixed_nbytes=_fixed_nbytes)
 
 
 def weighted(rows: Sequence[Tensor], importance_Nk: Tensor) -> Tensor:
@@ -129,49 +117,6 @@ def _options(spec: TableSpec) -> HashEmbeddingConfig:
 def _fixed_nbytes(spec: TableSpec) -> int:
     """Bytes of the importances and the salts."""
     return (4 * spec.num_embeddings + SALT_NBYTES) * _options(spec).num_hashes
-
-
-def _allocate_alone(specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-    return share(specs, [partial(_nbytes_at, spec) for spec in specs], num_levels=_LEVELS, nbytes=nbytes)
-
-
-def _nbytes_at(spec: TableSpec, level: int) -> int:
-    """Bytes with `level + 1` rows for every thousand ids."""
-    num_rows = max(1, spec.num_embeddings * (level + 1) // _LEVELS)
-    return 4 * num_rows * spec.embedding_dim + _fixed_nbytes(spec)
-
-
-def _reader(spec: TableSpec) -> Reader | None:
-    options = _options(spec)
-    if options.table is None:
-        return None
-    return Reader(
-        table=options.table,
-        num_rows=options.num_rows,
-        fixed_nbytes=_fixed_nbytes(spec),
-        least=1,
-        with_rows=partial(_with_rows, spec),
-    )
-
-
-def _with_rows(spec: TableSpec, num_rows: int) -> TableSpec:
-    return replace(spec, budget=None, options=replace(_options(spec), num_rows=num_rows))
-
-
-def _num_rows(spec: TableSpec, options: HashEmbeddingConfig) -> int:
-    """Rows that are hashed into, by the options, or as many as the budget leaves room for."""
-    fixed_nbytes = _fixed_nbytes(spec)
-    if options.table is not None:
-        return shared_num_rows(spec, table=options.table, num_rows=options.num_rows, fixed_nbytes=fixed_nbytes, least=1)
-    refuse_both(spec, num_rows=options.num_rows)
-    limit, row_nbytes = budget_nbytes(spec), 4 * spec.embedding_dim
-    if limit is None:
-        return options.num_rows or -(-spec.num_embeddings // _COLLISIONS)
-    num_rows = (limit - fixed_nbytes) // row_nbytes
-    if num_rows < 1:
-        needs = f"{options.num_hashes} numbers per id, as many salts and one row"
-        raise floor_error(spec, needs=needs, floor_nbytes=fixed_nbytes + row_nbytes)
-    return min(num_rows, spec.num_embeddings)
 
 
 class PackedHashEmbedding(PackedTable):

@@ -7,28 +7,16 @@ Its rows may be shared by several features, see `embank.compression.multiplexed`
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from embank.compression.budgets import budget_nbytes, floor_error, refuse_both, share
-from embank.compression.multiplexed import (
-    SALT_NBYTES,
-    Reader,
-    allocate,
-    lookup_salts,
-    physical_name,
-    shared_init,
-    shared_num_rows,
-)
+from embank.compression.beside import allocate_beside, rows_beside
+from embank.compression.multiplexed import SALT_NBYTES, lookup_salts, physical_name, shared_init
 from embank.tables import Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
 from embank.tables.hashing import hash_rows
-
-_COLLISIONS = 4
-_LEVELS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +58,8 @@ class Memcom(Method):
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)
         options: MemcomConfig = self.options()
-        self.num_rows = _num_rows(spec, options)
+        needs = f"{'two numbers' if options.bias else 'a number'} per id and one row"
+        self.num_rows = rows_beside(spec, options, fixed_nbytes=_fixed_nbytes(spec), needs=needs)
         self.salts = () if options.table is None else lookup_salts("memcom", spec.name, 1)
         self.physical = (
             PhysicalTable(
@@ -112,7 +101,7 @@ class Memcom(Method):
     def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
         """The largest common share of rows beside the multipliers, or equally many rows for tables that share them; tables that
         multipliers would not make smaller stay plain."""
-        return allocate(specs, nbytes, reader=_reader, alone=_allocate_alone)
+        return allocate_beside(specs, nbytes, options=_options, fixed_nbytes=_fixed_nbytes)
 
 
 def row_of(ids_N: Tensor, *, num_rows: int, salts: Sequence[int]) -> Tensor:
@@ -120,56 +109,14 @@ def row_of(ids_N: Tensor, *, num_rows: int, salts: Sequence[int]) -> Tensor:
     return hash_rows(ids_N, num_rows=num_rows, salt=salts[0]) if salts else ids_N % num_rows
 
 
-def _allocate_alone(specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-    return share(specs, [partial(_nbytes_at, spec) for spec in specs], num_levels=_LEVELS, nbytes=nbytes)
-
-
 def _options(spec: TableSpec) -> MemcomConfig:
     return spec.options if isinstance(spec.options, MemcomConfig) else MemcomConfig()
 
 
-def _reader(spec: TableSpec) -> Reader | None:
+def _fixed_nbytes(spec: TableSpec) -> int:
+    """Bytes of the multipliers, the biases and the salt, as far as there are any."""
     options = _options(spec)
-    if options.table is None:
-        return None
-    return Reader(
-        table=options.table,
-        num_rows=options.num_rows,
-        fixed_nbytes=_per_id_nbytes(spec, options) + SALT_NBYTES,
-        least=1,
-        with_rows=partial(_with_rows, spec),
-    )
-
-
-def _with_rows(spec: TableSpec, num_rows: int) -> TableSpec:
-    return replace(spec, budget=None, options=replace(_options(spec), num_rows=num_rows))
-
-
-def _per_id_nbytes(spec: TableSpec, options: MemcomConfig) -> int:
-    return 4 * spec.num_embeddings * (1 + options.bias)
-
-
-def _nbytes_at(spec: TableSpec, level: int) -> int:
-    """Bytes with `level + 1` shared rows for every thousand ids."""
-    num_rows = max(1, spec.num_embeddings * (level + 1) // _LEVELS)
-    return 4 * num_rows * spec.embedding_dim + _per_id_nbytes(spec, _options(spec))
-
-
-def _num_rows(spec: TableSpec, options: MemcomConfig) -> int:
-    """Shared rows by the options, or as many as the budget leaves room for."""
-    if options.table is not None:
-        fixed_nbytes = _per_id_nbytes(spec, options) + SALT_NBYTES
-        return shared_num_rows(spec, table=options.table, num_rows=options.num_rows, fixed_nbytes=fixed_nbytes, least=1)
-    refuse_both(spec, num_rows=options.num_rows)
-    limit = budget_nbytes(spec)
-    if limit is None:
-        return options.num_rows or -(-spec.num_embeddings // _COLLISIONS)
-    per_id, row_nbytes = _per_id_nbytes(spec, options), 4 * spec.embedding_dim
-    num_rows = (limit - per_id) // row_nbytes
-    if num_rows < 1:
-        needs = f"{'two numbers' if options.bias else 'a number'} per id and one row"
-        raise floor_error(spec, needs=needs, floor_nbytes=per_id + row_nbytes)
-    return min(num_rows, spec.num_embeddings)
+    return 4 * spec.num_embeddings * (1 + options.bias) + (0 if options.table is None else SALT_NBYTES)
 
 
 class PackedMemcom(PackedTable):
