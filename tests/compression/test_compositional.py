@@ -62,7 +62,17 @@ def test_digits_of_large_ids_are_exact() -> None:
         method = built(num, 1, options=CompositionalConfig(divisor=divisor))
         ids = [0, 2**24 + 1, 2**31 - 1, 2**31, num // 2, num - 2, num - 1]
         remainder, quotient = method.address(torch.tensor(ids))
-        assert list(zip(quotient.tolist(), remainder.tolist(), strict=True)) == [divmod(x, divisor) for x in ids]
+        large = -(-num // divisor)
+        assert list(zip(quotient.tolist(), remainder.tolist(), strict=True)) == [divmod(x, large) for x in ids]
+
+
+def test_the_hottest_ids_have_rows_of_their_own_and_share_them_with_colder_ones_alone() -> None:
+    """Ids are ranked by frequency."""
+    method = built(10_000, 4, budget=0.1)
+    large, _ = method.address(torch.arange(10_000))
+    num_large = method.sizes[0]
+    assert num_large == max(method.sizes) > 900
+    assert torch.equal(large[:num_large], torch.arange(num_large))
 
 
 @pytest.mark.parametrize(("how", "rank"), [("mul", 1), ("sum", 2)])
@@ -70,7 +80,7 @@ def test_every_coordinate_is_an_outer_product_or_sum(how: str, rank: int) -> Non
     options = CompositionalConfig(combine=how, divisor=8)
     rows = materialised(table_of("compositional", 8 * 25, 5, options=options)).double()
     for coordinate in range(5):
-        values = torch.linalg.svdvals(rows[:, coordinate].view(25, 8))
+        values = torch.linalg.svdvals(rows[:, coordinate].view(8, 25))
         assert values[rank] < 1e-6 * values[0]
         assert values[rank - 1] > 1e-6 * values[0]
 
@@ -88,7 +98,7 @@ def test_initial_spread_is_the_plain_tables(how: str, num_partitions: int) -> No
 def test_two_partitions_get_the_smallest_divisor_that_fits(num: int, limit: int) -> None:
     fitting = [c for c in range(2, num + 1) if c + -(-num // c) <= limit]
     sizes = Partitions(num, 2).within(limit)
-    assert (sizes is None) if not fitting else sizes == (fitting[0], -(-num // fitting[0]))
+    assert (sizes is None) if not fitting else sizes == (-(-num // fitting[0]), fitting[0])
 
 
 def test_the_floor_is_the_best_of_all_sizes() -> None:

@@ -92,8 +92,7 @@ def row_of(value: int, *, method: str, table: str, lookup: int, num_rows: int) -
 
 
 def compositional_row(weights: dict[str, Tensor], name: str, x: int, *, how: str, parts: int) -> Tensor:
-    tables = [weights[f"compositional/pool/{DIM}/remainder{i}"] for i in range(parts - 1)]
-    tables.append(weights[f"compositional/pool/{DIM}/quotient"])
+    tables = [weights[f"compositional/pool/{DIM}/part{i}"] for i in range(parts)]
     rows = [
         table[row_of(x, method="compositional", table=name, lookup=i, num_rows=len(table))]
         for i, table in enumerate(tables)
