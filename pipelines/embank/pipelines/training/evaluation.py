@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from embank.ctr_models import CTRModel
 from embank.ctr_models.metrics import Evaluation
@@ -20,7 +21,7 @@ from embank.pipelines.training.config import Config, parse_config
 from embank.pipelines.training.progress import Progress
 from embank.pipelines.training.run_folder import RunFolder
 from embank.pipelines.training.run_state import SavedRun
-from embank.pipelines.training.step import autocast
+from embank.pipelines.training.step import score
 from embank.tables import Bundle, CheckpointError, ConfigError, DataError, PackedCollection, TableCollection, WorkError
 from embank.tables.bundle import is_bundle
 from embank.tables.files import read_json
@@ -58,9 +59,9 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
     evaluation = Evaluation(split=split, grouped=loader.schema.group is not None)
     model.eval()
     for batch in loader.epoch(0):
-        with autocast(precision):
-            logits_B = model(batch.dense, batch.sparse)
-        evaluation.update(logits_B.float(), batch.labels, batch.groups)
+        values: Tensor = model.tables(batch.sparse).values()
+        logits_B = score(model, model.network, batch.dense, values, precision=precision)
+        evaluation.update(logits_B, batch.labels, batch.groups)
     return _over_all(evaluation, split=split, grouped=loader.schema.group is not None, processes=processes)
 
 
