@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from embank.pipelines.training.reporter import Reporter
 from embank.pipelines.training.trainer import Trainer
-from embank.tables import RowOptimizer, SequenceCollection, TableCollection, TableSpec
+from embank.tables import RowOptimizer, RowTier, SequenceCollection, TableCollection, TableSpec
 from embank.tables.checkpoint import load_checkpoint, row_tensors, save_checkpoint
 from embank.tables.plan import Placement, Plan
 from embank.tables.processes import Processes
@@ -76,6 +76,35 @@ def load_and_save(
 
 def train_here(rank: int, data: Path, run: Path, sections: dict[str, Any], resume: bool) -> dict[str, Any]:
     return Trainer(config(data, **sections), run, processes=Processes(dist.group.WORLD)).train(resume=resume)
+
+
+def pages_ahead(rank: int, folder: Path, kind: str, backend: str) -> tuple[list[int], bool]:
+    """How many batches each local store was told of ahead of their lookup, and whether that changed a result."""
+    world_size = dist.get_world_size()
+    places = {
+        name: Placement(kind=kind, ranks=(number % world_size,) if kind == "table_wise" else ())
+        for number, name in enumerate(SIZES)
+    }
+    outputs, told = [], []
+    for prefetch in (True, False):
+        tier = RowTier(name="disk", directory=folder / f"{rank}-{prefetch}", prefetch=prefetch)
+        sharding = Sharding(plan=Plan(world_size=world_size, tables=places))
+        tables = TableCollection(
+            specs(), optimizer=RowOptimizer(name="adagrad", lr=0.1), tier=tier, backend=backend, sharding=sharding
+        )
+        seen = []
+        for step in range(6):
+            addressed = tables.address(random_kjt(SIZES, batch_size=8, seed=10 * step + rank))
+            tables.prefetch(addressed)
+            values = tables(addressed).values()
+            values.square().sum().backward()
+            tables.update_rows()
+            seen.append(values.detach())
+        outputs.append(torch.stack(seen))
+        warmers = [store.warmer for rows in tables.row_stores() for store in rows._locals()]
+        told.append([0 if warmer is None else warmer.hints.num_made for warmer in warmers])
+    assert told[1] == [0] * len(told[1])
+    return told[0], torch.equal(*outputs)
 
 
 class _Stop(Reporter):

@@ -99,6 +99,16 @@ def test_training_on_ranks_in_every_tier_and_backend(
     assert first["auc"] == pytest.approx(expected["auc"], abs=1e-3)
 
 
+@pytest.mark.parametrize("backend", ["fbgemm", "torch"])
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise"])
+def test_ranks_have_pages_read_ahead_for_each_other(
+    ranks: dict[int, Ranks], tmp_path: Path, kind: str, backend: str
+) -> None:
+    for told, is_equal in ranks[2].run(jobs.pages_ahead, tmp_path, kind, backend):
+        assert told == [6]
+        assert is_equal
+
+
 @pytest.mark.parametrize("method", ["tt_rec", "deeplight", "dedup", "autosrh"])
 def test_methods_train_on_ranks(ranks: dict[int, Ranks], data: Path, tmp_path: Path, method: str) -> None:
     """Methods that combine rows, prune on a schedule, map blocks, search on validation batches; in all of their stages."""

@@ -82,6 +82,11 @@ class ShardedCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
     def reset_parameters(self) -> None:
         """Nothing: the stores have their initial values."""
 
+    def announce(self, received: Sequence[KeyedJaggedTensor]) -> None:
+        """Tells the row stores what they are going to look up: the ids that have come in, for each kind of placement."""
+        for lookup, ids in zip(self._lookups, received, strict=True):
+            lookup.announce(ids)
+
     def stores(self) -> Iterator[RowStore]:
         """The row stores of this rank: at most one for each kind of placement."""
         for lookup in self._lookups:
@@ -105,6 +110,10 @@ class _Lookup(GroupedPooledEmbeddingsLookup):  # type: ignore[misc]
 
     def _create_embedding_kernel(self, config: GroupedEmbeddingConfig, *_unused: Any) -> BaseEmbedding:
         return _Kernel(config, self._embank, self._kind)
+
+    def announce(self, ids: KeyedJaggedTensor) -> None:
+        for kernel, own in zip(self._emb_modules, ids.split(self._feature_splits), strict=True):
+            kernel.store.prefetch(own.values().long(), own.offsets().long())
 
     def state_dict(self, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         return {} if destination is None else destination

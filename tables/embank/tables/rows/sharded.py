@@ -24,6 +24,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
+    NoWait,
     ParameterSharding,
     ShardingEnv,
     ShardingPlan,
@@ -207,10 +208,17 @@ class ShardedRows(RowStore):
         )
 
     def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
-        """Starts sending ids to the ranks that hold their rows. All processes must call it, in the same order."""
+        """Starts sending ids to the ranks that hold their rows. All processes must call it, in the same order.
+
+        On the disk tier it waits for those that come in, and has their rows' pages read ahead.
+        """
         if self.shared is None or id(indices) in self.started:
             return
         context, jagged = self._send(indices, offsets)
+        if self.tier.name == "disk" and self.tier.prefetch:
+            received = jagged.wait()
+            self._module().announce(list(received))
+            jagged = NoWait(received)
         self.started[id(indices)] = (indices, context, jagged)
 
     def _send(self, indices: Tensor, offsets: Tensor) -> tuple[Any, Any]:
