@@ -233,10 +233,10 @@ def test_bits_and_floor() -> None:
         assert build_method(spec(budget=budget)).num_wide == wide
         table = build_table(method="alpt", num_embeddings=500, embedding_dim=12, budget=budget)
         assert table.nbytes("serving") == 12 * (500 + wide) + 4 * 500 <= budget * 24_000
-        assert build_method(spec(budget=budget)).nominal_nbytes() == table.nbytes("serving")
+        assert table.nbytes("nominal") == table.nbytes("serving")
     with pytest.raises(BudgetError, match="12 bytes of codes and 4 of a step .* floor is budget 0.333334"):
         build_method(spec(budget=0.33))
-    at_16 = [build_method(spec(num=100, dim=16, options=AlptConfig(bits=b))).nominal_nbytes() for b in (8, 16)]
+    at_16 = [TableCollection([spec(num=100, dim=16, options=AlptConfig(bits=b))]).nbytes("nominal") for b in (8, 16)]
     assert [nbytes / 6400 for nbytes in at_16] == [0.3125, 0.5625]
 
 

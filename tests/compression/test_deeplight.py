@@ -79,6 +79,7 @@ def test_density_without_a_budget() -> None:
     (rows,) = table.collection.weights().values()
     assert int((rows != 0).sum()) == 1000
     assert table.nbytes() == int(sparse_nbytes(4000, torch.tensor(1000)))
+    assert table.nbytes("nominal") == 4 * 1000
 
 
 def test_floor_and_bad_options() -> None:

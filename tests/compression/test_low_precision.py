@@ -192,7 +192,7 @@ def test_bits_and_floor() -> None:
         assert method.num_wide == wide
         table = build_table(method="low_precision", num_embeddings=500, embedding_dim=12, budget=budget)
         assert table.nbytes("serving") == codes + 12 * wide + 500 <= budget * 24_000
-        assert method.nominal_nbytes() == codes + 12 * wide
+        assert table.nbytes("nominal") == codes + 12 * wide
     assert build_method(spec()).num_wide == 0
     with pytest.raises(
         BudgetError, match="12 bytes of codes and 1 of a step .* 6,500 bytes, so its floor is budget 0.270834"

@@ -8,7 +8,7 @@ import torch
 from embank.compression import build_table
 from embank.compression.mde import Mde, MdeConfig, ids_per_lookup, power_dims
 from embank.compression.published_mde import published_dims
-from embank.tables import BudgetError, ConfigError, TableSpec, build_method
+from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method
 from tests.compression.cardinalities import AVAZU, CRITEO
 from tests.compression.materialised import check_against
 
@@ -118,7 +118,7 @@ def test_a_feature_that_is_looked_up_more_often_counts_as_smaller() -> None:
 
 
 def test_nominal_bytes_leave_projections_out() -> None:
-    assert build_method(spec(options=MdeConfig(width=4))).nominal_nbytes() == 4 * 500 * 4
+    assert TableCollection([spec(options=MdeConfig(width=4))]).nbytes("nominal") == 4 * 500 * 4
 
 
 def test_sizes_at_the_edge_and_options() -> None:

@@ -226,7 +226,7 @@ def test_pruned_ids_give_zeros_and_bytes_are_the_formula() -> None:
     assert torch.equal(out, lookup(done, torch.arange(300)).detach())
     assert packed.nbytes() == shape_nbytes(done.specs[0], num_kept=method.num_kept, width=method.width)
     assert packed.nbytes() <= 0.05 * 4 * 300 * 8
-    assert method.nominal_nbytes() == 4 * method.num_kept * method.width
+    assert done.nbytes("nominal") == 4 * method.num_kept * method.width
     kept = out.any(1).nonzero()[:, 0]
     assert method.address(kept)[0].tolist() == list(range(method.num_kept))
 

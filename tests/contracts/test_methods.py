@@ -183,6 +183,7 @@ class TestMethod:
             assert packed.lookup(torch.empty(0, dtype=torch.int64)).shape == (0, DIM)
             held = [*packed.table.parameters(), *packed.table.buffers()]
             assert packed.nbytes() == table.nbytes("serving") == sum(t.numel() * t.element_size() for t in held)
+            assert 0 < table.nbytes("nominal") <= packed.nbytes()
         assert table.nbytes("training") > 0
 
     def test_a_pack_is_a_snapshot(self, method: str) -> None:

@@ -76,13 +76,11 @@ class Adapt(Method):
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
         return PackedAdapt(rows[self.spec.name], num_private=self.num_private)
 
-    def nominal_nbytes(self) -> int:
-        return 4 * self.spec.embedding_dim * (self.num_private + self.num_shared)
-
 
 class PackedAdapt(PackedTable):
     """The rows and how many of them are private."""
 
+    uncounted: ClassVar[tuple[str, ...]] = ("num_private",)
     rows: Tensor
     num_private: Tensor
 

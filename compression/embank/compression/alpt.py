@@ -11,7 +11,6 @@ from torch import Tensor
 from embank.compression.grid import (
     Bits,
     clamp_codes,
-    code_nbytes,
     gather_codes,
     high_codes,
     noise,
@@ -99,10 +98,6 @@ class Alpt(Method):
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
         return PackedAlpt(rows[self.spec.name], num_wide=self.num_wide)
-
-    def nominal_nbytes(self) -> int:
-        """Codes and steps: published figures count what is really held."""
-        return code_nbytes(self.spec, num_wide=self.num_wide) + _STEP_NBYTES * self.spec.num_embeddings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -237,6 +237,7 @@ def choose(scores: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], *,
 class PackedProjection(PackedTable):
     """Narrow rows and their projection."""
 
+    uncounted: ClassVar[tuple[str, ...]] = ("weight", "bias")
     rows: Tensor
     weight: Tensor
     bias: Tensor

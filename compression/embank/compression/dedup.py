@@ -306,6 +306,7 @@ class PackedBlocks(PackedTable):
     """
 
     facts: ClassVar[tuple[str, ...]] = ("rows_per_block", "bits")
+    uncounted: ClassVar[tuple[str, ...]] = ("map",)
     rows_per_block: int
     bits: int
     rows: Tensor

@@ -77,11 +77,6 @@ def num_wide_rows(spec: TableSpec, *, bits: Bits | None, step_nbytes: int) -> in
     return min(num_rows, int((spec.budget * spec.plain_nbytes - floor_nbytes) // dim))
 
 
-def code_nbytes(spec: TableSpec, *, num_wide: int) -> int:
-    """Bytes of all codes, without steps."""
-    return spec.embedding_dim * (spec.num_embeddings + num_wide)
-
-
 def pack_codes(codes_RD: Tensor, *, num_wide: int) -> tuple[Tensor, Tensor]:
     """int16 codes of the first rows and int8 codes of the others."""
     return codes_RD[:num_wide].to(torch.int16), codes_RD[num_wide:].to(torch.int8)

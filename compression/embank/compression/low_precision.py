@@ -14,7 +14,6 @@ from torch import Tensor
 
 from embank.compression.grid import (
     Bits,
-    code_nbytes,
     gather_codes,
     high_codes,
     noise,
@@ -95,10 +94,6 @@ class LowPrecision(Method):
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
         return PackedLowPrecision(rows[self.spec.name], num_wide=self.num_wide)
 
-    def nominal_nbytes(self) -> int:
-        """The codes alone."""
-        return code_nbytes(self.spec, num_wide=self.num_wide)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PowerOfTwoGrid:
@@ -119,6 +114,7 @@ class PowerOfTwoGrid:
 class PackedLowPrecision(PackedTable):
     """int16 codes of the first rows, int8 codes of the others, and one int8 exponent per row."""
 
+    uncounted: ClassVar[tuple[str, ...]] = ("exponents",)
     wide: Tensor
     narrow: Tensor
     exponents: Tensor

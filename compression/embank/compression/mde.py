@@ -65,10 +65,6 @@ class Mde(Method):
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
         return self.widening.pack(rows[self.spec.name])
 
-    def nominal_nbytes(self) -> int:
-        """Rows without their projections."""
-        return 4 * self.spec.num_embeddings * self.dim
-
     @classmethod
     def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
         """Dims by the power rule, the largest that fit, and the bytes that rounding left given out dim by dim."""

@@ -225,9 +225,6 @@ class OptEmbed(Method):
             return PackedKept(values_RD, dim=self.spec.embedding_dim)
         return PackedKept(values_RD, dim=self.spec.embedding_dim, bitmap=rank_octets(self.spec.found["kept"]))
 
-    def nominal_nbytes(self) -> int | None:
-        return None if self.spec.stage == 0 else 4 * self.num_kept * self.width
-
 
 def shape_nbytes(spec: TableSpec, *, num_kept: int, width: int) -> int:
     """Serving bytes of a table: kept entries, and the bitmap of kept ids unless all are."""
@@ -317,6 +314,7 @@ class PackedKept(PackedTable):
     """
 
     facts: ClassVar[tuple[str, ...]] = ("dim", "keeps_all")
+    uncounted: ClassVar[tuple[str, ...]] = ("words", "samples")
     dim: int
     keeps_all: bool
     rows: Tensor

@@ -5,6 +5,7 @@ Legend: d width of the rows, D embedding dim of the logical table.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +122,7 @@ class Widening(nn.Module):
 class PackedProjected(PackedTable):
     """Narrow rows and the projection."""
 
+    uncounted: ClassVar[tuple[str, ...]] = ("projection",)
     rows: Tensor
     projection: Tensor
 

@@ -128,6 +128,7 @@ class PackedSparse(PackedTable):
     """
 
     facts: ClassVar[tuple[str, ...]] = ("dim", "form")
+    uncounted: ClassVar[tuple[str, ...]] = ("words", "samples", "starts", "lows")
     dim: int
     form: str
     values: Tensor  # dense: [R, D]; otherwise [Z]

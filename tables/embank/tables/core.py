@@ -189,8 +189,9 @@ class Tables(nn.Module, ABC):
         """What methods hold besides rows; an ordinary optimizer updates it."""
         return list(self.methods.parameters())
 
-    def nbytes(self, kind: Literal["training", "serving"]) -> int:
-        """Bytes held in training by this process (padding and optimizer state included), or by the packed form.
+    def nbytes(self, kind: Literal["training", "serving", "nominal"]) -> int:
+        """Bytes held in training by this process (padding and optimizer state included), by the packed form, or of this by what the
+        methods' papers count.
 
         Raises:
             ConfigError: another kind.
@@ -198,14 +199,16 @@ class Tables(nn.Module, ABC):
         if kind == "training":
             held = [t for rows in self.row_stores() for t in rows.held_tensors()]
             return distinct_nbytes([*held, *self.methods.parameters(), *self.methods.buffers()])
-        if kind == "serving" and self.sharding is not None:
+        if kind not in ("serving", "nominal"):
+            raise ConfigError(f"there are no '{kind}' bytes; ask for 'training', 'serving' or 'nominal'")
+        if self.sharding is not None:
             raise ConfigError(
                 "serving bytes of sharded tables are not known here: load a checkpoint in one process and ask there"
             )
-        if kind == "serving":
-            packs = [method.pack(self.weights()) for method in self.built_methods()]
-            return distinct_nbytes([t for pack in packs for t in (*pack.parameters(), *pack.buffers())])
-        raise ConfigError(f"there are no '{kind}' bytes; ask for 'training' or 'serving'")
+        packs = [method.pack(self.weights()) for method in self.built_methods()]
+        if kind == "nominal":
+            return distinct_nbytes([t for pack in packs for t in pack.counted()])
+        return distinct_nbytes([t for pack in packs for t in (*pack.parameters(), *pack.buffers())])
 
     @property
     def plain_nbytes(self) -> int:

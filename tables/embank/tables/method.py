@@ -32,9 +32,11 @@ class PackedTable(nn.Module, ABC):
 
     Attributes:
         facts: names of the plain attributes (numbers, strings, lists of them) that a bundle must save besides the buffers.
+        uncounted: names of buffers that the paper leaves out when it counts bytes, such as a map or a projection.
     """
 
     facts: ClassVar[tuple[str, ...]] = ()
+    uncounted: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def lookup(self, ids_N: Tensor) -> Tensor:
@@ -44,6 +46,10 @@ class PackedTable(nn.Module, ABC):
         """Bytes of everything that is held: parameters, buffers, hash constants."""
         held = [*self.parameters(), *self.buffers()]
         return sum(t.numel() * t.element_size() for t in held)
+
+    def counted(self) -> list[Tensor]:
+        """What the paper counts."""
+        return [buffer for name, buffer in self.named_buffers() if name not in self.uncounted]
 
     def manifest(self) -> dict[str, Any]:
         """The plain attributes, as JSON."""
@@ -264,10 +270,6 @@ class Method(nn.Module, ABC):
 
         It may share memory with the rows that it is given: pass copies if they go on being trained.
         """
-
-    def nominal_nbytes(self) -> int | None:
-        """Serving bytes as the method's paper counts them; None where that is what is really held."""
-        return None
 
     @classmethod
     def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:

@@ -76,7 +76,8 @@ def final_figures(
         scores: of the test split.
         bundle_nbytes: of the run's bundle, on disk.
     """
-    serving, plain, nominal = tables.nbytes("serving"), plain_nbytes_of(tables.specs), nominal_nbytes(tables)
+    serving, plain = tables.nbytes("serving"), plain_nbytes_of(tables.specs)
+    nominal = tables.nbytes("nominal")
     return {
         **scores,
         f"valid_{progress.monitor}": progress.best_value,
@@ -88,7 +89,7 @@ def final_figures(
         "plain_bytes": plain,
         "nominal_bytes": nominal,
         "serving_ratio": None if plain is None else serving / plain,
-        "nominal_ratio": None if nominal is None or plain is None else nominal / plain,
+        "nominal_ratio": None if plain is None else nominal / plain,
         "samples_per_s": progress.samples_per_s,
         "loader_share": progress.seconds_waiting / max(progress.seconds, 1e-9),
         "train_seconds": sum(stage.seconds for stage in progress.stages),
@@ -108,15 +109,3 @@ def final_figures(
         "method": config.tables.default.method,
         "budget": config.tables.default.budget,
     }
-
-
-def nominal_nbytes(tables: TableCollection) -> int | None:
-    """Serving bytes as the methods' papers count them; None if every paper counts what is really held."""
-    counts = [method.nominal_nbytes() for method in tables.built_methods()]
-    if all(count is None for count in counts):
-        return None
-    rows = tables.weights()
-    return sum(
-        method.pack(rows).nbytes() if count is None else count
-        for method, count in zip(tables.built_methods(), counts, strict=True)
-    )
