@@ -111,6 +111,33 @@ class Progress:
         self.loss_sum, self.loss_rows = 0.0, 0
         self.is_done = False
 
+    def judge(self, record: Mapping[str, Any], *, monitor: str, patience: int | None, only_end: bool) -> str | None:
+        """Is this the best evaluation of the stage so far, and is it time to stop?
+
+        Args:
+            record: metrics of the evaluation that has just been made.
+            monitor: the metric to choose by; log loss takes its place where AUC is undefined.
+            patience: evaluations without improvement before the stage ends.
+            only_end: every evaluation is better than those before it.
+
+        Returns:
+            What the user should be told.
+        """
+        note = None
+        self.monitor = monitor
+        if record[monitor] is None:
+            self.monitor = "logloss"
+            if self.best_value is None:
+                note = f"{record['auc_undefined']}; choosing checkpoints by log loss instead"
+        value = record[self.monitor]
+        sign = 1 if self.monitor == "auc" else -1
+        if self.best_value is None or only_end or sign * value > sign * self.best_value:
+            self.best_value, self.best_step, self.num_worse = value, self.step, 0
+            return note
+        self.num_worse, self.num_plateaus = self.num_worse + 1, self.num_plateaus + 1
+        self.is_done = patience is not None and self.num_worse >= patience
+        return note
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Progress":
         """The inverse of `asdict`."""

@@ -78,9 +78,19 @@ class Stepper:
         """What the loader's thread does with the ids of a batch before this is called with it."""
         return self.tables.announce if self.penalty is None else self.penalty.address
 
-    def prefetch(self, batch: Batch) -> None:
-        """Says that a batch is the next but one; all processes together."""
-        self.tables.prefetch(batch.sparse.addressed if isinstance(batch.sparse, Penalised) else batch.sparse)
+    def looking_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches, each after the next one's ids have been sent on their way to the processes that hold their rows."""
+        if self.processes.count == 1:
+            yield from batches
+            return
+        waiting = next(batches, None)
+        while waiting is not None:
+            following = next(batches, None)
+            if following is not None:
+                sparse = following.sparse
+                self.tables.prefetch(sparse.addressed if isinstance(sparse, Penalised) else sparse)
+            yield waiting
+            waiting = following
 
     def __call__(
         self, batch: Batch, *, step: int, num_plateaus: int = 0, votes: Sequence[bool] = ()

@@ -1,7 +1,7 @@
 """The training loop: stages, steps, evaluations, checkpoints, early stopping, resuming."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -11,14 +11,13 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from embank.ctr_models import CTRModel
-from embank.pipelines.data.batch import Batch
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import NO_STAGES, build, initial_network
 from embank.pipelines.training.config import Config, to_plain
 from embank.pipelines.training.evaluation import evaluate, validation_score
 from embank.pipelines.training.interrupt import stop_on_signals
-from embank.pipelines.training.launch import refuse_differences
+from embank.pipelines.training.launch import refuse_differences, refuse_unusable_splits
 from embank.pipelines.training.progress import Progress
 from embank.pipelines.training.reporter import Reporter
 from embank.pipelines.training.result import close_run
@@ -26,7 +25,7 @@ from embank.pipelines.training.run_folder import ROWS, RunFolder
 from embank.pipelines.training.run_state import SavedRun, save_run
 from embank.pipelines.training.step import SearchStepper, Stepper
 from embank.pipelines.training.tensorboard import TensorBoard
-from embank.tables import CheckpointError, DataError, TableCollection, WorkError
+from embank.tables import CheckpointError, TableCollection, WorkError
 from embank.tables.hashing import seed_of
 from embank.tables.processes import Processes
 from embank.tables.stages import advance, planned_stages, search_parameters, settle
@@ -99,7 +98,7 @@ class Trainer:
         """Whether the run directory is fit for what is asked; the result of a run that is complete."""
         if not resume:
             self.run.refuse_used()
-            self._refuse_unusable_splits()
+            refuse_unusable_splits(self.schema, path=self.config.data.path)
             return None
         if not self.run.is_run:
             raise CheckpointError(f"'{self.run.path}' holds no run to resume; start it without --resume")
@@ -112,14 +111,6 @@ class Trainer:
             if self.processes.is_first:
                 stack.enter_context(self.run.lock())
             return stack.pop_all()
-
-    def _refuse_unusable_splits(self) -> None:
-        for name in ("train", "valid", "test"):
-            if not self.schema.split(name).num_rows:
-                raise DataError(
-                    f"'{self.config.data.path}' has no rows in its {name} split; training needs train, valid and test. "
-                    "Prepare the data with other split ratios"
-                )
 
     def _run(self) -> dict[str, Any]:
         """From wherever the run stands to its end."""
@@ -236,7 +227,7 @@ class Trainer:
         progress, train = self.progress, self.config.train
         batches = self.loader.epoch(progress.epoch, start=progress.position)
         begun, waited = time.monotonic(), self._seconds_waited()
-        for batch in self._looking_ahead(islice(batches, self.num_steps - progress.stage.steps)):
+        for batch in self.stepper.looking_ahead(islice(batches, self.num_steps - progress.stage.steps)):
             loss, (is_asked, is_due) = self.stepper(
                 batch,
                 step=progress.stage.steps,
@@ -283,19 +274,6 @@ class Trainer:
             progress.rows, progress.seconds = progress.rows + num_samples, progress.seconds + seconds
             progress.seconds_waiting += waited
 
-    def _looking_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches, each after the next one's ids have been sent on their way to the ranks that hold their rows."""
-        if self.processes.count == 1:
-            yield from batches
-            return
-        waiting = next(batches, None)
-        while waiting is not None:
-            following = next(batches, None)
-            if following is not None:
-                self.stepper.prefetch(following)
-            yield waiting
-            waiting = following
-
     def _checkpoint_is_due(self) -> bool:
         """Whether the step that begins now should end with a checkpoint."""
         every = self.config.train.checkpoint_every
@@ -331,7 +309,11 @@ class Trainer:
         }
         self.model.train()
         progress.loss_sum, progress.loss_rows, progress.evaluated_step = 0.0, 0, progress.step
-        self._judge(record)
+        # What counts of a search that is not followed by a training, and of a schedule that must run out, is the end.
+        only_end = self.stage.is_search if self.is_last_stage else self.stage.hands_over == "end"
+        note = progress.judge(record, monitor=train.monitor, patience=train.patience, only_end=only_end)
+        if note is not None:
+            self.reporter.note(note)
         self._tell(record)
         self._save()
 
@@ -341,24 +323,6 @@ class Trainer:
             self.run.append_metrics(record)
             self.board.write(record)
         self.reporter.evaluated(record)
-
-    def _judge(self, record: Mapping[str, Any]) -> None:
-        """Is this the best evaluation of the stage so far, may its checkpoint be served, and is it time to stop?"""
-        progress, train = self.progress, self.config.train
-        progress.monitor = train.monitor
-        if record[train.monitor] is None:
-            progress.monitor = "logloss"
-            if progress.best_value is None:
-                self.reporter.note(f"{record['auc_undefined']}; choosing checkpoints by log loss instead")
-        value = record[progress.monitor]
-        sign = 1 if progress.monitor == "auc" else -1
-        # What counts of a search that is not followed by a training, and of a schedule that must run out, is the end.
-        only_end = self.stage.is_search if self.is_last_stage else self.stage.hands_over == "end"
-        if progress.best_value is None or only_end or sign * value > sign * progress.best_value:
-            progress.best_value, progress.best_step, progress.num_worse = value, progress.step, 0
-            return
-        progress.num_worse, progress.num_plateaus = progress.num_worse + 1, progress.num_plateaus + 1
-        progress.is_done = train.patience is not None and progress.num_worse >= train.patience
 
     def _save(self) -> None:
         """Writes a checkpoint; only the last one and the one to serve are kept."""
