@@ -130,7 +130,7 @@ class Compositional(Method):
     and each of these shares its row with colder ones alone.
 
     Differences from public implementations: there the largest table is the quotient's, where neighbours share a row, which are
-    the hottest ids among themselves (on 60,000 rows of Criteo that costs .005 to .012 AUC). The quotient is an integer division (a true
+    the hottest ids among themselves (on 60,000 rows of Criteo that costs .007 to .013 AUC). The quotient is an integer division (a true
     division of int64 goes through float32 in PyTorch and is wrong for ids above 2**24). The small tables start near 1 and the large
     one like the plain table, so that the product starts with the plain table's spread and each factor gets gradients of the plain
     table's size. The divisor is each table's own and the smallest that its budget allows; where two tables are too large, three are
