@@ -17,7 +17,7 @@ from embank.tables.rows.sharded import Sharding
 from tests.tables.batches import random_kjt
 
 SIZES = {"a": 500, "b": 300, "c": 100}
-DIM, BATCH_SIZE, NUM_STEPS = 8, 6, 8
+DIM, BATCH_SIZE, NUM_STEPS = 8, 6, 10
 
 
 @dataclass

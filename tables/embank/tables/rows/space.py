@@ -2,6 +2,7 @@
 
 import contextlib
 import mmap
+import sys
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -76,7 +77,7 @@ class RowSpace:
 def _memory(numel: int) -> Tensor:
     """Zeros in the host's memory, in huge pages where there are many and the system has such pages."""
     nbytes = 4 * numel
-    if nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if nbytes < _LARGE or sys.platform != "linux":
         return torch.zeros(numel)
     region = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
