@@ -191,18 +191,22 @@ def test_repair_ends_for_tiny_tables_whose_bitmap_outweighs_rows(num: int) -> No
 
 def test_search_tries_masks_on_the_model_and_keeps_the_best() -> None:
     """The score is computed from what the tables return, so trials must reach `combine`; the winner's rows come back exactly."""
-    config = OptEmbedConfig(evolution=EvolutionConfig(generations=6))
+    config = OptEmbedConfig(evolution=EvolutionConfig(generations=6, max_samples=500))
     tables = TableCollection([spec("a", 64, 4, budget=0.4, options=config), spec("b", 64, 4, budget=0.4)]).eval()
     ids = torch.arange(64)
     full = {n: w.clone() for n, w in tables.weights().items()}
 
-    def score() -> float:
+    def score(*, max_samples: int | None = None) -> float:
+        asked.add(max_samples)
         with torch.no_grad():
             out = lookup(tables, ids)
-        return float(3 * out[:, :4].square().sum() + out[:, 4:].square().sum())
+        seen.append(float(3 * out[:, :4].square().sum() + out[:, 4:].square().sum()))
+        return seen[-1]
 
     seen: list[float] = []
-    done = advance(tables, score=lambda: seen.append(score()) or seen[-1]).eval()
+    asked: set[int | None] = set()
+    done = advance(tables, score=score).eval()
+    assert asked == {500}
     out = lookup(done, ids).detach()
     assert float(3 * out[:, :4].square().sum() + out[:, 4:].square().sum()) == pytest.approx(max(seen))
     assert done.nbytes("serving") <= 0.4 * done.plain_nbytes
@@ -250,6 +254,8 @@ def test_floor_and_bad_options() -> None:
         build_method(spec(budget=1e-3))
     with pytest.raises(ConfigError, match="at least 1 generation"):
         EvolutionConfig(generations=0)
+    with pytest.raises(ConfigError, match="max_samples is 0"):
+        EvolutionConfig(max_samples=0)
     with pytest.raises(ConfigError, match="mutation is 2"):
         EvolutionConfig(mutation=2.0)
 

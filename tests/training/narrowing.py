@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -16,6 +16,7 @@ from embank.tables import (
     Method,
     PackedTable,
     PhysicalTable,
+    Score,
     Stage,
     TableSpec,
     default_init,
@@ -89,7 +90,7 @@ class Narrowing(Method):
             rows[method.spec.name][-1] = 0
 
     @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Callable[[], float] | None) -> list[Advance]:
+    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
         advances = []
         for method in methods:
             half = int(method.gates.argmax())

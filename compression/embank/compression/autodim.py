@@ -1,6 +1,6 @@
 """AutoDim: a width for each table, chosen by training a mixture of widths (Zhao et al., WWW 2021)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -17,6 +17,7 @@ from embank.tables import (
     Method,
     PackedTable,
     PhysicalTable,
+    Score,
     Stage,
     TableSpec,
     default_init,
@@ -124,7 +125,7 @@ class AutoDim(Method):
                 method.temperature.fill_(max(_MIN_TEMPERATURE, 1 - step / num_steps))
 
     @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Callable[[], float] | None) -> list[Advance]:
+    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
         limited = [m for m in methods if m.spec.budget is not None]
         limit = sum((m.spec.budget or 1) * m.spec.plain_nbytes for m in limited)
         chosen: dict[str, int] = {}

@@ -19,6 +19,7 @@ from embank.tables import (
     Method,
     PackedTable,
     PhysicalTable,
+    Score,
     Stage,
     TableSpec,
     default_init,
@@ -170,7 +171,7 @@ class AutoSrh(Method):
                 method.alpha.clamp_(0, 1)
 
     @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Callable[[], float] | None) -> list[Advance]:
+    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
         if methods[0].spec.stage == 0:
             return [Advance(found={}, carries={m.spec.name: Carry(table=m.spec.name)}, dense={}) for m in methods]
         threshold = cut_to_bytes(

@@ -19,6 +19,7 @@ from embank.tables import (
     Method,
     PackedTable,
     PhysicalTable,
+    Score,
     Stage,
     TableSpec,
     default_init,
@@ -128,7 +129,7 @@ class Dedup(Method):
         return rows[0]
 
     @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Callable[[], float] | None) -> list[Advance]:
+    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
         return [method._advance(rows) for method in methods]
 
     def _advance(self, rows: LocalRows) -> Advance:

@@ -22,6 +22,7 @@ class EvolutionConfig:
         num_elites: best candidates of all rounds so far, which are the parents of the next.
         mutation: chance of each gene of a mutant to be drawn anew.
         seed: of the search.
+        max_samples: validation samples that a candidate is scored on, about; they are spread over the split.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -32,10 +33,13 @@ class EvolutionConfig:
     num_elites: int = 15
     mutation: float = 0.1
     seed: int = 0
+    max_samples: int = 50_000
 
     def __post_init__(self) -> None:
         if min(self.generations, self.num_elites, self.num_mutants + self.num_crossovers) < 1:
             raise ConfigError("an evolution needs at least 1 generation, 1 elite and 1 mutant or crossover")
+        if self.max_samples < 1:
+            raise ConfigError(f"max_samples is {self.max_samples}; a candidate needs at least 1 validation sample")
         if not 0 <= self.mutation <= 1:
             raise ConfigError(f"mutation is {self.mutation}; it is a chance and lies in [0, 1]")
 

@@ -1,7 +1,7 @@
 """OptEmbed: which ids deserve a row, and how wide each table's rows should be (Lyu et al., CIKM 2022)."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -32,6 +32,7 @@ from embank.tables import (
     PackedTable,
     PhysicalTable,
     RowInit,
+    Score,
     Stage,
     TableSpec,
     default_init,
@@ -166,20 +167,19 @@ class OptEmbed(Method):
         return self.config.alpha * torch.exp(-self.threshold) if self.spec.stage == 0 else None
 
     @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Callable[[], float] | None) -> list[Advance]:
+    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
         levels = [method.row_levels(rows) for method in methods]
         space = Space([m.spec for m in methods], [[count for _, count in own] for own in levels])
         best = space.default()
         if score is not None:
+            config = methods[0].config.evolution
 
             def score_of(candidate: Candidate) -> float:
                 for method, own, (level, width) in zip(methods, levels, candidate, strict=True):
                     method.trial = (own[level][0], width)
-                return score()
+                return score(max_samples=config.max_samples)
 
-            best, _ = evolve(
-                [best], score=score_of, draw=space.draw, repair=space.repair, config=methods[0].config.evolution
-            )
+            best, _ = evolve([best], score=score_of, draw=space.draw, repair=space.repair, config=config)
             for method in methods:
                 method.trial = None
         return [

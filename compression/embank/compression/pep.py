@@ -19,6 +19,7 @@ from embank.tables import (
     PackedTable,
     PhysicalTable,
     RowInit,
+    Score,
     Stage,
     TableSpec,
     default_init,
@@ -150,7 +151,7 @@ class Pep(Method):
         return lambda rows_rD, numbers_r: self._in_thresholds(rows_rD, numbers_r).abs() >= factor
 
     @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Callable[[], float] | None) -> list[Advance]:
+    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
         aiming = [m for m in methods if m.nbytes is not None]
         factor = 1.0
         if aiming:

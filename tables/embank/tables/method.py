@@ -10,11 +10,11 @@ in its rows.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -130,6 +130,17 @@ class Advance:
     found: Mapping[str, Tensor]
     carries: Mapping[str, Carry]
     dense: Mapping[str, Tensor]
+
+
+class Score(Protocol):
+    """Scores a model on validation: AUC, the higher the better."""
+
+    def __call__(self, *, max_samples: int | None = None) -> float:
+        """The score.
+
+        Args:
+            max_samples: score about so many samples at most, spread over the split; None takes all.
+        """
 
 
 class LocalRows(ABC):
@@ -253,14 +264,13 @@ class Method(nn.Module, ABC):
         choice and packing in the last stage; idempotent."""
 
     @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Callable[[], float] | None) -> list[Advance]:
+    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
         """What the next stage starts from, one entry per table. Called at the end of every stage but the last.
 
         Args:
             methods: the method of each table that is stored by it.
             rows: what this process holds.
-            score: validation AUC of the model with the methods as they stand now (they may set masks on themselves between
-                calls); None where there is no model, as in `build_table`: then choose by the budget alone.
+            score: of the model with the methods as they stand now (they may set masks on themselves between calls); None where there is no model, as in `build_table`: then choose by the budget alone.
         """
         raise NotImplementedError(f"{cls.__name__} has one stage")
 

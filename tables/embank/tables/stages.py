@@ -3,7 +3,7 @@
 Methods act per class, so that one rule (a threshold over all tables, a search over all fields) can span tables.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from embank.tables.core import Tables
 from embank.tables.errors import ConfigError
-from embank.tables.method import Advance, Carry, LocalRows, Method, Stage
+from embank.tables.method import Advance, Carry, LocalRows, Method, Score, Stage
 from embank.tables.specs import PhysicalTable, TableShard, TableSpec
 
 ROWS_PER_COPY = 65_536
@@ -142,14 +142,14 @@ def settle(tables: Tables) -> None:
             cls.settle(methods, HeldRows(tables))
 
 
-def advance(tables: AnyTables, *, score: Callable[[], float] | None = None) -> AnyTables:
+def advance(tables: AnyTables, *, score: Score | None = None) -> AnyTables:
     """The collection of the next stage, with the rows and dense values that the stages' methods carry over.
 
     Methods that have fewer stages stay as they are, rows included; row-optimizer state starts anew for all.
 
     Args:
         tables: at the end of its stage, and not in the last one.
-        score: validation AUC of the model as its methods stand, for stages that search; None without a model.
+        score: of the model as its methods stand, for stages that search; None without a model.
 
     Raises:
         ConfigError: there is no next stage.

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ EVAL_BATCH_SIZE = 8192
 
 
 @torch.no_grad()
-def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = "fp32") -> dict[str, Any]:
+def evaluate(
+    model: CTRModel, path: str | Path, split: str, *, precision: str = "fp32", max_samples: int | None = None
+) -> dict[str, Any]:
     """Metrics of a model on a split. Leaves the model in evaluation mode.
 
     Args:
@@ -40,6 +43,7 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
         path: a prepared folder.
         split: its train, valid or test rows.
         precision: fp32 or bf16 (autocast of the network).
+        max_samples: evaluate about so many samples at most: every k-th batch of the split; None takes all.
 
     Returns:
         auc, logloss, gauc (if the data has groups) and what else `Evaluation` computes; auc is None where it is undefined,
@@ -58,7 +62,8 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
     )
     evaluation = Evaluation(split=split, grouped=loader.schema.group is not None)
     model.eval()
-    for batch in loader.epoch(0):
+    every = 1 if max_samples is None else max(1, min(loader.num_batches, -(-loader.num_rows // max_samples)))
+    for batch in islice(loader.epoch(0), every - 1, None, every):
         values: Tensor = model.tables(batch.sparse).values()
         logits_B = score(model, model.network, batch.dense, values, precision=precision)
         evaluation.update(logits_B, batch.labels, batch.groups)
@@ -77,9 +82,11 @@ def _over_all(evaluation: Evaluation, *, split: str, grouped: bool, processes: P
     return merged.compute()
 
 
-def validation_score(model: CTRModel, path: str | Path, *, precision: str = "fp32") -> float:
+def validation_score(
+    model: CTRModel, path: str | Path, *, precision: str = "fp32", max_samples: int | None = None
+) -> float:
     """AUC on validation, or the negative log loss where AUC is undefined. Leaves the model in evaluation mode."""
-    values = evaluate(model, path, "valid", precision=precision)
+    values = evaluate(model, path, "valid", precision=precision, max_samples=max_samples)
     return float(-values["logloss"] if values["auc"] is None else values["auc"])
 
 

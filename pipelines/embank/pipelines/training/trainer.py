@@ -356,7 +356,7 @@ class Trainer:
             self._save()
         self._stop_if_asked()
 
-    def _score(self) -> float:
+    def _score(self, *, max_samples: int | None = None) -> float:
         """What methods search by: the model as it stands, on validation."""
         (is_asked,) = self.processes.any(bool(self.stop))
         if is_asked:
@@ -364,7 +364,8 @@ class Trainer:
                 f"{self.stop.signal or 'a signal to another rank'}: stopped at the end of {self._describe()}, which is saved; go on with the same command and "
                 f"--resume (run directory '{self.run.path}')"
             )
-        return validation_score(self.model, self.config.data.path, precision=self.config.train.precision)
+        precision = self.config.train.precision
+        return validation_score(self.model, self.config.data.path, precision=precision, max_samples=max_samples)
 
     def _load_best(self) -> None:
         """Takes the model back to the checkpoint of this stage that validation chose."""
