@@ -11,17 +11,17 @@ from embank.tables.rows.placement import placement
 @pytest.mark.parametrize(
     ("tier", "device", "factor", "expected"),
     [
-        ("device", "cpu", 0.2, ("HOST", "CPU", None, False)),
-        ("host", "cpu", 0.2, ("HOST", "CPU", None, False)),
-        ("disk", "cpu", 0.2, ("HOST", "CPU", None, False)),
-        ("device", "cuda", 0.2, ("DEVICE", "CUDA", None, False)),
-        ("host", "cuda:1", 0.3, ("MANAGED_CACHING", "CUDA", 0.3, True)),
-        ("host", "cuda", 0.0, ("MANAGED", "CUDA", None, False)),
+        ("device", "cpu", 0.2, ("HOST", "CPU", None)),
+        ("host", "cpu", 0.2, ("HOST", "CPU", None)),
+        ("disk", "cpu", 0.2, ("HOST", "CPU", None)),
+        ("device", "cuda", 0.2, ("DEVICE", "CUDA", None)),
+        ("host", "cuda:1", 0.3, ("MANAGED_CACHING", "CUDA", 0.3)),
+        ("host", "cuda", 0.0, ("MANAGED", "CUDA", None)),
     ],
 )
 def test_placement(tier: str, device: str, factor: float, expected: tuple) -> None:
     made = placement(RowTier(name=tier, device=device, cache_load_factor=factor, directory=Path("rows")))
-    assert (made.location.name, made.compute.name, made.cache_load_factor, made.prefetch_pipeline) == expected
+    assert (made.location.name, made.compute.name, made.cache_load_factor) == expected
 
 
 def test_disk_on_a_gpu_is_refused() -> None:

@@ -93,6 +93,7 @@ class AutoSrh(Method):
 
     Config = AutoSrhConfig
     whole_rows: ClassVar[bool] = True
+    on_host: ClassVar[tuple[str, ...]] = ("mask", "chosen")
     mask: Tensor
     chosen: Tensor
     stages: ClassVar[tuple[Stage, ...]] = (
@@ -196,7 +197,7 @@ class AutoSrh(Method):
 
     def _selected(self, rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
         """Rows of the table, given with their numbers, times alpha."""
-        return rows_rD * self.alpha.detach().clamp(0, 1)[self.groups(numbers_r)]
+        return rows_rD * self.alpha.detach().cpu().clamp(0, 1)[self.groups(numbers_r)]
 
     def _kept(self, threshold: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Rows to which of their entries stay."""

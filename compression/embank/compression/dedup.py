@@ -81,6 +81,7 @@ class Dedup(Method):
     linear: ClassVar[bool] = True
     whole_rows: ClassVar[bool] = True
     blocks: Tensor
+    on_host: ClassVar[tuple[str, ...]] = ("blocks",)
     stages: ClassVar[tuple[Stage, ...]] = (Stage(name="full", is_search=True), Stage(name="fine-tune", epochs=0.5))
 
     def __init__(self, spec: TableSpec) -> None:

@@ -65,9 +65,9 @@ def _histograms(tables: Sequence[Magnitudes], key: Callable[[Tensor], Tensor]) -
     for count, chunks in zip(counts, tables, strict=True):
         for chunk in chunks():
             bits = chunk.reshape(-1).view(torch.int32)
-            count += torch.bincount(key(bits), minlength=_BINS)
-            zeros = key(bits.new_zeros(1))  # counted and taken off again, which is quicker than leaving them out
-            count[zeros] -= bits.numel() - bits.count_nonzero()
+            count += torch.bincount(key(bits), minlength=_BINS).cpu()
+            zeros = key(bits.new_zeros(1)).cpu()  # counted and taken off again, which is quicker than leaving them out
+            count[zeros] -= bits.numel() - int(bits.count_nonzero())
     return counts
 
 

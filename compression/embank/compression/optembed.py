@@ -96,6 +96,7 @@ class OptEmbed(Method):
 
     Config = OptEmbedConfig
     whole_rows: ClassVar[bool] = True
+    on_host: ClassVar[tuple[str, ...]] = ("words", "ranks")
     words: Tensor
     ranks: Tensor
     stages: ClassVar[tuple[Stage, ...]] = (

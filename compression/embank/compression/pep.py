@@ -84,6 +84,7 @@ class Pep(Method):
 
     Config = PepConfig
     whole_rows: ClassVar[bool] = True
+    on_host: ClassVar[tuple[str, ...]] = ("mask",)
     mask: Tensor
     is_pulling: Tensor
     stages: ClassVar[tuple[Stage, ...]] = (
@@ -133,7 +134,7 @@ class Pep(Method):
             return
         counts = torch.zeros(len(aiming), dtype=torch.int64)
         for i, method in enumerate(aiming):
-            limits = method.thresholds.sigmoid()
+            limits = method.thresholds.cpu().sigmoid()
             for _, chunk in numbered_chunks(rows, method.spec.name):
                 counts[i] += (chunk.abs() > limits).sum()
         counts = rows.sum(counts)
@@ -144,7 +145,7 @@ class Pep(Method):
 
     def _in_thresholds(self, rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
         """Entries in units of the thresholds."""
-        return rows_rD / self.thresholds.sigmoid()
+        return rows_rD / self.thresholds.cpu().sigmoid()
 
     def _kept(self, factor: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Rows to which of their entries reach a multiple of the thresholds."""

@@ -178,7 +178,7 @@ class ProductQuantiser(nn.Module):
         """Nearest centroid of each part, int64 [N, C]; ids outside the head choose among the first `num_tail_codes`."""
         if is_head_N is None or bool(is_head_N.all()):
             return nearest(rows_ND, self.centroids)
-        codes_NC = torch.empty(rows_ND.shape[0], self.shape.num_codebooks, dtype=torch.int64)
+        codes_NC = torch.empty(rows_ND.shape[0], self.shape.num_codebooks, dtype=torch.int64, device=rows_ND.device)
         codes_NC[is_head_N] = nearest(rows_ND[is_head_N], self.centroids)
         codes_NC[~is_head_N] = nearest(rows_ND[~is_head_N], self.centroids[:, : self.shape.num_tail_codes])
         return codes_NC
@@ -196,7 +196,7 @@ class ProductQuantiser(nn.Module):
         generator = generator_of(step, "restart", spec.name)
         share_K = torch.rand(num_codes, generator=generator, dtype=torch.float64)
         ids_K = ((spec.num_embeddings + 1) ** share_K).long().clamp(1, spec.num_embeddings) - 1
-        drawn_KD = fetch(rows, spec.name, ids_K)
+        drawn_KD = fetch(rows, spec.name, ids_K).to(self.centroids.device)
         parts_CKw = drawn_KD.view(num_codes, num_codebooks, -1).transpose(0, 1)
         self.centroids.copy_(torch.where((usage_CK == 0)[:, :, None], parts_CKw, self.centroids))
         self.usage.zero_()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from embank.tables import LocalRows
@@ -17,13 +18,14 @@ def row_chunks(rows_RD: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def numbered_chunks(rows: LocalRows, table: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows of a table that are held here, some at a time, each with its number in the table: int64 [r], fp32 [r, D].
+    """The rows of a table that are held here, some at a time, each with its number in the table: int64 [r], fp32 [r, D], on the host.
 
     Sums over these, added over all processes, count every row of the table once.
     """
     if not rows.is_counted(table):
         return
-    for start, chunk in row_chunks(rows[table]):
+    for start, held in row_chunks(rows[table]):
+        chunk = held.cpu()
         numbers_r = rows.row_numbers(table, start, start + chunk.shape[0])
         is_row_r = numbers_r >= 0
         yield (numbers_r, chunk) if bool(is_row_r.all()) else (numbers_r[is_row_r], chunk[is_row_r])
@@ -31,8 +33,8 @@ def numbered_chunks(rows: LocalRows, table: str) -> Iterator[tuple[Tensor, Tenso
 
 def fetch(rows: LocalRows, table: str, ids_N: Tensor) -> Tensor:
     """A few rows [N, D] of a table wherever they are held. All processes must call it with the same ids."""
-    found_ND = rows[table].new_zeros(ids_N.numel(), rows[table].shape[1])
+    found_ND = torch.zeros(ids_N.numel(), rows[table].shape[1])
     if rows.is_counted(table):
         held, local = rows.find(table, ids_N)
-        found_ND[held] = rows[table][local]
+        found_ND[held] = rows[table][local].cpu()
     return rows.sum(found_ND)

@@ -177,7 +177,7 @@ def read_verified(folder: Path, tables: Tables) -> dict[str, Any]:
 
 def load_dense(folder: Path) -> dict[str, Any]:
     """What a verified checkpoint holds besides rows, as it was given to `save_checkpoint`."""
-    dense: dict[str, Any] = torch.load(folder / "dense.pt", weights_only=True)
+    dense: dict[str, Any] = torch.load(folder / "dense.pt", weights_only=True, map_location="cpu")
     return dense
 
 

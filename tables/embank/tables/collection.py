@@ -130,6 +130,8 @@ class TableCollection(Tables):
     def announce(self, features: KeyedJaggedTensor) -> Addressed:
         """What a data loader's thread does with a batch that is going to be trained on: `address`, and `prefetch` where it may."""
         addressed = self.address(features)
+        if self.tier.on_gpu:
+            addressed = addressed.pin_memory()
         if self.sharding is None:
             self.prefetch(addressed)
         return addressed
@@ -191,7 +193,7 @@ class TableCollection(Tables):
         for use in self.pooled_uses:
             out = use.method.combine(tuple(rows[k] for k in use.positions), None)
             if use.method.spec.pooling == "mean":
-                out = out / addressed.lengths[use.key].clamp(min=1)[:, None]
+                out = out / self.there(addressed.lengths[use.key]).clamp(min=1)[:, None]
             outputs[use.key] = out
         return outputs
 
@@ -204,7 +206,7 @@ class TableCollection(Tables):
             offsets = addressed.bags[use.key]
             num_ids = int(offsets[-1])
             own = tuple(rows[k] if len(rows[k]) == num_ids else rows[k][:num_ids] for k in use.positions)
-            logical_ND = use.method.combine(own, addressed.sides.get(use.key))
+            logical_ND = use.method.combine(own, self.side_of(use, addressed.sides))
             outputs[use.key] = pool(logical_ND, offsets, pooling=use.method.spec.pooling)
         return outputs
 
@@ -215,7 +217,8 @@ class TableCollection(Tables):
         outputs = {}
         for use in self.distinct_uses:
             own = tuple(rows[k] for k in use.positions)
-            logical_ND = use.method.combine_distinct(own, addressed.places[use.key], addressed.sides.get(use.key))
+            places_LN = self.there(addressed.places[use.key])
+            logical_ND = use.method.combine_distinct(own, places_LN, self.side_of(use, addressed.sides))
             outputs[use.key] = pool(logical_ND, addressed.bags[use.key], pooling=use.method.spec.pooling)
         return outputs
 
@@ -249,7 +252,7 @@ def pool(rows_ND: Tensor, offsets: Tensor, *, pooling: str) -> Tensor:
 
     Args:
         rows_ND: logical rows, bag after bag.
-        offsets: int64 [B + 1].
+        offsets: int64 [B + 1], best in host memory: they are read.
 
     Returns:
         [B, D].
@@ -257,6 +260,9 @@ def pool(rows_ND: Tensor, offsets: Tensor, *, pooling: str) -> Tensor:
     lengths = offsets.diff()
     if rows_ND.shape[0] == lengths.numel() and bool((lengths == 1).all()):
         return rows_ND
-    bags_N = torch.repeat_interleave(torch.arange(lengths.numel(), device=lengths.device), lengths)
+    lengths = lengths.to(rows_ND.device, non_blocking=True)
+    bags_N = torch.repeat_interleave(
+        torch.arange(lengths.numel(), device=lengths.device), lengths, output_size=rows_ND.shape[0]
+    )
     pooled_BD = rows_ND.new_zeros(lengths.numel(), rows_ND.shape[1]).index_add(0, bags_N, rows_ND)
     return pooled_BD / lengths.clamp(min=1)[:, None] if pooling == "mean" else pooled_BD

@@ -5,7 +5,8 @@ any `Tables`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from embank.tables.errors import ConfigError
 from embank.tables.features import output_key
 from embank.tables.hashing import seed_of
-from embank.tables.method import Method, build_method
+from embank.tables.method import Method, PackedTable, build_method
 from embank.tables.processes import Processes
 from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
 from embank.tables.rows.build import Backend
@@ -68,14 +69,10 @@ class Tables(nn.Module, ABC):
         self.backend = backend
         self.optimizer = optimizer or RowOptimizer()
         self.tier = tier or RowTier()
-        if self.tier.device != "cpu":
-            raise ConfigError(
-                f"the tier's device is '{self.tier.device}'; collections look up on the CPU so far. Use device='cpu', or "
-                "embank.tables.rows.staged.StagedRows by itself"
-            )
+        self.tier.refuse_missing_device()
         self._refuse_bad_names()
         with torch.random.fork_rng(devices=[]):
-            self.methods = nn.ModuleList([self._method(spec) for spec in self.specs])
+            self.methods = nn.ModuleList([self._method(spec) for spec in self.specs]).to(self.device)
 
     @abstractmethod
     def rebuilt(self, specs: Sequence[TableSpec]) -> Self:
@@ -205,20 +202,34 @@ class Tables(nn.Module, ABC):
             raise ConfigError(
                 "serving bytes of sharded tables are not known here: load a checkpoint in one process and ask there"
             )
-        packs = [method.pack(self.weights()) for method in self.built_methods()]
+        packs = self.packs()
         if kind == "nominal":
             return distinct_nbytes([t for pack in packs for t in pack.counted()])
         return distinct_nbytes([t for pack in packs for t in (*pack.parameters(), *pack.buffers())])
+
+    def packs(self) -> list[PackedTable]:
+        """The inference form of each table, in host memory; where rows are there, it may share them."""
+        rows = {name: weight.cpu() for name, weight in self.weights().items()}
+        methods = self.built_methods()
+        return [(deepcopy(m).cpu() if self.tier.on_gpu else m).pack(rows) for m in methods]
 
     @property
     def plain_nbytes(self) -> int:
         """Bytes of the plain fp32 tables, what budgets refer to."""
         return sum(spec.plain_nbytes for spec in self.specs)
 
+    def there(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device that looks up; from pinned memory without waiting for the copy."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def side_of(self, use: Use, sides: Mapping[str, Tensor]) -> Tensor | None:
+        """What a method's `side` said of a use's ids, on the device that looks up."""
+        return self.there(sides[use.key]) if use.key in sides else None
+
     @property
     def device(self) -> torch.device:
         """Where the output is."""
-        return torch.device("cpu")
+        return torch.device(self.tier.device)
 
 
 def distinct_nbytes(tensors: Sequence[Tensor]) -> int:

@@ -10,7 +10,7 @@ in its rows.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -185,6 +185,8 @@ class Method(nn.Module, ABC):
             `combine_distinct`.
         whole_rows: some step needs whole rows (a norm, a scale per row, a nearest code), so column-wise sharding is refused.
         stages: the trainings that the method needs, in order; a spec's `stage` is the index of the current one.
+        on_host: names of the buffers that `address` and `side` read: they stay in host memory, where these run, when the method
+            goes to a GPU.
         tolerance: largest difference between `PackedTable.lookup` and the settled table's own values, as a share of the
             table's largest value. 0 means up to float rounding.
     """
@@ -196,12 +198,20 @@ class Method(nn.Module, ABC):
     asks_once: ClassVar[bool] = False
     whole_rows: ClassVar[bool] = False
     stages: ClassVar[tuple[Stage, ...]] = (Stage(name="train"),)
+    on_host: ClassVar[tuple[str, ...]] = ()
     tolerance: ClassVar[float] = 0.0
     physical: tuple[PhysicalTable, ...]
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__()
         self.spec = spec
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `nn.Module.to` and its like call."""
+        stay = {name: self._buffers[name] for name in self.on_host if name in self._buffers}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._buffers.update(stay)
+        return self
 
     @property
     def lookups(self) -> tuple[int, ...]:

@@ -90,5 +90,4 @@ def pack_collection(tables: TableCollection) -> PackedCollection:
                 f"{len(stages)}; only the last one is served. Train it to the end first"
             )
     settle(tables)
-    weights = tables.weights()
-    return PackedCollection(tables.specs, [method.pack(weights) for method in tables.built_methods()])
+    return PackedCollection(tables.specs, tables.packs())

@@ -17,7 +17,7 @@ class Processes:
     """The processes that train together; one process without a group, for which everything here is free.
 
     Args:
-        group: the processes (gloo: tensors in host memory); None for this one alone.
+        group: the processes (gloo for tensors in host memory, nccl for those on GPUs); None for this one alone.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:

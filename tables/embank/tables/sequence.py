@@ -154,7 +154,7 @@ class SequenceCollection(Tables):
                 for group, shape in addressed.shapes.items()
             }
         return {
-            use.key: JaggedTensor(values=rows_ND, lengths=addressed.lengths[group])
+            use.key: JaggedTensor(values=rows_ND, lengths=self.there(addressed.lengths[group]))
             for group, uses in self.groups.items()
             for use, rows_ND in zip(uses, self._combined(group, blocks[group], addressed), strict=True)
         }
@@ -163,7 +163,7 @@ class SequenceCollection(Tables):
         """Physical rows [N, sum width] of each group's ids, lookups side by side."""
         sizes = {group: prod(shape) for group, shape in addressed.shapes.items()}
         if self.rows is None:
-            return {group: torch.empty(size, 0) for group, size in sizes.items()}
+            return {group: torch.empty(size, 0, device=self.device) for group, size in sizes.items()}
         looked_up = self.rows(addressed.row_ids, addressed.offsets)
         if addressed.places is None:
             blocks = _split(looked_up, [sum(self._widths(group)) for group in self.groups])
@@ -173,8 +173,8 @@ class SequenceCollection(Tables):
         places = iter(addressed.places)
         spread = {}
         for group, uses in self.groups.items():
-            rows = [by_table[k].index_select(0, next(places)) for use in uses for k in use.positions]
-            spread[group] = torch.cat(rows, dim=1) if rows else torch.empty(sizes[group], 0)
+            rows = [by_table[k].index_select(0, self.there(next(places))) for use in uses for k in use.positions]
+            spread[group] = torch.cat(rows, dim=1) if rows else torch.empty(sizes[group], 0, device=self.device)
         return spread
 
     def _widths(self, group: str) -> list[int]:
@@ -191,7 +191,7 @@ class SequenceCollection(Tables):
         """Logical rows [N, D] of each table of a group."""
         lookups = iter(_split(block_NW, self._widths(group)))
         return [
-            use.method.combine(tuple(next(lookups) for _ in use.positions), addressed.sides.get(use.key))
+            use.method.combine(tuple(next(lookups) for _ in use.positions), self.side_of(use, addressed.sides))
             for use in self.groups[group]
         ]
 

@@ -294,6 +294,13 @@ class TableShard:
             rows = torch.arange(start, min(self.first_place + self.num_rows, start + ROWS_PER_CHUNK))
             yield self._initial_values(rows, memory, seed=seed)
 
+    def write_initial(self, out_RD: Tensor, *, seed: int) -> None:
+        """Writes what `initial_chunks` gives, in place, on any device."""
+        start = 0
+        for chunk in self.initial_chunks(seed=seed):
+            out_RD[start : start + len(chunk)] = chunk
+            start += len(chunk)
+
     def scatter_initial(self, out_RD: Tensor, *, seed: int) -> None:
         """Writes the initial values of a striped shard, whose places are not in the order in which rows are drawn.
 
@@ -307,7 +314,7 @@ class TableShard:
         for rows in torch.split(torch.arange(self.table.num_embeddings), ROWS_PER_CHUNK):
             held, local = self.local_rows(rows)
             if held.numel():
-                out_RD[local] = self._initial_values(rows, memory, seed=seed)[held]
+                out_RD[local] = self._initial_values(rows, memory, seed=seed)[held].to(out_RD.device)
 
     def _initial_values(self, rows_N: Tensor, memory: Tensor, *, seed: int) -> Tensor:
         """Initial values of consecutive rows of the table, in the columns that are held, drawn into some memory."""

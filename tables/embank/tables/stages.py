@@ -73,12 +73,12 @@ class HeldRows(LocalRows):
     def gathered(self, table: str, rows_N: Tensor) -> Tensor:
         """Some rows of a table, wherever they are held; all processes ask for the same ones."""
         if self.sharding is None:
-            return self.views[table][rows_N]
+            return self.views[table][rows_N].cpu()
         parts = torch.zeros(rows_N.numel(), self.physical[table].embedding_dim)
         if table in self.shards and self.is_counted(table):
             shard = self.shards[table]
             held, local = shard.local_rows(rows_N)
-            parts[held, shard.first_column : shard.first_column + shard.num_columns] = self.views[table][local]
+            parts[held, shard.first_column : shard.first_column + shard.num_columns] = self.views[table][local].cpu()
         return self.processes.sum(parts)
 
 
@@ -164,7 +164,9 @@ def advance(tables: AnyTables, *, score: Score | None = None) -> AnyTables:
     if not found:
         raise ConfigError("the tables are in their last stage; there is none to advance to")
     specs = [
-        replace(spec, stage=spec.stage + 1, found=dict(found[spec.name].found)) if spec.name in found else spec
+        replace(spec, stage=spec.stage + 1, found={key: value.cpu() for key, value in found[spec.name].found.items()})
+        if spec.name in found
+        else spec
         for spec in tables.specs
     ]
     result = tables.rebuilt(specs)
@@ -195,7 +197,8 @@ def carry_rows(carry: Carry, *, table: PhysicalTable, source: HeldRows, target: 
         chosen = values[:, first:last]
         if shard is not None:
             held, local = shard.local_rows(numbers)
-            target[table.name][local] = chosen[held, shard.first_column : shard.first_column + shard.num_columns]
+            own = chosen[held, shard.first_column : shard.first_column + shard.num_columns]
+            target[table.name][local] = own.to(target[table.name].device)
 
 
 def finished(tables: AnyTables) -> AnyTables:

@@ -1,7 +1,7 @@
 """What the loader hands to the training loop: a batch of rows as tensors, and the place to go on from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,12 @@ class Batch:
     groups: Tensor | None
     position: Position
     num_global_rows: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its numbers and labels on a device. What `sparse` needs there, the tables take along themselves."""
+        if device.type == "cpu":
+            return self
+        return replace(self, dense=self.dense.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)

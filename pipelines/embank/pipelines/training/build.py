@@ -1,5 +1,6 @@
 """From a configuration and a schema to tables and a model."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -150,10 +151,22 @@ def build_tables(
         seed=config.train.seed,
         backend=config.rows.backend,
         optimizer=row_optimizer(config),
-        tier=RowTier(name="disk", directory=directory, prefetch=config.rows.prefetch)
-        if config.rows.tier == "disk"
-        else RowTier(),
+        tier=row_tier(config, directory=directory, processes=processes),
         sharding=None if processes is None or processes.group is None else _sharding(config, schema, specs, processes),
+    )
+
+
+def row_tier(config: Config, *, directory: Path, processes: Processes | None) -> RowTier:
+    """Where rows are held, and on which device they are looked up: of several processes each has a GPU of its own."""
+    rows = config.rows
+    device: str = rows.device
+    if device != "cpu" and processes is not None and processes.count > 1:
+        device = f"{device}:{os.environ.get('LOCAL_RANK', processes.rank)}"
+    return RowTier(
+        name=rows.tier,
+        directory=directory if rows.tier == "disk" else None,
+        prefetch=rows.prefetch,
+        device=device,
     )
 
 
@@ -214,4 +227,4 @@ def build(
 ) -> CTRModel:
     """Tables and network, see `build_tables` and `initial_network`."""
     tables = build_tables(config, schema, data=data, rows_folder=rows_folder, stages=stages, processes=processes)
-    return CTRModel(tables, initial_network(config, schema))
+    return CTRModel(tables, initial_network(config, schema).to(tables.device))

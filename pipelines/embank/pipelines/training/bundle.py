@@ -40,7 +40,12 @@ def write_bundle(folder: Path, model: CTRModel, *, config: Config, schema: Schem
         "schema": schema.to_json(),
         "step": step,
     }
-    save_bundle(folder, model.tables, network=model.network.state_dict(), facts=facts)
+    save_bundle(
+        folder,
+        model.tables,
+        network={key: value.cpu() for key, value in model.network.state_dict().items()},
+        facts=facts,
+    )
 
 
 def load_model(bundle: Bundle) -> CTRModel:

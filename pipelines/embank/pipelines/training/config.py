@@ -139,7 +139,8 @@ class RowsConfig:
 
     Args:
         backend: fbgemm, or its slow twin torch (which has adam).
-        tier: memory of the device, of the host (the same on a machine without a GPU), or memory-mapped files.
+        device: cpu, or cuda for tables and network on a GPU (with several ranks, each on its own).
+        tier: memory of the device, of the host (the same without a GPU), or memory-mapped files.
         directory: of the disk tier's files; None takes `rows/` in the run directory.
         prefetch: on the disk tier, read the rows of the batches that the loader has made (`data.prefetch`) ahead of their use.
         planner: who decides which rank holds what, when there are several: embank, or torchrec's own planner.
@@ -150,6 +151,7 @@ class RowsConfig:
     __pydantic_config__ = _STRICT
 
     backend: Literal["fbgemm", "torch"] = "fbgemm"
+    device: Literal["cpu", "cuda"] = "cpu"
     tier: Literal["device", "host", "disk"] = "device"
     directory: str | None = None
     prefetch: bool = True

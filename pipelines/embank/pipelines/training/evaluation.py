@@ -65,8 +65,8 @@ def evaluate(
     every = 1 if max_samples is None else max(1, min(loader.num_batches, -(-loader.num_rows // max_samples)))
     for batch in islice(loader.epoch(0), every - 1, None, every):
         values: Tensor = model.tables(batch.sparse).values()
-        logits_B = score(model, model.network, batch.dense, values, precision=precision)
-        evaluation.update(logits_B, batch.labels, batch.groups)
+        logits_B = score(model, model.network, batch.dense.to(values.device), values, precision=precision)
+        evaluation.update(logits_B.cpu(), batch.labels, batch.groups)
     return _over_all(evaluation, split=split, grouped=loader.schema.group is not None, processes=processes)
 
 
@@ -94,7 +94,7 @@ def validation_score(
 def best_model(run: RunFolder, *, schema: Schema, data: Path) -> Iterator[tuple[CTRModel, int]]:
     """The model of a run with the weights of its best checkpoint, and that checkpoint's step.
 
-    Rows on the disk tier are laid out in temporary files beside the run's own.
+    It is in host memory, wherever it was trained. Rows on the disk tier are laid out in temporary files beside the run's own.
 
     Args:
         run: the run directory.
@@ -108,7 +108,7 @@ def best_model(run: RunFolder, *, schema: Schema, data: Path) -> Iterator[tuple[
     folder, step, _ = best_checkpoint(run)
     place = run.path if config.rows.tier == "disk" else None
     with tempfile.TemporaryDirectory(prefix=".rows-", dir=place) as rows_folder:
-        config = replace(config, rows=replace(config.rows, directory=rows_folder))
+        config = replace(config, rows=replace(config.rows, directory=rows_folder, device="cpu"))
         saved = SavedRun(folder)
         model = build(config, schema, data=data, rows_folder=Path(rows_folder), stages=saved.table_stages)
         saved.load_model(model)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from embank.pipelines.data.schema import Schema
@@ -20,6 +21,11 @@ class LostRankError(WorkError):
     """Another process of the run has ended."""
 
 
+def backends() -> str:
+    """What carries tensors between processes: gloo those in host memory, and where there are GPUs nccl those on them."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+
+
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
     """The processes that torchrun has started for this run, joined; this one alone without torchrun.
@@ -33,7 +39,7 @@ def joined_processes() -> Iterator[Processes]:
         return
     rank = os.environ["RANK"]
     try:
-        dist.init_process_group("gloo")
+        dist.init_process_group(backends())
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ConfigError(
@@ -79,7 +85,7 @@ def refuse_differences(config: Mapping[str, Any], schema: Schema, processes: Pro
     Raises:
         ConfigError: names what differs, with the values and ranks.
     """
-    keys = {key: value for key, value in flat(config) if key not in MAY_CHANGE}
+    keys = {key: value for key, value in flat(config) if key not in MAY_CHANGE or key == "rows.device"}
     described = processes.gather((keys, schema.fingerprint))
     first_keys, first_fingerprint = described[0]
     for rank, (other, fingerprint) in enumerate(described):

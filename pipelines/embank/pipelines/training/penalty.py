@@ -62,7 +62,7 @@ class RowPenalty:
 
     def __call__(self, values_BE: Tensor, weights_BK: Tensor) -> Tensor:
         """The penalty of a batch, from the collection's output."""
-        weights_BE = weights_BK.index_select(1, self.columns)
+        weights_BE = weights_BK.index_select(1, self.columns).to(values_BE.device)
         squares: Tensor = (values_BE.square() * weights_BE).sum()
         return squares * (self.l2 / 2)
 

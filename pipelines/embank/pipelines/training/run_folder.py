@@ -24,6 +24,7 @@ MAY_CHANGE = frozenset(
     [
         "data.path",
         "data.prefetch",
+        "rows.device",
         "rows.prefetch",
         "rows.directory",
         "rows.planner",

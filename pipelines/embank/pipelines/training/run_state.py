@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 from embank.ctr_models import CTRModel
 from embank.pipelines.training.progress import Progress
@@ -66,6 +67,15 @@ class SavedRun:
         generators = self.dense["generators"]
         if self.processes.rank < len(generators):
             torch.set_rng_state(generators[self.processes.rank])
+        device = stepper.tables.device
+        states = self.dense.get("device_generators") or []
+        if device.type == "cuda" and self.processes.rank < len(states) and states[self.processes.rank] is not None:
+            torch.cuda.set_rng_state(states[self.processes.rank], device)
+
+
+def device_generator(device: torch.device) -> torch.Tensor | None:
+    """State of the generator that drops units out on a GPU; None on a CPU, which has torch's own."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, progress: Progress) -> None:
@@ -94,5 +104,7 @@ def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, pr
         "optimizer": stepper.optimizer.state_dict(),
         "search_optimizer": None if search is None else search.optimizer.state_dict(),
         "generators": tables.processes.gather(torch.get_rng_state()),
+        "device_generators": tables.processes.gather(device_generator(tables.device)),
     }
+    dense = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, dense)
     save_checkpoint(folder, tables=tables, dense=dense, meta={"progress": asdict(progress)})

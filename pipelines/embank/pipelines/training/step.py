@@ -111,6 +111,7 @@ class Stepper:
             NonFiniteLossError: names the step, the batch and the table or parameter.
         """
         self._set_learning_rates(step, num_plateaus)
+        batch = batch.to(self.tables.device)
         log_loss, loss = self._losses(batch)
         value, is_bad, agreed = self._agree(batch, log_loss.item(), loss.item(), votes)
         if is_bad:
@@ -225,7 +226,7 @@ class SearchStepper:
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
         """
-        batch = next(self.batches)
+        batch = next(self.batches).to(self.tables.device)
         self.model.network.eval()
         with rows_held(self.tables):
             values: Tensor = self.tables(batch.sparse).values()
@@ -273,7 +274,7 @@ def score(
     """Logits [B], fp32, of what the tables have returned; `network` is the model's, compiled or not."""
     sizes = [model.num_embedding_columns, model.num_first_order_columns]
     embeddings_BE, first_order_BF = torch.split(values, sizes, dim=1)
-    with autocast(precision):
+    with autocast(precision, device=dense_BI.device.type):
         logits_B = network(dense_BI, embeddings_BE, first_order_BF)
     return logits_B.float()
 
@@ -286,6 +287,6 @@ def endless(loader: Loader, *, start: Position | None) -> Iterator[Batch]:
         number, start = number + 1, None
 
 
-def autocast(precision: str) -> contextlib.AbstractContextManager[object]:
+def autocast(precision: str, *, device: str) -> contextlib.AbstractContextManager[object]:
     """bf16 for the network, or nothing."""
-    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    return torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

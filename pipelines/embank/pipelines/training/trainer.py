@@ -347,7 +347,7 @@ class Trainer:
         tables = advance(self.tables, score=self._score)
         self.progress.stage.seconds += time.monotonic() - begun
         is_fresh = self.stages[len(self.progress.stages)].fresh_network
-        network = initial_network(self.config, self.schema) if is_fresh else self.model.network
+        network = initial_network(self.config, self.schema).to(tables.device) if is_fresh else self.model.network
         self.model = CTRModel(tables, network)
         self._begin_stage()
         if self.is_last_stage and not is_fresh:  # what further training may only make worse
@@ -364,8 +364,8 @@ class Trainer:
                 f"{self.stop.signal or 'a signal to another rank'}: stopped at the end of {self._describe()}, which is saved; go on with the same command and "
                 f"--resume (run directory '{self.run.path}')"
             )
-        precision = self.config.train.precision
-        return validation_score(self.model, self.config.data.path, precision=precision, max_samples=max_samples)
+        config = self.config
+        return validation_score(self.model, config.data.path, precision=config.train.precision, max_samples=max_samples)
 
     def _load_best(self) -> None:
         """Takes the model back to the checkpoint of this stage that validation chose."""

@@ -190,6 +190,7 @@ class RowStore(nn.Module, ABC):
         if table.projection is None or not rows_U.numel():
             return
         seed = seed_of(self.seed, "projection", table.name, self.num_updates)
+        rows_U = rows_U.to(weight_RD.device)
         numbers_U = shard.row_numbers(rows_U) if numbers_U is None else numbers_U
         weight_RD[rows_U] = table.projection(weight_RD[rows_U], numbers_U, seed=seed)
 

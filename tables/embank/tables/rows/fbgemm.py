@@ -12,10 +12,7 @@ import torch
 import torch.nn.functional as F
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation, PoolingMode
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    ComputeDevice,
-    SplitTableBatchedEmbeddingBagsCodegen,
-)
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
@@ -61,15 +58,14 @@ class _Kernel(nn.Module):
         self.counting = torch.zeros(1, dtype=torch.int64)  # 0, 1, 2, ...: the offsets of bags with one id each
         self.rowwise = optimizer.name == "rowwise_adagrad"
         self.scale = rowwise_scale(self.shards[0].num_columns) if self.rowwise else 1.0
-        self.flat = {
-            "weights": space.hold(f"{label}.weights", numel=self._num_weights(), chunks=self._initial_values(seed))
-        }
-        if optimizer.name != "sgd":
-            size = sum(s.num_rows for s in self.shards) if self.rowwise else self._num_weights()
-            self.flat["momentum1"] = space.hold(f"{label}.momentum1", numel=size)
+        self.place = placement(space.tier)
+        self.has_state = optimizer.name != "sgd"
+        self.flat: dict[str, Tensor] = {}  # in host memory; on a GPU, FBGEMM holds rows itself
+        if not space.tier.on_gpu:
+            self._hold(space, label=label, seed=seed)
         self.tbe = SplitTableBatchedEmbeddingBagsCodegen(
             [
-                (s.num_rows, width, EmbeddingLocation.HOST, ComputeDevice.CPU)
+                (s.num_rows, width, self.place.location, self.place.compute)
                 for s, width in zip(self.shards, self.widths, strict=True)
             ],
             feature_table_map=list(lookups),
@@ -78,15 +74,27 @@ class _Kernel(nn.Module):
             eps=optimizer.eps * self.scale,
             pooling_mode=PoolingMode.SUM,
             bounds_check_mode=BoundsCheckMode.NONE,
-            preallocated_host_buffers=self.flat,
+            preallocated_host_buffers=self.flat or None,
+            **({"device": torch.device(space.tier.device)} if space.tier.on_gpu else {}),
+            **({} if self.place.cache_load_factor is None else {"cache_load_factor": self.place.cache_load_factor}),
         )
         for shard, view in zip(self.shards, self.weights().values(), strict=True):
+            if space.tier.on_gpu:
+                shard.write_initial(view, seed=seed)
             shard.scatter_initial(view, seed=seed)
         self.pieces = [
             piece
             for t in lookups
             for piece in (self.shards[t].num_columns, self.widths[t] - self.shards[t].num_columns)
         ]
+
+    def _hold(self, space: RowSpace, *, label: str, seed: int) -> None:
+        """Rows with their initial values, and their optimizer state, as one flat tensor each."""
+        num_weights = self._num_weights()
+        self.flat["weights"] = space.hold(f"{label}.weights", numel=num_weights, chunks=self._initial_values(seed))
+        if self.has_state:
+            size = sum(s.num_rows for s in self.shards) if self.rowwise else num_weights
+            self.flat["momentum1"] = space.hold(f"{label}.momentum1", numel=size)
 
     def _num_weights(self) -> int:
         return sum(s.num_rows * width for s, width in zip(self.shards, self.widths, strict=True))
@@ -99,7 +107,7 @@ class _Kernel(nn.Module):
 
     def parts(self, indices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
         """Rows of each lookup, without padding."""
-        out: Tensor = self.tbe(indices, offsets)
+        out = self._look_up(indices, offsets)
         if self.num_merged > 1:
             return out.view(self.num_merged, -1, self.widths[0])[:, :, : self.pieces[0]].unbind(0)
         return torch.split(out, self.pieces, dim=1)[::2]
@@ -107,7 +115,7 @@ class _Kernel(nn.Module):
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
         if self.num_merged > 1:
             return self._merged(indices, offsets)
-        out: Tensor = self.tbe(indices, offsets)
+        out = self._look_up(indices, offsets)
         if not any(self.pieces[1::2]):
             return out
         return torch.cat(torch.split(out, self.pieces, dim=1)[::2], dim=1)
@@ -118,33 +126,44 @@ class _Kernel(nn.Module):
         if not self._has_one_id_each(offsets) or self.widths[0] != self.pieces[0]:
             return torch.cat(self.parts(indices, offsets), dim=1)
         by_sample = indices.view(self.num_merged, -1).T.reshape(-1)
-        out: Tensor = self.tbe(by_sample, offsets)
+        out = self._look_up(by_sample, offsets)
         return out.view(-1, self.num_merged * self.widths[0])
 
     def _has_one_id_each(self, offsets: Tensor) -> bool:
-        """Whether every bag holds one id."""
+        """Whether every bag holds one id. Offsets on a GPU are not looked at: it would have to be waited for."""
+        if offsets.device.type != "cpu":
+            return False
         if self.counting.numel() < offsets.numel():
             self.counting = torch.arange(offsets.numel())
         return torch.equal(offsets, self.counting[: offsets.numel()])
 
+    def _look_up(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        device = self.tbe.current_device
+        rows: Tensor = self.tbe(indices.to(device, non_blocking=True), offsets.to(device, non_blocking=True))
+        return rows
+
     def weights(self) -> dict[str, Tensor]:
-        views, start = {}, 0
-        for shard, width in zip(self.shards, self.widths, strict=True):
-            end = start + shard.num_rows * width
-            views[shard.table.name] = self.flat["weights"][start:end].view(-1, width)[:, : shard.num_columns]
-            start = end
-        return views
+        if self.place.location == EmbeddingLocation.MANAGED_CACHING:  # what is read and written is behind the cache
+            self.tbe.flush()
+            self.tbe.reset_cache_states()
+        views = self.tbe.split_embedding_weights()
+        return {s.table.name: view[:, : s.num_columns] for s, view in zip(self.shards, views, strict=True)}
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        if "momentum1" not in self.flat:
-            return {shard.table.name: {} for shard in self.shards}
-        views, start = {}, 0
-        for shard, width in zip(self.shards, self.widths, strict=True):
-            end = start + shard.num_rows * (1 if self.rowwise else width)
-            view = self.flat["momentum1"][start:end]
-            views[shard.table.name] = {"sum": view if self.rowwise else view.view(-1, width)[:, : shard.num_columns]}
-            start = end
-        return views
+        names = [shard.table.name for shard in self.shards]
+        if not self.has_state:
+            return {name: {} for name in names}
+        views = [view for (view, *_) in self.tbe.split_optimizer_states()]
+        if not self.rowwise:
+            views = [view[:, : s.num_columns] for s, view in zip(self.shards, views, strict=True)]
+        return {name: {"sum": view} for name, view in zip(names, views, strict=True)}
+
+    def held_tensors(self) -> list[Tensor]:
+        """Everything that is held for rows and their optimizer state, a cache included."""
+        if self.flat:
+            return list(self.flat.values())
+        names = ["weights_dev", "weights_uvm", "momentum1_dev", "momentum1_uvm", "lxu_cache_weights"]
+        return [getattr(self.tbe, name) for name in names if hasattr(self.tbe, name)]
 
 
 class FbgemmRows(RowStore):
@@ -190,13 +209,9 @@ class FbgemmRows(RowStore):
 
     def _refuse_impossible(self) -> None:
         placement(self.tier)
-        if self.tier.on_gpu:
-            raise ConfigError(
-                f"the fbgemm backend's rows are on the CPU so far, not on '{self.tier.device}'; use backend='torch'"
-            )
         if self.optimizer.name not in _OPTIMIZERS:
             raise ConfigError(
-                f"the fbgemm backend has no '{self.optimizer.name}' for rows on a CPU; use {', '.join(_OPTIMIZERS)}, or backend='torch'"
+                f"the fbgemm backend has no '{self.optimizer.name}' for rows here; use {', '.join(_OPTIMIZERS)}, or backend='torch'"
             )
         for shard in self.shards:
             name = shard.table.name
@@ -285,7 +300,7 @@ class FbgemmRows(RowStore):
         self.space.flush()
 
     def held_tensors(self) -> list[Tensor]:
-        return [tensor for kernel in self._kernels() for tensor in kernel.flat.values()]
+        return [tensor for kernel in self._kernels() for tensor in kernel.held_tensors()]
 
 
 def select_lookups(indices: Tensor, offsets: Tensor, positions: Sequence[int], num_bags: int) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,11 @@ from embank.tables.rows.base import RowTier
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Arguments of an FBGEMM module: where rows are, what computes, the cache's share of the rows, pipelined prefetch."""
+    """Arguments of an FBGEMM module: where rows are, what computes, the cache's share of the rows."""
 
     location: EmbeddingLocation
     compute: ComputeDevice
     cache_load_factor: float | None = None
-    prefetch_pipeline: bool = False
 
 
 def placement(tier: RowTier) -> Placement:
@@ -37,5 +36,4 @@ def placement(tier: RowTier) -> Placement:
         location=EmbeddingLocation.MANAGED_CACHING,
         compute=ComputeDevice.CUDA,
         cache_load_factor=tier.cache_load_factor,
-        prefetch_pipeline=tier.prefetch,
     )

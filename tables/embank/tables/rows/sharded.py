@@ -30,6 +30,7 @@ from torchrec.distributed.types import (
     ShardingPlan,
 )
 
+from embank.tables.errors import ConfigError
 from embank.tables.plan import Plan, row_range
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
 from embank.tables.rows.build import Backend
@@ -95,6 +96,11 @@ class ShardedRows(RowStore):
         tier: RowTier,
     ) -> None:
         plan, self.rank = sharding.plan, sharding.rank
+        if tier.on_gpu and backend == "torch" and tier.name != "device":
+            raise ConfigError(
+                f"tier '{tier.name}' on '{tier.device}' with backend 'torch' is for one process; over several, use "
+                "tier 'host' with backend='fbgemm', or tier 'device'"
+            )
         self.tables = tuple(tables)
         self.kinds = [plan.placement(table.name).kind for table in tables]
         held = [shard for table in tables if (shard := plan.shard(table, self.rank)) is not None]
@@ -125,7 +131,7 @@ class ShardedRows(RowStore):
             lookups=lookups,
             seed=holding.seed,
             optimizer=holding.optimizer,
-            tier=RowTier(),
+            tier=RowTier(device=holding.tier.device),
             is_replica=True,
         )
         # A group of its own: averaging runs beside TorchRec's exchanges in the backward pass, in an order of its own.
@@ -149,13 +155,13 @@ class ShardedRows(RowStore):
             ],
         )
         placements = EmbeddingModuleShardingPlan(
-            {table.name: _parameter_sharding(table, sharding.plan) for table in tables}
+            {table.name: _parameter_sharding(table, sharding.plan, device=self.tier.device) for table in tables}
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return DistributedModelParallel(
                 module=collection,
-                device=torch.device("cpu"),
+                device=torch.device(self.tier.device),
                 env=ShardingEnv.from_process_group(self.group),
                 plan=ShardingPlan(plan={"": placements}),
                 sharders=[
@@ -225,7 +231,7 @@ class ShardedRows(RowStore):
         module = self._module()
         context = module.create_context()
         jagged = self._jagged(indices, offsets, (offsets.numel() - 1) // len(self.lookups))
-        return context, module.input_dist(context, jagged).wait()
+        return context, module.input_dist(context, jagged.to(torch.device(self.tier.device))).wait()
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
         num_bags = (offsets.numel() - 1) // len(self.lookups)
@@ -283,7 +289,7 @@ def _num_places(table: PhysicalTable, plan: Plan) -> int:
     return num_places(table.num_embeddings) if is_striped else table.num_embeddings
 
 
-def _parameter_sharding(table: PhysicalTable, plan: Plan) -> ParameterSharding:
+def _parameter_sharding(table: PhysicalTable, plan: Plan, *, device: str) -> ParameterSharding:
     """A placement in TorchRec's terms: which rank holds which box of the (striped) table."""
     placement = plan.placement(table.name)
     dim, places = table.embedding_dim, _num_places(table, plan)
@@ -296,7 +302,10 @@ def _parameter_sharding(table: PhysicalTable, plan: Plan) -> ParameterSharding:
         width = dim // len(placement.ranks)
         boxes = [(rank, [0, i * width], [places, width]) for i, rank in enumerate(placement.ranks)]
     spec = EnumerableShardingSpec(
-        [ShardMetadata(offsets, sizes, placement=f"rank:{rank}/cpu") for rank, offsets, sizes in boxes]
+        [
+            ShardMetadata(offsets, sizes, placement=f"rank:{rank}/{_device_of(rank, device)}")
+            for rank, offsets, sizes in boxes
+        ]
     )
     return ParameterSharding(
         sharding_type=placement.kind,
@@ -304,6 +313,11 @@ def _parameter_sharding(table: PhysicalTable, plan: Plan) -> ParameterSharding:
         ranks=[rank for rank, _, _ in boxes],
         sharding_spec=spec,
     )
+
+
+def _device_of(rank: int, device: str) -> str:
+    """The device of a rank, given this process's own: of GPUs, machine by machine one after the other."""
+    return device if device == "cpu" else f"cuda:{rank % torch.cuda.device_count()}"
 
 
 def _select(indices: Tensor, offsets: Tensor, lookups: Sequence[int], num_bags: int) -> tuple[Tensor, Tensor]:

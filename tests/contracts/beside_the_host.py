@@ -1,0 +1,87 @@
+"""Every registered method from its initial values to its packed form, on the host and beside it, as a program of its own.
+
+    python -m tests.contracts.beside_the_host OUT
+
+writes to OUT, by (method, tier), either what both have computed or the error.
+"""
+
+import sys
+import traceback
+from functools import partialmethod
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from embank.tables import RowOptimizer, RowTier, TableCollection
+from embank.tables.rows.torch_rows import TorchRows
+from embank.tables.stages import advance, after_step, search_parameters, settle
+from tests.contracts.simulated_gpu import simulated_gpu, tier
+from tests.contracts.specs import NAMES, NUM, spec
+from tests.tables.batches import random_kjt
+
+TIERS = ("host", "device")
+STEPS = 5
+
+
+def train(tables: TableCollection, *, seed: int) -> list[Tensor]:
+    """Steps on random bags towards a constant; what came out of them, on the host."""
+    torch.manual_seed(seed)
+    parameters: list[nn.Parameter] = tables.dense_parameters()
+    optimizer = torch.optim.SGD(parameters, lr=0.01) if parameters else None
+    seen = []
+    for step in range(STEPS):
+        batch = tables.announce(random_kjt({"a": NUM}, batch_size=16, seed=seed + step))
+        values = tables(batch).values()
+        assert values.device.type == tables.device.type
+        loss = (values - 1).square().sum(1).mean()
+        extra = tables.extra_loss()
+        (loss if extra is None else loss + extra).backward()
+        tables.update_rows()
+        if optimizer:
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        after_step(tables, step=step + 1, num_steps=STEPS)
+        seen.append(values.detach().cpu())
+    return seen
+
+
+def through_all_stages(method: str, where: RowTier) -> list[Tensor]:
+    """All that a method computes on its way from initial values to the packed form."""
+    rows = RowOptimizer(name="rowwise_adagrad", lr=0.05)
+    tables = TableCollection([spec(method)], backend="torch", optimizer=rows, tier=where)
+    seen = train(tables, seed=1)
+    while any(m.spec.stage + 1 < len(m.stages) for m in tables.built_methods()):
+        seen += [p.detach().clone().cpu() for p in search_parameters(tables)]
+        tables = advance(tables)
+        seen += train(tables, seed=2)
+    settle(tables)
+    tables.eval()
+    with torch.no_grad():
+        seen.append(tables(random_kjt({"a": NUM}, batch_size=64, seed=9)).values().cpu())
+    seen += [rows.cpu() for rows in tables.weights().values()]
+    packed = tables.packs()[0]
+    assert not any(type(t) is not Tensor for t in packed.buffers()), "packed in host memory"
+    seen.append(packed.lookup(torch.arange(NUM)))
+    return [*seen, torch.tensor(tables.nbytes("serving"))]
+
+
+def outcome(method: str, name: str) -> tuple[list[Tensor], list[Tensor]] | str:
+    """What a method computes on the host and with a tier of the simulated GPU, or the error."""
+    with pytest.MonkeyPatch.context() as patch:
+        if (
+            name == "device"
+        ):  # the simulation has no sparse gradients; dense ones, as replicas have them, come to the same
+            patch.setattr(TorchRows, "__init__", partialmethod(TorchRows.__init__, is_replica=True))
+        try:
+            here = through_all_stages(method, RowTier())
+            with simulated_gpu(patch):
+                there = through_all_stages(method, tier(name))
+        except Exception:
+            return traceback.format_exc()
+        return here, there
+
+
+if __name__ == "__main__":
+    torch.save({(method, name): outcome(method, name) for method in NAMES for name in TIERS}, sys.argv[1])
