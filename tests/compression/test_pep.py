@@ -47,20 +47,21 @@ def test_without_a_target_the_mask_is_where_values_survive() -> None:
     assert torch.equal(mask_of(trained.mask, torch.arange(500), dim=8), expected)
 
 
-def test_budget_keeps_what_reaches_the_highest_multiple_of_its_threshold() -> None:
+def test_budget_keeps_the_largest_of_what_thresholds_leave_whatever_the_size_of_initial_values() -> None:
     specs = [spec("a", 500, 8, budget=0.15), spec("b", 60, 3, budget=0.15)]
     tables = TableCollection(specs)
     methods = list(tables.built_methods())
     with torch.no_grad():
         methods[0].thresholds.copy_(torch.linspace(-6, -3, 8))
-    ratios = [(tables.weights()[m.spec.name] / m.thresholds.detach().sigmoid()).abs().numpy().ravel() for m in methods]
+    tables.weights()["b"].mul_(4)
+    left = [soft_threshold(tables.weights()[m.spec.name], m.thresholds.detach()).abs().numpy().ravel() for m in methods]
     done = advance(tables)
     kept = [
         mask_of(m.mask, torch.arange(m.spec.num_embeddings), dim=m.spec.embedding_dim).numpy().ravel()
         for m in done.built_methods()
     ]
     count = sum(k.sum() for k in kept)
-    assert set(np.flatnonzero(np.concatenate(kept))) == set(np.argpartition(-np.concatenate(ratios), count)[:count])
+    assert set(np.flatnonzero(np.concatenate(kept))) == set(np.argpartition(-np.concatenate(left), count)[:count])
     assert 0.15 * done.plain_nbytes - 12 <= done.nbytes("serving") <= 0.15 * done.plain_nbytes
 
 

@@ -69,8 +69,9 @@ def standard_deviation(init: RowInit) -> float:
 class Pep(Method):
     """Stage 1 trains rows and thresholds together, stage 2 trains the surviving entries again from their initial values.
 
-    To meet a budget, the thresholds of all tables of the collection are scaled by one common factor at the end of stage 1, up or
-    down: entries are kept in the order of |v| / sigmoid(s). The budgets of the tables are one pool.
+    At the end of stage 1 the entries survive that their thresholds leave, those with the largest |S(v, s)| as far as a budget
+    goes: one cut for all tables of the collection, whose budgets are one pool. (In units of the thresholds, |v| / sigmoid(s), tables
+    would not be comparable: thresholds begin in proportion to initial values, which are smaller in larger tables.)
 
     Raises:
         BudgetError: the budget does not hold one entry.
@@ -143,22 +144,27 @@ class Pep(Method):
         for method in aiming:
             method.is_pulling.fill_(held > sum(m.nbytes or 0 for m in aiming))
 
-    def _in_thresholds(self, rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
-        """Entries in units of the thresholds."""
-        return rows_rD / self.thresholds.cpu().sigmoid()
+    def _thresholded(self, rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
+        """What the thresholds leave of some entries."""
+        return soft_threshold(rows_rD, self.thresholds.detach().cpu())
 
-    def _kept(self, factor: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """Rows to which of their entries reach a multiple of the thresholds."""
-        return lambda rows_rD, numbers_r: self._in_thresholds(rows_rD, numbers_r).abs() >= factor
+    def _kept(self, cut: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """Rows to which of their entries survive the thresholds and reach the cut."""
+
+        def kept(rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
+            size_rD = self._thresholded(rows_rD, numbers_r).abs()
+            return (size_rD >= cut) & (size_rD > 0)
+
+        return kept
 
     @classmethod
     def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
         aiming = [m for m in methods if m.nbytes is not None]
-        factor = 1.0
+        cut = 0.0
         if aiming:
-            factor = cut_to_bytes(
+            cut = cut_to_bytes(
                 [m.spec for m in aiming],
-                [magnitudes(rows, m.spec.name, m._in_thresholds) for m in aiming],
+                [magnitudes(rows, m.spec.name, m._thresholded) for m in aiming],
                 nbytes=sum(m.nbytes or 0 for m in aiming),
                 total=rows.sum,
             )
@@ -167,7 +173,7 @@ class Pep(Method):
                 rows,
                 m.spec.name,
                 shape=(m.spec.num_embeddings, m.spec.embedding_dim),
-                keep=m._kept(factor if m.nbytes is not None else 1.0),
+                keep=m._kept(cut if m.nbytes is not None else 0.0),
             )
             for m in methods
         ]

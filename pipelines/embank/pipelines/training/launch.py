@@ -38,6 +38,8 @@ def joined_processes() -> Iterator[Processes]:
         yield Processes()
         return
     rank = os.environ["RANK"]
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
     try:
         dist.init_process_group(backends())
     except (RuntimeError, ValueError) as error:
