@@ -17,6 +17,8 @@ from embank.tables import (
     TableSpec,
     register_method,
 )
+from embank.tables.plan import Plan
+from embank.tables.rows.sharded import ShardedRows, Sharding
 from tests.tables.batches import random_kjt
 from tests.tables.products import Product
 
@@ -336,6 +338,21 @@ def test_drop_in_for_embedding_bag_collection() -> None:
     before = ours.weights()["A"].clone()
     model(torch.randn(11, 3), kjt).sum().backward()
     assert not torch.equal(before, ours.weights()["A"])
+
+
+def test_rows_beside_several_gpus_need_fbgemm() -> None:
+    with pytest.raises(
+        ConfigError, match="tier 'host' on 'cuda' with backend 'torch' is for one process; over several"
+    ):
+        ShardedRows(
+            [],
+            lookups=[],
+            sharding=Sharding(plan=Plan(world_size=2, tables={})),
+            seed=0,
+            backend="torch",
+            optimizer=RowOptimizer(),
+            tier=RowTier(name="host", device="cuda"),
+        )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -78,6 +78,8 @@ class _Kernel(nn.Module):
             **({"device": torch.device(space.tier.device)} if space.tier.on_gpu else {}),
             **({} if self.place.cache_load_factor is None else {"cache_load_factor": self.place.cache_load_factor}),
         )
+        for whole in self.tbe.split_embedding_weights() if space.tier.on_gpu else ():
+            whole.zero_()  # padding too
         for shard, view in zip(self.shards, self.weights().values(), strict=True):
             if space.tier.on_gpu:
                 shard.write_initial(view, seed=seed)

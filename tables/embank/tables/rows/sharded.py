@@ -95,12 +95,12 @@ class ShardedRows(RowStore):
         optimizer: RowOptimizer,
         tier: RowTier,
     ) -> None:
-        plan, self.rank = sharding.plan, sharding.rank
         if tier.on_gpu and backend == "torch" and tier.name != "device":
             raise ConfigError(
                 f"tier '{tier.name}' on '{tier.device}' with backend 'torch' is for one process; over several, use "
                 "tier 'host' with backend='fbgemm', or tier 'device'"
             )
+        plan, self.rank = sharding.plan, sharding.rank
         self.tables = tuple(tables)
         self.kinds = [plan.placement(table.name).kind for table in tables]
         held = [shard for table in tables if (shard := plan.shard(table, self.rank)) is not None]
