@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from embank.pipelines.data.prepare import prepare
+from embank.pipelines.training.evaluation import evaluate_saved
 from embank.pipelines.training.trainer import Trainer
 from embank.tables import CheckpointError
 from embank.tables.checkpoint import load_checkpoint
@@ -137,6 +138,33 @@ def test_a_stopped_run_on_ranks_ends_as_one_that_was_not(ranks: dict[int, Ranks]
     ranks[2].run(jobs.train_until, data, tmp_path / "run", sections, 7)
     resumed, _ = ranks[2].run(jobs.train_here, data, tmp_path / "run", sections, True)
     assert timeless(resumed) == timeless(whole)
+
+
+NORMED: dict[str, dict[str, Any]] = {
+    "batch norm": {"model": {"name": "deepfm", "hidden_units": [8], "batch_norm": True}},
+    "dhe": {"tables": {"dim": 4, "method": "dhe", "width": 6, "num_hashes": 8}},
+    "autodim": {"tables": {"dim": 4, "method": "autodim", "budget": 0.6, "plain_below": 0}},
+    "mgqe": {"tables": {"dim": 4, "method": "mgqe", "budget": 0.6, "plain_below": 20}},
+}
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_figures_on_ranks_are_those_of_the_served_model(
+    ranks: dict[int, Ranks], data: Path, tmp_path: Path, name: str
+) -> None:
+    """Statistics that each rank keeps of its own rows: the model that was evaluated, the checkpoint and the bundle are one."""
+    sections = {**PLAIN, **NORMED[name]}
+    result, other = ranks[2].run(jobs.train_here, data, tmp_path / "run", sections, False)
+    assert result == other
+    for path in (tmp_path / "run", tmp_path / "run" / "bundle"):
+        alone = evaluate_saved(path, data=data, split="test")
+        assert alone["auc"] == result["auc"], path.name
+        assert alone["logloss"] == pytest.approx(result["logloss"], rel=1e-6), path.name
+    valid = evaluate_saved(tmp_path / "run", data=data, split="valid")
+    assert valid["auc"] == result["valid_auc"]
+    ranks[2].run(jobs.train_until, data, tmp_path / "stopped", sections, 7)
+    resumed, _ = ranks[2].run(jobs.train_here, data, tmp_path / "stopped", sections, True)
+    assert timeless(resumed) == timeless(result), "each rank goes on with what it has counted"
 
 
 @pytest.mark.parametrize("dedupe", [False, True])

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from embank.tables.errors import EmbankError, WorkError
 
@@ -75,6 +75,34 @@ class Processes:
         flat /= self.count
         for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
+
+    @torch.no_grad()
+    def average_buffers(self, *modules: nn.Module) -> None:
+        """Replaces the floating-point buffers of modules by their means over processes: batch norm's running statistics, say, which
+        each process takes from its own share of a batch. Counts stay each process's own: they don't enter what is served.
+
+        Call it before the modules are evaluated, saved or packed; all processes must.
+        """
+        buffers = [b for module in modules for b in module.buffers() if b.is_floating_point() and b.numel()]
+        if self.group is None or not buffers:
+            return
+        # In double precision values that are equal everywhere, constants for example, stay what they are to the bit.
+        flat = torch.cat([buffer.reshape(-1).double() for buffer in buffers])
+        dist.all_reduce(flat, group=self.group)
+        flat /= self.count
+        for buffer, mean in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+    @contextmanager
+    def averaged_buffers(self, *modules: nn.Module) -> Iterator[None]:
+        """`average_buffers` for as long as the context lasts: every process then gets its own values back."""
+        own = [] if self.group is None else [(b, b.clone()) for module in modules for b in module.buffers()]
+        self.average_buffers(*modules)
+        try:
+            yield
+        finally:
+            for buffer, values in own:
+                buffer.copy_(values)
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -61,6 +61,9 @@ class SavedRun:
     def load_training(self, stepper: Stepper, search: SearchStepper | None) -> None:
         """Loads the model and everything that its training goes on with, torch's generator included."""
         self.load_model(stepper.model, optimizer=True)
+        own = self.dense.get("rank_buffers") or []  # a run of an earlier version has none
+        if len(own) == self.processes.count:
+            load_buffers(stepper.model, own[self.processes.rank])
         stepper.optimizer.load_state_dict(self.dense["optimizer"])
         if search is not None:
             search.optimizer.load_state_dict(self.dense["search_optimizer"])
@@ -73,6 +76,28 @@ class SavedRun:
             torch.cuda.set_rng_state(states[self.processes.rank], device)
 
 
+def rank_buffers(model: CTRModel) -> dict[str, torch.Tensor]:
+    """What this process has that others have other values of: buffers that forward passes write (running statistics, counts)."""
+    assert isinstance(model.tables, TableCollection)
+    saved = {"network": model.network, "methods": model.tables.methods}
+    names = {part: module.state_dict().keys() for part, module in saved.items()}
+    return {
+        f"{part}.{name}": buffer.cpu()
+        for part, module in saved.items()
+        for name, buffer in module.named_buffers()
+        if name in names[part]
+    }
+
+
+def load_buffers(model: CTRModel, values: Mapping[str, torch.Tensor]) -> None:
+    """Gives a model the buffers that `rank_buffers` told of."""
+    assert isinstance(model.tables, TableCollection)
+    for part, module in (("network", model.network), ("methods", model.tables.methods)):
+        for name, buffer in module.named_buffers():
+            if f"{part}.{name}" in values:
+                buffer.copy_(values[f"{part}.{name}"])
+
+
 def device_generator(device: torch.device) -> torch.Tensor | None:
     """State of the generator that drops units out on a GPU; None on a CPU, which has torch's own."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -80,6 +105,9 @@ def device_generator(device: torch.device) -> torch.Tensor | None:
 
 def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, progress: Progress) -> None:
     """Writes a checkpoint, unless it is there already.
+
+    Network and methods are saved as they are served, with the means over processes of the statistics that each of them keeps; beside
+    them what each has, so that training goes on as if it had not stopped.
 
     Raises:
         WorkError: something is not finite, or the disk is full.
@@ -97,6 +125,7 @@ def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, pr
             rows.flush()
     if tables.processes.first(folder.exists()):
         return
+    own = tables.processes.gather(rank_buffers(stepper.model)) if tables.processes.count > 1 else []
     dense = {
         "network": network.state_dict(),
         "methods": tables.methods.state_dict(),
@@ -105,6 +134,8 @@ def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, pr
         "search_optimizer": None if search is None else search.optimizer.state_dict(),
         "generators": tables.processes.gather(torch.get_rng_state()),
         "device_generators": tables.processes.gather(device_generator(tables.device)),
+        "rank_buffers": own,
     }
-    dense = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, dense)
-    save_checkpoint(folder, tables=tables, dense=dense, meta={"progress": asdict(progress)})
+    with tables.processes.averaged_buffers(network, tables.methods):
+        dense = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, dense)
+        save_checkpoint(folder, tables=tables, dense=dense, meta={"progress": asdict(progress)})

@@ -299,6 +299,7 @@ class Trainer:
     def _evaluate(self) -> None:
         progress, train = self.progress, self.config.train
         settle(self.tables)
+        self.processes.average_buffers(self.model.network, self.tables.methods)  # what is served is what is evaluated
         record = {
             "split": "valid",
             "stage": self.stage.name,
