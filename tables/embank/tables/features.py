@@ -50,20 +50,57 @@ class Bags:
         features: ids by feature, unweighted; keys that no table uses are ignored.
 
     Raises:
-        DataError: the ids carry weights, are not integers, or features have other numbers of rows.
+        DataError: there are no features, the ids carry weights or are not integers, features have other numbers of rows, or the
+            lengths of bags do not match the ids.
     """
 
     def __init__(self, features: KeyedJaggedTensor) -> None:
+        self.places = {key: place for place, key in enumerate(features.keys())}
+        if not self.places:
+            raise DataError("the batch has no features; give a key for each feature that the tables look up")
         if features.weights_or_none() is not None:
             raise DataError("the input carries per-id weights; tables pool by sum or mean, without weights")
         if features.variable_stride_per_key():
             raise DataError("the input has another batch size for each feature; give every feature one bag per row")
         if features.values().is_floating_point():
             raise DataError(f"ids are {features.values().dtype}; they must be integers")
-        self.places = {key: place for place, key in enumerate(features.keys())}
-        self.starts = features.offset_per_key()
         self.values, self.batch_size = features.values().long(), features.stride()
-        self.lengths = features.lengths().view(len(self.places), self.batch_size)
+        self.lengths = self._bag_lengths(features.lengths())
+        self.starts = self._starts()
+
+    def _bag_lengths(self, lengths: Tensor) -> Tensor:
+        """The bags' lengths [F, B] by feature. Unchecked ones would have the kernels read memory that is not the batch's."""
+        num_features, batch_size = len(self.places), self.batch_size
+        if lengths.numel() != num_features * batch_size:
+            raise DataError(
+                f"the batch has {lengths.numel():,} lengths for {num_features} features of {batch_size:,} rows; "
+                f"give {num_features * batch_size:,}, one for each feature and row"
+            )
+        lengths_FB = lengths.view(num_features, batch_size)
+        if lengths.numel() and int(lengths.min()) < 0:
+            place, row = (lengths_FB < 0).nonzero()[0].tolist()
+            raise DataError(
+                f"feature '{list(self.places)[place]}' has a bag of length {int(lengths_FB[place, row])} in row {row}; "
+                "a length is the number of ids in a bag, 0 or more"
+            )
+        return lengths_FB
+
+    def _starts(self) -> list[int]:
+        """Where each feature's ids start among all, and where the last one's end."""
+        starts = [0]
+        for feature, size in zip(self.places, self.lengths.sum(1).tolist(), strict=True):
+            starts.append(starts[-1] + size)
+            if starts[-1] > self.values.numel():
+                raise DataError(
+                    f"lengths of feature '{feature}' sum to {size:,}, but the batch has {self.values.numel() - starts[-2]:,} ids "
+                    "left for it; lengths and ids must come from the same rows"
+                )
+        if starts[-1] != self.values.numel():
+            raise DataError(
+                f"lengths sum to {starts[-1]:,} up to the last feature, '{feature}', but the batch has {self.values.numel():,} ids; "
+                "lengths and ids must come from the same rows"
+            )
+        return starts
 
     def of(self, feature: str, *, spec: TableSpec) -> tuple[Tensor, Tensor]:
         """Ids int64 [N] of a feature, bag after bag, and the bags' lengths [B].
