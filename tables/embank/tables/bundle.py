@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from embank.tables.method import PackedTable, method_class
 from embank.tables.packed import PackedCollection, pack_collection
 from embank.tables.specs import Pooling, TableSpec, token_hash_version_of
 from embank.tables.token_hash import refuse_other_token_hash
+from embank.tables.version import embank_version
 
 FORMAT, FORMAT_VERSION = "embank bundle", 1
 MANIFEST, TABLES, NETWORK = "manifest.json", "tables.safetensors", "network.safetensors"
@@ -121,7 +121,7 @@ def save_bundle(
         "format_version": FORMAT_VERSION,
         "hash_version": HASH_VERSION,
         "token_hash_version": token_hash_version_of(collection.specs),
-        "embank_version": _version(),
+        "embank_version": embank_version(),
         "keys": collection.keys,
         "tables": [asdict(entry) for entry in entries],
         "facts": dict(facts or {}),
@@ -220,13 +220,6 @@ class _Stored:
         file.chmod(file.parent.stat().st_mode & 0o666)
 
 
-def _version() -> str:
-    try:
-        return version("embank")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def _packed_class(method: str, path: str) -> type[PackedTable] | None:
     """The packed class "package.module.Class" if it lies in a method's package; None otherwise. Nothing else is imported."""
     module, _, name = path.rpartition(".")
@@ -313,12 +306,12 @@ class Bundle:
             )
         if manifest.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
-                f"bundle '{self.path}' has format version {manifest.get('format_version')}; embank {_version()} reads version "
+                f"bundle '{self.path}' has format version {manifest.get('format_version')}; embank {embank_version()} reads version "
                 f"{FORMAT_VERSION}. Load it with the embank that wrote it ({self.embank_version}), or export it again with this one"
             )
         if manifest.get("hash_version") != HASH_VERSION:
             raise CheckpointError(
-                f"bundle '{self.path}' was addressed by hash version {manifest.get('hash_version')}; embank {_version()} has version "
+                f"bundle '{self.path}' was addressed by hash version {manifest.get('hash_version')}; embank {embank_version()} has version "
                 f"{HASH_VERSION}, which gives ids other rows. Load it with the embank that wrote it ({self.embank_version}), or train again"
             )
         version = manifest.get("token_hash_version")

@@ -19,7 +19,6 @@ app = typer.Typer(
     name="embank",
     help="Embedding tables for recommenders: train, compress, measure, ship.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -28,8 +27,19 @@ data_app = typer.Typer(help="Known data sets, generated logs, and what is in a p
 app.add_typer(data_app, name="data")
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from embank.tables.version import embank_version
+
+        show.out.print(f"embank {embank_version()}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and end.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' log messages.")] = False,
 ) -> None:
     show.quiet_libraries(debug=debug)
@@ -333,6 +343,28 @@ def export(
     show.exported(out, tables=len(bundle.entries), nbytes=bundle.nbytes)
 
 
+@app.command()
+def methods() -> None:
+    """List the methods that store tables, a line each. `embank.methods` entry points of other packages are among them.
+
+    Example: `embank methods`
+    """
+    from embank.tables.method import method_class, registered_methods
+
+    show.listing("method", {name: method_class(name) for name in registered_methods()})
+
+
+@app.command()
+def models() -> None:
+    """List the models, a line each.
+
+    Example: `embank models`
+    """
+    from embank.ctr_models import MODELS
+
+    show.listing("model", MODELS)
+
+
 @contextlib.contextmanager
 def messages(*, debug: bool) -> Iterator[None]:
     """Errors as one clear message and the contract's exit codes, unless a traceback was asked for."""
@@ -345,10 +377,15 @@ def messages(*, debug: bool) -> Iterator[None]:
         if debug:
             raise
         from embank.tables.errors import EmbankError
+        from embank.tables.libraries import missing_library
 
         if isinstance(error, EmbankError):
             show.error(str(error))
             sys.exit(error.exit_code)
+        cure = missing_library(error) if isinstance(error, ModuleNotFoundError) else None
+        if cure is not None:
+            show.error(cure)
+            sys.exit(1)
         show.error(f"{type(error).__name__}: {error} (run with --debug for the traceback)")
         sys.exit(1)
 

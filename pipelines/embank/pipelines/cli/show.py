@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -270,6 +271,16 @@ def datasets(known: "Sequence[Dataset]") -> None:
     """What `embank data get` can fetch."""
     for dataset in known:
         out.print(f"{dataset.name:<16} {dataset.summary}", markup=False)
+
+
+def listing(kind: str, classes: Mapping[str, type]) -> None:
+    """Names and the first sentence of each class's module, which says what it is and whose."""
+    table([kind, ""], [[name, _summary(cls)] for name, cls in classes.items()], left=2)
+
+
+def _summary(cls: type) -> str:
+    text = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
+    return " ".join(text.strip().partition("\n\n")[0].split())
 
 
 def fetched(found: "Fetched") -> None:

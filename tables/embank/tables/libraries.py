@@ -1,0 +1,27 @@
+"""The libraries that embank's metadata can't ask for, because a CPU and a GPU need other builds of them."""
+
+_CURES = {
+    "torch": "install torch 2.13.0: the CPU build, or the one for your CUDA version",
+    "torchrec": (
+        "install it beside the FBGEMM of this machine: without a GPU 'pip install fbgemm-gpu-cpu==1.8.0' and "
+        "'pip install --no-deps torchrec==1.8.0', with one \"pip install 'embank[gpu]'\""
+    ),
+    "fbgemm_gpu": "without a GPU 'pip install fbgemm-gpu-cpu==1.8.0', with one \"pip install 'embank[gpu]'\"",
+}
+
+
+def missing_library(error: ModuleNotFoundError) -> str | None:
+    """What to install where torch, TorchRec or FBGEMM is missing: a sentence.
+
+    Args:
+        error: as an import raised it.
+
+    Returns:
+        None where another module is missing.
+
+    Example:
+        >>> missing_library(ModuleNotFoundError(name="torchrec"))[:32]
+        'torchrec is not installed; insta'
+    """
+    library = (error.name or "").partition(".")[0]
+    return f"{library} is not installed; {_CURES[library]}" if library in _CURES else None

@@ -1,0 +1,91 @@
+"""Every Python block of the README and of docs/ runs, page by page and in order, in an empty folder."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torchrec import KeyedJaggedTensor
+
+from embank.tables import RowOptimizer, RowTier, TableCollection, TableSpec, save_bundle
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+PAGES = sorted(page for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")) if BLOCK.search(page.read_text()))
+
+Names = dict[str, Any]
+
+
+def _specs() -> list[TableSpec]:
+    return [TableSpec(name="user", num_embeddings=100, embedding_dim=4, feature_names=["user"])]
+
+
+def _batch(keys: list[str], *, num_ids: int) -> KeyedJaggedTensor:
+    size = 8
+    ids = torch.randint(0, num_ids, (len(keys) * size,), generator=torch.Generator().manual_seed(0))
+    return KeyedJaggedTensor(keys=keys, values=ids, lengths=torch.ones(len(keys) * size, dtype=torch.int32))
+
+
+def _readme(folder: Path) -> Names:
+    """A batch, its targets, and a bundle where the tour has left one."""
+    save_bundle(folder / "runs/hash/bundle", TableCollection(_specs()))
+    kjt = _batch(["user", "item", "last_item"], num_ids=1000)
+    return {"kjt": kjt, "dense": torch.rand(8, 13), "clicks": torch.ones(8)}
+
+
+def _sharding(folder: Path) -> Names:
+    return {"torch": torch, "specs": _specs(), "optimizer": RowOptimizer()}
+
+
+def _tiers(folder: Path) -> Names:
+    return {
+        "Path": Path,
+        "RowTier": RowTier,
+        "TableCollection": TableCollection,
+        "specs": _specs(),
+        "kjt": _batch(["user"], num_ids=100),
+    }
+
+
+SETUP: dict[str, Callable[[Path], Names]] = {
+    "README.md": _readme,
+    "docs/sharding.md": _sharding,
+    "docs/tiers.md": _tiers,
+}
+"""What a page's first block takes for granted, because the text before it says so."""
+
+
+@pytest.fixture(name="alone")
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """An empty folder, and the environment of a torchrun with one rank."""
+    monkeypatch.chdir(tmp_path)
+    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(key, value)
+    yield tmp_path
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_blocks_run(page: Path, alone: Path) -> None:
+    setup = SETUP.get(name_of(page))
+    names: Names = {"__name__": "docs"} | (setup(alone) if setup else {})
+    text = page.read_text()
+    for block in BLOCK.finditer(text):
+        line = text.count("\n", 0, block.start()) + 1
+        # Blank lines before the code, so that a traceback names the line of the page.
+        exec(compile("\n" * line + block[1], str(page), "exec"), names)
+
+
+def test_no_block_is_missed() -> None:
+    """A fence that is indented or misspelt would be skipped in silence."""
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        text = page.read_text()
+        assert len(BLOCK.findall(text)) == len(re.findall(r"```\s*(?:python|py)\b", text)), page
