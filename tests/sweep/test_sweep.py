@@ -1,5 +1,6 @@
 """Sweeps with real runs: killed and resumed, infeasible and failed ones, and a grid."""
 
+import contextlib
 import csv
 import json
 import os
@@ -16,7 +17,9 @@ import yaml
 
 from embank.pipelines.sweep.plan import Plan
 from embank.pipelines.sweep.sweep import Sweep
-from embank.tables import WorkError
+from embank.pipelines.training.config import parse_config, to_plain
+from embank.pipelines.training.run_folder import hold_lock
+from embank.tables import ConfigError, WorkError
 from tests.training.runs import raw_config, write_data
 
 RUNS = ["full/1/0", "full/1/1", "hash/0.5/0", "hash/0.5/1", "hash/0.1/0", "hash/0.1/1"]
@@ -78,7 +81,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(children) >= 2
     first.kill()
     first.communicate()
-    wait(lambda: not any(map(is_alive, children)))  # they don't outlive the sweep
+    wait(lambda: not any(map(is_alive, children)))
     assert not (out / "leaderboard.csv").exists()
 
     refused = start(config, out)
@@ -103,6 +106,75 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert all(complete[run].stat().st_mtime_ns == when for run, when in before.items()), "finished runs are left alone"
     assert "infeasible: floor" in printed
     return out
+
+
+def processes_of(out: Path) -> set[int]:
+    """Live processes that have a file of a sweep open: its own and its runs'."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                links = [os.readlink(link) for link in (entry / "fd").iterdir()]
+                if any(link.startswith(f"{out}/") for link in links):
+                    found.add(int(entry.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_runs_end_with_a_sweep_that_is_killed_and_an_immediate_resume_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    raw = yaml.safe_load(write_config(tmp_path).read_text())
+    raw["train"]["epochs"] = 1_000_000  # days: no run ends by itself
+    config = tmp_path / "long.yaml"
+    config.write_text(yaml.safe_dump(raw))
+    both = [out / "runs/deepfm/full/1" / seed / "checkpoints" for seed in ("0", "1")]
+
+    first = start(config, out, "--jobs", "2")
+    wait(lambda: all(any(folder.glob("step-*")) for folder in both))
+    first.kill()
+    second = start(config, out, "--jobs", "2", "--resume")
+    first.communicate()
+    left = processes_of(out) - {second.pid, *descendants(second.pid)}
+    limit = time.monotonic() + 20
+    while (left := left & processes_of(out)) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not left, "runs outlive their sweep"
+
+    before = [len((folder.parent / "metrics.jsonl").read_text().splitlines()) for folder in both]
+    wait(
+        lambda: all(
+            len((folder.parent / "metrics.jsonl").read_text().splitlines()) > n
+            for folder, n in zip(both, before, strict=True)
+        )
+    )
+    second.send_signal(signal.SIGTERM)
+    said = second.communicate(timeout=LIMIT)[1]
+    assert "failed" not in said
+    assert "SIGTERM: stopped after 0 complete runs of 6" in said
+    assert not processes_of(out)
+    assert not (out / "leaderboard.csv").exists()
+
+
+def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None:
+    raw = yaml.safe_load(write_config(tmp_path).read_text()) | {"train": {"epochs": 1}, "model": {"name": "fm"}}
+    out = tmp_path / "out"
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "another process" in line:
+            assert line == "fm/hash/0.5/0: another process is training it; waiting for it to end"
+            held.close()
+
+    plan = Plan(config=raw, models=["fm"], methods=["hash"], budgets=[0.5], seeds=[0], grid={})
+    held = contextlib.ExitStack()
+    held.enter_context(hold_lock(out / "runs/fm/hash/0.5/0"))
+    with pytest.raises(ConfigError, match="holds no sweep"):
+        Sweep(plan, out).run()
+    (out / "sweep.yaml").write_text(yaml.safe_dump({"config": to_plain(parse_config(plan.config))}))
+    (row,) = Sweep(plan, out, say=say).run(resume=True)
+    assert (row.status, row.note) == ("complete", "")
+    assert sum("another process" in line for line in said) == 1
 
 
 def lines(out: Path) -> dict[tuple[str, str], dict[str, str]]:

@@ -4,12 +4,14 @@ They are forked from a server that has imported everything and done nothing, whi
 """
 
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -17,6 +19,9 @@ from pathlib import Path
 from embank.pipelines.training.interrupt import StopRequest
 
 POLL_SECONDS = 0.05
+BUSY_SECONDS = 0.5
+"""Between looks at runs that another process works on."""
+
 _PR_SET_PDEATHSIG = 1
 _PRELOADED = ["embank.pipelines.cli.main", "embank.pipelines.training.trainer"]
 
@@ -60,6 +65,7 @@ def run_children(
     waiting: Callable[[], Sequence[str]],
     child_of: Callable[[str], Child],
     ended: Callable[[Ended], None],
+    busy: Callable[[Sequence[str]], Collection[str]],
     *,
     num_jobs: int,
     stop: StopRequest,
@@ -70,46 +76,67 @@ def run_children(
         waiting: names of what has not ended yet, in order; asked again after each end, since a result may decide what comes next.
         child_of: how one of them is started.
         ended: is told of each end.
+        busy: those of some names that another process works on. They are not started before it is done with them.
         num_jobs: children at a time; each gets its share of the cores.
         stop: a request to stop.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    num_threads = max(1, num_cores() // num_jobs)
-    running: dict[str, tuple[Child, ForkServerProcess, float]] = {}
-    is_stopping = False
-    todo = list(waiting())
-    while running or (todo and not stop):
-        while todo and not stop and len(running) < num_jobs:
-            child = child_of(todo.pop(0))
-            child.log.parent.mkdir(parents=True, exist_ok=True)
-            process = context.Process(target=_run, args=(child.arguments, child.log, num_threads), daemon=True)
-            process.start()
-            running[child.name] = (child, process, time.monotonic())
-        if stop and not is_stopping:
-            is_stopping = True
-            for _, process, _ in running.values():
-                process.terminate()
-        over = [name for name, (_, process, _) in running.items() if process.exitcode is not None]
-        for name in over:
-            child, process, begun = running.pop(name)
-            assert process.exitcode is not None
-            message = last_words(child.log, code=process.exitcode) if process.exitcode else None
-            ended(Ended(name=name, message=message, seconds=time.monotonic() - begun))
-        if over:
-            todo = [name for name in waiting() if name not in running]
-        else:
+    running = _Running(num_threads=max(1, num_cores() // num_jobs))
+    while not stop or running:
+        names = [name for name in waiting() if name not in running]
+        held = busy(names)
+        for name in [name for name in names if name not in held][: 0 if stop else num_jobs - len(running)]:
+            running.start(child_of(name))
+        if not running and not held:
+            return
+        for end in running.wait(stop, seconds=BUSY_SECONDS if held else math.inf):
+            ended(end)
+
+
+class _Running:
+    """Children that run."""
+
+    def __init__(self, *, num_threads: int) -> None:
+        self.num_threads = num_threads
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(_PRELOADED)
+        self.children: dict[str, tuple[Child, ForkServerProcess, float]] = {}
+        self.is_stopping = False
+
+    def __len__(self) -> int:
+        return len(self.children)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.children
+
+    def start(self, child: Child) -> None:
+        child.log.parent.mkdir(parents=True, exist_ok=True)
+        process = self.context.Process(target=_run, args=(child.arguments, child.log, self.num_threads), daemon=True)
+        process.start()
+        self.children[child.name] = (child, process, time.monotonic())
+
+    def wait(self, stop: StopRequest, *, seconds: float) -> list[Ended]:
+        """Waits for the end of a child, at most so long. Those that run are asked to stop as soon as that is requested."""
+        limit = time.monotonic() + seconds
+        while True:
+            if stop and not self.is_stopping:
+                self.is_stopping = True
+                for _, process, _ in self.children.values():
+                    process.terminate()
+            over = [name for name, (_, process, _) in self.children.items() if process.exitcode is not None]
+            if over or time.monotonic() > limit or (stop and not self.children):
+                return [self._ended(name) for name in over]
             time.sleep(POLL_SECONDS)
+
+    def _ended(self, name: str) -> Ended:
+        child, process, begun = self.children.pop(name)
+        assert process.exitcode is not None
+        message = last_words(child.log, code=process.exitcode) if process.exitcode else None
+        return Ended(name=name, message=message, seconds=time.monotonic() - begun)
 
 
 def _run(arguments: Sequence[str], log: Path, num_threads: int) -> None:
-    """In the child: `embank` with these arguments, its output in the log.
-
-    On Linux a child is killed when the server is, which ends with the sweep: otherwise it would go on unseen, and keep its run
-    from being resumed.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """In the child: `embank` with these arguments, its output in the log."""
+    _end_with_the_sweep()
     with log.open("ab") as file, open(os.devnull, "rb") as nothing:
         for stream, target in ((nothing, 0), (file, 1), (file, 2)):
             os.dup2(stream.fileno(), target)
@@ -120,6 +147,25 @@ def _run(arguments: Sequence[str], log: Path, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     sys.argv = ["embank", *arguments]
     main()
+
+
+def _end_with_the_sweep() -> None:
+    """Kills this child when the sweep is gone: otherwise it would go on unseen, and keep its run from being resumed.
+
+    A thread waits for the sweep's end of a pipe, which the system closes whatever ends the sweep, also before the thread has begun.
+    The server alone is no sign of it: children hold its pipe as well, so that it lives as long as one of them. Where the server is
+    killed, on Linux its children are too, since the sweep takes them for ended then.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    sweep = multiprocessing.parent_process()
+    assert sweep is not None
+
+    def wait() -> None:
+        sweep.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="ends with the sweep", daemon=True).start()
 
 
 def last_words(log: Path, *, code: int) -> str:

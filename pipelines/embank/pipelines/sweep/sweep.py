@@ -1,6 +1,6 @@
 """A sweep from a plan to a leaderboard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from embank.pipelines.sweep.leaderboard import (
 from embank.pipelines.sweep.plan import Case, Job, Plan
 from embank.pipelines.training.config import parse_config
 from embank.pipelines.training.interrupt import stop_on_signals
+from embank.pipelines.training.run_folder import is_held
 from embank.tables import ConfigError, WorkError
 
 Say = Callable[[str], None]
@@ -48,6 +49,7 @@ class Sweep:
         self.data = Path(parse_config(plan.config).data.path)
         self.results: dict[Job, dict[str, Any]] = {}
         self.failures: dict[Job, str] = {}
+        self.told_busy: set[str] = set()
 
     def run(self, *, resume: bool = False) -> list[Row]:
         """Runs what is missing; writes leaderboard.csv, leaderboard.md and pareto.png.
@@ -88,7 +90,7 @@ class Sweep:
         self._read_results()
         if self.results:
             self.say(f"{len(self.results)} runs are complete already")
-        run_children(self._waiting, self._child, self._ended, num_jobs=self.num_jobs, stop=self.stop)
+        run_children(self._waiting, self._child, self._ended, self._busy, num_jobs=self.num_jobs, stop=self.stop)
         self._refuse_to_go_on()
 
     def _refuse_to_go_on(self) -> None:
@@ -139,8 +141,17 @@ class Sweep:
         return max(complete, key=lambda job: validation(self.results[job])).point if complete else None
 
     def _waiting(self) -> list[str]:
+        self._read_results()  # also of runs that another process has ended meanwhile
         self.jobs = {job.name: job for job in self._wanted()}
         return [name for name, job in self.jobs.items() if job not in self.results and job not in self.failures]
+
+    def _busy(self, names: Sequence[str]) -> set[str]:
+        """Runs that another process trains: what a killed sweep has left takes a moment to end."""
+        busy = {name for name in names if is_held(self.folder.run(self.jobs[name]).path)}
+        for name in sorted(busy - self.told_busy):
+            self.say(f"{name}: another process is training it; waiting for it to end")
+        self.told_busy |= busy
+        return busy
 
     def _child(self, name: str) -> Child:
         job = self.jobs[name]

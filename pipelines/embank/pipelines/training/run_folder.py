@@ -247,6 +247,20 @@ def hold_lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another process has locked a folder (`hold_lock`)."""
+    try:
+        file = (folder / LOCK).open()
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def refuse_changed_config(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises ConfigError if two configurations differ in what enters figures; names the first key, with both values."""
     before, now = dict(flat(old)), dict(flat(new))
