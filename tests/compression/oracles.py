@@ -8,6 +8,7 @@ from torch import Tensor
 
 from embank.compression import Table
 from embank.tables import RowOptimizer, TableSpec
+from tests.compression.materialised import lookup
 
 Weights = dict[str, Tensor]
 
@@ -37,11 +38,12 @@ def table_of(
 
 def materialised(table: Table) -> Tensor:
     """Every logical row [N, D] in evaluation mode."""
-    table.collection.eval()
-    with torch.no_grad():
-        rows = table.lookup(torch.arange(table.spec.num_embeddings))
-    table.collection.train()
-    return rows
+    return table.lookup(torch.arange(table.spec.num_embeddings))
+
+
+def looked_up(table: Table, ids_N: Tensor) -> Tensor:
+    """Logical rows [N, D] with their graph, in the mode that the collection is in: what a training step sees."""
+    return lookup(table.collection, ids_N)
 
 
 def check_against_dense(table: Table, dense: Callable[[Weights], Tensor], *, seed: int = 0) -> None:
@@ -60,7 +62,7 @@ def check_against_dense(table: Table, dense: Callable[[Weights], Tensor], *, see
     expected = dense(leaves)
     torch.testing.assert_close(materialised(table), expected.detach(), rtol=1e-5, atol=1e-6)
     (expected[ids] * direction).sum().backward()
-    out = table.lookup(ids)
+    out = looked_up(table, ids)
     torch.testing.assert_close(out.detach(), expected.detach()[ids], rtol=1e-5, atol=1e-6)
     (out * direction).sum().backward()
     table.collection.update_rows()

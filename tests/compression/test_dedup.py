@@ -123,6 +123,16 @@ def test_members_are_compared_themselves_unless_the_budget_forces_a_merge() -> N
     assert merged(similarity=0.7, max_blocks=None) == [0, 0, 0, 3], "every member is alike"
 
 
+def test_projections_follow_the_seed() -> None:
+    def projected(seed: int) -> torch.Tensor:
+        tables = TableCollection([spec()], seed=seed)
+        tables.weights()["t"].fill_(1.0)
+        return project_blocks(HeldRows(tables), tables.specs[0], rows_per_block=10, num_projections=8)
+
+    assert torch.equal(projected(1), projected(1))
+    assert not torch.equal(projected(1), projected(2))
+
+
 def test_projections_keep_distances_and_shards_add_up() -> None:
     tables = trained()
     rows = tables.weights()["t"]

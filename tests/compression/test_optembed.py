@@ -126,6 +126,7 @@ def test_evolution_finds_the_optimum_of_a_toy_that_can_be_enumerated() -> None:
         draw=space.draw,
         repair=space.repair,
         config=EvolutionConfig(generations=8),
+        seed=0,
     )
     assert score(best) == history[-1] == max(score(c) for c in everything)
     assert history == sorted(history)
@@ -144,13 +145,19 @@ def test_evolution_beats_random_search_on_many_fields() -> None:
 
     config = EvolutionConfig()
     start = tuple((16,) for _ in goal)
-    best, history = evolve([start], score=score, draw=draw, repair=lambda c, rng: c, config=config)
+
+    def search(seed: int, config: EvolutionConfig = config) -> tuple[Candidate, list[float]]:
+        return evolve([start], score=score, draw=draw, repair=lambda c, rng: c, config=config, seed=seed)
+
+    best, history = search(0)
     rng = random.Random(0)
     rounds = config.generations * (config.num_mutants + config.num_crossovers)
     by_chance = max(score(tuple(draw(t, rng) for t in range(26))) for _ in range(rounds))
     assert len(history) == config.generations
     assert score(best) > 0.6 * by_chance  # scores are negative
-    assert evolve([start], score=score, draw=draw, repair=lambda c, rng: c, config=config)[0] == best
+    assert search(0) == (best, history)
+    assert search(1)[1] != history, "the collection's seed counts"
+    assert search(1, EvolutionConfig(seed=0)) == (best, history), "unless the search has one of its own"
 
 
 def test_children_take_each_gene_from_a_parent_and_mutants_few_from_elsewhere() -> None:

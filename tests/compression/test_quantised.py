@@ -137,6 +137,22 @@ def test_a_batch_without_ids_has_a_loss_of_0_that_reaches_the_centroids(method: 
     assert not built.quantiser.centroids.grad.any()
 
 
+def test_dead_centroids_are_set_on_rows_by_the_seed() -> None:
+    def restarted(seed: int) -> torch.Tensor:
+        tables = TableCollection([spec("dpq", options=DpqConfig(num_codebooks=2, num_codes=4))], seed=seed)
+        tables.weights()["t"].copy_(torch.arange(400.0)[:, None].expand(-1, 8))
+        (built,) = tables.built_methods()
+        built.quantiser.centroids.data.zero_()
+        built.quantiser.usage.copy_(torch.tensor([0, 1000, 0, 0]).expand(2, 4))
+        after_step(tables, step=1, num_steps=2)
+        return built.quantiser.centroids.detach().clone()
+
+    moved = restarted(1)
+    assert torch.equal(moved, restarted(1))
+    assert not torch.equal(moved, restarted(2))
+    assert not moved[:, 1].any(), "this one is in use"
+
+
 def test_bytes_are_exact_bits() -> None:
     shape = CodeShape(num_codebooks=3, num_codes=100, num_tail_codes=5, num_head=41)
     assert shape.nbytes(401, 6) == -(-41 * 3 * 7 // 8) + -(-360 * 3 * 3 // 8) + 4 * 100 * 6

@@ -11,7 +11,7 @@ from torchrec import KeyedJaggedTensor
 from embank.compression.robe import Robe, RobeConfig
 from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method
 from embank.tables.hashing import salt64
-from tests.compression.oracles import materialised, spec_of, splitmix64, table_of
+from tests.compression.oracles import looked_up, materialised, spec_of, splitmix64, table_of
 from tests.tables.batches import random_kjt
 
 
@@ -60,7 +60,7 @@ def test_rows_are_s_times_the_array_and_its_gradient_s_transposed(
     array = table.collection.weights()["t"].flatten().double().numpy().copy()
     np.testing.assert_allclose(materialised(table).numpy().ravel(), sparse @ array, atol=1e-7)
     gradient = torch.randn(num, dim, generator=torch.Generator().manual_seed(0))
-    (table.lookup(torch.arange(num)) * gradient).sum().backward()
+    (looked_up(table, torch.arange(num)) * gradient).sum().backward()
     table.collection.update_rows()
     moved = array - table.collection.weights()["t"].flatten().double().numpy()
     np.testing.assert_allclose(moved, sparse.T @ gradient.double().numpy().ravel(), atol=2e-6)
@@ -75,7 +75,7 @@ def test_batches_with_repeated_ids_have_the_gradient_of_the_materialised_graph()
     direction = torch.randn(100, 12, generator=torch.Generator().manual_seed(2))
     ((sparse @ array).view(40, 12)[ids] * direction).sum().backward()
     before = table.collection.weights()["t"].clone()
-    (table.lookup(ids) * direction).sum().backward()
+    (looked_up(table, ids) * direction).sum().backward()
     table.collection.update_rows()
     assert array.grad is not None
     moved = (before - table.collection.weights()["t"]).flatten()

@@ -15,14 +15,16 @@ from embank.compression import METHODS, build_table
 from embank.tables import (
     BudgetError,
     ConfigError,
+    DataError,
     RowOptimizer,
     RowTier,
+    SequenceCollection,
     TableCollection,
     TableSpec,
     method_class,
 )
 from embank.tables.checkpoint import load_checkpoint, save_checkpoint
-from embank.tables.stages import advance, after_step, finished, settle
+from embank.tables.stages import advance, after_step, finished, rows_held, search_parameters, settle
 from tests.contracts.specs import BATCH_DEPENDENT, BUDGET, COUNTS, DIM, EXACT_FLOOR, NAMES, NUM, spec
 from tests.tables.batches import random_kjt
 
@@ -41,6 +43,19 @@ def logical_table(tables: TableCollection, feature: str = "a") -> torch.Tensor:
         values = tables(kjt).values()
     tables.train()
     return values
+
+
+def snapshot(tables: TableCollection) -> dict[str, torch.Tensor]:
+    """Everything that a collection holds: rows, row-optimizer state, dense parameters, buffers."""
+    states = {f"{t}/{key}": value for t, state in tables.optimizer_state().items() for key, value in state.items()}
+    held = {**tables.weights(), **states, **tables.methods.state_dict()}
+    return {name: value.detach().clone() for name, value in held.items()}
+
+
+def assert_same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert before.keys() == after.keys()
+    assert not changed, f"these have changed: {changed}"
 
 
 def train(tables: TableCollection, *, steps: int = 10, seed: int = 0) -> None:
@@ -223,6 +238,62 @@ class TestMethod:
             for wrong in (NUM, -1, 2**40):
                 with pytest.raises(IndexError, match=f"id {wrong}, outside table 'C3' of {NUM:,} ids"):
                     holder.lookup(torch.tensor([0, wrong]))
+
+    def test_a_lookup_gives_what_is_served_and_leaves_no_trace(self, method: str) -> None:
+        """Whatever else is asked for with an id; also before the last stage, and in parts that stand in another mode."""
+        table = build_table(method=method, num_embeddings=NUM, embedding_dim=DIM, counts=COUNTS, name="a")
+        train(table.collection, steps=2)
+        before, packed = snapshot(table.collection), table.pack()
+        next(iter(table.collection.methods.modules())).training = False
+        modes = [part.training for part in table.collection.modules()]
+        ids = torch.tensor([5, 700, 5, 0])
+        alone, among = table.lookup(ids), table.lookup(torch.cat([torch.arange(NUM), ids]))[-4:]
+        torch.testing.assert_close(alone, among)
+        slack = method_class(method).tolerance * float(packed.lookup(torch.arange(NUM)).abs().max())
+        torch.testing.assert_close(alone, packed.lookup(ids), rtol=1e-5, atol=1e-6 + slack)
+        assert not alone.requires_grad
+        assert table.collection.extra_loss() is None or table.collection.extra_loss().grad_fn is None
+        assert [part.training for part in table.collection.modules()] == modes
+        assert_same(before, snapshot(table.collection))
+        assert torch.equal(table.pack().lookup(ids), packed.lookup(ids))
+        for holder in (table, packed):
+            with pytest.raises(DataError, match="ids are torch.float32; they must be integers"):
+                holder.lookup(torch.tensor([1.5]))
+
+    def test_a_search_step_moves_nothing_but_search_parameters(self, method: str) -> None:
+        """In every stage: statistics, counts of use, rows and their optimizer state stay; afterwards training moves them again."""
+        for backend in ("fbgemm", "torch"):
+            tables = TableCollection([spec(method)], backend=backend, optimizer=RowOptimizer(lr=0.05))
+            for stage in range(len(method_class(method).stages)):
+                if stage:
+                    tables = advance(tables)
+                train(tables, steps=2)
+                before = snapshot(tables)
+                with rows_held(tables):
+                    rows = tables(random_kjt({"a": NUM}, batch_size=16, seed=9)).values()
+                extra, parameters = tables.extra_loss(), search_parameters(tables)
+                loss = rows.square().sum() if extra is None else rows.square().sum() + extra
+                if parameters:
+                    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                    assert any(g is not None and bool(g.any()) for g in gradients)
+                assert_same(before, snapshot(tables))
+                train(tables, steps=1, seed=3)
+                for name, buffer in tables.methods.named_buffers():
+                    if name.endswith(("mean", "var", "variance", "usage")):
+                        assert not torch.equal(buffer, before[name]), f"{name} has stopped moving"
+
+    def test_losses_that_nobody_asks_for_are_dropped(self, method: str) -> None:
+        """The loss of a training pass is its own, not that of all passes since it was last asked for; so their graphs are gone."""
+        for make in (TableCollection, SequenceCollection):
+            losses = []
+            for seeds in ((0, 1, 2), (2,)):
+                tables = make([spec(method)])
+                for seed in seeds:
+                    tables(random_kjt({"a": NUM}, batch_size=20, seed=seed))
+                losses.append(tables.extra_loss())
+            assert (losses[0] is None) == (losses[1] is None)
+            if losses[0] is not None:
+                torch.testing.assert_close(*losses)
 
     def test_address_is_pure(self, method: str) -> None:
         tables = collection(spec(method))

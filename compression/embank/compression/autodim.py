@@ -22,6 +22,7 @@ from embank.tables import (
     TableSpec,
     default_init,
 )
+from embank.tables.modes import evaluating
 
 _MIN_TEMPERATURE = 0.01
 _MOMENTUM = 0.1
@@ -102,7 +103,8 @@ class AutoDim(Method):
         return (ids_N,) * len(self.widths)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        outputs = [projection(part) for projection, part in zip(self.projections, rows, strict=True)]
+        pairs = zip(self.projections, rows, strict=True)
+        outputs = [projection(part, moves_statistics=self.learns) for projection, part in pairs]
         if self.spec.stage == 1:
             only_ND: Tensor = outputs[0]
             return only_ND
@@ -147,14 +149,10 @@ class AutoDim(Method):
             return PackedFull(values_Rc @ weight_cD + bias_D)
         return PackedProjection(values_Rc, weight_cD, bias_D)
 
-    @torch.no_grad()
     def _pack_mixture(self, rows: Mapping[str, Tensor]) -> PackedTable:
         """In the search: the logical table itself."""
-        was_training = self.training
-        self.eval()
-        values_RD = self.combine(tuple(rows[table.name] for table in self.physical), None)
-        self.train(was_training)
-        return PackedFull(values_RD)
+        with evaluating(self):
+            return PackedFull(self.combine(tuple(rows[table.name] for table in self.physical), None))
 
 
 class Projection(nn.Module):
@@ -179,16 +177,18 @@ class Projection(nn.Module):
             self.register_buffer("mean", torch.zeros(dim))
             self.register_buffer("variance", torch.ones(dim))
 
-    def forward(self, rows_Nc: Tensor) -> Tensor:
+    def forward(self, rows_Nc: Tensor, *, moves_statistics: bool = True) -> Tensor:
+        """Logical rows [N, D]; in training normalised by the batch, whose mean and variance move the running ones if asked for."""
         projected_ND = rows_Nc @ self.weight + self.bias
         if not self.searched:
             return projected_ND
         if not self.training or projected_ND.shape[0] < 2:  # one row has no variance
             return (projected_ND - self.mean) * (self.variance + _EPS).rsqrt()
-        with torch.no_grad():
-            variance_D, mean_D = torch.var_mean(projected_ND, dim=0)
-            self.mean.lerp_(mean_D, _MOMENTUM)
-            self.variance.lerp_(variance_D, _MOMENTUM)
+        if moves_statistics:
+            with torch.no_grad():
+                variance_D, mean_D = torch.var_mean(projected_ND, dim=0)
+                self.mean.lerp_(mean_D, _MOMENTUM)
+                self.variance.lerp_(variance_D, _MOMENTUM)
         return F.batch_norm(projected_ND, None, None, training=True, eps=_EPS)
 
 

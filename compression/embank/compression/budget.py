@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
-
 from embank.compression.budgets import share_text
 from embank.tables import BudgetError, TableSpec, build_method, method_class
 
@@ -36,11 +34,10 @@ def share(specs: Sequence[TableSpec], *, budget: float, plain_below: int = 0) ->
     allowed_nbytes = budget * sum(spec.plain_nbytes for spec in specs)
     few = [spec for spec in specs if spec.num_embeddings < plain_below]
     small = _small(few, allowed_nbytes / 2 if budget < 1 else allowed_nbytes)
-    with torch.random.fork_rng(devices=[]):  # methods draw initial values when they are built
-        shared = _share(specs, allowed_nbytes, small) or _share(specs, allowed_nbytes, {})
-        if shared is None:
-            raise _infeasible(specs, budget=budget)
-        return shared
+    shared = _share(specs, allowed_nbytes, small) or _share(specs, allowed_nbytes, {})
+    if shared is None:
+        raise _infeasible(specs, budget=budget)
+    return shared
 
 
 def _small(specs: Sequence[TableSpec], nbytes: float) -> dict[str, TableSpec]:

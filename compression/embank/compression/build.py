@@ -8,7 +8,8 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import PackedTable, RowOptimizer, TableCollection, TableSpec, registered_methods
-from embank.tables.features import check_ids
+from embank.tables.features import check_ids, int64_ids
+from embank.tables.modes import evaluating
 from embank.tables.stages import finished, settle
 
 METHODS = frozenset(registered_methods())
@@ -16,7 +17,7 @@ METHODS = frozenset(registered_methods())
 
 
 class Table:
-    """A single logical table with the interface `lookup`, `nbytes`, `pack`.
+    """A single logical table with the interface `lookup`, `nbytes`, `pack`; `collection`, of this one table, is what trains it.
 
     A method of several stages stands in its last one, as if the ones before had been trained for zero steps.
     """
@@ -27,15 +28,17 @@ class Table:
         self.collection = finished(TableCollection([self.spec], seed=seed, backend="torch", optimizer=optimizer))
 
     def lookup(self, ids_N: Tensor) -> Tensor:
-        """Logical rows [N, D] for ids int64 [N].
+        """Logical rows [N, D] for ids int64 [N], as they are served: without a graph, and leaving everything as it is.
 
         Raises:
+            DataError: ids that are not integers.
             IdRangeError: (an IndexError) an id outside the table, by its name.
         """
         features = KeyedJaggedTensor(
             keys=[self.feature], values=ids_N, lengths=torch.ones(ids_N.numel(), dtype=torch.int32)
         )
-        rows_ND: Tensor = self.collection(features).values()
+        with evaluating(self.collection):
+            rows_ND: Tensor = self.collection(features).values()
         return rows_ND
 
     def nbytes(self, kind: str = "serving") -> int:
@@ -61,11 +64,13 @@ class Packed:
         """Logical rows [N, D] for ids int64 [N].
 
         Raises:
+            DataError: ids that are not integers.
             IdRangeError: (an IndexError) an id outside the table, by its name.
         """
         spec = self.spec
+        ids_N = int64_ids(ids_N)
         check_ids(ids_N, table=spec.name, feature=spec.name, num_embeddings=spec.num_embeddings)
-        return self.table.lookup(ids_N.long())
+        return self.table.lookup(ids_N)
 
     def nbytes(self) -> int:
         """Bytes that are held."""

@@ -111,12 +111,13 @@ class Dhe(Method):
     def _layers(self) -> list[tuple[nn.Linear, nn.BatchNorm1d]]:
         return list(zip(self.hidden, self.norms, strict=True))  # type: ignore[arg-type]
 
-    @staticmethod
-    def _normalise(norm: nn.BatchNorm1d, x_NW: Tensor, *, by_batch: bool) -> Tensor:
+    def _normalise(self, norm: nn.BatchNorm1d, x_NW: Tensor, *, by_batch: bool) -> Tensor:
+        """By the batch, which then moves the running statistics unless `learns` says no, or by these."""
+        needs_running = not by_batch or self.learns
         return F.batch_norm(
             x_NW,
-            norm.running_mean,
-            norm.running_var,
+            norm.running_mean if needs_running else None,
+            norm.running_var if needs_running else None,
             norm.weight,
             norm.bias,
             training=by_batch,

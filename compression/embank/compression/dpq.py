@@ -66,14 +66,17 @@ class Dpq(Method):
         return (ids_N,)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        quantised_ND: Tensor = self.quantiser(rows[0], None)
+        quantised_ND: Tensor = self.quantiser(rows[0], None, counts_use=self.learns)
         return quantised_ND
 
     def combine_distinct(self, rows: tuple[Tensor, ...], places_LN: Tensor, side: Tensor | None) -> Tensor:
-        return self.quantiser.distinct(rows[0], places_LN[0], None)
+        return self.quantiser.distinct(rows[0], places_LN[0], None, counts_use=self.learns)
 
     def extra_loss(self) -> Tensor | None:
         return self.quantiser.loss()
+
+    def forget_loss(self) -> None:
+        self.quantiser.forget()
 
     @classmethod
     def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:

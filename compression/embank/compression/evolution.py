@@ -21,7 +21,7 @@ class EvolutionConfig:
         num_mutants, num_crossovers: candidates of a round that come from one parent, and from two.
         num_elites: best candidates of all rounds so far, which are the parents of the next.
         mutation: chance of each gene of a mutant to be drawn anew.
-        seed: of the search.
+        seed: of the search; None takes the collection's.
         max_samples: validation samples that a candidate is scored on, about; they are spread over the split.
     """
 
@@ -32,7 +32,7 @@ class EvolutionConfig:
     num_crossovers: int = 10
     num_elites: int = 15
     mutation: float = 0.1
-    seed: int = 0
+    seed: int | None = None
     max_samples: int = 50_000
 
     def __post_init__(self) -> None:
@@ -61,6 +61,7 @@ def evolve(
     draw: Callable[[int, random.Random], Gene],
     repair: Callable[[Candidate, random.Random], Candidate],
     config: EvolutionConfig,
+    seed: int,
 ) -> tuple[Candidate, list[float]]:
     """The candidate with the highest score that was found.
 
@@ -70,6 +71,7 @@ def evolve(
         draw: a random gene for a position.
         repair: makes a candidate one that is allowed; must leave an allowed one alone.
         config: sizes of the search.
+        seed: taken where the config has none.
 
     Returns:
         The best candidate, and the best score after each round, which never falls.
@@ -78,7 +80,7 @@ def evolve(
     place, so that its recorded best is not what was scored, pairs sorted candidates with unsorted scores, cuts for a crossover
     at a number below the dim instead of the number of fields, and keeps no elites.
     """
-    rng = random.Random(config.seed)
+    rng = random.Random(seed if config.seed is None else config.seed)
     num_genes = len(first[0])
     scores: dict[Candidate, float] = {}
     history: list[float] = []

@@ -180,7 +180,9 @@ class OptEmbed(Method):
                     method.trial = (own[level][0], width)
                 return score(max_samples=config.max_samples)
 
-            best, _ = evolve([best], score=score_of, draw=space.draw, repair=space.repair, config=config)
+            best, _ = evolve(
+                [best], score=score_of, draw=space.draw, repair=space.repair, config=config, seed=rows.seed
+            )
             for method in methods:
                 method.trial = None
         return [

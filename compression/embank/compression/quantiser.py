@@ -127,13 +127,16 @@ class ProductQuantiser(nn.Module):
         self.register_buffer("usage", torch.zeros(c, k, dtype=torch.int64))
         self.losses: list[Tensor] = []
 
-    def forward(self, rows_UD: Tensor, is_head_U: Tensor | None, times_U: Tensor | None = None) -> Tensor:
+    def forward(
+        self, rows_UD: Tensor, is_head_U: Tensor | None, times_U: Tensor | None = None, *, counts_use: bool = True
+    ) -> Tensor:
         """Quantised rows [U, D]: their values are the centroids', their gradients go to `rows_UD`.
 
         Args:
             rows_UD: of the ids of a batch.
             is_head_U: which of them may use all codes; None for all.
             times_U: how often each occurs in the batch, int64, perhaps never; None for once each.
+            counts_use: whether in training the codes' use is counted, for `restart`.
         """
         codes_UC = self.encode(rows_UD, is_head_U)
         quantised_UD = decode(self.centroids, codes_UC)
@@ -143,20 +146,24 @@ class ProductQuantiser(nn.Module):
             times_U = torch.ones(rows_UD.shape[0], dtype=torch.int64)
         num_codes = self.shape.num_codes
         counts_CK = torch.stack([torch.bincount(codes, times_U, num_codes) for codes in codes_UC.T]).long()
-        self.usage += counts_CK
+        if counts_use:
+            self.usage += counts_CK
         members_UC = counts_CK.gather(1, codes_UC.T).T.clamp(min=1)
         width = self.centroids.shape[2]
         distances_UC = (quantised_UD - rows_UD.detach()).square().view(*codes_UC.shape, width).sum(2)
         self.losses.append((distances_UC * times_U[:, None] / members_UC).sum())
         return quantised_UD.detach() + (rows_UD - rows_UD.detach())
 
-    def distinct(self, rows_UD: Tensor, places_N: Tensor, is_head_N: Tensor | None) -> Tensor:
+    def distinct(
+        self, rows_UD: Tensor, places_N: Tensor, is_head_N: Tensor | None, *, counts_use: bool = True
+    ) -> Tensor:
         """`forward` for ids that share rows, each of which is encoded once.
 
         Args:
             rows_UD: distinct rows; some may be those of another feature's ids.
             places_N: where each id's row stands among them.
             is_head_N: which ids may use all codes; None for all.
+            counts_use: see `forward`.
 
         Returns:
             [N, D].
@@ -165,13 +172,17 @@ class ProductQuantiser(nn.Module):
         is_head_U = None
         if is_head_N is not None:
             is_head_U = is_head_N.new_zeros(times_U.numel()).scatter_(0, places_N, is_head_N)
-        quantised_UD: Tensor = self(rows_UD[: times_U.numel()], is_head_U, times_U)
+        quantised_UD: Tensor = self(rows_UD[: times_U.numel()], is_head_U, times_U, counts_use=counts_use)
         return quantised_UD.index_select(0, places_N)
 
     def loss(self) -> Tensor | None:
-        """The codebook loss of what `forward` has seen since the last call."""
+        """The codebook loss of what `forward` has seen since the last call, or since `forget`."""
         losses, self.losses = self.losses, []
         return torch.stack(losses).sum() if losses else None
+
+    def forget(self) -> None:
+        """Drops the loss of what `forward` has seen, and its graph."""
+        self.losses = []
 
     @torch.no_grad()
     def encode(self, rows_ND: Tensor, is_head_N: Tensor | None) -> Tensor:
@@ -193,7 +204,7 @@ class ProductQuantiser(nn.Module):
         num_codebooks, num_codes = usage_CK.shape
         if int(usage_CK[0].sum()) < _LOOKUPS_PER_CODE * num_codes:
             return
-        generator = generator_of(step, "restart", spec.name)
+        generator = generator_of(rows.seed, "restart", spec.name, step)
         share_K = torch.rand(num_codes, generator=generator, dtype=torch.float64)
         ids_K = ((spec.num_embeddings + 1) ** share_K).long().clamp(1, spec.num_embeddings) - 1
         drawn_KD = fetch(rows, spec.name, ids_K).to(self.centroids.device)

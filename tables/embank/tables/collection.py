@@ -154,6 +154,7 @@ class TableCollection(Tables):
         Args:
             features: ids by feature, or what `address` made of them.
         """
+        self._begin_pass()
         addressed = features if isinstance(features, Addressed) else self.address(features)
         if self._is_direct:
             values = self._look_up(self.pooled_rows, addressed.pooled)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
 from embank.tables.features import output_key
-from embank.tables.hashing import seed_of
 from embank.tables.method import Method, PackedTable, build_method
 from embank.tables.processes import Processes
 from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
@@ -71,8 +70,7 @@ class Tables(nn.Module, ABC):
         self.tier = tier or RowTier()
         self.tier.refuse_missing_device()
         self._refuse_bad_names()
-        with torch.random.fork_rng(devices=[]):
-            self.methods = nn.ModuleList([self._method(spec) for spec in self.specs]).to(self.device)
+        self.methods = nn.ModuleList([build_method(spec, seed=seed) for spec in self.specs]).to(self.device)
 
     @abstractmethod
     def rebuilt(self, specs: Sequence[TableSpec]) -> Self:
@@ -81,11 +79,6 @@ class Tables(nn.Module, ABC):
     @abstractmethod
     def row_stores(self) -> list[RowStore]:
         """The row stores that are in use."""
-
-    def _method(self, spec: TableSpec) -> Method:
-        """A method whose dense parameters depend on the seed and its table's name alone."""
-        torch.manual_seed(seed_of(self.seed, "method", spec.name))
-        return build_method(spec)
 
     def built_methods(self) -> Iterator[Method]:
         """The method of each spec, in order."""
@@ -159,8 +152,14 @@ class Tables(nn.Module, ABC):
             tier=self.tier,
         )
 
+    def _begin_pass(self) -> None:
+        """To be called first in every forward pass."""
+        if self.training and torch.is_grad_enabled():
+            for method in self.built_methods():
+                method.forget_loss()
+
     def extra_loss(self) -> Tensor | None:
-        """What methods add to the loss of the step whose forward pass has just run; None if nothing."""
+        """What methods add to the loss of the training pass that has just run, to be asked for once; None if nothing."""
         losses = [loss for method in self.built_methods() if (loss := method.extra_loss()) is not None]
         return torch.stack(losses).sum() if losses else None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 
@@ -25,6 +26,17 @@ def check_ids(ids: Tensor, *, table: str, feature: str, num_embeddings: int) -> 
     low, high = (int(bound) for bound in ids.aminmax())
     if low < 0 or high >= num_embeddings:
         raise out_of_range(f"feature '{feature}'", low=low, high=high, table=table, num_embeddings=num_embeddings)
+
+
+def int64_ids(ids: Tensor) -> Tensor:
+    """Ids as int64.
+
+    Raises:
+        DataError: they are not integers.
+    """
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise DataError(f"ids are {ids.dtype}; they must be integers")
+    return ids.long()
 
 
 def out_of_range(source: str, *, low: int, high: int, table: str, num_embeddings: int) -> IdRangeError:
@@ -62,9 +74,7 @@ class Bags:
             raise DataError("the input carries per-id weights; tables pool by sum or mean, without weights")
         if features.variable_stride_per_key():
             raise DataError("the input has another batch size for each feature; give every feature one bag per row")
-        if features.values().is_floating_point():
-            raise DataError(f"ids are {features.values().dtype}; they must be integers")
-        self.values, self.batch_size = features.values().long(), features.stride()
+        self.values, self.batch_size = int64_ids(features.values()), features.stride()
         self.lengths = self._bag_lengths(features.lengths())
         self.starts = self._starts()
 

@@ -9,6 +9,8 @@ modulo 2**64, and the logical right shift is an arithmetic one with the copied s
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -96,3 +98,17 @@ def seed_of(seed: int, *names: str | int) -> int:
 def generator_of(seed: int, *names: str | int) -> torch.Generator:
     """A CPU generator that depends on the run's seed and the names alone, not on what was drawn before."""
     return torch.Generator().manual_seed(seed_of(seed, *names))
+
+
+@contextmanager
+def seeded(seed: int, *names: str | int) -> Iterator[None]:
+    """torch's global CPU generator as `generator_of` gives it, for code that takes none (`nn.init`); afterwards it is as before.
+
+    `torch.manual_seed` would reseed the generators of all devices, and `torch.random.fork_rng` restores those that it is told of.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed_of(seed, *names))
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 from torch import Tensor, nn
 
 from embank.tables.errors import CheckpointError, ConfigError
+from embank.tables.hashing import seeded
 from embank.tables.specs import PhysicalTable, TableSpec
 from embank.tables.wording import nearest_or_all
 
@@ -144,7 +145,13 @@ class Score(Protocol):
 
 
 class LocalRows(ABC):
-    """The rows of physical tables that this process holds: all of them, or its shards."""
+    """The rows of physical tables that this process holds: all of them, or its shards.
+
+    Attributes:
+        seed: the collection's, on which whatever a method draws besides its batches depends.
+    """
+
+    seed: int = 0
 
     @abstractmethod
     def __getitem__(self, table: str) -> Tensor:
@@ -187,6 +194,8 @@ class Method(nn.Module, ABC):
         stages: the trainings that the method needs, in order; a spec's `stage` is the index of the current one.
         on_host: names of the buffers that `address` and `side` read: they stay in host memory, where these run, when the method
             goes to a GPU.
+        learns: whether a training pass may move buffers, such as running statistics and counts of use. A step on search parameters
+            alone switches it off (`stages.rows_held`).
         tolerance: largest difference between `PackedTable.lookup` and the settled table's own values, as a share of the
             table's largest value. 0 means up to float rounding.
     """
@@ -200,6 +209,7 @@ class Method(nn.Module, ABC):
     stages: ClassVar[tuple[Stage, ...]] = (Stage(name="train"),)
     on_host: ClassVar[tuple[str, ...]] = ()
     tolerance: ClassVar[float] = 0.0
+    learns: bool = True
     physical: tuple[PhysicalTable, ...]
 
     def __init__(self, spec: TableSpec) -> None:
@@ -250,8 +260,12 @@ class Method(nn.Module, ABC):
         return self.combine(tuple(own.index_select(0, at) for own, at in zip(rows, places_LN, strict=True)), side)
 
     def extra_loss(self) -> Tensor | None:
-        """A scalar to add to the loss of the step whose `combine` has just run; None for none."""
+        """A scalar to add to the loss of the forward pass that has just run; None for none."""
         return None
+
+    def forget_loss(self) -> None:
+        """Drops what `combine` left for `extra_loss`. Called before each training pass: nobody need have asked for the loss of the one
+        before, whose graph would be kept."""
 
     def search_parameters(self) -> list[nn.Parameter]:
         """Parameters that validation batches move in a stage that alternates; training batches leave them alone there."""
@@ -361,8 +375,12 @@ def method_class(name: str) -> type[Method]:
     return loaded
 
 
-def build_method(spec: TableSpec) -> Method:
+def build_method(spec: TableSpec, *, seed: int = 0) -> Method:
     """The method of a spec, ready to address and combine.
+
+    Args:
+        spec: of the table.
+        seed: initial values of dense parameters depend on it and on the table's name alone; no global generator moves.
 
     Raises:
         ConfigError: unknown method, options of another method, or a table without a vocabulary that needs one.
@@ -374,7 +392,8 @@ def build_method(spec: TableSpec) -> Method:
         raise ConfigError(f"table '{spec.name}': {error}") from error
     if not spec.has_vocabulary:
         _refuse_no_vocabulary(spec, method)
-    return method(spec)
+    with seeded(seed, "method", spec.name):
+        return method(spec)
 
 
 def _refuse_no_vocabulary(spec: TableSpec, method: type[Method]) -> None:

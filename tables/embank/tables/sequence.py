@@ -146,6 +146,7 @@ class SequenceCollection(Tables):
             By group [B, T, sum D], tables side by side in their order. For jagged ids by feature ("feature@table" where several
             tables look it up): JaggedTensors with rows [N, D] and the input's lengths.
         """
+        self._begin_pass()
         addressed = ids if isinstance(ids, AddressedSequence) else self.address(ids)
         blocks = self._blocks(addressed)
         if not addressed.lengths:

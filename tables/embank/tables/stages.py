@@ -118,12 +118,19 @@ def restored_specs(specs: Sequence[TableSpec], state: Mapping[str, Mapping[str, 
 
 @contextmanager
 def rows_held(tables: Tables) -> Iterator[None]:
-    """Looks rows up without a gradient: a backward pass leaves them, their optimizer state and their projections alone."""
-    tables.rows_learn = False
+    """Looks rows up without a gradient: a backward pass leaves them, their optimizer state and their projections alone, and the forward
+    pass leaves the methods' statistics alone (`Method.learns`)."""
+    _set_learning(tables, False)
     try:
         yield
     finally:
-        tables.rows_learn = True
+        _set_learning(tables, True)
+
+
+def _set_learning(tables: Tables, learns: bool) -> None:
+    tables.rows_learn = learns
+    for method in tables.built_methods():
+        method.learns = learns
 
 
 @torch.no_grad()

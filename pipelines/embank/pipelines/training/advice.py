@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from embank.compression.unified_specs import Advice, FeatureAdvice, advise
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import table_specs
@@ -78,10 +76,9 @@ def advise_specs(specs: Sequence[TableSpec], *, num_samples: int) -> ConfigAdvic
         specs: with the counts of their ids; without counts a table counts as looked up once per example.
         num_samples: examples that the counts are of.
     """
-    with torch.random.fork_rng(devices=[]):  # methods draw initial values when they are built
-        methods = [build_method(spec) for spec in specs]
-        unified = [spec for spec in specs if spec.method == "unified"]
-        advice = advise(unified) if unified else None
+    methods = [build_method(spec) for spec in specs]
+    unified = [spec for spec in specs if spec.method == "unified"]
+    advice = advise(unified) if unified else None
     features = {} if advice is None else {feature.name: feature for feature in advice.features}
     tables = [
         TableAdvice(

@@ -202,7 +202,7 @@ def plan_run(config: Config, schema: Schema, specs: Sequence[TableSpec], *, worl
 
 
 def initial_network(config: Config, schema: Schema) -> Network:
-    """The network with the initial values of the configuration's seed, which also seeds torch's global generator.
+    """The network with the initial values of the configuration's seed, which also seeds torch's global CPU generator.
 
     Raises:
         ConfigError: what the model refuses.
@@ -212,7 +212,7 @@ def initial_network(config: Config, schema: Schema) -> Network:
         names=names, dims=tuple(config.tables.of(name).dim for name in names), num_dense=len(schema.numeric)
     )
     hyper = {key: value for key, value in config.model.items() if key != "name"}
-    torch.manual_seed(config.train.seed)
+    torch.default_generator.manual_seed(config.train.seed)  # other devices' generators are their owners' to seed
     return build_network(config.model["name"], inputs=inputs, **hyper)
 
 

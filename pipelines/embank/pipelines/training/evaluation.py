@@ -110,7 +110,8 @@ def best_model(run: RunFolder, *, schema: Schema, data: Path) -> Iterator[tuple[
     with tempfile.TemporaryDirectory(prefix=".rows-", dir=place) as rows_folder:
         config = replace(config, rows=replace(config.rows, directory=rows_folder, device="cpu"))
         saved = SavedRun(folder)
-        model = build(config, schema, data=data, rows_folder=Path(rows_folder), stages=saved.table_stages)
+        with torch.random.fork_rng(devices=[]):
+            model = build(config, schema, data=data, rows_folder=Path(rows_folder), stages=saved.table_stages)
         saved.load_model(model)
         assert isinstance(model.tables, TableCollection)
         settle(model.tables)  # a checkpoint that was evaluated is settled already

@@ -140,6 +140,7 @@ class Trainer:
             processes=self.processes,
         )
         if last is None:
+            torch.cuda.manual_seed_all(self.config.train.seed)  # does nothing without a GPU
             self._begin_stage()
         else:
             self._build_stage()
@@ -350,6 +351,8 @@ class Trainer:
         is_fresh = self.stages[len(self.progress.stages)].fresh_network
         network = initial_network(self.config, self.schema).to(tables.device) if is_fresh else self.model.network
         self.model = CTRModel(tables, network)
+        if is_fresh:
+            torch.cuda.manual_seed_all(self.config.train.seed)
         self._begin_stage()
         if self.is_last_stage and not is_fresh:  # what further training may only make worse
             self._evaluate()
