@@ -13,6 +13,12 @@ import pyarrow.parquet as pq
 MASK = 2**64 - 1
 SPLITS = ("train", "valid", "test")
 Row = Mapping[str, str | None]
+WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+
+
+def cell(text: str | None) -> str | None:
+    """A cell without white space around it (Unicode's White_Space); an empty one is missing."""
+    return (text or "").strip(WHITE) or None
 
 
 def mix64(value: int) -> int:

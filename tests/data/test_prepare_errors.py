@@ -161,7 +161,7 @@ def test_wrong_header(tmp_path: Path) -> None:
     twice = with_line("0,u,1\n").replace("price", "user")
     assert message(tmp_path, twice).startswith("log.csv, line 1: the header names column 'user' twice.")
     unnamed = with_line("0,u,1\n").replace("price", "")
-    assert message(tmp_path, unnamed).startswith("log.csv, line 1: column 3 of the header has no name.")
+    assert message(tmp_path, unnamed).endswith("Its columns: click, user, (column 3, no name).")
 
 
 def test_files_of_different_layout(tmp_path: Path) -> None:

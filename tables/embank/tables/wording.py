@@ -34,6 +34,11 @@ def listing(names: Iterable[str], *, most: int = 12) -> str:
     return ", ".join(names[:most]) + f", ... ({len(names)} in all)"
 
 
+def shortened(text: str, *, most: int = 60) -> str:
+    """A text as messages show it: cut, with three dots at its end, when it is longer than `most` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def human_bytes(count: float) -> str:
     """1536 -> '1.5 KiB'; one decimal below a hundred, none above and none for single bytes."""
     unit = "B"

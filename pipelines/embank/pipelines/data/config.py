@@ -102,6 +102,8 @@ class PrepareConfig(_Model):
             `default` is for the others).
         group: column whose values group rows for the group AUC.
         separator, quote: of CSV and TSV input, one character each; `quote: null` for files without quoting.
+        escape: how a quote inside a quoted cell is written: behind this character (a backslash in files of Spark and MySQL), or doubled
+            where it is the quote itself. None: doubled, and what may be another dialect is refused.
         row_group_rows: rows per Parquet row group of the output.
     """
 
@@ -115,6 +117,7 @@ class PrepareConfig(_Model):
     group: str | None = None
     separator: str | None = None
     quote: str | None = '"'
+    escape: str | None = None
     row_group_rows: Annotated[int, Field(ge=1, le=16_777_216)] = DEFAULT_ROW_GROUP_ROWS
 
     @field_validator("numeric", mode="before")
@@ -203,11 +206,15 @@ def _count_problem(config: PrepareConfig) -> str | None:
 
 
 def _text_problem(config: PrepareConfig) -> str | None:
-    for key, value in (("separator", config.separator), ("quote", config.quote)):
+    for key, value in (("separator", config.separator), ("quote", config.quote), ("escape", config.escape)):
         if value is not None and (len(value) != 1 or not value.isascii() or value in "\r\n"):
             return f"{key} is {value!r}; it is one ASCII character"
     if config.separator is not None and config.separator == config.quote:
         return f"separator and quote are both {config.quote!r}; they must differ"
+    if config.escape is not None and config.quote is None:
+        return f"escape is {config.escape!r} and quote is null: there is no quoted text to escape quotes in. Remove one of the two"
+    if config.escape is not None and config.escape == (config.separator or ","):
+        return f"escape and separator are both {config.escape!r}; they must differ"
     empty = [name for name, separator in config.multivalued.items() if separator == ""]
     return f"multivalued.{empty[0]} has an empty separator; give one, such as '|'" if empty else None
 

@@ -117,7 +117,7 @@ def _parse(default: Mapping[str, Any] | None, config: Mapping[str, Any]) -> Prep
 
 
 def _text_options(config: PrepareConfig) -> TextOptions:
-    return TextOptions(separator=config.separator, quote=config.quote)
+    return TextOptions(separator=config.separator, quote=config.quote, escape=config.escape)
 
 
 def _prepare_into(

@@ -35,7 +35,8 @@ def open_files(paths: Sequence[Path], options: TextOptions) -> Source:
     check_inputs(paths)
     for path in paths:
         header = read_header(path, TextLayout(separator=","))
-        if "click" not in header and set(header) == set(HEADER) - {"click"}:
+        names = set(header.names) if header else set()
+        if names == set(HEADER) - {"click"}:
             raise DataError(
                 f"{path} has no column 'click': it is Avazu's test file, whose labels are secret. Give the training file "
                 "(train.gz); `prepare` makes validation and test splits of it."

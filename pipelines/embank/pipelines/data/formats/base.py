@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from embank.pipelines.data.config import PrepareConfig
+from embank.pipelines.data.formats.header import named_twice
 from embank.tables.errors import DataError
 from embank.tables.wording import did_you_mean, listing
 
@@ -42,6 +43,10 @@ class Source(Protocol):
         """The raw columns that it can give."""
 
     @property
+    def twice(self) -> Collection[str]:
+        """Names that several of its columns have, which therefore can't be asked for."""
+
+    @property
     def total_bytes(self) -> int:
         """Size of the input files."""
 
@@ -59,6 +64,7 @@ class TextOptions:
 
     separator: str | None = None
     quote: str | None = '"'
+    escape: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +82,17 @@ class Format:
     summary: str
     open: Callable[[Sequence[Path], TextOptions], Source]
     needs_config: bool = False
+
+
+def trimmed(frame: pl.DataFrame) -> pl.DataFrame:
+    """Text columns without white space around their cells; a cell of which nothing is left is missing."""
+    text = [name for name, dtype in frame.schema.items() if dtype == pl.String]
+    return frame.with_columns(_trimmed(pl.col(name)).alias(name) for name in text)
+
+
+def _trimmed(column: pl.Expr) -> pl.Expr:
+    stripped = column.str.strip_chars()
+    return pl.when(stripped != "").then(stripped)
 
 
 def check_inputs(paths: Sequence[Path]) -> None:
@@ -101,6 +118,8 @@ def check_columns(source: Source, config: PrepareConfig) -> None:
         DataError: naming the file, the column, its place in the configuration, and the nearest column there is.
     """
     for column in config.columns:
+        if column in source.twice:
+            raise DataError(f"{source.name}, line 1: {named_twice(column)}")
         if column not in source.columns:
             hint = did_you_mean(column, source.columns)
             raise DataError(

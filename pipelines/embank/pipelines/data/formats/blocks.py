@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-import numpy.typing as npt
-
+from embank.pipelines.data.formats.dialect import Dialect
+from embank.pipelines.data.formats.misquoted import unclosed
 from embank.tables.errors import DataError
 
 BLOCK_BYTES = 16 * 2**20
 _MAX_QUOTED_BYTES = 64 * 2**20
-_NEWLINE = 10
+_HEAD_BYTES = 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive; unpack it first",
@@ -50,48 +49,41 @@ class Block:
     num_bytes: int
 
 
-def inside_quotes(data: bytes, quote: str | None) -> npt.NDArray[np.bool_] | None:
-    """Which bytes lie inside quotes (by the parity of the quotes before), or None when there is no quote at all."""
-    if quote is None or quote.encode() not in data:
-        return None
-    is_quote = np.frombuffer(data, dtype=np.uint8) == ord(quote)
-    inside: npt.NDArray[np.bool_] = (np.cumsum(is_quote, dtype=np.uint8) & 1).astype(np.bool_)
-    return inside
-
-
-def line_ends(data: bytes, quote: str | None) -> npt.NDArray[np.int64]:
-    """Positions of the line feeds that end rows."""
-    is_end = np.frombuffer(data, dtype=np.uint8) == _NEWLINE
-    inside = inside_quotes(data, quote)
-    return np.flatnonzero(is_end if inside is None else is_end & ~inside)
-
-
-def read_blocks(path: Path, *, quote: str | None, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """Cut a text file into blocks of whole rows.
+def read_blocks(path: Path, *, dialect: Dialect, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """Cut a text file into blocks of whole rows. Lines that end in a lone carriage return come out ending in a line feed.
 
     Raises:
         DataError: the file is not text, is damaged, or a quote is never closed.
     """
     with path.open("rb") as stored:
         text = _open_text(stored, path)
+        carriage_returns = _ends_lines_with_cr(path)
         line, offset, seen, data = 1, 0, 0, b""
         while True:
             piece = _read(text, block_bytes, path)
+            piece = piece.replace(b"\r", b"\n") if carriage_returns else piece
             data = data + piece if data else piece
             if offset == 0 and data.startswith(codecs.BOM_UTF8):
                 data, offset = data[3:], 3
             if not piece:
                 data = data.rstrip(b"\r\n")
                 data += b"\n" if data else b""
-            cut = _hold_blank_lines(data, _last_end(data, quote, at_end=not piece))
+            cut = _hold_blank_lines(data, _last_end(data, dialect, at_end=not piece))
             if cut:
                 whole, data, now = data[:cut], data[cut:], stored.tell()
                 yield Block(path=path, data=whole, first_line=line, offset=offset, num_bytes=now - seen)
                 line, offset, seen = line + whole.count(b"\n"), offset + cut, now
             if len(data) > _MAX_QUOTED_BYTES + block_bytes or (data and not piece):
-                raise DataError(_unclosed(path, data, quote, line))
+                raise DataError(_unclosed(path, data, dialect, line))
             if not piece:
                 return
+
+
+def _ends_lines_with_cr(path: Path) -> bool:
+    """Whether lines end in carriage returns alone (old Mac files, some exports of spreadsheets): no line feed in the first MiB."""
+    with path.open("rb") as stored:
+        head = _read(_open_text(stored, path), _HEAD_BYTES + 1, path)
+    return b"\r" in head[:_HEAD_BYTES] and b"\n" not in head
 
 
 def _open_text(stored: IO[bytes], path: Path) -> IO[bytes]:
@@ -112,11 +104,11 @@ def _read(text: IO[bytes], size: int, path: Path) -> bytes:
         raise DataError(f"{path} is damaged: {error}. Copy or download the file again.") from error
 
 
-def _last_end(data: bytes, quote: str | None, *, at_end: bool) -> int:
+def _last_end(data: bytes, dialect: Dialect, *, at_end: bool) -> int:
     """Length of the longest prefix of whole rows; at the end of the file all of it, if its quotes are closed."""
-    if quote is None or quote.encode() not in data:
+    if dialect.quote is None or dialect.quote.encode() not in data:
         return len(data) if at_end else data.rfind(b"\n") + 1
-    ends = line_ends(data, quote)
+    ends = dialect.line_ends(data)
     return int(ends[-1]) + 1 if ends.size else 0
 
 
@@ -126,14 +118,10 @@ def _hold_blank_lines(data: bytes, cut: int) -> int:
     return cut if end < 0 else (data.find(b"\n", end) + 1 if end else 0)
 
 
-def _unclosed(path: Path, data: bytes, quote: str | None, first_line: int) -> str:
-    if quote is None or quote.encode() not in data:
+def _unclosed(path: Path, data: bytes, dialect: Dialect, first_line: int) -> str:
+    if dialect.quotes(data).size == 0:
         return f"{path}, line {first_line}: the line is longer than {_MAX_QUOTED_BYTES >> 20} MiB. Is this a text file?"
-    line = first_line + data.count(b"\n", 0, data.find(quote.encode()))
-    return (
-        f"{path}, line {line}: a quote ({quote}) is opened and not closed. Close it, double it if it belongs to the text, "
-        "or set `quote: null` in the configuration if the file uses no quotes."
-    )
+    return unclosed(path, data, first_line, dialect)
 
 
 def file_bytes(paths: list[Path]) -> int:

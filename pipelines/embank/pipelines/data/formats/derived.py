@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from embank.pipelines.data.formats.base import Chunk, Source
@@ -29,6 +29,7 @@ class DerivedSource:
         self.name = base.name
         self.total_bytes = base.total_bytes
         self.columns = tuple(columns)
+        self.twice: Collection[str] = ()
         self.default = default
         self._base, self._needs, self._derive = base, needs, derive
 

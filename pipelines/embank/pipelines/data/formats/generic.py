@@ -12,12 +12,16 @@ from embank.pipelines.data.formats.text import TextLayout, TextSource
 
 def open_csv(paths: Sequence[Path], options: TextOptions) -> Source:
     """Open comma-separated files with a header."""
-    return TextSource(paths, TextLayout(separator=options.separator or ",", quote=options.quote))
+    return TextSource(paths, _layout(options, ","))
 
 
 def open_tsv(paths: Sequence[Path], options: TextOptions) -> Source:
     """Open tab-separated files with a header."""
-    return TextSource(paths, TextLayout(separator=options.separator or "\t", quote=options.quote))
+    return TextSource(paths, _layout(options, "\t"))
+
+
+def _layout(options: TextOptions, separator: str) -> TextLayout:
+    return TextLayout(separator=options.separator or separator, quote=options.quote, escape=options.escape)
 
 
 def open_parquet(paths: Sequence[Path], options: TextOptions) -> Source:

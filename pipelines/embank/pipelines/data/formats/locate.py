@@ -7,11 +7,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from embank.pipelines.data.formats.blocks import Block, line_ends
+from embank.pipelines.data.formats.blocks import Block
+from embank.pipelines.data.formats.dialect import Dialect
 from embank.tables.errors import DataError
-from embank.tables.wording import listing
-
-_SHOWN_CHARACTERS = 60
+from embank.tables.wording import listing, shortened
 
 
 def raise_encoding(block: Block, error: UnicodeDecodeError) -> NoReturn:
@@ -27,10 +26,8 @@ def raise_encoding(block: Block, error: UnicodeDecodeError) -> NoReturn:
     )
 
 
-def raise_structure(
-    block: Block, *, separator: str, quote: str | None, columns: Sequence[str], cure: str, cause: str
-) -> NoReturn:
-    """Name the first line whose number of cells or whose quoting is wrong.
+def raise_structure(block: Block, *, dialect: Dialect, columns: Sequence[str], cure: str, cause: str) -> NoReturn:
+    """Name the first line whose number of cells is wrong. Its quotes are right: `misquoted` has seen to that.
 
     Args:
         columns: the columns that each line should have.
@@ -40,9 +37,9 @@ def raise_structure(
     Raises:
         DataError: always.
     """
-    rows = _rows(block, quote)
+    rows = _rows(block, dialect)
     for line, words in rows:
-        problem = _problem(words, separator=separator, quote=quote, columns=columns)
+        problem = _problem(words, dialect, columns)
         if problem:
             raise DataError(f"{block.path}, line {line}: {problem}{cure}")
     last = block.first_line + block.data.count(b"\n") - 1
@@ -52,16 +49,16 @@ def raise_structure(
     )
 
 
-def line_of_row(block: Block, row: int, quote: str | None) -> int:
+def line_of_row(block: Block, row: int, dialect: Dialect) -> int:
     """Line number on which row `row` of the block starts."""
     if row == 0:
         return block.first_line
-    ends = line_ends(block.data, quote)
+    ends = dialect.line_ends(block.data)
     return block.first_line + block.data.count(b"\n", 0, int(ends[row - 1]) + 1)
 
 
-def _rows(block: Block, quote: str | None) -> list[tuple[int, str]]:
-    ends = np.append(-1, line_ends(block.data, quote))
+def _rows(block: Block, dialect: Dialect) -> list[tuple[int, str]]:
+    ends = np.append(-1, dialect.line_ends(block.data))
     rows, line = [], block.first_line
     for start, end in zip(ends[:-1] + 1, ends[1:], strict=True):
         piece = block.data[start : end + 1]
@@ -70,58 +67,21 @@ def _rows(block: Block, quote: str | None) -> list[tuple[int, str]]:
     return rows
 
 
-def _problem(words: str, *, separator: str, quote: str | None, columns: Sequence[str]) -> str | None:
-    num_cells, quoting = _scan(words, separator=separator, quote=quote)
-    if quoting is not None:
-        return f"a quote ({quote}) inside cell {quoting} of {_shown(words)!r}. Double it and quote the whole cell."
-    expected = len(columns)
+def _problem(words: str, dialect: Dialect, columns: Sequence[str]) -> str | None:
+    num_cells, expected = _num_cells(words, dialect), len(columns)
+    names = listing(columns, most=6)
     if not words.strip() and expected > 1:
-        return f"the line is empty, but {expected} cells are expected ({listing(columns, most=6)}). Delete the line."
+        return f"the line is empty, but {expected} cells are expected ({names}). Delete the line."
+    fact = f"the line has {num_cells} cells, but {expected} are expected ({names}): {shortened(words)!r}."
     if num_cells < expected:
-        return (
-            f"the line has {num_cells} cells, but {expected} are expected ({listing(columns, most=6)}): "
-            f"{_shown(words)!r}. Complete or delete the line."
-        )
+        return f"{fact} Complete or delete the line."
     if num_cells > expected:
-        return (
-            f"the line has {num_cells} cells, but {expected} are expected ({listing(columns, most=6)}): "
-            f"{_shown(words)!r}. Quote cells that hold a separator ({separator!r}), or mend the line."
-        )
+        return f"{fact} Quote cells that hold a separator ({dialect.separator!r}), or mend the line."
     return None
 
 
-def _scan(words: str, *, separator: str, quote: str | None) -> tuple[int, int | None]:
-    """Number of cells, and the 1-based cell with a misplaced quote, if any."""
-    if quote is None or quote not in words:
-        return words.count(separator) + 1, None
-    cell, position = 1, 0
-    while position < len(words):
-        if words[position] != quote:
-            end = words.find(separator, position)
-            end = len(words) if end < 0 else end
-            if quote in words[position:end]:
-                return cell, cell
-        else:
-            end = _closing(words, position, quote)
-            if end < len(words) and words[end] != separator:
-                return cell, cell
-        if end >= len(words):
-            return cell, None
-        cell, position = cell + 1, end + 1
-    return cell, None
-
-
-def _closing(words: str, position: int, quote: str) -> int:
-    """Position after the quote that closes the one at `position`."""
-    position += 1
-    while True:
-        position = words.find(quote, position)
-        if position < 0:
-            return len(words)
-        if words[position + 1 : position + 2] != quote:
-            return position + 1
-        position += 2
-
-
-def _shown(words: str) -> str:
-    return words if len(words) <= _SHOWN_CHARACTERS else words[: _SHOWN_CHARACTERS - 3] + "..."
+def _num_cells(words: str, dialect: Dialect) -> int:
+    """One more than the separators outside quotes."""
+    if dialect.quote is None:
+        return words.count(dialect.separator) + 1
+    return 1 + sum(outside.count(dialect.separator) for outside in words.split(dialect.quote)[::2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embank.pipelines.data.ahead import Clock, run_ahead
-from embank.pipelines.data.formats.base import Chunk, check_inputs
+from embank.pipelines.data.formats.base import Chunk, check_inputs, trimmed
 from embank.pipelines.data.formats.blocks import file_bytes
 from embank.tables.errors import DataError
 
@@ -25,6 +25,7 @@ class ParquetSource:
     """
 
     default = None
+    twice: Collection[str] = ()
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = [file for path in paths for file in _files(path)]
@@ -95,6 +96,4 @@ def _batches(file: pq.ParquetFile, path: Path, columns: Sequence[str], batch_row
 
 
 def _frame(batch: pa.RecordBatch, columns: Sequence[str]) -> pl.DataFrame:
-    frame = pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch]))).select(columns)
-    text = [name for name, dtype in frame.schema.items() if dtype == pl.String]
-    return frame.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in text)
+    return trimmed(pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch]))).select(columns))

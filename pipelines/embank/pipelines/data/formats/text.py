@@ -1,13 +1,13 @@
 """Delimited text, with or without a header: the reader under every text format.
 
-The fast path hands each block to polars. polars fills the missing cells of a short row with nulls and says nothing, so the
-separators of each block are counted (outside quotes) and compared with what its rows should have; a block that fails goes to
-the slow pass of `locate`, which names the line.
+The fast path hands each block to polars, after `misquoted` has seen that its quotes fit the dialect. polars fills the missing cells
+of a short row with nulls and says nothing, so the separators of each block are counted (outside quotes) and compared with what its
+rows should have, and line ends with the rows that came out; a block that fails goes to the slow pass of `locate`, which names the line.
 """
 
 from __future__ import annotations
 
-import csv
+import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,10 +19,15 @@ import polars as pl
 
 from embank.pipelines.data.ahead import Clock, run_ahead
 from embank.pipelines.data.formats import locate
-from embank.pipelines.data.formats.base import Chunk, check_inputs
-from embank.pipelines.data.formats.blocks import BLOCK_BYTES, Block, file_bytes, inside_quotes, line_ends, read_blocks
+from embank.pipelines.data.formats.base import Chunk, check_inputs, trimmed
+from embank.pipelines.data.formats.blocks import BLOCK_BYTES, Block, file_bytes, read_blocks
+from embank.pipelines.data.formats.dialect import Dialect, doubled_quotes
+from embank.pipelines.data.formats.header import Header
+from embank.pipelines.data.formats.misquoted import check_quotes, misplaced
 from embank.tables.errors import DataError
-from embank.tables.wording import did_you_mean, listing
+
+_log = logging.getLogger(__name__)
+_SPACES = (b" ", b"\t", b"\r", b"\v", b"\f")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class TextLayout:
     Args:
         separator: one character.
         quote: one character, or None when quotes have no meaning.
+        escape: how a quote inside a quoted cell is written, see `Dialect`.
         columns: names, for files without a header; None when the first line is the header.
         required: columns that the header must have, in any order, for layouts that are known.
         latin1: bytes are Latin-1 rather than UTF-8.
@@ -41,11 +47,17 @@ class TextLayout:
 
     separator: str
     quote: str | None = None
+    escape: str | None = None
     columns: tuple[str, ...] | None = None
     required: tuple[str, ...] = ()
     latin1: bool = False
     substitute: tuple[bytes, bytes] | None = None
     cure: str = ""
+
+    @property
+    def dialect(self) -> Dialect:
+        """Its characters."""
+        return Dialect(separator=self.separator, quote=self.quote, escape=self.escape)
 
 
 class TextSource:
@@ -66,43 +78,54 @@ class TextSource:
         self.name = str(paths[0])
         self.default = default
         self.total_bytes = file_bytes(list(paths))
-        self._paths = list(paths)
         self._layout = layout
-        self._headers = [layout.columns or read_header(path, layout) for path in paths]
-        self.columns: tuple[str, ...] = self._headers[0]
-        _check_same(self._paths, self._headers)
+        self._paths = list(paths)
+        headers = [_header(path, layout) for path in paths]
+        filled = [header for header in headers if header is not None]
+        if not filled:
+            raise DataError(f"{paths[0]} is empty. Check that the file is complete.")
+        self._headers = [header or filled[0] for header in headers]
+        self.columns: tuple[str, ...] = filled[0].names
+        self.twice = frozenset(name for header in filled for name in header.twice)
+        for path, header in zip(self._paths, self._headers, strict=True):
+            header.check_same(path, self._headers[0], first=self._paths[0])
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
-        """Yield the named columns of all rows, as strings."""
+        """Yield the named columns of all rows, as strings. A file without rows among others is left out, with a warning."""
+        rows_before = 0
         for path, header in zip(self._paths, self._headers, strict=True):
             num_rows = 0
             for chunk in run_ahead(self._chunks(path, header, columns), depth=1, clock=Clock()):
                 num_rows += chunk.frame.height
                 yield chunk
-            if num_rows == 0:
-                what = "is empty" if self._layout.columns else "has a header but no rows"
-                raise DataError(f"{path} {what}. Check that the file is complete.")
+            if num_rows == 0 and len(self._paths) > 1:
+                _log.warning("%s has no rows", path)
+            rows_before += num_rows
+        if rows_before == 0:
+            what = "is empty" if self._layout.columns else "has a header but no rows"
+            more = f" (nor have {len(self._paths) - 1} more files)" if len(self._paths) > 1 else ""
+            raise DataError(f"{self.name} {what}{more}. Check that the file is complete.")
 
     def frame(self) -> pl.DataFrame:
         """The whole source at once, for small files beside the main one."""
         return pl.concat([chunk.frame for chunk in self.chunks(self.columns)])
 
-    def _chunks(self, path: Path, header: Sequence[str], columns: Sequence[str]) -> Generator[Chunk, None, None]:
+    def _chunks(self, path: Path, header: Header, columns: Sequence[str]) -> Generator[Chunk, None, None]:
         for block in run_ahead(self._blocks(path), depth=2, clock=Clock()):
-            yield parse_block(block, header, columns, self._layout)
+            yield parse_block(block, header.names, columns, self._layout)
 
     def _blocks(self, path: Path) -> Generator[Block, None, None]:
         skip_header = self._layout.columns is None
-        for block in read_blocks(path, quote=self._layout.quote, block_bytes=BLOCK_BYTES):
-            block = _as_utf8(block, self._layout)
+        for block in read_blocks(path, dialect=self._layout.dialect, block_bytes=BLOCK_BYTES):
+            block = _plain(block, self._layout)
             if skip_header:
-                block, skip_header = _without_first_line(block), False
+                block, skip_header = _cut_first_row(block, self._layout.dialect)[1], False
             if block.data:
                 yield block
 
 
 def parse_block(block: Block, header: Sequence[str], columns: Sequence[str], layout: TextLayout) -> Chunk:
-    """Parse one block.
+    """Parse one block, in UTF-8, with doubled quotes if any.
 
     Args:
         header: all columns of the file, in its order.
@@ -111,56 +134,55 @@ def parse_block(block: Block, header: Sequence[str], columns: Sequence[str], lay
     Raises:
         DataError: naming the line that can't be read.
     """
-    refuse = partial(
-        locate.raise_structure,
-        block,
-        separator=layout.separator,
-        quote=layout.quote,
-        columns=header,
-        cure=layout.cure,
-    )
+    dialect = layout.dialect.doubled
+    check_quotes(block.path, block.data, block.first_line, dialect, len(header))
+    refuse = partial(locate.raise_structure, block, dialect=dialect, columns=header, cure=layout.cure)
     try:
-        frame = pl.read_csv(
-            block.data,
-            has_header=False,
-            separator=layout.separator,
-            quote_char=layout.quote,
-            schema=dict.fromkeys(header, pl.String),
-            raise_if_empty=False,
-        )
+        frame = _parse(block.data, header, dialect)
     except (pl.exceptions.PolarsError, ValueError) as error:
         refuse(cause=str(error).splitlines()[0])
-    if not _is_regular(block.data, frame.height, len(header), layout):
+    if not _is_regular(block.data, frame.height, len(header), dialect):
         refuse(cause="the cells don't add up")
     frame = frame.select(columns)
-    if layout.quote is not None and layout.quote.encode() in block.data:
-        frame = frame.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in columns)
-    return Chunk(frame=frame, where=_Where(block, layout.quote), num_bytes=block.num_bytes)
+    quoted = dialect.quote is not None and dialect.quote.encode() in block.data
+    if quoted or _has_spaces(block.data, dialect):
+        frame = trimmed(frame)
+    return Chunk(frame=frame, where=_Where(block, dialect), num_bytes=block.num_bytes)
+
+
+def _parse(data: bytes, names: Sequence[str], dialect: Dialect) -> pl.DataFrame:
+    return pl.read_csv(
+        data,
+        has_header=False,
+        separator=dialect.separator,
+        quote_char=dialect.quote,
+        schema=dict.fromkeys(names, pl.String),
+        raise_if_empty=False,
+    )
+
+
+def _has_spaces(data: bytes, dialect: Dialect) -> bool:
+    """Whether cells can have white space at their edges."""
+    return not data.isascii() or any(space in data for space in _SPACES if space != dialect.separator.encode())
 
 
 class _Where:
     """Row of a block to "FILE, line N"; keeps the block alive for as long as its chunk is in use."""
 
-    def __init__(self, block: Block, quote: str | None) -> None:
-        self._block, self._quote = block, quote
+    def __init__(self, block: Block, dialect: Dialect) -> None:
+        self._block, self._dialect = block, dialect
 
     def __call__(self, row: int) -> str:
-        return f"{self._block.path}, line {locate.line_of_row(self._block, row, self._quote)}"
+        return f"{self._block.path}, line {locate.line_of_row(self._block, row, self._dialect)}"
 
 
-def _is_regular(data: bytes, num_rows: int, num_columns: int, layout: TextLayout) -> bool:
+def _is_regular(data: bytes, num_rows: int, num_columns: int, dialect: Dialect) -> bool:
     """Whether each parsed row can have had all its cells (polars refuses rows with more)."""
-    is_separator = np.frombuffer(data, dtype=np.uint8) == ord(layout.separator)
-    inside = inside_quotes(data, layout.quote)
-    if inside is not None:
-        is_separator &= ~inside
-        return len(line_ends(data, layout.quote)) == num_rows and int(is_separator.sum()) == num_rows * (
-            num_columns - 1
-        )
-    return data.count(b"\n") == num_rows and np.count_nonzero(is_separator) == num_rows * (num_columns - 1)
+    return len(dialect.line_ends(data)) == num_rows and dialect.num_separators(data) == num_rows * (num_columns - 1)
 
 
-def _as_utf8(block: Block, layout: TextLayout) -> Block:
+def _plain(block: Block, layout: TextLayout) -> Block:
+    """The block in UTF-8, with line feeds and doubled quotes."""
     data = block.data
     if not data.isascii():
         if layout.latin1:
@@ -173,51 +195,40 @@ def _as_utf8(block: Block, layout: TextLayout) -> Block:
     if layout.substitute is not None:
         data = data.replace(*layout.substitute)
     if b"\r\n" in data:
-        data = data.replace(b"\r\n", b"\n")
-    return block if data is block.data else replace(block, data=data)
+        data = data.replace(b"\r\r\n", b"\n").replace(b"\r\n", b"\n")
+    doubled, stray = doubled_quotes(data, layout.dialect)
+    if stray is not None:
+        raise DataError(misplaced(block.path, data, block.first_line, stray, layout.dialect))
+    return block if doubled is block.data else replace(block, data=doubled)
 
 
-def _without_first_line(block: Block) -> Block:
-    end = block.data.find(b"\n") + 1
-    return replace(block, data=block.data[end:], first_line=block.first_line + 1, offset=block.offset + end)
+def _cut_first_row(block: Block, dialect: Dialect) -> tuple[Block, Block]:
+    """The first row, and the others."""
+    end = int(dialect.doubled.line_ends(block.data)[0]) + 1
+    first, rest = block.data[:end], block.data[end:]
+    line = block.first_line + first.count(b"\n")
+    return replace(block, data=first), replace(block, data=rest, first_line=line, offset=block.offset + end)
 
 
-def read_header(path: Path, layout: TextLayout) -> tuple[str, ...]:
-    """Column names in the first line of a file.
+def read_header(path: Path, layout: TextLayout) -> Header | None:
+    """Column names in the first row of a file; None where the file is empty.
 
     Raises:
-        DataError: the file is empty, not text, or its header can't be used.
+        DataError: the file is not text, or its header can't be used.
     """
-    block = next(read_blocks(path, quote=None, block_bytes=2**20), None)
+    block = next(read_blocks(path, dialect=layout.dialect, block_bytes=2**20), None)
     if block is None or not block.data.strip():
-        raise DataError(f"{path} is empty. Check that the file is complete.")
-    line = _as_utf8(replace(block, data=block.data[: block.data.find(b"\n") + 1]), layout).data.decode("utf-8")
-    quoting = {"quotechar": layout.quote} if layout.quote else {"quoting": csv.QUOTE_NONE}
-    names = tuple(name.strip() for name in next(csv.reader([line], delimiter=layout.separator, **quoting), []))
-    _check_header(path, names, layout)
-    return names
+        return None
+    dialect = layout.dialect.doubled
+    # Cut before it is decoded: what stands below the header is not its business.
+    end = int(layout.dialect.line_ends(block.data)[0]) + 1
+    row = _plain(replace(block, data=block.data[:end]), layout)
+    if not row.data.strip():
+        raise DataError(f"{path}, line 1: the line is empty, and should hold the names of the columns. Delete it.")
+    numbers = [str(number) for number in range(dialect.num_separators(row.data) + 1)]
+    cells = parse_block(row, numbers, numbers, layout).frame.row(0)
+    return Header.of(path, ["" if cell is None else str(cell) for cell in cells], required=layout.required)
 
 
-def _check_header(path: Path, names: tuple[str, ...], layout: TextLayout) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}, line 1: the header names column {twice[0]!r} twice. Rename one of them.")
-    if "" in names:
-        raise DataError(f"{path}, line 1: column {names.index('') + 1} of the header has no name. Give it one.")
-    for required in layout.required:
-        if required not in names:
-            hint = did_you_mean(required, [name for name in names if name not in layout.required])
-            raise DataError(
-                f"{path}, line 1: the header has no column {required!r}.{hint} It has: {listing(names)}. "
-                f"This format needs: {listing(layout.required, most=40)}."
-            )
-
-
-def _check_same(paths: list[Path], headers: list[tuple[str, ...]]) -> None:
-    for path, header in zip(paths, headers, strict=True):
-        if set(header) != set(headers[0]):
-            odd = sorted(set(header) ^ set(headers[0]))
-            raise DataError(
-                f"{path}, line 1: the header differs from that of {paths[0]} in column {odd[0]!r}. "
-                "Prepare files of one layout together."
-            )
+def _header(path: Path, layout: TextLayout) -> Header | None:
+    return read_header(path, layout) if layout.columns is None else Header(names=layout.columns)
