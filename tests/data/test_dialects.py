@@ -91,9 +91,17 @@ def test_quotes_inside_cells_are_refused(log: Path, tsv: bool) -> None:
         return refusal(log, content.replace(",", "\t") if tsv else content, tsv=tsv)  # type: ignore[arg-type]
 
     separator = "\t" if tsv else ","
-    for line, cell in (('0,"3.5" disk",a2', 2), ("0,3.5\" disk,a2", 2), ('0,x,a2 "b"', 3), ('0,"x" ,a2', 2), ('0, "x",a2', 2)):
+    for line, cell in (
+        ('0,"3.5" disk",a2', 2),
+        ('0,3.5" disk,a2', 2),
+        ('0,x,a2 "b"', 3),
+        ('0,"x" ,a2', 2),
+        ('0, "x",a2', 2),
+    ):
         shown = line.replace(",", separator)
-        assert inside(line).startswith(f'log.csv, line 3: a quote (") inside cell {cell} of {shown!r}. Double it and quote')
+        assert inside(line).startswith(
+            f'log.csv, line 3: a quote (") inside cell {cell} of {shown!r}. Double it and quote'
+        )
     assert "line 3: a quote" in refusal(log, HEADER + '1,"a\nb"c,x\n0,y,z\n')
     assert "inside cell 2 of 'b\"c,x'" in refusal(log, HEADER + '1,"a\nb"c,x\n0,y,z\n')
 
@@ -167,7 +175,9 @@ def test_headers_with_line_ends_without_names_and_with_a_name_twice(tmp_path: Pa
     )
     with pytest.raises(DataError, match=r"log\.csv, line 4: the line has 4 cells, but 5 are expected"):
         read(log, content.replace("1,0,b,x,", "1,0,b,x"), ["title"])
-    with pytest.raises(DataError, match=r"log\.csv, line 1: the line is empty, and should hold the names of the columns"):
+    with pytest.raises(
+        DataError, match=r"log\.csv, line 1: the line is empty, and should hold the names of the columns"
+    ):
         read(log, "\n" + content, ["title"])
 
 
@@ -183,14 +193,22 @@ def test_lines_that_end_in_carriage_returns(log: Path, monkeypatch: pytest.Monke
 
 
 def test_files_without_rows_among_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    contents = {"0.csv": "", "1.csv": HEADER, "2.csv": HEADER + "1,a,b\n", "3.csv": HEADER.strip(), "4.csv": HEADER + "0,c,d\n"}
+    contents = {
+        "0.csv": "",
+        "1.csv": HEADER,
+        "2.csv": HEADER + "1,a,b\n",
+        "3.csv": HEADER.strip(),
+        "4.csv": HEADER + "0,c,d\n",
+    }
     paths = [tmp_path / name for name in contents]
     for path in paths:
         path.write_text(contents[path.name])
     source = open_csv(paths, TextOptions())
     rows = [row for chunk in source.chunks(["click", "title", "item"]) for row in chunk.frame.rows()]
     assert rows == [("1", "a", "b"), ("0", "c", "d")]
-    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / name}.csv has no rows" for name in "013"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / name}.csv has no rows" for name in "013"
+    ]
     with pytest.raises(DataError, match=r"1\.csv has a header but no rows \(nor have 1 more files\)\. Check that"):
         list(open_csv([paths[1], paths[3]], TextOptions()).chunks(["click"]))
     with pytest.raises(DataError, match=r"0\.csv is empty\. Check that the file is complete"):

@@ -208,7 +208,7 @@ def test_what_cells_of_text_mean(tmp_path: Path) -> None:
     cells = ["5", "-5", "05", "5.0", "18446744073709551621", "", " ", "é", "e\u0301", "\ufffd", MEGABYTE, 'a "b", c']
     expected = [token_id(cell) if cell.strip() else MISSING_ID for cell in cells]
     assert one_column(tmp_path, pl.Series(cells), format="csv") == expected
-    assert len(set(expected)) == len(cells)
+    assert len(set(expected)) == len(cells) - 1  # white space alone is missing, as an empty cell is
 
 
 @settings(max_examples=8, deadline=None)

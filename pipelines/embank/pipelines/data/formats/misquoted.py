@@ -13,6 +13,7 @@ from embank.pipelines.data.formats.dialect import (
 from embank.tables.errors import DataError
 from embank.tables.wording import shortened
 
+
 def check_quotes(path: Path, data: bytes, first_line: int, dialect: Dialect, num_columns: int) -> None:
     """Refuse a block (without escape characters) in which a quote is neither at a cell's edge nor doubled, or that may be in another
     dialect than the one that was not stated.
