@@ -141,7 +141,8 @@ def _at_edges(
     after_Q = np.where(at_Q + 1 < len(bytes_B), bytes_B[np.minimum(at_Q + 1, len(bytes_B) - 1)], _NEWLINE)
     beside_Q = np.where(opens_Q, before_Q, after_Q)
     doubles_Q = np.where(opens_Q, np.diff(at_Q, prepend=-2) == 1, np.diff(at_Q, append=len(bytes_B) + 1) == 1)
-    return (beside_Q == separator) | (beside_Q == _NEWLINE) | doubles_Q
+    good_Q: npt.NDArray[np.bool_] = (beside_Q == separator) | (beside_Q == _NEWLINE) | doubles_Q
+    return good_Q
 
 
 def row_of_whole_lines(data: bytes, dialect: Dialect, num_columns: int) -> int | None:
