@@ -227,7 +227,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(backend: str, tier: str, config: Vocab
 def test_the_network_s_state_dict_carries_the_vocabularies() -> None:
     streaming = StreamingCollection(collection(), {"plane": StreamingConfig()})
     train(streaming, 1)
-    assert "vocabularies.0._extra_state" in streaming.state_dict()
+    assert "vocabularies.plane._extra_state" in streaming.state_dict()
 
 
 @pytest.mark.parametrize("method", NAMES)

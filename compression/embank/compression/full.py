@@ -25,6 +25,7 @@ class Full(Method):
 
     Config = FullConfig
     linear: ClassVar[bool] = True
+    is_plain: ClassVar[bool] = True
     takes_budget: ClassVar[bool] = False
 
     def __init__(self, spec: TableSpec) -> None:

@@ -5,7 +5,7 @@ result or plain ids, and gives the same.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class TableCollection(Tables):
         ConfigError: no table, two tables of one name, or what methods and backends refuse.
         BudgetError: a budget below its method's floor.
     """
+
+    plain_prefix: ClassVar[str] = "embedding_bags"
 
     def __init__(
         self,

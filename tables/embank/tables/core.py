@@ -7,7 +7,7 @@ any `Tables`.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from embank.tables.errors import ConfigError
 from embank.tables.features import output_key
 from embank.tables.method import Method, PackedTable, build_method
+from embank.tables.named import NamedModules
 from embank.tables.processes import Processes
 from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
 from embank.tables.rows.build import Backend
 from embank.tables.specs import PhysicalTable, TableShard, TableSpec
+from embank.tables.state import identity_tensor, load_row_state, row_state
 
 if TYPE_CHECKING:
     from embank.tables.rows.sharded import Sharding
@@ -36,6 +38,9 @@ class Use(NamedTuple):
 class Tables(nn.Module, ABC):
     """Logical tables, each stored by its own method, and their rows.
 
+    Rows are neither parameters nor buffers: they have an optimizer of their own, and what is done to a model's parameters (casts,
+    moves, clipping, another optimizer) does not reach them. They are part of `state_dict`, see `embank.tables.state`.
+
     Args:
         specs: the logical tables.
         seed: initial values depend on it and on the tables' names alone.
@@ -48,6 +53,8 @@ class Tables(nn.Module, ABC):
         ConfigError: no table, two tables of one name, or what methods refuse.
         BudgetError: a budget below its method's floor.
     """
+
+    plain_prefix: ClassVar[str]  # of plain tables' rows in a `state_dict`, as TorchRec has it
 
     def __init__(
         self,
@@ -70,7 +77,43 @@ class Tables(nn.Module, ABC):
         self.tier = tier or RowTier()
         self.tier.refuse_missing_device()
         self._refuse_bad_names()
-        self.methods = nn.ModuleList([build_method(spec, seed=seed) for spec in self.specs]).to(self.device)
+        self.methods = NamedModules({spec.name: build_method(spec, seed=seed) for spec in self.specs}).to(self.device)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Row stores are no submodules: nothing that walks over a model's parameters and buffers finds them."""
+        if isinstance(value, RowStore):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def get_extra_state(self) -> Tensor:
+        """What the rows in a `state_dict` belong to."""
+        return identity_tensor(self)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: `load_state_dict` compares it before it loads rows."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """What `state_dict` calls, here and in a module that the tables are part of."""
+        rows = row_state(self)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: view for name, view in rows.items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """What `load_state_dict` calls. Rows are copied into place, with `assign` too: they can't be replaced."""
+        loaded = load_row_state(self, state_dict, prefix=prefix, missing=missing_keys)
+        others: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, others, error_msgs)
+        unexpected_keys += [name for name in others if name not in loaded]
 
     @abstractmethod
     def rebuilt(self, specs: Sequence[TableSpec]) -> Self:

@@ -185,6 +185,8 @@ class Method(nn.Module, ABC):
         Config: the frozen dataclass of the method's own options.
         linear: `combine` is linear in its rows, so a bag's rows may be pooled before it and the pooling is fused into the lookup
             kernel.
+        is_plain: row i of the one physical table, which is named after its table, is row i of the logical table: what TorchRec calls
+            the table's weight.
         takes_budget: the method can be made smaller than the plain table; a sweep over budgets trains it once otherwise.
         takes_token_ids: ids may be hashes of tokens, 0 .. 2**63 - 1, without a vocabulary: nothing depends on their number, counts
             or order, and `address` is exact for all of them.
@@ -202,6 +204,7 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type]
     linear: ClassVar[bool] = False
+    is_plain: ClassVar[bool] = False
     takes_budget: ClassVar[bool] = True
     takes_token_ids: ClassVar[bool] = False
     asks_once: ClassVar[bool] = False

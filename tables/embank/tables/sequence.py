@@ -13,7 +13,7 @@ Two inputs, two outputs, one lookup:
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ class SequenceCollection(Tables):
         ConfigError: no table, two tables of one name, mean pooling, or what methods and backends refuse.
         BudgetError: a budget below its method's floor.
     """
+
+    plain_prefix: ClassVar[str] = "embeddings"
 
     def __init__(
         self,

@@ -254,6 +254,7 @@ class ShardedRows(RowStore):
         return torch.cat([parts[k] for k in range(len(self.lookups))], dim=1)
 
     def update(self) -> None:
+        self.num_updates += 1
         for store in self._locals():
             store.update()
 
@@ -262,6 +263,7 @@ class ShardedRows(RowStore):
             store.set_lr(lr)
 
     def load_step(self, step: int) -> None:
+        super().load_step(step)
         for store in self._locals():
             store.load_step(step)
 

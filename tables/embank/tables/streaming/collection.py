@@ -11,6 +11,7 @@ from embank.tables.addressed import Addressed
 from embank.tables.collection import TableCollection
 from embank.tables.errors import ConfigError
 from embank.tables.features import Bags, missing_ids
+from embank.tables.named import NamedModules
 from embank.tables.specs import TableSpec
 from embank.tables.streaming.base import IdVocabulary, Mapped, StreamCounts, VocabularyConfig
 from embank.tables.streaming.resets import refuse_shared_rows, reset_rows
@@ -60,7 +61,7 @@ class StreamingCollection(nn.Module):
         by_name = {spec.name: spec for spec in tables.specs}
         self.followers: dict[str, list[str]] = {}
         self.features: dict[str, tuple[str, ...]] = {}
-        built = []
+        built: dict[str, IdVocabulary] = {}
         for name, config in vocabularies.items():
             if name not in by_name:
                 raise ConfigError(
@@ -69,8 +70,8 @@ class StreamingCollection(nn.Module):
             spec = by_name[name]
             self.followers[name] = self._served(spec)
             self.features[name] = tuple(spec.feature_names)
-            built.append(config.build(name=name, capacity=spec.num_embeddings))
-        self.vocabularies = nn.ModuleList(built)
+            built[name] = config.build(name=name, capacity=spec.num_embeddings)
+        self.vocabularies = NamedModules(built)
         for method in tables.built_methods():
             if any(method.spec.name in names for names in self.followers.values()):
                 refuse_shared_rows(tables, method)
@@ -97,7 +98,7 @@ class StreamingCollection(nn.Module):
 
     def vocabulary(self, table: str) -> IdVocabulary:
         """The vocabulary of a table that was given one."""
-        found = self.vocabularies[list(self.followers).index(table)]
+        found = self.vocabularies.named(table)
         assert isinstance(found, IdVocabulary)
         return found
 

@@ -1,0 +1,33 @@
+"""Modules by name: what makes a `state_dict` independent of the order in which tables are listed."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+
+def state_name(name: str) -> str:
+    """A table's name as one part of a name in a `state_dict`, whose parts are joined by dots."""
+    return name.replace("%", "%25").replace(".", "%2E")
+
+
+class NamedModules(nn.Module):
+    """Modules in order, whose parameters are named after what they belong to, not after their number.
+
+    `nn.ModuleDict` would refuse names such as "keys" and "user.id", which tables may have.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._modules.update({state_name(name): module for name, module in modules.items()})
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (module for module in self._modules.values() if module is not None)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def named(self, name: str) -> nn.Module:
+        """The module of that name."""
+        module = self._modules[state_name(name)]
+        assert module is not None
+        return module

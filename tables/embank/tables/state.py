@@ -1,0 +1,139 @@
+"""The `state_dict` of a collection: rows and their optimizer's state under the names of tables, whatever holds them.
+
+    _extra_state                          what the rows belong to (`identity`), JSON as bytes
+    embedding_bags.<table>.weight         rows of a plain table, as in TorchRec's `EmbeddingBagCollection`
+    embeddings.<table>.weight             the same in a `SequenceCollection`, as in TorchRec's `EmbeddingCollection`
+    rows.<physical table>.weight          rows of all others
+    row_optimizer.<physical table>.<kind> state of the rows' optimizer
+    row_optimizer.num_updates             updates so far
+    methods.<table>.<parameter>           what a method holds besides rows
+
+Rows are views: nothing is copied when a `state_dict` is made, and its values change with the tables.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from embank.tables.errors import CheckpointError, ConfigError
+from embank.tables.identity import identity_of, refuse_other_optimizer, refuse_other_tables
+from embank.tables.named import state_name
+
+if TYPE_CHECKING:
+    from embank.tables.core import Tables
+
+NUM_UPDATES = "row_optimizer.num_updates"
+
+
+def identity_tensor(tables: "Tables") -> Tensor:
+    """`identity_of` as a tensor of bytes, which every format for tensors can hold."""
+    text = json.dumps({"format": "embank tables", **identity_of(tables)})
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def parse_identity(value: Any) -> dict[str, Any]:
+    """The inverse of `identity_tensor`.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    try:
+        saved = json.loads(bytes(value.cpu().tolist()))
+        if saved["format"] == "embank tables" and isinstance(saved["tables"], dict):
+            return dict(saved)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    raise CheckpointError("the '_extra_state' of the tables in this state_dict was not written by embank's tables")
+
+
+def row_names(tables: "Tables") -> dict[str, str]:
+    """The name of each physical table's rows in a `state_dict`."""
+    names = {t.name: f"rows.{state_name(t.name)}.weight" for m in tables.built_methods() for t in m.physical}
+    plain = [method.spec.name for method in tables.built_methods() if method.is_plain]
+    return names | {name: f"{tables.plain_prefix}.{state_name(name)}.weight" for name in plain}
+
+
+def row_state(tables: "Tables") -> dict[str, Tensor]:
+    """Everything that row stores hold, by name: views.
+
+    Raises:
+        ConfigError: rows are sharded, so that this process has a part of them.
+    """
+    if tables.sharding is not None:
+        raise ConfigError(
+            f"the rows of these tables are spread over {tables.processes.count} processes, and a state_dict here would hold those of "
+            "one. Use save_checkpoint and load_checkpoint of embank.tables.checkpoint, which all processes call together; "
+            "`tables.methods.state_dict()` has what the methods hold besides rows"
+        )
+    names = row_names(tables)
+    state = {names[table]: rows_RD for table, rows_RD in tables.weights().items()}
+    for table, kinds in tables.optimizer_state().items():
+        state |= {f"row_optimizer.{state_name(table)}.{kind}": view for kind, view in kinds.items()}
+    state[NUM_UPDATES] = torch.tensor(max((rows.num_updates for rows in tables.row_stores()), default=0))
+    return state
+
+
+@torch.no_grad()
+def load_row_state(tables: "Tables", state: Mapping[str, Any], *, prefix: str, missing: list[str]) -> set[str]:
+    """Copies rows and their optimizer's state into place, after all of it was checked.
+
+    Args:
+        tables: whose rows are overwritten.
+        state: a `state_dict`, perhaps that of a larger module.
+        prefix: of the tables' names in it.
+        missing: gets the names that it lacks.
+
+    Returns:
+        The names that were used.
+
+    Raises:
+        CheckpointError: the rows are of other tables or of another shape.
+    """
+    _refuse_foreign(tables, state, prefix=prefix)
+    views = row_state(tables)
+    found = {name: state[prefix + name] for name in views if prefix + name in state}
+    missing += [prefix + name for name in views if name not in found]
+    wrong = [
+        f"'{prefix}{name}' has shape {tuple(value.shape)} there and {tuple(views[name].shape)} here"
+        for name, value in found.items()
+        if value.shape != views[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"the state_dict is of other tables: {'; '.join(wrong[:3])}. Nothing of it was loaded here"
+        )
+    for name, value in found.items():
+        if name == NUM_UPDATES:
+            for rows in tables.row_stores():
+                rows.load_step(int(value))
+        else:
+            views[name].copy_(value)
+    return {prefix + name for name in found}
+
+
+def _refuse_foreign(tables: "Tables", state: Mapping[str, Any], *, prefix: str) -> None:
+    """Refuses rows of other tables by what was saved beside them; without that, only rows of plain tables are what they seem."""
+    what = "the state_dict"
+    if prefix + "_extra_state" in state:
+        saved = parse_identity(state[prefix + "_extra_state"])
+        refuse_other_tables(saved, tables, what=what)
+        if any(name.startswith(f"{prefix}row_optimizer.") and name != prefix + NUM_UPDATES for name in state):
+            cure = "leave out the names that begin with 'row_optimizer.' and load with strict=False"
+            refuse_other_optimizer(saved, tables, what=what, cure=cure)
+        return
+    for method in tables.built_methods():
+        spec = method.spec
+        if not method.is_plain and f"{prefix}{tables.plain_prefix}.{state_name(spec.name)}.weight" in state:
+            raise CheckpointError(
+                f"{what} holds plain rows of table '{spec.name}', which has method '{spec.method}' here. Use method 'full', or leave "
+                "the table out"
+            )
+        named = [row_names(tables)[table.name] for table in method.physical]
+        if not method.is_plain and any(prefix + name in state for name in named):
+            raise CheckpointError(
+                f"{what} has rows of table '{spec.name}' but no '{prefix}_extra_state', which tells how they are stored. Keep all names "
+                "that begin with the tables' own"
+            )
