@@ -20,7 +20,7 @@ def number_column(chunk: Chunk, name: str) -> pl.Series:
         DataError: it holds lists, dates, bytes, ...
     """
     column = chunk.frame[name]
-    if not (column.dtype == pl.String or column.dtype == pl.Boolean or column.dtype.is_numeric()):
+    if not (column.dtype in (pl.String, pl.Boolean, pl.Null) or column.dtype.is_numeric()):
         raise DataError(
             f"{chunk.where(0)}: column {name!r} has type {column.dtype}, which is no number; convert it to a number."
         )

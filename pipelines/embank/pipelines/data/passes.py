@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 
 from embank.pipelines.data.ahead import Clock, run_ahead
 from embank.pipelines.data.config import PrepareConfig
-from embank.pipelines.data.encode import Encoder
-from embank.pipelines.data.formats.base import Source
+from embank.pipelines.data.encode import Encoder, Spooled
+from embank.pipelines.data.formats.base import Chunk, Source
 from embank.pipelines.data.moments import Moments
 from embank.pipelines.data.parts_writer import Finisher, SplitWriter, write_split_rows
 from embank.pipelines.data.plan import Codes, SplitPlan
@@ -24,7 +25,8 @@ from embank.pipelines.data.ranking import Ranked, count_codes, rank
 from embank.pipelines.data.schema import SPLIT_NAMES
 from embank.pipelines.data.spool import BlockWriter, SpoolReader
 from embank.pipelines.data.tokens import TokenIndex
-from embank.tables.errors import DataError
+from embank.tables.errors import DataError, WorkError
+from embank.tables.wording import listing
 
 SPOOL_ROWS = 262_144
 _COUNT_BLOCKS = 16
@@ -41,12 +43,28 @@ def spool_rows(source: Source, encoder: Encoder, path: Path, columns: Sequence[s
     num_dropped = 0
     with BlockWriter(path, encoder.schema, block_rows=SPOOL_ROWS) as writer:
         for chunk in source.chunks(columns):
-            spooled = encoder.encode(chunk)
+            spooled = _encoded(encoder, chunk)
             writer.write(spooled.table)
             num_dropped += spooled.num_dropped
             progress.advance(chunk.num_bytes, rows=chunk.frame.height)
     progress.finish()
     return num_dropped
+
+
+def _encoded(encoder: Encoder, chunk: Chunk) -> Spooled:
+    """The boundary to the libraries that do it: what they raise is said in terms of the input."""
+    try:
+        return encoder.encode(chunk)
+    except MemoryError as error:
+        raise WorkError(
+            f"out of memory while reading {chunk.where(0)} and the rows after it. Give the process more."
+        ) from error
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException) as error:
+        columns = listing([f"{name} ({dtype})" for name, dtype in chunk.frame.schema.items()])
+        raise DataError(
+            f"{chunk.where(0)} and the {chunk.frame.height - 1:,} rows after it can't be read as the configuration says. Columns and their types: "
+            f"{columns}. Convert those of unusual types to text or numbers."
+        ) from error
 
 
 def rank_features(

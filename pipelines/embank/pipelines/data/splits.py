@@ -6,21 +6,22 @@ they are decided between the two passes. Everything depends on rows and their or
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from embank.pipelines.data.config import ColumnSplit, HashSplit, RatioSplit, TimeSplit
 from embank.pipelines.data.formats.base import Chunk
 from embank.pipelines.data.schema import SPLIT_NAMES
 from embank.pipelines.data.stable_hash import combine_hashes, hash_strings, mix64, unit_interval
-from embank.pipelines.data.times import TimeReader
+from embank.pipelines.data.times import NO_TIME, TimeReader
 from embank.pipelines.data.tokens import as_tokens
 from embank.tables.errors import DataError
 
 Codes = npt.NDArray[np.int8]
+_log = logging.getLogger(__name__)
 _MERGE_AT = 4_000_000
 
 
@@ -45,14 +46,15 @@ def column_split(chunk: Chunk, config: ColumnSplit) -> Codes:
     Raises:
         DataError: another value than train, valid or test.
     """
-    raw = chunk.frame[config.column].cast(pl.String)
+    raw = chunk.frame.select(as_tokens(chunk, config.column)).to_series()
     codes_N = np.full(len(raw), -1, dtype=np.int8)
     for code, name in enumerate(SPLIT_NAMES):
         codes_N[(raw == name).fill_null(False).to_numpy()] = code
     if (codes_N < 0).any():
         row = int(np.argmin(codes_N))
+        shown = "missing" if raw[row] is None else repr(raw[row])
         raise DataError(
-            f"{chunk.where(row)}: split column {config.column!r} is {raw[row]!r}; expected train, valid or test. "
+            f"{chunk.where(row)}: split column {config.column!r} is {shown}; expected train, valid or test. "
             "Mend the line."
         )
     return codes_N
@@ -94,19 +96,26 @@ class TimeBounds:
     def bounds(self, config: TimeSplit) -> tuple[float, float]:
         """First time of valid and first time of test: the cuts nearest to the ratios.
 
+        Rows without a time are before all others, so they are training rows; how many is logged.
+
         Raises:
             DataError: fewer than three different times.
         """
         self._merge()
         values, counts = self._parts[0]
-        if len(values) < 3:
+        without = int(counts[values == NO_TIME].sum())
+        num_times = len(values) - bool(without)
+        if num_times < 3:
             raise DataError(
-                f"time column {self.column!r} has {len(values)} different values; a split by time needs at least 3, because "
+                f"time column {self.column!r} has {num_times} different values; a split by time needs at least 3, because "
                 "rows of one time stay together. Split by ratio or by hash."
             )
+        if without:
+            _log.warning("time column %r is missing in %s rows; they go to training", self.column, f"{without:,}")
         before = np.cumsum(counts)[:-1]  # rows before each possible cut
         targets = np.cumsum(config.ratios)[:2] * counts.sum()
         first = min(int(np.argmin(np.abs(before - targets[0]))), len(before) - 2)
+        first = max(first, int(bool(without)))  # training gets rows with a time too
         second = max(int(np.argmin(np.abs(before - targets[1]))), first + 1)
         return float(values[first + 1]), float(values[second + 1])
 

@@ -12,12 +12,13 @@ import polars as pl
 import pyarrow as pa
 
 from embank.pipelines.data.formats.base import Chunk
+from embank.pipelines.data.spelling import NoSpellingError, has_spelling, spelled
 from embank.tables.errors import DataError
 from embank.tables.token_hash import token_ids
 
 Ids = npt.NDArray[np.int64]
 
-_READABLE = (pl.String, pl.Boolean, pl.Date, pl.Time, pl.Categorical, pl.Enum)
+_SPELLED_BY_POLARS = (pl.Boolean, pl.Date, pl.Categorical, pl.Enum, pl.Null)
 
 
 class TokenIndex:
@@ -63,7 +64,7 @@ def hashed_bags(chunk: Chunk, name: str, separator: str | None) -> pa.ListArray:
     """
     if chunk.frame.schema[name] == pl.List(pl.Binary):
         kept = pl.element().filter(pl.element().is_not_null() & (pl.element() != b""))
-        bags = chunk.frame.select(pl.col(name).list.eval(kept).fill_null([])).to_series()
+        bags = chunk.frame.select(pl.col(name).fill_null([]).list.eval(kept)).to_series()
     else:
         bags = chunk.frame.select(as_bags(chunk, name, separator)).to_series()
     offsets = np.concatenate([[0], np.cumsum(bags.list.len().to_numpy(), dtype=np.int64)])
@@ -72,48 +73,65 @@ def hashed_bags(chunk: Chunk, name: str, separator: str | None) -> pa.ListArray:
 
 
 def as_tokens(chunk: Chunk, name: str) -> pl.Expr:
-    """Expression for the tokens of a raw column as strings; empty strings are missing.
-
-    Numbers become tokens by their shortest spelling, so 3 and 3.0 are the same token; nan is missing.
+    """Expression for the tokens of a raw column as strings, see `embank.pipelines.data.spelling`; empty strings are missing.
 
     Raises:
-        DataError: the column's type has no tokens (lists, structures, bytes).
+        DataError: the column's type has no tokens (lists, durations), or a value has no spelling (bytes that are not UTF-8).
     """
     dtype, column = chunk.frame.schema[name], pl.col(name)
     if dtype == pl.String:
         return column
-    if dtype.is_integer() or dtype.is_decimal() or dtype.is_temporal() or dtype in _READABLE:
+    if dtype.is_integer() or dtype in _SPELLED_BY_POLARS:
         return column.cast(pl.String).replace("", None)
-    if dtype.is_float():
-        return _float_tokens(column)
-    cure = "list it under multivalued" if isinstance(dtype, pl.List) else "convert it to strings or integers"
-    raise DataError(f"{chunk.where(0)}: column {name!r} has type {dtype}, which is no single token; {cure}.")
-
-
-def _float_tokens(values: pl.Expr) -> pl.Expr:
-    whole = (values == values.round()) & (values.abs() < 2**53)
-    return (
-        pl.when(whole)
-        .then(values.cast(pl.Int64, strict=False).cast(pl.String))
-        .when(values.is_not_nan())
-        .then(values.cast(pl.String))
-    )
+    if not has_spelling(dtype):
+        cure = "list it under multivalued" if isinstance(dtype, pl.List) else "convert it to text or integers"
+        raise DataError(f"{chunk.where(0)}: column {name!r} has type {dtype}, which is no single token; {cure}.")
+    try:
+        return pl.lit(spelled(chunk.frame[name]))
+    except NoSpellingError as error:
+        raise _no_text(chunk, name, error.row) from None
 
 
 def as_bags(chunk: Chunk, name: str, separator: str | None) -> pl.Expr:
     """Expression for the bags of a multi-valued column: List(String), never null, without null or empty members.
 
     Raises:
-        DataError: a text column without a separator, or a type that is neither text nor list.
+        DataError: a text column without a separator, a type that is neither text nor list, members without a spelling.
     """
     dtype, column = chunk.frame.schema[name], pl.col(name)
-    if isinstance(dtype, pl.List):
-        inner = dtype.inner
-        element = _float_tokens(pl.element()) if inner in (pl.Float32, pl.Float64) else pl.element().cast(pl.String)
-        bags = column.list.eval(element)
+    if isinstance(dtype, pl.List) and has_spelling(dtype.inner):
+        bags = pl.lit(_spelled_members(chunk, name))
     elif dtype == pl.String and separator is not None:
         bags = column.str.split(separator).list.eval(pl.element().str.strip_chars())
+    elif dtype == pl.Null:
+        bags = column.cast(pl.List(pl.String))
+    elif isinstance(dtype, pl.List):
+        raise DataError(
+            f"{chunk.where(0)}: multi-valued column {name!r} has type {dtype}, whose members are no tokens; convert them to text or integers."
+        )
     else:
         cure = f'give a separator, such as `{name}: "|"`' if dtype == pl.String else "list it under categorical"
         raise DataError(f"{chunk.where(0)}: multi-valued column {name!r} has type {dtype} and no separator; {cure}.")
     return bags.list.eval(pl.element().filter(pl.element().is_not_null() & (pl.element() != ""))).fill_null([])
+
+
+def _spelled_members(chunk: Chunk, name: str) -> pl.Series:
+    """A List column with the text of its members."""
+    lists = chunk.frame[name].fill_null([])  # Arrow lets a null list have members, which are none
+    members = lists.explode(empty_as_null=False, keep_nulls=False)
+    offsets = np.concatenate([[0], np.cumsum(lists.list.len().to_numpy(), dtype=np.int64)])
+    try:
+        texts = spelled(members)
+    except NoSpellingError as error:
+        row = np.searchsorted(offsets, error.row, side="right") - 1
+        raise _no_text(chunk, name, int(row)) from None
+    spelled_lists = pa.LargeListArray.from_arrays(pa.array(offsets), texts.to_arrow().cast(pa.large_string()))
+    return pl.Series(name, pl.from_arrow(spelled_lists))
+
+
+def _no_text(chunk: Chunk, name: str, row: int) -> DataError:
+    value = chunk.frame[name].slice(row, 1).to_list()[0]
+    return DataError(
+        f"{chunk.where(row)}: column {name!r} is {value!r}, bytes that are not UTF-8. List the column under hashed, which "
+        "takes any bytes, or convert it to text."
+    )

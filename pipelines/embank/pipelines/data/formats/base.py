@@ -24,11 +24,13 @@ class Chunk:
             empty string never occurs.
         where: row of `frame` to its place in words, such as "train.txt, line 12".
         num_bytes: bytes of input that this chunk used up.
+        path: the file that the rows are from; None where they are from several.
     """
 
     frame: pl.DataFrame
     where: Callable[[int], str]
     num_bytes: int
+    path: Path | None = None
 
 
 class Source(Protocol):

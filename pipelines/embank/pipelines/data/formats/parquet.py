@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -10,49 +11,62 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embank.pipelines.data.ahead import Clock, run_ahead
+from embank.pipelines.data.formats.arrow_types import first_unfit, plain_series, refuse_type
 from embank.pipelines.data.formats.base import Chunk, check_inputs, trimmed
 from embank.pipelines.data.formats.blocks import file_bytes
-from embank.tables.errors import DataError
+from embank.tables.errors import DataError, WorkError
 
 BATCH_ROWS = 131_072
+_log = logging.getLogger(__name__)
 
 
 class ParquetSource:
-    """Parquet files with the same columns, read one after the other.
+    """Parquet files with the same columns, read one after the other; files without rows may have others.
 
     Raises:
-        DataError: a file is missing, damaged, has no rows, or other columns than the first.
+        DataError: a file is missing or damaged, none has rows, or (while reading) one lacks a column that is read, has it twice,
+            or in a type that nothing is read from.
     """
 
     default = None
     twice: Collection[str] = ()
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = [file for path in paths for file in _files(path)]
-        check_inputs(self._paths)
-        self.name = str(self._paths[0])
-        self.total_bytes = file_bytes(self._paths)
-        self.columns: tuple[str, ...] = _names(self._paths[0])
-        for path in self._paths[1:]:
-            odd = sorted(set(_names(path)) ^ set(self.columns))
-            if odd:
-                raise DataError(
-                    f"{path} differs from {self.name} in column {odd[0]!r}. Prepare files of one layout together."
-                )
+        check_inputs(paths)
+        self.name = str(paths[0])
+        self.total_bytes = file_bytes(list(paths))
+        schemas = {path: _schema(path) for path in paths}
+        self._schemas = {path: schema for path, schema in schemas.items() if schema is not None}
+        if not self._schemas:
+            raise DataError(f"{self.name} has no rows. Check that the file is complete.")
+        self.columns: tuple[str, ...] = tuple(dict.fromkeys(next(iter(self._schemas.values())).names))
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
-        """Yield the named columns of all rows, in the files' own types."""
-        for path in self._paths:
+        """Yield the named columns of all rows, in their plain types (see `arrow_types`)."""
+        for path, schema in self._schemas.items():
+            self._check(path, schema, columns)
+        for path in self._schemas:
             yield from run_ahead(self._chunks(path, columns), depth=2, clock=Clock())
+
+    def _check(self, path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
+        for name in columns:
+            places = schema.get_all_field_indices(name)
+            if not places:
+                first = next(iter(self._schemas))
+                raise DataError(f"{path} has no column {name!r}, as {first} has. Prepare files of one layout together.")
+            if len(places) > 1:
+                raise DataError(f"{path} has {len(places)} columns called {name!r}. Rename or remove all but one.")
+            refuse_type(schema.field(name).type, column=name, file=str(path))
+            if pa.types.is_map(schema.field(name).type) and path == next(iter(self._schemas)):
+                _log.warning("%s: column %r is a map: its keys are read, its values are not", path, name)
 
     def _chunks(self, path: Path, columns: Sequence[str]) -> Generator[Chunk, None, None]:
         with _open(path) as file:
-            if file.metadata.num_rows == 0:
-                raise DataError(f"{path} has no rows. Check that the file is complete.")
             size, num_rows, first_row = path.stat().st_size, file.metadata.num_rows, 0
             for batch in _batches(file, path, columns, BATCH_ROWS):
                 done = [size * row // num_rows for row in (first_row, first_row + batch.num_rows)]
-                yield Chunk(frame=_frame(batch, columns), where=_Where(path, first_row), num_bytes=done[1] - done[0])
+                where = _Where(path, first_row)
+                yield Chunk(frame=_frame(batch, columns, where), where=where, num_bytes=done[1] - done[0], path=path)
                 first_row += batch.num_rows
 
 
@@ -66,34 +80,54 @@ class _Where:
         return f"{self._path}, row {self._first_row + row + 1}"
 
 
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(path.glob("*.parquet"))
-    if not files:
-        raise DataError(f"the folder {path} holds no *.parquet file. Check --input.")
-    return files
-
-
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(str(path))
+    except MemoryError as error:
+        raise _out_of_memory(path) from error
     except (pa.ArrowException, OSError) as error:
         what = "is empty" if path.stat().st_size == 0 else f"is no Parquet file or is damaged ({error})"
         raise DataError(f"{path} {what}. Check that the file is complete.") from error
 
 
-def _names(path: Path) -> tuple[str, ...]:
+def _schema(path: Path) -> pa.Schema | None:
+    """Names and types of the columns; None where there are no rows."""
     with _open(path) as file:
-        return tuple(file.schema_arrow.names)
+        return file.schema_arrow if file.metadata.num_rows else None
 
 
 def _batches(file: pq.ParquetFile, path: Path, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
     try:
         yield from file.iter_batches(batch_size=batch_rows, columns=list(columns))
+    except MemoryError as error:
+        raise _out_of_memory(path) from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is damaged ({error}). Copy or download the file again.") from error
 
 
-def _frame(batch: pa.RecordBatch, columns: Sequence[str]) -> pl.DataFrame:
-    return trimmed(pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch]))).select(columns))
+def _out_of_memory(path: Path) -> WorkError:
+    return WorkError(
+        f"out of memory while reading {path}. Give the process more, or write the file in smaller row groups."
+    )
+
+
+def _frame(batch: pa.RecordBatch, columns: Sequence[str], where: _Where) -> pl.DataFrame:
+    return trimmed(pl.DataFrame([_column(batch.column(name), name, where) for name in columns]))
+
+
+def _column(array: pa.Array, name: str, where: _Where) -> pl.Series:
+    try:
+        return plain_series(array, column=name)
+    except pa.ArrowInvalid:
+        row = first_unfit(array)
+        raise DataError(
+            f"{where(row)}: column {name!r} is {_shown(array[row])}, which {array.type} can hold and `embank prepare` can't: a decimal of more than "
+            "38 digits, or a year outside 1 to 9999. Mend the value."
+        ) from None
+
+
+def _shown(value: pa.Scalar) -> str:
+    try:
+        return str(value)
+    except (ValueError, OverflowError):  # Python's dates end at the year 9999
+        return f"a {value.type} beyond Python's"

@@ -146,7 +146,7 @@ def parse_block(block: Block, header: Sequence[str], columns: Sequence[str], lay
     quoted = dialect.quote is not None and dialect.quote.encode() in block.data
     if quoted or _has_spaces(block.data, dialect):
         frame = trimmed(frame)
-    return Chunk(frame=frame, where=_Where(block, dialect), num_bytes=block.num_bytes)
+    return Chunk(frame=frame, where=_Where(block, dialect), num_bytes=block.num_bytes, path=block.path)
 
 
 def _parse(data: bytes, names: Sequence[str], dialect: Dialect) -> pl.DataFrame:

@@ -1,0 +1,131 @@
+"""Folders of files, and partition folders whose names are columns."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from tests.data import naive_prepare as naive
+
+from embank.pipelines.data.prepare import prepare
+from embank.tables.errors import DataError
+
+CONFIG: dict[str, Any] = {
+    "label": {"column": "click"},
+    "categorical": ["dt", "item"],
+    "numeric": ["row"],
+    "split": {"by": "ratio"},  # the order of rows stays
+}
+
+
+def frame(first_row: int, num_rows: int = 10, **more: Any) -> pl.DataFrame:
+    rows = range(first_row, first_row + num_rows)
+    return pl.DataFrame(
+        {"click": [row % 2 for row in rows], "item": [f"i{row % 3}" for row in rows], "row": rows, **more}
+    )
+
+
+def write(path: Path, content: pl.DataFrame) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (content.write_csv if ".csv" in path.suffixes else content.write_parquet)(path)
+
+
+def tokens_by_row(out: Path, name: str) -> list[str | None]:
+    rows = [row for split in naive.SPLITS for row in naive.read_rows(out, split)]
+    assert [int(row["row"]) for row in rows] == list(range(len(rows)))
+    return [naive.decode(out, name, row[name]) for row in rows]
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv"])
+def test_keys_of_partitions_are_columns(tmp_path: Path, format: str) -> None:
+    for number, folder in enumerate(
+        ("dt=2024-01-01/hour=9", "dt=2024-01-01/hour=10", "dt=__HIVE_DEFAULT_PARTITION__/hour=a%2Fb")
+    ):
+        write(tmp_path / f"in/{folder}/part-0.{format}", frame(10 * number))
+        write(tmp_path / f"in/{folder}/_temporary/0/part-0.{format}", frame(0))
+    for ignored in ("_SUCCESS", "dt=2024-01-01/hour=9/.part-0.crc", f"_metadata.{format}", "README.txt"):
+        (tmp_path / "in" / ignored).write_text("no data")
+    config = {**CONFIG, "categorical": ["dt", "hour", "item"]}
+    prepare(config, [tmp_path / "in"], tmp_path / "out", format=format)
+    days, hours = tokens_by_row(tmp_path / "out", "dt"), tokens_by_row(tmp_path / "out", "hour")
+    assert days == ["2024-01-01"] * 20 + [None] * 10
+    assert hours == ["9"] * 10 + ["10"] * 10 + ["a/b"] * 10
+    prepare(config, [tmp_path / "in"], tmp_path / "again", format=format)
+    assert naive.folder_bytes(tmp_path / "again") == naive.folder_bytes(tmp_path / "out")
+
+
+def test_a_missing_key_is_a_missing_value(tmp_path: Path) -> None:
+    write(tmp_path / "in/dt=__HIVE_DEFAULT_PARTITION__/a.parquet", frame(0, 20))
+    write(tmp_path / "in/dt=x y%3D/a.parquet", frame(20, 20))
+    prepare(CONFIG, [tmp_path / "in"], tmp_path / "out", format="parquet")
+    assert tokens_by_row(tmp_path / "out", "dt") == [None] * 20 + ["x y="] * 20
+
+
+def test_a_key_in_every_role(tmp_path: Path) -> None:
+    """The label, a number, the group, the time and the split of a row."""
+    for number, day in enumerate(["2024-01-01", "2024-01-02", "2024-01-03", "2024-01-04"]):
+        write(tmp_path / f"in/dt={day}/y={number % 2}/price={number}.5/a.parquet", frame(10 * number).drop("click"))
+    config = {
+        "label": {"column": "y"},
+        "categorical": ["item"],
+        "numeric": ["row", "price"],
+        "group": "dt",
+        "split": {"by": "time", "column": "dt", "ratios": [0.5, 0.25, 0.25]},
+    }
+    prepare(config, [tmp_path / "in"], tmp_path / "out", format="parquet")
+    rows = [row for split in naive.SPLITS for row in naive.read_rows(tmp_path / "out", split)]
+    assert [row["label"] for row in rows] == [int(row) // 10 % 2 for row in range(40)]
+    assert [row["price"] for row in rows] == [row // 10 + 0.5 for row in range(40)]
+    assert len({row["group"] for row in rows}) == 4
+    assert [len(naive.read_rows(tmp_path / "out", split)) for split in naive.SPLITS] == [20, 10, 10]
+
+
+def test_partitions_and_files_of_them_as_inputs(tmp_path: Path) -> None:
+    """What a path holds above what is given counts too, as days of a log are given one by one."""
+    write(tmp_path / "in/dt=1/a.parquet", frame(0))
+    write(tmp_path / "in/dt=2/a.parquet", frame(10))
+    prepare(CONFIG, [tmp_path / "in/dt=1", tmp_path / "in/dt=2/a.parquet"], tmp_path / "out", format="parquet")
+    assert tokens_by_row(tmp_path / "out", "dt") == ["1"] * 10 + ["2"] * 6 + ["2"] * 4
+
+
+def test_a_key_that_is_also_a_column_must_agree(tmp_path: Path) -> None:
+    write(tmp_path / "in/dt=01/a.parquet", frame(0, dt=[1] * 10))
+    write(tmp_path / "in/dt=02/a.parquet", frame(10, dt=["02"] * 10))
+    prepare(CONFIG, [tmp_path / "in"], tmp_path / "out", format="parquet")
+    assert tokens_by_row(tmp_path / "out", "dt")[:16] == ["1"] * 10 + ["02"] * 6
+    write(tmp_path / "in/dt=02/a.parquet", frame(10, dt=["02"] * 7 + ["03"] * 3))
+    with pytest.raises(DataError) as caught:
+        prepare(CONFIG, [tmp_path / "in"], tmp_path / "other", format="parquet")
+    assert str(caught.value).replace(f"{tmp_path}/", "") == (
+        "in/dt=02/a.parquet, row 8: column 'dt' is '03', and the folder's name says '02'. Leave the column out of the files, or "
+        "rename the folder."
+    )
+    prepare({**CONFIG, "categorical": ["item"]}, [tmp_path / "in"], tmp_path / "unused", format="parquet")
+
+
+def test_folders_that_are_no_partitions(tmp_path: Path) -> None:
+    write(tmp_path / "in/dt=1/a.parquet", frame(0))
+    write(tmp_path / "in/old/a.parquet", frame(10))
+    with pytest.raises(DataError, match=r"in/old/a\.parquet lies in a folder that is no partition \(NAME=VALUE\), so"):
+        prepare(CONFIG, [tmp_path / "in"], tmp_path / "out", format="parquet")
+    (tmp_path / "in/old/a.parquet").rename(tmp_path / "in/b.parquet")
+    with pytest.raises(
+        DataError, match=r"in/b\.parquet lies in no folder dt=VALUE, as other files do, so its rows have"
+    ):
+        prepare(CONFIG, [tmp_path / "in"], tmp_path / "out", format="parquet")
+    assert (
+        prepare({**CONFIG, "categorical": ["item"]}, [tmp_path / "in"], tmp_path / "out", format="parquet")
+        .splits[0]
+        .num_rows
+        == 16
+    )
+
+
+def test_folders_without_data(tmp_path: Path) -> None:
+    (tmp_path / "in/dt=1").mkdir(parents=True)
+    for format, shown in (("parquet", r"\*\.parquet or \*\.parq or \*\.pq"), ("csv", r"\*\.csv or \*\.csv\.gz")):
+        with pytest.raises(DataError, match=rf"the folder .*in holds no {shown} file\. Check --input"):
+            prepare(CONFIG, [tmp_path / "in"], tmp_path / "out", format=format)
+    write(tmp_path / "in/dt=%ff/a.parquet", frame(0))
+    with pytest.raises(DataError, match=r"dt=%ff is not UTF-8 when it is percent-decoded\. Rename it"):
+        prepare(CONFIG, [tmp_path / "in"], tmp_path / "out", format="parquet")

@@ -1,0 +1,342 @@
+"""What values of Arrow's types mean in each role that a column can have: the right result, or an error that names the column."""
+
+import datetime as dt
+import decimal
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.data import naive_prepare as naive
+
+from embank.pipelines.data.config import parse_config
+from embank.pipelines.data.encode import Encoder
+from embank.pipelines.data.formats.parquet import ParquetSource
+from embank.pipelines.data.prepare import prepare
+from embank.tables.errors import DataError, EmbankError, WorkError
+from embank.tables.token_hash import token_id
+
+D = decimal.Decimal
+NUM_ROWS = 24
+SPLITS = ["train"] * 16 + ["valid"] * 4 + ["test"] * 4
+BASE = {"label": {"column": "click"}, "categorical": ["other"], "split": {"by": "column", "column": "part"}}
+UUID = "12345678-9abc-def0-1234-56789abcdef0"
+
+
+def cycle(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
+    """The values over and over, `NUM_ROWS` of them."""
+    cells = [values[row % len(values)] for row in range(NUM_ROWS)]
+    if isinstance(dtype, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(dtype, pa.array(cells, dtype.storage_type))
+    if dtype == pa.float16():
+        return pa.array([None if cell is None else np.float16(cell) for cell in cells], dtype)
+    return pa.array(cells, dtype)
+
+
+def write(path: Path, **columns: pa.Array) -> Path:
+    """A file with the columns and what every configuration here needs."""
+    more = {"click": [row % 2 for row in range(NUM_ROWS)], "part": SPLITS, "other": ["a", "b"] * 12}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({**more, **columns}), path)
+    return path
+
+
+def run(path: Path, out: Path, **config: Any) -> Any:
+    return prepare({**BASE, **config}, [path], out, format="parquet")
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return [row for split in naive.SPLITS for row in naive.read_rows(out, split)]
+
+
+DAY, MOMENT = dt.date(2024, 5, 31), dt.datetime(2024, 5, 31, 12, 0, 0, 500000)
+TOKENS: list[tuple[pa.DataType, list[Any], list[str | None]]] = [
+    (pa.int8(), [5, -5, None], ["5", "-5", None]),
+    (pa.uint64(), [5, 2**64 - 1], ["5", "18446744073709551615"]),
+    (pa.float16(), [5.0, 0.1, -0.0, 1e-7], ["5", "0.1", "0", "0.0000001"]),
+    (pa.float32(), [5.0, 0.1, 2.5, float("nan")], ["5", "0.1", "2.5", None]),
+    (pa.float64(), [5.0, 0.1, -0.0, 1e-6, 1e16], ["5", "0.1", "0", "0.000001", "10000000000000000"]),
+    (pa.float64(), [float("inf"), float("-inf"), 1.5], ["inf", "-inf", "1.5"]),
+    (pa.decimal128(10, 2), [D("5.00"), D("0.10"), D("-100.00"), None], ["5", "0.1", "-100", None]),
+    (pa.decimal32(5, 2), [D("2.50"), D("5.00")], ["2.5", "5"]),
+    (pa.decimal64(15, 0), [D("100"), D("5")], ["100", "5"]),
+    (pa.decimal256(60, 9), [D("0.000000100"), D("5")], ["0.0000001", "5"]),
+    (pa.bool_(), [True, False, None], ["true", "false", None]),
+    (pa.string(), ["5", " 05", " ", None], ["5", "05", None, None]),
+    (pa.large_string(), ["5", "5.0"], ["5", "5.0"]),
+    (pa.string_view(), ["a", "a" * 40], ["a", "a" * 40]),
+    (pa.binary(), [b"ab", "é".encode(), b""], ["ab", "é", None]),
+    (pa.large_binary(), [b"ab", b"c"], ["ab", "c"]),
+    (pa.binary_view(), [b"ab", b"c"], ["ab", "c"]),
+    (pa.binary(2), [b"ab", b"cd"], ["ab", "cd"]),
+    (pa.dictionary(pa.int32(), pa.string()), ["a", "b", None], ["a", "b", None]),
+    (pa.dictionary(pa.int32(), pa.large_string()), ["a", ""], ["a", None]),
+    (pa.date32(), [DAY, None], ["2024-05-31", None]),
+    (pa.date64(), [DAY], ["2024-05-31"]),
+    (pa.time32("s"), [dt.time(12, 30)], ["12:30:00"]),
+    (pa.time64("us"), [dt.time(12, 30, 0, 5000), dt.time(0)], ["12:30:00.005", "00:00:00"]),
+    (pa.timestamp("s"), [MOMENT.replace(microsecond=0)], ["2024-05-31 12:00:00"]),
+    (pa.timestamp("ms"), [MOMENT, None], ["2024-05-31 12:00:00.5", None]),
+    (pa.timestamp("us"), [MOMENT], ["2024-05-31 12:00:00.5"]),
+    (pa.timestamp("ns"), [MOMENT], ["2024-05-31 12:00:00.5"]),
+    (pa.timestamp("us", "UTC"), [MOMENT], ["2024-05-31 12:00:00.5Z"]),
+    (pa.timestamp("us", "Europe/Berlin"), [MOMENT], ["2024-05-31 12:00:00.5Z"]),
+    (pa.uuid(), [bytes.fromhex(UUID.replace("-", "")), None], [UUID, None]),
+]
+
+
+@pytest.mark.parametrize(("dtype", "values", "tokens"), TOKENS, ids=[f"{case[0]}-{len(case[1])}" for case in TOKENS])
+@pytest.mark.parametrize("role", ["categorical", "hashed"])
+def test_one_spelling_of_a_value_whatever_its_type(
+    tmp_path: Path, dtype: pa.DataType, values: list[Any], tokens: list[str | None], role: str
+) -> None:
+    write(tmp_path / "log.parquet", x=cycle(values, dtype))
+    run(tmp_path / "log.parquet", tmp_path / "out", **{role: ["x"]})
+    found = [row["x"] for row in rows_of(tmp_path / "out")]
+    expected = [tokens[row % len(tokens)] for row in range(NUM_ROWS)]
+    if role == "categorical":
+        assert [naive.decode(tmp_path / "out", "x", one) for one in found] == expected
+        return
+    assert found == [token_id(token) for token in expected]
+
+
+BAGS: list[tuple[pa.DataType, list[Any], list[list[str]]]] = [
+    (pa.list_(pa.int64()), [[1, 2], [], None, [None, 3]], [["1", "2"], [], [], ["3"]]),
+    (pa.list_(pa.float64()), [[1.0, 0.1]], [["1", "0.1"]]),
+    (pa.list_(pa.decimal128(10, 2)), [[D("1.00"), D("2.50")], None], [["1", "2.5"], []]),
+    (pa.list_(pa.bool_()), [[True, False]], [["true", "false"]]),
+    (pa.list_(pa.date32()), [[DAY]], [["2024-05-31"]]),
+    (pa.list_(pa.binary()), [[b"a", b""], None], [["a"], []]),
+    (pa.list_(pa.dictionary(pa.int32(), pa.string())), [["a", "b"], None], [["a", "b"], []]),
+    (pa.large_list(pa.string()), [["a ", "", None, " "]], [["a"]]),
+    (pa.list_(pa.string(), 2), [["a", "b"], ["c", None], None], [["a", "b"], ["c"], []]),
+    (pa.list_view(pa.string()), [["a", "b"], []], [["a", "b"], []]),
+    (pa.map_(pa.string(), pa.float32()), [[("a", 0.5), ("b", 1.0)], [], None], [["a", "b"], [], []]),
+    (pa.map_(pa.int32(), pa.string()), [[(7, "x")]], [["7"]]),
+]
+
+
+@pytest.mark.parametrize(("dtype", "values", "bags"), BAGS, ids=[str(case[0]) for case in BAGS])
+def test_lists_of_all_kinds_and_maps_are_bags(
+    tmp_path: Path, dtype: pa.DataType, values: list[Any], bags: list[list[str]]
+) -> None:
+    write(tmp_path / "log.parquet", x=cycle(values, dtype))
+    run(tmp_path / "log.parquet", tmp_path / "out", multivalued={"x": None})
+    found = [naive.decode(tmp_path / "out", "x", row["x"]) for row in rows_of(tmp_path / "out")]
+    assert found == [bags[row % len(bags)] for row in range(NUM_ROWS)]
+    run(tmp_path / "log.parquet", tmp_path / "hashed", multivalued={"x": None}, hashed=["x"])
+    hashed = [row["x"] for row in rows_of(tmp_path / "hashed")]
+    assert hashed == [[token_id(token) for token in bags[row % len(bags)]] for row in range(NUM_ROWS)]
+
+
+def test_that_values_of_a_map_are_not_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "log.parquet", x=cycle([[("a", 0.5)]], pa.map_(pa.string(), pa.float32())))
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path / "log.parquet", tmp_path / "out", multivalued={"x": None})
+    assert "column 'x' is a map: its keys are read, its values are not" in caplog.text
+
+
+ROLES: dict[str, dict[str, Any]] = {
+    "categorical": {"categorical": ["x", "other"]},
+    "hashed": {"hashed": ["x"]},
+    "multivalued": {"multivalued": {"x": "|"}},
+    "hashed bag": {"multivalued": {"x": None}, "hashed": ["x"]},
+    "numeric": {"numeric": ["x"]},
+    "standard": {"numeric": {"x": "standard"}},
+    "label": {"label": {"column": "x"}},
+    "label by rule": {"label": {"column": "x", "positive": ">= 1"}},
+    "group": {"group": "x"},
+    "split by hash": {"split": {"by": "hash", "key": ["x"], "ratios": [0.4, 0.3, 0.3]}},
+    "split by column": {"split": {"by": "column", "column": "x"}},
+    "split by time": {"split": {"by": "time", "column": "x"}},
+}
+STRUCT = pa.struct([("a", pa.int64()), ("b", pa.float64())])
+OTHERS: list[tuple[pa.DataType, list[Any]]] = [
+    (pa.null(), [None]),
+    (pa.int64(), [0, 1]),
+    (pa.int64(), [None, 7, 3, -(2**63)]),
+    (pa.float64(), [1e300, -1e300, 5e-324, 2.0**60]),
+    (pa.float64(), [None]),
+    (pa.float32(), [0.0, 1.0]),
+    (pa.bool_(), [True, False]),
+    (pa.decimal128(38, 0), [D(0), D(1)]),
+    (pa.decimal256(76, 0), [D(10) ** 70, D(1)]),
+    (pa.decimal256(76, 60), [D(1)]),
+    (pa.string(), ["0", "1"]),
+    (pa.string(), ["train", "valid", "test"]),
+    (pa.string(), [None]),
+    (pa.string(), ["2024-02-30", "2024-05-01", "12"]),
+    (pa.dictionary(pa.int32(), pa.string()), ["train", "valid", "test"]),
+    (pa.binary(), [b"\xff\xfe", b"ab"]),
+    (pa.binary(), [b"train", b"valid", b"test"]),
+    (pa.duration("s"), [1, 2, 3]),
+    (pa.duration("ns"), [1, None, 3]),
+    (pa.date32(), [DAY, dt.date(1, 1, 1), dt.date(9999, 12, 31)]),
+    (pa.timestamp("s"), [2**40, 0, 1]),
+    (pa.timestamp("us"), [2**62, 0, 1]),
+    (pa.timestamp("us", "Nowhere/Noplace"), [3, 0, 1]),
+    (STRUCT, [{"a": 1, "b": 0.5}]),
+    (pa.list_(STRUCT), [[{"a": 1, "b": 0.5}]]),
+    (pa.list_(pa.list_(pa.int64())), [[[1], [2]]]),
+    (pa.list_(pa.null()), [[None], []]),
+    (pa.list_(pa.duration("s")), [[1]]),
+    (pa.list_(pa.binary()), [[b"\xff"], [b"a"]]),
+    (pa.list_(pa.timestamp("us")), [[2**62], [1]]),
+    (pa.map_(pa.string(), pa.bool_()), [[("a", True)]]),
+    (pa.map_(pa.string(), STRUCT), [[("a", {"a": 1, "b": 0.5})]]),
+    (pa.json_(), ['{"a": 1}']),
+    (pa.bool8(), [1, 0]),
+    (pa.opaque(pa.binary(), "x", "y"), [b"a"]),
+]
+EVERYTHING = [*[case[:2] for case in TOKENS], *[case[:2] for case in BAGS], *OTHERS]
+
+
+def encode(path: Path, config: dict[str, Any]) -> int:
+    """The first pass of `prepare`, where raw values are read; the second sees codes and numbers only. Returns rows."""
+    resolved = parse_config(config, origin="the configuration")
+    source = ParquetSource([path])
+    encoder = Encoder(resolved)
+    return sum(encoder.encode(chunk).table.num_rows for chunk in source.chunks(resolved.columns))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_type_in_every_role_works_or_is_refused_by_name(
+    tmp_path: Path, role: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No library's exception, no panic; a message has the column's name and the file's."""
+    path = tmp_path / "log.parquet"
+    for dtype, values in EVERYTHING:
+        write(path, x=cycle(values, dtype))
+        try:
+            assert encode(path, {**BASE, **ROLES[role]}) == NUM_ROWS, dtype
+        except EmbankError as error:
+            assert "'x'" in str(error), error
+            assert str(path) in str(error), error
+    assert "panicked" not in capfd.readouterr().err
+
+
+def error_of(tmp_path: Path, column: pa.Array, **config: Any) -> str:
+    """The message about a column x, with the folder's name cut out."""
+    write(tmp_path / "log.parquet", x=column)
+    with pytest.raises(DataError) as caught:
+        run(tmp_path / "log.parquet", tmp_path / "out", **config)
+    return str(caught.value).replace(f"{tmp_path}/", "")
+
+
+REFUSED: list[tuple[str, pa.Array, str, str]] = [
+    (
+        "struct",
+        cycle([{"a": 1, "b": 0.5}], STRUCT),
+        "categorical",
+        "log.parquet: column 'x' has type struct<a: int64, b: double>, which is not read: write each field that you need as a column of its own.",
+    ),
+    (
+        "list of struct",
+        cycle([[{"a": 1, "b": 0.5}]], pa.list_(STRUCT)),
+        "multivalued",
+        "log.parquet: column 'x' has type list<element: struct<a: int64, b: double>>, which is not read: its members are structures; write a "
+        "list of text or numbers, one for each thing that you need.",
+    ),
+    (
+        "map to booleans",
+        cycle([[("a", True)]], pa.map_(pa.string(), pa.bool_())),
+        "multivalued",
+        "log.parquet: column 'x' has type map<string, bool ('x')>, which is not read: whether a key that is false belongs to the bag is not "
+        "clear; write a list of the keys that do.",
+    ),
+    (
+        "wide decimal",
+        pa.array([D(1)] * 5 + [D(10) ** 50] * 19, pa.decimal256(60, 0)),
+        "categorical",
+        f"log.parquet, row 6: column 'x' is 1{'0' * 50}, which decimal256(60, 0) can hold and `embank prepare` can't: a decimal of more than "
+        "38 digits, or a year outside 1 to 9999. Mend the value.",
+    ),
+    (
+        "bytes that are no text",
+        pa.array([b"a"] * 7 + [b"\xff"] * 17),
+        "categorical",
+        "log.parquet, row 8: column 'x' is b'\\xff', bytes that are not UTF-8. List the column under hashed, which takes any bytes, or convert "
+        "it to text.",
+    ),
+    (
+        "a duration",
+        cycle([1], pa.duration("s")),
+        "categorical",
+        "log.parquet, row 1: column 'x' has type Duration(time_unit='ms'), which is no single token; convert it to text or integers.",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("column", "role", "expected"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
+def test_what_has_no_token_is_refused_with_a_cure(tmp_path: Path, column: pa.Array, role: str, expected: str) -> None:
+    assert error_of(tmp_path, column, **{role: {"x": None} if role == "multivalued" else ["x"]}) == expected
+
+
+def test_members_of_bags_are_found_by_their_row(tmp_path: Path) -> None:
+    column = pa.array([[b"a", b"b"], [], [b"\xff"], *[[b"a"]] * 21])
+    assert error_of(tmp_path, column, multivalued={"x": None}).startswith(
+        "log.parquet, row 3: column 'x' is [b'\\xff']"
+    )
+
+
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    table = pa.table([pa.array([0, 1] * 12), *[pa.array(["a", "b"] * 12)] * 2], names=["click", "x", "x"])
+    pq.write_table(table, tmp_path / "log.parquet")
+    config = {"label": {"column": "click"}, "categorical": ["x"], "split": {"by": "ratio"}}
+    with pytest.raises(DataError, match=r"log\.parquet has 2 columns called 'x'\. Rename or remove all but one\."):
+        prepare(config, [tmp_path / "log.parquet"], tmp_path / "out", format="parquet")
+
+
+def test_parts_without_rows_and_columns_without_values(tmp_path: Path) -> None:
+    """As Spark and pandas write them: no rows and other types, or rows and null types."""
+    write(tmp_path / "in/part-1.parquet", x=cycle([5], pa.int64()))
+    write(tmp_path / "in/part-2.parquet", x=pa.nulls(NUM_ROWS))
+    write(tmp_path / "in/part-3.parquet", x=cycle([D("5.00")], pa.decimal128(9, 2)), more=cycle([1], pa.int8()))
+    pq.write_table(pa.table({"x": pa.nulls(0)}), tmp_path / "in/part-0.parquet")
+    pq.write_table(pa.table({}), tmp_path / "in/part-4.parquet")
+    for role in ({"categorical": ["x"]}, {"numeric": ["x"]}):
+        schema = run(tmp_path / "in", tmp_path / f"out-{next(iter(role))}", **role)
+        assert [split.num_rows for split in schema.splits] == [48, 12, 12]
+    vocabulary = naive.read_vocabulary(tmp_path / "out-categorical", "x")
+    assert vocabulary[1:] == [("5", "token", 32), (None, "missing", 16)]
+
+
+def test_no_part_has_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"click": pa.nulls(0)}), tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=r"log\.parquet has no rows\. Check that the file is complete\."):
+        run(tmp_path / "log.parquet", tmp_path / "out")
+
+
+def test_a_part_that_lacks_a_column(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", x=cycle([5], pa.int64()), unused=cycle([5], pa.int64()))
+    write(tmp_path / "b.parquet")
+    assert run(tmp_path, tmp_path / "out").splits[0].num_rows == 32
+    with pytest.raises(DataError, match=r"b\.parquet has no column 'x', as .*a\.parquet has\. Prepare files of one"):
+        run(tmp_path, tmp_path / "other", categorical=["x"])
+
+
+def test_what_a_library_raises_is_said_in_terms_of_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for raised in (
+        pl.exceptions.DuplicateError("Expression dump"),
+        pa.ArrowInvalid("sic"),
+        pl.exceptions.PanicException("unwrap"),
+    ):
+
+        def fail(*_: object, raised: BaseException = raised) -> None:
+            raise raised
+
+        monkeypatch.setattr(Encoder, "encode", fail)
+        assert error_of(tmp_path, cycle([5], pa.int64())) == (
+            "log.parquet, row 1 and the 23 rows after it can't be read as the configuration says. Columns and their types: click (Int64), other "
+            "(String), part (String). Convert those of unusual types to text or numbers."
+        )
+    monkeypatch.setattr(Encoder, "encode", lambda *_: np.empty(1 << 58))
+    with pytest.raises(WorkError, match="out of memory while reading .*row 1 and the rows after it"):
+        run(tmp_path / "log.parquet", tmp_path / "out")
