@@ -5,7 +5,7 @@ result or plain ids, and gives the same.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from embank.tables.addressed import Addressed
 from embank.tables.core import Tables, each_once, one_id_bags
 from embank.tables.errors import ConfigError
 from embank.tables.features import Bags, bag_configs
+from embank.tables.method import Method
 from embank.tables.rows import RowOptimizer, RowStore, RowTier
 from embank.tables.rows.build import Backend
 from embank.tables.specs import TableSpec
@@ -53,10 +54,12 @@ class TableCollection(Tables):
     ) -> None:
         super().__init__(specs, seed=seed, backend=backend, optimizer=optimizer, tier=tier, sharding=sharding)
         uses = [(method, feature) for method in self.built_methods() for feature in method.spec.feature_names]
-        self.pooled_rows, self.pooled_uses = self._build((m, f) for m, f in uses if m.linear)
-        self.per_id_rows, self.per_id_uses = self._build((m, f) for m, f in uses if not m.linear and not m.asks_once)
+        late = _pooled_late(list(self.built_methods()))
+        kinds = {m.spec.name: _kind(m, late) for m in self.built_methods()}
+        self.pooled_rows, self.pooled_uses = self._build((m, f) for m, f in uses if kinds[m.spec.name] == "pooled")
+        self.per_id_rows, self.per_id_uses = self._build((m, f) for m, f in uses if kinds[m.spec.name] == "per id")
         self.distinct_rows, self.distinct_uses = self._build(
-            ((m, f) for m, f in uses if not m.linear and m.asks_once), one_lookup_per_table=True
+            ((m, f) for m, f in uses if kinds[m.spec.name] == "distinct"), one_lookup_per_table=True
         )
         self._refuse_split_tables()
         by_key = {use.key: use for use in (*self.pooled_uses, *self.per_id_uses, *self.distinct_uses)}
@@ -156,14 +159,32 @@ class TableCollection(Tables):
         Args:
             features: ids by feature, or what `address` made of them.
         """
+        return self.look_up(features)[0]
+
+    def look_up(self, features: KeyedJaggedTensor | Addressed) -> tuple[KeyedTensor, dict[str, Tensor]]:
+        """What `forward` returns, and by output key the logical rows [N, D] of the feature's ids, bag after bag, before pooling.
+
+        Only the lookups in `keys_per_id` have such rows: of methods that are not linear in their rows, and of tables with
+        `fused_pooling=False`.
+        """
         self._begin_pass()
         addressed = features if isinstance(features, Addressed) else self.address(features)
+        per_id: dict[str, Tensor] = {}
         if self._is_direct:
             values = self._look_up(self.pooled_rows, addressed.pooled)
         else:
-            outputs = {**self._pooled(addressed), **self._per_id(addressed), **self._distinct(addressed)}
+            per_id = {**self._per_id(addressed), **self._distinct(addressed)}
+            outputs = self._pooled(addressed)
+            for use in (*self.per_id_uses, *self.distinct_uses):
+                pooling = use.method.spec.pooling
+                outputs[use.key] = pool(per_id[use.key], addressed.bags[use.key], pooling=pooling)
             values = torch.cat([outputs[key] for key in self.keys], dim=1)
-        return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=values)
+        return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=values), per_id
+
+    @property
+    def keys_per_id(self) -> frozenset[str]:
+        """Output keys whose rows `look_up` shows before they are pooled."""
+        return frozenset(use.key for use in (*self.per_id_uses, *self.distinct_uses))
 
     @property
     def _is_direct(self) -> bool:
@@ -201,19 +222,19 @@ class TableCollection(Tables):
         return outputs
 
     def _per_id(self, addressed: Addressed) -> dict[str, Tensor]:
+        """Logical rows [N, D] of the ids of each use."""
         rows: tuple[Tensor, ...] = ()
         if self.per_id_rows is not None:
             rows = self._parts(self.per_id_rows, addressed.per_id)
         outputs = {}
         for use in self.per_id_uses:
-            offsets = addressed.bags[use.key]
-            num_ids = int(offsets[-1])
+            num_ids = int(addressed.bags[use.key][-1])
             own = tuple(rows[k] if len(rows[k]) == num_ids else rows[k][:num_ids] for k in use.positions)
-            logical_ND = use.method.combine(own, self.side_of(use, addressed.sides))
-            outputs[use.key] = pool(logical_ND, offsets, pooling=use.method.spec.pooling)
+            outputs[use.key] = use.method.combine(own, self.side_of(use, addressed.sides))
         return outputs
 
     def _distinct(self, addressed: Addressed) -> dict[str, Tensor]:
+        """The same, of the methods that ask for each row once."""
         if self.distinct_rows is None:
             return {}
         rows = self._parts(self.distinct_rows, addressed.distinct)
@@ -221,8 +242,7 @@ class TableCollection(Tables):
         for use in self.distinct_uses:
             own = tuple(rows[k] for k in use.positions)
             places_LN = self.there(addressed.places[use.key])
-            logical_ND = use.method.combine_distinct(own, places_LN, self.side_of(use, addressed.sides))
-            outputs[use.key] = pool(logical_ND, addressed.bags[use.key], pooling=use.method.spec.pooling)
+            outputs[use.key] = use.method.combine_distinct(own, places_LN, self.side_of(use, addressed.sides))
         return outputs
 
     def rebuilt(self, specs: Sequence[TableSpec]) -> Self:
@@ -248,6 +268,24 @@ class TableCollection(Tables):
     def is_weighted(self) -> bool:
         """False: ids carry no weights."""
         return False
+
+
+def _pooled_late(methods: Sequence[Method]) -> set[str]:
+    """Physical tables whose rows are shown before they are pooled: those of tables that ask for it, and those that share with them."""
+    late = {table.name for method in methods if not method.spec.fused_pooling for table in method.physical}
+    while True:
+        names = [{table.name for table in method.physical} for method in methods]
+        reached = late.union(*(own for own in names if own & late))
+        if reached == late:
+            return late
+        late = reached
+
+
+def _kind(method: Method, late: set[str]) -> Literal["pooled", "per id", "distinct"]:
+    """How the rows of a method are looked up: pooled in the kernel, per id, or each distinct row of a batch once."""
+    if not method.linear:
+        return "distinct" if method.asks_once else "per id"
+    return "per id" if late & {table.name for table in method.physical} else "pooled"
 
 
 def pool(rows_ND: Tensor, offsets: Tensor, *, pooling: str) -> Tensor:

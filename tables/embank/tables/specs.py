@@ -37,6 +37,8 @@ class TableSpec:
         counts: int64 [num_embeddings], occurrences of each id in training, for the methods that use them.
         stage: for methods that train in several stages, the index of the current one.
         found: what the stages before have found (`Advance.found`).
+        fused_pooling: whether the lookup kernel may pool bags, which it can for methods that are linear in their rows. False keeps
+            the ids' rows apart until `TableCollection.look_up` has shown them: for losses per id. Results are the same.
 
     Raises:
         ConfigError: a size below 1, no feature, a budget outside (0, 1], counts of another length.
@@ -54,6 +56,7 @@ class TableSpec:
     counts: Tensor | None = field(default=None, compare=False, repr=False)
     stage: int = 0
     found: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    fused_pooling: bool = field(default=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.feature_names, str):

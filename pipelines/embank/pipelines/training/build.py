@@ -84,6 +84,7 @@ def _spec(
         budget=table.budget,
         init_std=table.init_std,
         counts=counts.get(field.name),
+        fused_pooling=not (field.multivalued and config.train.embedding_l2),  # the penalty is per id
     )
 
 

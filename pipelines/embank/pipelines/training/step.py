@@ -165,12 +165,13 @@ class Stepper:
         With several processes, each one's share of them: times the number of processes, since gradients are averaged.
         """
         penalised = batch.sparse if isinstance(batch.sparse, Penalised) else None
-        values: Tensor = self.tables(penalised.addressed if penalised else batch.sparse).values()
+        looked_up, rows = self.tables.look_up(penalised.addressed if penalised else batch.sparse)
+        values: Tensor = looked_up.values()
         network = self.compiled if batch.labels.numel() == self.full_rows else self.model.network
         logits_B = score(self.model, network, batch.dense, values, precision=self.config.precision)
         log_loss = loss = mean_log_loss(logits_B, batch, self.processes)
         if self.penalty is not None and penalised is not None:
-            loss = loss + self.penalty(values, penalised.weights_BK) * self.processes.count
+            loss = loss + self.penalty(values, rows, penalised) * self.processes.count
         extra = self.tables.extra_loss() if batch.labels.numel() else None
         return log_loss, loss if extra is None else loss + extra
 
