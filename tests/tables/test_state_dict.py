@@ -50,9 +50,7 @@ def assert_same_state(one: Tables, other: Tables) -> None:
 def test_tables_listed_in_another_order_in_another_backend(backend: str, optimizer: str) -> None:
     rows = RowOptimizer(name=optimizer, lr=0.1)
     tables = trained(TableCollection(specs(), backend=backend, optimizer=rows))
-    other = TableCollection(
-        specs()[::-1], seed=5, backend="torch" if backend == "fbgemm" else "fbgemm", optimizer=rows
-    )
+    other = TableCollection(specs()[::-1], seed=5, backend="torch" if backend == "fbgemm" else "fbgemm", optimizer=rows)
     assert not any(other.load_state_dict(tables.state_dict()))
     for name, rows_RD in tables.weights().items():
         assert torch.equal(rows_RD, other.weights()[name]), name
@@ -164,7 +162,7 @@ def test_other_options_and_counts_are_refused_by_name() -> None:
     one, other = (TableCollection([replace(spec("mgqe"), counts=counts)]) for counts in (flat, steep))
     other.load_state_dict(one.state_dict())  # its codes don't depend on counts
     one, other = (TableCollection([replace(spec("adapt"), counts=counts)]) for counts in (flat, steep))
-    assert [*one.weights().values()][0].shape == [*other.weights().values()][0].shape
+    assert next(iter(one.weights().values())).shape == next(iter(other.weights().values())).shape
     with pytest.raises(CheckpointError, match="looks its ids up in other rows here: its counts differ"):
         other.load_state_dict(one.state_dict())
 
