@@ -220,6 +220,27 @@ def test_grouped_auc_over_batches() -> None:
     assert result.total_rows == 300
 
 
+def test_rows_without_a_group_are_left_out_and_counted() -> None:
+    scores, positive, groups = random_rows(300)
+    lost = np.arange(300) % 3 == 0
+    coded = np.where(lost, -7, groups)
+    evaluation, metric = Evaluation(grouped=True, no_group=-7), GroupedAUC(no_group=-7)
+    for part in np.array_split(np.arange(300), 4):
+        for each in (evaluation, metric):
+            each.update(*tensors(scores[part], positive[part], coded[part]))
+    expected = group_auc(scores[~lost], positive[~lost], groups[~lost])
+    values, result = evaluation.compute(), metric.compute()
+    assert (result.value, result.num_groups, result.num_rows, result.total_groups) == expected
+    assert (values["gauc"], values["gauc_groups"], values["gauc_rows"], values["gauc_total_groups"]) == expected
+    assert (result.total_rows, result.rows_without_group, values["gauc_rows_without_group"]) == (300, 100, 100)
+    assert values["num_rows"] == 300, "all other metrics are of all rows"
+    alone = GroupedAUC(split="test", no_group=-7)
+    alone.update(*tensors(scores[:2], np.array([True, False]), np.array([-7, -7])))
+    assert "none of the 0 groups of split 'test' holds both classes (2 rows, 2 of them without" in str(
+        alone.compute().reason
+    )
+
+
 def test_the_caller_may_reuse_its_batch() -> None:
     logits = torch.tensor([0.0, 1.0])
     metric = ExactAUC()

@@ -12,7 +12,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from embank.ctr_models import MODELS
 from embank.pipelines.data.loader import Loader
-from embank.pipelines.data.schema import Schema
+from embank.pipelines.data.prepare import prepare
+from embank.pipelines.data.schema import NO_GROUP, Schema
 from embank.pipelines.training.evaluation import best_model, evaluate, evaluate_run
 from embank.pipelines.training.inspection import inspect_run
 from embank.pipelines.training.run_folder import RunFolder
@@ -129,6 +130,30 @@ def test_backends_reach_the_same_result(data: Path, tmp_path: Path, precision: s
     ]
     assert results[0]["auc"] == pytest.approx(results[1]["auc"], abs=2e-3)
     assert results[0]["logloss"] == pytest.approx(results[1]["logloss"], abs=2e-4)
+
+
+def test_rows_without_a_group_key_are_in_no_group(tmp_path: Path) -> None:
+    """Two users of opposite taste and many rows of nobody: in one big group these would have an AUC of their own."""
+    rows = [(user, item, int(user == item)) for user in ("a", "b") for item in ("a", "b")] * 20
+    rows += [("", item, int(item == "a")) for item in ("a", "b")] * 50
+    log = "user,item,click,split\n" + "".join(
+        f"{user},{item},{click},{split}\n" for split in ("train", "valid", "test") for user, item, click in rows
+    )
+    (tmp_path / "log.csv").write_text(log)
+    columns = {
+        "label": {"column": "click"},
+        "categorical": ["user", "item"],
+        "group": "user",
+        "split": {"by": "column", "column": "split"},
+    }
+    prepare(columns, [tmp_path / "log.csv"], tmp_path / "data")
+    batches = Loader(tmp_path / "data", "test", batch_size=7, shuffle=False).epoch(0)
+    assert sum(int((batch.groups == NO_GROUP).sum()) for batch in batches) == 100
+    result = train(tmp_path / "data", tmp_path / "run", train={"epochs": 1})
+    evaluated = evaluate_run(tmp_path / "run", data=tmp_path / "data", split="test")
+    for values in (result, evaluated):
+        assert (values["gauc_groups"], values["gauc_total_groups"]) == (2, 2)
+        assert (values["gauc_rows"], values["gauc_rows_without_group"], values["num_rows"]) == (80, 100, 180)
 
 
 def test_a_missing_class_is_said_and_training_goes_on(tmp_path: Path) -> None:

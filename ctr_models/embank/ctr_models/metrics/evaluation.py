@@ -20,19 +20,22 @@ class Evaluation:
     Args:
         split: name of the rows, for messages.
         grouped: batches come with group codes.
+        no_group: code of the rows that belong to no group; None where every row has one. Group AUC leaves them out and counts them.
         exact: keep all scores (5 bytes a row, 13 with groups) for the exact AUC; otherwise 4 MiB of bins and a bound on the error.
 
     Raises:
         ConfigError: grouped, but not exact.
     """
 
-    def __init__(self, *, split: str | None = None, grouped: bool = False, exact: bool = True) -> None:
+    def __init__(
+        self, *, split: str | None = None, grouped: bool = False, no_group: int | None = None, exact: bool = True
+    ) -> None:
         if grouped and not exact:
             raise ConfigError(
                 "group AUC needs every score, but exact is False. Use exact=True or leave the groups out."
             )
         self.sums = LossSums(split=split)
-        self.store = ScoreStore(split=split, grouped=grouped) if exact else None
+        self.store = ScoreStore(split=split, grouped=grouped, no_group=no_group) if exact else None
         self.bins = None if exact else BinnedAUC(split=split)
 
     def update(self, logits_B: Tensor, labels_B: Tensor, groups_B: Tensor | None = None) -> None:
@@ -53,8 +56,8 @@ class Evaluation:
 
         Returns:
             num_rows, num_positive, auc, auc_max_error (0 if exact), logloss, calibration (mean prediction / mean label); with groups
-            also gauc, gauc_groups and gauc_rows (those that hold both classes), gauc_total_groups. A metric that is undefined is
-            None; then auc_undefined or gauc_undefined says why.
+            also gauc, gauc_groups and gauc_rows (those that hold both classes), gauc_total_groups, and gauc_rows_without_group, which
+            are in none of them. A metric that is undefined is None; then auc_undefined or gauc_undefined says why.
         """
         auc = self._auc()
         values: Values = {
@@ -112,6 +115,7 @@ def _group_values(store: ScoreStore) -> Values:
         "gauc_groups": result.num_groups,
         "gauc_rows": result.num_rows,
         "gauc_total_groups": result.total_groups,
+        "gauc_rows_without_group": result.rows_without_group,
     }
     if result.reason is not None:
         values["gauc_undefined"] = result.reason

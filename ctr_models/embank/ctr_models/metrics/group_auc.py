@@ -20,6 +20,7 @@ class GroupAUC:
         num_rows: rows in these groups.
         total_groups: all groups.
         total_rows: all rows.
+        rows_without_group: of them, those that belong to no group and are left out.
         reason: why the value is undefined; None if it is defined.
     """
 
@@ -28,6 +29,7 @@ class GroupAUC:
     num_rows: int
     total_groups: int
     total_rows: int
+    rows_without_group: int = 0
     reason: str | None = None
 
 
@@ -85,10 +87,11 @@ class GroupedAUC:
 
     Args:
         split: name for messages.
+        no_group: code of the rows that belong to no group, which are left out and counted; None where every row has one.
     """
 
-    def __init__(self, *, split: str | None = None) -> None:
-        self.store = ScoreStore(split=split, grouped=True)
+    def __init__(self, *, split: str | None = None, no_group: int | None = None) -> None:
+        self.store = ScoreStore(split=split, grouped=True, no_group=no_group)
 
     def update(self, logits_B: Tensor, labels_B: Tensor, groups_B: Tensor) -> None:
         """Add a batch.
@@ -118,12 +121,18 @@ class GroupedAUC:
 
 def exact_group_auc(store: ScoreStore) -> GroupAUC:
     """The group AUC of a grouped store's rows."""
-    value, num_groups, num_rows, total_groups = group_auc(store.scores(), store.positive(), store.groups())
+    scores, positive, groups = store.scores(), store.positive(), store.groups()
+    if store.no_group is not None:
+        has_group = groups != store.no_group
+        scores, positive, groups = scores[has_group], positive[has_group], groups[has_group]
+    value, num_groups, num_rows, total_groups = group_auc(scores, positive, groups)
+    num_without = store.num_rows - len(groups)
     reason = None
     if value is None:
+        without = f", {num_without} of them without a group key" if num_without else ""
         reason = (
             f"group AUC is undefined: none of the {total_groups} groups of {describe(store.split)} holds both classes "
-            f"({store.num_rows} rows). Use more rows or a coarser group key."
+            f"({store.num_rows} rows{without}). Use more rows or a coarser group key."
         )
     return GroupAUC(
         value=value,
@@ -131,5 +140,6 @@ def exact_group_auc(store: ScoreStore) -> GroupAUC:
         num_rows=num_rows,
         total_groups=total_groups,
         total_rows=store.num_rows,
+        rows_without_group=num_without,
         reason=reason,
     )

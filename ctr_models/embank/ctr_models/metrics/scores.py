@@ -68,11 +68,12 @@ class ScoreStore:
     Args:
         split: name for messages.
         grouped: keep a group code per row as well.
+        no_group: code of the rows that belong to no group; None where every row has one.
     """
 
-    def __init__(self, *, split: str | None = None, grouped: bool = False) -> None:
+    def __init__(self, *, split: str | None = None, grouped: bool = False, no_group: int | None = None) -> None:
         self.split = split
-        self.grouped = grouped
+        self.grouped, self.no_group = grouped, no_group
         self.num_rows = 0
         self._scores: list[Floats] = []
         self._positive: list[Bools] = []

@@ -140,7 +140,9 @@ def result(run: Path, values: Mapping[str, Any]) -> None:
         nbytes = values["bundle_bytes"]
         rows.insert(3, ["bundle on disk", f"{nbytes:,} bytes ({human_bytes(nbytes)}), network included"])
     if values.get("gauc") is not None:
-        rows.insert(1, ["test group AUC", number(values["gauc"], 5)])
+        lost = values.get("gauc_rows_without_group")
+        without = f" ({lost:,} rows without a group key are left out)" if lost else ""
+        rows.insert(1, ["test group AUC", number(values["gauc"], 5) + without])
     table(["", ""], [[name, str(value)] for name, value in rows], left=2)
     out.print(f"run directory: {run}", markup=False)
 

@@ -115,7 +115,7 @@ class Encoder:
 
 def group_codes(chunk: Chunk, column: str) -> pa.Array:
     """Codes that tell group values apart, [N] int64: the stable hash of the token (a collision among a million values has
-    probability 3e-8), so they need no dictionary and agree between data sets.
+    probability 3e-8), so they need no dictionary and agree between data sets. A missing value has the code `NO_GROUP`.
     """
     tokens = chunk.frame.select(as_tokens(chunk, column)).to_series()
     return pa.array(hash_strings(tokens).view(np.int64))

@@ -10,6 +10,7 @@ A prepared folder is what `embank prepare` writes and what the loader reads:
 
 Part files hold `label` (int8), one int32 column per categorical feature, one list<int32> column per multi-valued feature (int64 both
 without a vocabulary), one float32 column per numeric feature (normalised), and `group` (int64) when a group key is configured; nothing is null.
+A row whose group key is missing has the group `NO_GROUP`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from embank.pipelines.data.stable_hash import MISSING_HASH
 from embank.tables.errors import DataError
 from embank.tables.token_hash import NUM_TOKEN_IDS, refuse_other_token_hash
 
 FORMAT_VERSION = 1
 LABEL_COLUMN = "label"
 GROUP_COLUMN = "group"
+NO_GROUP = int(MISSING_HASH.astype("int64"))
+"""The group of the rows whose group key is missing: group AUC leaves them out and counts them."""
 SPLIT_NAMES = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"
 CONFIG_FILE = "config.yaml"

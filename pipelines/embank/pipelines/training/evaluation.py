@@ -15,7 +15,7 @@ from torch import Tensor
 from embank.ctr_models import CTRModel
 from embank.ctr_models.metrics import Evaluation
 from embank.pipelines.data.loader import Loader
-from embank.pipelines.data.schema import Schema
+from embank.pipelines.data.schema import NO_GROUP, Schema
 from embank.pipelines.training.build import build
 from embank.pipelines.training.bundle import load_model, schema_of
 from embank.pipelines.training.config import Config, parse_config
@@ -60,23 +60,28 @@ def evaluate(
         rank=processes.rank,
         world_size=processes.count,
     )
-    evaluation = Evaluation(split=split, grouped=loader.schema.group is not None)
+    evaluation = new_evaluation(split, loader.schema)
     model.eval()
     every = 1 if max_samples is None else max(1, min(loader.num_batches, -(-loader.num_rows // max_samples)))
     for batch in islice(loader.epoch(0), every - 1, None, every):
         values: Tensor = model.tables(batch.sparse).values()
         logits_B = score(model, model.network, batch.dense.to(values.device), values, precision=precision)
         evaluation.update(logits_B.cpu(), batch.labels, batch.groups)
-    return _over_all(evaluation, split=split, grouped=loader.schema.group is not None, processes=processes)
+    return _over_all(evaluation, split=split, schema=loader.schema, processes=processes)
 
 
-def _over_all(evaluation: Evaluation, *, split: str, grouped: bool, processes: Processes) -> dict[str, Any]:
+def new_evaluation(split: str, schema: Schema) -> Evaluation:
+    """An evaluation of the rows of a split; those without a group key are in no group."""
+    return Evaluation(split=split, grouped=schema.group is not None, no_group=NO_GROUP)
+
+
+def _over_all(evaluation: Evaluation, *, split: str, schema: Schema, processes: Processes) -> dict[str, Any]:
     """Metrics of the rows of all processes, the same on each."""
     if processes.count == 1:
         return evaluation.compute()
-    merged = Evaluation(split=split, grouped=grouped)
+    merged = new_evaluation(split, schema)
     for state in processes.gather(evaluation.state_dict()):
-        part = Evaluation(split=split, grouped=grouped)
+        part = new_evaluation(split, schema)
         part.load_state_dict(state)
         merged.merge(part)
     return merged.compute()
