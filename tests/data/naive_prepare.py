@@ -48,15 +48,23 @@ def hash_split(parts: Sequence[int], ratios: Sequence[float], seed: int = 0) -> 
     return SPLITS[(position >= ratios[0]) + (position >= ratios[0] + ratios[1])]
 
 
-def transform(text: str | None, kind: str, mean: float = 0.0, std: float = 1.0) -> float:
-    if text is None:
-        return 0.0
+def transform(text: str, kind: str, mean: float = 0.0, std: float = 1.0) -> float:
     value = float(text)
     if kind == "log1p":
         return math.log1p(value) if value > 0 else 0.0
     if kind == "log_squared":
         return float(math.floor(math.log(value) ** 2)) if value > 2 else value
     return (value - mean) / std if kind == "standard" else value
+
+
+def numbers(cells: Sequence[str | None], train: Sequence[str | None], kind: str, missing: str) -> list[float]:
+    """What is written for the cells of a numeric feature, given those of its training part; None is a missing number."""
+    seen = [float(cell) for cell in train if cell is not None]
+    mean = math.fsum(seen) / len(seen)
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in seen) / len(seen)) or 1.0
+    transformed = [transform(cell, kind, mean, std) for cell in train if cell is not None]
+    fill = 0.0 if missing == "zero" else math.fsum(transformed) / len(transformed)
+    return [fill if cell is None else transform(cell, kind, mean, std) for cell in cells]
 
 
 def vocabulary(tokens: Sequence[str | None], min_count: int) -> dict[str | None, int]:

@@ -24,7 +24,12 @@ CONFIG: dict[str, Any] = {
     "label": {"column": "rating", "positive": ">= 4", "negative": "<= 2"},
     "categorical": ["user", "item"],
     "multivalued": {"tags": "|"},
-    "numeric": {"price": "log1p", "age": "standard", "size": "log_squared", "raw": "none"},
+    "numeric": {
+        "price": {"transform": "log1p", "missing": "indicator"},
+        "age": "standard",
+        "size": "log_squared",
+        "raw": "none",
+    },
     "split": {"by": "hash", "key": ["user", "item"], "ratios": RATIOS, "seed": 7},
     "min_count": {"item": 3},
     "group": "user",
@@ -89,20 +94,19 @@ def test_every_row_equals_the_slow_way(folder: Path, expected: dict[str, list[di
     users = naive.vocabulary([row["user"] for row in train], 1)
     items = naive.vocabulary([row["item"] for row in train], 3)
     tags = naive.vocabulary([tag for row in train for tag in (row["tags"] or "").split("|") if tag], 1)
-    ages = [float(row["age"]) for row in train if row["age"]]
-    mean, std = float(np.mean(ages)), float(np.std(ages))
     for name, raw in expected.items():
         prepared = naive.read_rows(folder, name)
         assert len(prepared) == len(raw) > 50
+        for column, kind in {"price": "log1p", "age": "standard", "size": "log_squared", "raw": "none"}.items():
+            want = naive.numbers([row[column] for row in raw], [row[column] for row in train], kind, "mean")
+            assert [row[column] for row in prepared] == pytest.approx(want, rel=1e-6, abs=1e-6), column
+        assert [row["price_missing"] for row in prepared] == [float(row["price"] is None) for row in raw]
         for row, got in zip(raw, prepared, strict=True):
             assert got["label"] == (int(row["rating"] or 0) >= 4)
             assert got["user"] == users.get(row["user"], 0)
             assert got["item"] == items.get(row["item"], 0)
             assert got["tags"] == [tags.get(tag, 0) for tag in (row["tags"] or "").split("|") if tag]
             assert got["group"] % 2**64 == naive.hash_token(row["user"])
-            for column, kind in CONFIG["numeric"].items():
-                want = naive.transform(row[column], kind, mean, std)
-                assert got[column] == pytest.approx(want, rel=1e-6, abs=1e-6), (column, row[column])
 
 
 def test_vocabulary_holds_tokens_kinds_and_training_counts(

@@ -19,6 +19,7 @@ from embank.tables.errors import ConfigError
 from embank.tables.wording import did_you_mean, listing
 
 Transform = Literal["none", "log1p", "standard", "log_squared"]
+Missing = Literal["zero", "mean", "indicator"]
 
 
 class _Model(BaseModel):
@@ -35,6 +36,19 @@ class LabelConfig(_Model):
     column: str
     positive: str | None = None
     negative: str | None = None
+
+
+class NumericConfig(_Model):
+    """A numeric feature.
+
+    Args:
+        transform: what is done to its numbers.
+        missing: what stands where a number is missing, after the transform: 0.0, the mean of the training part, or the mean and
+            another column, `NAME_missing`, that is 1 there and else 0.
+    """
+
+    transform: Transform = "none"
+    missing: Missing = "mean"
 
 
 Ratios = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -94,7 +108,7 @@ class PrepareConfig(_Model):
         label: column and rule.
         categorical: columns with one token per row.
         multivalued: column to separator; null for list columns of Parquet.
-        numeric: column to transform.
+        numeric: column to transform, or to transform and what is done about missing numbers.
         hashed: categorical and multi-valued columns without a vocabulary: ids are hashes of their text, see
             `embank.tables.token_hash`. A column that is named here alone is categorical.
         split: how rows are divided into train, valid and test.
@@ -110,7 +124,7 @@ class PrepareConfig(_Model):
     label: LabelConfig
     categorical: list[str] = []
     multivalued: dict[str, str | None] = {}
-    numeric: dict[str, Transform] = {}
+    numeric: dict[str, NumericConfig] = {}
     hashed: list[str] = []
     split: SplitConfig = HashSplit(by="hash")
     min_count: int | dict[str, int] = 1
@@ -122,8 +136,12 @@ class PrepareConfig(_Model):
 
     @field_validator("numeric", mode="before")
     @classmethod
-    def _numeric_list(cls, value: Any) -> Any:
-        return dict.fromkeys(value, "none") if isinstance(value, list) else value
+    def _numeric_in_short(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return {name: {} for name in value}
+        if isinstance(value, dict):
+            return {name: {"transform": kind} if isinstance(kind, str) else kind for name, kind in value.items()}
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -152,6 +170,11 @@ class PrepareConfig(_Model):
         return [name for name in self.features if name not in self.hashed]
 
     @property
+    def indicators(self) -> dict[str, str]:
+        """Numeric feature to the column that says where it is missing, for those with `missing: indicator`."""
+        return {name: f"{name}_missing" for name, numeric in self.numeric.items() if numeric.missing == "indicator"}
+
+    @property
     def columns(self) -> list[str]:
         """Every raw column that is read, once, in order."""
         split = self.split
@@ -177,6 +200,9 @@ def _feature_problem(config: PrepareConfig) -> str | None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         return f"column {twice[0]!r} is named twice among the features; name it once"
+    for name, indicator in config.indicators.items():
+        if indicator in names:
+            return f"numeric.{name}.missing is 'indicator', which makes a feature {indicator!r}, but there is one of that name; rename the column"
     if config.label.column in names:
         return f"the label column {config.label.column!r} is also a feature, which leaks the answer; remove it there"
     for name in names:
@@ -269,6 +295,8 @@ def _explain(error: ValidationError) -> str:
     where = [str(part) for part in found["loc"]]
     if len(where) > 1 and where[0] == "split" and where[1] in _SPLITS:
         del where[1]  # pydantic's name of the union's member, not a key of the user's
+    if where[:1] == ["numeric"] and where[-1] == "transform":
+        del where[-1]  # `price: log1p` is short for `price: {transform: log1p}`
     path = ".".join(part for part in where if part not in ("int", "dict[str,int]"))
     kind = found["type"]
     if kind == "extra_forbidden":

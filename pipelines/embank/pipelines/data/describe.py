@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embank.pipelines.data.distinct import KEPT
-from embank.pipelines.data.schema import VOCAB_FOLDER, CategoricalField, Schema
+from embank.pipelines.data.schema import IS_MISSING, VOCAB_FOLDER, CategoricalField, NumericField, Schema
 from embank.tables.errors import DataError
 from embank.tables.vocabulary import UNKNOWN_ID, Vocabulary
 
@@ -68,7 +68,7 @@ class Description:
             seen = ", ".join(f"{feature.name} {_values_seen(feature)}" for feature in hashed)
             parts.append(f"no vocabulary (ids are hashes of tokens); different values in training: {seen}")
         if schema.numeric:
-            kinds = ", ".join(f"{field.name} ({field.transform})" for field in schema.numeric)
+            kinds = ", ".join(_numeric_in_words(field) for field in schema.numeric)
             parts.append(f"numeric: {kinds}")
         return "\n\n".join(parts) + "\n"
 
@@ -177,6 +177,12 @@ def _feature_cells(feature: FeatureDescription) -> list[str]:
 def _values_seen(feature: FeatureDescription) -> str:
     about = "" if (feature.num_values or 0) < KEPT else "about "
     return "unknown" if feature.num_values is None else f"{about}{feature.num_values:,}"
+
+
+def _numeric_in_words(field: NumericField) -> str:
+    if field.transform == IS_MISSING:
+        return f"{field.name} (1 where it is missing)"
+    return f"{field.name} ({field.transform}, {field.fill:.4g} where missing)"
 
 
 def _total_cells(description: Description) -> list[str]:

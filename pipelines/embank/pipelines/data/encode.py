@@ -56,8 +56,8 @@ class Encoder:
         columns: dict[str, pa.Array] = {LABEL_COLUMN: pa.array(labels_N)}
         columns |= self._codes(chunk)
         columns |= self._hashes(chunk)
-        for name, kind in self._config.numeric.items():
-            columns[name] = _numbers(chunk, name, kind)
+        for name, numeric in self._config.numeric.items():
+            columns[name] = _numbers(chunk, name, numeric.transform)
         if self._config.group is not None:
             columns[GROUP_COLUMN] = group_codes(chunk, self._config.group)
         columns |= self._split_columns(chunk)
@@ -138,7 +138,8 @@ def id_type(name: str, config: PrepareConfig) -> pa.DataType:
 def _spool_schema(config: PrepareConfig) -> pa.Schema:
     fields: list[tuple[str, pa.DataType]] = [(LABEL_COLUMN, pa.int8())]
     fields += [(name, id_type(name, config)) for name in config.features]
-    fields += [(name, pa.float64() if kind == "standard" else pa.float32()) for name, kind in config.numeric.items()]
+    for name, numeric in config.numeric.items():
+        fields.append((name, pa.float64() if numeric.transform == "standard" else pa.float32()))
     fields += [(GROUP_COLUMN, pa.int64())] if config.group is not None else []
     if isinstance(config.split, (HashSplit, ColumnSplit)):
         fields.append((SPLIT_SPOOL, pa.int8()))

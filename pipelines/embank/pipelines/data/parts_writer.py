@@ -14,7 +14,8 @@ import pyarrow as pa
 from embank.pipelines.data.config import PrepareConfig
 from embank.pipelines.data.distinct import DistinctCount
 from embank.pipelines.data.encode import id_type
-from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN, SPLIT_NAMES
+from embank.pipelines.data.numeric_fields import finished, numeric_columns
+from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN, SPLIT_NAMES, NumericField
 from embank.pipelines.data.spool import BlockWriter
 from embank.tables.token_hash import MISSING_ID
 
@@ -76,7 +77,7 @@ class Finisher:
 
     Args:
         id_of_code: feature to its map from provisional codes to ids.
-        moments: numeric feature with `standard` to its mean and standard deviation.
+        numeric: the numeric fields of the schema, in its order.
 
     Attributes:
         num_present: numeric or hashed feature to the number of values in training rows.
@@ -88,12 +89,13 @@ class Finisher:
         config: PrepareConfig,
         *,
         id_of_code: Mapping[str, npt.NDArray[np.int32]],
-        moments: Mapping[str, tuple[float, float]],
+        numeric: Sequence[NumericField],
     ) -> None:
         self.schema = part_schema(config)
         self.num_present = dict.fromkeys([*config.numeric, *config.hashed], 0)
         self.distinct = {name: DistinctCount() for name in config.hashed}
-        self._config, self._id_of_code, self._moments = config, id_of_code, moments
+        self._config, self._id_of_code = config, id_of_code
+        self._numeric = {field.name: field for field in numeric}
 
     @property
     def dictionary(self) -> list[str]:
@@ -111,7 +113,12 @@ class Finisher:
             else:
                 columns[name] = self._ids(name, column)
         for name in self._config.numeric:
-            columns[name] = self._numbers(name, block[name].to_numpy(), splits_N)
+            values_N = block[name].to_numpy()
+            missing_N = np.isnan(values_N)
+            self.num_present[name] += int(np.count_nonzero(~missing_N & (splits_N == 0)))
+            columns[name] = pa.array(finished(values_N, self._numeric[name]))
+            if name in self._config.indicators:
+                columns[self._config.indicators[name]] = pa.array(missing_N.astype(np.float32))
         if self._config.group is not None:
             columns[GROUP_COLUMN] = block[GROUP_COLUMN].chunk(0)
         return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
@@ -132,20 +139,12 @@ class Finisher:
         self.distinct[name].add(ids)
         self.num_present[name] += int(np.count_nonzero(ids != MISSING_ID))
 
-    def _numbers(self, name: str, values_N: npt.NDArray[np.floating], splits_N: npt.NDArray[np.int8]) -> pa.Array:
-        missing_N = np.isnan(values_N)
-        self.num_present[name] += int(np.count_nonzero(~missing_N & (splits_N == 0)))
-        if name in self._moments:
-            mean, std = self._moments[name]
-            values_N = (values_N - mean) / std
-        return pa.array(np.where(missing_N, 0.0, values_N).astype(np.float32))
-
 
 def part_schema(config: PrepareConfig) -> pa.Schema:
     """Arrow schema of the part files; nothing is null."""
     fields = [pa.field(LABEL_COLUMN, pa.int8(), nullable=False)]
     fields += [pa.field(name, id_type(name, config), nullable=False) for name in config.features]
-    fields += [pa.field(name, pa.float32(), nullable=False) for name in config.numeric]
+    fields += [pa.field(name, pa.float32(), nullable=False) for name in numeric_columns(config)]
     fields += [pa.field(GROUP_COLUMN, pa.int64(), nullable=False)] if config.group is not None else []
     return pa.schema(fields)
 

@@ -18,6 +18,7 @@ from embank.pipelines.data.config import PrepareConfig
 from embank.pipelines.data.encode import Encoder, Spooled
 from embank.pipelines.data.formats.base import Chunk, Source
 from embank.pipelines.data.moments import Moments
+from embank.pipelines.data.numeric_fields import needs_moments
 from embank.pipelines.data.parts_writer import Finisher, SplitWriter, write_split_rows
 from embank.pipelines.data.plan import Codes, SplitPlan
 from embank.pipelines.data.progress import ProgressCallback
@@ -126,12 +127,14 @@ def no_values(name: str, source: str) -> str:
 
 
 def measure_moments(config: PrepareConfig, spool: SpoolReader, plan: SplitPlan) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation over the training part of each numeric feature with `standard`."""
-    moments = {name: Moments() for name, kind in config.numeric.items() if kind == "standard"}
+    """Mean and standard deviation over the training part of each numeric feature that needs one: for `standard`, or where numbers are
+    missing.
+    """
+    moments = {name: Moments() for name, numeric in config.numeric.items() if needs_moments(numeric)}
     if moments:
         for block, splits_N in plan.blocks(spool, list(moments)):
             for name, moment in moments.items():
-                moment.add(block[name].to_numpy()[splits_N == 0])
+                moment.add(block[name].to_numpy()[splits_N == 0].astype(np.float64))
     return {name: (moment.mean, moment.std) for name, moment in moments.items()}
 
 

@@ -22,6 +22,7 @@ from embank.pipelines.data.config import PrepareConfig, merge, parse_config, rea
 from embank.pipelines.data.encode import Encoder
 from embank.pipelines.data.formats import find_format
 from embank.pipelines.data.formats.base import Source, TextOptions, check_columns
+from embank.pipelines.data.numeric_fields import numeric_fields
 from embank.pipelines.data.output import output_folder
 from embank.pipelines.data.parts_writer import Finisher
 from embank.pipelines.data.passes import check_present, measure_moments, rank_features, spool_rows, write_parts
@@ -132,14 +133,14 @@ def _prepare_into(
         check_splits(splits, source=source.name, num_dropped=num_dropped)
         fingerprint = Fingerprint()
         id_of_code = _rank_all(folder, encoder, plan, config, fingerprint, source.name, progress)
-        moments = measure_moments(config, spool, plan)
-        finisher = Finisher(config, id_of_code=id_of_code, moments=moments)
+        numeric = numeric_fields(config, measure_moments(config, spool, plan))
+        finisher = Finisher(config, id_of_code=id_of_code, numeric=numeric)
         write_parts(folder, spool, plan, finisher, row_group_rows=config.row_group_rows, progress=progress)
     check_present(finisher, source.name)
     spool_path.unlink()
     sizes = {name: _vocabulary_size(ids) for name, ids in id_of_code.items()}
     distinct = {name: counter.count for name, counter in finisher.distinct.items()}
-    schema = _schema(config, format, splits, sizes, distinct, moments, fingerprint)
+    schema = _schema(config, format, splits, sizes, distinct, numeric, fingerprint)
     _write_config(folder, config)
     schema.save(folder)
     return schema
@@ -179,7 +180,7 @@ def _schema(
     splits: tuple[Split, ...],
     sizes: Mapping[str, int],
     distinct: Mapping[str, int],
-    moments: Mapping[str, tuple[float, float]],
+    numeric: tuple[NumericField, ...],
     fingerprint: Fingerprint,
 ) -> Schema:
     categorical = tuple(
@@ -192,17 +193,13 @@ def _schema(
         )
         for name in config.features
     )
-    numeric = []
-    for name, kind in config.numeric.items():
-        mean, std = moments.get(name, (None, None))
-        numeric.append(NumericField(name=name, transform=kind, mean=mean, std=std))
     version = TOKEN_HASH_VERSION if config.hashed else None
     fields = [_identity(field, version) for field in categorical] + [asdict(field) for field in numeric]
     return Schema(
         source=format,
         label=config.label.column,
         categorical=categorical,
-        numeric=tuple(numeric),
+        numeric=numeric,
         group=config.group,
         splits=splits,
         row_group_rows=config.row_group_rows,

@@ -29,6 +29,7 @@ LABEL_COLUMN = "label"
 GROUP_COLUMN = "group"
 NO_GROUP = int(MISSING_HASH.astype("int64"))
 """The group of the rows whose group key is missing: group AUC leaves them out and counts them."""
+IS_MISSING = "is_missing"
 SPLIT_NAMES = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"
 CONFIG_FILE = "config.yaml"
@@ -62,12 +63,21 @@ class CategoricalField:
 
 @dataclass(frozen=True, kw_only=True)
 class NumericField:
-    """A numeric feature, already transformed; `mean` and `std` (of the training part) are set for `standard` only."""
+    """A numeric feature, already transformed: everything that is needed to do the same to other rows.
+
+    Args:
+        transform: as configured, or `IS_MISSING` for a column that is 1 where the feature before it is missing and else 0.
+        mean, std: of the training part, for `standard` only.
+        missing: zero, mean or indicator, as configured.
+        fill: what is written, after the transform, where the number is missing.
+    """
 
     name: str
     transform: str
     mean: float | None
     std: float | None
+    missing: str = "zero"
+    fill: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

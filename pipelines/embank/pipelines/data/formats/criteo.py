@@ -22,7 +22,7 @@ LAYOUT = TextLayout(
 DEFAULT = {
     "label": {"column": "label"},
     "categorical": list(CATEGORICAL),
-    "numeric": dict.fromkeys(NUMERIC, "log1p"),
+    "numeric": {name: {"transform": "log1p", "missing": "zero"} for name in NUMERIC},
     "split": {"by": "ratio", "ratios": [0.8, 0.1, 0.1]},
 }
 
