@@ -1,7 +1,9 @@
 """Training, evaluation and inspection of small runs."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +16,18 @@ from embank.ctr_models import MODELS
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.prepare import prepare
 from embank.pipelines.data.schema import NO_GROUP, Schema
+from embank.pipelines.sweep.leaderboard import validation
 from embank.pipelines.training.evaluation import best_model, evaluate, evaluate_run
 from embank.pipelines.training.inspection import inspect_run
+from embank.pipelines.training.progress import Progress
+from embank.pipelines.training.reporter import Reporter
 from embank.pipelines.training.run_folder import RunFolder
 from embank.pipelines.training.schedule import lr_factor
 from embank.pipelines.training.step import NonFiniteLossError
+from embank.pipelines.training.trainer import Trainer
 from embank.tables import CheckpointError, ConfigError, DataError
 from tests.data.prepared import edit_part
-from tests.training.runs import train, write_data
+from tests.training.runs import config, train, write_data
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +60,12 @@ def test_what_a_run_leaves_behind(run: Path) -> None:
     assert result["auc"] == records[-1]["auc"]
     best = max(records[:-1], key=lambda record: record["auc"])
     assert result["best_step"] == best["step"] == records[-1]["step"]
+    assert result["best_epoch"] == best["epoch"] == records[-1]["epoch"]
+    least = min(records[:-1], key=lambda record: record["logloss"])
+    assert result["least_valid_logloss"] == {
+        key: least[key] for key in ("step", "epoch", "logloss", "auc", "gauc") if least[key] is not None
+    }
+    assert result["valid_logloss"] == best["logloss"]
 
 
 def test_metrics_equal_scikit_learn(run: Path, data: Path) -> None:
@@ -115,6 +127,64 @@ def test_early_stopping_keeps_the_best(data: Path, tmp_path: Path) -> None:
     assert values.index(max(values)) == len(values) - 3
     assert result["valid_auc"] == max(values)
     assert len(RunFolder(tmp_path / "run").saved()) == 2
+
+
+def record(step: int, **figures: float | None) -> dict[str, Any]:
+    return {"step": step, "epoch": step // 10, "auc": 0.5, "logloss": 0.7, "auc_undefined": "", **figures}
+
+
+def judged(*records: dict[str, Any], monitor: str = "auc", patience: int | None = None) -> Progress:
+    progress = Progress()
+    for entry in records:
+        progress.step = entry["step"]
+        progress.judge(entry, monitor=monitor, patience=patience, only_end=False)
+    return progress
+
+
+def test_a_choice_that_costs_log_loss_is_told() -> None:
+    early, late = record(10, auc=0.70, logloss=0.29), record(30, auc=0.71, logloss=0.63)
+    progress = judged(early, record(20, auc=0.69, logloss=0.4), late)
+    assert (progress.best_step, progress.chosen.epoch, progress.least_loss.step) == (30, 3, 10)
+    assert "step 30, chosen by AUC on validation (0.7100), has a log loss of 0.6300 there" in progress.loss_note
+    assert "that of step 10 had 0.2900 at AUC 0.7000" in progress.loss_note
+    again = Progress.from_json(json.loads(json.dumps(asdict(progress))))
+    assert again == progress
+    assert judged(early, late, monitor="logloss").loss_note is None
+    assert judged(record(10, auc=0.7, logloss=0.3), record(20, auc=0.71, logloss=0.301)).loss_note is None
+
+
+def test_the_log_loss_is_told_at_the_end_of_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AUC rises and log loss with it: the last checkpoint is taken, and the note has both."""
+    notes: list[str] = []
+
+    class Listens(Reporter):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    def worse(model: Any, path: Any, split: str, **_: Any) -> dict[str, Any]:
+        number = len(list((tmp_path / "run" / "checkpoints").iterdir()))
+        return {"auc": 0.6 + number / 10, "logloss": 0.3 + number / 10}
+
+    monkeypatch.setattr("embank.pipelines.training.trainer.evaluate", worse)
+    result = Trainer(config(data, train={"epochs": 2}), tmp_path / "run", reporter=Listens()).train()
+    assert result["least_valid_logloss"]["logloss"] == pytest.approx(0.3)
+    assert result["valid_logloss"] == pytest.approx(0.4)
+    assert "has a log loss of 0.4000 there; that of step 10 had 0.3000 at AUC 0.6000" in notes[-1]
+
+
+def test_the_monitor_may_be_group_auc(data: Path, tmp_path: Path) -> None:
+    first, second = record(10, auc=0.8, gauc=0.6), record(20, auc=0.7, gauc=0.7)
+    progress = judged(first, second, monitor="gauc")
+    assert (progress.best_step, progress.best_value, progress.monitor) == (20, 0.7, "gauc")
+    assert judged(record(10, gauc=None, gauc_undefined="none"), monitor="gauc").monitor == "logloss"
+    ungrouped = write_data(tmp_path / "data", group=False)
+    with pytest.raises(ConfigError, match="'train.monitor' is 'gauc', but .* has no group key"):
+        train(ungrouped, tmp_path / "run", train={"monitor": "gauc"})
+    assert not (tmp_path / "run").exists()
+    assert validation({"monitor": "gauc", "valid_gauc": 0.7, "valid_auc": 0.5, "valid_logloss": 0.6}) == 0.7
+    assert validation({"monitor": "logloss", "valid_auc": 0.5, "valid_logloss": 0.6}) == -0.6
 
 
 def test_evaluation_every_few_steps(data: Path, tmp_path: Path) -> None:

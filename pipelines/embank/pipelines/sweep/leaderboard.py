@@ -85,7 +85,9 @@ class Row:
 
 def validation(result: Mapping[str, Any]) -> float:
     """What a run reached on validation, larger is better: AUC, or the negative log loss where that was monitored."""
-    return float(result["valid_auc"] if "valid_auc" in result else -result["valid_logloss"])
+    monitor = result.get("monitor") or ("auc" if "valid_auc" in result else "logloss")  # earlier versions don't say
+    value = float(result[f"valid_{monitor}"])
+    return -value if monitor == "logloss" else value
 
 
 def leaderboard(results: Sequence[CaseResults]) -> list[Row]:

@@ -99,7 +99,7 @@ class TrainConfig:
             divides them by 10 after each evaluation without improvement.
         seed: of initial values, shuffling and dropout.
         patience: evaluations without improvement on validation before training stops; None trains all epochs.
-        monitor: what is improved on validation.
+        monitor: what is improved on validation; gauc needs data with a group key.
         eval_every: steps between evaluations on validation; None evaluates at the end of each epoch.
         checkpoint_every: steps between checkpoints besides those at evaluations.
         checkpoint_minutes: minutes after which a checkpoint is written in any case.
@@ -123,7 +123,7 @@ class TrainConfig:
     decay: Literal["none", "linear", "cosine", "plateau"] = "none"
     seed: int = 0
     patience: int | None = None
-    monitor: Literal["auc", "logloss"] = "auc"
+    monitor: Literal["auc", "gauc", "logloss"] = "auc"
     eval_every: int | None = None
     checkpoint_every: int | None = None
     checkpoint_minutes: float = 10.0

@@ -81,6 +81,14 @@ def refuse_unusable_splits(schema: Schema, *, path: str) -> None:
             )
 
 
+def refuse_missing_group(schema: Schema, *, monitor: str, path: str) -> None:
+    """Raises ConfigError if checkpoints should be chosen by group AUC on data without a group key."""
+    if monitor == "gauc" and schema.group is None:
+        raise ConfigError(
+            f"'train.monitor' is 'gauc', but '{path}' has no group key. Prepare the data with 'group: COLUMN', or monitor auc or logloss"
+        )
+
+
 def refuse_differences(config: Mapping[str, Any], schema: Schema, processes: Processes) -> None:
     """All processes of a run need the same configuration and data.
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from embank.pipelines.data.batch import Position
 
+MUCH = 0.01
+"""Share by which a log loss must exceed another one to be worth a note."""
+
 
 @dataclass(kw_only=True)
 class StageProgress:
@@ -28,6 +31,22 @@ class StageProgress:
     training_bytes: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """An evaluation on validation, as it is remembered.
+
+    Args:
+        step, epoch: when it was made.
+        logloss, auc, gauc: its figures; None where they are undefined.
+    """
+
+    step: int
+    epoch: int
+    logloss: float
+    auc: float | None = None
+    gauc: float | None = None
+
+
 @dataclass(kw_only=True)
 class Progress:
     """Where a run stands; saved with every checkpoint.
@@ -41,6 +60,8 @@ class Progress:
         best_step: step of the checkpoint that is served, None before an evaluation that may choose it.
         best_value: of the monitored metric, the best in this stage.
         monitor: the metric that checkpoints are chosen by; log loss where AUC is undefined.
+        chosen: the evaluation of the checkpoint that is served.
+        least_loss: of the evaluations that might have been chosen, the one with the least log loss.
         num_worse: evaluations since then.
         num_plateaus: evaluations without improvement in this stage.
         evaluated_step: step of the last evaluation.
@@ -59,6 +80,8 @@ class Progress:
     best_step: int | None = None
     best_value: float | None = None
     monitor: str = "auc"
+    chosen: Judged | None = None
+    least_loss: Judged | None = None
     num_worse: int = 0
     num_plateaus: int = 0
     evaluated_step: int = -1
@@ -106,7 +129,7 @@ class Progress:
         """Goes on to the next stage, or to the first: early stopping and plateaus start anew."""
         self.stages.append(StageProgress(name=name, first_epoch=self.epoch, training_bytes=training_bytes))
         self.position = self.search_position = None
-        self.best_step = self.best_value = None
+        self.best_step = self.best_value = self.chosen = self.least_loss = None
         self.num_worse = self.num_plateaus = 0
         self.loss_sum, self.loss_rows = 0.0, 0
         self.is_done = False
@@ -116,7 +139,7 @@ class Progress:
 
         Args:
             record: metrics of the evaluation that has just been made.
-            monitor: the metric to choose by; log loss takes its place where AUC is undefined.
+            monitor: the metric to choose by; log loss takes its place where it is undefined.
             patience: evaluations without improvement before the stage ends.
             only_end: every evaluation is better than those before it.
 
@@ -128,19 +151,40 @@ class Progress:
         if record[monitor] is None:
             self.monitor = "logloss"
             if self.best_value is None:
-                note = f"{record['auc_undefined']}; choosing checkpoints by log loss instead"
+                note = f"{record[f'{monitor}_undefined']}; choosing checkpoints by log loss instead"
         value = record[self.monitor]
-        sign = 1 if self.monitor == "auc" else -1
+        sign = -1 if self.monitor == "logloss" else 1
+        judged = Judged(**{name: record[name] for name in ("step", "epoch", "logloss", "auc")}, gauc=record.get("gauc"))
+        if self.least_loss is None or only_end or judged.logloss < self.least_loss.logloss:
+            self.least_loss = judged
         if self.best_value is None or only_end or sign * value > sign * self.best_value:
-            self.best_value, self.best_step, self.num_worse = value, self.step, 0
+            self.best_value, self.best_step, self.chosen, self.num_worse = value, self.step, judged, 0
             return note
         self.num_worse, self.num_plateaus = self.num_worse + 1, self.num_plateaus + 1
         self.is_done = patience is not None and self.num_worse >= patience
         return note
 
+    @property
+    def loss_note(self) -> str | None:
+        """What to say of the log loss of the checkpoint that was chosen, where that of another one was much lower."""
+        chosen, least = self.chosen, self.least_loss
+        if chosen is None or least is None or chosen.logloss <= (1 + MUCH) * least.logloss:
+            return None
+        value, other = getattr(chosen, self.monitor), getattr(least, self.monitor)
+        label = {"auc": "AUC", "gauc": "group AUC"}[self.monitor]
+        return (
+            f"the checkpoint of step {chosen.step:,}, chosen by {label} on validation ({value:.4f}), has a log loss of {chosen.logloss:.4f} there; "
+            f"that of step {least.step:,} had {least.logloss:.4f}"
+            + (f" at {label} {other:.4f}" if other is not None else "")
+            + ". If predictions are used as probabilities, train with train.monitor=logloss"
+        )
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Progress":
         """The inverse of `asdict`."""
+
+        def judged(key: str) -> Judged | None:
+            return None if values.get(key) is None else Judged(**values[key])
 
         def position(key: str) -> Position | None:
             return None if values[key] is None else Position(**values[key])
@@ -149,5 +193,7 @@ class Progress:
             "position": position("position"),
             "search_position": position("search_position"),
             "stages": [StageProgress(**stage) for stage in values["stages"]],
+            "chosen": judged("chosen"),
+            "least_loss": judged("least_loss"),
         }
         return cls(**{**values, **read})

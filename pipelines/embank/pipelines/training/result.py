@@ -11,7 +11,7 @@ from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.bundle import write_bundle
 from embank.pipelines.training.config import Config
 from embank.pipelines.training.evaluation import best_model
-from embank.pipelines.training.progress import Progress
+from embank.pipelines.training.progress import Judged, Progress
 from embank.pipelines.training.run_folder import ROWS, RunFolder
 from embank.tables import TableCollection
 from embank.tables.bundle import folder_nbytes
@@ -77,11 +77,16 @@ def final_figures(
         bundle_nbytes: of the run's bundle, on disk.
     """
     serving, plain = tables.nbytes("serving"), plain_nbytes_of(tables.specs)
+    chosen, least = progress.chosen, progress.least_loss
     nominal = tables.nbytes("nominal")
     return {
         **scores,
         f"valid_{progress.monitor}": progress.best_value,
+        **({} if chosen is None else {f"valid_{name}": v for name, v in _figures(chosen).items()}),
+        "monitor": progress.monitor,
         "best_step": progress.best_step,
+        "best_epoch": None if chosen is None else chosen.epoch,
+        "least_valid_logloss": None if least is None else {"step": least.step, "epoch": least.epoch, **_figures(least)},
         "num_steps": progress.step,
         "serving_bytes": serving,
         "training_bytes": max(stage.training_bytes for stage in progress.stages),
@@ -109,3 +114,9 @@ def final_figures(
         "method": config.tables.default.method,
         "budget": config.tables.default.budget,
     }
+
+
+def _figures(judged: Judged) -> dict[str, float]:
+    """The metrics of an evaluation that are defined."""
+    figures = {"logloss": judged.logloss, "auc": judged.auc, "gauc": judged.gauc}
+    return {name: value for name, value in figures.items() if value is not None}

@@ -17,7 +17,7 @@ from embank.pipelines.training.build import NO_STAGES, build, initial_network
 from embank.pipelines.training.config import Config, to_plain
 from embank.pipelines.training.evaluation import evaluate, validation_score
 from embank.pipelines.training.interrupt import stop_on_signals
-from embank.pipelines.training.launch import refuse_differences, refuse_unusable_splits
+from embank.pipelines.training.launch import refuse_differences, refuse_missing_group, refuse_unusable_splits
 from embank.pipelines.training.progress import Progress
 from embank.pipelines.training.reporter import Reporter
 from embank.pipelines.training.result import close_run
@@ -99,6 +99,7 @@ class Trainer:
         if not resume:
             self.run.refuse_used()
             refuse_unusable_splits(self.schema, path=self.config.data.path)
+            refuse_missing_group(self.schema, monitor=self.config.train.monitor, path=self.config.data.path)
             return None
         if not self.run.is_run:
             raise CheckpointError(f"'{self.run.path}' holds no run to resume; start it without --resume")
@@ -390,7 +391,7 @@ class Trainer:
                 "split": "test",
                 "stage": self.stage.name,
                 "step": progress.best_step,
-                "epoch": progress.epoch,
+                "epoch": progress.epoch if progress.chosen is None else progress.chosen.epoch,
                 **scores,
             }
         )
@@ -402,4 +403,6 @@ class Trainer:
                 )
         result = self.processes.first(result)
         assert result is not None
+        if progress.loss_note is not None:
+            self.reporter.note(progress.loss_note)
         return result
