@@ -2,14 +2,11 @@
 
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
-from embank.ctr_models import MODELS
-from embank.tables import registered_methods
 from tests.training.runs import raw_config, write_data
 
 
@@ -107,16 +104,6 @@ def test_debug_may_stand_anywhere(tmp_path: Path) -> None:
         done = embank(*arguments, tmp_path / "run.yaml", "--out", tmp_path / "run")
         assert "Traceback" in done.stderr
         assert "has no rows in its valid split" in done.stderr
-
-
-def test_version_methods_and_models_are_listed() -> None:
-    assert embank("--version").stdout == f"embank {version('embank')}\n"
-    methods = embank("methods").stdout.splitlines()
-    assert [line.split()[0] for line in methods[1:]] == registered_methods()
-    assert any(line.startswith("tt_rec ") and "product of three small matrices" in line for line in methods)
-    models = embank("models").stdout.splitlines()
-    assert [line.split()[0] for line in models[1:]] == list(MODELS)
-    assert all(len(line.split()) > 3 for line in models[1:]), "each has its line"
 
 
 def test_shells_complete_commands() -> None:

@@ -1,5 +1,6 @@
 """Small prepared folders for tests, written without `embank prepare`."""
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +27,9 @@ def write_prepared(
     row_group_rows: int = 16,
     seed: int = 0,
 ) -> Schema:
-    """A prepared folder of random rows.
+    """A prepared folder of random rows whose labels follow their ids and numbers (see `effects`).
+
+    With groups, the first single-valued feature is the group, so that groups hold several rows.
 
     Args:
         rows: split name to number of rows.
@@ -63,6 +66,11 @@ def write_prepared(
     return schema
 
 
+def effects(name: str, size: int) -> np.ndarray:
+    """What each id of a feature adds to the logit of the label: the signal that a model can learn, the same in all splits."""
+    return np.random.default_rng(zlib.crc32(name.encode())).normal(scale=1.5, size=size)
+
+
 def edit_part(path: Path, edit: Callable[[pa.Table], pa.Table]) -> None:
     """Rewrite a part file, in row groups of 16."""
     pq.write_table(edit(pq.read_table(path)), path, row_group_size=16)
@@ -76,19 +84,27 @@ def _table(
     numeric: Sequence[str],
     group: bool,
 ) -> pa.Table:
-    columns: dict[str, object] = {"label": rng.integers(0, 2, count).astype(np.int8)}
+    columns: dict[str, object] = {}
+    logits = np.zeros(count)
     for name, size in single.items():
-        columns[name] = rng.integers(0, size, count).astype(np.int32)
+        ids = rng.integers(0, size, count).astype(np.int32)
+        columns[name] = ids
+        logits += effects(name, size)[ids]
     for name, size in bags.items():
-        offsets = np.concatenate([[0], np.cumsum(rng.integers(0, 4, count))]).astype(np.int32)
+        lengths = rng.integers(0, 4, count)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         ids = rng.integers(0, size, offsets[-1]).astype(np.int32)
         columns[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
+        np.add.at(logits, np.repeat(np.arange(count), lengths), effects(name, size)[ids] / 2)
     for name in numeric:
         values = np.arange(count) if name == "row" else rng.normal(size=count)
         columns[name] = values.astype(np.float32)
+        logits += 0 if name == "row" else values / 2
+    labels = (rng.random(count) < 1 / (1 + np.exp(-logits))).astype(np.int8)
     if group:
-        columns["group"] = rng.integers(0, 1 << 40, count)
-    return pa.table(columns)
+        owner = np.asarray(next(iter(columns.values()))) if single else rng.integers(0, 10, count)
+        columns["group"] = owner.astype(np.int64) + (1 << 40)
+    return pa.table({"label": labels, **columns})
 
 
 def _write_parts(folder: Path, table: pa.Table, rng: np.random.Generator, parts: int, row_group_rows: int) -> None:
