@@ -2,10 +2,12 @@
 
     python benchmarks/peers/dlrm_speed.py --rows 1000000 10000000 --repeats 5 --threads 2
     python benchmarks/peers/dlrm_speed.py --rows 1000000 --contestants embank torchrec --embank-set train.compile=true
+    python benchmarks/peers/dlrm_speed.py --rows 1000000 --contestants embank previous --previous ../old/.venv/bin/python
 
 13 numeric and 26 categorical inputs, dim 16, bottom 512-256-64-16, top 512-256-1, batch 4,096, fp32. One round runs every
 contestant once, each in a process of its own, so that a noisy minute hits all of them; the ratio is taken within a round.
-The peers train on batches that lie ready in memory; embank's figure includes its loader. Data comes from
+The peers train on batches that lie ready in memory; embank's figure includes its loader. `previous` is `embank train` of another
+installation, such as a checkout of an earlier commit, on the same data as that one prepares it. Data comes from
 `embank.pipelines.data.synth` once per table size. A finished run is a line in `--work`/runs.jsonl and is not repeated.
 Writes benchmarks/results/dlrm_speed.{json,md}; run it on a quiet machine.
 """
@@ -31,17 +33,18 @@ VARIANTS = {  # what `embank train` runs with beside eager fp32
     "embank-compiled": ["train.compile=true"],
     "embank-compiled-bf16": ["train.compile=true", "train.precision=bf16"],
 }
-PEERS = ("torchrec", "fuxictr")
+PREVIOUS = "previous"
+PEERS = ("torchrec", "fuxictr", PREVIOUS)
+MAKE_DATA = "import json, sys; from embank.pipelines.data.synth import synth_prepared as make; make(sys.argv[1], **json.loads(sys.argv[2]))"
 
 
-def ensure_data(args: argparse.Namespace, rows: int) -> Path:
+def ensure_data(args: argparse.Namespace, rows: int, *, python: str = sys.executable) -> Path:
     """A prepared folder whose tables hold `rows` rows in total, with enough training rows for every contestant."""
-    from embank.pipelines.data.synth import synth_prepared
-
     train = BATCH_SIZE * (args.steps + args.warmup)
-    folder = args.work / f"dlrm_{rows}_{train}"
+    folder = args.work / f"dlrm_{rows}_{train}{'' if python == sys.executable else '_' + PREVIOUS}"
     if not folder.exists():
-        synth_prepared(folder, total_rows=rows, train=train, valid=BATCH_SIZE, test=BATCH_SIZE, seed=0)
+        sizes = {"total_rows": rows, "train": train, "valid": BATCH_SIZE, "test": BATCH_SIZE, "seed": 0}
+        output_of([python, "-c", MAKE_DATA, folder, json.dumps(sizes)])
     return folder
 
 
@@ -56,6 +59,7 @@ def run_peer(name: str, data: Path, args: argparse.Namespace) -> dict:
 
 def run_embank(name: str, data: Path, args: argparse.Namespace) -> dict:
     """One epoch of `embank train`; the whole epoch counts, first steps and loader included."""
+    python = args.previous if name == PREVIOUS else sys.executable
     config = {
         "data": {"path": str(data.resolve()), "batch_size": BATCH_SIZE},
         "model": {"name": "dlrm", "bottom": speed.BOTTOM, "top": speed.TOP},
@@ -71,8 +75,8 @@ def run_embank(name: str, data: Path, args: argparse.Namespace) -> dict:
     path, folder = args.work / "embank.yaml", args.work / "embank_run"
     path.write_text(yaml.safe_dump(config))
     shutil.rmtree(folder, ignore_errors=True)
-    sets = [part for setting in [*VARIANTS[name], *args.embank_set] for part in ("--set", setting)]
-    output_of([sys.executable, "-m", "embank", "train", path, "--out", folder, *sets])
+    sets = [part for setting in [*VARIANTS.get(name, []), *args.embank_set] for part in ("--set", setting)]
+    output_of([python, "-m", "embank", "train", path, "--out", folder, *sets])
     result = json.loads((folder / "result.json").read_text())
     shutil.rmtree(folder)
     return {
@@ -97,14 +101,16 @@ def measure(args: argparse.Namespace) -> list[dict]:
     measured = []
     for rows in args.rows:
         data = ensure_data(args, rows)
+        earlier = ensure_data(args, rows, python=args.previous) if PREVIOUS in args.contestants else data
         for repeat in range(args.repeats):
             shift = repeat % len(args.contestants)
             for name in args.contestants[shift:] + args.contestants[:shift]:
                 settings = [name, rows, repeat, args.steps, args.warmup, args.threads]
-                extra = args.embank_set if name in VARIANTS else [args.fuxictr_steps] * (name == "fuxictr")
+                extra = args.embank_set if name in (*VARIANTS, PREVIOUS) else [args.fuxictr_steps] * (name == "fuxictr")
                 key = json.dumps([*settings, extra])
                 if key not in done:
-                    result = run_embank(name, data, args) if name in VARIANTS else run_peer(name, data, args)
+                    run = run_embank if name in (*VARIANTS, PREVIOUS) else run_peer
+                    result = run(name, earlier if name == PREVIOUS else data, args)
                     done[key] = {"key": key, "name": name, "rows": rows, "repeat": repeat, **result}
                     with log.open("a") as file:
                         file.write(json.dumps(done[key]) + "\n")
@@ -167,7 +173,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="rows of all tables together"
     )
-    parser.add_argument("--contestants", nargs="+", choices=[*VARIANTS, *PEERS], default=[*VARIANTS, *PEERS])
+    parser.add_argument("--contestants", nargs="+", choices=[*VARIANTS, *PEERS], default=[*VARIANTS, *PEERS[:2]])
+    parser.add_argument(
+        "--previous", help="the Python of an installation of another version, for the contestant `previous`"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--fuxictr-steps", type=int, default=30, help="its steps take seconds at 10 M rows")
@@ -176,7 +185,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/peers/dlrm_speed"), help="data, log and scratch")
     parser.add_argument("--name", default="dlrm_speed", help="of the result files")
     parser.add_argument("--embank-set", action="append", default=[], metavar="KEY=VALUE", help="passed to embank train")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (PREVIOUS in args.contestants) != (args.previous is not None):
+        parser.error("the contestant `previous` and the option --previous need each other")
+    return args
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
     python benchmarks/peers/parity.py --task anime --data runs/data/anime --threads 2
 
 For each model and side: one seed over the grid, the point with the best validation AUC, then the other seeds at that
-point. Test AUC is reported for the chosen point alone. Every finished run is a line in `--work`/runs.jsonl, and a run
+point. With `--peers-from REPORT.json` FuxiCTR's studies are those of an earlier report on the same data. Test AUC is reported for the chosen point alone. Every finished run is a line in `--work`/runs.jsonl, and a run
 whose line is there is not repeated: stop and start at will. Writes benchmarks/results/parity_<task>.{json,md}.
 """
 
@@ -246,6 +246,34 @@ def study_all(runner: Runner, side: str, model: str, seeds: list[int]) -> list[d
     return [study(runner, side, model, seeds, schedule) for schedule in schedules]
 
 
+def earlier_studies(report: Path, runner: Runner, args: argparse.Namespace) -> list[dict]:
+    """FuxiCTR's studies of an earlier report, if it compared on the same rows, seeds and grid."""
+    earlier = json.loads(report.read_text())
+    now = {"task": args.task, "seeds": args.seeds, "rows": runner.num_rows, **plain(asdict(runner.task))}
+    then = {
+        "task": earlier["task"],
+        "seeds": earlier["seeds"],
+        "rows": earlier["data"]["train_rows"],
+        **earlier["grid"],
+    }
+    differing = [key for key in then if key != "embank" and then[key] != now[key]]
+    if differing:
+        raise SystemExit(
+            f"{report} compared something else: its {differing[0]} is {then[differing[0]]}, now {now[differing[0]]}"
+        )
+    schedule = {
+        "schedule": earlier["grid"]["embank"]["decay"]
+    }  # where FuxiCTR had one only, reports used not to name it
+    return [
+        schedule | entry for entry in earlier["studies"] if entry["side"] == "fuxictr" and entry["model"] in args.models
+    ]
+
+
+def plain(value: object) -> object:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
 def compare(studies: list[dict]) -> list[dict]:
     """embank minus FuxiCTR, seed by seed (both sides score the same test rows)."""
     by_model: dict[str, dict[str, dict]] = {}
@@ -302,7 +330,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, help="log and scratch; default runs/peers/parity_<task>")
     parser.add_argument("--embank-set", action="append", default=[], metavar="KEY=VALUE", help="passed to embank train")
+    parser.add_argument("--peers-from", type=Path, metavar="REPORT", help="an earlier report, for FuxiCTR's figures")
     args = parser.parse_args()
+    if args.peers_from:
+        args.sides = ["embank"]
     args.work = args.work or Path(f"runs/peers/parity_{args.task}")
     return args
 
@@ -316,6 +347,10 @@ def main() -> None:
     studies = [
         entry for model in args.models for side in args.sides for entry in study_all(runner, side, model, args.seeds)
     ]
+    if args.peers_from:
+        studies = sorted(
+            [*earlier_studies(args.peers_from, runner, args), *studies], key=lambda e: MODELS.index(e["model"])
+        )
     report = {
         "task": args.task,
         "command": " ".join(["python", "benchmarks/peers/parity.py", *sys.argv[1:]]),
