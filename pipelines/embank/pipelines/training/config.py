@@ -87,8 +87,11 @@ class TrainConfig:
     Args:
         epochs: passes over the training split.
         lr: peak learning rate of the dense parameters.
-        optimizer: of the dense parameters.
-        weight_decay: of the dense parameters; decoupled (AdamW) for adam, added to the gradient for sgd and adagrad.
+        optimizer: of the dense parameters; adam and adamw are the same, since decay is decoupled in both.
+        weight_decay: of the network's weights, decoupled for adam, added to the gradient for sgd and adagrad. Biases, norms and
+            what methods learn are left alone, see `embank.pipelines.training.optimizer`.
+        clip_grad_norm: largest norm of the gradient of all dense parameters together; a longer one is scaled down to it. Rows are
+            neither counted nor scaled: their update is part of the backward pass. None clips nothing.
         table_optimizer: of the rows; adam needs `rows.backend: torch`.
         table_lr: peak learning rate of the rows.
         search_lr: learning rate (Adam) of what methods search for on validation batches, in stages that alternate.
@@ -113,8 +116,9 @@ class TrainConfig:
 
     epochs: int = 1
     lr: float = 0.001
-    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
     weight_decay: float = 0.0
+    clip_grad_norm: float | None = None
     table_optimizer: RowOptimizerName = "rowwise_adagrad"
     table_lr: float = 0.02
     search_lr: float = 0.001
@@ -382,6 +386,9 @@ def _check_numbers(config: Config) -> None:
         value = getattr(config.train, name)
         if not value >= 0:
             raise ConfigError(f"'train.{name}' is {value}; it must be 0 or more")
+    clip = config.train.clip_grad_norm
+    if clip is not None and not clip > 0:
+        raise ConfigError(f"'train.clip_grad_norm' is {clip}; it must be above 0, or null to clip nothing")
     if config.train.table_optimizer == "adam" and config.rows.backend == "fbgemm":
         raise ConfigError(
             "'train.table_optimizer' is 'adam', which the fbgemm backend lacks on a CPU; use rowwise_adagrad, or set rows.backend to torch"

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 from embank.ctr_models import CTRModel
 from embank.pipelines.training.progress import Progress
 from embank.pipelines.training.step import SearchStepper, Stepper
-from embank.tables import TableCollection, WorkError
+from embank.tables import CheckpointError, TableCollection, WorkError
 from embank.tables.checkpoint import load_dense, load_rows, refuse_non_finite, save_checkpoint, verify_checkpoint
 from embank.tables.files import read_json
 from embank.tables.processes import Processes
@@ -64,7 +64,13 @@ class SavedRun:
         own = self.dense.get("rank_buffers") or []  # a run of an earlier version has none
         if len(own) == self.processes.count:
             load_buffers(stepper.model, own[self.processes.rank])
-        stepper.optimizer.load_state_dict(self.dense["optimizer"])
+        try:
+            stepper.optimizer.load_state_dict(self.dense["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(
+                f"'{self.folder}' holds an optimizer of other parameters ({error}): it was written by another version. Resume with that "
+                "version, or start a new run"
+            ) from error
         if search is not None:
             search.optimizer.load_state_dict(self.dense["search_optimizer"])
         generators = self.dense["generators"]

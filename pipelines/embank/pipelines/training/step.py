@@ -13,6 +13,7 @@ from embank.ctr_models import CTRModel
 from embank.pipelines.data.batch import Batch, Position
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.training.config import TrainConfig
+from embank.pipelines.training.optimizer import dense_optimizer
 from embank.pipelines.training.penalty import Penalised, RowPenalty
 from embank.pipelines.training.schedule import lr_factor
 from embank.tables import TableCollection, WorkError
@@ -22,15 +23,6 @@ from embank.tables.stages import after_step, rows_held, search_parameters
 
 class NonFiniteLossError(WorkError):
     """The loss is NaN or infinite; training has stopped before this step changed anything."""
-
-
-def dense_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of the dense parameters."""
-    if config.optimizer == "adam":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    if config.optimizer == "adagrad":
-        return torch.optim.Adagrad(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 class Stepper:
@@ -66,9 +58,8 @@ class Stepper:
             self.penalty = RowPenalty(self.tables, l2=config.embedding_l2, num_rows=num_rows, batch_size=batch_size)
         left_alone = {id(parameter) for parameter in held}
         learned = [p for p in self.tables.dense_parameters() if id(p) not in left_alone]
-        parameters = [*model.network.parameters(), *learned]
-        self.parameters = parameters
-        self.optimizer = dense_optimizer(parameters, config)
+        self.parameters = [*model.network.parameters(), *learned]
+        self.optimizer = dense_optimizer(model.network, learned, config=config)
         # Only full batches go through the compiled network: a short last batch would compile it once more.
         self.compiled = torch.compile(model.network, dynamic=False) if config.compile else model.network
         self.factor: float | None = None
@@ -121,6 +112,8 @@ class Stepper:
         for parameter in self.held:
             parameter.grad = None
         average_gradients(self.parameters, self.processes)
+        if self.config.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad_norm)
         self.tables.update_rows()
         self.optimizer.step()
         after_step(self.tables, step=step + 1, num_steps=self.num_steps)
