@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
+import yaml
 from tests.data import naive_prepare as naive
 
 from embank.pipelines.data.config import parse_config
 from embank.pipelines.data.numeric_fields import finished
 from embank.pipelines.data.prepare import prepare
 from embank.pipelines.data.schema import NumericField, Schema
-from embank.tables.errors import ConfigError
+from embank.tables.errors import ConfigError, DataError
 
 CELLS = ["3", None, "8.5", "-2", None, "0", "40", None, "7", "1"] * 2
 TRAIN = CELLS[:12]
@@ -69,3 +71,56 @@ def test_an_indicator_needs_a_name_of_its_own() -> None:
     config = {"label": {"column": "y"}, "categorical": ["x_missing"], "numeric": {"x": {"missing": "indicator"}}}
     with pytest.raises(ConfigError, match=r"makes a feature 'x_missing', but there is one of that name; rename"):
         parse_config(config, origin="columns.yaml")
+
+
+def test_spellings_that_no_number_can_be_are_missing(tmp_path: Path) -> None:
+    spellings = ["NULL", "null", "\\N", "None", "NA", "N/A", "<NA>", "-"]
+    cells = [str(number) for number in range(12)] + spellings
+    prepared(tmp_path, cells, {"x": {"transform": "none", "missing": "indicator"}})
+    assert column(tmp_path, "x_missing") == [0.0] * 12 + [1.0] * len(spellings)
+    for odd in ("nan", "?", "--", "NULL 1"):
+        with pytest.raises(DataError, match=r"line 14: column 'x' is .*null_values"):
+            prepared(tmp_path, [*cells[:12], odd, "1"], ["x"])
+    prepared(
+        tmp_path,
+        [*cells[:12], "nan", "?", "", "-1", "-1.0", "7"],
+        {"x": {"missing": "indicator"}},
+        null_values=["nan", "?", -1],
+    )
+    assert column(tmp_path, "x_missing")[12:] == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+TOKENS = ["a", "NULL", "NULL|b", "None", "-", "null", "", " - "]
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_categories_are_missing_only_where_it_is_stated(tmp_path: Path, format: str) -> None:
+    frame = pl.DataFrame({"y": [0, 1] * 8, "c": TOKENS * 2, "d": TOKENS * 2, "n": [-1, 5] * 8})
+    path = tmp_path / f"log.{format}"
+    frame.write_csv(path) if format == "csv" else frame.write_parquet(path)
+    config = {
+        "label": "y",
+        "categorical": ["c", "n"],
+        "multivalued": {"d": "|"},
+        "split": {"by": "ratio", "ratios": [0.5, 0.3, 0.2]},
+    }
+
+    def read(name: str, null_values: list[Any]) -> dict[str, list[Any]]:
+        prepare({**config, "null_values": null_values}, [path], tmp_path / name, format=format)
+        rows = naive.read_rows(tmp_path / name, "train")
+        return {column: [naive.decode(tmp_path / name, column, row[column]) for row in rows] for column in "cdn"}
+
+    plain = read("plain", [])
+    assert plain["c"] == ["a", "NULL", "NULL|b", "None", "-", "null", None, "-"]
+    assert plain["d"] == [["a"], ["NULL"], ["NULL", "b"], ["None"], ["-"], ["null"], [], ["-"]]
+    assert plain["n"] == ["-1", "5"] * 4
+    stated = read("stated", [None, "None", "-", -1])  # YAML reads an unquoted NULL as None
+    assert stated["c"] == ["a", None, "NULL|b", None, None, None, None, None]
+    assert stated["d"] == [["a"], [], ["b"], [], [], [], [], []]
+    assert stated["n"] == [None, "5"] * 4
+    assert read("again", naive_config(tmp_path / "stated")["null_values"]) == stated
+
+
+def naive_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())
+    return config

@@ -121,7 +121,8 @@ def test_label_rules(tmp_path: Path) -> None:
     )
     wrong = {"column": "click", "positive": "4+"}
     assert message(tmp_path, with_line("0,u,1\n"), {"label": wrong}) == (
-        "label.positive is '4+'; a rule is an operator (>= <= > < == !=) and a number, such as \">= 4\"."
+        "label.positive is '4+'; a rule is an operator (>= <= > < == !=) and a number, such as \">= 4\", or == or != and a word, such as "
+        '"== yes".'
     )
 
 

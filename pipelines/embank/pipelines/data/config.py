@@ -29,8 +29,8 @@ class _Model(BaseModel):
 class LabelConfig(_Model):
     """Which rows are positive and which negative.
 
-    Without rules the column must hold 0 and 1. With one rule the other rows are of the other class; with both, rows that
-    match neither are dropped. A rule is an operator and a number, such as ">= 4".
+    Without rules the column must hold 0 and 1, true and false, or yes and no. With one rule the other rows are of the other class; with
+    both, rows that match neither are dropped. A rule is an operator and a number, such as ">= 4", or == or != and a word.
     """
 
     column: str
@@ -118,6 +118,8 @@ class PrepareConfig(_Model):
         separator, quote: of CSV and TSV input, one character each; `quote: null` for files without quoting.
         escape: how a quote inside a quoted cell is written: behind this character (a backslash in files of Spark and MySQL), or doubled
             where it is the quote itself. None: doubled, and what may be another dialect is refused.
+        null_values: spellings of a missing value besides the empty cell, in all columns. In numeric ones, those of
+            `embank.pipelines.data.nulls` count as well.
         row_group_rows: rows per Parquet row group of the output.
     """
 
@@ -132,6 +134,7 @@ class PrepareConfig(_Model):
     separator: str | None = None
     quote: str | None = '"'
     escape: str | None = None
+    null_values: list[str] = []
     row_group_rows: Annotated[int, Field(ge=1, le=16_777_216)] = DEFAULT_ROW_GROUP_ROWS
 
     @field_validator("numeric", mode="before")
@@ -142,6 +145,20 @@ class PrepareConfig(_Model):
         if isinstance(value, dict):
             return {name: {"transform": kind} if isinstance(kind, str) else kind for name, kind in value.items()}
         return value
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _label_in_short(cls, value: Any) -> Any:
+        return _label(value)
+
+    @field_validator("null_values", mode="before")
+    @classmethod
+    def _null_in_yaml(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        texts = [str(item) if type(item) in (int, float) else item for item in value]
+        # An unquoted NULL is YAML's own null: whichever way it was written, all of them are meant.
+        return [text for item in texts for text in (("NULL", "Null", "null") if item is None else (item,))]
 
     @model_validator(mode="before")
     @classmethod
@@ -267,9 +284,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def merge(default: Mapping[str, Any] | None, override: Mapping[str, Any]) -> dict[str, Any]:
     """The user's keys over a format's own; `label` is merged key by key."""
     merged = {**(default or {}), **override}
-    if default and isinstance(default.get("label"), Mapping) and isinstance(override.get("label"), Mapping):
-        merged["label"] = {**default["label"], **override["label"]}
+    label = _label(override.get("label"))
+    if default and isinstance(default.get("label"), Mapping) and isinstance(label, Mapping):
+        merged["label"] = {**default["label"], **label}
     return merged
+
+
+def _label(value: Any) -> Any:
+    """`label: click` is short for `label: {column: click}`."""
+    return {"column": value} if isinstance(value, str) else value
 
 
 def parse_config(values: Mapping[str, Any], *, origin: str) -> PrepareConfig:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from embank.pipelines.data.config import ColumnSplit, HashSplit, PrepareConfig, TimeSplit
 from embank.pipelines.data.formats.base import Chunk
 from embank.pipelines.data.labels import LabelRule
+from embank.pipelines.data.nulls import with_nulls
 from embank.pipelines.data.numbers import check_float32, read_numeric, transform
 from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN
 from embank.pipelines.data.splits import TimeBounds, column_split, hash_split
@@ -52,6 +53,7 @@ class Encoder:
         Raises:
             DataError: a label, number, time or split value that can't be used, with its line.
         """
+        chunk = with_nulls(chunk, self._config.null_values)
         labels_N = self._rule.apply(chunk)
         columns: dict[str, pa.Array] = {LABEL_COLUMN: pa.array(labels_N)}
         columns |= self._codes(chunk)
@@ -73,7 +75,7 @@ class Encoder:
             if name in self.indexes
         ]
         bags = [
-            self.indexes[name].bag_codes(as_bags(chunk, name, separator)).alias(name)
+            self.indexes[name].bag_codes(as_bags(chunk, name, separator, nulls=config.null_values)).alias(name)
             for name, separator in config.multivalued.items()
             if name in self.indexes
         ]
@@ -88,7 +90,7 @@ class Encoder:
         """Final ids of the features without a vocabulary."""
         separators = self._config.multivalued
         return {
-            name: hashed_bags(chunk, name, separators[name])
+            name: hashed_bags(chunk, name, separators[name], nulls=self._config.null_values)
             if name in separators
             else pa.array(hashed_tokens(chunk, name))
             for name in self._config.hashed

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import polars as pl
 
 from embank.pipelines.data.formats.base import Chunk
+from embank.pipelines.data.nulls import NULLS_OF_NUMBERS
 from embank.tables.errors import DataError
 
 Floats = npt.NDArray[np.float64]
@@ -33,18 +34,13 @@ def to_float64(column: pl.Series) -> tuple[Floats, npt.NDArray[np.bool_]]:
     Returns:
         float64 [N], nan where missing or unreadable; bool [N], False where a cell is present and no number.
     """
-    if column.dtype == pl.String:
-        numbers = column.cast(pl.Float64, strict=False)
-        if numbers.null_count() != column.null_count():
-            numbers = column.str.strip_chars().cast(pl.Float64, strict=False)
-    else:
-        numbers = column.cast(pl.Float64)
+    numbers = column.cast(pl.Float64, strict=column.dtype != pl.String)
     readable_N = (numbers.is_not_null() | column.is_null()).to_numpy()
     return numbers.fill_null(float("nan")).to_numpy(), readable_N
 
 
 def read_numeric(chunk: Chunk, name: str) -> Floats:
-    """Numbers of a numeric feature, [N] float64, nan where the cell is missing.
+    """Numbers of a numeric feature, [N] float64, nan where the cell is missing or has a spelling of `NULLS_OF_NUMBERS`.
 
     Raises:
         DataError: a cell is no number, or is not finite.
@@ -54,12 +50,15 @@ def read_numeric(chunk: Chunk, name: str) -> Floats:
     if raw.null_count() == 0 and bool(np.isfinite(values_N).all()):
         return values_N
     finite_N = np.isfinite(values_N) | raw.is_null().to_numpy()
+    if not finite_N.all() and raw.dtype == pl.String:
+        finite_N |= raw.is_in(NULLS_OF_NUMBERS).fill_null(False).to_numpy()
     if not finite_N.all():
         row = int(np.argmin(finite_N))
         cure = (
-            "a numeric feature needs finite numbers; leave the cell empty if the value is missing"
+            "a numeric feature needs finite numbers; leave the cell empty if the value is missing, or name it under null_values"
             if readable_N[row]
-            else "it is no number; mend the cell, leave it empty if missing, or list the column under categorical"
+            else "it is no number; mend the cell, leave it empty if missing, name it under null_values if it means so, or list the column "
+            "under categorical"
         )
         raise DataError(f"{chunk.where(row)}: column {name!r} is {raw[row]!r}: {cure}.")
     return values_N

@@ -6,6 +6,8 @@ the two passes. The ids that are written come from a ranking (count, then token)
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -56,7 +58,7 @@ def hashed_tokens(chunk: Chunk, name: str) -> Ids:
     return token_ids(chunk.frame.select(as_tokens(chunk, name)).to_series())
 
 
-def hashed_bags(chunk: Chunk, name: str, separator: str | None) -> pa.ListArray:
+def hashed_bags(chunk: Chunk, name: str, separator: str | None, *, nulls: Collection[str] = ()) -> pa.ListArray:
     """List<int64> of the ids of the bags of a multi-valued column, members as `as_bags` has them, without a dictionary.
 
     Raises:
@@ -66,7 +68,7 @@ def hashed_bags(chunk: Chunk, name: str, separator: str | None) -> pa.ListArray:
         kept = pl.element().filter(pl.element().is_not_null() & (pl.element() != b""))
         bags = chunk.frame.select(pl.col(name).fill_null([]).list.eval(kept)).to_series()
     else:
-        bags = chunk.frame.select(as_bags(chunk, name, separator)).to_series()
+        bags = chunk.frame.select(as_bags(chunk, name, separator, nulls=nulls)).to_series()
     offsets = np.concatenate([[0], np.cumsum(bags.list.len().to_numpy(), dtype=np.int64)])
     members = bags.filter(bags.list.len() > 0).explode()
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(token_ids(members)))
@@ -92,8 +94,11 @@ def as_tokens(chunk: Chunk, name: str) -> pl.Expr:
         raise _no_text(chunk, name, error.row) from None
 
 
-def as_bags(chunk: Chunk, name: str, separator: str | None) -> pl.Expr:
+def as_bags(chunk: Chunk, name: str, separator: str | None, *, nulls: Collection[str] = ()) -> pl.Expr:
     """Expression for the bags of a multi-valued column: List(String), never null, without null or empty members.
+
+    Args:
+        nulls: members that are missing as well.
 
     Raises:
         DataError: a text column without a separator, a type that is neither text nor list, members without a spelling.
@@ -112,7 +117,8 @@ def as_bags(chunk: Chunk, name: str, separator: str | None) -> pl.Expr:
     else:
         cure = f'give a separator, such as `{name}: "|"`' if dtype == pl.String else "list it under categorical"
         raise DataError(f"{chunk.where(0)}: multi-valued column {name!r} has type {dtype} and no separator; {cure}.")
-    return bags.list.eval(pl.element().filter(pl.element().is_not_null() & (pl.element() != ""))).fill_null([])
+    is_member = pl.element().is_not_null() & ~pl.element().is_in(["", *nulls])
+    return bags.list.eval(pl.element().filter(is_member)).fill_null([])
 
 
 def _spelled_members(chunk: Chunk, name: str) -> pl.Series:
