@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embank.pipelines.data.integrity import seal
 from embank.pipelines.data.schema import CategoricalField, NumericField, Schema, Split
+from embank.tables.files import CHECKSUMS
 
 NO_FEATURES: Mapping[str, int] = MappingProxyType({})
 DEFAULT_SINGLE: Mapping[str, int] = MappingProxyType({"user": 50, "item": 7})
@@ -63,6 +65,7 @@ def write_prepared(
         fingerprint=f"test-{seed}-{sorted(sizes.items())}",
     )
     schema.save(path)
+    seal(path)
     return schema
 
 
@@ -72,8 +75,10 @@ def effects(name: str, size: int) -> np.ndarray:
 
 
 def edit_part(path: Path, edit: Callable[[pa.Table], pa.Table]) -> None:
-    """Rewrite a part file, in row groups of 16."""
+    """Rewrite a part file, in row groups of 16, as if it had been written so."""
     pq.write_table(edit(pq.read_table(path)), path, row_group_size=16)
+    (path.parents[1] / CHECKSUMS).unlink()
+    seal(path.parents[1])
 
 
 def _table(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embank.pipelines.data.distinct import KEPT
+from embank.pipelines.data.integrity import verify_prepared
 from embank.pipelines.data.schema import IS_MISSING, VOCAB_FOLDER, CategoricalField, NumericField, Schema
 from embank.tables.errors import DataError
 from embank.tables.vocabulary import UNKNOWN_ID, Vocabulary
@@ -81,6 +82,7 @@ def describe(path: str | Path) -> Description:
     """
     path = Path(path)
     schema = Schema.load(path)
+    verify_prepared(path, schema, splits=("valid", "test"))
     shares = {split: _unknown_shares(path / split, schema) for split in ("valid", "test")}
     features = tuple(
         _describe_feature(path, field, {split: share.get(field.name, 0.0) for split, share in shares.items()})

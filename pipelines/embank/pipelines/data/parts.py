@@ -91,7 +91,9 @@ class Parts:
         path = self._paths[piece.group.part]
         names = [name for name, _, _ in _wanted_columns(self._schema)]
         try:
-            with pq.ParquetFile(path, metadata=self._metadata[piece.group.part]) as file:
+            with pq.ParquetFile(
+                path, metadata=self._metadata[piece.group.part], page_checksum_verification=True
+            ) as file:
                 # One thread: pyarrow's pool would take the cores that the training step computes on.
                 table = file.read_row_group(piece.group.index, columns=names, use_threads=False)
         except (pa.ArrowException, OSError) as error:

@@ -67,6 +67,7 @@ class SplitWriter:
             self._schema,
             block_rows=self._row_group_rows,
             dictionary=self._dictionary,
+            checksums=True,
         )
         self._num_parts += 1
         return self._part

@@ -22,6 +22,7 @@ from embank.pipelines.data.config import PrepareConfig, merge, parse_config, rea
 from embank.pipelines.data.encode import Encoder
 from embank.pipelines.data.formats import find_format
 from embank.pipelines.data.formats.base import Source, TextOptions, check_columns
+from embank.pipelines.data.integrity import seal
 from embank.pipelines.data.numeric_fields import numeric_fields
 from embank.pipelines.data.output import output_folder
 from embank.pipelines.data.parts_writer import Finisher
@@ -143,6 +144,7 @@ def _prepare_into(
     schema = _schema(config, format, splits, sizes, distinct, numeric, fingerprint)
     _write_config(folder, config)
     schema.save(folder)
+    seal(folder)
     return schema
 
 

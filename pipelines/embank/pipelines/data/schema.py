@@ -7,6 +7,7 @@ A prepared folder is what `embank prepare` writes and what the loader reads:
     DIR/vocab/FEATURE.parquet     row i is id i: token, kind (unknown | missing | token), count in the training part; no file for
                                   a feature without a vocabulary
     DIR/{train,valid,test}/part-00000.parquet ...
+    DIR/checksums.json            SHA-256 and bytes of every other file
 
 Part files hold `label` (int8), one int32 column per categorical feature, one list<int32> column per multi-valued feature (int64 both
 without a vocabulary), one float32 column per numeric feature (normalised), and `group` (int64) when a group key is configured; nothing is null.
@@ -15,16 +16,20 @@ A row whose group key is missing has the group `NO_GROUP`.
 
 from __future__ import annotations
 
+import glob
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from embank.pipelines.data.stable_hash import MISSING_HASH
-from embank.tables.errors import DataError
+from embank.tables.errors import CheckpointError, DataError
+from embank.tables.files import CHECKSUMS, digest, read_json
 from embank.tables.token_hash import NUM_TOKEN_IDS, refuse_other_token_hash
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+UNCHECKED_VERSION = 1
+"""Written before there were checksums; read all the same."""
 LABEL_COLUMN = "label"
 GROUP_COLUMN = "group"
 NO_GROUP = int(MISSING_HASH.astype("int64"))
@@ -180,21 +185,66 @@ class Schema:
             raise DataError(_not_prepared(Path(path))) from None
         except (OSError, ValueError) as error:
             raise DataError(f"{file} can't be read ({error}). Run `embank prepare` again.") from error
-        version = values.get("format_version") if isinstance(values, dict) else None
-        if version != FORMAT_VERSION:
+        if not isinstance(values, dict) or "format_version" not in values:
+            raise DataError(f"{file} holds no schema. Run `embank prepare` again.")
+        version = values["format_version"]
+        if version not in (FORMAT_VERSION, UNCHECKED_VERSION):
             raise DataError(
                 f"{file} has format version {version}; this embank reads version {FORMAT_VERSION}. "
                 "Run `embank prepare` again with this version."
             )
         try:
-            schema = cls.from_json(values)
-        except (KeyError, TypeError) as error:
+            schema = _checked(cls.from_json(values))
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{file} is damaged ({error}). Run `embank prepare` again.") from error
         refuse_other_token_hash(schema.token_hash_version, what=f"the data of {file}", error=DataError)
+        if version != UNCHECKED_VERSION:
+            _refuse_altered(file)
         return schema
 
 
+def _checked(schema: Schema) -> Schema:
+    """The schema, if its values have the types that it says.
+
+    Raises:
+        ValueError: names the first that has not.
+    """
+    parts: list[Schema | CategoricalField | NumericField | Split] = [schema]
+    for part in [*parts, *schema.categorical, *schema.numeric, *schema.splits]:
+        hints = get_type_hints(type(part))
+        for field in fields(part):
+            value, hint = getattr(part, field.name), hints[field.name]
+            if get_origin(hint) is tuple:
+                continue
+            allowed = get_args(hint) or (hint,)
+            allowed = (*allowed, int) if float in allowed else allowed
+            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+                raise ValueError(f"{field.name} is {value!r}")
+    return schema
+
+
+def _refuse_altered(file: Path) -> None:
+    """Raises DataError if the folder's checksums say that the schema was another one."""
+    listing = file.with_name(CHECKSUMS)
+    if not listing.is_file():
+        return  # whoever reads the parts refuses the folder
+    try:
+        expected = read_json(listing).get(file.name)
+    except CheckpointError as error:
+        raise DataError(f"{error}. Run `embank prepare` again.") from error
+    if expected != digest(file):
+        raise DataError(
+            f"{file} has been altered since it was written: its SHA-256 differs. Restore it, or run `embank prepare` again."
+        )
+
+
 def _not_prepared(path: Path) -> str:
+    moved = sorted(path.parent.glob(f"{glob.escape(path.name)}.old-*/{glob.escape(path.name)}/{SCHEMA_FILE}"))
+    if moved and not path.exists():
+        return (
+            f"there is no folder {path}: an `embank prepare --overwrite` was killed while it replaced it. What was there before is "
+            f"whole, in {moved[-1].parent}: move it back to {path}, or prepare the data again."
+        )
     if not path.exists():
         return f"there is no folder {path}. Give the --out folder of `embank prepare`."
     return (

@@ -22,6 +22,7 @@ class BlockWriter:
     Args:
         dictionary: columns to encode with a dictionary (those with few different values).
         compression: Parquet codec.
+        checksums: give every page a checksum, which readers verify.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class BlockWriter:
         block_rows: int,
         dictionary: Sequence[str] = (),
         compression: str = "lz4",
+        checksums: bool = False,
     ) -> None:
         self.num_rows = 0
         self._block_rows = block_rows
@@ -39,7 +41,12 @@ class BlockWriter:
         self._num_pending = 0
         self._file = pa.OSFile(str(path), mode="wb")
         self._writer = pq.ParquetWriter(
-            self._file, schema, compression=compression, use_dictionary=list(dictionary), write_statistics=False
+            self._file,
+            schema,
+            compression=compression,
+            use_dictionary=list(dictionary),
+            write_statistics=False,
+            write_page_checksum=checksums,
         )
 
     def write(self, table: pa.Table) -> None:

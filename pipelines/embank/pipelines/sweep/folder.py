@@ -9,7 +9,8 @@ import yaml
 
 from embank.pipelines.sweep.plan import Job, Plan
 from embank.pipelines.training.config import parse_config, to_plain
-from embank.pipelines.training.run_folder import LOCK, RunFolder, hold_lock, refuse_changed_config, write_atomic
+from embank.pipelines.training.records import write_atomic
+from embank.pipelines.training.run_folder import LOCK, RunFolder, hold_lock, refuse_changed_config
 from embank.tables import CheckpointError, ConfigError
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from embank.ctr_models import CTRModel
 from embank.ctr_models.metrics import Evaluation
+from embank.pipelines.data.integrity import verify_prepared
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import NO_GROUP, Schema
 from embank.pipelines.training.build import build
@@ -193,6 +194,7 @@ def evaluate_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     schema = Schema.load(data)
     schema.split(split)
     refuse_other_vocabularies(schema, data=data, trained=trained, path=path)
+    verify_prepared(data, schema, splits=(split,))
     precision = run.read_config()["train"]["precision"]
     with best_model(run, schema=schema, data=data) as (model, step):
         values = {"split": split, "step": step, **evaluate(model, data, split, precision=precision)}
@@ -218,6 +220,7 @@ def evaluate_bundle(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     schema = Schema.load(data)
     schema.split(split)
     refuse_other_vocabularies(schema, data=data, trained=schema_of(bundle).fingerprint, path=path)
+    verify_prepared(data, schema, splits=(split,))
     precision = bundle.facts["config"]["train"]["precision"]
     assert isinstance(model.tables, PackedCollection)
     values = {

@@ -89,16 +89,18 @@ def refuse_missing_group(schema: Schema, *, monitor: str, path: str) -> None:
         )
 
 
-def refuse_differences(config: Mapping[str, Any], schema: Schema, processes: Processes) -> None:
+def refuse_differences(
+    config: Mapping[str, Any], schema: Schema, processes: Processes, *, content: str | None = None
+) -> None:
     """All processes of a run need the same configuration and data.
 
     Raises:
         ConfigError: names what differs, with the values and ranks.
     """
     keys = {key: value for key, value in flat(config) if key not in MAY_CHANGE or key == "rows.device"}
-    described = processes.gather((keys, schema.fingerprint))
-    first_keys, first_fingerprint = described[0]
-    for rank, (other, fingerprint) in enumerate(described):
+    described = processes.gather((keys, schema.fingerprint, content))
+    first_keys, first_fingerprint, first_content = described[0]
+    for rank, (other, fingerprint, rows) in enumerate(described):
         for key in first_keys | other:
             if first_keys.get(key) != other.get(key):
                 raise ConfigError(
@@ -109,4 +111,9 @@ def refuse_differences(config: Mapping[str, Any], schema: Schema, processes: Pro
             raise ConfigError(
                 f"rank {rank} sees data with fingerprint {fingerprint[:12]} where rank 0 has {first_fingerprint[:12]}: their "
                 "vocabularies differ, so their ids mean something else. Give all ranks the same prepared folder"
+            )
+        if rows != first_content:
+            raise ConfigError(
+                f"rank {rank} sees rows with digest {str(rows)[:12]} where rank 0 has {str(first_content)[:12]}: their ids are the same, their "
+                "rows, labels or numbers are not. Give all ranks the same prepared folder"
             )

@@ -1,6 +1,5 @@
 """The end of a run: its bundle, and its figures: quality, bytes, and what training has cost in all stages."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from embank.pipelines.training.progress import Judged, Progress
 from embank.pipelines.training.run_folder import ROWS, RunFolder
 from embank.tables import TableCollection
 from embank.tables.bundle import folder_nbytes
+from embank.tables.rows.mapped import remove_row_files
 from embank.tables.specs import plain_nbytes_of
 
 
@@ -49,7 +49,7 @@ def close_run(
         result = final_figures(config, tables=whole.tables, progress=progress, scores=scores, bundle_nbytes=nbytes)
     run.plot()
     run.write_result({**result, "ranks": model.tables.processes.count})
-    shutil.rmtree(run.path / ROWS, ignore_errors=True)  # working files of the disk tier; the checkpoint has them
+    remove_row_files(run.path / ROWS)  # what a killed process left; this one's own end with it
     return run.read_result()
 
 

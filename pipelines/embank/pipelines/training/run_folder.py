@@ -1,5 +1,6 @@
 """The run directory: what a run leaves behind, written so that a crash loses nothing that was reported."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,8 +16,10 @@ from typing import Any
 
 import yaml
 
-from embank.tables.errors import CheckpointError, ConfigError
-from embank.tables.files import CHECKSUMS, read_json, sync_entry
+from embank.pipelines.training.records import digest_of, read_record, sealed, unsealed, write_atomic, write_record
+from embank.tables.errors import CheckpointError, ConfigError, WorkError
+from embank.tables.files import cause_of, is_full, writing
+from embank.tables.rows.mapped import is_row_file, remove_row_files
 
 LOCK = ".lock"
 ROWS = "rows"
@@ -83,35 +86,78 @@ class RunFolder:
             raise ConfigError(
                 f"'{self.path}' already holds a run; continue it with --resume, or choose another --out (nothing was changed)"
             )
-        records = (self.environment, self.config)
-        own = {LOCK, ROWS, "checkpoints", "plots", self.environment.name, *(f".{path.name}.tmp" for path in records)}
-        if self.path.is_dir() and any(entry.name not in own for entry in self.path.iterdir()):
+        if self.path.is_dir() and not self._is_unfinished():
             raise ConfigError(
                 f"'{self.path}' is not empty and holds no run; choose another --out (nothing was changed)"
             )
+
+    def _is_unfinished(self) -> bool:
+        """Whether the folder holds nothing, or only what a run leaves that was killed before it had a configuration."""
+        names = {entry.name for entry in self.path.iterdir()}
+        if not names:
+            return True
+        folders = (self.path / ROWS, self.checkpoints, self.plots)
+        files = {LOCK, *(name for path in self._records for name in (path.name, f".{path.name}.tmp"))}
+        foreign = names - files - {folder.name for folder in folders}
+        return (
+            LOCK in names and not foreign and all(_is_working_folder(folder) for folder in folders if folder.exists())
+        )
+
+    @property
+    def _records(self) -> tuple[Path, Path]:
+        """What a run begins with, in this order."""
+        return self.environment, self.config
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps a second process out of the folder for as long as the context lasts; creates the folder if need be.
 
-        If nothing has become a run by then, what the context left is removed.
+        If nothing has become a run by then, what this process made is removed again; what was there before stays.
 
         Raises:
             ConfigError: another process trains here, or the folder can't be written.
+            WorkError: the disk is full.
         """
+        is_new = not self.path.exists()
         with hold_lock(self.path):
             try:
                 yield
             finally:
                 if not self.is_run:
-                    shutil.rmtree(self.path, ignore_errors=True)
+                    self._clear(remove_folder=is_new)
 
-    def create(self, config: Mapping[str, Any], *, fingerprint: str) -> None:
-        """Starts a new run; the folder is locked and not used otherwise."""
-        self.checkpoints.mkdir(exist_ok=True)
-        self.plots.mkdir(exist_ok=True)
-        write_atomic(self.environment, json.dumps(_environment(fingerprint), indent=1))
-        write_atomic(self.config, yaml.safe_dump(dict(config), sort_keys=False))
+    def _clear(self, *, remove_folder: bool) -> None:
+        """Removes the working files of a run that has not begun, which `refuse_used` has found to be ours; nothing else."""
+        remove_row_files(self.path / ROWS)
+        for path in (*(path.with_name(f".{path.name}.tmp") for path in self._records), *self._records):
+            path.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.plots):
+            with contextlib.suppress(OSError):  # it is not there, or holds something
+                folder.rmdir()
+        (self.path / LOCK).unlink(missing_ok=True)
+        if remove_folder:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+
+    def create(self, config: Mapping[str, Any], *, fingerprint: str, content: str | None) -> None:
+        """Starts a new run; the folder is locked and not used otherwise.
+
+        Args:
+            config: the resolved configuration.
+            fingerprint: of the data's vocabularies.
+            content: of its rows, see `embank.pipelines.data.integrity`; None for data that says nothing of it.
+
+        Raises:
+            WorkError: the disk is full.
+        """
+        with writing(f"'{self.path}'", cure="Make room, or choose another --out"):
+            self.checkpoints.mkdir(exist_ok=True)
+            self.plots.mkdir(exist_ok=True)
+        text = yaml.safe_dump(dict(config), sort_keys=False)
+        write_record(
+            self.environment, {**_environment(fingerprint), "data_content": content, "config": digest_of(text)}
+        )
+        write_atomic(self.config, text)
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration, as plain dicts.
@@ -119,14 +165,24 @@ class RunFolder:
         Raises:
             CheckpointError: no run lives here, or the file is damaged.
         """
-        self._refuse_other_folders()
+        cure = "restore it or start the run again in another --out"
+        expected = self._read_environment().get("config")
         try:
-            loaded = yaml.safe_load(self.config.read_text())
-        except yaml.YAMLError:
-            loaded = None
+            text = self.config.read_text(encoding="utf-8")
+            loaded = yaml.safe_load(text)
+        except OSError as error:
+            raise CheckpointError(f"'{self.config}' can't be read: {cause_of(error)}; {cure}") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise CheckpointError(f"'{self.config}' is damaged: it is not YAML; {cure}") from error
         if not isinstance(loaded, dict):
-            raise CheckpointError(f"'{self.config}' is damaged: it holds no mapping; restore it or start the run again")
+            raise CheckpointError(f"'{self.config}' is damaged: it holds no mapping; {cure}")
+        if expected not in (None, digest_of(text)):
+            raise CheckpointError(f"'{self.config}' has been altered since the run began; {cure}")
         return loaded
+
+    def _read_environment(self) -> dict[str, Any]:
+        self._refuse_other_folders()
+        return read_record(self.environment)
 
     def _refuse_other_folders(self) -> None:
         if not self.is_run:
@@ -139,11 +195,16 @@ class RunFolder:
         Raises:
             CheckpointError: no run lives here, or the record is damaged.
         """
-        self._refuse_other_folders()
-        return str(read_json(self.environment).get("data_fingerprint"))
+        return str(self._read_environment().get("data_fingerprint"))
 
-    def refuse_changes(self, config: Mapping[str, Any], *, fingerprint: str) -> None:
-        """Resuming needs the same configuration and data.
+    @property
+    def content(self) -> str | None:
+        """Digest of the rows that the run was trained on; None in a run of an earlier version."""
+        content = self._read_environment().get("data_content")
+        return None if content is None else str(content)
+
+    def refuse_changes(self, config: Mapping[str, Any], *, fingerprint: str, content: str | None) -> None:
+        """Resuming needs the same configuration and data; arguments as in `create`.
 
         Raises:
             ConfigError: names what differs, with both values.
@@ -154,39 +215,52 @@ class RunFolder:
                 f"'{self.path}' was started on data with fingerprint {self.fingerprint[:12]}, the folder now has {fingerprint[:12]}: "
                 "the ids mean something else. Restore the prepared folder or start a new run in another --out"
             )
+        if None not in (self.content, content) and self.content != content:
+            raise ConfigError(
+                f"'{self.path}' was started on rows with digest {str(self.content)[:12]}, the folder now has {str(content)[:12]}: the same ids, "
+                "but other rows, labels, numbers or counts (prepared again with another rule or from another log?). Restore the prepared "
+                "folder or start a new run in another --out"
+            )
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Adds a line and syncs it."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(dict(record)) + "\n")
+        """Adds a line and syncs it.
+
+        Raises:
+            WorkError: the disk is full.
+        """
+        with writing(f"'{self.metrics}'", cure="Make room and go on with --resume"), self.metrics.open("a") as file:
+            file.write(json.dumps(sealed(record)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All records so far; a line that a crash cut short is left out."""
+        """All records so far that are whole; a line that was cut short or altered is left out."""
+        return [record for record in self._metric_lines() if record is not None]
+
+    @property
+    def num_damaged_metrics(self) -> int:
+        """Lines that `read_metrics` leaves out, the last one aside: a crash may have cut it short."""
+        return sum(record is None for record in self._metric_lines()[:-1])
+
+    def _metric_lines(self) -> list[dict[str, Any] | None]:
+        """The lines of metrics.jsonl as records; None for one that is damaged."""
         if not self.metrics.is_file():
             return []
-        records = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-        return records
+        return [_metric(line) for line in self.metrics.read_bytes().splitlines()]
 
     def keep_metrics(self, *, up_to_step: int, stages: Collection[str]) -> None:
         """Drops records after a step, of other stages and of the test split: a resumed run makes them again."""
         kept = [
             r for r in self.read_metrics() if r["step"] <= up_to_step and r["stage"] in stages and r["split"] != "test"
         ]
-        write_atomic(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        write_atomic(self.metrics, "".join(json.dumps(sealed(record)) + "\n" for record in kept))
 
     def saved(self) -> list[Path]:
-        """All complete checkpoints, the last one last. Other files in the folder are left alone."""
+        """All checkpoints, the last one last: a folder has its name only when it is complete. Other files are left alone."""
         if not self.checkpoints.is_dir():
             return []
-        folders = [path for path in self.checkpoints.iterdir() if _CHECKPOINT.match(path.name)]
-        return sorted(path for path in folders if (path / CHECKSUMS).is_file())
+        folders = [path for path in self.checkpoints.iterdir() if _CHECKPOINT.match(path.name) and path.is_dir()]
+        return sorted(path for path in folders if any(path.iterdir()))
 
     def keep_checkpoints(self, kept: set[Path]) -> None:
         """Removes all other checkpoints, and what a crash left of unfinished ones."""
@@ -210,7 +284,7 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged.
         """
-        return read_json(self.result)
+        return read_record(self.result)
 
     def plot(self) -> None:
         """Draws the learning curves."""
@@ -222,7 +296,7 @@ class RunFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes the final figures; from then on the run is complete."""
-        write_atomic(self.result, json.dumps(dict(result), indent=1))
+        write_record(self.result, result)
 
 
 @contextmanager
@@ -231,19 +305,24 @@ def hold_lock(folder: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: another process trains here, or the folder can't be written.
+        WorkError: the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("w")
     except OSError as error:
-        raise ConfigError(f"'{folder}' can't be written: {error.strerror}; choose another --out") from error
+        raise (WorkError if is_full(error) else ConfigError)(
+            f"'{folder}' can't be written: {cause_of(error)}; choose another --out"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"another process is training in '{folder}'; wait for it or choose another --out"
-            ) from error
+            # The process that held it may have removed the file: then this lock would keep nobody out.
+            is_ours = os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat())
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            raise ConfigError(f"another process is training in '{folder}'; wait for it or choose another --out")
         yield
 
 
@@ -273,15 +352,6 @@ def refuse_changed_config(folder: Path, old: Mapping[str, Any], new: Mapping[str
         )
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replaces a file's content as a whole, durably."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    sync_entry(temporary)
-    temporary.replace(path)
-    sync_entry(path.parent)
-
-
 def remove_atomic(folder: Path) -> None:
     """Removes a folder; a crash does not leave half of it under its name."""
     hidden = folder.with_name(f".{folder.name}.removed")
@@ -296,6 +366,21 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def _is_working_folder(folder: Path) -> bool:
+    """Whether a folder holds working files of the disk tier, or nothing."""
+    return folder.is_dir() and all(folder.name == ROWS and is_row_file(path) for path in folder.iterdir())
+
+
+def _metric(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl as a record; None if it is damaged."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    record = unsealed(record) if isinstance(record, dict) else None
+    return record if record is not None and {"step", "stage", "split"} <= record.keys() else None
 
 
 def _environment(fingerprint: str) -> dict[str, Any]:

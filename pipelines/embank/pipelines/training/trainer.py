@@ -11,6 +11,7 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from embank.ctr_models import CTRModel
+from embank.pipelines.data.integrity import content_of, verify_prepared
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import NO_STAGES, build, initial_network
@@ -62,6 +63,7 @@ class Trainer:
         self.reporter = reporter if reporter is not None and self.processes.is_first else Reporter()
         with self.processes.together():
             self.schema = Schema.load(config.data.path)
+            self.content = content_of(Path(config.data.path), self.schema)
 
     def train(self, *, resume: bool = False) -> dict[str, Any]:
         """Trains to the end and evaluates the best checkpoint once on the test split.
@@ -80,7 +82,7 @@ class Trainer:
         if self.config.train.num_threads:
             torch.set_num_threads(self.config.train.num_threads)
         plain = to_plain(self.config)
-        refuse_differences(plain, self.schema, self.processes)
+        refuse_differences(plain, self.schema, self.processes, content=self.content)
         with self.processes.together():
             done = self._check(plain, resume=resume) if self.processes.is_first else None
         done = self.processes.first(done)
@@ -91,7 +93,7 @@ class Trainer:
         with lock:
             self._restore()
             if not resume and self.processes.is_first:
-                self.run.create(plain, fingerprint=self.schema.fingerprint)
+                self.run.create(plain, fingerprint=self.schema.fingerprint, content=self.content)
             return self._run()
 
     def _check(self, plain: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
@@ -100,11 +102,34 @@ class Trainer:
             self.run.refuse_used()
             refuse_unusable_splits(self.schema, path=self.config.data.path)
             refuse_missing_group(self.schema, monitor=self.config.train.monitor, path=self.config.data.path)
+            self._verify_data()
             return None
         if not self.run.is_run:
             raise CheckpointError(f"'{self.run.path}' holds no run to resume; start it without --resume")
-        self.run.refuse_changes(plain, fingerprint=self.schema.fingerprint)
-        return self.run.read_result() if self.run.result.is_file() else None
+        self.run.refuse_changes(plain, fingerprint=self.schema.fingerprint, content=self.content)
+        if self.run.result.is_file():
+            return self.run.read_result()
+        self._verify_data()
+        self._say_what_is_lost()
+        return None
+
+    def _verify_data(self) -> None:
+        """All splits are looked at before anything is trained: a damaged test part would be noticed at the very end."""
+        verify_prepared(Path(self.config.data.path), self.schema, note=self.reporter.note)
+
+    def _say_what_is_lost(self) -> None:
+        """Whatever a resumed run can't take up again has a line."""
+        run, note = self.run, self.reporter.note
+        if not run.saved():
+            note(f"'{run.path}' has no checkpoint: the run starts again from its beginning")
+        if run.content is None and self.content is not None:
+            note(
+                f"'{run.path}' was started by an earlier version: whether rows, labels and numbers are the same can't be checked"
+            )
+        if damaged := run.num_damaged_metrics:
+            note(
+                f"'{run.metrics}': {damaged} damaged line{'s are' if damaged > 1 else ' is'} left out; learning curves lack them"
+            )
 
     def _lock(self) -> ExitStack:
         """The run directory, locked by the first process."""

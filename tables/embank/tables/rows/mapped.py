@@ -1,10 +1,12 @@
 """Memory-mapped files: rows and row-optimizer state that may exceed memory."""
 
+import contextlib
 import errno
 import fcntl
 import itertools
 import mmap
 import os
+import re
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +15,8 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
-from embank.tables.errors import ConfigError, WorkError
+from embank.tables.errors import ConfigError, EmbankError, WorkError
+from embank.tables.files import cause_of, is_full
 
 BUFFER_BYTES = 8 * 2**20
 """Initial values go to the disk in pieces of this size."""
@@ -22,6 +25,7 @@ BLOCK_BYTES = 4096
 """What direct writes must be multiples of."""
 
 _FLOAT_BYTES = 4
+_ROW_FILE = re.compile(r"\.\d+\.f32$")
 
 
 class MappedFile:
@@ -43,7 +47,8 @@ class MappedFile:
         nbytes: of the tensor.
 
     Raises:
-        ConfigError: the file can't be made: no room, no permission.
+        ConfigError: the file can't be made: no permission, no folder.
+        WorkError: no room for it.
     """
 
     def __init__(self, folder: Path, name: str, *, numel: int, chunks: Iterable[Tensor]) -> None:
@@ -99,6 +104,21 @@ class MappedFile:
         os.posix_fadvise(self._descriptor, start, nbytes, os.POSIX_FADV_WILLNEED)
 
 
+def is_row_file(path: Path) -> bool:
+    """Whether a file is called as `MappedFile` calls its files."""
+    return _ROW_FILE.search(path.name) is not None and path.is_file()
+
+
+def remove_row_files(folder: Path) -> None:
+    """Removes the working files in a folder, and the folder if that leaves it empty. Stores that map them keep their rows."""
+    if not folder.is_dir():
+        return
+    for path in filter(is_row_file, list(folder.iterdir())):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody else's files are in it
+        folder.rmdir()
+
+
 def _claim(folder: Path, name: str) -> tuple[int, Path]:
     """Opens and locks the first file of that name, with a number, that no one else holds."""
     stem = quote(name, safe="")[:100]  # the number keeps files apart, not the stem
@@ -111,7 +131,9 @@ def _claim(folder: Path, name: str) -> tuple[int, Path]:
                 return descriptor, path
             os.close(descriptor)
     except OSError as error:
-        raise ConfigError(f"the disk tier can't use the folder '{folder}': {error.strerror}. Choose another") from error
+        raise _refused(error)(
+            f"the disk tier can't use the folder '{folder}': {cause_of(error)}. Choose another"
+        ) from error
     raise AssertionError("numbers don't end")
 
 
@@ -152,9 +174,14 @@ def _fill(path: Path, descriptor: int, chunks: Iterable[Tensor], *, nbytes: int)
                 writer.write(chunk)
         os.ftruncate(descriptor, nbytes)  # the last block was filled up
     except OSError as error:
-        raise ConfigError(
-            f"'{path}' needs {nbytes:,} bytes: {error.strerror}. Choose another folder for the disk tier"
+        raise _refused(error)(
+            f"'{path}' needs {nbytes:,} bytes: {cause_of(error)}. Make room, or choose another folder for the disk tier"
         ) from error
+
+
+def _refused(error: OSError) -> type[EmbankError]:
+    """A full disk is work that failed; anything else is a folder that can't be used."""
+    return WorkError if is_full(error) else ConfigError
 
 
 class _Writer:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from embank.pipelines.data.integrity import seal
 from embank.pipelines.data.output import output_folder
 from embank.pipelines.data.parts_writer import SplitWriter
 from embank.pipelines.data.progress import NoProgress, ProgressCallback
@@ -94,6 +95,7 @@ def synth_prepared(
         report = PreparedReport(total_rows=sum(sizes), splits=reports)
         _schema(fields, reports, row_group_rows, fingerprint).save(folder)
         write_json(folder / REPORT_FILE, report)
+        seal(folder)
     return report
 
 

@@ -1,0 +1,239 @@
+"""What a run finds changed when it comes back, and folders of other people that it must not touch."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embank.pipelines.data.prepare import prepare
+from embank.pipelines.training.config import parse_config
+from embank.pipelines.training.evaluation import evaluate_run
+from embank.pipelines.training.reporter import Reporter
+from embank.pipelines.training.run_folder import RunFolder
+from embank.pipelines.training.trainer import InterruptedRunError, Trainer
+from embank.tables import BudgetError, CheckpointError, ConfigError, DataError
+from tests.data.test_integrity import CONFIG, swap, write_log
+from tests.training.runs import config, timeless, train, write_data
+from tests.training.test_resume import StopAt
+
+
+class Notes(Reporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "prepared")
+
+
+@pytest.fixture(scope="module")
+def stopped_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(data), run, reporter=StopAt(14, signal.SIGTERM)).train()
+    return run
+
+
+@pytest.fixture
+def stopped(stopped_run: Path, tmp_path: Path) -> RunFolder:
+    return RunFolder(Path(shutil.copytree(stopped_run, tmp_path / "run")))
+
+
+def fail_early(data: Path, run: Path) -> None:
+    """Training that is refused after it has taken the folder."""
+    with pytest.raises(BudgetError):
+        train(data, run, tables={"dim": 4, "method": "hash", "budget": 1e-9}, rows={"tier": "disk"})
+
+
+@pytest.mark.parametrize("name", ["plots", "checkpoints", "rows", ".config.yaml.tmp", "thesis"])
+def test_a_folder_with_files_of_others_is_refused_and_kept(data: Path, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "mine" / name
+    mine.mkdir(parents=True)
+    (mine / "my.png").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        train(data, tmp_path / "mine")
+    assert (mine / "my.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["plots/my.png", "checkpoints/a/b", "rows/user.csv", "rows/deep/user.0.f32"])
+def test_a_lock_of_a_killed_run_makes_no_file_ours(data: Path, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    (tmp_path / "mine/.lock").touch()
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        train(data, tmp_path / "mine")
+    assert mine.read_text() == "mine"
+
+
+def test_a_run_that_fails_early_leaves_what_it_found(data: Path, tmp_path: Path) -> None:
+    fail_early(data, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    fail_early(data, tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_what_a_killed_run_left_before_it_began_is_taken_over(data: Path, tmp_path: Path) -> None:
+    for name in (".lock", "rows/t.0.f32", ".environment.json.tmp", "environment.json"):
+        path = tmp_path / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "run/plots").mkdir()
+    (tmp_path / "run/checkpoints").mkdir()
+    fail_early(data, tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_files_of_others_in_the_folder_of_rows_stay(data: Path, stopped: RunFolder) -> None:
+    (stopped.path / "rows").mkdir(exist_ok=True)
+    (stopped.path / "rows/mine.txt").touch()
+    (stopped.path / "rows/left.0.f32").touch()
+    train(data, stopped.path, resume=True)
+    assert [path.name for path in (stopped.path / "rows").iterdir()] == ["mine.txt"]
+
+
+def run_on(data: Path, run: Path, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
+    raw = {"data": {"path": str(data), "batch_size": 32}, "model": {"name": "lr"}, "train": {"epochs": 2}}
+    return Trainer(parse_config(raw), run, reporter=reporter).train(resume=resume)
+
+
+@pytest.mark.parametrize("change", ["label", "price", "log"])
+def test_resuming_on_other_rows_is_refused(tmp_path: Path, change: str) -> None:
+    """Fields and vocabularies are the same, so the ids are: labels, numbers, or the order of rows are not."""
+    log = write_log(tmp_path / "log.csv")
+    prepare(CONFIG, [log], tmp_path / "data")
+    with pytest.raises(InterruptedRunError):
+        run_on(tmp_path / "data", tmp_path / "run", reporter=StopAt(4, signal.SIGTERM))
+    other: dict[str, Any] = dict(CONFIG)
+    if change == "label":
+        other["label"] = {"column": "stars", "positive": ">= 3"}
+    text = log.read_text()
+    if change == "price":
+        log.write_text(text.replace(",0.5", ",0.6"))
+    if change == "log":
+        header, first, second, rest = text.split("\n", 3)
+        log.write_text("\n".join([header, second, first, rest]))
+    prepare(other, [log], tmp_path / "data", overwrite=True)
+    with pytest.raises(ConfigError, match="the same ids, but other rows, labels, numbers or counts"):
+        run_on(tmp_path / "data", tmp_path / "run", resume=True)
+    log.write_text(text)
+    prepare(CONFIG, [log], tmp_path / "data", overwrite=True)
+    run_on(tmp_path / "data", tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_damaged_test_part_is_found_before_training(tmp_path: Path, resume: bool) -> None:
+    data = write_data(tmp_path / "data")
+    if resume:
+        with pytest.raises(InterruptedRunError):
+            Trainer(config(data), tmp_path / "run", reporter=StopAt(4, signal.SIGTERM)).train()
+    part = data / "test/part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"test/part-00000.parquet"):
+        train(data, tmp_path / "run", resume=resume)
+    assert (tmp_path / "run").exists() == resume
+
+
+def test_swapped_splits_are_refused_by_training_and_evaluation(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", rows={"train": 600, "valid": 100, "test": 100}, parts=1)
+    train(data, tmp_path / "run", train={"epochs": 1})
+    swap(data / "valid/part-00000.parquet", data / "test/part-00000.parquet")
+    with pytest.raises(DataError, match="part-00000.parquet"):
+        train(data, tmp_path / "other")
+    for path in (tmp_path / "run", tmp_path / "run/bundle"):
+        from embank.pipelines.training.evaluation import evaluate_saved
+
+        with pytest.raises(DataError, match="part-00000.parquet"):
+            evaluate_saved(path, data=data, split="test")
+
+
+def test_a_checkpoint_without_its_checksums_is_refused(data: Path, stopped: RunFolder) -> None:
+    for folder in stopped.saved():
+        (folder / "checksums.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"is not a complete checkpoint: it has no checksums.json. Restore it or remove"
+    ):
+        train(data, stopped.path, resume=True)
+    with pytest.raises(CheckpointError, match="it has no checksums"):
+        evaluate_run(stopped.path, data=data, split="test")
+
+
+def test_a_run_without_any_checkpoint_says_that_it_begins_again(data: Path, stopped: RunFolder, tmp_path: Path) -> None:
+    shutil.rmtree(stopped.checkpoints)
+    stopped.checkpoints.mkdir()
+    heard = Notes()
+    result = Trainer(config(data), stopped.path, reporter=heard).train(resume=True)
+    assert "has no checkpoint: the run starts again from its beginning" in heard.notes[0]
+    assert timeless(result) == timeless(train(data, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"{", b"7", b"{}", b'{"split": "valid"}'])
+def test_a_damaged_line_of_metrics_is_left_out_alone(data: Path, stopped: RunFolder, line: bytes) -> None:
+    train(data, stopped.path, resume=True)
+    whole = stopped.read_metrics()
+    lines = stopped.metrics.read_bytes().splitlines()
+    assert len(lines) == len(whole) == 4
+    stopped.metrics.write_bytes(b"\n".join([lines[0], line, *lines[2:]]) + b"\n")
+    assert stopped.read_metrics() == [whole[0], *whole[2:]]
+    assert stopped.num_damaged_metrics == 1
+    stopped.result.unlink()
+    heard = Notes()
+    Trainer(config(data), stopped.path, reporter=heard).train(resume=True)
+    assert "1 damaged line is left out" in heard.notes[0]
+
+
+def test_a_flipped_digit_of_metrics_is_a_damaged_line(stopped: RunFolder) -> None:
+    line = stopped.metrics.read_text().splitlines()[0]
+    logloss = json.loads(line)["logloss"]
+    altered = line.replace(str(logloss), str(logloss + 0.1))
+    stopped.metrics.write_text(f"{altered}\n{line}\n")
+    assert [record["logloss"] for record in stopped.read_metrics()] == [logloss]
+
+
+@pytest.mark.parametrize("name", ["environment.json", "config.yaml", "result.json"])
+def test_altered_records_are_refused_by_name(data: Path, stopped: RunFolder, name: str) -> None:
+    train(data, stopped.path, resume=True)
+    path = stopped.path / name
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 97):
+        for content in (
+            whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :],
+            whole[:place] + b"\xff" + whole[place:],
+        ):
+            path.write_bytes(content)
+            try:
+                stopped.read_config(), stopped.content, stopped.read_result()
+            except CheckpointError as error:
+                assert name in str(error)
+            else:  # the name of the checksum itself
+                assert b'"check"' not in content
+    path.write_bytes(b"{}" if name == "config.yaml" else b"[]")
+    with pytest.raises(CheckpointError, match=name):
+        stopped.read_config(), stopped.content, stopped.read_result()
+
+
+def test_the_two_fingerprints_of_a_damaged_record_are_not_told_apart_by_their_ends(
+    data: Path, stopped: RunFolder
+) -> None:
+    record = json.loads(stopped.environment.read_text())
+    print_ = record["data_fingerprint"]
+    stopped.environment.write_text(json.dumps({**record, "data_fingerprint": print_[:-1] + "x"}))
+    with pytest.raises(CheckpointError, match=r"environment.json' has been altered since it was written"):
+        train(data, stopped.path, resume=True)
+
+
+def test_a_run_of_an_earlier_version_resumes_and_says_what_is_not_checked(data: Path, stopped: RunFolder) -> None:
+    record = json.loads(stopped.environment.read_text())
+    old = {key: value for key, value in record.items() if key not in ("check", "config", "data_content")}
+    stopped.environment.write_text(json.dumps(old))
+    heard = Notes()
+    Trainer(config(data), stopped.path, reporter=heard).train(resume=True)
+    assert "whether rows, labels and numbers are the same can't be checked" in heard.notes[0]
