@@ -98,7 +98,8 @@ def test_pages_that_are_damaged_while_they_are_read_are_refused(data: Path) -> N
         (lambda d: (d / "test/part-00000.parquet").unlink(), r"test holds no part-\*\.parquet files"),
         (lambda d: (d / "test/part-00000.parquet").write_bytes(b"PAR1"), r"test/part-00000.parquet can't be read as Parquet"),
         (lambda d: (d / CHECKSUMS).unlink(), "has lost its checksums.json"),
-        (lambda d: (d / CHECKSUMS).write_text("{}"), "is not one of the files that `embank prepare` wrote"),
+        (lambda d: (d / CHECKSUMS).write_text("{}"), "schema.json has been altered"),
+        (lambda d: shutil.copy(d / "test/part-00000.parquet", d / "valid/part-00001.parquet"), "the part files hold 200 rows, schema.json says 100"),
         (lambda d: (d / CHECKSUMS).write_text("[]"), "does not hold a JSON object"),
         (lambda d: (d / "vocab/user.parquet").unlink(), "lacks 'vocab/user.parquet'"),
         (lambda d: shutil.copy(d / "vocab/user.parquet", d / "vocab/item.parquet"), r"item.parquet' has"),
@@ -107,6 +108,12 @@ def test_pages_that_are_damaged_while_they_are_read_are_refused(data: Path) -> N
 def test_other_damage(data: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(data)
     with pytest.raises(DataError, match=message):
+        verify_prepared(data, Schema.load(data))
+
+
+def test_a_part_that_was_put_in_the_place_of_another(data: Path) -> None:
+    (data / "test/part-00000.parquet").rename(data / "test/part-00007.parquet")
+    with pytest.raises(DataError, match="part-00007.parquet' is not one of the files that `embank prepare` wrote"):
         verify_prepared(data, Schema.load(data))
 
 

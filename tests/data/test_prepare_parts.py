@@ -266,8 +266,8 @@ def test_schema_errors(tmp_path: Path) -> None:
     for changed, said in (
         (text[:-30], r"can't be read"),
         (
-            text.replace('"format_version": 1', '"format_version": 2'),
-            r"has format version 2; this embank reads version 1",
+            text.replace('"format_version": 2', '"format_version": 3'),
+            r"has format version 3; this embank reads version 2",
         ),
         (text.replace('"splits"', '"spltis"'), r"schema\.json is damaged \('splits'\)"),
     ):

@@ -34,7 +34,7 @@ def content_of(folder: Path, schema: Schema) -> str | None:
     """
     if schema.format_version == UNCHECKED_VERSION:
         return None
-    listed = {name: entry for name, entry in _listing(folder).items() if _is_content(name, SPLIT_NAMES)}
+    listed = {name: entry for name, entry in _listing(folder).items() if _is_in(name, (*SPLIT_NAMES, VOCAB_FOLDER))}
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
 
 
@@ -43,6 +43,7 @@ def verify_prepared(
     schema: Schema,
     *,
     splits: Sequence[str] = SPLIT_NAMES,
+    vocabularies: bool = True,
     note: Callable[[str], None] = lambda message: None,
 ) -> None:
     """Refuses a prepared folder that has lost or changed anything since it was written.
@@ -51,6 +52,7 @@ def verify_prepared(
         folder: the prepared folder.
         schema: its schema.
         splits: those that will be read.
+        vocabularies: whether they will be.
         note: is told what can't be checked, and of checks that take a while.
 
     Raises:
@@ -69,11 +71,12 @@ def verify_prepared(
         for path in sorted((folder / split).glob("part-*.parquet")):
             if f"{split}/{path.name}" not in listing:
                 raise DataError(f"'{path}' is not one of the files that `embank prepare` wrote. {_CURE}.")
-    nbytes = sum(_nbytes(entry) for name, entry in listing.items() if _is_content(name, splits))
+    wanted = (*splits, *([VOCAB_FOLDER] if vocabularies else []))
+    nbytes = sum(_nbytes(entry) for name, entry in listing.items() if _is_in(name, wanted))
     if nbytes > LARGE_NBYTES:
         note(f"checking {nbytes / 2**30:.1f} GiB of prepared data in '{folder}' against its checksums")
     try:
-        verify_checksums(folder, kind="prepared folder", cure=f"{_CURE}.", only=lambda name: _is_content(name, splits))
+        verify_checksums(folder, kind="prepared folder", cure=f"{_CURE}.", only=lambda name: _is_in(name, wanted))
     except CheckpointError as error:
         raise DataError(str(error)) from error
 
@@ -89,8 +92,8 @@ def _listing(folder: Path) -> dict[str, object]:
         raise DataError(f"{error}. {_CURE}.") from error
 
 
-def _is_content(name: str, splits: Sequence[str]) -> bool:
-    return name.partition("/")[0] in (*splits, VOCAB_FOLDER)
+def _is_in(name: str, folders: Sequence[str]) -> bool:
+    return name.partition("/")[0] in folders
 
 
 def _nbytes(entry: object) -> int:
