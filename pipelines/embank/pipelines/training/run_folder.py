@@ -4,18 +4,16 @@ import contextlib
 import fcntl
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from embank.pipelines.training.environment import environment_of
 from embank.pipelines.training.records import digest_of, read_record, sealed, unsealed, write_atomic, write_record
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.files import cause_of, is_full, writing
@@ -44,7 +42,6 @@ MAY_CHANGE = frozenset(
 _CHECKPOINT = re.compile(r"^step-\d{9}(-stage-\d+)?(-evaluated)?$")
 _LEFTOVER = re.compile(r"^\.step-\d{9}(-stage-\d+)?(-evaluated)?\.(tmp-\d+|removed)$")
 _LEFTOVER_BUNDLE = re.compile(r"^\.bundle\.(tmp-\d+|removed)$")
-_PACKAGES = ("embank", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "polars", "pyarrow", "numpy")
 
 
 class RunFolder:
@@ -155,7 +152,7 @@ class RunFolder:
             self.plots.mkdir(exist_ok=True)
         text = yaml.safe_dump(dict(config), sort_keys=False)
         write_record(
-            self.environment, {**_environment(fingerprint), "data_content": content, "config": digest_of(text)}
+            self.environment, {**environment_of(fingerprint), "data_content": content, "config": digest_of(text)}
         )
         write_atomic(self.config, text)
 
@@ -381,32 +378,3 @@ def _metric(line: bytes) -> dict[str, Any] | None:
         return None
     record = unsealed(record) if isinstance(record, dict) else None
     return record if record is not None and {"step", "stage", "split"} <= record.keys() else None
-
-
-def _environment(fingerprint: str) -> dict[str, Any]:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "num_cpus": os.cpu_count(),
-        "git_commit": _git_commit(),
-        "data_fingerprint": fingerprint,
-    }
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that embank runs from; None for an installed package."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,40 @@
+"""Where a run took place: what environment.json holds."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("embank", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "polars", "pyarrow", "numpy")
+
+
+def environment_of(fingerprint: str) -> dict[str, Any]:
+    """Versions, machine and commit, and the fingerprint of the data."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "num_cpus": os.cpu_count(),
+        "git_commit": _git_commit(),
+        "data_fingerprint": fingerprint,
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that embank runs from; None for an installed package."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
