@@ -346,12 +346,12 @@ def test_a_file_that_was_removed_does_no_harm(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from embank.tables import ConfigError, RowTier, TableCollection, TableSpec
+from embank.tables import RowTier, TableCollection, TableSpec, WorkError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 spec = TableSpec(name="t", num_embeddings=50_000, embedding_dim=16, feature_names=["f"])
 try:
     TableCollection([spec], tier=RowTier(name="disk", directory=Path(sys.argv[1])))
-except ConfigError as error:
+except WorkError as error:
     print(error)
 """
 
@@ -359,7 +359,8 @@ except ConfigError as error:
 def test_no_room(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert (
-        "weights.0.f32' needs 3,200,000 bytes: File too large. Choose another folder for the disk tier" in done.stdout
+        "weights.0.f32' needs 3,200,000 bytes: File too large. Make room, or choose another folder for the disk tier"
+        in done.stdout
     ), done
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
