@@ -388,7 +388,7 @@ def test_seconds_are_counted(plain: Path, prefetch: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0; use 1 or more"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number of at least 1"),
         ({"buffer_rows": 0}, "buffer_rows is 0"),
         ({"prefetch": -1}, "prefetch is -1"),
         ({"seed": -1}, "seed is -1"),

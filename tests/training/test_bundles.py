@@ -1,8 +1,10 @@
 """The bundle of a run: the same figures as the run's, without its data, and only from its data."""
 
+import errno
 import json
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,17 @@ import pytest
 import torch
 
 from embank.ctr_models import MODELS
+from embank.pipelines.cli.main import evaluate as evaluate_command
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import VOCAB_FOLDER, Schema
+from embank.pipelines.training import evaluation
 from embank.pipelines.training.bundle import load_model
 from embank.pipelines.training.evaluation import best_model, evaluate_bundle, evaluate_run, evaluate_saved
 from embank.pipelines.training.export import export_run
 from embank.pipelines.training.inspection import inspect_run, inspect_saved
 from embank.pipelines.training.run_folder import RunFolder
 from embank.pipelines.training.trainer import InterruptedRunError, Trainer
-from embank.tables import Bundle, CheckpointError, ConfigError, DataError, WorkError, load_bundle, save_bundle
+from embank.tables import Bundle, CheckpointError, ConfigError, DataError, load_bundle, save_bundle
 from embank.tables.bundle import folder_nbytes
 from tests.tables.test_bundle import flip, plain
 from tests.training.runs import config, timeless, train, write_data
@@ -110,12 +114,30 @@ def test_bundles_that_can_not_be_scored(shipped: Path, data: Path, tmp_path: Pat
         evaluate_saved(tmp_path, data=data, split="test")
 
 
-def test_figures_that_can_not_be_recorded(shipped: Path, data: Path) -> None:
+def test_figures_that_can_not_be_recorded(
+    shipped: Path, data: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are as good as others, so they are printed, and the exit code is 0."""
     shipped.with_name("shipped.evaluations.jsonl").mkdir()
-    with pytest.raises(
-        WorkError, match=r"the evaluation \(auc 0\.\d+, logloss 0\.\d+\) can't be recorded in '.*jsonl'"
-    ):
-        evaluate_bundle(shipped, data=data, split="test")
+    assert evaluate_bundle(str(shipped), data=str(data), split="test")["auc"] > 0
+    assert "the evaluation is not recorded: '" in caplog.text
+    assert "shipped.evaluations.jsonl' can't be written (Is a directory)" in caplog.text
+    evaluate_command(shipped, data=data)
+    assert "auc" in (printed := capsys.readouterr().out)
+    assert "written to" not in printed
+
+
+def test_rows_on_disk_of_a_run_that_is_read_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = tempfile.TemporaryDirectory
+
+    def refuse(prefix: str, dir: Path | None = None) -> tempfile.TemporaryDirectory[str]:
+        if dir == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+        return made(prefix=prefix, dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    with evaluation._rows_folder(tmp_path) as folder:
+        assert Path(folder).parent == Path(tempfile.gettempdir())
 
 
 def test_inspection(shipped: Path, run: Path) -> None:

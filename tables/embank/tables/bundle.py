@@ -246,9 +246,9 @@ def load_bundle(path: str | Path, *, verify: bool = True) -> PackedCollection:
     return Bundle(path, verify=verify).tables()
 
 
-def is_bundle(path: Path) -> bool:
+def is_bundle(path: str | Path) -> bool:
     """Whether a folder holds a bundle, whole or not."""
-    return (path / MANIFEST).is_file()
+    return (Path(path) / MANIFEST).is_file()
 
 
 class Bundle:
@@ -370,6 +370,6 @@ class Bundle:
             raise CheckpointError(f"'{self.path / file}' can't be read: {cause_of(error)}. {_CURE}") from error
 
 
-def folder_nbytes(path: Path) -> int:
+def folder_nbytes(path: str | Path) -> int:
     """Bytes of all files in a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())

@@ -61,7 +61,7 @@ def row_tensors(tables: Tables) -> list[RowTensor]:
     return tensors
 
 
-def save_checkpoint(folder: Path, *, tables: Tables, dense: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Writes a checkpoint; at every moment either nothing or all of it is at `folder`.
 
     All processes of a sharded collection call this together, with a folder on a file system that they share.
@@ -75,7 +75,7 @@ def save_checkpoint(folder: Path, *, tables: Tables, dense: Mapping[str, Any], m
     Raises:
         WorkError: it can't be written (full disk, no permission); nothing is left behind.
     """
-    processes = tables.processes
+    folder, processes = Path(folder), tables.processes
     temporary = Path(processes.first(str(temporary_beside(folder))))
     with processes.together():
         if folder.exists():
@@ -121,12 +121,13 @@ def striped_tables(tables: Tables) -> set[str]:
     return {shard.table.name for store in tables.row_stores() for shard in store.shards if shard.is_striped}
 
 
-def verify_checkpoint(folder: Path) -> dict[str, Any]:
+def verify_checkpoint(folder: str | Path) -> dict[str, Any]:
     """Checks every byte of a checkpoint and returns its `meta`.
 
     Raises:
         CheckpointError: missing, incomplete, truncated, altered, or of another version; names the file.
     """
+    folder = Path(folder)
     checksums = verify_checksums(folder, kind="checkpoint", cure=_CURE)
     for required in ("meta.json", "dense.pt", "rows/.metadata"):
         if required not in checksums:
@@ -145,7 +146,9 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def load_checkpoint(folder: Path, *, tables: Tables, optimizer: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_checkpoint(
+    folder: str | Path, *, tables: Tables, optimizer: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Loads rows in place, after checking the whole checkpoint.
 
     Args:
@@ -166,24 +169,24 @@ def load_checkpoint(folder: Path, *, tables: Tables, optimizer: bool = True) -> 
     return load_dense(folder), meta
 
 
-def read_verified(folder: Path, tables: Tables) -> dict[str, Any]:
+def read_verified(folder: str | Path, tables: Tables) -> dict[str, Any]:
     """Verifies a checkpoint, once for all processes of a collection, and returns its `meta`."""
     processes = tables.processes
     with processes.together():
         if processes.is_first:
             verify_checkpoint(folder)
-    return read_json(folder / "meta.json")
+    return read_json(Path(folder) / "meta.json")
 
 
-def load_dense(folder: Path) -> dict[str, Any]:
+def load_dense(folder: str | Path) -> dict[str, Any]:
     """What a verified checkpoint holds besides rows, as it was given to `save_checkpoint`."""
-    dense: dict[str, Any] = torch.load(folder / "dense.pt", weights_only=True, map_location="cpu")
+    dense: dict[str, Any] = torch.load(Path(folder) / "dense.pt", weights_only=True, map_location="cpu")
     return dense
 
 
-def load_rows(folder: Path, *, tables: Tables, optimizer: bool = True) -> None:
+def load_rows(folder: str | Path, *, tables: Tables, optimizer: bool = True) -> None:
     """Loads rows of a verified checkpoint in place, see `load_checkpoint`."""
-    processes = tables.processes
+    folder, processes = Path(folder), tables.processes
     striped = read_json(folder / "meta.json")["striped"]
     with processes.together():
         wanted = [t for t in row_tensors(tables) if optimizer or t.name.startswith("rows/")]

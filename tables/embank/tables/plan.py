@@ -162,22 +162,22 @@ def parse_plan(raw: Any, *, source: str) -> Plan:
         raise ConfigError(f"the plan '{source}' is wrong at '{where}': {problem['msg']}") from error
 
 
-def load_plan(path: Path) -> Plan:
+def load_plan(path: str | Path) -> Plan:
     """A plan from a YAML or JSON file.
 
     Raises:
         ConfigError: unreadable or wrong.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        raw = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"the plan '{path}' can't be read: {' '.join(str(error).split())}") from error
     return parse_plan(raw, source=str(path))
 
 
-def save_plan(plan: Plan, path: Path) -> None:
+def save_plan(plan: Plan, path: str | Path) -> None:
     """Writes a plan as YAML (or JSON, by the file's suffix)."""
-    raw = plan.to_json()
+    raw, path = plan.to_json(), Path(path)
     path.write_text(json.dumps(raw, indent=1) if path.suffix == ".json" else yaml.safe_dump(raw, sort_keys=False))
 
 

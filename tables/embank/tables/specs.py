@@ -10,6 +10,7 @@ from torch import Tensor
 
 from embank.tables.errors import ConfigError
 from embank.tables.hashing import generator_of, seed_of
+from embank.tables.scalars import plain, whole
 from embank.tables.token_hash import NUM_TOKEN_IDS, TOKEN_HASH_VERSION
 
 Pooling = Literal["sum", "mean"]
@@ -69,9 +70,9 @@ class TableSpec:
                 f"table '{self.name}' names a feature twice in {list(self.feature_names)}; name each once"
             )
         for key in ("num_embeddings", "embedding_dim"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"table '{self.name}' has {key} {value}; it must be a whole number of at least 1")
+            object.__setattr__(self, key, whole(getattr(self, key), what=f"table '{self.name}' has {key}", least=1))
+        for key in ("options", "budget", "init_std"):
+            object.__setattr__(self, key, plain(getattr(self, key)))
         if self.num_embeddings > NUM_TOKEN_IDS:
             raise ConfigError(
                 f"table '{self.name}' has num_embeddings {self.num_embeddings}; ids are int64, so use at most {NUM_TOKEN_IDS} (2**63)"

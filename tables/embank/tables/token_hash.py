@@ -26,6 +26,7 @@ import polars as pl
 import pyarrow as pa
 
 from embank.tables.errors import DataError, EmbankError
+from embank.tables.scalars import as_whole
 
 TOKEN_HASH_VERSION = 1
 """Stored with data, checkpoints and bundles whose ids were made here; a different version must be refused on load."""
@@ -54,8 +55,9 @@ def token_id(token: Token) -> int:
     """
     if token is None:
         return MISSING_ID
-    if isinstance(token, int) and not isinstance(token, bool):
-        return _mix(token & _ALL ^ INTEGER_SALT) >> 1
+    number = None if isinstance(token, (bytes, str)) else as_whole(token)
+    if number is not None:
+        return _mix(number & _ALL ^ INTEGER_SALT) >> 1
     data = token if isinstance(token, bytes) else _encoded(token)
     words = [int.from_bytes(data[start : start + 8], "little") for start in range(0, len(data), 8)]
     total = sum(_mix(word ^ _mix(place)) for place, word in enumerate(words))

@@ -297,13 +297,15 @@ def evaluate(
 ) -> None:
     """Evaluate a bundle, or the best checkpoint of a run: AUC, log loss, group AUC if the data has groups, bytes.
 
-    The figures are added to `evaluations.jsonl` in the run directory, or to `BUNDLE.evaluations.jsonl` beside the bundle.
+    The figures are added to `evaluations.jsonl` in the run directory, or to `BUNDLE.evaluations.jsonl` beside the bundle; where these can't be written, that is
+    said, and the exit code is 0 all the same.
 
     Example: `embank evaluate runs/hash --data data/ml-100k --split test`
     """
-    from embank.pipelines.training.evaluation import evaluate_saved, evaluations_of
+    from embank.pipelines.training.evaluation import figures_of, record
 
-    show.evaluation(evaluate_saved(path, data=data, split=split), recorded=evaluations_of(path))
+    values = figures_of(path, data=data, split=split)
+    show.evaluation(values, recorded=record(values, path=path))
 
 
 @app.command()

@@ -31,11 +31,22 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 NO_PLAIN = "no plain size, as a table has no vocabulary"
 
 
+class _Warnings(logging.Handler):
+    """Log messages on stderr, above a progress bar if one is running."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        who = "embank" if record.name.startswith("embank.") else record.name
+        err.print(f"{who}: {record.levelname.lower()}: {record.getMessage()}", markup=False)
+
+
 def quiet_libraries(*, debug: bool = False) -> None:
-    """Leaves the libraries' log messages and deprecations out, which are for their developers."""
+    """Leaves the libraries' log messages and deprecations out, which are for their developers; our own warnings are shown."""
     if not debug:
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR)
+        logging.basicConfig(level=logging.ERROR, handlers=[_Warnings()])
+    else:
+        logging.basicConfig(level=logging.DEBUG)
+    logging.getLogger("embank").setLevel(logging.DEBUG if debug else logging.WARNING)
     for name in ("torch", "torch.fx._symbolic_trace", "torchrec", "fbgemm_gpu"):
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)
 
@@ -197,10 +208,11 @@ def leaderboard(rows: "Sequence[Row]", folder: "SweepFolder") -> None:
     out.print(f"leaderboard: {folder.markdown}, {folder.csv}\nAUC against bytes: {folder.plot}", markup=False)
 
 
-def evaluation(values: Mapping[str, Any], *, recorded: Path) -> None:
-    """Metrics of one evaluation, and where they are recorded."""
+def evaluation(values: Mapping[str, Any], *, recorded: Path | None) -> None:
+    """Metrics of one evaluation, and where they are recorded, if they could be."""
     table(["metric", str(values["split"])], [[k, _text(v)] for k, v in values.items() if k != "split"], left=2)
-    out.print(f"written to {recorded}", markup=False)
+    if recorded is not None:
+        out.print(f"written to {recorded}", markup=False)
 
 
 def _text(value: Any) -> str:

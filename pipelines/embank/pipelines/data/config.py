@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from embank.pipelines.data.schema import DEFAULT_ROW_GROUP_ROWS, GROUP_COLUMN, LABEL_COLUMN
 from embank.tables.errors import ConfigError
+from embank.tables.scalars import plain
 from embank.tables.wording import did_you_mean, listing
 
 Transform = Literal["none", "log1p", "standard", "log_squared"]
@@ -262,14 +263,14 @@ def _text_problem(config: PrepareConfig) -> str | None:
     return f"multivalued.{empty[0]} has an empty separator; give one, such as '|'" if empty else None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
         ConfigError: the file is missing, no YAML, or no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}. Check the path given as --config.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -305,7 +306,7 @@ def parse_config(values: Mapping[str, Any], *, origin: str) -> PrepareConfig:
         ConfigError: with the path of the first offending key and, for a misspelt one, the nearest right key.
     """
     try:
-        return PrepareConfig.model_validate(dict(values))
+        return PrepareConfig.model_validate(plain(dict(values)))
     except ValidationError as error:
         raise ConfigError(f"{origin}: {_explain(error)}") from None
 

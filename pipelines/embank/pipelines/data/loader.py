@@ -29,6 +29,7 @@ from embank.pipelines.data.blocks import Piece, plan_blocks
 from embank.pipelines.data.parts import Parts
 from embank.pipelines.data.schema import Schema
 from embank.tables.errors import ConfigError
+from embank.tables.scalars import whole
 
 
 class Loader:
@@ -69,11 +70,12 @@ class Loader:
         address: Callable[[KeyedJaggedTensor], Any] | None = None,
         prefetch: int = 2,
     ) -> None:
-        _check_at_least("batch_size", batch_size, 1)
-        _check_at_least("buffer_rows", buffer_rows, 1)
-        _check_at_least("seed", seed, 0)
-        _check_at_least("prefetch", prefetch, 0)
-        _check_at_least("world_size", world_size, 1)
+        batch_size = whole(batch_size, what="batch_size is", least=1)
+        buffer_rows = whole(buffer_rows, what="buffer_rows is", least=1)
+        seed = whole(seed, what="seed is", least=0)
+        prefetch = whole(prefetch, what="prefetch is", least=0)
+        world_size = whole(world_size, what="world_size is", least=1)
+        rank = whole(rank, what="rank is", least=0)
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank} of world_size {world_size}; use a rank from 0 to {world_size - 1}.")
         self.schema = Schema.load(path)
@@ -105,7 +107,7 @@ class Loader:
         Raises:
             ConfigError: `start` is of another epoch, or of a loader that orders rows differently.
         """
-        _check_at_least("epoch", epoch, 0)
+        epoch = whole(epoch, what="epoch is", least=0)
         first_batch = 0 if start is None else self._checked(start, epoch)
         blocks = self._blocks(epoch, first_row=first_batch * self._batch_size)
         if self._prefetch == 0:
@@ -222,8 +224,3 @@ class _Cutter:
             count -= stop - rest.start
             self._rest = Rows(block=rest.block, start=stop, stop=rest.stop) if stop < rest.stop else None
         return taken
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} is {value}; use {least} or more.")

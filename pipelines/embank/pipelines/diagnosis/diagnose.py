@@ -47,7 +47,7 @@ class Diagnosis:
     files: Sequence[Path]
 
 
-def diagnose_run(path: Path, *, data: Path | None = None, out: Path | None = None) -> Diagnosis:
+def diagnose_run(path: str | Path, *, data: str | Path | None = None, out: str | Path | None = None) -> Diagnosis:
     """Diagnoses the best checkpoint of a run and writes CSV files and pictures.
 
     Args:
@@ -61,6 +61,7 @@ def diagnose_run(path: Path, *, data: Path | None = None, out: Path | None = Non
         DataError: the prepared folder is gone.
         WorkError: the files can't be written.
     """
+    path, out = Path(path), Path(out or path)
     run = RunFolder(path)
     config = parse_config(run.read_config())
     place = data_of(config, data)
@@ -79,9 +80,9 @@ def diagnose_run(path: Path, *, data: Path | None = None, out: Path | None = Non
         undefined = None if found else _why_undefined(name, has_readers=bool(model.network.readers()))
     title = f"{name} on {place.name}, step {step:,}"
     try:
-        files = _write(out or path, found, initial, traffic, norms, title=title)
+        files = _write(out, found, initial, traffic, norms, title=title)
     except OSError as error:
-        raise WorkError(f"the diagnosis can't be written to '{out or path}': {error.strerror}") from error
+        raise WorkError(f"the diagnosis can't be written to '{out}': {error.strerror}") from error
     return Diagnosis(
         step=step,
         model=name,

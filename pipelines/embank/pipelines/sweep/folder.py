@@ -24,8 +24,8 @@ class SweepFolder:
     leaderboard.csv, leaderboard.md, pareto.png
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
         self.record = path / "sweep.yaml"
         self.csv, self.markdown, self.plot = path / "leaderboard.csv", path / "leaderboard.md", path / "pareto.png"
 

@@ -41,7 +41,9 @@ class Sweep:
         say: is told a line per run.
     """
 
-    def __init__(self, plan: Plan, out: Path, *, num_jobs: int | None = None, say: Say = lambda line: None) -> None:
+    def __init__(
+        self, plan: Plan, out: str | Path, *, num_jobs: int | None = None, say: Say = lambda line: None
+    ) -> None:
         if num_jobs is not None and num_jobs < 1:
             raise ConfigError(f"--jobs is {num_jobs}; it must be at least 1")
         self.plan, self.folder, self.say = plan, SweepFolder(out), say

@@ -12,6 +12,7 @@ from embank.ctr_models.registry import find_model
 from embank.pipelines.training.config_file import read_config
 from embank.tables import ConfigError, method_class
 from embank.tables.rows.base import RowOptimizerName
+from embank.tables.scalars import as_whole, plain
 from embank.tables.specs import Pooling
 from embank.tables.wording import nearest_or_all
 
@@ -194,7 +195,7 @@ TABLE_KEYS: dict[str, tuple[Any, Any]] = {
 COLLECTION_KEYS = ("overrides", "plain_below")
 
 
-def load_config(path: Path, *, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
     """Reads and checks a YAML configuration, see `read_config` and `parse_config`."""
     return parse_config(read_config(path, overrides=overrides))
 
@@ -205,6 +206,7 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: an unknown key (with its path and the nearest right one), a wrong value.
     """
+    raw = plain(dict(raw)) if isinstance(raw, Mapping) else raw
     _refuse_unknown(raw, _names(Config), path="")
     for required in ("data", "model"):
         if required not in raw:
@@ -310,7 +312,7 @@ def _tables(raw: Any) -> TablesConfig:
     own = {key: value for key, value in raw.items() if key not in COLLECTION_KEYS}
     default = _table(own, defaults, path="tables", more=COLLECTION_KEYS)
     plain_below = raw.get("plain_below", TablesConfig.plain_below)
-    if not isinstance(plain_below, int):
+    if as_whole(plain_below) is None:
         raise ConfigError(f"'tables.plain_below' is {plain_below!r}; it must be a number of ids")
     overrides = raw.get("overrides") or {}
     if not isinstance(overrides, Mapping):

@@ -11,7 +11,7 @@ from embank.tables.errors import ConfigError
 SECTIONS = ("data", "model", "tables", "train", "rows")
 
 
-def read_config(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_config(path: str | Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Reads a YAML configuration as plain dicts.
 
     Args:
@@ -22,7 +22,7 @@ def read_config(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: no such file, not YAML, a wrong override.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"the configuration '{path}' can't be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,8 +1,10 @@
 """Evaluation of a model on a split, and of a run or a bundle on any data with its vocabularies."""
 
+import errno
 import json
+import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -24,13 +26,14 @@ from embank.pipelines.training.progress import Progress
 from embank.pipelines.training.run_folder import RunFolder
 from embank.pipelines.training.run_state import SavedRun
 from embank.pipelines.training.step import score
-from embank.tables import Bundle, CheckpointError, ConfigError, DataError, PackedCollection, TableCollection, WorkError
+from embank.tables import Bundle, CheckpointError, ConfigError, DataError, PackedCollection, TableCollection
 from embank.tables.bundle import is_bundle
 from embank.tables.files import read_json
 from embank.tables.processes import Processes
 from embank.tables.stages import settle
 
 EVAL_BATCH_SIZE = 8192
+_log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -100,7 +103,8 @@ def validation_score(
 def best_model(run: RunFolder, *, schema: Schema, data: Path) -> Iterator[tuple[CTRModel, int]]:
     """The model of a run with the weights of its best checkpoint, and that checkpoint's step.
 
-    It is in host memory, wherever it was trained. Rows on the disk tier are laid out in temporary files beside the run's own.
+    It is in host memory, wherever it was trained. Rows on the disk tier are laid out in temporary files in the run directory, or
+    where the system has them if it is read-only.
 
     Args:
         run: the run directory.
@@ -112,8 +116,7 @@ def best_model(run: RunFolder, *, schema: Schema, data: Path) -> Iterator[tuple[
     """
     config = parse_config(run.read_config())
     folder, step, _ = best_checkpoint(run)
-    place = run.path if config.rows.tier == "disk" else None
-    with tempfile.TemporaryDirectory(prefix=".rows-", dir=place) as rows_folder:
+    with _rows_folder(run.path if config.rows.tier == "disk" else None) as rows_folder:
         config = replace(config, rows=replace(config.rows, directory=rows_folder, device="cpu"))
         saved = SavedRun(folder)
         with torch.random.fork_rng(devices=[]):
@@ -122,6 +125,19 @@ def best_model(run: RunFolder, *, schema: Schema, data: Path) -> Iterator[tuple[
         assert isinstance(model.tables, TableCollection)
         settle(model.tables)  # a checkpoint that was evaluated is settled already
         yield model, step
+
+
+@contextmanager
+def _rows_folder(place: Path | None) -> Iterator[str]:
+    """A temporary folder in `place`, or where the system has them if that is read-only."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".rows-", dir=place)
+    except OSError as error:
+        if place is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        folder = tempfile.TemporaryDirectory(prefix=".rows-")
+    with folder as path:
+        yield path
 
 
 def best_checkpoint(run: RunFolder) -> tuple[Path, int, bool]:
@@ -140,7 +156,7 @@ def best_checkpoint(run: RunFolder) -> tuple[Path, int, bool]:
     return run.checkpoints / progress.checkpoint_name(best, evaluated=True), best, True
 
 
-def data_of(config: Config, moved: Path | None) -> Path:
+def data_of(config: Config, moved: str | Path | None) -> Path:
     """The prepared folder of a run.
 
     Args:
@@ -150,7 +166,7 @@ def data_of(config: Config, moved: Path | None) -> Path:
     Raises:
         DataError: it is gone.
     """
-    place = moved or Path(config.data.path)
+    place = Path(moved) if moved else Path(config.data.path)
     if not place.is_dir():
         raise DataError(
             f"there is no folder '{place}', where the run's vocabularies were; say where they are with --data"
@@ -158,7 +174,7 @@ def data_of(config: Config, moved: Path | None) -> Path:
     return place
 
 
-def refuse_other_vocabularies(schema: Schema, *, data: Path, trained: str, path: Path) -> None:
+def refuse_other_vocabularies(schema: Schema, *, data: str | Path, trained: str, path: str | Path) -> None:
     """Refuses data whose ids mean something else than those that a run or a bundle was trained on.
 
     Args:
@@ -177,8 +193,8 @@ def refuse_other_vocabularies(schema: Schema, *, data: Path, trained: str, path:
         )
 
 
-def evaluate_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
-    """Evaluates the best checkpoint of a run and adds the figures to its `evaluations.jsonl`.
+def evaluate_run(path: str | Path, *, data: str | Path, split: str) -> dict[str, Any]:
+    """Evaluates the best checkpoint of a run and adds the figures to its `evaluations.jsonl`, see `record`.
 
     Args:
         path: the run directory.
@@ -189,6 +205,12 @@ def evaluate_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
         ConfigError: the data's ids mean something else.
         CheckpointError, DataError: what can't be read.
     """
+    values = _of_run(Path(path), data=Path(data), split=split)
+    record(values, path=path)
+    return values
+
+
+def _of_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     run = RunFolder(path)
     trained = run.fingerprint
     schema = Schema.load(data)
@@ -199,11 +221,10 @@ def evaluate_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     with best_model(run, schema=schema, data=data) as (model, step):
         values = {"split": split, "step": step, **evaluate(model, data, split, precision=precision)}
         assert isinstance(model.tables, TableCollection)
-        values |= {"serving_bytes": model.tables.nbytes("serving"), "data": str(data)}
-    return _recorded(values, evaluations_of(path))
+        return values | {"serving_bytes": model.tables.nbytes("serving"), "data": str(data)}
 
 
-def evaluate_bundle(path: Path, *, data: Path, split: str) -> dict[str, Any]:
+def evaluate_bundle(path: str | Path, *, data: str | Path, split: str) -> dict[str, Any]:
     """Evaluates the model of a bundle and adds the figures to `BUNDLE.evaluations.jsonl` beside it, since bundles don't change.
 
     Args:
@@ -215,6 +236,12 @@ def evaluate_bundle(path: Path, *, data: Path, split: str) -> dict[str, Any]:
         ConfigError: the data's ids mean something else, or the bundle has no network.
         CheckpointError, DataError: what can't be read.
     """
+    values = _of_bundle(Path(path), data=Path(data), split=split)
+    record(values, path=path)
+    return values
+
+
+def _of_bundle(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     bundle = Bundle(path)
     model = load_model(bundle)
     schema = Schema.load(data)
@@ -223,7 +250,7 @@ def evaluate_bundle(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     verify_prepared(data, schema, splits=(split,), vocabularies=False)
     precision = bundle.facts["config"]["train"]["precision"]
     assert isinstance(model.tables, PackedCollection)
-    values = {
+    return {
         "split": split,
         "step": bundle.facts["step"],
         **evaluate(model, data, split, precision=precision),
@@ -231,44 +258,57 @@ def evaluate_bundle(path: Path, *, data: Path, split: str) -> dict[str, Any]:
         "bundle_bytes": bundle.nbytes,
         "data": str(data),
     }
-    return _recorded(values, evaluations_of(path))
 
 
-def evaluate_saved(path: Path, *, data: Path, split: str) -> dict[str, Any]:
+def evaluate_saved(path: str | Path, *, data: str | Path, split: str) -> dict[str, Any]:
     """`evaluate_bundle` or `evaluate_run`, whichever the folder holds.
 
     Raises:
         CheckpointError: it holds neither.
     """
+    values = figures_of(path, data=data, split=split)
+    record(values, path=path)
+    return values
+
+
+def figures_of(path: str | Path, *, data: str | Path, split: str) -> dict[str, Any]:
+    """As `evaluate_saved`, without a record."""
     refuse_neither(path)
-    return (evaluate_bundle if is_bundle(path) else evaluate_run)(path, data=data, split=split)
+    return (_of_bundle if is_bundle(path) else _of_run)(Path(path), data=Path(data), split=split)
 
 
-def refuse_neither(path: Path) -> None:
+def refuse_neither(path: str | Path) -> None:
     """Refuses a folder that holds neither a run nor a bundle.
 
     Raises:
         CheckpointError: says what it should hold.
     """
-    if not is_bundle(path) and not RunFolder(path).is_run:
+    if not is_bundle(path) and not RunFolder(Path(path)).is_run:
         raise CheckpointError(
             f"'{path}' holds no run and no bundle; give what `embank train --out` or `embank export --out` wrote"
         )
 
 
-def evaluations_of(path: Path) -> Path:
+def evaluations_of(path: str | Path) -> Path:
     """Where the evaluations of a run (in it) or of a bundle (beside it) are recorded."""
+    path = Path(path)
     if not is_bundle(path):
         return path / "evaluations.jsonl"
     folder = path.absolute()
     return folder.with_name(f"{folder.name}.evaluations.jsonl")
 
 
-def _recorded(values: dict[str, Any], file: Path) -> dict[str, Any]:
+def record(values: Mapping[str, Any], *, path: str | Path) -> Path | None:
+    """Adds an evaluation to those of a run or a bundle.
+
+    Returns:
+        The file; None where it can't be written, as in somebody else's folder. That is logged, the figures are as good.
+    """
+    file = evaluations_of(path)
     try:
         with file.open("a") as lines:
             lines.write(json.dumps(values) + "\n")
     except OSError as error:
-        figures = ", ".join(f"{key} {values[key]}" for key in ("auc", "logloss"))
-        raise WorkError(f"the evaluation ({figures}) can't be recorded in '{file}': {error.strerror}") from error
-    return values
+        _log.warning("the evaluation is not recorded: '%s' can't be written (%s)", file, error.strerror)
+        return None
+    return file

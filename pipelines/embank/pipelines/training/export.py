@@ -11,7 +11,7 @@ from embank.tables import Bundle
 from embank.tables.bundle import copy_bundle, is_bundle
 
 
-def export_run(path: Path, *, out: Path, data: Path | None = None) -> Bundle:
+def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = None) -> Bundle:
     """Writes the best checkpoint of a run as a bundle: a copy of the run's own if it has one, else packed from the checkpoint.
 
     A run that has not been evaluated yet gives its last checkpoint.
@@ -29,6 +29,7 @@ def export_run(path: Path, *, out: Path, data: Path | None = None) -> Bundle:
         ConfigError: the data has other vocabularies, or a table is not in the last stage of its method.
         WorkError: it can't be written.
     """
+    path, out = Path(path), Path(out)
     run = RunFolder(path)
     config = parse_config(run.read_config())
     if is_bundle(run.bundle):

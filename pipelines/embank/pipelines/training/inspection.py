@@ -16,7 +16,7 @@ from embank.tables.core import distinct_nbytes
 from embank.tables.specs import plain_nbytes_of
 
 
-def inspect_run(path: Path, *, data: Path | None = None) -> dict[str, Any]:
+def inspect_run(path: str | Path, *, data: str | Path | None = None) -> dict[str, Any]:
     """Tables, methods, shapes and bytes of a run's best checkpoint; all checksums are verified, those of its bundle as well.
 
     Args:
@@ -58,7 +58,7 @@ def inspect_run(path: Path, *, data: Path | None = None) -> dict[str, Any]:
     }
 
 
-def inspect_bundle(path: Path) -> dict[str, Any]:
+def inspect_bundle(path: str | Path) -> dict[str, Any]:
     """Tables, methods, shapes and bytes of a bundle, after verifying its checksums. No data is needed.
 
     Raises:
@@ -93,7 +93,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
     }
 
 
-def inspect_saved(path: Path, *, data: Path | None = None) -> dict[str, Any]:
+def inspect_saved(path: str | Path, *, data: str | Path | None = None) -> dict[str, Any]:
     """`inspect_bundle` or `inspect_run`, whichever the folder holds.
 
     Raises:

@@ -56,8 +56,8 @@ class RunFolder:
     plots/*.png          learning curves; more by `embank diagnose`, with figures in diagnosis/*.csv
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"

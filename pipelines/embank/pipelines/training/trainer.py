@@ -53,7 +53,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        run: Path,
+        run: str | Path,
         *,
         reporter: Reporter | None = None,
         processes: Processes | None = None,

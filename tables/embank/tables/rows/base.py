@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
 from embank.tables.hashing import seed_of
+from embank.tables.scalars import plain
 from embank.tables.specs import TableShard
 
 RowOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
@@ -37,6 +38,8 @@ class RowOptimizer:
     betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
+        for key in ("lr", "eps", "betas"):
+            object.__setattr__(self, key, plain(getattr(self, key)))
         if self.name not in ROW_OPTIMIZERS:
             raise ConfigError(f"there is no row optimizer '{self.name}'; use one of {', '.join(ROW_OPTIMIZERS)}")
         if not 0 <= self.lr < float("inf"):
@@ -66,6 +69,8 @@ class RowTier:
     cache_load_factor: float = 0.2
 
     def __post_init__(self) -> None:
+        if self.directory is not None:
+            object.__setattr__(self, "directory", Path(self.directory))
         if self.name == "disk" and self.directory is None:
             raise ConfigError("the disk tier needs a directory for its files")
         if re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is None:
