@@ -225,6 +225,21 @@ def test_search_tries_masks_on_the_model_and_keeps_the_best() -> None:
     assert all(m.trial is None for m in tables.built_methods())
 
 
+def test_retraining_starts_from_the_values_that_the_kept_rows_began_with() -> None:
+    """Normal values too, wherever the kept rows lie."""
+    tables = TableCollection([spec(num=70_001, dim=5, budget=0.1, init_std=0.1)])
+    began = tables.weights()["t"].clone()
+    rows = torch.arange(70_001)
+    tables.weights()["t"].mul_(
+        (1 + (rows * 7919 % 70_001) / 70_001)[:, None] * ((rows > 66_000) & (rows < 69_000))[:, None]
+    )
+    done = advance(tables)
+    (method,) = done.built_methods()
+    kept = method.pack(done.weights()).lookup(rows).any(1).nonzero()[:, 0]
+    assert len(kept) == method.num_kept > 1000
+    assert torch.equal(done.weights()["t"], began[kept, : method.width])
+
+
 def test_pruned_ids_give_zeros_and_bytes_are_the_formula() -> None:
     tables = TableCollection([spec(budget=0.05)])
     done = advance(tables)

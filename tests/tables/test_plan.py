@@ -1,5 +1,6 @@
 """Sharding plans: complete, within memory, balanced, and refused with the reason where they can't be."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,18 @@ def test_places_are_a_permutation_with_gaps(num_rows: int) -> None:
 
 
 @settings(deadline=None)
-@given(num_rows=st.integers(1, 500), world_size=st.integers(1, 5), kind=st.sampled_from(["row_wise", "column_wise"]))
-def test_shards_together_are_the_table(num_rows: int, world_size: int, kind: str) -> None:
+@given(
+    num_rows=st.integers(1, 500),
+    world_size=st.integers(1, 5),
+    kind=st.sampled_from(["row_wise", "column_wise"]),
+    init=st.sampled_from(["uniform", "normal", "tails"]),
+    dim=st.sampled_from([1, 5, 60]),
+)
+def test_shards_together_are_the_table(num_rows: int, world_size: int, kind: str, init: str, dim: int) -> None:
     """Initial values of all parts, put together by their row numbers, are those of the whole table."""
-    table = PhysicalTable(name="t", num_embeddings=num_rows, embedding_dim=60, init=RowInit(scale=1.0))
-    whole, joined = torch.empty(num_rows, 60), torch.full((num_rows, 60), torch.nan)
+    dim = 60 if kind == "column_wise" else dim
+    table = PhysicalTable(name="t", num_embeddings=num_rows, embedding_dim=dim, init=RowInit(kind=init, scale=1.0))
+    whole, joined = torch.empty(num_rows, dim), torch.full((num_rows, dim), torch.nan)
     for part in TableShard.whole(table).initial_chunks(seed=3):
         whole = part
     ranks = tuple(range(world_size)) if kind == "column_wise" else ()
@@ -60,6 +68,30 @@ def test_shards_together_are_the_table(num_rows: int, world_size: int, kind: str
         assert (out[~real] == 0).all()
         joined[numbers[real], shard.first_column : shard.first_column + shard.num_columns] = out[real]
     assert torch.equal(whole, joined)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal", "tails"])
+@settings(deadline=None, max_examples=60)
+@given(
+    dim=st.integers(1, 40),
+    first=st.integers(0, 300),
+    cuts=st.lists(st.integers(1, 200), min_size=1, max_size=5),
+    last_column=st.sampled_from([None, 0.5]),
+    strided=st.booleans(),
+)
+def test_initial_values_are_the_rows_own(
+    kind: str, dim: int, first: int, cuts: list[int], last_column: float | None, strided: bool
+) -> None:
+    """Whatever is drawn with them: rows of pieces that begin and end anywhere are those of the table in one piece."""
+    init = RowInit(kind=kind, scale=2.0, mean=0.5, last_column=last_column)
+    pieces = torch.empty(sum(cuts), dim + strided)[:, :dim]
+    whole = torch.empty(first + len(pieces) + 50, dim)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("embank.tables.specs.ROWS_PER_CHUNK", 128)
+        init.fill(whole, seed=3, table="t")
+        for piece, begin in zip(pieces.split(cuts), itertools.accumulate(cuts, initial=first), strict=False):
+            init.fill(piece, seed=3, table="t", first_row=begin)
+    assert torch.equal(pieces, whole[first : first + len(pieces)])
 
 
 @given(

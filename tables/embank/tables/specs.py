@@ -18,6 +18,9 @@ Pooling = Literal["sum", "mean"]
 ROWS_PER_CHUNK = 65_536
 """Rows are initialised in chunks of this many, each from its own seed: any range of rows can be made without the others."""
 
+_NORMALS_AT_ONCE = 16
+"""torch makes normal values in groups of so many; what is over at the end, or fewer values than that, it draws in another way."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
@@ -146,18 +149,26 @@ class RowInit:
             start = chunk * ROWS_PER_CHUNK
             low, high = max(first_row, start), min(first_row + num_rows, start + ROWS_PER_CHUNK)
             target = out_RD[low - first_row : high - first_row]
-            values = target if low == start and target.is_contiguous() else torch.empty(high - start, dim)
-            generator = generator_of(seed, "rows", table, chunk)
-            if self.kind == "uniform":
-                values.uniform_(self.mean - self.scale, self.mean + self.scale, generator=generator)
-            elif self.kind == "normal":
-                values.normal_(self.mean, self.scale, generator=generator)
-            elif self.kind == "tails":
-                values.copy_(self.mean + self.scale * _tails(values.uniform_(-1, 1, generator=generator)))
+            count = (high - start) * dim
+            drawn = count if self.kind != "normal" else -(-count // _NORMALS_AT_ONCE) * _NORMALS_AT_ONCE
+            is_in_place = low == start and drawn == count and target.is_contiguous()
+            values = target if is_in_place else torch.empty(drawn)
+            self._draw(values, generator_of(seed, "rows", table, chunk))
+            if not is_in_place:
+                values = values[:count].view(-1, dim)
             if self.last_column is not None:
                 values[:, -1] = self.last_column
-            if values is not target:
+            if not is_in_place:
                 target.copy_(values[low - start :])
+
+    def _draw(self, out: Tensor, generator: torch.Generator) -> None:
+        """Values one after the other: the first few of many are those of few."""
+        if self.kind == "uniform":
+            out.uniform_(self.mean - self.scale, self.mean + self.scale, generator=generator)
+        elif self.kind == "normal":
+            out.normal_(self.mean, self.scale, generator=generator)
+        elif self.kind == "tails":
+            out.copy_(self.mean + self.scale * _tails(out.uniform_(-1, 1, generator=generator)))
 
 
 def _tails(uniform: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from embank.tables.core import Tables
 from embank.tables.errors import ConfigError
 from embank.tables.method import Advance, Carry, LocalRows, Method, Score, Stage
-from embank.tables.specs import PhysicalTable, TableShard, TableSpec
+from embank.tables.specs import ROWS_PER_CHUNK, PhysicalTable, TableShard, TableSpec
 
 ROWS_PER_COPY = 65_536
 
@@ -55,7 +55,7 @@ class HeldRows(LocalRows):
 
     def initial(self, table: str, rows_N: Tensor) -> Tensor:
         """What some rows of a table began with; costs the drawing of the table from the first of them to the last."""
-        physical, first = self.physical[table], int(rows_N.min())
+        physical, first = self.physical[table], int(rows_N.min()) // ROWS_PER_CHUNK * ROWS_PER_CHUNK
         wanted = TableShard(
             table=physical,
             first_place=first,
