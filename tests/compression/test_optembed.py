@@ -301,3 +301,16 @@ def test_edge_sizes(num: int, dim: int, threshold: float) -> None:
 def test_addresses_beyond_31_bits() -> None:
     method = build_method(spec(num=2**31 + 1, dim=16, budget=0.1))
     assert method.address(torch.tensor([2**31]))[0].item() == 2**31
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_a_threshold_above_all_rows_leaves_a_shape_within_the_budget(num: int) -> None:
+    """Of few ids the bitmap outweighs the rows, so that keeping all of them may be the only shape."""
+    for dim, budget, searched in product((1, 4, 5), (1.0, 0.5), (False, True)):
+        try:
+            tables = TableCollection([spec(num=num, dim=dim, budget=budget)])
+        except BudgetError:
+            continue
+        next(iter(tables.methods)).threshold.data.fill_(100.0)
+        done = advance(tables, score=(lambda max_samples=None: 0.5) if searched else None)
+        assert done.nbytes("serving") <= budget * 4 * num * dim

@@ -38,6 +38,9 @@ from embank.tables import (
     default_init,
 )
 
+_BELOW_ALL = -1.0
+"""A threshold that every norm exceeds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptEmbedConfig:
@@ -191,16 +194,23 @@ class OptEmbed(Method):
         ]
 
     def row_levels(self, rows: LocalRows) -> list[tuple[float, int]]:
-        """Thresholds and how many rows exceed them: the trained one, then ones that halve the rows down to one."""
+        """Thresholds and how many rows exceed them: the trained one, then ones that halve the rows down to one.
+
+        Where the bitmap outweighs what it saves even at width 1, which it does for a few ids, the last level keeps all rows.
+        """
         trained = float(self.threshold.detach())
         levels = [(trained, self._count_above(rows, trained))]
         norms = magnitudes(rows, self.spec.name, self.norms)
-        goal = max(1, levels[0][1]) // 2
+        goal = levels[0][1] // 2
         while goal:
             least = torch.tensor(cut_to_count([norms], count=goal, total=rows.sum))
             threshold = float(torch.nextafter(least, torch.zeros(())))  # rows must exceed it
             levels.append((threshold, self._count_above(rows, threshold)))
             goal //= 2
+        num = self.spec.num_embeddings
+        smallest = min(shape_nbytes(self.spec, num_kept=count, width=1) for _, count in levels)
+        if shape_nbytes(self.spec, num_kept=num, width=1) < smallest:
+            levels.append((_BELOW_ALL, num))
         return levels
 
     def _count_above(self, rows: LocalRows, threshold: float) -> int:
@@ -240,7 +250,7 @@ class Space:
 
     Args:
         specs: the tables; the budgets of those that have one are one pool.
-        counts: for each table, rows kept at each level, falling.
+        counts: for each table, rows kept at each level, falling; the last one may keep all.
     """
 
     def __init__(self, specs: Sequence[TableSpec], counts: Sequence[Sequence[int]]) -> None:
