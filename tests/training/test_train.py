@@ -303,9 +303,3 @@ def test_learning_rate_schedule() -> None:
     assert factors("cosine") == [0.5, 1, 1, 0.5, 0]
     plateaus = [lr_factor(9, num_steps=10, warmup_steps=2, decay="plateau", num_plateaus=n) for n in (0, 1, 2)]
     assert plateaus == pytest.approx([1, 0.1, 0.01])
-
-
-def test_tensorboard_files(data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    train(data, tmp_path / "run", train={"epochs": 1, "tensorboard": True})
-    assert any((tmp_path / "run" / "tensorboard").iterdir())

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from embank.pipelines.data.progress import NoProgress, ProgressCallback, RichProgress
-from embank.pipelines.training.reporter import Reporter
+from embank.pipelines.training.reporter import Lines, Reporter, evaluation_line
 from embank.tables.wording import human_bytes
 
 if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for it
@@ -72,7 +72,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
     Console(highlight=False, width=10_000).print(shown)
 
 
-class _Training(Reporter):
+class _Bar(Reporter):
     """A bar with loss, samples per second and time left; a line per evaluation."""
 
     def __init__(self) -> None:
@@ -83,7 +83,6 @@ class _Training(Reporter):
             TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} samples/s"),
             TimeRemainingColumn(),
             console=err,
-            disable=not err.is_terminal,
             transient=True,
         )
         self.task: Any = None
@@ -106,10 +105,7 @@ class _Training(Reporter):
             self.drawn = now
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        gauc = f"  group AUC {number(record['gauc'])}" if "gauc" in record else ""
-        self.bar.console.print(
-            f"{record['split']:>5}  step {record['step']:>7,}  AUC {number(record['auc'])}  log loss {number(record['logloss'])}{gauc}"
-        )
+        self.bar.console.print(evaluation_line(record))
         if record.get("auc_undefined") and record["split"] == "test":
             self.note(record["auc_undefined"])
 
@@ -122,8 +118,8 @@ class _Training(Reporter):
 
 @contextlib.contextmanager
 def training() -> Iterator[Reporter]:
-    """The reporter of a training run."""
-    reporter = _Training()
+    """The reporter of a training run: a bar, or lines where the output is no terminal."""
+    reporter = _Bar() if err.is_terminal else Lines(line)
     try:
         yield reporter
     finally:

@@ -125,6 +125,18 @@ class Progress:
         """Training speed; 0 before anything was timed."""
         return self.rows / self.seconds if self.seconds else 0.0
 
+    def book(self, num_samples: int, *, seconds: float, waited: float, is_warm: bool) -> None:
+        """Books a step: on its stage, and once it is warm on the speed."""
+        stage = self.stage
+        stage.steps, stage.samples, stage.seconds = (
+            stage.steps + 1,
+            stage.samples + num_samples,
+            stage.seconds + seconds,
+        )
+        if is_warm:
+            self.rows, self.seconds = self.rows + num_samples, self.seconds + seconds
+            self.seconds_waiting += waited
+
     def begin_stage(self, name: str, *, training_bytes: int) -> None:
         """Goes on to the next stage, or to the first: early stopping and plateaus start anew."""
         self.stages.append(StageProgress(name=name, first_epoch=self.epoch, training_bytes=training_bytes))

@@ -50,6 +50,7 @@ class RunFolder:
     config.yaml          the resolved configuration
     environment.json     versions, git commit, machine, fingerprint of the data
     metrics.jsonl        one JSON object per evaluation
+    log.txt              what was told while it ran, with times
     result.json          the final figures; exists when the run is complete
     checkpoints/step-*   the last one and the best one, see `embank.tables.checkpoint`
     bundle/              the best checkpoint in its inference form, see `embank.tables.bundle`; when the run is complete
@@ -61,6 +62,7 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
+        self.log = path / "log.txt"
         self.result = path / "result.json"
         self.checkpoints = path / "checkpoints"
         self.bundle = path / "bundle"

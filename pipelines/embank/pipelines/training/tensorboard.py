@@ -5,26 +5,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from embank.pipelines.training.reporter import Reporter
 from embank.tables import ConfigError
 
 
-class TensorBoard:
-    """Writes evaluations to `RUN/tensorboard`; does nothing unless enabled.
+class TensorBoard(Reporter):
+    """Writes evaluations (`valid/auc`, ...) and every step (`train/loss`, `train/lr`, `train/table_lr`, `train/samples_per_s`).
+
+    Args:
+        folder: of the event files.
+        resumed_at: steps that were done before: what an interrupted run wrote of later ones is hidden.
 
     Raises:
-        ConfigError: enabled, but TensorBoard is not installed.
+        ConfigError: TensorBoard is not installed.
     """
 
-    def __init__(self, run: Path, *, enabled: bool) -> None:
-        self.writer: Any = None
-        if enabled:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ConfigError(
-                    "'train.tensorboard' is true, but TensorBoard is not installed; pip install 'embank[tensorboard]'"
-                ) from error
-            self.writer = SummaryWriter(str(run / "tensorboard"))
+    def __init__(self, folder: Path, *, resumed_at: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "'train.tensorboard' is true, but TensorBoard is not installed; pip install 'embank[tensorboard]'"
+            ) from error
+        purged = resumed_at + 1 if folder.is_dir() else None
+        self.writer: Any = SummaryWriter(str(folder), purge_step=purged)
 
     def __enter__(self) -> "TensorBoard":
         return self
@@ -32,13 +36,13 @@ class TensorBoard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        self.writer.close()
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """The numbers of a line of metrics.jsonl, under its split."""
-        if self.writer is None:
-            return
+    def measured(self, *, step: int, values: Mapping[str, float]) -> None:
+        for key, value in values.items():
+            self.writer.add_scalar(f"train/{key}", value, step)
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
         for key, value in record.items():
             if key not in ("split", "step") and isinstance(value, (int, float)):
                 self.writer.add_scalar(f"{record['split']}/{key}", value, record["step"])

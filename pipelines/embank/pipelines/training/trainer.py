@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from embank.pipelines.training.result import close_run
 from embank.pipelines.training.run_folder import ROWS, RunFolder
 from embank.pipelines.training.run_state import SavedRun, save_run
 from embank.pipelines.training.step import SearchStepper, Stepper
-from embank.pipelines.training.tensorboard import TensorBoard
+from embank.pipelines.training.telling import recorded
 from embank.tables import CheckpointError, TableCollection, WorkError
 from embank.tables.hashing import seed_of
 from embank.tables.processes import Processes
@@ -140,9 +140,10 @@ class Trainer:
 
     def _run(self) -> dict[str, Any]:
         """From wherever the run stands to its end."""
-        enabled = self.config.train.tensorboard and self.processes.is_first
-        with stop_on_signals() as stop, TensorBoard(self.run.path, enabled=enabled) as board:
-            self.stop, self.board = stop, board
+        with ExitStack() as stack:
+            self.stop = stack.enter_context(stop_on_signals())
+            if self.processes.is_first:
+                self.reporter = stack.enter_context(self._recorded())
             try:
                 self._train_stage()
                 while not self.is_last_stage:
@@ -151,6 +152,16 @@ class Trainer:
                 return self._finish()
             finally:
                 self.reporter.close()
+
+    def _recorded(self) -> AbstractContextManager[Reporter]:
+        """The reporter, and files that are told the same."""
+        return recorded(
+            self.reporter,
+            log=self.run.log,
+            board=self.run.path / "tensorboard" if self.config.train.tensorboard else None,
+            resumed_at=self.progress.step,
+            num_ranks=self.processes.count,
+        )
 
     def _restore(self) -> None:
         """Builds the run as its last checkpoint has it, or as it begins."""
@@ -268,7 +279,12 @@ class Trainer:
                 progress.search_position = searched.position
             progress.step, progress.position = progress.step + 1, batch.position
             progress.loss_sum, progress.loss_rows = progress.loss_sum + loss * num_rows, progress.loss_rows + num_rows
-            self._account(num_samples, seconds=time.monotonic() - begun, waited=self._seconds_waited() - waited)
+            seconds = time.monotonic() - begun
+            self.num_steps_here += 1
+            is_warm, waited = self.num_steps_here > WARMUP_STEPS, self._seconds_waited() - waited
+            progress.book(num_samples, seconds=seconds, waited=waited, is_warm=is_warm)
+            measured = {"loss": loss, **self.stepper.rates, "samples_per_s": num_samples / seconds}
+            self.reporter.measured(step=progress.step, values=measured)
             self.reporter.advance(
                 step=progress.stage.steps,
                 loss=progress.loss_sum / progress.loss_rows,
@@ -287,19 +303,6 @@ class Trainer:
 
     def _seconds_waited(self) -> float:
         return self.loader.seconds_waited + (self.search.loader.seconds_waited if self.search else 0.0)
-
-    def _account(self, num_samples: int, *, seconds: float, waited: float) -> None:
-        """Books a step: on its stage, and once it is warm on the speed."""
-        progress, stage = self.progress, self.progress.stage
-        stage.steps, stage.samples, stage.seconds = (
-            stage.steps + 1,
-            stage.samples + num_samples,
-            stage.seconds + seconds,
-        )
-        self.num_steps_here += 1
-        if self.num_steps_here > WARMUP_STEPS:
-            progress.rows, progress.seconds = progress.rows + num_samples, progress.seconds + seconds
-            progress.seconds_waiting += waited
 
     def _checkpoint_is_due(self) -> bool:
         """Whether the step that begins now should end with a checkpoint."""
@@ -349,7 +352,6 @@ class Trainer:
         """Writes an evaluation down and shows it."""
         if self.processes.is_first:
             self.run.append_metrics(record)
-            self.board.write(record)
         self.reporter.evaluated(record)
 
     def _save(self) -> None:
