@@ -263,8 +263,8 @@ class TestPacks:
 
     def test_checkpoints_of_another_hash(self, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save_checkpoint(tmp_path / "c", tables=TableCollection([spec(method)], backend="torch"), dense={}, meta={})
-        assert verify_checkpoint(tmp_path / "c")["hash_version"] == 1
-        monkeypatch.setattr("embank.tables.checkpoint.HASH_VERSION", 2)
+        assert verify_checkpoint(tmp_path / "c")["identity"]["hash_version"] == 1
+        monkeypatch.setattr("embank.tables.identity.HASH_VERSION", 2)
         with pytest.raises(
             CheckpointError, match=r"addressed by hash version 1; this embank has version 2, which gives ids other rows"
         ):

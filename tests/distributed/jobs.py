@@ -10,7 +10,15 @@ import torch.distributed as dist
 
 from embank.pipelines.training.reporter import Reporter
 from embank.pipelines.training.trainer import Trainer
-from embank.tables import RowOptimizer, RowTier, SequenceCollection, TableCollection, TableSpec
+from embank.tables import (
+    ConfigError,
+    RowOptimizer,
+    RowTier,
+    SequenceCollection,
+    TableCollection,
+    TableSpec,
+    save_bundle,
+)
 from embank.tables.checkpoint import load_checkpoint, row_tensors, save_checkpoint
 from embank.tables.plan import Placement, Plan
 from embank.tables.processes import Processes
@@ -61,6 +69,18 @@ def save(rank: int, folder: Path, optimizer: str) -> dict[str, torch.Tensor]:
         tables.update_rows()
     save_checkpoint(folder, tables=tables, dense={"x": torch.ones(2)}, meta={"fact": 3})
     return everything(tables)
+
+
+def pack_parts(rank: int, folder: Path) -> list[str]:
+    """What a rank says to packing the part of the rows that it holds."""
+    tables = collection(seed=1, world_size=dist.get_world_size(), optimizer="sgd")
+    said = []
+    for act in (lambda: save_bundle(folder / "b", tables), tables.packs, tables.state_dict):
+        try:
+            act()
+        except ConfigError as error:
+            said.append(str(error))
+    return said
 
 
 def load_and_save(

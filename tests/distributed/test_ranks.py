@@ -74,8 +74,15 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 def test_a_checkpoint_of_other_tables_is_refused(ranks: dict[int, Ranks], tmp_path: Path) -> None:
     ranks[2].run(jobs.save, tmp_path / "c", "adagrad")
     alone = jobs.collection(seed=5, world_size=1, optimizer="sgd")
-    with pytest.raises(CheckpointError, match=r"belongs to other tables: it lacks nothing and has \['optimizer/a/sum'"):
+    with pytest.raises(CheckpointError, match=r"optimizer state of 'adagrad'; the tables here are updated by 'sgd'"):
         load_checkpoint(tmp_path / "c", tables=alone)
+
+
+def test_a_part_of_the_rows_is_not_packed(ranks: dict[int, Ranks], tmp_path: Path) -> None:
+    for said in ranks[2].run(jobs.pack_parts, tmp_path):
+        assert len(said) == 3
+        assert all("spread over 2 processes" in message for message in said)
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_does_not_depend_on_the_number_of_ranks(ranks: dict[int, Ranks], data: Path, tmp_path: Path) -> None:

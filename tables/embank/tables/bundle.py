@@ -3,7 +3,7 @@
 A bundle is a folder that is written once and never changed:
 
     manifest.json          versions; of each table its name, shape, features, method, packed class and plain attributes;
-                           the output's keys; the caller's facts
+                           the output's keys; what the tables were trained as (options, budget, number of ids); the caller's facts
     tables.safetensors     the tensors of all packed tables, each once, however many tables share it
     network.safetensors    parameters and buffers of the network, if there is one
     checksums.json         SHA-256 and bytes of each file
@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,12 @@ from embank.tables.collection import TableCollection
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.files import cause_of, publish, read_json, temporary_beside, verify_checksums, write_checksums
 from embank.tables.hashing import HASH_VERSION
-from embank.tables.method import PackedTable, method_class
+from embank.tables.identity import identity_of
+from embank.tables.method import PackedTable
 from embank.tables.packed import PackedCollection, pack_collection
+from embank.tables.packed_forms import packed_class, path_of, restored
 from embank.tables.specs import Pooling, TableSpec, token_hash_version_of
+from embank.tables.state import without_tables
 from embank.tables.token_hash import refuse_other_token_hash
 from embank.tables.version import embank_version
 
@@ -103,15 +105,18 @@ def save_bundle(
     Args:
         folder: must not exist yet.
         tables: in the last stage of their methods.
-        network: parameters and buffers of the model that reads the tables, by name.
+        network: parameters and buffers of the model that reads the tables, by name. What belongs to the tables is left out, so
+            that the `state_dict` of a model that contains them will do.
         facts: what else a reader must know, as JSON.
 
     Raises:
         CheckpointError: the folder exists.
-        ConfigError: a table is not in its last stage, the facts are no JSON, or a method keeps its packed class in another module.
+        ConfigError: a table is not in its last stage, rows are sharded, the facts are no JSON, the network holds something else than
+            tensors or the rows of other tables, or a method keeps its packed class in another module.
         WorkError: rows are not finite, or the bundle can't be written (full disk, no permission); nothing is left behind.
     """
     folder = Path(folder)
+    network = None if network is None else without_tables(network, tables)
     refuse_non_finite(tables)
     collection = pack_collection(tables)
     stored = _Stored()
@@ -123,6 +128,7 @@ def save_bundle(
         "token_hash_version": token_hash_version_of(collection.specs),
         "embank_version": embank_version(),
         "keys": collection.keys,
+        "trained_as": identity_of(tables),
         "tables": [asdict(entry) for entry in entries],
         "facts": dict(facts or {}),
     }
@@ -178,8 +184,8 @@ def _written(folder: Path) -> Iterator[Path]:
 
 def _entry(spec: TableSpec, pack: PackedTable, stored: "_Stored") -> TableEntry:
     cls = type(pack)
-    packed = f"{cls.__module__}.{cls.__qualname__}"
-    if _packed_class(spec.method, packed) is not cls:
+    packed = path_of(cls)
+    if packed_class(spec.method, packed) is not cls:
         raise ConfigError(
             f"table '{spec.name}': the packed form {packed} is not in the package of method '{spec.method}', where a bundle looks "
             "for it; define it there, at the top of a module"
@@ -218,18 +224,6 @@ class _Stored:
         """Writes the file, as readable as its folder: safetensors would keep it from other users."""
         save_file(self.tensors, file)
         file.chmod(file.parent.stat().st_mode & 0o666)
-
-
-def _packed_class(method: str, path: str) -> type[PackedTable] | None:
-    """The packed class "package.module.Class" if it lies in a method's package; None otherwise. Nothing else is imported."""
-    module, _, name = path.rpartition(".")
-    if module.rpartition(".")[0] != method_class(method).__module__.rpartition(".")[0]:
-        return None
-    try:
-        found = vars(import_module(module)).get(name)
-    except ImportError:
-        return None
-    return found if isinstance(found, type) and issubclass(found, PackedTable) else None
 
 
 def load_bundle(path: str | Path, *, verify: bool = True) -> PackedCollection:
@@ -342,11 +336,19 @@ class Bundle:
         if self._network is None:
             raise ConfigError(f"bundle '{self.path}' has tables but no network; give the bundle of a training run")
         tensors = self._read(NETWORK, {stored.key for stored in self._network.values()})
-        return {name: tensors[stored.key].view(tuple(stored.shape)) for name, stored in self._network.items()}
+        return {name: self._shaped(tensors, stored) for name, stored in self._network.items()}
+
+    def _shaped(self, tensors: Mapping[str, Tensor], stored: StoredTensor) -> Tensor:
+        try:
+            return tensors[stored.key].view(tuple(stored.shape))
+        except (RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"'{self.path / MANIFEST}' is damaged: '{stored.key}' has {tensors[stored.key].numel():,} numbers, not shape {stored.shape}. {_CURE}"
+            ) from error
 
     def _pack(self, entry: TableEntry, tensors: Mapping[str, Tensor]) -> PackedTable:
         try:
-            cls = _packed_class(entry.method, entry.packed)
+            cls = packed_class(entry.method, entry.packed)
         except ConfigError as error:
             raise CheckpointError(
                 f"table '{entry.name}' of bundle '{self.path}' can't be loaded: {error}. Install the package that has the method"
@@ -356,10 +358,10 @@ class Bundle:
                 f"table '{entry.name}' of bundle '{self.path}' is a {entry.packed}, which method '{entry.method}' no longer has. "
                 f"Load it with the embank that wrote it ({self.embank_version}), or export it again with this one"
             )
-        own = {name: tensors[stored.key].view(tuple(stored.shape)) for name, stored in entry.tensors.items()}
+        own = {name: self._shaped(tensors, stored) for name, stored in entry.tensors.items()}
         try:
-            return cls.restore(entry.facts, own)
-        except CheckpointError as error:
+            return restored(cls, entry.spec(), entry.facts, own)
+        except (CheckpointError, ConfigError) as error:
             raise CheckpointError(f"table '{entry.name}' of bundle '{self.path}': {error}") from error
 
     def _read(self, file: str, keys: set[str]) -> dict[str, Tensor]:

@@ -27,13 +27,14 @@ from embank.tables.files import (
     verify_checksums,
     write_checksums,
 )
-from embank.tables.hashing import HASH_VERSION
+from embank.tables.identity import identity_of, refuse_other_hashes, refuse_other_optimizer, refuse_other_tables
 from embank.tables.processes import Processes
-from embank.tables.row_files import RowTensor, read_rows, saved_names, write_rows
-from embank.tables.specs import token_hash_version_of
-from embank.tables.token_hash import refuse_other_token_hash
+from embank.tables.row_files import RowTensor, read_rows, write_rows
+from embank.tables.row_index import INDEX
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""2 did not say what the rows belong to, and its index of them was a pickle."""
+
 _CURE = "Restore it or remove this checkpoint to resume from an earlier one"
 
 
@@ -90,8 +91,8 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
         striped = sorted(processes.union(striped_tables(tables)))
         with processes.together():
             if processes.is_first:
-                versions = {"hash_version": HASH_VERSION, "token_hash_version": token_hash_version_of(tables.specs)}
-                _write_rest(temporary, dense=dense, meta={**versions, **meta, "striped": striped})
+                own = {"identity": identity_of(tables), "striped": striped}
+                _write_rest(temporary, dense=dense, meta={**meta, **own})
                 write_checksums(temporary)
                 publish(temporary, folder)
     except (OSError, RuntimeError, CheckpointException) as error:
@@ -113,7 +114,7 @@ def _write_rest(folder: Path, *, dense: Mapping[str, Any], meta: Mapping[str, An
     buffer = io.BytesIO()  # torch.save to a full disk hides the operating system's error; a plain write reports it
     torch.save(dict(dense), buffer)
     (folder / "dense.pt").write_bytes(buffer.getbuffer())
-    (folder / "meta.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **meta}, indent=1))
+    (folder / "meta.json").write_text(json.dumps({**meta, "format_version": FORMAT_VERSION}, indent=1))
 
 
 def striped_tables(tables: Tables) -> set[str]:
@@ -129,20 +130,18 @@ def verify_checkpoint(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     checksums = verify_checksums(folder, kind="checkpoint", cure=_CURE)
-    for required in ("meta.json", "dense.pt", "rows/.metadata"):
+    for required in ("meta.json", "dense.pt", f"rows/{INDEX}"):
         if required not in checksums:
             raise CheckpointError(f"checkpoint '{folder}' lacks '{required}' in its {CHECKSUMS}; it is not ours")
     meta = read_json(folder / "meta.json")
     if meta.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"checkpoint '{folder}' has format version {meta.get('format_version')}; this embank reads version {FORMAT_VERSION}"
+            f"checkpoint '{folder}' has format version {meta.get('format_version')}; this embank reads version {FORMAT_VERSION}. Load it "
+            "with the embank that wrote it, or train again"
         )
-    if meta.get("hash_version") != HASH_VERSION:
-        raise CheckpointError(
-            f"checkpoint '{folder}' was addressed by hash version {meta.get('hash_version')}; this embank has version {HASH_VERSION}, "
-            "which gives ids other rows"
-        )
-    refuse_other_token_hash(meta.get("token_hash_version"), what=f"checkpoint '{folder}'", error=CheckpointError)
+    if not isinstance(meta.get("identity"), dict) or not isinstance(meta["identity"].get("tables"), dict):
+        raise CheckpointError(f"'{folder / 'meta.json'}' does not say which tables it is of. {_CURE}")
+    refuse_other_hashes(meta["identity"], what=f"checkpoint '{folder}'")
     return meta
 
 
@@ -179,25 +178,40 @@ def read_verified(folder: str | Path, tables: Tables) -> dict[str, Any]:
 
 
 def load_dense(folder: str | Path) -> dict[str, Any]:
-    """What a verified checkpoint holds besides rows, as it was given to `save_checkpoint`."""
-    dense: dict[str, Any] = torch.load(Path(folder) / "dense.pt", weights_only=True, map_location="cpu")
+    """What a verified checkpoint holds besides rows, as it was given to `save_checkpoint`.
+
+    Raises:
+        CheckpointError: it is damaged, or holds more than tensors and plain containers.
+    """
+    file = Path(folder) / "dense.pt"
+    try:
+        dense: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:  # what torch raises on bytes of others has many types
+        raise CheckpointError(
+            f"'{file}' can't be read, or holds more than tensors and plain containers ({type(error).__name__}). {_CURE}"
+        ) from error
     return dense
 
 
 def load_rows(folder: str | Path, *, tables: Tables, optimizer: bool = True) -> None:
     """Loads rows of a verified checkpoint in place, see `load_checkpoint`."""
-    folder, processes = Path(folder), tables.processes
-    striped = read_json(folder / "meta.json")["striped"]
-    with processes.together():
+    folder = Path(folder)
+    meta = read_json(folder / "meta.json")
+    with tables.processes.together():
+        _refuse_foreign(folder, meta["identity"], tables, optimizer=optimizer)
         wanted = [t for t in row_tensors(tables) if optimizer or t.name.startswith("rows/")]
-        _refuse_foreign(folder, processes.union({t.name for t in wanted}), optimizer=optimizer)
-        read_rows(folder / "rows", wanted, striped=striped)
+        read_rows(folder / "rows", wanted, striped=meta["striped"])
 
 
-def _refuse_foreign(folder: Path, wanted: set[str], *, optimizer: bool) -> None:
-    found = {name for name in saved_names(folder / "rows") if optimizer or name.startswith("rows/")}
+def _refuse_foreign(folder: Path, saved: Mapping[str, Any], tables: Tables, *, optimizer: bool) -> None:
+    """Compares what was saved beside the rows with the tables that they are to be loaded into."""
+    found, wanted = set(saved["tables"]), {spec.name for spec in tables.specs}
     if wanted != found:
         raise CheckpointError(
             f"checkpoint '{folder}' belongs to other tables: it lacks {sorted(wanted - found) or 'nothing'} and has "
             f"{sorted(found - wanted) or 'nothing'} besides"
         )
+    what = f"checkpoint '{folder}'"
+    refuse_other_tables(saved, tables, what=what)
+    if optimizer:
+        refuse_other_optimizer(saved, tables, what=what, cure="load with optimizer=False, which leaves it alone")

@@ -240,20 +240,29 @@ class Tables(nn.Module, ABC):
             return distinct_nbytes([*held, *self.methods.parameters(), *self.methods.buffers()])
         if kind not in ("serving", "nominal"):
             raise ConfigError(f"there are no '{kind}' bytes; ask for 'training', 'serving' or 'nominal'")
-        if self.sharding is not None:
-            raise ConfigError(
-                "serving bytes of sharded tables are not known here: load a checkpoint in one process and ask there"
-            )
         packs = self.packs()
         if kind == "nominal":
             return distinct_nbytes([t for pack in packs for t in pack.counted()])
         return distinct_nbytes([t for pack in packs for t in (*pack.parameters(), *pack.buffers())])
 
     def packs(self) -> list[PackedTable]:
-        """The inference form of each table, in host memory; where rows are there, it may share them."""
+        """The inference form of each table, in host memory; where rows are there, it may share them.
+
+        Raises:
+            ConfigError: rows are sharded: this process has a part of them.
+        """
+        self.refuse_packing_parts()
         rows = {name: weight.cpu() for name, weight in self.weights().items()}
         methods = self.built_methods()
         return [(deepcopy(m).cpu() if self.tier.on_gpu else m).pack(rows) for m in methods]
+
+    def refuse_packing_parts(self) -> None:
+        """Raises ConfigError if rows are sharded, so that what is here is not all of them."""
+        if self.sharding is not None:
+            raise ConfigError(
+                f"the rows of these tables are spread over {self.processes.count} processes, so they can't be packed here, nor their "
+                "serving bytes be counted: save_checkpoint on all of them, load_checkpoint in one process, and pack there"
+            )
 
     @property
     def plain_nbytes(self) -> int:

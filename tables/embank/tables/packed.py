@@ -80,8 +80,9 @@ def pack_collection(tables: TableCollection) -> PackedCollection:
     """Settles a collection and gives its inference form, which may share memory with the collection's rows.
 
     Raises:
-        ConfigError: a table is not in the last stage of its method.
+        ConfigError: a table is not in the last stage of its method, or rows are sharded.
     """
+    tables.refuse_packing_parts()
     for method in tables.built_methods():
         spec, stages = method.spec, method.stages
         if spec.stage + 1 < len(stages):

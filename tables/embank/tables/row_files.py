@@ -9,34 +9,17 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import (
-    LoadItemType,
-    LoadPlan,
-    LoadPlanner,
-    ReadItem,
-    SavePlan,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from embank.tables.errors import CheckpointError
+from embank.tables.row_index import Piece, read_index, read_piece, write_index
 from embank.tables.specs import TableShard, rows_of
 
 PIECE_NBYTES = 2**26
@@ -81,11 +64,13 @@ def write_rows(folder: Path, tensors: Iterable[RowTensor], *, group: dist.Proces
     """Writes rows to a folder; with a group, all its processes call this together."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        save({}, checkpoint_id=folder, planner=_Saver(tensors), process_group=group, no_dist=group is None)
+        metadata = save({}, checkpoint_id=folder, planner=_Saver(tensors), process_group=group, no_dist=group is None)
+    if group is None or group.rank() == 0:
+        write_index(folder, metadata)
 
 
 def read_rows(folder: Path, tensors: Iterable[RowTensor], *, striped: Iterable[str]) -> None:
-    """Reads rows into place; each process for itself.
+    """Reads rows into place, one piece at a time; each process for itself.
 
     Args:
         folder: what `write_rows` wrote.
@@ -93,17 +78,61 @@ def read_rows(folder: Path, tensors: Iterable[RowTensor], *, striped: Iterable[s
         striped: tables that were striped when they were saved.
 
     Raises:
-        CheckpointError: a tensor is missing, or has another shape.
+        CheckpointError: a tensor is missing, damaged, or has another shape; before anything was changed, unless a file is damaged.
     """
-    loader = _Loader(tensors, frozenset(striped))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        load({}, storage_reader=FileSystemReader(folder), planner=loader, no_dist=True)
+    index, striped = read_index(folder), frozenset(striped)
+    wanted = [(tensor, tensor.shard.table.name in striped) for tensor in tensors]
+    for tensor, is_striped in wanted:
+        if tensor.name not in index:
+            raise CheckpointError(f"the checkpoint in '{folder}' has no '{tensor.name}'")
+        expected = replace(tensor, shard=replace(tensor.shard, is_striped=is_striped)).size
+        if index[tensor.name].size != tuple(expected):
+            raise CheckpointError(
+                f"the checkpoint in '{folder}' holds '{tensor.name}' with shape {index[tensor.name].size}, the table here has "
+                f"{tuple(expected)}"
+            )
+    for tensor, is_striped in wanted:
+        for piece in index[tensor.name].pieces:
+            if _overlaps(tensor, piece, is_striped):
+                _place(tensor, piece, read_piece(folder, piece), is_striped)
 
 
-def saved_names(folder: Path) -> list[str]:
-    """Names of the tensors in a folder that `write_rows` wrote."""
-    return sorted(FileSystemReader(folder).read_metadata().state_dict_metadata)
+def _overlaps(tensor: RowTensor, piece: Piece, is_striped: bool) -> bool:
+    """Whether some of a piece's rows are held here."""
+    shard = tensor.shard
+    if not shard.num_rows:
+        return False
+    if len(piece.offsets) > 1:
+        first, width = piece.offsets[1], piece.sizes[1]
+        if first >= shard.first_column + shard.num_columns or first + width <= shard.first_column:
+            return False
+    if shard.is_striped != is_striped:
+        return True
+    first, count = piece.offsets[0], piece.sizes[0]
+    return first < shard.first_place + shard.num_rows and first + count > shard.first_place
+
+
+def _place(target: RowTensor, piece: Piece, values: Tensor, is_striped: bool) -> None:
+    """Writes those rows and columns of a piece that are held here to where they are held."""
+    shard, view, offsets = target.shard, target.view, piece.offsets
+    if view.dim() > 1:
+        first = max(offsets[1], shard.first_column)
+        last = min(offsets[1] + values.shape[1], shard.first_column + shard.num_columns)
+        view = view[:, first - shard.first_column : last - shard.first_column]
+        values = values[:, first - offsets[1] : last - offsets[1]]
+    if is_striped == shard.is_striped:
+        start = max(0, offsets[0] - shard.first_place)
+        stop = min(shard.num_rows, offsets[0] + values.shape[0] - shard.first_place)
+        shift = shard.first_place - offsets[0]
+        view[start:stop] = values[start + shift : stop + shift]
+        return
+    rows = torch.arange(offsets[0], offsets[0] + values.shape[0])
+    if is_striped:
+        rows = rows_of(rows, num_rows=shard.table.num_embeddings)
+        real = rows < shard.table.num_embeddings
+        rows, values = rows[real], values[real]
+    held, local = shard.local_rows(rows)
+    view[local] = values[held].to(view.device)
 
 
 class _Saver(DefaultSavePlanner):
@@ -135,94 +164,3 @@ class _Saver(DefaultSavePlanner):
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
         return self.pieces[write_item.index].clone()  # a view would be saved with all of its storage
-
-
-class _Loader(LoadPlanner):
-    """Asks for the pieces that hold rows of this process, and puts their rows into place one piece at a time."""
-
-    def __init__(self, tensors: Iterable[RowTensor], striped: frozenset[str]) -> None:
-        self.tensors = {tensor.name: tensor for tensor in tensors}
-        self.striped = striped
-
-    def set_up_planner(
-        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
-    ) -> None:
-        assert metadata is not None
-        self.metadata = metadata
-
-    def create_local_plan(self) -> LoadPlan:
-        return LoadPlan([item for tensor in self.tensors.values() for item in self._items(tensor)])
-
-    def _items(self, tensor: RowTensor) -> Iterator[ReadItem]:
-        saved = self.metadata.state_dict_metadata.get(tensor.name)
-        if not isinstance(saved, TensorStorageMetadata):
-            raise CheckpointError(f"the checkpoint has no '{tensor.name}'")
-        is_striped = tensor.shard.table.name in self.striped
-        expected = replace(tensor, shard=replace(tensor.shard, is_striped=is_striped)).size
-        if saved.size != expected:
-            raise CheckpointError(
-                f"the checkpoint holds '{tensor.name}' with shape {tuple(saved.size)}, the table here has {tuple(expected)}"
-            )
-        for chunk in saved.chunks:
-            if self._overlaps(tensor, chunk, is_striped):
-                index = MetadataIndex(tensor.name, chunk.offsets)
-                nowhere = torch.Size([0] * len(chunk.offsets))
-                yield ReadItem(
-                    type=LoadItemType.TENSOR,
-                    dest_index=index,
-                    dest_offsets=nowhere,
-                    storage_index=index,
-                    storage_offsets=nowhere,
-                    lengths=chunk.sizes,
-                )
-
-    @staticmethod
-    def _overlaps(tensor: RowTensor, chunk: ChunkStorageMetadata, is_striped: bool) -> bool:
-        shard = tensor.shard
-        if not shard.num_rows:
-            return False
-        if len(chunk.offsets) > 1:
-            first, width = chunk.offsets[1], chunk.sizes[1]
-            if first >= shard.first_column + shard.num_columns or first + width <= shard.first_column:
-                return False
-        if shard.is_striped != is_striped:
-            return True
-        first, count = chunk.offsets[0], chunk.sizes[0]
-        return first < shard.first_place + shard.num_rows and first + count > shard.first_place
-
-    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
-        return global_plan
-
-    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
-        return central_plan
-
-    def load_bytes(self, read_item: ReadItem, value: Any) -> None:
-        raise CheckpointError(f"the checkpoint's '{read_item.dest_index.fqn}' is not a tensor")
-
-    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
-        return torch.empty(read_item.lengths)
-
-    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
-        target = self.tensors[read_item.dest_index.fqn]
-        offsets = read_item.dest_index.offset
-        assert offsets is not None
-        shard, view = target.shard, target.view
-        if view.dim() > 1:
-            first = max(offsets[1], shard.first_column)
-            last = min(offsets[1] + tensor.shape[1], shard.first_column + shard.num_columns)
-            view = view[:, first - shard.first_column : last - shard.first_column]
-            tensor = tensor[:, first - offsets[1] : last - offsets[1]]
-        is_striped = shard.table.name in self.striped
-        if is_striped == shard.is_striped:
-            start = max(0, offsets[0] - shard.first_place)
-            stop = min(shard.num_rows, offsets[0] + tensor.shape[0] - shard.first_place)
-            shift = shard.first_place - offsets[0]
-            view[start:stop] = tensor[start + shift : stop + shift]
-            return
-        rows = torch.arange(offsets[0], offsets[0] + tensor.shape[0])
-        if is_striped:
-            rows = rows_of(rows, num_rows=shard.table.num_embeddings)
-            real = rows < shard.table.num_embeddings
-            rows, tensor = rows[real], tensor[real]
-        held, local = shard.local_rows(rows)
-        view[local] = tensor[held]

@@ -49,6 +49,14 @@ def parse_identity(value: Any) -> dict[str, Any]:
     raise CheckpointError("the '_extra_state' of the tables in this state_dict was not written by embank's tables")
 
 
+def is_identity(value: Any) -> bool:
+    """Whether `parse_identity` takes a value."""
+    try:
+        return bool(parse_identity(value))
+    except CheckpointError:
+        return False
+
+
 def row_names(tables: "Tables") -> dict[str, str]:
     """The name of each physical table's rows in a `state_dict`."""
     names = {t.name: f"rows.{state_name(t.name)}.weight" for m in tables.built_methods() for t in m.physical}
@@ -137,3 +145,29 @@ def _refuse_foreign(tables: "Tables", state: Mapping[str, Any], *, prefix: str) 
                 f"{what} has rows of table '{spec.name}' but no '{prefix}_extra_state', which tells how they are stored. Keep all names "
                 "that begin with the tables' own"
             )
+
+
+def without_tables(network: Mapping[str, Any], tables: "Tables") -> dict[str, Tensor]:
+    """The part of a model's `state_dict` that does not belong to the tables in it.
+
+    Raises:
+        ConfigError: it holds the rows of other tables, or something that is no tensor.
+    """
+    names = {spec.name for spec in tables.specs}
+    mine: list[str] = []
+    for key, value in network.items():
+        if key.endswith("_extra_state") and is_identity(value):
+            found = set(parse_identity(value)["tables"])
+            if found != names:
+                raise ConfigError(
+                    f"the network's '{key}' is of the tables {sorted(found)}, the bundle has {sorted(names)}. Give a network without other "
+                    "tables, or put all tables into one collection"
+                )
+            mine.append(key.removesuffix("_extra_state"))
+    parts = ("_extra_state", "methods.", "rows.", "row_optimizer.", f"{tables.plain_prefix}.")
+    left_out = tuple(prefix + part for prefix in mine for part in parts)
+    kept = {key: value for key, value in network.items() if not key.startswith(left_out)}
+    for key, value in kept.items():
+        if not isinstance(value, Tensor):
+            raise ConfigError(f"the network's '{key}' is a {type(value).__name__}; a bundle holds tensors")
+    return kept

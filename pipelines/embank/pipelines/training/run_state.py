@@ -55,8 +55,22 @@ class SavedRun:
         """
         assert isinstance(model.tables, TableCollection)
         load_rows(self.folder, tables=model.tables, optimizer=optimizer)
-        model.network.load_state_dict(self.dense["network"])
-        model.tables.methods.load_state_dict(self.dense["methods"])
+        self._give(model.network, "network")
+        self._give(model.tables.methods, "methods")
+
+    def _give(self, target: torch.nn.Module | torch.optim.Optimizer, part: str) -> None:
+        """Loads a part of the checkpoint into what it was saved from.
+
+        Raises:
+            CheckpointError: the part is missing or was saved from something else.
+        """
+        try:
+            target.load_state_dict(self.dense[part])
+        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"checkpoint '{self.folder}': its {part.replace('_', ' ')} does not fit: {' '.join(str(error).split())}. It was saved by "
+                "another version or from another configuration: load it with those, or train again"
+            ) from error
 
     def load_training(self, stepper: Stepper, search: SearchStepper | None) -> None:
         """Loads the model and everything that its training goes on with, torch's generator included."""
@@ -64,15 +78,10 @@ class SavedRun:
         own = self.dense.get("rank_buffers") or []  # a run of an earlier version has none
         if len(own) == self.processes.count:
             load_buffers(stepper.model, own[self.processes.rank])
-        try:
-            stepper.optimizer.load_state_dict(self.dense["optimizer"])
-        except ValueError as error:
-            raise CheckpointError(
-                f"'{self.folder}' holds an optimizer of other parameters ({error}): it was written by another version. Resume with that "
-                "version, or start a new run"
-            ) from error
+        self._refuse_another_order(stepper.model)
+        self._give(stepper.optimizer, "optimizer")
         if search is not None:
-            search.optimizer.load_state_dict(self.dense["search_optimizer"])
+            self._give(search.optimizer, "search_optimizer")
         generators = self.dense["generators"]
         if self.processes.rank < len(generators):
             torch.set_rng_state(generators[self.processes.rank])
@@ -80,6 +89,16 @@ class SavedRun:
         states = self.dense.get("device_generators") or []
         if device.type == "cuda" and self.processes.rank < len(states) and states[self.processes.rank] is not None:
             torch.cuda.set_rng_state(states[self.processes.rank], device)
+
+    def _refuse_another_order(self, model: CTRModel) -> None:
+        """The dense optimizer's state goes by the order of parameters, and so by that of tables."""
+        assert isinstance(model.tables, TableCollection)
+        saved, here = list(self.meta["identity"]["tables"]), [spec.name for spec in model.tables.specs]
+        if saved != here:
+            raise CheckpointError(
+                f"checkpoint '{self.folder}' has the tables in the order {saved}, here it is {here}; the optimizer's state goes by it. "
+                "Give the tables in that order"
+            )
 
 
 def rank_buffers(model: CTRModel) -> dict[str, torch.Tensor]:

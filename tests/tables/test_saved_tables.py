@@ -1,0 +1,262 @@
+"""Checkpoints and bundles say what they are of; what does not match is refused by name, and nothing in a file is executed."""
+
+import io
+import json
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from embank.tables import (
+    Bundle,
+    CheckpointError,
+    ConfigError,
+    RowOptimizer,
+    TableCollection,
+    TableSpec,
+    load_bundle,
+    save_bundle,
+)
+from embank.tables.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
+from embank.tables.files import write_checksums
+from embank.tables.plan import Placement, Plan
+from embank.tables.rows.sharded import Sharding
+from tests.tables import served
+from tests.tables.batches import random_kjt
+
+PLAIN = TableSpec(name="t", num_embeddings=1_000, embedding_dim=8, feature_names=["a"])
+
+
+class Marks:
+    """What creates a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def checkpoint(folder: Path, spec: TableSpec = PLAIN, **kwargs: Any) -> Path:
+    save_checkpoint(
+        folder / "c", tables=TableCollection([spec], **kwargs), dense={"x": torch.ones(2)}, meta={"step": 3}
+    )
+    return folder / "c"
+
+
+def altered(path: Path, **changes: Any) -> None:
+    """Changes a JSON file and makes the checksums right again."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    top = path.parent if (path.parent / "checksums.json").exists() else path.parent.parent
+    (top / "checksums.json").unlink()
+    write_checksums(top)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"method": "hash", "budget": 0.9},
+            r"checkpoint '.*' is of other tables: table 't' was saved with method 'full' and has 'hash' here",
+        ),
+        ({"num_embeddings": 1_200}, "table 't' was saved with num_embeddings 1000 and has 1200 here"),
+        ({"embedding_dim": 12}, "table 't' was saved with embedding_dim 8 and has 12 here"),
+        ({"name": "u"}, r"belongs to other tables: it lacks \['u'\] and has \['t'\] besides"),
+    ],
+)
+def test_checkpoints_of_other_tables(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder, other = checkpoint(tmp_path), TableCollection([replace(PLAIN, **change)])
+    before = {name: rows.clone() for name, rows in other.weights().items()}
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder, tables=other)
+    assert all(torch.equal(before[name], rows) for name, rows in other.weights().items())
+
+
+def test_rows_of_the_same_shape_under_another_method_or_option(tmp_path: Path) -> None:
+    """A hashed table may have as many rows as there are ids, and two of one method may share rows by other rules."""
+    specs = [replace(PLAIN, method="compositional", budget=0.5), replace(PLAIN, method="tt_rec", budget=0.5)]
+    folder = checkpoint(tmp_path, specs[0])
+    with pytest.raises(CheckpointError, match="table 't' was saved with method 'compositional' and has 'tt_rec' here"):
+        load_checkpoint(folder, tables=TableCollection([specs[1]]))
+    with pytest.raises(CheckpointError, match=r"table 't' was saved with budget 0\.5 and has 0\.4 here"):
+        load_checkpoint(folder, tables=TableCollection([replace(specs[0], budget=0.4)]))
+
+
+def test_another_row_optimizer(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, optimizer=RowOptimizer(name="adagrad"))
+    other = TableCollection([PLAIN], seed=1)
+    with pytest.raises(
+        CheckpointError, match="optimizer state of 'adagrad'; the tables here are updated by 'rowwise_adagrad'"
+    ):
+        load_checkpoint(folder, tables=other)
+    dense, meta = load_checkpoint(folder, tables=other, optimizer=False)
+    assert torch.equal(dense["x"], torch.ones(2))
+    assert meta["step"] == 3
+    assert torch.equal(other.weights()["t"], TableCollection([PLAIN]).weights()["t"])
+
+
+def test_checkpoints_of_other_versions(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    altered(folder / "meta.json", format_version=2)
+    with pytest.raises(
+        CheckpointError,
+        match=r"has format version 2; this embank reads version 3\. Load it with the embank that wrote it",
+    ):
+        load_checkpoint(folder, tables=TableCollection([PLAIN]))
+    altered(folder / "meta.json", format_version=3, identity={})
+    with pytest.raises(CheckpointError, match=r"meta\.json' does not say which tables it is of"):
+        verify_checkpoint(folder)
+
+
+def test_facts_of_the_caller_do_not_replace_ours(tmp_path: Path) -> None:
+    meta = {"format_version": 9, "identity": {}, "striped": ["t"], "step": 1}
+    save_checkpoint(tmp_path / "c", tables=TableCollection([PLAIN]), dense={}, meta=meta)
+    found = verify_checkpoint(tmp_path / "c")
+    assert (found["format_version"], found["striped"], found["step"]) == (3, [], 1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda index: {}, "has no 'rows/t'"),
+        (lambda index: {**index, "rows/t": {**index["rows/t"], "pieces": []}}, r"index\.json' is damaged .*pieces hold 0 of 8000"),
+        (lambda index: {**index, "rows/t": {"size": [1_000, 4], "pieces": []}}, r"index\.json' is damaged"),
+        (lambda index: {**index, "rows/t": 5}, r"index\.json' is damaged"),
+        (lambda index: _moved(index, file="../dense.pt"), r"is no file of this folder"),
+        (lambda index: _moved(index, start=7), r"distcp' can't be read"),
+        (lambda index: _moved(index, nbytes=20), r"distcp' can't be read"),
+    ],
+)  # fmt: skip
+def test_damage_that_checksums_do_not_tell(damage: Any, message: str, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    index = folder / "rows" / "index.json"
+    changed = damage(json.loads(index.read_text()))
+    index.write_text("{}")
+    altered(index, **changed)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder, tables=TableCollection([PLAIN]))
+
+
+def _moved(index: dict[str, Any], **change: Any) -> dict[str, Any]:
+    (piece,) = index["rows/t"]["pieces"]
+    return {**index, "rows/t": {**index["rows/t"], "pieces": [{**piece, **change}]}}
+
+
+@pytest.mark.parametrize("file", [".metadata", "dense.pt", "__0_0.distcp"])
+def test_a_forged_checkpoint_executes_nothing(file: str, tmp_path: Path) -> None:
+    folder, marker = checkpoint(tmp_path), tmp_path / "marker"
+    buffer = io.BytesIO()
+    torch.save({"x": Marks(marker)}, buffer)
+    if file == "dense.pt":
+        (folder / file).write_bytes(buffer.getvalue())
+    elif file == ".metadata":
+        (folder / "rows" / file).write_bytes(pickle.dumps(Marks(marker)))
+    else:
+        (folder / "rows" / file).write_bytes(buffer.getvalue())
+        index = json.loads((folder / "rows" / "index.json").read_text())
+        (folder / "rows" / "index.json").write_text(json.dumps(_moved(index, start=0, nbytes=len(buffer.getvalue()))))
+    altered(folder / "meta.json")
+    tables = TableCollection([PLAIN], seed=1)
+    if file == ".metadata":  # torch's own, which nothing here reads
+        load_checkpoint(folder, tables=tables)
+        assert torch.equal(tables.weights()["t"], TableCollection([PLAIN]).weights()["t"])
+    else:
+        with pytest.raises(CheckpointError, match=f"{file}' can't be read"):
+            load_checkpoint(folder, tables=tables)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("home", "path"),
+    [
+        ("forged.method", "forged.other.Packed"),
+        ("forged_flat", "other_flat.Packed"),
+        ("forged.method", "forged.other"),
+        ("forged.method", "os.path.join"),
+    ],
+)
+def test_a_forged_bundle_imports_nothing(home: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_bundle(tmp_path / "b", TableCollection([replace(PLAIN, method="test_one_array", num_embeddings=400)]))
+    marker, code = tmp_path / "marker", f"from pathlib import Path\nPath({str(tmp_path / 'marker')!r}).touch()\n"
+    (tmp_path / "forged").mkdir()
+    for file in ("forged/__init__.py", "forged/other.py", "other_flat.py"):
+        (tmp_path / file).write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(served.OneArray, "__module__", home)
+    (entry,) = json.loads((tmp_path / "b" / "manifest.json").read_text())["tables"]
+    altered(tmp_path / "b" / "manifest.json", tables=[{**entry, "packed": path}])
+    with pytest.raises(CheckpointError, match=f"is a {path}, which method 'test_one_array' no longer has"):
+        load_bundle(tmp_path / "b")
+    assert not marker.exists()
+    assert not {"forged", "forged.other", "other_flat"} & set(sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_embeddings": 500}, "its tensors don't make a PackedFull: index 499 is out of bounds"),
+        ({"embedding_dim": 6}, "its tensors give rows of width 8, where the table has dim 6"),
+        ({"embedding_dim": 0}, "has embedding_dim 0; it must be a whole number"),
+        ({"tensors": {"lookup": {"key": "t.rows", "shape": [400, 8]}}}, "its tensors don't make a PackedFull"),
+        ({"tensors": {}}, "its tensors don't make a PackedFull"),
+        ({"tensors": {"rows": {"key": "t.rows", "shape": [400, 9]}}}, r"'t.rows' has 3,200 numbers, not shape \[400, 9\]"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_does_not_fit_its_tensors(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    save_bundle(tmp_path / "b", TableCollection([replace(PLAIN, num_embeddings=400)]))
+    (entry,) = json.loads((tmp_path / "b" / "manifest.json").read_text())["tables"]
+    altered(tmp_path / "b" / "manifest.json", tables=[{**entry, **change}])
+    with pytest.raises(CheckpointError, match=message):
+        load_bundle(tmp_path / "b")
+
+
+class Model(nn.Module):
+    """A network around tables."""
+
+    def __init__(self, tables: TableCollection) -> None:
+        super().__init__()
+        self.rows_of = nn.Linear(8, 1)
+        self.inner = nn.ModuleDict({"tables": tables})
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+@pytest.mark.parametrize("method", ["full", "dhe"])
+def test_what_belongs_to_the_tables_is_no_part_of_the_network(method: str, is_copied: bool, tmp_path: Path) -> None:
+    tables = TableCollection([replace(PLAIN, method=method)])
+    model = Model(tables)
+    state = {name: value.clone() if is_copied else value for name, value in model.state_dict().items()}
+    save_bundle(tmp_path / "b", tables, network=state)
+    assert set(Bundle(tmp_path / "b").network()) == {"rows_of.weight", "rows_of.bias"}
+    other = TableCollection([replace(PLAIN, name="u")])
+    with pytest.raises(
+        ConfigError, match=r"'inner.tables._extra_state' is of the tables \['t'\], the bundle has \['u'\]"
+    ):
+        save_bundle(tmp_path / "c", other, network=state)
+    with pytest.raises(ConfigError, match="the network's 'epoch' is a int; a bundle holds tensors"):
+        save_bundle(tmp_path / "c", tables, network={"epoch": 3})
+
+
+def test_a_part_of_the_rows_is_neither_packed_nor_a_state_dict(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'ranks'}", rank=0, world_size=1)
+    try:
+        plan = Plan(world_size=1, tables={"t": Placement(kind="row_wise")})
+        tables = TableCollection([PLAIN], sharding=Sharding(plan=plan))
+        for act in (
+            lambda: save_bundle(tmp_path / "b", tables),
+            tables.packs,
+            lambda: tables.nbytes("serving"),
+        ):
+            with pytest.raises(ConfigError, match="spread over 1 processes, so they can't be packed here"):
+                act()
+        with pytest.raises(ConfigError, match="a state_dict here would hold those of one. Use save_checkpoint"):
+            Model(tables).state_dict()
+        assert not (tmp_path / "b").exists()
+        assert tables(random_kjt({"a": 1_000}, batch_size=3, seed=0)).values().shape == (3, 8)
+    finally:
+        dist.destroy_process_group()
