@@ -14,6 +14,7 @@ from embank.tables.processes import Processes
 from embank.tables.rows.sharded import Sharding
 from embank.tables.stages import HeldRows, after_step, finished
 from tests.contracts.specs import NUM, SHARING, spec
+from tests.distributed.twins import sum_lookups
 from tests.tables.batches import random_kjt
 
 STEPS = 10
@@ -67,6 +68,7 @@ def compare(rank: int, case: Case, folder: Path) -> float:
     optimizer = RowOptimizer(name=case.optimizer, lr=0.05)
     tables = specs(case.method, shared=case.shared)
     whole = finished(TableCollection(tables, backend="torch", optimizer=optimizer))
+    sum_lookups(whole)
     plan = placed(whole, case.kind, world_size)
     tier = RowTier(name="disk", directory=folder) if case.tier == "disk" else RowTier()
     sharded = TableCollection(

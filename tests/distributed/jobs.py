@@ -23,6 +23,7 @@ from embank.tables.checkpoint import load_checkpoint, row_tensors, save_checkpoi
 from embank.tables.plan import Placement, Plan
 from embank.tables.processes import Processes
 from embank.tables.rows.sharded import Sharding
+from tests.distributed.twins import sum_lookups
 from tests.tables.batches import random_kjt
 from tests.training.runs import config
 
@@ -170,6 +171,7 @@ def sequences(rank: int, kind: str, dedupe: bool) -> float:
     sharding = Sharding(plan=Plan(world_size=world_size, tables=places))
     sharded = SequenceCollection(heads, optimizer=optimizer, sharding=sharding, dedupe=dedupe)
     whole = SequenceCollection(heads, optimizer=optimizer, backend="torch")
+    sum_lookups(whole)
     worst = 0.0
     for step in range(10):
         generator = torch.Generator().manual_seed(step)

@@ -18,6 +18,7 @@ from embank.tables.method import Method, PackedTable, build_method
 from embank.tables.named import NamedModules
 from embank.tables.processes import Processes
 from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
+from embank.tables.rows.base import refuse_bad_lr
 from embank.tables.rows.build import Backend
 from embank.tables.specs import PhysicalTable, TableShard, TableSpec
 from embank.tables.state import identity_tensor, load_row_state, row_state
@@ -212,7 +213,12 @@ class Tables(nn.Module, ABC):
             rows.update()
 
     def set_lr(self, lr: float) -> None:
-        """Sets the rows' learning rate for the next step."""
+        """Sets the rows' learning rate for the next step.
+
+        Raises:
+            ConfigError: it is negative or not finite.
+        """
+        refuse_bad_lr(lr)
         for rows in self.row_stores():
             rows.set_lr(lr)
 

@@ -42,10 +42,15 @@ class RowOptimizer:
             object.__setattr__(self, key, plain(getattr(self, key)))
         if self.name not in ROW_OPTIMIZERS:
             raise ConfigError(f"there is no row optimizer '{self.name}'; use one of {', '.join(ROW_OPTIMIZERS)}")
-        if not 0 <= self.lr < float("inf"):
-            raise ConfigError(f"the rows' learning rate is {self.lr}; it must be finite and 0 or more")
+        refuse_bad_lr(self.lr)
         if not 0 <= self.eps < float("inf"):
             raise ConfigError(f"the rows' eps is {self.eps}; it must be finite and 0 or more")
+
+
+def refuse_bad_lr(lr: float) -> None:
+    """Raises ConfigError for a rate that rows can't be updated with."""
+    if not 0 <= lr < float("inf"):
+        raise ConfigError(f"the rows' learning rate is {lr}; it must be finite and 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +107,10 @@ class RowTier:
 class RowStore(nn.Module, ABC):
     """Rows of several physical tables (or of the parts of them that this process holds), looked up together with sum pooling.
 
+    Rows are no parameters of the module: its own optimizer updates them, once for each backward pass that reaches a lookup. What a
+    backward pass leaves to do (a projection, an update of what is on its way) is done by `update`, or at the latest before rows are
+    looked up, read or saved again.
+
     Legend: S bags per lookup, K lookups, D_k width of lookup k's table.
 
     Args:
@@ -128,6 +137,7 @@ class RowStore(nn.Module, ABC):
         self.optimizer = optimizer
         self.tier = tier
         self.num_updates = 0
+        self.is_counted = False  # the update that `update` is going to be called for
 
     @property
     def dims(self) -> list[int]:
@@ -143,7 +153,8 @@ class RowStore(nn.Module, ABC):
             offsets: int64 [K * S + 1], where each bag starts in `indices`.
 
         Returns:
-            [S, sum D_k], the lookups side by side. Backward updates the rows, or prepares the update (see `update`).
+            [S, sum D_k], the lookups side by side. Backward updates the rows; several lookups of one backward pass one after the
+            other.
         """
 
     def parts(self, indices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
@@ -161,9 +172,28 @@ class RowStore(nn.Module, ABC):
             WorkError: a file of the disk tier was cut.
         """
 
-    @abstractmethod
     def update(self) -> None:
-        """Applies the update that a backward pass prepared (where it is fused into it, what is left to do) and counts it."""
+        """Ends a training step: does what its backward pass has left to do, and counts the update."""
+        if self.is_pending or not self.is_counted:
+            self.num_updates += 1
+            self._finish()
+        self.is_counted = False
+
+    def finish(self) -> None:
+        """What `update` would do, where a training loop has not called it and rows are about to be used."""
+        if self.is_pending:
+            self.num_updates += 1
+            self._finish()
+            self.is_counted = True
+
+    @property
+    @abstractmethod
+    def is_pending(self) -> bool:
+        """Whether a backward pass has left something to do."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Does what backward passes have left to do, as update number `num_updates`."""
 
     @abstractmethod
     def set_lr(self, lr: float) -> None:

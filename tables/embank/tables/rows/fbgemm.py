@@ -7,6 +7,8 @@ times: as one lookup of so many times the bags, which FBGEMM does on a CPU in ab
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,10 @@ class _Kernel(nn.Module):
         self.num_merged = max(1, len(lookups)) if len(self.shards) == 1 else 1
         lookups = lookups[:: self.num_merged]
         self.widths = [padded_dim(s.num_columns) for s in self.shards]
+        self.is_projected = any(shard.table.projection is not None for shard in self.shards)
+        self.changed: list[
+            tuple[Tensor, Tensor]
+        ] = []  # lookups whose rows a backward pass has updated, to be projected
         self.counting = torch.zeros(1, dtype=torch.int64)  # 0, 1, 2, ...: the offsets of bags with one id each
         self.rowwise = optimizer.name == "rowwise_adagrad"
         self.scale = rowwise_scale(self.shards[0].num_columns) if self.rowwise else 1.0
@@ -63,7 +69,7 @@ class _Kernel(nn.Module):
         self.flat: dict[str, Tensor] = {}  # in host memory; on a GPU, FBGEMM holds rows itself
         if not space.tier.on_gpu:
             self._hold(space, label=label, seed=seed)
-        self.tbe = SplitTableBatchedEmbeddingBagsCodegen(
+        tbe = SplitTableBatchedEmbeddingBagsCodegen(
             [
                 (s.num_rows, width, self.place.location, self.place.compute)
                 for s, width in zip(self.shards, self.widths, strict=True)
@@ -78,17 +84,26 @@ class _Kernel(nn.Module):
             **({"device": torch.device(space.tier.device)} if space.tier.on_gpu else {}),
             **({} if self.place.cache_load_factor is None else {"cache_load_factor": self.place.cache_load_factor}),
         )
+        # In a tuple, so that it is no submodule: rows are no parameters of a model, which an optimizer, a change of dtype or
+        # DistributedDataParallel would take for their own.
+        self.inner = (tbe,)
         for whole in self.tbe.split_embedding_weights() if space.tier.on_gpu else ():
             whole.zero_()  # padding too
         for shard, view in zip(self.shards, self.weights().values(), strict=True):
             if space.tier.on_gpu:
                 shard.write_initial(view, seed=seed)
             shard.scatter_initial(view, seed=seed)
+        self.table_of = tuple(lookups)
         self.pieces = [
             piece
             for t in lookups
             for piece in (self.shards[t].num_columns, self.widths[t] - self.shards[t].num_columns)
         ]
+
+    @property
+    def tbe(self) -> SplitTableBatchedEmbeddingBagsCodegen:
+        """FBGEMM's module."""
+        return self.inner[0]
 
     def _hold(self, space: RowSpace, *, label: str, seed: int) -> None:
         """Rows with their initial values, and their optimizer state, as one flat tensor each."""
@@ -141,8 +156,29 @@ class _Kernel(nn.Module):
 
     def _look_up(self, indices: Tensor, offsets: Tensor) -> Tensor:
         device = self.tbe.current_device
-        rows: Tensor = self.tbe(indices.to(device, non_blocking=True), offsets.to(device, non_blocking=True))
+        with ExitStack() as stack:
+            if torch.is_inference_mode_enabled():  # FBGEMM's lookups are there for autograd only
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.no_grad())
+            rows: Tensor = self.tbe(indices.to(device, non_blocking=True), offsets.to(device, non_blocking=True))
+        if self.is_projected and rows.requires_grad:
+            rows.register_hook(partial(self._note_change, indices, offsets))  # type: ignore[no-untyped-call]
         return rows
+
+    def _note_change(self, indices: Tensor, offsets: Tensor, _grad: Tensor) -> None:
+        self.changed.append((indices, offsets))
+
+    def take_changed(self) -> dict[int, Tensor]:
+        """By table with a projection, the distinct rows that backward passes have updated since the last call."""
+        rows: dict[int, list[Tensor]] = {}
+        for indices, offsets in self.changed:
+            num_bags = (offsets.numel() - 1) // (len(self.table_of) * self.num_merged)
+            bounds = offsets[:: num_bags * self.num_merged].tolist() if num_bags else [0] * (len(self.table_of) + 1)
+            for k, table in enumerate(self.table_of):
+                if self.shards[table].table.projection is not None:
+                    rows.setdefault(table, []).append(indices[bounds[k] : bounds[k + 1]])
+        self.changed.clear()
+        return {table: torch.unique(torch.cat(some)) for table, some in rows.items()}
 
     def weights(self) -> dict[str, Tensor]:
         if self.place.location == EmbeddingLocation.MANAGED_CACHING:  # what is read and written is behind the cache
@@ -206,8 +242,6 @@ class FbgemmRows(RowStore):
             )
         self.warmer = Warmer.of(self, self.space)
         self.is_one_call = self.kernel_lookups == [list(range(len(self.lookups)))]
-        self.projected = [k for k, t in enumerate(self.lookups) if self.shards[t].table.projection is not None]
-        self.to_project: list[tuple[Tensor, Tensor]] = []
 
     def _refuse_impossible(self) -> None:
         placement(self.tier)
@@ -265,40 +299,38 @@ class FbgemmRows(RowStore):
         return tuple(by_lookup[k] for k in range(len(self.lookups)))
 
     def _before_lookup(self, indices: Tensor, offsets: Tensor) -> None:
+        self.finish()
         self.space.check()
         if self.warmer is not None:
             self.warmer.wait(indices)
-        if self.projected and torch.is_grad_enabled():
-            self.to_project.append((indices, offsets))
 
-    def update(self) -> None:
+    @property
+    def is_pending(self) -> bool:
+        return any(kernel.changed for kernel in self._kernels())
+
+    def _finish(self) -> None:
         """The backward pass has updated the rows; what is left is their projection."""
-        self.num_updates += 1
-        if not self.projected:
-            return
-        weights = self.weights()
-        touched: dict[int, list[Tensor]] = {}
-        for indices, offsets in self.to_project:
-            num_bags = (offsets.numel() - 1) // len(self.lookups)
-            for k in self.projected:
-                rows = indices[int(offsets[k * num_bags]) : int(offsets[(k + 1) * num_bags])]
-                touched.setdefault(self.lookups[k], []).append(rows)
-        self.to_project.clear()
-        for place, rows_by_use in touched.items():
-            shard = self.shards[place]
-            self.project(shard, weights[shard.table.name], torch.unique(torch.cat(rows_by_use)))
+        for kernel in self._kernels():
+            if kernel.changed:
+                weights = kernel.weights()
+                for table, rows_U in kernel.take_changed().items():
+                    shard = kernel.shards[table]
+                    self.project(shard, weights[shard.table.name], rows_U)
 
     def set_lr(self, lr: float) -> None:
         for kernel in self._kernels():
             kernel.tbe.set_learning_rate(lr * kernel.scale)
 
     def weights(self) -> dict[str, Tensor]:
+        self.finish()
         return {name: view for kernel in self._kernels() for name, view in kernel.weights().items()}
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        self.finish()
         return {name: state for kernel in self._kernels() for name, state in kernel.optimizer_state().items()}
 
     def flush(self) -> None:
+        self.finish()
         self.space.flush()
 
     def held_tensors(self) -> list[Tensor]:

@@ -112,7 +112,8 @@ class ShardedRows(RowStore):
         self.own = [k for k, t in enumerate(self.lookups) if is_replica[t]]
         # Lookups of one table are neighbours in TorchRec's output, in the order of the tables.
         self.moved = sorted((k for k, t in enumerate(self.lookups) if not is_replica[t]), key=lambda k: self.lookups[k])
-        self.replicas = self._replicate([t for t, own in zip(tables, is_replica, strict=True) if own], holding)
+        replicas = self._replicate([t for t, own in zip(tables, is_replica, strict=True) if own], holding)
+        self.replicated = (replicas,)  # in a tuple, so that they are no parameters of a model: see `RowStore`
         self.shared = self._share([t for t, own in zip(tables, is_replica, strict=True) if not own], holding, sharding)
         self.started: dict[int, tuple[Tensor, Any, Any]] = {}
 
@@ -170,6 +171,11 @@ class ShardedRows(RowStore):
                 init_data_parallel=False,
                 init_parameters=False,
             )
+
+    @property
+    def replicas(self) -> DistributedDataParallel | None:
+        """The store of replicated tables, whose gradients are averaged."""
+        return self.replicated[0]
 
     def _module(self) -> "ShardedCollection":
         assert self.shared is not None
@@ -257,6 +263,17 @@ class ShardedRows(RowStore):
         self.num_updates += 1
         for store in self._locals():
             store.update()
+
+    def finish(self) -> None:
+        for store in self._locals():
+            store.finish()
+
+    @property
+    def is_pending(self) -> bool:
+        return any(store.is_pending for store in self._locals())
+
+    def _finish(self) -> None:
+        self.finish()
 
     def set_lr(self, lr: float) -> None:
         for store in self._locals():

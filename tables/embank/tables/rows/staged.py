@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Self
 from weakref import WeakSet
 
 import torch
@@ -77,8 +76,8 @@ class StagedRows(RowStore):
     It has a `TorchRows` on the host, whose arithmetic it uses. `forward` takes host tensors and returns device tensors. The
     device holds the distinct rows of announced batches, and those of updates that these have not seen.
 
-    Between two updates one backward pass may reach the rows. What `weights` and `optimizer_state` return is up to date, and may be
-    written to, until the next call of `prefetch` or `forward`. Moving a model to another device leaves its rows where they are.
+    An update that a backward pass leaves is applied by `update`, or before the next lookup. What `weights` and `optimizer_state`
+    return is up to date until the next update.
 
     Args:
         tier: "host" (or "device", the same on a CPU) or "disk"; its device may be "cpu", where nothing is copied.
@@ -110,10 +109,6 @@ class StagedRows(RowStore):
         self.written: deque[tuple[int, _Batch]] = deque()  # updates that a batch may not have seen, with their numbers
         self.num_written = 0
         self.writes: deque[Future[None]] = deque()
-
-    def _apply(self, fn: object, recurse: bool = True) -> Self:
-        """What `nn.Module.to` and its like call: rows stay on the host."""
-        return self
 
     def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
         if self.tier.prefetch:
@@ -172,6 +167,7 @@ class StagedRows(RowStore):
         return _views(batch.values[kind], batch.rows, _widths(self.held, kind))[table]
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        self.finish()
         batch = self._ready(indices, offsets)
         weights = batch.values["weights"].detach()
         if torch.is_grad_enabled():
@@ -198,23 +194,20 @@ class StagedRows(RowStore):
             self.with_grad.append(batch)
         batch.grad = leaf.grad
 
+    @property
+    def is_pending(self) -> bool:
+        return bool(self.with_grad)
+
     @torch.no_grad()
-    def update(self) -> None:
-        """As `RowStore.update`.
+    def _finish(self) -> None:
+        """As `RowStore._finish`: lookups of one backward pass one after the other, as the backward pass has met them.
 
         Raises:
-            WorkError: more than one backward pass since the last update; a file of the disk tier was cut.
+            WorkError: a file of the disk tier was cut.
         """
-        if len(self.with_grad) > 1:
-            raise WorkError(
-                f"{len(self.with_grad)} lookups have gradients for one update of staged rows, which takes one; "
-                "update after each backward pass, look all ids up at once, or hold the rows on the 'device' tier"
-            )
-        self.num_updates += 1
-        self.held.num_updates = self.num_updates
         self._raise_failures(wait=False)
         while self.with_grad:
-            batch = self.with_grad.pop()
+            batch = self.with_grad.pop(0)
             assert batch.grad is not None
             self._refresh(batch)
             grads = _views(batch.grad, batch.rows, _widths(self.held, "weights"))
@@ -222,7 +215,7 @@ class StagedRows(RowStore):
                 if grad_UD.numel():
                     values = {kind: self._view(batch, kind, table) for kind in self.kinds}
                     rows_UD, every_U = values.pop("weights"), torch.arange(len(grad_UD), device=grad_UD.device)
-                    self.held.apply_gradient(shard, rows_UD, values, every_U, grad_UD)
+                    self.held.apply_gradient(shard, rows_UD, values, every_U, grad_UD, number=self.num_updates)
                     if shard.table.projection is not None:
                         numbers_U = shard.row_numbers(batch.rows[table]).to(grad_UD.device)
                         self.project(shard, rows_UD, every_U, numbers_U=numbers_U)
@@ -248,6 +241,7 @@ class StagedRows(RowStore):
 
     def _settle(self) -> None:
         """All updates are on the host, and nothing that was gathered before is used again."""
+        self.finish()
         self._raise_failures(wait=True)
         with self.lock:
             pending = list(self.announced)
@@ -290,7 +284,7 @@ def _views(flat: Tensor, rows: Sequence[Tensor], widths: Sequence[int]) -> list[
 def _host_tensors(held: TorchRows, kind: str) -> list[Tensor]:
     """A kind's tensor of each table."""
     if kind == "weights":
-        return [weight.detach() for weight in held.parameters_by_table]
+        return held.rows
     return [state[kind] for state in held.state]
 
 

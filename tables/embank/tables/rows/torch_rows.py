@@ -1,10 +1,11 @@
 """Row storage in plain torch: the slow, obvious twin that the fast one is checked against.
 
-It also serves where FBGEMM has no kernel (Adam on a CPU, rows wider than 2048). One parameter per table, one
-`embedding_bag` per lookup, sparse gradients, one optimizer.
+It also serves where FBGEMM has no kernel (Adam on a CPU, rows wider than 2048). One tensor per table, one
+`embedding_bag` per lookup, sparse gradients, one optimizer, which runs inside the backward pass as FBGEMM's does.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,11 @@ _STATES = {"sgd": (), "adagrad": ("sum",), "rowwise_adagrad": ("sum",), "adam": 
 
 
 class TorchRows(RowStore):
-    """Rows in torch parameters with sparse gradients; `update` applies them.
+    """Rows in torch tensors with sparse gradients, applied as soon as a backward pass has them.
 
     Args:
-        is_replica: gradients are dense, so that they can be averaged over processes; rows whose gradient is 0 throughout
-            count as not looked up.
+        is_replica: rows are parameters with dense gradients, so that `DistributedDataParallel` can average these over processes, and
+            `update` applies them. Rows whose gradient is 0 throughout count as not looked up.
     """
 
     def __init__(
@@ -38,8 +39,11 @@ class TorchRows(RowStore):
     ) -> None:
         super().__init__(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
         self.is_replica = is_replica
-        self.parameters_by_table = nn.ParameterList()
+        self.rows: list[Tensor] = []
         self.state: list[dict[str, Tensor]] = []
+        self.changed: dict[
+            int, list[Tensor]
+        ] = {}  # by table, rows that backward passes have updated and `_finish` has not seen
         self.lr = optimizer.lr
         self.space = RowSpace(tier)
         for shard in self.shards:
@@ -47,8 +51,9 @@ class TorchRows(RowStore):
             weight = self.space.hold(f"{name}.weights", numel=size, chunks=shard.initial_chunks(seed=seed))
             weight_RD = weight.view(shard.num_rows, shard.num_columns)
             shard.scatter_initial(weight_RD, seed=seed)
-            self.parameters_by_table.append(nn.Parameter(weight_RD))
+            self.rows.append(weight_RD)
             self.state.append({kind: self._state(shard, kind) for kind in _STATES[optimizer.name]})
+        self.replicas = nn.ParameterList([nn.Parameter(rows) for rows in self.rows] if is_replica else [])
         self.warmer = Warmer.of(self, self.space)
 
     def _state(self, shard: TableShard, kind: str) -> Tensor:
@@ -61,16 +66,17 @@ class TorchRows(RowStore):
             self.warmer.hint(indices, offsets)
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        self.finish()
         self.space.check()
         if self.warmer is not None:
             self.warmer.wait(indices)
         num_bags = (offsets.numel() - 1) // len(self.lookups)
         bounds = offsets.tolist() if num_bags == 0 else offsets[::num_bags].tolist()
-        device = self.parameters_by_table[0].device
+        device = self.rows[0].device
         indices, offsets = indices.to(device, non_blocking=True), offsets.to(device, non_blocking=True)
-        outputs = []
+        weights, outputs = self._leaves(), []
         for k, table in enumerate(self.lookups):
-            weight = self.parameters_by_table[table]
+            weight = weights[table]
             if num_bags == 0:
                 outputs.append(weight[:0] if self.is_replica else F.embedding(indices[:0], weight, sparse=True))
                 continue
@@ -81,16 +87,40 @@ class TorchRows(RowStore):
             )
         return torch.cat(outputs, dim=1)
 
+    def _leaves(self) -> list[Tensor]:
+        """Rows as one lookup's graph begins with them. Views of their own: gradients of other lookups are not added to theirs."""
+        if self.is_replica or not torch.is_grad_enabled():
+            return list(self.replicas or self.rows)
+        # Not `detach`: with a version counter in common, the update of one lookup would break the backward pass of another.
+        leaves = [rows.data.requires_grad_() for rows in self.rows]
+        for table, leaf in enumerate(leaves):
+            leaf.register_post_accumulate_grad_hook(partial(self._take_gradient, table))  # type: ignore[no-untyped-call]
+        return leaves
+
+    def _take_gradient(self, table: int, leaf: Tensor) -> None:
+        """Updates a table's rows by the gradient of a leaf, which is complete."""
+        self._update_table(table, leaf, number=self.num_updates + 1)
+
     @torch.no_grad()
-    def update(self) -> None:
-        self.num_updates += 1
-        for shard, weight, state in zip(self.shards, self.parameters_by_table, self.state, strict=True):
-            if weight.grad is None:
-                continue
-            rows_U, grad_UD = self._touched(weight.grad)
-            self.apply_gradient(shard, weight, state, rows_U, grad_UD)
-            self.project(shard, weight, rows_U)
-            weight.grad = None
+    def _update_table(self, table: int, leaf: Tensor, *, number: int) -> None:
+        assert leaf.grad is not None
+        rows_U, grad_UD = self._touched(leaf.grad)
+        leaf.grad = None
+        self.apply_gradient(self.shards[table], self.rows[table], self.state[table], rows_U, grad_UD, number=number)
+        self.changed.setdefault(table, []).append(rows_U)
+
+    @property
+    def is_pending(self) -> bool:
+        return bool(self.changed) or any(replica.grad is not None for replica in self.replicas)
+
+    def _finish(self) -> None:
+        for table, replica in enumerate(self.replicas):
+            if replica.grad is not None:
+                self._update_table(table, replica, number=self.num_updates)
+        for table, rows in self.changed.items():
+            if self.shards[table].table.projection is not None:
+                self.project(self.shards[table], self.rows[table], torch.unique(torch.cat(rows)))
+        self.changed.clear()
 
     def _touched(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         if self.is_replica:
@@ -101,9 +131,16 @@ class TorchRows(RowStore):
 
     @torch.no_grad()
     def apply_gradient(
-        self, shard: TableShard, weight: Tensor, state: dict[str, Tensor], rows_U: Tensor, grad_UD: Tensor
+        self,
+        shard: TableShard,
+        weight: Tensor,
+        state: dict[str, Tensor],
+        rows_U: Tensor,
+        grad_UD: Tensor,
+        *,
+        number: int,
     ) -> None:
-        """One update of some rows, number `num_updates`.
+        """One update of some rows.
 
         Args:
             shard: whose rows they are.
@@ -111,6 +148,7 @@ class TorchRows(RowStore):
             state: their optimizer state by name, as `optimizer_state` has it; written in place.
             rows_U: distinct rows of `weight`.
             grad_UD: their gradients.
+            number: of the update, from 1.
         """
         lr, eps, name = self.lr, self.optimizer.eps, self.optimizer.name
         if name == "sgd":
@@ -125,14 +163,14 @@ class TorchRows(RowStore):
             state["sum"][rows_U] = sums_U
             weight.index_add_(0, rows_U, grad_UD / (sums_U.sqrt() + eps * scale)[:, None], alpha=-lr * scale)
         else:
-            self._adam(weight, state, rows_U, grad_UD)
+            self._adam(weight, state, rows_U, grad_UD, number=number)
 
-    def _adam(self, weight: Tensor, state: dict[str, Tensor], rows_U: Tensor, grad_UD: Tensor) -> None:
+    def _adam(self, weight: Tensor, state: dict[str, Tensor], rows_U: Tensor, grad_UD: Tensor, *, number: int) -> None:
         beta1, beta2 = self.optimizer.betas
         mean_UD = state["exp_avg"][rows_U].lerp(grad_UD, 1 - beta1)
         square_UD = state["exp_avg_sq"][rows_U].lerp(grad_UD.square(), 1 - beta2)
         state["exp_avg"][rows_U], state["exp_avg_sq"][rows_U] = mean_UD, square_UD
-        correction1, correction2 = 1 - beta1**self.num_updates, 1 - beta2**self.num_updates
+        correction1, correction2 = 1 - beta1**number, 1 - beta2**number
         denominator_UD = square_UD.sqrt().add_(self.optimizer.eps)
         weight.index_add_(0, rows_U, mean_UD / denominator_UD, alpha=-self.lr * correction2**0.5 / correction1)
 
@@ -140,13 +178,16 @@ class TorchRows(RowStore):
         self.lr = lr
 
     def weights(self) -> dict[str, Tensor]:
-        return {s.table.name: w.detach() for s, w in zip(self.shards, self.parameters_by_table, strict=True)}
+        self.finish()
+        return {shard.table.name: rows.detach() for shard, rows in zip(self.shards, self.rows, strict=True)}
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        self.finish()
         return {s.table.name: dict(state) for s, state in zip(self.shards, self.state, strict=True)}
 
     def flush(self) -> None:
+        self.finish()
         self.space.flush()
 
     def held_tensors(self) -> list[Tensor]:
-        return [*self.parameters_by_table, *(t for state in self.state for t in state.values())]
+        return [*self.rows, *(t for state in self.state for t in state.values())]

@@ -1,0 +1,22 @@
+"""Unsharded twins that a rank compares its shards with: they take the batches of all ranks, as one update."""
+
+from embank.tables import RowStore
+from embank.tables.core import Tables
+from embank.tables.rows.torch_rows import TorchRows
+
+
+def sum_lookups(tables: Tables) -> None:
+    """Makes the rows of a collection take the sum of all lookups' gradients at `update_rows`, where each lookup is an update otherwise."""
+    for name, store in list(tables.named_children()):
+        if isinstance(store, RowStore):
+            twin = TorchRows(
+                store.shards,
+                lookups=store.lookups,
+                seed=store.seed,
+                optimizer=store.optimizer,
+                tier=store.tier,
+                is_replica=True,
+            )
+            for table, rows in store.weights().items():
+                twin.weights()[table].copy_(rows)
+            setattr(tables, name, twin)
