@@ -7,7 +7,7 @@ from embank.tables.rows.torch_rows import TorchRows
 
 def sum_lookups(tables: Tables) -> None:
     """Makes the rows of a collection take the sum of all lookups' gradients at `update_rows`, where each lookup is an update otherwise."""
-    for name, store in list(tables.named_children()):
+    for name, store in list(vars(tables).items()):
         if isinstance(store, RowStore):
             twin = TorchRows(
                 store.shards,

@@ -120,6 +120,10 @@ class AutoDim(Method):
     def search_parameters(self) -> list[nn.Parameter]:
         return [self.logits] if self.spec.stage == 0 else []
 
+    @property
+    def has_schedule(self) -> bool:
+        return self.spec.stage == 0
+
     @classmethod
     def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:
         if methods[0].spec.stage == 0:

@@ -165,6 +165,10 @@ class AutoSrh(Method):
     def search_parameters(self) -> list[nn.Parameter]:
         return [self.alpha] if self.spec.stage == 1 else []
 
+    @property
+    def has_schedule(self) -> bool:
+        return False
+
     @classmethod
     def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:
         if methods[0].spec.stage == 1:

@@ -10,7 +10,8 @@ from torchrec import KeyedJaggedTensor
 from embank.tables import PackedTable, RowOptimizer, TableCollection, TableSpec, registered_methods
 from embank.tables.features import check_ids, int64_ids
 from embank.tables.modes import evaluating
-from embank.tables.stages import finished, settle
+from embank.tables.stages import finished
+from embank.tables.training import refuse_unfinished
 
 METHODS = frozenset(registered_methods())
 """Names of all registered methods, those of other installed packages included."""
@@ -47,9 +48,8 @@ class Table:
 
     def pack(self) -> "Packed":
         """The inference form: a snapshot, which later training leaves alone."""
-        settle(self.collection)
-        (method,) = self.collection.methods
-        packed: PackedTable = method.pack({name: rows.clone() for name, rows in self.collection.weights().items()})  # type: ignore[operator]
+        refuse_unfinished(self.collection)
+        (packed,) = self.collection.packs(copied=True)
         return Packed(self.spec, packed)
 
 

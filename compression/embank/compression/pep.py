@@ -128,6 +128,10 @@ class Pep(Method):
             return None
         return self.is_pulling * self.config.pull / 2 * self.thresholds.square().sum()
 
+    @property
+    def has_schedule(self) -> bool:
+        return self.spec.stage == 0 and self.nbytes is not None
+
     @classmethod
     def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:
         aiming = [m for m in methods if m.nbytes is not None]

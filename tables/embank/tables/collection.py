@@ -179,6 +179,7 @@ class TableCollection(Tables):
                 pooling = use.method.spec.pooling
                 outputs[use.key] = pool(per_id[use.key], addressed.bags[use.key], pooling=pooling)
             values = torch.cat([outputs[key] for key in self.keys], dim=1)
+        (values,) = self._end_pass([values])
         return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=values), per_id
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
 from embank.tables.features import output_key
+from embank.tables.held_rows import HeldRows, by_class
 from embank.tables.method import Method, PackedTable, build_method
 from embank.tables.named import NamedModules
 from embank.tables.processes import Processes
@@ -22,6 +23,7 @@ from embank.tables.rows.base import refuse_bad_lr
 from embank.tables.rows.build import Backend
 from embank.tables.specs import PhysicalTable, TableShard, TableSpec
 from embank.tables.state import identity_tensor, load_row_state, row_state
+from embank.tables.training import TrainingState, accompanied, needs_company, refuse_unknown_length, summed_losses
 
 if TYPE_CHECKING:
     from embank.tables.rows.sharded import Sharding
@@ -71,6 +73,7 @@ class Tables(nn.Module, ABC):
         self.sharding = sharding
         self.processes = Processes(None if sharding is None else sharding.process_group)
         self.rows_learn = True  # see `stages.rows_held`
+        self.training_state = TrainingState()
         self.specs = tuple(specs)
         self.seed = seed
         self.backend = backend
@@ -79,6 +82,7 @@ class Tables(nn.Module, ABC):
         self.tier.refuse_missing_device()
         self._refuse_bad_names()
         self.methods = NamedModules({spec.name: build_method(spec, seed=seed) for spec in self.specs}).to(self.device)
+        self.is_accompanied = any(needs_company(method) for method in self.built_methods())
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Row stores are no submodules: nothing that walks over a model's parameters and buffers finds them."""
@@ -198,17 +202,64 @@ class Tables(nn.Module, ABC):
 
     def _begin_pass(self) -> None:
         """To be called first in every forward pass."""
-        if self.training and torch.is_grad_enabled():
+        if self.is_accompanied and self.training and torch.is_grad_enabled():
             for method in self.built_methods():
                 method.forget_loss()
 
+    def _end_pass(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """To be called last in every forward pass, with what it returns."""
+        is_training = self.is_accompanied and self.training and torch.is_grad_enabled()
+        return accompanied(self, outputs) if is_training else outputs
+
+    def begin(self, *, num_steps: int, step: int = 0) -> None:
+        """Says how long a training is, before its first step. Methods with a schedule need it: pruning, temperatures, restarts of codes.
+
+        Args:
+            num_steps: steps of the training; of a method with several stages, of the current one.
+            step: steps done before, where a training is resumed.
+
+        Raises:
+            ConfigError: no step, or more done than there are.
+        """
+        if not 0 <= step <= num_steps or num_steps < 1:
+            raise ConfigError(
+                f"a training begins at step {step} of {num_steps}; give at least 1 step, and from 0 to as many done"
+            )
+        state = self.training_state
+        state.num_steps, state.num_done = num_steps, step
+        if step:
+            for rows in self.row_stores():
+                rows.load_step(step)
+
+    def step(self) -> None:
+        """Ends a training step, after the backward pass: finishes the rows' update, and lets methods follow their schedules.
+
+        All processes of a sharded collection call it together.
+
+        Raises:
+            ConfigError: a method has a schedule, and `begin` was not called.
+        """
+        from embank.tables.stages import after_step, settle
+
+        refuse_unknown_length(self)
+        self.update_rows()
+        state = self.training_state
+        state.num_done += 1
+        after_step(self, step=state.num_done, num_steps=state.num_steps or state.num_done)
+        if state.num_done == state.num_steps:
+            settle(self)
+
     def extra_loss(self) -> Tensor | None:
-        """What methods add to the loss of the training pass that has just run, to be asked for once; None if nothing."""
-        losses = [loss for method in self.built_methods() if (loss := method.extra_loss()) is not None]
-        return torch.stack(losses).sum() if losses else None
+        """What methods add to the loss of the training pass that has just run, to be asked for once; None if nothing.
+
+        A backward pass takes it along by itself, with weight 1, unless it was asked for. Ask for it and add it to the loss to see it,
+        or where the loss is scaled (mixed precision, accumulation over micro-batches).
+        """
+        loss = self.training_state.take_loss()
+        return summed_losses(self) if loss is None else loss
 
     def update_rows(self) -> None:
-        """Applies the rows' update after a backward pass. With FBGEMM the backward pass has done it already."""
+        """Finishes the rows' update after a backward pass: the first half of `step`."""
         for rows in self.row_stores():
             rows.update()
 
@@ -251,16 +302,31 @@ class Tables(nn.Module, ABC):
             return distinct_nbytes([t for pack in packs for t in pack.counted()])
         return distinct_nbytes([t for pack in packs for t in (*pack.parameters(), *pack.buffers())])
 
-    def packs(self) -> list[PackedTable]:
-        """The inference form of each table, in host memory; where rows are there, it may share them.
+    def packs(self, *, copied: bool = False) -> list[PackedTable]:
+        """The inference form of each table as it would be settled, in host memory; where rows are there, it may share them unless they
+        are to be copied. The tables themselves stay as they are.
 
         Raises:
             ConfigError: rows are sharded: this process has a part of them.
         """
         self.refuse_packing_parts()
-        rows = {name: weight.cpu() for name, weight in self.weights().items()}
+        rows = {
+            name: weight.clone().cpu() if copied else weight.cpu()
+            for name, weight in {**self.weights(), **self._settled_copies()}.items()
+        }
         methods = self.built_methods()
         return [(deepcopy(m).cpu() if self.tier.on_gpu else m).pack(rows) for m in methods]
+
+    @torch.no_grad()
+    def _settled_copies(self) -> dict[str, Tensor]:
+        """Copies of the rows that `Method.settle` changes, settled."""
+        settled: dict[str, Tensor] = {}
+        for cls, methods in by_class(self).items():
+            if cls.settles() and methods[0].spec.stage == len(cls.stages) - 1:
+                rows = HeldRows(self, copied=[table.name for method in methods for table in method.physical])
+                cls.settle(methods, rows)
+                settled |= {name: rows[name] for name in rows.copied}
+        return settled
 
     def refuse_packing_parts(self) -> None:
         """Raises ConfigError if rows are sharded, so that what is here is not all of them."""

@@ -270,6 +270,16 @@ class Method(nn.Module, ABC):
         """Drops what `combine` left for `extra_loss`. Called before each training pass: nobody need have asked for the loss of the one
         before, whose graph would be kept."""
 
+    @property
+    def has_schedule(self) -> bool:
+        """Whether `after_step` must follow the training in the stage that the method is in. By default where there is an `after_step`."""
+        return type(self).after_step.__func__ is not Method.after_step.__func__  # type: ignore[attr-defined]
+
+    @classmethod
+    def settles(cls) -> bool:
+        """Whether there is a `settle` that does something."""
+        return cls.settle.__func__ is not Method.settle.__func__  # type: ignore[attr-defined]
+
     def search_parameters(self) -> list[nn.Parameter]:
         """Parameters that validation batches move in a stage that alternates; training batches leave them alone there."""
         return []

@@ -12,7 +12,7 @@ from embank.tables.errors import ConfigError
 from embank.tables.features import Bags, bag_configs, output_key
 from embank.tables.method import PackedTable
 from embank.tables.specs import TableSpec
-from embank.tables.stages import settle
+from embank.tables.training import refuse_unfinished
 
 
 class PackedCollection(nn.Module):
@@ -77,12 +77,13 @@ class PackedCollection(nn.Module):
 
 @torch.no_grad()
 def pack_collection(tables: TableCollection) -> PackedCollection:
-    """Settles a collection and gives its inference form, which may share memory with the collection's rows.
+    """The inference form of a collection, settled. It may share memory with the collection's rows, which stay as they are.
 
     Raises:
-        ConfigError: a table is not in the last stage of its method, or rows are sharded.
+        ConfigError: a table is not in the last stage of its method, its schedule was not followed (`Tables.step`), or rows are sharded.
     """
     tables.refuse_packing_parts()
+    refuse_unfinished(tables)
     for method in tables.built_methods():
         spec, stages = method.spec, method.stages
         if spec.stage + 1 < len(stages):
@@ -90,5 +91,4 @@ def pack_collection(tables: TableCollection) -> PackedCollection:
                 f"table '{spec.name}' (method '{spec.method}') is in stage '{stages[spec.stage].name}', {spec.stage + 1} of "
                 f"{len(stages)}; only the last one is served. Train it to the end first"
             )
-    settle(tables)
     return PackedCollection(tables.specs, tables.packs())

@@ -152,14 +152,17 @@ class SequenceCollection(Tables):
         addressed = ids if isinstance(ids, AddressedSequence) else self.address(ids)
         blocks = self._blocks(addressed)
         if not addressed.lengths:
-            return {
-                group: self._joined(group, blocks[group], addressed).view(*shape, self.dims[group])
-                for group, shape in addressed.shapes.items()
-            }
-        return {
-            use.key: JaggedTensor(values=rows_ND, lengths=self.there(addressed.lengths[group]))
+            joined = {group: self._joined(group, blocks[group], addressed) for group in addressed.shapes}
+            ended = zip(addressed.shapes.items(), self._end_pass(list(joined.values())), strict=True)
+            return {group: rows_NW.view(*shape, self.dims[group]) for (group, shape), rows_NW in ended}
+        keyed = {
+            (group, use.key): rows_ND
             for group, uses in self.groups.items()
             for use, rows_ND in zip(uses, self._combined(group, blocks[group], addressed), strict=True)
+        }
+        return {
+            key: JaggedTensor(values=rows_ND, lengths=self.there(addressed.lengths[group]))
+            for (group, key), rows_ND in zip(keyed, self._end_pass(list(keyed.values())), strict=True)
         }
 
     def _blocks(self, addressed: AddressedSequence) -> dict[str, Tensor]:
@@ -167,7 +170,8 @@ class SequenceCollection(Tables):
         sizes = {group: prod(shape) for group, shape in addressed.shapes.items()}
         if self.rows is None:
             return {group: torch.empty(size, 0, device=self.device) for group, size in sizes.items()}
-        looked_up = self.rows(addressed.row_ids, addressed.offsets)
+        with torch.set_grad_enabled(self.rows_learn and torch.is_grad_enabled()):
+            looked_up = self.rows(addressed.row_ids, addressed.offsets)
         if addressed.places is None:
             blocks = _split(looked_up, [sum(self._widths(group)) for group in self.groups])
             pairs = zip(self.groups, blocks, strict=True)

@@ -18,7 +18,7 @@ from embank.pipelines.training.penalty import Penalised, RowPenalty
 from embank.pipelines.training.schedule import lr_factor
 from embank.tables import TableCollection, WorkError
 from embank.tables.processes import Processes
-from embank.tables.stages import after_step, rows_held, search_parameters
+from embank.tables.stages import rows_held, search_parameters
 
 
 class NonFiniteLossError(WorkError):
@@ -53,6 +53,7 @@ class Stepper:
         rank, count = self.processes.rank, self.processes.count
         self.full_rows = batch_size * (rank + 1) // count - batch_size * rank // count
         self.num_steps, self.held = num_steps, held
+        self.tables.begin(num_steps=num_steps)
         self.penalty: RowPenalty | None = None
         if config.embedding_l2:
             self.penalty = RowPenalty(self.tables, l2=config.embedding_l2, num_rows=num_rows, batch_size=batch_size)
@@ -114,9 +115,8 @@ class Stepper:
         average_gradients(self.parameters, self.processes)
         if self.config.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad_norm)
-        self.tables.update_rows()
         self.optimizer.step()
-        after_step(self.tables, step=step + 1, num_steps=self.num_steps)
+        self.tables.step()
         return value, agreed
 
     def _agree(
@@ -171,7 +171,9 @@ class Stepper:
         log_loss = loss = mean_log_loss(logits_B, batch, self.processes)
         if self.penalty is not None and penalised is not None:
             loss = loss + self.penalty(values, rows, penalised) * self.processes.count
-        extra = self.tables.extra_loss() if batch.labels.numel() else None
+        extra = self.tables.extra_loss()
+        if not batch.labels.numel():
+            extra = None
         return log_loss, loss if extra is None else loss + extra
 
     @torch.no_grad()
@@ -233,7 +235,9 @@ class SearchStepper:
         logits_B = score(self.model, self.model.network, batch.dense, values, precision=self.config.precision)
         self.model.network.train()
         loss = mean_log_loss(logits_B, batch, self.tables.processes)
-        extra = self.tables.extra_loss() if batch.labels.numel() else None
+        extra = self.tables.extra_loss()
+        if not batch.labels.numel():
+            extra = None
         loss = loss if extra is None else loss + extra
         with self.tables.processes.together():
             if not math.isfinite(loss.item()):

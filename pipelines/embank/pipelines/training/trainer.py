@@ -182,8 +182,7 @@ class Trainer:
         else:
             self._build_stage()
             last.load_training(self.stepper, self.search)
-            for rows in self.tables.row_stores():
-                rows.load_step(self.progress.stage.steps)
+            self.tables.begin(num_steps=self.num_steps, step=self.progress.stage.steps)
         if self.processes.is_first and self.run.is_run:
             begun = [stage.name for stage in self.progress.stages]
             self.run.keep_metrics(up_to_step=self.progress.evaluated_step, stages=begun)

@@ -1,0 +1,116 @@
+"""Where the training of a collection stands, and what methods add to the loss, as any PyTorch loop makes it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor
+
+from embank.tables.errors import ConfigError
+from embank.tables.method import Method
+
+if TYPE_CHECKING:
+    from embank.tables.core import Tables
+
+
+class PassLoss:
+    """What methods add to the loss of one forward pass.
+
+    Args:
+        value: a scalar; None where they add nothing.
+
+    Attributes:
+        is_taken: somebody has added it to the loss, so the backward pass must not do it once more.
+    """
+
+    def __init__(self, value: Tensor | None) -> None:
+        self.value = value
+        self.is_taken = False
+
+
+class TrainingState:
+    """Steps of a training.
+
+    Attributes:
+        num_steps: of the training, or of its current stage; None if nobody has said.
+        num_done: steps so far.
+        num_unfinished: backward passes since the last step.
+    """
+
+    def __init__(self) -> None:
+        self.num_steps: int | None = None
+        self.num_done = 0
+        self.num_unfinished = 0
+        self.last: ReferenceType[PassLoss] | None = None  # of the graph of the last forward pass, which owns it
+
+    def take_loss(self) -> Tensor | None:
+        """The loss of the last training pass, for its caller to add; None if there is none, or it was taken, or its graph is gone."""
+        loss = None if self.last is None else self.last()
+        self.last = None
+        if loss is None:
+            return None
+        loss.is_taken = True
+        return loss.value
+
+
+class _Accompanied(torch.autograd.Function):
+    """Outputs of a forward pass as they are; their backward pass is noted, and takes the methods' loss along."""
+
+    @staticmethod
+    def forward(ctx: Any, tables: "Tables", loss: PassLoss, value: Tensor | None, *outputs: Tensor) -> Any:
+        ctx.state, ctx.loss, ctx.rows_learn = tables.training_state, loss, tables.rows_learn
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        ctx.state.num_unfinished += ctx.rows_learn
+        value = None if ctx.loss.is_taken or ctx.loss.value is None else torch.ones_like(ctx.loss.value)
+        ctx.state.last = None
+        return None, None, value, *grads
+
+
+def accompanied(tables: "Tables", outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The outputs of a training pass, so that a backward pass from any of them also trains by what methods add to the loss."""
+    value = summed_losses(tables)
+    loss = PassLoss(value)
+    tables.training_state.last = ref(loss)
+    result: tuple[Tensor, ...] = _Accompanied.apply(tables, loss, value, *outputs)  # type: ignore[no-untyped-call]
+    return result
+
+
+def needs_company(method: Method) -> bool:
+    """Whether a method adds to the loss, or must know of backward passes."""
+    return method.has_schedule or type(method).extra_loss is not Method.extra_loss
+
+
+def summed_losses(tables: "Tables") -> Tensor | None:
+    """What methods add to the loss of the forward pass that has just run."""
+    losses = [loss for method in tables.built_methods() if (loss := method.extra_loss()) is not None]
+    return torch.stack(losses).sum() if losses else None
+
+
+def scheduled(tables: "Tables") -> Method | None:
+    """A method that follows a schedule in the stage that it is in, if there is one."""
+    return next((method for method in tables.built_methods() if method.has_schedule), None)
+
+
+def refuse_unknown_length(tables: "Tables") -> None:
+    """Raises ConfigError where a schedule runs over a training whose length nobody has said."""
+    method = scheduled(tables)
+    if method is not None and tables.training_state.num_steps is None:
+        raise ConfigError(
+            f"table '{method.spec.name}' (method '{method.spec.method}') follows a schedule over the whole training; say how long it is, "
+            "tables.begin(num_steps=...), before the first step"
+        )
+
+
+def refuse_unfinished(tables: "Tables") -> None:
+    """Raises ConfigError where a method's schedule has not been followed to the last backward pass."""
+    method, count = scheduled(tables), tables.training_state.num_unfinished
+    if method is not None and count:
+        raise ConfigError(
+            f"rows were trained by {count:,} backward pass{'es' if count > 1 else ''} since the last tables.step(), which table "
+            f"'{method.spec.name}' (method '{method.spec.method}') needs for its schedule; call it after each backward pass"
+        )
