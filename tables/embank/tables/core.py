@@ -17,13 +17,21 @@ from embank.tables.features import output_key
 from embank.tables.held_rows import HeldRows, by_class
 from embank.tables.method import Method, PackedTable, build_method
 from embank.tables.named import NamedModules
-from embank.tables.processes import Processes
+from embank.tables.processes import Processes, is_one_of_many
 from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
 from embank.tables.rows.base import refuse_bad_lr
 from embank.tables.rows.build import Backend
 from embank.tables.specs import PhysicalTable, TableShard, TableSpec
 from embank.tables.state import identity_tensor, load_row_state, row_state
-from embank.tables.training import TrainingState, accompanied, needs_company, refuse_unknown_length, summed_losses
+from embank.tables.training import (
+    TrainingState,
+    accompanied,
+    forbid_backward,
+    needs_company,
+    refuse_unknown_length,
+    replica_error,
+    summed_losses,
+)
 
 if TYPE_CHECKING:
     from embank.tables.rows.sharded import Sharding
@@ -202,14 +210,22 @@ class Tables(nn.Module, ABC):
 
     def _begin_pass(self) -> None:
         """To be called first in every forward pass."""
+        if self._is_replica() and self.training:
+            raise replica_error()
         if self.is_accompanied and self.training and torch.is_grad_enabled():
             for method in self.built_methods():
                 method.forget_loss()
 
     def _end_pass(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """To be called last in every forward pass, with what it returns."""
+        if self._is_replica():
+            forbid_backward(outputs, error=replica_error)
         is_training = self.is_accompanied and self.training and torch.is_grad_enabled()
         return accompanied(self, outputs) if is_training else outputs
+
+    def _is_replica(self) -> bool:
+        """Whether a backward pass would update rows here that other processes have too, each by its own part of a batch."""
+        return self.sharding is None and self.rows_learn and torch.is_grad_enabled() and is_one_of_many()
 
     def begin(self, *, num_steps: int, step: int = 0) -> None:
         """Says how long a training is, before its first step. Methods with a schedule need it: pruning, temperatures, restarts of codes.

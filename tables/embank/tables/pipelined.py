@@ -30,8 +30,7 @@ class PipelinedTables(ShardedModule[Any, Any, Any, LookupContext]):  # type: ign
 
     In a model's forward pass call it with an attribute of the batch that holds what the collection's `address` has made on the
     loader's thread: `self.lookup(batch.sparse)`. While batch i is computed, the pipeline has the ids of batch i + 1 sent.
-    With fused updates (FBGEMM) the backward pass updates the rows; call `tables.update_rows()` after each `progress` all the same:
-    it counts the update, and applies it in the torch backend.
+    Call `tables.step()` after each `progress`: it finishes the rows' update and lets methods follow their schedules.
 
     Args:
         tables: the collection; keep it as a submodule of the model too. It is not one of this module: its parameters would be

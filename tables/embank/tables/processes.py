@@ -13,6 +13,11 @@ from embank.tables.errors import EmbankError, WorkError
 T = TypeVar("T")
 
 
+def is_one_of_many() -> bool:
+    """Whether this process has joined others in torch's default group."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 class Processes:
     """The processes that train together; one process without a group, for which everything here is free.
 

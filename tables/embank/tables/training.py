@@ -1,10 +1,10 @@
 """Where the training of a collection stands, and what methods add to the loss, as any PyTorch loop makes it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType, ref
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from embank.tables.errors import ConfigError
@@ -42,12 +42,11 @@ class TrainingState:
         self.num_steps: int | None = None
         self.num_done = 0
         self.num_unfinished = 0
-        self.last: ReferenceType[PassLoss] | None = None  # of the graph of the last forward pass, which owns it
+        self.last: PassLoss | None = None  # until the pass has its backward pass, or the next one runs
 
     def take_loss(self) -> Tensor | None:
-        """The loss of the last training pass, for its caller to add; None if there is none, or it was taken, or its graph is gone."""
-        loss = None if self.last is None else self.last()
-        self.last = None
+        """The loss of the last training pass, for its caller to add; None if there is none, or its backward pass has taken it along."""
+        loss, self.last = self.last, None
         if loss is None:
             return None
         loss.is_taken = True
@@ -67,7 +66,8 @@ class _Accompanied(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         ctx.state.num_unfinished += ctx.rows_learn
         value = None if ctx.loss.is_taken or ctx.loss.value is None else torch.ones_like(ctx.loss.value)
-        ctx.state.last = None
+        if ctx.state.last is ctx.loss:
+            ctx.state.last = None
         return None, None, value, *grads
 
 
@@ -75,7 +75,7 @@ def accompanied(tables: "Tables", outputs: Sequence[Tensor]) -> Sequence[Tensor]
     """The outputs of a training pass, so that a backward pass from any of them also trains by what methods add to the loss."""
     value = summed_losses(tables)
     loss = PassLoss(value)
-    tables.training_state.last = ref(loss)
+    tables.training_state.last = loss
     result: tuple[Tensor, ...] = _Accompanied.apply(tables, loss, value, *outputs)  # type: ignore[no-untyped-call]
     return result
 
@@ -89,6 +89,26 @@ def summed_losses(tables: "Tables") -> Tensor | None:
     """What methods add to the loss of the forward pass that has just run."""
     losses = [loss for method in tables.built_methods() if (loss := method.extra_loss()) is not None]
     return torch.stack(losses).sum() if losses else None
+
+
+def replica_error() -> ConfigError:
+    """For tables that several processes train by themselves."""
+    return ConfigError(
+        f"these tables are trained by one of {dist.get_world_size()} processes, each of which would update its own rows, so that they "
+        "drift apart. Spread the rows over the processes: TableCollection(..., sharding=Sharding(plan=...)), of "
+        "embank.tables.rows.sharded, as docs/sharding.md shows. To look up without training, use torch.no_grad()"
+    )
+
+
+def forbid_backward(outputs: Sequence[Tensor], *, error: Callable[[], Exception]) -> None:
+    """Raises an error when a backward pass comes by."""
+
+    def refuse(_grad: Tensor) -> None:
+        raise error()
+
+    for output in outputs:
+        if output.requires_grad:
+            output.register_hook(refuse)  # type: ignore[no-untyped-call]
 
 
 def scheduled(tables: "Tables") -> Method | None:
