@@ -240,6 +240,47 @@ def test_writing_to_tables_reaches_announced_batches() -> None:
     assert staged.num_updates == 8
 
 
+@pytest.mark.parametrize("kind", ["weights", "optimizer state"])
+def test_writing_to_tables_after_a_hint(kind: str) -> None:
+    """Views that were taken before a hint, and written to after it: the hint's rows are stale, and gathered again."""
+    staged, plain = pair("adagrad")
+    current = batch(0, max_bag=4)
+    step(staged, *current)
+    step(plain, *current)
+    for rows in (staged, plain):
+        views = rows.weights().values() if kind == "weights" else [s["sum"] for s in rows.optimizer_state().values()]
+        rows.prefetch(*current)
+        if rows is staged:
+            staged.announced[0].gathered.result()
+        for view in views:
+            view.fill_(0.5)
+    torch.testing.assert_close(step(staged, *current), step(plain, *current), rtol=1e-6, atol=1e-6)
+    assert_same_tables(staged, plain, exact=False)
+
+
+def test_writing_to_tables_between_forward_and_backward() -> None:
+    """The update starts from what was written, as where rows are in memory."""
+    staged, plain = pair("adagrad")
+    current = batch(0, max_bag=4)
+    for rows in (staged, plain):
+        loss = rows(*current).square().sum()
+        for weight in rows.weights().values():
+            weight.mul_(0.5)
+        loss.backward()
+        rows.update()
+    assert_same_tables(staged, plain, exact=False)
+
+
+def test_updates_are_no_writing_by_others() -> None:
+    """Announced batches are not gathered again after each update."""
+    staged, _ = pair("adagrad")
+    versions = staged._versions()
+    for number in range(3):
+        step(staged, *batch(number, max_bag=4))
+    staged.flush()
+    assert staged._versions() == versions
+
+
 def test_files(tmp_path: Path) -> None:
     """Mapped files give memory's bits, and a cut one is refused."""
     disk, _ = pair("adam", tier=RowTier(name="disk", directory=tmp_path))

@@ -9,6 +9,9 @@ Order. One thread gathers and writes back, in the order in which it is asked to.
 before an update of rows that it shares; what that update made of them is still on the device, and is copied over the stale
 rows before the lookup, update after update. A batch that was not announced is gathered after all updates so far. So a lookup always sees
 every update before it, and prefetch on and off give the same bits.
+
+Tables that somebody else writes to, through what `weights` and `optimizer_state` return, are seen to have changed by their version counters:
+what was gathered before is gathered again.
 """
 
 import threading
@@ -40,6 +43,7 @@ class _Batch:
     Args:
         indices, offsets: the batch, on the host.
         as_of: number of updates that its values include.
+        versions: of the host's tensors, as they were before it was gathered.
 
     Attributes:
         gathered: the thread's work on it; what follows is there when it is done.
@@ -55,6 +59,7 @@ class _Batch:
     indices: Tensor
     offsets: Tensor
     as_of: int
+    versions: tuple[int, ...]
     gathered: "Future[None]" = field(init=False)
     rows: list[Tensor] = field(init=False)
     numbers: Tensor = field(init=False)
@@ -77,7 +82,7 @@ class StagedRows(RowStore):
     device holds the distinct rows of announced batches, and those of updates that these have not seen.
 
     An update that a backward pass leaves is applied by `update`, or before the next lookup. What `weights` and `optimizer_state`
-    return is up to date until the next update.
+    return is up to date until the next update, and may be written to at any time by torch's own operations.
 
     Args:
         tier: "host" (or "device", the same on a CPU) or "disk"; its device may be "cpu", where nothing is copied.
@@ -119,10 +124,25 @@ class StagedRows(RowStore):
     def _gathering(self, indices: Tensor, offsets: Tensor) -> _Batch:
         """A batch that the thread has been told to gather."""
         with self.lock:
-            batch = _Batch(indices, offsets, self.num_written)
+            batch = _Batch(indices, offsets, self.num_written, self._versions())
             batch.gathered = self.thread.submit(_gather, batch, self.held, self.lane)
             self.alive.add(batch)
             return batch
+
+    def _versions(self) -> tuple[int, ...]:
+        """Changes whenever somebody else writes to the host's tensors."""
+        return tuple(tensor._version for kind in self.kinds for tensor in _host_tensors(self.held, kind))
+
+    def _gather_again(self, batch: _Batch) -> None:
+        """Brings what somebody else has written into a batch that was gathered before."""
+        with self.lock:
+            batch.as_of, batch.versions = self.num_written, self._versions()
+            batch.gathered = self.thread.submit(_gather, batch, self.held, self.lane)
+        self._await(batch)
+
+    def _await(self, batch: _Batch) -> None:
+        batch.gathered.result()
+        self.lane.follow([batch.numbers, batch.places, batch.offsets_there, *batch.values.values()], batch.uploaded)
 
     def _ready(self, indices: Tensor, offsets: Tensor) -> _Batch:
         """The batch with every update so far."""
@@ -134,8 +154,9 @@ class StagedRows(RowStore):
                     self.announced.popleft()  # hints come in order: those before it have been passed over
         if found is None:
             batch = self._gathering(indices, offsets)
-        batch.gathered.result()
-        self.lane.follow([batch.numbers, batch.places, batch.offsets_there, *batch.values.values()], batch.uploaded)
+        self._await(batch)
+        if batch.versions != self._versions():
+            self._gather_again(batch)
         self._refresh(batch)
         return batch
 
@@ -209,6 +230,8 @@ class StagedRows(RowStore):
         while self.with_grad:
             batch = self.with_grad.pop(0)
             assert batch.grad is not None
+            if batch.versions != self._versions():
+                self._gather_again(batch)
             self._refresh(batch)
             grads = _views(batch.grad, batch.rows, _widths(self.held, "weights"))
             for table, (shard, grad_UD) in enumerate(zip(self.shards, grads, strict=True)):
@@ -326,4 +349,6 @@ def _scatter(batch: _Batch, held: TorchRows, lane: Lane, after: Mark) -> None:
     for kind, flat in zip(batch.values, landed, strict=True):
         views = _views(flat, batch.rows, _widths(held, kind))
         for target, rows_U, view in zip(_host_tensors(held, kind), batch.rows, views, strict=True):
-            target.index_copy_(0, rows_U, view)
+            target.data.index_copy_(
+                0, rows_U, view
+            )  # not a change by somebody else: `data` has a version counter of its own
