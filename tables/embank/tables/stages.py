@@ -23,9 +23,47 @@ AnyTables = TypeVar("AnyTables", bound=Tables)
 
 
 def planned_stages(tables: Tables) -> tuple[Stage, ...]:
-    """The trainings that the collection needs: those of the methods with the most, the first that has others than plain training."""
-    methods = sorted(tables.built_methods(), key=lambda method: (-len(method.stages), method.stages == Method.stages))
-    return methods[0].stages
+    """The trainings that the collection needs: those of its methods with several, made one. Methods with one train along in all.
+
+    Raises:
+        ConfigError: two methods need trainings that can't be made one: another number of them, other lengths, or another beginning
+            or end.
+    """
+    methods = list(tables.built_methods())
+    staged = [method for method in methods if len(method.stages) > 1]
+    if not staged:
+        return next((method for method in methods if method.stages != Method.stages), methods[0]).stages
+    first = staged[0]
+    for other in staged[1:]:
+        if not _go_together(first.stages, other.stages):
+            raise ConfigError(
+                f"table '{first.spec.name}' (method '{first.spec.method}') trains in the stages {_told(first.stages)}, table "
+                f"'{other.spec.name}' (method '{other.spec.method}') in {_told(other.stages)}, which can't be trained as one; store both by "
+                "one of these methods, or one of them by a method of one stage"
+            )
+    distinct = list(dict.fromkeys(method.stages for method in staged))
+    return tuple(_merged(stages) for stages in zip(*distinct, strict=True))
+
+
+def _go_together(some: Sequence[Stage], others: Sequence[Stage]) -> bool:
+    """Whether two methods may be trained as one, stage by stage: they alternate or not, each by itself, and agree in all else."""
+    plain = [[replace(stage, name="", alternates=False) for stage in stages] for stages in (some, others)]
+    return plain[0] == plain[1]
+
+
+def _merged(stages: Sequence[Stage]) -> Stage:
+    """One stage of several methods."""
+    name = " and ".join(dict.fromkeys(stage.name for stage in stages))
+    return replace(stages[0], name=name, alternates=any(stage.alternates for stage in stages))
+
+
+def _told(stages: Sequence[Stage]) -> str:
+    facts = {"search": "is_search", "new network": "fresh_network", "validation batches": "alternates"}
+    told = []
+    for stage in stages:
+        notes = [f"{stage.epochs:g} of the epochs", *(word for word, fact in facts.items() if getattr(stage, fact))]
+        told.append(f"{stage.name} ({', '.join([*notes, f'hands over its {stage.hands_over}'])})")
+    return ", ".join(told)
 
 
 def num_stages(tables: Tables) -> int:
