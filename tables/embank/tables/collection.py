@@ -5,7 +5,7 @@ result or plain ids, and gives the same.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -245,17 +245,6 @@ class TableCollection(Tables):
             places_LN = self.there(addressed.places[use.key])
             outputs[use.key] = use.method.combine_distinct(own, places_LN, self.side_of(use, addressed.sides))
         return outputs
-
-    def rebuilt(self, specs: Sequence[TableSpec]) -> Self:
-        """A new collection of other specs with everything else as here."""
-        return type(self)(
-            specs,
-            seed=self.seed,
-            backend=self.backend,
-            optimizer=self.optimizer,
-            tier=self.tier,
-            sharding=None if self.sharding is None else self.sharding.for_specs(specs),
-        )
 
     def row_stores(self) -> list[RowStore]:
         """The row stores that are in use: at most one for linear methods, one for those that ask for rows once, one for the others."""

@@ -5,13 +5,15 @@ any `Tables`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from embank.tables.casts import keeping_types
+from embank.tables.copying import reduced
 from embank.tables.errors import ConfigError
 from embank.tables.features import output_key
 from embank.tables.held_rows import HeldRows, by_class
@@ -128,9 +130,32 @@ class Tables(nn.Module, ABC):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, others, error_msgs)
         unexpected_keys += [name for name in others if name not in loaded]
 
-    @abstractmethod
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What a collection like this one is made with, besides specs and sharding."""
+        return {"seed": self.seed, "backend": self.backend, "optimizer": self.optimizer, "tier": self.tier}
+
     def rebuilt(self, specs: Sequence[TableSpec]) -> Self:
         """A new collection of other specs with everything else as here."""
+        sharding = None if self.sharding is None else self.sharding.for_specs(specs)
+        return type(self)(specs, sharding=sharding, **self.arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What `pickle`, `copy.deepcopy` and `torch.save` of a whole model call.
+
+        Raises:
+            ConfigError: rows are files, or spread over processes.
+        """
+        return reduced(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `nn.Module.to`, `half` and their like call. Types stay as they are, here and in the methods.
+
+        Raises:
+            ConfigError: a move to another device than the rows'.
+        """
+        super()._apply(keeping_types(fn, device=self.device), recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @abstractmethod
     def row_stores(self) -> list[RowStore]:

@@ -13,7 +13,7 @@ Two inputs, two outputs, one lookup:
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -202,17 +202,10 @@ class SequenceCollection(Tables):
             for use in self.groups[group]
         ]
 
-    def rebuilt(self, specs: Sequence[TableSpec]) -> Self:
-        """A new collection of other specs with everything else as here."""
-        return type(self)(
-            specs,
-            seed=self.seed,
-            backend=self.backend,
-            optimizer=self.optimizer,
-            tier=self.tier,
-            sharding=None if self.sharding is None else self.sharding.for_specs(specs),
-            dedupe=self.dedupe,
-        )
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What a collection like this one is made with, besides specs and sharding."""
+        return {**super().arguments, "dedupe": self.dedupe}
 
     def row_stores(self) -> list[RowStore]:
         """The row store, if there is a table with rows."""

@@ -1,6 +1,6 @@
 """Where the training of a collection stands, and what methods add to the loss, as any PyTorch loop makes it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +43,14 @@ class TrainingState:
         self.num_done = 0
         self.num_unfinished = 0
         self.last: PassLoss | None = None  # until the pass has its backward pass, or the next one runs
+
+    def facts(self) -> dict[str, int | None]:
+        """What a copy goes on with."""
+        return {"num_steps": self.num_steps, "num_done": self.num_done, "num_unfinished": self.num_unfinished}
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """The inverse of `facts`."""
+        vars(self).update(facts)
 
     def take_loss(self) -> Tensor | None:
         """The loss of the last training pass, for its caller to add; None if there is none, or its backward pass has taken it along."""

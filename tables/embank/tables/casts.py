@@ -1,0 +1,37 @@
+"""What becomes of tables when a model that they are part of is cast or moved."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from embank.tables.errors import ConfigError
+
+Change = Callable[[Tensor], Tensor]
+"""Of a parameter or buffer, as `nn.Module._apply` takes it."""
+
+
+def keeping_types(change: Change, *, device: torch.device) -> Change:
+    """A change that leaves types as they are: rows are fp32, and what methods hold besides rows is combined with them.
+
+    Args:
+        change: what is to be done to each parameter and buffer.
+        device: where the rows are.
+
+    Raises:
+        ConfigError: it moves them to another device than the rows'.
+    """
+    probe = change(torch.zeros(1, device=device))
+    is_elsewhere = probe.device.type != device.type or (device.index is not None and probe.device != device)
+    if is_elsewhere and probe.device.type != "meta":
+        raise ConfigError(
+            f"these tables' rows are on '{device}' and can't be moved to '{probe.device}' with a model; make the tables with "
+            f"tier=RowTier(device='{probe.device}'), and move the rest of the model"
+        )
+    if probe.dtype == torch.float32:
+        return change
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor if tensor.is_floating_point() else change(tensor)
+
+    return moved
