@@ -115,10 +115,24 @@ def test_checkpoints_of_other_versions(tmp_path: Path) -> None:
 
 
 def test_facts_of_the_caller_do_not_replace_ours(tmp_path: Path) -> None:
-    meta = {"format_version": 9, "identity": {}, "striped": ["t"], "step": 1}
+    meta = {"format_version": 9, "identity": {}, "step": 1}
     save_checkpoint(tmp_path / "c", tables=TableCollection([PLAIN]), dense={}, meta=meta)
     found = verify_checkpoint(tmp_path / "c")
-    assert (found["format_version"], found["striped"], found["step"]) == (3, [], 1)
+    assert (found["format_version"], found["step"], list(found["identity"]["tables"])) == (3, 1, ["t"])
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"dense": {"x": Path("a")}}, r"besides rows \(`dense`\) can't be loaded again: .*Give tensors, numbers, text"),
+        ({"dense": {"x": lambda: 0}}, r"besides rows \(`dense`\) can't be loaded again"),
+        ({"meta": {"x": torch.ones(2)}}, r"facts of a checkpoint \(`meta`\) can't be saved as JSON: .*; give plain values"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_loaded_again_is_not_saved(part: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        save_checkpoint(tmp_path / "c", tables=TableCollection([PLAIN]), **{"dense": {}, "meta": {}, **part})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from embank.tables.core import Tables
-from embank.tables.errors import CheckpointError, WorkError
+from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.files import (
     CHECKSUMS,
     cause_of,
@@ -30,7 +30,7 @@ from embank.tables.files import (
 from embank.tables.identity import identity_of, refuse_other_hashes, refuse_other_optimizer, refuse_other_tables
 from embank.tables.processes import Processes
 from embank.tables.row_files import RowTensor, read_rows, write_rows
-from embank.tables.row_index import INDEX
+from embank.tables.row_index import INDEX, write_index
 
 FORMAT_VERSION = 3
 """2 did not say what the rows belong to, and its index of them was a pickle."""
@@ -74,6 +74,8 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
         meta: facts as JSON; rank 0's are saved.
 
     Raises:
+        CheckpointError: the folder exists.
+        ConfigError: `dense` or `meta` could not be loaded again.
         WorkError: it can't be written (full disk, no permission); nothing is left behind.
     """
     folder, processes = Path(folder), tables.processes
@@ -82,17 +84,20 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
         if folder.exists():
             raise CheckpointError(f"'{folder}' exists already; a checkpoint is never written over another one")
         refuse_non_finite(tables)
+        rest = _rest(dense=dense, meta={**meta, "identity": identity_of(tables)})
     try:
         with processes.together():
             if processes.is_first:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
-        write_rows(temporary / "rows", row_tensors(tables), group=processes.group)
-        striped = sorted(processes.union(striped_tables(tables)))
+        held = row_tensors(tables)
+        metadata = write_rows(temporary / "rows", held, group=processes.group)
+        striped = processes.union({tensor.name for tensor in held if tensor.shard.is_striped})
         with processes.together():
             if processes.is_first:
-                own = {"identity": identity_of(tables), "striped": striped}
-                _write_rest(temporary, dense=dense, meta={**meta, **own})
+                write_index(temporary / "rows", metadata, striped=striped)
+                for name, content in rest.items():
+                    (temporary / name).write_bytes(content)
                 write_checksums(temporary)
                 publish(temporary, folder)
     except (OSError, RuntimeError, CheckpointException) as error:
@@ -110,16 +115,27 @@ def _remove(temporary: Path, processes: Processes) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_rest(folder: Path, *, dense: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    buffer = io.BytesIO()  # torch.save to a full disk hides the operating system's error; a plain write reports it
-    torch.save(dict(dense), buffer)
-    (folder / "dense.pt").write_bytes(buffer.getbuffer())
-    (folder / "meta.json").write_text(json.dumps({**meta, "format_version": FORMAT_VERSION}, indent=1))
+def _rest(*, dense: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, bytes]:
+    """What a checkpoint's files besides rows hold, by name; read back, so that what is saved can be loaded.
 
-
-def striped_tables(tables: Tables) -> set[str]:
-    """Physical tables whose places are striped here."""
-    return {shard.table.name for store in tables.row_stores() for shard in store.shards if shard.is_striped}
+    In memory first: `torch.save` to a full disk hides the operating system's error, which a plain write reports.
+    """
+    buffer = io.BytesIO()
+    try:
+        torch.save(dict(dense), buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True, map_location="meta")
+    except Exception as error:  # pickle and torch have many types for what they can't do
+        raise ConfigError(
+            f"what is saved besides rows (`dense`) can't be loaded again: {cause_of(error)}. Give tensors, numbers, text, lists and dicts"
+        ) from error
+    try:
+        text = json.dumps({**meta, "format_version": FORMAT_VERSION}, indent=1)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the facts of a checkpoint (`meta`) can't be saved as JSON: {error}; give plain values"
+        ) from error
+    return {"dense.pt": buffer.getvalue(), "meta.json": text.encode()}
 
 
 def verify_checkpoint(folder: str | Path) -> dict[str, Any]:
@@ -200,7 +216,7 @@ def load_rows(folder: str | Path, *, tables: Tables, optimizer: bool = True) -> 
     with tables.processes.together():
         _refuse_foreign(folder, meta["identity"], tables, optimizer=optimizer)
         wanted = [t for t in row_tensors(tables) if optimizer or t.name.startswith("rows/")]
-        read_rows(folder / "rows", wanted, striped=meta["striped"])
+        read_rows(folder / "rows", wanted)
 
 
 def _refuse_foreign(folder: Path, saved: Mapping[str, Any], tables: Tables, *, optimizer: bool) -> None:

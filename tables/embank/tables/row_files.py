@@ -6,7 +6,7 @@ process reads the pieces that hold rows of its own and puts them where its shard
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from embank.tables.errors import CheckpointError
-from embank.tables.row_index import Piece, read_index, read_piece, write_index
+from embank.tables.row_index import Piece, read_index, read_piece
 from embank.tables.specs import TableShard, rows_of
 
 PIECE_NBYTES = 2**26
@@ -60,41 +60,45 @@ class RowTensor:
             yield start, min(self.view.shape[0], start + step)
 
 
-def write_rows(folder: Path, tensors: Iterable[RowTensor], *, group: dist.ProcessGroup | None) -> None:
-    """Writes rows to a folder; with a group, all its processes call this together."""
+def write_rows(folder: Path, tensors: Iterable[RowTensor], *, group: dist.ProcessGroup | None) -> Metadata:
+    """Writes rows to a folder; with a group, all its processes call this together.
+
+    Returns:
+        What `write_index` needs to make them readable.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        metadata = save({}, checkpoint_id=folder, planner=_Saver(tensors), process_group=group, no_dist=group is None)
-    if group is None or group.rank() == 0:
-        write_index(folder, metadata)
+        metadata: Metadata = save(
+            {}, checkpoint_id=folder, planner=_Saver(tensors), process_group=group, no_dist=group is None
+        )
+    return metadata
 
 
-def read_rows(folder: Path, tensors: Iterable[RowTensor], *, striped: Iterable[str]) -> None:
+def read_rows(folder: Path, tensors: Sequence[RowTensor]) -> None:
     """Reads rows into place, one piece at a time; each process for itself.
 
     Args:
         folder: what `write_rows` wrote.
         tensors: where they go.
-        striped: tables that were striped when they were saved.
 
     Raises:
         CheckpointError: a tensor is missing, damaged, or has another shape; before anything was changed, unless a file is damaged.
     """
-    index, striped = read_index(folder), frozenset(striped)
-    wanted = [(tensor, tensor.shard.table.name in striped) for tensor in tensors]
-    for tensor, is_striped in wanted:
+    index = read_index(folder)
+    for tensor in tensors:
         if tensor.name not in index:
             raise CheckpointError(f"the checkpoint in '{folder}' has no '{tensor.name}'")
-        expected = replace(tensor, shard=replace(tensor.shard, is_striped=is_striped)).size
-        if index[tensor.name].size != tuple(expected):
+        saved = index[tensor.name]
+        expected = replace(tensor, shard=replace(tensor.shard, is_striped=saved.is_striped)).size
+        if saved.size != tuple(expected):
             raise CheckpointError(
-                f"the checkpoint in '{folder}' holds '{tensor.name}' with shape {index[tensor.name].size}, the table here has "
-                f"{tuple(expected)}"
+                f"the checkpoint in '{folder}' holds '{tensor.name}' with shape {saved.size}, the table here has {tuple(expected)}"
             )
-    for tensor, is_striped in wanted:
-        for piece in index[tensor.name].pieces:
-            if _overlaps(tensor, piece, is_striped):
-                _place(tensor, piece, read_piece(folder, piece), is_striped)
+    for tensor in tensors:
+        saved = index[tensor.name]
+        for piece in saved.pieces:
+            if _overlaps(tensor, piece, saved.is_striped):
+                _place(tensor, piece, read_piece(folder, piece), saved.is_striped)
 
 
 def _overlaps(tensor: RowTensor, piece: Piece, is_striped: bool) -> bool:

@@ -5,7 +5,7 @@ torch keeps the same in `.metadata`, by pickle, and reading that executes what i
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,23 @@ class Saved:
 
     Args:
         size: of the whole tensor.
+        is_striped: whether its first dimension are striped places (`TableShard`), not row numbers.
         pieces: boxes that fill it.
     """
 
     size: tuple[int, ...]
+    is_striped: bool
     pieces: tuple[Piece, ...]
 
 
-def write_index(folder: Path, metadata: Metadata) -> None:
-    """Writes the index of what torch has just saved to a folder."""
+def write_index(folder: Path, metadata: Metadata, *, striped: Collection[str]) -> None:
+    """Writes the index of what torch has just saved to a folder.
+
+    Args:
+        folder: where torch saved it.
+        metadata: what torch said of it.
+        striped: names of the tensors whose places are striped.
+    """
     tensors = {
         name: saved for name, saved in metadata.state_dict_metadata.items() if isinstance(saved, TensorStorageMetadata)
     }
@@ -70,7 +78,11 @@ def write_index(folder: Path, metadata: Metadata) -> None:
         )
         pieces.setdefault(index.fqn, []).append(piece)
     content = {
-        name: {"size": list(tensors[name].size), "pieces": [asdict(piece) for piece in held]}
+        name: {
+            "size": list(tensors[name].size),
+            "is_striped": name in striped,
+            "pieces": [asdict(piece) for piece in held],
+        }
         for name, held in sorted(pieces.items())
     }
     (folder / INDEX).write_text(json.dumps(content))
@@ -110,7 +122,9 @@ def _parse(values: Mapping[str, Any]) -> Saved:
         covered += torch.Size(piece.sizes).numel()
     if covered != torch.Size(size).numel():
         raise ValueError(f"pieces hold {covered} of {torch.Size(size).numel()} numbers")
-    return Saved(size=size, pieces=pieces)
+    if type(values["is_striped"]) is not bool:
+        raise ValueError(f"is_striped is {values['is_striped']!r}")
+    return Saved(size=size, is_striped=values["is_striped"], pieces=pieces)
 
 
 def _numbers(values: Any) -> tuple[int, ...]:
