@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.run_folder import MAY_CHANGE, flat
-from embank.tables.errors import ConfigError, DataError, WorkError
+from embank.tables.errors import ConfigError, WorkError
 from embank.tables.processes import Processes
 
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
@@ -70,23 +70,6 @@ def _comes_from_a_lost_rank(error: BaseException) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
-
-
-def refuse_unusable_splits(schema: Schema, *, path: str) -> None:
-    """Raises DataError if a split has no rows, naming it and the folder."""
-    for name in ("train", "valid", "test"):
-        if not schema.split(name).num_rows:
-            raise DataError(
-                f"'{path}' has no rows in its {name} split; training needs train, valid and test. Prepare the data with other split ratios"
-            )
-
-
-def refuse_missing_group(schema: Schema, *, monitor: str, path: str) -> None:
-    """Raises ConfigError if checkpoints should be chosen by group AUC on data without a group key."""
-    if monitor == "gauc" and schema.group is None:
-        raise ConfigError(
-            f"'train.monitor' is 'gauc', but '{path}' has no group key. Prepare the data with 'group: COLUMN', or monitor auc or logloss"
-        )
 
 
 def refuse_differences(

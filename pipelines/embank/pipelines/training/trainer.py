@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,23 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from embank.ctr_models import CTRModel
-from embank.pipelines.data.integrity import content_of, verify_prepared
+from embank.pipelines.data.integrity import content_of
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import NO_STAGES, build, initial_network
 from embank.pipelines.training.config import Config, to_plain
 from embank.pipelines.training.evaluation import evaluate, validation_score
 from embank.pipelines.training.interrupt import stop_on_signals
-from embank.pipelines.training.launch import refuse_differences, refuse_missing_group, refuse_unusable_splits
+from embank.pipelines.training.launch import refuse_differences
 from embank.pipelines.training.progress import Progress
+from embank.pipelines.training.readiness import ready_to_resume, ready_to_start
 from embank.pipelines.training.reporter import Reporter
 from embank.pipelines.training.result import close_run
 from embank.pipelines.training.run_folder import ROWS, RunFolder
 from embank.pipelines.training.run_state import SavedRun, save_run
 from embank.pipelines.training.step import SearchStepper, Stepper
 from embank.pipelines.training.telling import recorded
-from embank.tables import CheckpointError, TableCollection, WorkError
+from embank.tables import TableCollection, WorkError
 from embank.tables.hashing import seed_of
 from embank.tables.processes import Processes
 from embank.tables.stages import advance, planned_stages, search_parameters, settle
@@ -84,7 +85,10 @@ class Trainer:
         plain = to_plain(self.config)
         refuse_differences(plain, self.schema, self.processes, content=self.content)
         with self.processes.together():
-            done = self._check(plain, resume=resume) if self.processes.is_first else None
+            done = None
+            if self.processes.is_first:
+                check = ready_to_resume if resume else ready_to_start
+                done = check(self.run, self.config, self.schema, content=self.content, note=self.reporter.note)
         done = self.processes.first(done)
         if done is not None:
             return done
@@ -95,41 +99,6 @@ class Trainer:
             if not resume and self.processes.is_first:
                 self.run.create(plain, fingerprint=self.schema.fingerprint, content=self.content)
             return self._run()
-
-    def _check(self, plain: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
-        """Whether the run directory is fit for what is asked; the result of a run that is complete."""
-        if not resume:
-            self.run.refuse_used()
-            refuse_unusable_splits(self.schema, path=self.config.data.path)
-            refuse_missing_group(self.schema, monitor=self.config.train.monitor, path=self.config.data.path)
-            self._verify_data()
-            return None
-        if not self.run.is_run:
-            raise CheckpointError(f"'{self.run.path}' holds no run to resume; start it without --resume")
-        self.run.refuse_changes(plain, fingerprint=self.schema.fingerprint, content=self.content)
-        if self.run.result.is_file():
-            return self.run.read_result()
-        self._verify_data()
-        self._say_what_is_lost()
-        return None
-
-    def _verify_data(self) -> None:
-        """All splits are looked at before anything is trained: a damaged test part would be noticed at the very end."""
-        verify_prepared(Path(self.config.data.path), self.schema, note=self.reporter.note)
-
-    def _say_what_is_lost(self) -> None:
-        """Whatever a resumed run can't take up again has a line."""
-        run, note = self.run, self.reporter.note
-        if not run.saved():
-            note(f"'{run.path}' has no checkpoint: the run starts again from its beginning")
-        if run.content is None and self.content is not None:
-            note(
-                f"'{run.path}' was started by an earlier version: whether rows, labels and numbers are the same can't be checked"
-            )
-        if damaged := run.num_damaged_metrics:
-            note(
-                f"'{run.metrics}': {damaged} damaged line{'s are' if damaged > 1 else ' is'} left out; learning curves lack them"
-            )
 
     def _lock(self) -> ExitStack:
         """The run directory, locked by the first process."""
@@ -143,7 +112,10 @@ class Trainer:
         with ExitStack() as stack:
             self.stop = stack.enter_context(stop_on_signals())
             if self.processes.is_first:
-                self.reporter = stack.enter_context(self._recorded())
+                board = self.run.path / "tensorboard" if self.config.train.tensorboard else None
+                step, count = self.progress.step, self.processes.count
+                told = recorded(self.reporter, log=self.run.log, board=board, resumed_at=step, num_ranks=count)
+                self.reporter = stack.enter_context(told)
             try:
                 self._train_stage()
                 while not self.is_last_stage:
@@ -152,16 +124,6 @@ class Trainer:
                 return self._finish()
             finally:
                 self.reporter.close()
-
-    def _recorded(self) -> AbstractContextManager[Reporter]:
-        """The reporter, and files that are told the same."""
-        return recorded(
-            self.reporter,
-            log=self.run.log,
-            board=self.run.path / "tensorboard" if self.config.train.tensorboard else None,
-            resumed_at=self.progress.step,
-            num_ranks=self.processes.count,
-        )
 
     def _restore(self) -> None:
         """Builds the run as its last checkpoint has it, or as it begins."""
