@@ -13,9 +13,10 @@ from torch import Tensor
 
 from embank.compression.ranked import num_rows_within, refuse_unranked
 from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables.hashing import hash_rows, salt64
 
-_CONSTANT_NBYTES = 8
-"""The number of private rows, int64."""
+_CONSTANT_NBYTES = 16
+"""The number of private rows and the salt, int64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +36,18 @@ class AdaptConfig:
 
 
 class Adapt(Method):
-    """One physical table: first the private rows of ids 0 .. F - 1, then S rows that the rarer ids share by rank modulo S.
+    """One physical table: first the private rows of ids 0 .. F - 1, then S rows that the rarer ids share by a hash.
 
     Where it differs from the public implementation (Hetu's EMC):
 
     * It keeps a remap of 4 bytes per id, outside its accounting: at dim 16 its "1%" table holds 7.25%. Ids are ranked
-      by frequency here, so nothing is held but the rows and F.
-    * It shares by the order in which rare ids are met. Rank modulo S is a spread without any randomness: the S rows have equal numbers
-      of ids (within one) *and* each has one id of every stretch of S ranks, so the lookups are balanced too. A hash
-      would put 37% of the rows' worth of the most frequent shared ids on top of each other.
+      by frequency here, so nothing is held but the rows, F and the salt.
+    * It shares by the order in which rare ids are met. Rows by rank modulo S would do the same here, but then features that are ranked
+      alike (a user and their postal code) share rows alike, and nothing tells two such users apart. A hash differs by table.
     * It sets the private share by hand. Here the counts decide.
 
     Raises:
-        BudgetError: the budget does not hold one row and the constant.
+        BudgetError: the budget does not hold one row and the constants.
         ConfigError: both a budget and a number of rows, a private share outside [0, 1], or counts by which the ids are not ranked.
     """
 
@@ -60,6 +60,7 @@ class Adapt(Method):
         num_rows = num_rows_within(spec, num_rows=options.num_rows, constant_nbytes=_CONSTANT_NBYTES)
         self.num_private = _num_private(spec, options, num_rows=num_rows)
         self.num_shared = num_rows - self.num_private
+        self.salt = salt64("adapt", spec.name)
         refuse_unranked(spec, num_private=self.num_private)
         self.physical = (
             PhysicalTable(
@@ -68,49 +69,54 @@ class Adapt(Method):
         )
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return (private_or_shared(ids_N, num_private=self.num_private, num_shared=self.num_shared),)
+        return (private_or_shared(ids_N, num_private=self.num_private, num_shared=self.num_shared, salt=self.salt),)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         return rows[0]
 
     def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        return PackedAdapt(rows[self.spec.name], num_private=self.num_private)
+        return PackedAdapt(rows[self.spec.name], num_private=self.num_private, salt=self.salt)
 
 
 class PackedAdapt(PackedTable):
-    """The rows and how many of them are private."""
+    """The rows, how many of them are private, and the salt of the others."""
 
-    uncounted: ClassVar[tuple[str, ...]] = ("num_private",)
+    uncounted: ClassVar[tuple[str, ...]] = ("num_private", "salt")
     rows: Tensor
     num_private: Tensor
+    salt: Tensor
 
-    def __init__(self, rows_RD: Tensor, *, num_private: int) -> None:
+    def __init__(self, rows_RD: Tensor, *, num_private: int, salt: int) -> None:
         super().__init__()
         self.register_buffer("rows", rows_RD.detach())
         if num_private < rows_RD.shape[0]:
             self.register_buffer("num_private", torch.tensor(num_private))
+            self.register_buffer("salt", torch.tensor(salt))
 
     def lookup(self, ids_N: Tensor) -> Tensor:
         if "num_private" not in self._buffers:
             return self.rows[ids_N]
         num_private = int(self.num_private)
         num_shared = self.rows.shape[0] - num_private
-        return self.rows[private_or_shared(ids_N, num_private=num_private, num_shared=num_shared)]
+        return self.rows[private_or_shared(ids_N, num_private=num_private, num_shared=num_shared, salt=int(self.salt))]
 
 
-def private_or_shared(ids_N: Tensor, *, num_private: int, num_shared: int) -> Tensor:
-    """Rows [N] of ids: their own below `num_private`, else one of the `num_shared` rows after these, by rank."""
+def private_or_shared(ids_N: Tensor, *, num_private: int, num_shared: int, salt: int) -> Tensor:
+    """Rows [N] of ids: their own below `num_private`, else one of the `num_shared` rows after these, by a hash."""
     if num_shared == 0:
         return ids_N
-    return torch.where(ids_N < num_private, ids_N, num_private + (ids_N - num_private) % num_shared)
+    return torch.where(ids_N < num_private, ids_N, num_private + hash_rows(ids_N, num_rows=num_shared, salt=salt))
 
 
 def best_num_private(counts: Tensor, *, num_rows: int) -> int:
-    """The number of private rows F that leaves a lookup the least company.
+    """The number of private rows F whose lookups meet the least traffic of other ids.
 
-    A lookup of a private id has its row to itself; one of the others shares it with (N - F) / (R - F) ids. The mean over all lookups,
-    P(F) + (1 - P(F)) (N - F) / (R - F) with P(F) the share of lookups that go to private ids, is computed for every F.
-    Many private rows leave few for the tail, few leave frequent ids in company: the counts say what weighs more.
+    A private id has its row to itself. The traffic of the others, C(F) lookups, is spread over R - F rows by a hash, so that a lookup of
+    id i meets (C(F) - c_i) / (R - F) lookups of other ids in its row on average. Summed over all lookups that is
+    (C(F)^2 - Q(F)) / (R - F), Q(F) the sum of the squared counts, and it is computed for every F. Frequent ids get rows of their own
+    until the rows that are left are too few for what they have to bear.
+
+    Traffic is what counts, not ids: by the mean number of ids in a row, tails of many ids that nobody looks up keep all the rows.
 
     Args:
         counts: int64 [N], ranked.
@@ -119,11 +125,10 @@ def best_num_private(counts: Tensor, *, num_rows: int) -> int:
     Returns:
         F in 0 .. R - 1; the smallest of the best.
     """
-    lookups = counts.double().cumsum(0)
-    private_F = torch.arange(num_rows, dtype=torch.float64)
-    share_F = torch.cat([lookups.new_zeros(1), lookups[: num_rows - 1]]) / lookups[-1].clamp(min=1)
-    company_F = share_F + (1 - share_F) * (counts.numel() - private_F) / (num_rows - private_F)
-    return int(company_F.argmin())
+    counts_N = counts.double()
+    shared_F, squares_F = (values.flip(0).cumsum(0).flip(0)[:num_rows] for values in (counts_N, counts_N**2))
+    met_F = (shared_F**2 - squares_F) / torch.arange(num_rows, 0, -1, dtype=torch.float64)
+    return int(met_F.argmin())
 
 
 def _num_private(spec: TableSpec, options: AdaptConfig, *, num_rows: int) -> int:

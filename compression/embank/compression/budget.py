@@ -4,11 +4,12 @@ Accounting is that of serving bytes: everything that packed forms hold, plain sm
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from embank.compression.budgets import share_text
-from embank.tables import BudgetError, TableSpec, build_method, method_class
+from embank.tables import BudgetError, ConfigError, TableSpec, build_method, method_class
 
 
 def share(specs: Sequence[TableSpec], *, budget: float, plain_below: int = 0) -> list[TableSpec]:
@@ -68,12 +69,16 @@ def _share(specs: Sequence[TableSpec], nbytes: float, small: Mapping[str, TableS
 
 
 def at_floor(spec: TableSpec) -> tuple[TableSpec, int]:
-    """A table at the smallest budget that its method takes, and the bytes of that; the plain table if it takes none.
+    """A table at the smallest budget that its method takes, and the bytes of that; the plain table if it takes none, or none alone.
 
     Found by bisection over `build_method`, so that it holds for any method.
     """
     smallest, largest = 1, spec.plain_nbytes
-    if not _builds(_with_nbytes(spec, largest)):
+    try:
+        takes_one = _builds(_with_nbytes(spec, largest))
+    except ConfigError:  # it shares an array, whose size is decided for all of its tables together
+        takes_one = False
+    if not takes_one:
         return _plain(spec), spec.plain_nbytes
     while smallest < largest:
         middle = (smallest + largest) // 2
@@ -128,8 +133,13 @@ def _infeasible(specs: Sequence[TableSpec], *, budget: float) -> BudgetError:
     floors = {spec.name: at_floor(spec) for spec in specs}
     floor_nbytes = sum(nbytes for _, nbytes in floors.values())
     largest = max(floors, key=lambda name: floors[name][1])
+    part = f": the largest part is {floors[largest][1]:,} for table '{largest}' by method '{floors[largest][0].method}'"
+    if (
+        _share(specs, floor_nbytes - 1, {}) is not None
+    ):  # tables that share rows need less than the sum of what each needs alone
+        floor_nbytes = bisect_left(range(floor_nbytes), True, key=lambda nbytes: _share(specs, nbytes, {}) is not None)
+        part = ""
     return BudgetError(
         f"the budget of {len(specs)} tables is {budget}, {budget * total_nbytes:,.0f} bytes, but their floor is {floor_nbytes:,} bytes, "
-        f"budget {share_text(floor_nbytes, total_nbytes)}: the largest part is {floors[largest][1]:,} for table '{largest}' by method "
-        f"'{floors[largest][0].method}'. Raise the budget, or choose a method with a lower floor"
+        f"budget {share_text(floor_nbytes, total_nbytes)}{part}. Raise the budget, or choose a method with a lower floor"
     )
