@@ -1,6 +1,8 @@
 """Plans, the leaderboard's arithmetic, floors, the picture: everything of a sweep that needs no training."""
 
 import csv
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,23 @@ import torch
 import yaml
 
 from embank.compression import build_table
+from embank.pipelines.sweep.comparison import CaseResults
 from embank.pipelines.sweep.feasible import Feasibility, smallest
 from embank.pipelines.sweep.folder import SweepFolder
 from embank.pipelines.sweep.latency import measure_packs
-from embank.pipelines.sweep.leaderboard import CaseResults, leaderboard, table_columns, write_csv, write_markdown
-from embank.pipelines.sweep.pareto import front, plot_pareto, spread
+from embank.pipelines.sweep.leaderboard import (
+    Row,
+    leaderboard,
+    leaderboard_facts,
+    table_columns,
+    write_csv,
+    write_markdown,
+)
+from embank.pipelines.sweep.pareto import front, look_of, plot_pareto, spread
 from embank.pipelines.sweep.plan import Case, Job, Plan, grid_axes, method_names, numbers
 from embank.pipelines.training.build import table_specs
-from embank.pipelines.training.config import parse_config
-from embank.tables import CheckpointError, ConfigError, TableCollection
+from embank.pipelines.training.config import Config, parse_config
+from embank.tables import CheckpointError, ConfigError, TableCollection, method_class, registered_methods
 from tests.training.runs import raw_config, write_data
 
 
@@ -159,8 +169,31 @@ def test_a_floor_is_the_smallest_budget_that_works(data: Path) -> None:
     assert built.nbytes("serving") <= floor * built.plain_nbytes
     with pytest.raises(Exception, match="floor|alone are"):
         tables(floor * 0.98)
-    assert smallest(lambda budget: budget >= 0.3, above=0.01) == pytest.approx(0.3, rel=0.01)
-    assert smallest(lambda budget: False, above=0.01) is None
+    assert [smallest(lambda budget, least=least: budget >= least) for least in (0.3, 0.3001, 0.09996, 1e-13, 1.0)] == [
+        *(0.3, 0.301, 0.1, 1e-12, 1.0)
+    ]
+    assert smallest(lambda budget: False) is None
+
+
+@pytest.mark.parametrize("method", [name for name in registered_methods() if method_class(name).takes_budget])
+def test_a_method_has_one_floor_whatever_budget_was_asked(data: Path, method: str) -> None:
+    def config(budget: float) -> Config:
+        return parse_config(raw_config(data, tables={"method": method, "budget": budget}))
+
+    floors, said = set(), set()
+    for budget in (1e-7, 1e-6, 1e-5):
+        feasibility = Feasibility(data)
+        refusal = feasibility.refusal(config(budget))
+        assert refusal is not None
+        said.add(float(re.findall(r"budget ([0-9.e-]*[0-9])", refusal)[0]))
+        floors.add(feasibility.floor(config(budget)))
+    assert len(floors) == 1
+    (floor,) = floors
+    assert feasibility.refusal(config(floor)) is None
+    below = float(f"{floor * 0.9949:.3g}")
+    assert feasibility.refusal(config(below)) is not None
+    assert len(said) == 1
+    assert floor == pytest.approx(said.pop(), rel=0.011), "the message names the same floor"
 
 
 def result(auc: float | None, valid: float, **changes: Any) -> dict[str, Any]:
@@ -194,18 +227,126 @@ def test_means_deviations_and_paired_differences() -> None:
         results(name, 0.1, dict(enumerate(values.tolist())), valid={"frequency_cut": 0.9}.get(name, 0.8))
         for name, values in aucs.items()
     ]
-    entries.append(results("mine", 0.5, {0: 0.85, 1: None}, valid=0.8))
+    entries.append(results("mine", 0.5, {0: 0.85, 1: None}, valid=0.8, serving_bytes=300))
     hashed, cut, mine, other_size = leaderboard(entries)
     assert mine.auc == pytest.approx(aucs["mine"].mean())
     assert mine.auc_sd == pytest.approx(aucs["mine"].std(ddof=1))
     gain = aucs["mine"] - aucs["hash"]
     assert (mine.minus_hash, mine.minus_hash_sd) == pytest.approx((gain.mean(), gain.std(ddof=1)))
+    assert mine.minus_hash_bytes_ratio == 1
     gain = aucs["mine"] - aucs["frequency_cut"]
     assert mine.best_baseline == "frequency_cut", "the best one by validation, whatever the test split says"
     assert (mine.minus_best_baseline, mine.minus_best_baseline_sd) == pytest.approx((gain.mean(), gain.std(ddof=1)))
     assert (hashed.minus_hash, hashed.best_baseline) == (None, "frequency_cut")
     assert (cut.best_baseline, cut.minus_best_baseline) == ("hash", cut.minus_hash)
-    assert (other_size.auc, other_size.auc_sd, other_size.minus_hash) == (0.85, None, None)
+    assert (other_size.auc, other_size.auc_sd) == (0.85, None)
+    assert other_size.minus_hash == pytest.approx(0.85 - aucs["hash"][0])
+    assert other_size.minus_hash_bytes_ratio == pytest.approx(1 / 3)
+
+
+def test_a_method_is_compared_at_its_true_bytes() -> None:
+    def hashed(budget: float, nbytes: int, auc: float) -> CaseResults:
+        return results("hash", budget, {0: auc, 1: auc + 0.02}, valid=auc, serving_bytes=nbytes)
+
+    mine = results("mine", 0.5, {0: 0.8, 1: 0.85}, valid=0.8, serving_bytes=200)  # asked for a half, took a fifth
+    sizes = [hashed(0.5, 500, 0.82), hashed(0.4, 400, 0.78), hashed(0.1, 100, 0.70)]
+    row = leaderboard([*sizes, mine])[-1]
+    assert row.minus_hash == pytest.approx(((0.8 - 0.74) + (0.85 - 0.76)) / 2), "half way between 100 and 400 bytes"
+    assert row.minus_hash_sd == pytest.approx(0.03 / 2**0.5)
+    assert row.minus_hash_bytes_ratio == 1
+
+    row = leaderboard([*sizes, hashed(0.2, 204, 0.9), mine])[-1]
+    assert row.minus_hash == pytest.approx(((0.8 - 0.9) + (0.85 - 0.92)) / 2), "2% more bytes are the same size"
+
+    row = leaderboard([*sizes[:2], mine])[-1]
+    assert row.minus_hash == pytest.approx(((0.8 - 0.78) + (0.85 - 0.80)) / 2)
+    assert row.minus_hash_bytes_ratio == 2
+    assert table_columns([row])["AUC − hash"] == ["+0.0350 ± 0.0212 (2 times the bytes)"]
+
+    cut = results("frequency_cut", 0.2, {0: 0.7, 1: 0.7}, valid=0.6, serving_bytes=200)
+    row = leaderboard([*sizes[:2], cut, mine])[-1]
+    assert row.best_baseline == "frequency_cut", (
+        "a baseline of the same size, though a larger one has a better validation"
+    )
+    row = leaderboard([*sizes, cut, mine])[-1]
+    assert row.best_baseline == "hash", "its validation at 200 bytes, .74, is better than .6"
+
+    other_model = replace(mine, case=replace(mine.case, model="fm"))
+    assert leaderboard([*sizes, other_model])[-1].minus_hash is None
+    sized = replace(sizes[1], case=Case(model="deepfm", method="hash:num_rows=9", budget=None))
+    row = leaderboard([sized, mine])[-1]
+    assert (row.minus_hash, row.minus_hash_bytes_ratio) == (pytest.approx(0.035), 2)
+
+
+def test_every_line_of_a_leaderboard_keeps_what_it_says() -> None:
+    """Whatever the results are: lines in order, means within their runs, nothing compared with itself, the front on validation."""
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        entries = [
+            results(
+                str(method),
+                float(budget),
+                {seed: float(rng.uniform(0.5, 0.9)) for seed in rng.permutation(4)[: rng.integers(1, 5)].tolist()},
+                valid=float(rng.uniform(0.5, 0.9)),
+                serving_bytes=int(rng.integers(50, 2000)),
+            )
+            for method in rng.permutation(["hash", "frequency_cut", "uniform_dim", "mine", "yours"])
+            for budget in (0.5, 0.1)
+        ]
+        rows = leaderboard(entries)
+        assert [(row.method, row.budget) for row in rows] == [(e.case.method, e.case.budget) for e in entries]
+        hashed = [entry for entry in entries if entry.case.method == "hash"]
+        for row, entry in zip(rows, entries, strict=True):
+            aucs = [run["auc"] for run in entry.by_seed.values()]
+            assert row.auc is not None
+            assert min(aucs) <= row.auc <= max(aucs)
+            assert (row.auc_sd is None) == (len(aucs) == 1)
+            assert row.best_baseline != row.method, "no line is compared with itself"
+            if row.method == "hash":
+                assert (row.minus_hash, row.minus_hash_bytes_ratio) == (None, None)
+            elif min(e.nbytes for e in hashed) <= entry.nbytes <= max(e.nbytes for e in hashed):
+                assert row.minus_hash_bytes_ratio == 1
+            else:
+                nearest = min((e.nbytes / entry.nbytes for e in hashed), key=lambda ratio: abs(np.log(ratio)))
+                assert row.minus_hash_bytes_ratio == (1 if abs(np.log(nearest)) <= np.log(1.05) else nearest)
+        for row in front(rows):
+            assert row.serving_bytes is not None
+            assert row.valid_metric is not None
+            smaller = [r.valid_metric for r in rows if (r.serving_bytes or 0) <= row.serving_bytes]
+            assert row.valid_metric == max(filter(None, smaller)), (
+                "no table of its size or smaller is better on validation"
+            )
+
+
+def test_the_facts_say_what_there_was(tmp_path: Path) -> None:
+    def facts(rows: list[Row], num_jobs: int = 2, num_cores: int = 2) -> str:
+        return "\n".join(leaderboard_facts(rows, data=tmp_path, num_jobs=num_jobs, num_cores=num_cores))
+
+    one = leaderboard([results("hash", 0.5, {3: 0.7}, valid=0.7)])
+    assert f"`{tmp_path}`, seed 3; checkpoints" in facts(one)
+    assert "deviation" not in facts(one)
+    assert "1 run at a time had 2 cores." in facts(one, num_jobs=1)
+    assert "1 run at a time had 1 core." in facts(one, num_jobs=1, num_cores=1)
+    assert "2 runs at a time shared 2 cores." in facts(one)
+    two = leaderboard([results("hash", 0.5, {0: 0.7, 1: 0.8}, valid=0.7)])
+    assert "mean ± sample deviation over the seeds 0, 1; checkpoints" in facts(two)
+    assert "seeds" not in table_columns(two)
+    assert "mean ± sample deviation over the seeds of each line" in facts([*one, *two])
+    assert table_columns([*one, *two])["seeds"] == ["3", "0, 1"]
+
+
+def test_a_method_looks_the_same_in_every_picture() -> None:
+    every = [name for name in registered_methods() if name != "full"]
+    looks = {name: look_of(name, every) for name in every}
+    assert len({(look.color, look.marker, look.is_hollow) for look in looks.values()}) == len(every)
+    for name in every:
+        assert look_of(name, [name]) == looks[name], "alone as among all"
+        assert look_of(name, [*reversed(every), "another"]) == looks[name]
+    variants = ["unified:lookups=2", "unified:lookups=4"]
+    two, four = (look_of(name, variants) for name in variants)
+    assert two.color == four.color == looks["unified"].color
+    assert (two.marker, two.label) != (four.marker, four.label)
+    assert look_of("somebody's", ["somebody's"]) == look_of("somebody's", [*every, "somebody's"])
 
 
 def test_files(tmp_path: Path) -> None:
@@ -244,12 +385,15 @@ def test_files(tmp_path: Path) -> None:
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_pareto_front() -> None:
+def test_the_pareto_front_is_chosen_on_validation() -> None:
     points = {"a": (100, 0.8), "b": (100, 0.7), "c": (200, 0.75), "d": (300, 0.9), "e": (50, 0.5), "f": (400, 0.9)}
     rows = leaderboard(
-        [results(name, None, {0: auc}, valid=0.5, serving_bytes=nbytes) for name, (nbytes, auc) in points.items()]
+        [
+            results(name, None, {0: 1 - valid}, valid=valid, serving_bytes=nbytes)
+            for name, (nbytes, valid) in points.items()
+        ]
     )
-    assert [row.method for row in front(rows)] == ["e", "a", "d"]
+    assert [row.method for row in front(rows)] == ["e", "a", "d"], "the test split says the opposite"
 
 
 @pytest.mark.parametrize("seed", range(20))

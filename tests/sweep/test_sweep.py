@@ -4,13 +4,16 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -291,6 +294,36 @@ def test_a_failed_run_is_recorded_and_the_sweep_goes_on(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match=r"runs of 2 of 2 lines failed, the first one: fm/full/1/0 failed: "):
         sweep.refuse_failures(rows)
     assert "## Failed runs" in (tmp_path / "out/leaderboard.md").read_text()
+
+
+def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    settings: dict[str, Any] = {
+        "config": yaml.safe_load(config.read_text()) | {"train": {"epochs": 1}, "model": {"name": "fm"}},
+        "models": ["fm"],
+        "grid": {"train.table_lr": [0.01, 0.1]},
+    }
+    out = tmp_path / "out"
+    first = Plan(methods=["full", "hash", "alpt"], budgets=[0.5, 0.1], seeds=[0, 1], **settings)
+    before = Sweep(first, out).run()
+    said: list[str] = []
+    after = Sweep(Plan(methods=["hash"], budgets=[0.5], seeds=[0], **settings), out, say=said.append).run(resume=True)
+    timeless = [replace(row, lookup_us_1=None, lookup_rows_per_s_4096=None) for row in before]
+    assert [replace(row, lookup_us_1=None, lookup_rows_per_s_4096=None) for row in after] == timeless
+    assert len(lines(out)) == len(before) == 5
+
+    shutil.rmtree(out / "runs/fm/hash/0.1")
+    more = Plan(methods=["uniform_dim"], budgets=[0.5], seeds=[0], **settings)
+    rows = Sweep(more, out, say=said.append).run(resume=True)
+    assert [(row.method, row.budget, row.status, row.seeds) for row in rows] == [
+        ("full", None, "complete", "0,1"),
+        ("hash", 0.5, "complete", "0,1"),
+        ("alpt", 0.5, "infeasible", ""),
+        ("alpt", 0.1, "infeasible", ""),
+        ("uniform_dim", 0.5, "complete", "0"),
+    ]
+    assert "fm/hash/0.1: not complete and not asked for now, so it is not in the leaderboard" in said
+    assert not (out / "runs/fm/hash/0.1").exists(), "nothing is trained that wasn't asked for"
 
 
 @pytest.mark.parametrize(

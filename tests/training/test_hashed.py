@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+import yaml
 from torchrec import KeyedJaggedTensor
 
 from embank.compression import METHODS
@@ -17,6 +18,9 @@ from embank.pipelines.cli import show
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.prepare import prepare
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.sweep.plan import Plan
+from embank.pipelines.sweep.sweep import Sweep
+from embank.pipelines.training.advice import advise_config
 from embank.pipelines.training.build import build_tables, table_specs
 from embank.pipelines.training.evaluation import evaluate_saved
 from embank.pipelines.training.export import export_run
@@ -27,8 +31,9 @@ from embank.pipelines.training.trainer import InterruptedRunError, Trainer
 from embank.tables import CheckpointError, ConfigError, DataError, TableCollection, load_bundle, method_class
 from embank.tables.checkpoint import verify_checkpoint
 from embank.tables.token_hash import NUM_TOKEN_IDS, token_ids
+from tests.cli.test_commands import embank
 from tests.tables.test_bundle import run_code
-from tests.training.runs import config, timeless, train
+from tests.training.runs import config, raw_config, timeless, train
 from tests.training.test_resume import StopAt
 
 COLUMNS: dict[str, Any] = {
@@ -316,3 +321,54 @@ def test_an_id_below_zero_is_refused_by_name(run: Path) -> None:
         load_bundle(run / "bundle")(bags)
     bags.values()[0] = int(token_ids(["user 1"])[0])
     assert load_bundle(run / "bundle")(bags).values().isfinite().all()
+
+
+def test_advice_takes_the_values_of_the_training_part_for_a_vocabulary(data: Path) -> None:
+    advised = advise_config(config(data, tables=TABLES["unified"], model={"name": "fnn"}))
+    schema = Schema.load(data)
+    by_name = {table.name: table for table in advised.tables}
+    sizes = {field.name: field.num_embeddings for field in schema.categorical} | schema.num_values
+    assert {name: table.num_ids for name, table in by_name.items()} == sizes
+    assert advised.plain_nbytes == sum(4 * 8 * num for num in sizes.values())
+    assert advised.is_estimated
+    user = by_name["user"].collisions
+    assert user is not None
+    assert user.intra == pytest.approx(1 - (1 - 1 / 150) ** (sizes["user"] - 1))
+    assert user.inter is not None
+    lines = pl.read_csv(data.with_name("log.csv"))["words"][: schema.split("train").num_rows]
+    words = [len(line.split()) if line else 0 for line in lines.to_list()]
+    assert by_name["words"].lookups == pytest.approx(2 * sum(words) / len(words))
+    hashed = advise_config(config(data, tables=TABLES["hash"], model={"name": "fnn"}))
+    assert {table.name: table.num_ids for table in hashed.tables} == sizes, "whatever the method"
+
+
+def test_advice_prints_true_figures(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump(raw_config(data, tables=TABLES["unified"], model={"name": "fnn"}))
+    )
+    done = embank("advise", tmp_path / "run.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "?" not in done.stdout
+    assert "0.0000 of plain" not in done.stdout
+    assert "9,223,372,036,854,775,808" not in done.stdout
+    assert "a plain table would have a row for each of them" in done.stdout
+
+
+def test_a_sweep_on_columns_without_a_vocabulary_compares_sizes_in_rows(log: Path, tmp_path: Path) -> None:
+    columns = {**COLUMNS, "hashed": ["user", "words", "shop"]}
+    prepare(columns, [log], tmp_path / "data")
+    raw = raw_config(tmp_path / "data", model={"name": "fm"}, train={"epochs": 1})
+    settings: dict[str, Any] = {"config": raw, "models": ["fm"], "seeds": [0], "grid": {}}
+    with pytest.raises(ConfigError, match="no column of .* has a vocabulary .* leave --budgets out and give sizes"):
+        Sweep(Plan(methods=["hash"], budgets=[0.5], **settings), tmp_path / "out").run()
+    assert not (tmp_path / "out").exists()
+    methods = ["hash:num_rows=40", "hash:num_rows=10", "unified:rows=50"]
+    rows = Sweep(Plan(methods=methods, budgets=[None], **settings), tmp_path / "out").run()
+    assert [(row.method, row.budget, row.status) for row in rows] == [(name, None, "complete") for name in methods]
+    assert rows[0].serving_bytes == sum((4 * 40 * dim + 8) for dim in (4, 1) for _ in range(3))
+    assert rows[2].minus_hash is not None, "hash has two sizes, and unified's bytes are between them"
+    assert rows[2].minus_hash_bytes_ratio == 1
+    text = (tmp_path / "out" / "leaderboard.md").read_text()
+    assert "| hash:num_rows=40 | 0." in text
+    assert "| budget |" not in text
+    assert (tmp_path / "out/runs/fm/hash:num_rows=40/own/0/result.json").is_file()

@@ -162,10 +162,16 @@ def sweep(
             help="Methods, separated by commas, or `all`; options of a method follow it, `unified:lookups=4`."
         ),
     ],
-    budgets: Annotated[str, typer.Option(help="Serving bytes / bytes of the plain tables, for example 0.5,0.1,0.01.")],
     out: Annotated[
         Path, typer.Option(help="The sweep's directory; run directories go to runs/MODEL/METHOD/BUDGET/SEED.")
     ],
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            help="Serving bytes / bytes of the plain tables, for example 0.5,0.1,0.01. Without it, methods have the sizes that their "
+            "options say, `hash:num_rows=1000,hash:num_rows=100`."
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of each combination.")] = "0,1,2",
     models: Annotated[
         str | None, typer.Option(help="Models instead of the configuration's, for example deepfm,dcn_v2.")
@@ -202,7 +208,9 @@ def sweep(
         config=raw,
         models=[parse_config(raw).model["name"]] if models is None else parts(models),
         methods=method_names(methods),
-        budgets=numbers(budgets, option="--budgets", kind=float),
+        budgets=[parse_config(raw).tables.default.budget]
+        if budgets is None
+        else numbers(budgets, option="--budgets", kind=float),
         seeds=numbers(seeds, option="--seeds", kind=int),
         grid=grid_axes(grid or []),
         grid_budget=grid_budget,

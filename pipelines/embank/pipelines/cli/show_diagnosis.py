@@ -39,17 +39,25 @@ def advice(values: "ConfigAdvice") -> None:
         )
     out.print(
         f"{values.lookups:.2f} lookups per example; rows in training, shared ones once: {values.row_nbytes:,} bytes "
-        f"({human_bytes(values.row_nbytes)}), {values.row_nbytes / values.plain_nbytes:.4f} of plain fp32"
+        f"({human_bytes(values.row_nbytes)}){_of_plain(values, values.row_nbytes)}"
     )
     if values.serving_nbytes is not None:
         out.print(
-            f"serving: {values.serving_nbytes:,} bytes ({human_bytes(values.serving_nbytes)}), "
-            f"{values.serving_nbytes / values.plain_nbytes:.4f} of plain fp32"
+            f"serving: {values.serving_nbytes:,} bytes ({human_bytes(values.serving_nbytes)})"
+            f"{_of_plain(values, values.serving_nbytes)}"
+        )
+    if values.is_estimated:
+        out.print(
+            "without a vocabulary, ids are the different values in training, and a plain table would have a row for each of them"
         )
     for name, part in values.concentration.items():
         out.print(f"{name}: {part:.0%} of colliding pairs are within features", markup=False)
     for warning in values.warnings:
         out.print(f"warning: {warning}", markup=False)
+
+
+def _of_plain(values: "ConfigAdvice", nbytes: int) -> str:
+    return f", {nbytes / values.plain_nbytes:.4f} of plain fp32" if values.plain_nbytes else ""
 
 
 def _rate(collisions: "FeatureAdvice | None", name: str) -> str:

@@ -1,16 +1,17 @@
 """Whether a method reaches a budget, and its floor if not: without training and without a single row."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import id_counts, table_specs
-from embank.pipelines.training.config import Config
+from embank.pipelines.training.config import Config, to_plain
 from embank.tables import BudgetError, build_method
 
-HALVINGS = 12
-"""Steps of the search for a floor: it is found to within a factor of about 1.002 per decade."""
+_DECADES = 12
+_NUM_BUDGETS = 900 * _DECADES + 1
 
 
 class Feasibility:
@@ -23,6 +24,7 @@ class Feasibility:
     def __init__(self, data: Path) -> None:
         self.data, self.schema = data, Schema.load(data)
         self.counts = id_counts(self.schema, data=data)
+        self.floors: dict[str, float | None] = {}
 
     def refusal(self, config: Config) -> str | None:
         """Why the budget can't be kept; None if it can."""
@@ -34,24 +36,30 @@ class Feasibility:
         return None
 
     def floor(self, config: Config) -> float | None:
-        """The smallest budget of all tables together that the method reaches, rounded up to 3 digits; None if 1 is too small."""
+        """The smallest budget of 3 digits, for all tables together, that the method reaches; None if it reaches none.
+
+        It doesn't depend on the configuration's own budget.
+        """
 
         def reaches(budget: float) -> bool:
             default = replace(config.tables.default, budget=budget)
             return self.refusal(replace(config, tables=replace(config.tables, default=default))) is None
 
-        budget = config.tables.default.budget
-        assert budget is not None
-        return smallest(reaches, above=budget)
+        key = repr(
+            to_plain(replace(config, tables=replace(config.tables, default=replace(config.tables.default, budget=1.0))))
+        )
+        if key not in self.floors:
+            self.floors[key] = smallest(reaches)
+        return self.floors[key]
 
 
-def smallest(reaches: Callable[[float], bool], *, above: float) -> float | None:
-    """The smallest number in (above, 1] that `reaches` holds for, by bisection of its logarithm, rounded up to 3 digits."""
-    if not reaches(1.0):
-        return None
-    low, high = above, 1.0
-    for _ in range(HALVINGS):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if reaches(middle) else (middle, high)
-    rounded = float(f"{high:.3g}")
-    return rounded if rounded >= high else float(f"{high * 1.005:.3g}")
+def smallest(reaches: Callable[[float], bool]) -> float | None:
+    """The smallest number of 3 digits in [1e-12, 1] from which on `reaches` holds, by bisection over all of them."""
+    index = bisect_left(range(_NUM_BUDGETS), True, key=lambda index: reaches(_budget(index)))
+    return None if index == _NUM_BUDGETS else _budget(index)
+
+
+def _budget(index: int) -> float:
+    """The budgets of 3 digits from 1e-12 on, in order: 1.00e-12, 1.01e-12, ..., 0.999, 1."""
+    decade, digits = divmod(index, 900)
+    return float(f"{100 + digits}e{decade - _DECADES - 2}")

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from embank.pipelines.sweep.plan import Job, Plan
+from embank.pipelines.sweep.plan import Case, Job, Plan
 from embank.pipelines.training.config import parse_config, to_plain
 from embank.pipelines.training.records import write_atomic
 from embank.pipelines.training.run_folder import LOCK, RunFolder, hold_lock, refuse_changed_config
@@ -17,7 +18,7 @@ from embank.tables import CheckpointError, ConfigError
 class SweepFolder:
     """Paths and records of a sweep.
 
-    sweep.yaml           what was asked for
+    sweep.yaml           what was asked for last, and all lines that were ever asked for
     runs/MODEL/METHOD/BUDGET/[POINT/]SEED    run directories, see `RunFolder`
     configs/             their configurations
     logs/                what they printed
@@ -30,18 +31,25 @@ class SweepFolder:
         self.csv, self.markdown, self.plot = path / "leaderboard.csv", path / "leaderboard.md", path / "pareto.png"
 
     @contextmanager
-    def opened(self, plan: Plan, *, resume: bool) -> Iterator[None]:
+    def opened(self, plan: Plan, *, resume: bool) -> Iterator[list[Case]]:
         """Takes the folder for a sweep, for as long as the context lasts.
+
+        Returns:
+            All lines that were ever asked for here, in order, those of the plan included.
 
         Raises:
             ConfigError: it holds something else, or a sweep of another configuration; or another process sweeps here.
             CheckpointError: there is nothing to resume.
         """
         plain = to_plain(parse_config(plan.config))
+        earlier: list[Case] = []
         if resume:
-            refuse_changed_config(self.path, self._read()["config"], plain)
+            before = self._read()
+            refuse_changed_config(self.path, before["config"], plain)
+            earlier = self._cases(before)
         else:
             self._refuse_used()
+        cases = list(dict.fromkeys([*earlier, *plan.cases()]))
         with hold_lock(self.path):
             record = {
                 "methods": list(plan.methods),
@@ -50,10 +58,11 @@ class SweepFolder:
                 "models": list(plan.models),
                 "grid": dict(plan.grid),
                 "grid_budget": plan.grid_budget,
+                "cases": [asdict(case) for case in cases],
                 "config": plain,
             }
             write_atomic(self.record, yaml.safe_dump(record, sort_keys=False))
-            yield
+            yield cases
 
     def _refuse_used(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -74,9 +83,40 @@ class SweepFolder:
             record = yaml.safe_load(self.record.read_text())
         except yaml.YAMLError:
             record = None
-        if not isinstance(record, dict) or "config" not in record:
-            raise CheckpointError(f"'{self.record}' is damaged; restore it or start the sweep again in another --out")
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+            raise self._damaged()
         return record
+
+    def _cases(self, record: Mapping[str, Any]) -> list[Case]:
+        try:
+            return [
+                Case(
+                    model=str(case["model"]),
+                    method=str(case["method"]),
+                    budget=None if case["budget"] is None else float(case["budget"]),
+                )
+                for case in record.get("cases", [])
+            ]
+        except (TypeError, KeyError, ValueError) as error:
+            raise self._damaged() from error
+
+    def _damaged(self) -> CheckpointError:
+        return CheckpointError(f"'{self.record}' is damaged; restore it or start the sweep again in another --out")
+
+    def complete_runs(self, case: Case) -> dict[str, dict[int, dict[str, Any]]]:
+        """The results of a case's complete runs, by point of the grid and seed, whatever plan they were made for.
+
+        Raises:
+            CheckpointError: one is damaged.
+        """
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        folder = self.path / "runs" / case.name
+        for result in sorted([*folder.glob("*/result.json"), *folder.glob("*/*/result.json")]):
+            run = RunFolder(result.parent)
+            if run.is_run and run.path.name.isdecimal():
+                point = "" if run.path.parent == folder else run.path.parent.name
+                found.setdefault(point, {})[int(run.path.name)] = run.read_result()
+        return found
 
     def run(self, job: Job) -> RunFolder:
         """The directory of a run."""

@@ -1,17 +1,13 @@
 """From the results of runs to lines of a leaderboard: means and deviations over seeds, and paired differences."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from embank.pipelines.sweep.latency import Latency
-from embank.pipelines.sweep.plan import Case
-
-BASELINES = ("hash", "frequency_cut", "uniform_dim")
-"""What every method has to beat at the same size: sharing rows blindly, keeping the frequent ids only, and shorter rows."""
+from embank.pipelines.sweep.comparison import CaseResults, best, differences
 
 AVERAGED = (
     *("auc", "logloss", "serving_bytes", "serving_ratio", "nominal_ratio", "training_bytes"),
@@ -23,36 +19,12 @@ COMPLETE, INFEASIBLE, FAILED = "complete", "infeasible", "failed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaseResults:
-    """What the runs of a case have come to.
-
-    Args:
-        case: model, method and budget.
-        point: of the grid, chosen on validation; "" without a grid.
-        by_seed: contents of the result.json files of that point.
-        failures: by run of that point (of any, if none could be chosen), its error message.
-        failed_points: the same for other points of the grid.
-        floor: the smallest budget of a method that can't reach this one; None if it can, or has none.
-        refusal: why it can't.
-        latency: of one run's packed tables.
-    """
-
-    case: Case
-    point: str
-    by_seed: Mapping[int, Mapping[str, Any]]
-    failures: Mapping[str, str]
-    failed_points: Mapping[str, str]
-    floor: float | None = None
-    refusal: str | None = None
-    latency: Latency | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Row:
     """A line of the leaderboard. Quality is of the test split; `sd` is the sample deviation over seeds, None for one seed.
 
     Bytes and training costs are means over seeds; training is counted in all of a method's stages. Differences are paired: the same
-    seed's AUC minus the baseline's at the same model and budget; the best baseline is the one with the best mean on validation.
+    seed's AUC minus the baseline's for the same model at equal bytes, see `Difference`; the best baseline is the one with the best mean
+    on validation.
     """
 
     model: str
@@ -77,17 +49,12 @@ class Row:
     lookup_rows_per_s_4096: float | None = None
     minus_hash: float | None = None
     minus_hash_sd: float | None = None
+    minus_hash_bytes_ratio: float | None = None
     best_baseline: str | None = None
     minus_best_baseline: float | None = None
     minus_best_baseline_sd: float | None = None
+    minus_best_baseline_bytes_ratio: float | None = None
     note: str = ""
-
-
-def validation(result: Mapping[str, Any]) -> float:
-    """What a run reached on validation, larger is better: AUC, or the negative log loss where that was monitored."""
-    monitor = result.get("monitor") or ("auc" if "valid_auc" in result else "logloss")  # earlier versions don't say
-    value = float(result[f"valid_{monitor}"])
-    return -value if monitor == "logloss" else value
 
 
 def leaderboard(results: Sequence[CaseResults]) -> list[Row]:
@@ -119,11 +86,8 @@ def _row(entry: CaseResults, results: Sequence[CaseResults]) -> Row:
         values = [run[key] for run in runs if run[key] is not None]
         return stdev(values) if len(values) > 1 else None
 
-    peers = {e.case.method: e for e in results if e.by_seed and _same_size(e.case, case)}
-    hashed, hashed_sd = _difference(entry, peers.get("hash"))
-    baselines = [peers[name] for name in BASELINES if name in peers and name != case.method]
-    best = max(baselines, key=lambda e: mean(map(validation, e.by_seed.values())), default=None)
-    gain, gain_sd = _difference(entry, best)
+    gains = differences(entry, results)
+    hashed, top = gains.get("hash"), best(gains)
     means: dict[str, Any] = {key: average(key) for key in AVERAGED}
     return Row(
         **head,
@@ -131,31 +95,46 @@ def _row(entry: CaseResults, results: Sequence[CaseResults]) -> Row:
         **means,
         auc_sd=spread("auc"),
         logloss_sd=spread("logloss"),
-        valid_metric=mean(map(validation, runs)),
+        valid_metric=entry.validation,
         lookup_us_1=entry.latency.us_per_id if entry.latency else None,
         lookup_rows_per_s_4096=entry.latency.rows_per_s if entry.latency else None,
-        minus_hash=hashed,
-        minus_hash_sd=hashed_sd,
-        best_baseline=best.case.method if best else None,
-        minus_best_baseline=gain,
-        minus_best_baseline_sd=gain_sd,
+        minus_hash=hashed.mean if hashed else None,
+        minus_hash_sd=hashed.sd if hashed else None,
+        minus_hash_bytes_ratio=hashed.bytes_ratio if hashed else None,
+        best_baseline=top.baseline if top else None,
+        minus_best_baseline=top.mean if top else None,
+        minus_best_baseline_sd=top.sd if top else None,
+        minus_best_baseline_bytes_ratio=top.bytes_ratio if top else None,
     )
 
 
-def _same_size(a: Case, b: Case) -> bool:
-    return (a.model, a.budget) == (b.model, b.budget)
+def leaderboard_facts(rows: Sequence[Row], *, data: Path, num_jobs: int, num_cores: int) -> list[str]:
+    """Sentences on how the figures were made.
 
-
-def _difference(entry: CaseResults, other: CaseResults | None) -> tuple[float | None, float | None]:
-    """Mean and deviation of the difference in AUC, seed by seed."""
-    if other is None or other is entry:
-        return None, None
-    shared = [
-        run["auc"] - other.by_seed[seed]["auc"]
-        for seed, run in entry.by_seed.items()
-        if seed in other.by_seed and run["auc"] is not None and other.by_seed[seed]["auc"] is not None
+    Args:
+        rows: the leaderboard.
+        data: the prepared folder.
+        num_jobs: runs that trained at a time.
+        num_cores: that these shared.
+    """
+    by_line = {row.seeds: row.seeds.split(",") for row in rows if row.seeds}
+    several = max(map(len, by_line.values()), default=0) > 1
+    if len(by_line) == 1:
+        (seeds,) = by_line.values()
+        told = f"seed{'s' * several} {', '.join(seeds)}"
+    else:
+        told = "seeds of each line"
+    quality = f"mean ± sample deviation over the {told}" if several else told
+    runs = "1 run at a time had" if num_jobs == 1 else f"{num_jobs} runs at a time shared"
+    return [
+        f"Test split of `{data}`, {quality}; checkpoints are chosen on validation.",
+        "Serving bytes are those of the packed tables, everything included; nominal is the ratio as the method's paper counts.",
+        "Differences are paired by seed, for the same model at equal serving bytes: within 5%, or on the line between two sizes of the baseline over "
+        "the logarithm of bytes. Where the baseline has no such sizes, the cell says how many times the line's bytes its nearest size has.",
+        f"Training time and samples are those of all stages; training bytes include the rows' optimizer state. {runs} "
+        f"{num_cores} core{'s' * (num_cores != 1)}.",
+        "Lookups in the packed tables of the first seed, afterwards, one run at a time on one thread: median time for one id, and rows per second at 4,096 ids.",
     ]
-    return (mean(shared) if shared else None, stdev(shared) if len(shared) > 1 else None)
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -191,15 +170,26 @@ def table_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
     columns = {
         "model": [row.model for row in rows] if several else [],
         "method": [row.method for row in rows],
-        "budget": ["1" if row.budget is None else f"{row.budget:g}" for row in rows],
+        "budget": [_budget(row) for row in rows],
+        "seeds": [row.seeds.replace(",", ", ") for row in rows]
+        if len({row.seeds for row in rows if row.seeds}) > 1
+        else [],
         "chosen": [row.point for row in rows],
         "test AUC": [_pair(row.auc, row.auc_sd, ".4f") if row.auc is not None else _status(row) for row in rows],
         "log loss": [_pair(row.logloss, row.logloss_sd, ".4f") for row in rows],
         "serving bytes": [_number(row.serving_bytes, ",.0f") for row in rows],
         "of plain": [_number(row.serving_ratio, ".4f") for row in rows],
         "nominal": [_number(row.nominal_ratio, ".4f") for row in rows],
-        "AUC − hash": [_pair(row.minus_hash, row.minus_hash_sd, "+.4f") for row in rows],
-        "AUC − best baseline": [_against(row) for row in rows],
+        "AUC − hash": [_against(row.minus_hash, row.minus_hash_sd, row.minus_hash_bytes_ratio) for row in rows],
+        "AUC − best baseline": [
+            _against(
+                row.minus_best_baseline,
+                row.minus_best_baseline_sd,
+                row.minus_best_baseline_bytes_ratio,
+                name=row.best_baseline,
+            )
+            for row in rows
+        ],
         "training bytes": [_number(row.training_bytes, ",.0f") for row in rows],
         "train s": [_number(row.train_seconds, ",.1f") for row in rows],
         "samples": [_number(row.num_samples, ",.0f") for row in rows],
@@ -212,6 +202,13 @@ def table_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {name: values for name, values in columns.items() if any(value not in ("", "-") for value in values)}
 
 
+def _budget(row: Row) -> str:
+    """A plain table is the whole of the budget's base; another method without a budget has the size that its options say."""
+    if row.budget is not None:
+        return f"{row.budget:g}"
+    return "1" if row.method == "full" else "-"
+
+
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
@@ -220,9 +217,15 @@ def _pair(value: float | None, deviation: float | None, form: str) -> str:
     return _number(value, form) if deviation is None else f"{_number(value, form)} ± {deviation:{form.lstrip('+')}}"
 
 
-def _against(row: Row) -> str:
-    difference = _pair(row.minus_best_baseline, row.minus_best_baseline_sd, "+.4f")
-    return difference if row.minus_best_baseline is None else f"{difference} ({row.best_baseline})"
+def _against(
+    difference: float | None, deviation: float | None, bytes_ratio: float | None, *, name: str | None = None
+) -> str:
+    """A difference; the baseline's name and size where they are not understood."""
+    if difference is None:
+        return "-"
+    size = None if bytes_ratio in (None, 1) else f"{bytes_ratio:.2g} times the bytes"
+    said = ", ".join(part for part in (name, size) if part)
+    return f"{_pair(difference, deviation, '+.4f')}{f' ({said})' if said else ''}"
 
 
 def _status(row: Row) -> str:

@@ -1,5 +1,6 @@
 """The picture of a sweep: test AUC against serving bytes, with the Pareto front."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,20 @@ from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from embank.pipelines.sweep.leaderboard import BASELINES, Row
+from embank.pipelines.sweep.comparison import BASELINES, base_name
+from embank.pipelines.sweep.leaderboard import Row
 from embank.pipelines.training.plots import style
 from embank.tables.wording import human_bytes
 
-_COLORS = ("#1f6feb", "#d1242f", "#1a7f37", "#bf5700", "#8250df", "#0b7a8a", "#bf3989", "#7a5c00", "#3b4cc0", "#5a8f29")
 _BASELINE_COLORS = ("#57606a", "#8c959f", "#afb8c1")
+_COLORS = ("#1f6feb", "#d1242f", "#1a7f37", "#bf5700", "#8250df", "#0b7a8a", "#bf3989", "#7a5c00", "#3b4cc0", "#5a8f29")
 _MARKERS = "osD^vP<>hp"
+_KNOWN = (
+    *("adapt", "alpt", "autodim", "autosrh", "compositional", "dedup", "deeplight", "dhe", "dpq", "hash_embedding"),
+    *("low_precision", "mde", "memcom", "mgqe", "optembed", "pep", "robe", "tt_rec", "unified"),
+)
+"""Methods whose looks differ from each other's. They are drawn alike in every picture; add new ones at the end."""
+
 _SHARES = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 1e-4, 1e-5)
 _FRONT = "#f0b429"
 _INK = "#24292f"
@@ -24,8 +32,8 @@ _INK = "#24292f"
 def plot_pareto(rows: Sequence[Row], path: Path, *, title: str) -> None:
     """One panel per model: a line per method through its budgets, labelled at its right end; deviations as bars.
 
-    The plain table is the reference: a dashed line with a band of its deviation. Points that no smaller table beats are ringed and
-    joined by steps.
+    The plain table is the reference: a dashed line with a band of its deviation. Points that no smaller table beats on validation are
+    ringed and joined by steps.
 
     Args:
         rows: the leaderboard; lines without an AUC are left out.
@@ -49,10 +57,13 @@ def plot_pareto(rows: Sequence[Row], path: Path, *, title: str) -> None:
 
 
 def front(rows: Sequence[Row]) -> list[Row]:
-    """Rows that no other row beats in both bytes and AUC, by rising bytes."""
+    """Rows that no other row beats in both bytes and validation, by rising bytes.
+
+    Chosen on validation like everything else: the best of many test figures is too good by chance.
+    """
     best: list[Row] = []
-    for row in sorted(rows, key=lambda row: (_nbytes(row), -_auc(row))):
-        if not best or _auc(row) > _auc(best[-1]):
+    for row in sorted(rows, key=lambda row: (_nbytes(row), -_validation(row))):
+        if not best or _validation(row) > _validation(best[-1]):
             best.append(row)
     return best
 
@@ -60,6 +71,11 @@ def front(rows: Sequence[Row]) -> list[Row]:
 def _nbytes(row: Row) -> float:
     assert row.serving_bytes is not None
     return row.serving_bytes
+
+
+def _validation(row: Row) -> float:
+    assert row.valid_metric is not None
+    return row.valid_metric
 
 
 def _auc(row: Row) -> float:
@@ -90,7 +106,7 @@ def _panel(axes: Any, rows: Sequence[Row], methods: Sequence[str]) -> None:
     )
     ends = []
     for method in methods:
-        points, look = [row for row in rows if row.method == method], _look(method, methods)
+        points, look = [row for row in rows if row.method == method], look_of(method, methods)
         if points:
             _line(axes, points, look)
             ends.append((look, max(points, key=_nbytes)))
@@ -98,12 +114,12 @@ def _panel(axes: Any, rows: Sequence[Row], methods: Sequence[str]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     handle = Line2D([], [], color=_FRONT, alpha=0.6, linewidth=4, marker="o", markersize=10, markerfacecolor="none")
-    axes.legend([handle], ["Pareto front"], loc="lower right", frameon=False, fontsize=8.5)
+    axes.legend([handle], ["Pareto front (by validation)"], loc="lower right", frameon=False, fontsize=8.5)
     _label(ends, axes)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look:
+class Look:
     """How a method is drawn."""
 
     label: str
@@ -123,25 +139,35 @@ class _Look:
         }
 
 
-def _look(method: str, methods: Sequence[str]) -> _Look:
-    """Colours and markers by order; baselines in grey, a second round of colours hollow and dashed."""
-    if method == "full":
-        return _Look(label="full (plain table)", color=_INK, marker="*", is_hollow=False, linestyle="none")
-    if method in BASELINES:
-        color = _BASELINE_COLORS[BASELINES.index(method)]
-        return _Look(label=method, color=color, marker="X", is_hollow=False, linestyle=":")
-    place = [name for name in methods if name not in (*BASELINES, "full")].index(method)
-    is_second = place >= len(_COLORS)
-    return _Look(
+def look_of(method: str, methods: Sequence[str]) -> Look:
+    """How a method is drawn: the same in every picture. Baselines are grey; a second round of colours is hollow and dashed.
+
+    A method that is not known here has a look by the hash of its name. Of one method with several options, only the first has the
+    method's own marker.
+
+    Args:
+        method: its name, with options if it has any.
+        methods: all that are in the picture.
+    """
+    name = base_name(method)
+    variant = [other for other in methods if base_name(other) == name].index(method)
+    if name == "full":
+        return Look(label="full (plain table)", color=_INK, marker="*", is_hollow=False, linestyle="none")
+    if name in BASELINES:
+        color, marker = _BASELINE_COLORS[BASELINES.index(name)], f"X{_MARKERS}"[variant % (1 + len(_MARKERS))]
+        return Look(label=method, color=color, marker=marker, is_hollow=False, linestyle=":")
+    number = _KNOWN.index(name) if name in _KNOWN else zlib.crc32(name.encode())
+    is_second = number // len(_COLORS) % 2 == 1
+    return Look(
         label=method,
-        color=_COLORS[place % len(_COLORS)],
-        marker=_MARKERS[place % len(_MARKERS)],
+        color=_COLORS[number % len(_COLORS)],
+        marker=_MARKERS[(number + variant) % len(_MARKERS)],
         is_hollow=is_second,
         linestyle="--" if is_second else "-",
     )
 
 
-def _line(axes: Any, rows: Sequence[Row], look: _Look) -> None:
+def _line(axes: Any, rows: Sequence[Row], look: Look) -> None:
     """A method through its budgets."""
     points = sorted(rows, key=_nbytes)
     axes.errorbar(
@@ -175,7 +201,7 @@ def _reference(axes: Any, rows: Sequence[Row]) -> None:
     top.tick_params(labelsize=8)
 
 
-def _label(ends: Sequence[tuple[_Look, Row]], axes: Any) -> None:
+def _label(ends: Sequence[tuple[Look, Row]], axes: Any) -> None:
     """Markers and names in a column to the right of the panel, spread so that none covers another, joined to their lines."""
     figure = axes.figure
     figure.draw_without_rendering()

@@ -23,7 +23,7 @@ class Case:
     Args:
         model: its name.
         method: its name, with options as "name:key=value:key=value" if they are not the configuration's.
-        budget: None stands for the method's only size.
+        budget: None stands for the method's only size, or for the one that its options say.
     """
 
     model: str
@@ -32,8 +32,10 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Its folder under `runs/`."""
-        return f"{self.model}/{self.method}/{1 if self.budget is None else self.budget:g}"
+        """Its folder under `runs/`. A method that has only one size is at budget 1, one whose options say its size at "own"."""
+        takes_budget = method_class(split_method(self.method)[0]).takes_budget
+        only = "own" if takes_budget else "1"
+        return f"{self.model}/{self.method}/{only if self.budget is None else f'{self.budget:g}'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,8 @@ class Plan:
         config: the configuration that all runs share, as plain dicts.
         models: names; another model than the configuration's takes those of its hyper-parameters that it has as well.
         methods: names, or "name:key=value" for other options; another method's other options take their defaults.
-        budgets: serving bytes / plain bytes; a method that can't be made smaller is trained once.
+        budgets: serving bytes / plain bytes; a method that can't be made smaller is trained once. None is the size that the method's
+            options say, or that of the plain table.
         seeds: runs of each combination; the first one also runs the whole grid.
         grid: by key, the values to choose from on validation.
         grid_budget: a method runs the grid once per model, at the budget next to this one that it can reach, and takes what was chosen
@@ -71,7 +74,7 @@ class Plan:
     config: Mapping[str, Any]
     models: Sequence[str]
     methods: Sequence[str]
-    budgets: Sequence[float]
+    budgets: Sequence[float | None]
     seeds: Sequence[int]
     grid: Mapping[str, Sequence[Any]]
     grid_budget: float | None = None
@@ -104,7 +107,7 @@ class Plan:
 
     def cases(self) -> list[Case]:
         """The lines of the leaderboard, in order."""
-        budgets: dict[str, Sequence[float | None]] = {
+        budgets: Mapping[str, Sequence[float | None]] = {
             method: self.budgets if method_class(split_method(method)[0]).takes_budget else [None]
             for method in self.methods
         }

@@ -1,20 +1,21 @@
 """A sweep from a plan to a leaderboard."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from embank.pipelines.data.schema import Schema
 from embank.pipelines.sweep.children import Child, Ended, num_cores, run_children
+from embank.pipelines.sweep.comparison import CaseResults, validation
 from embank.pipelines.sweep.feasible import Feasibility
 from embank.pipelines.sweep.folder import SweepFolder
 from embank.pipelines.sweep.latency import measure
 from embank.pipelines.sweep.leaderboard import (
     FAILED,
-    CaseResults,
     Row,
     leaderboard,
-    validation,
+    leaderboard_facts,
     write_csv,
     write_markdown,
 )
@@ -57,7 +58,8 @@ class Sweep:
         """Runs what is missing; writes leaderboard.csv, leaderboard.md and pareto.png.
 
         Args:
-            resume: go on with what a stopped sweep has left, or with a plan of other methods, budgets or seeds.
+            resume: go on with what a stopped sweep has left, or with a plan of other methods, budgets or seeds. What is complete of earlier
+                plans stays in the leaderboard.
 
         Returns:
             The leaderboard.
@@ -67,16 +69,29 @@ class Sweep:
             InterruptedSweepError: a signal stopped it.
         """
         feasibility = Feasibility(self.data)
-        with self.folder.opened(self.plan, resume=resume), stop_on_signals() as self.stop:
-            self.cases = [self._feasible(case, feasibility) for case in self.plan.cases()]
+        self._refuse_budgets_without_vocabulary(feasibility.schema)
+        with self.folder.opened(self.plan, resume=resume) as all_cases, stop_on_signals() as self.stop:
+            asked = self.plan.cases()
+            self.cases = [self._feasible(case, feasibility) for case in asked]
             self._train()
+            entries = {entry.case: entry for entry in self.cases}
             compared = []
-            for entry in self.cases:
+            for case in all_cases:
                 self._refuse_to_go_on()
-                compared.append(self._compared(entry))
+                entry = self._compared(entries[case]) if case in entries else self._earlier(case, feasibility)
+                compared += [] if entry is None else [entry]
             rows = leaderboard(compared)
             self._write(rows)
             return rows
+
+    def _refuse_budgets_without_vocabulary(self, schema: Schema) -> None:
+        if any(field.has_vocabulary for field in schema.categorical) or self.plan.budgets == [None]:
+            return
+        raise ConfigError(
+            f"no column of '{self.data}' has a vocabulary (their ids are hashes of tokens), so there are no plain tables that budgets could be "
+            "shares of; leave --budgets out and give sizes with the methods: "
+            "--methods hash:num_rows=10000,hash:num_rows=1000,unified:rows=10000"
+        )
 
     def _feasible(self, case: Case, feasibility: Feasibility) -> CaseResults:
         entry = CaseResults(case=case, point="", by_seed={}, failures={}, failed_points={})
@@ -176,35 +191,54 @@ class Sweep:
             self.failures[job] = end.message or "it ended without a result"
             self.say(f"{job.name}: failed: {self.failures[job]}")
 
+    def _earlier(self, case: Case, feasibility: Feasibility) -> CaseResults | None:
+        """A line that was asked for earlier and not now, as far as it is complete: nothing is trained for it.
+
+        Its point of the grid is the one that is best on validation among the runs of the seed that most points have.
+        """
+        points = self.folder.complete_runs(case)
+        if not points:
+            entry = self._feasible(case, feasibility)
+            if entry.refusal is None:
+                self.say(f"{case.name}: not complete and not asked for now, so it is not in the leaderboard")
+            return None if entry.refusal is None else entry
+        seed = max(
+            {seed for runs in points.values() for seed in runs}, key=lambda seed: (_num_points(points, seed), -seed)
+        )
+        point = max((p for p in points if seed in points[p]), key=lambda p: validation(points[p][seed]))
+        return self._with_runs(
+            CaseResults(case=case, point=point, by_seed={}, failures={}, failed_points={}), points[point]
+        )
+
+    def _with_runs(self, entry: CaseResults, by_seed: Mapping[int, Mapping[str, Any]]) -> CaseResults:
+        """A case with results by seed, and the speed of its first run's packed tables."""
+        if not by_seed:
+            return entry
+        first = Job(case=entry.case, seed=next(iter(by_seed)), point=entry.point)
+        return replace(entry, by_seed=by_seed, latency=measure(self.folder.run(first).path, data=self.data))
+
     def _compared(self, entry: CaseResults) -> CaseResults:
-        """A case with its results and the speed of its first run's packed tables."""
+        """A case with its results: of the plan's seeds, then of those that were complete before."""
         failed = {job: text for job, text in self.failures.items() if job.case == entry.case}
         point = self._chosen(entry.case)
         if entry.refusal is not None or point is None:
             return replace(entry, failures={job.name: text for job, text in failed.items()})
-        jobs = [Job(case=entry.case, seed=seed, point=point) for seed in self.plan.seeds]
-        complete = [job for job in jobs if job in self.results]
-        return replace(
+        done = self.folder.complete_runs(entry.case).get(point, {})
+        seeds = [*(seed for seed in self.plan.seeds if seed in done), *sorted(set(done) - set(self.plan.seeds))]
+        compared = replace(
             entry,
             point=point,
-            by_seed={job.seed: self.results[job] for job in complete},
             failures={job.name: text for job, text in failed.items() if job.point == point},
             failed_points={job.name: text for job, text in failed.items() if job.point != point},
-            latency=measure(self.folder.run(complete[0]).path, data=self.data) if complete else None,
         )
+        return self._with_runs(compared, {seed: done[seed] for seed in seeds})
 
     def _write(self, rows: list[Row]) -> None:
         from embank.pipelines.sweep.pareto import plot_pareto  # matplotlib takes a second to import
 
         plan = self.plan
         title = f"{', '.join(plan.models)} on {self.data.name}"
-        facts = [
-            f"Test split of `{self.data}`, mean ± sample deviation over the seeds {', '.join(map(str, plan.seeds))}; checkpoints are chosen on validation.",
-            "Serving bytes are those of the packed tables, everything included; nominal is the ratio as the method's paper counts.",
-            "Differences are paired by seed, at the same model and budget.",
-            f"Training time and samples are those of all stages; training bytes include the rows' optimizer state. {self.num_jobs} runs at a time shared {num_cores()} cores.",
-            "Lookups in the packed tables of the first seed, afterwards, one run at a time on one thread: median time for one id, and rows per second at 4,096 ids.",
-        ]
+        facts = leaderboard_facts(rows, data=self.data, num_jobs=self.num_jobs, num_cores=num_cores())
         if plan.grid:
             grid = "; ".join(f"{key} in {', '.join(map(str, values))}" for key, values in plan.grid.items())
             lines = (
@@ -227,3 +261,7 @@ class Sweep:
                 f"runs of {len(failed)} of {len(rows)} lines failed, the first one: {failed[0].note}. The leaderboard is written all the same; "
                 f"what the runs printed is in '{self.folder.path / 'logs'}', and --resume tries the failed ones again"
             )
+
+
+def _num_points(points: Mapping[str, Mapping[int, Any]], seed: int) -> int:
+    return sum(seed in runs for runs in points.values())

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embank.compression.unified_specs import Advice, FeatureAdvice, advise
+from embank.pipelines.data.blocks import Piece
+from embank.pipelines.data.parts import Parts
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.build import table_specs
 from embank.pipelines.training.config import Config
@@ -17,7 +19,7 @@ class TableAdvice:
 
     Args:
         name, method: of the table.
-        num_ids: its vocabulary; None where the method hashes tokens instead.
+        num_ids: its vocabulary; without one, different values in training; None where these are not known either.
         lookups: rows that are read for an average training example.
         row_nbytes: of the rows that it reads, in training; several tables may read the same.
         collisions: expected rates, where they have a closed form: of tables of method 'unified'.
@@ -39,7 +41,9 @@ class ConfigAdvice:
         tables: one each, in the order of the collection.
         row_nbytes: of all rows in training, shared ones once, without optimizer state.
         serving_nbytes: of all tables in their inference form; None where that is known only after training or packing.
-        plain_nbytes: of the plain fp32 tables.
+        plain_nbytes: of the plain fp32 tables; without a vocabulary, of one with a row for each different value in training. None where
+            these are not known.
+        is_estimated: a table has no vocabulary, so that its number of values, and what is made from it, is as good as the training part.
         lookups: rows that are read for an average training example.
         concentration: by shared table, the part of its colliding pairs that is within features; see `Advice`.
         warnings: what had better be changed.
@@ -48,7 +52,8 @@ class ConfigAdvice:
     tables: Sequence[TableAdvice]
     row_nbytes: int
     serving_nbytes: int | None
-    plain_nbytes: int
+    plain_nbytes: int | None
+    is_estimated: bool
     lookups: float
     concentration: Mapping[str, float]
     warnings: Sequence[str]
@@ -66,28 +71,41 @@ def advise_config(config: Config) -> ConfigAdvice:
     data = Path(config.data.path)
     schema = Schema.load(data)
     specs = table_specs(config, schema, data=data)
-    return advise_specs(specs, num_samples=schema.split("train").num_rows)
+    return advise_specs(
+        specs,
+        num_samples=schema.split("train").num_rows,
+        num_values=schema.num_values,
+        ids_per_example=bag_lengths(schema, data=data),
+    )
 
 
-def advise_specs(specs: Sequence[TableSpec], *, num_samples: int) -> ConfigAdvice:
+def advise_specs(
+    specs: Sequence[TableSpec],
+    *,
+    num_samples: int,
+    num_values: Mapping[str, int] | None = None,
+    ids_per_example: Mapping[str, float] | None = None,
+) -> ConfigAdvice:
     """Advice on tables.
 
     Args:
-        specs: with the counts of their ids; without counts a table counts as looked up once per example.
+        specs: with the counts of their ids.
         num_samples: examples that the counts are of.
+        num_values: by feature without a vocabulary, its different values.
+        ids_per_example: by feature, for tables without counts; one that is not named has 1.
     """
+    values = _num_values(specs, num_values or {})
     methods = [build_method(spec) for spec in specs]
     unified = [spec for spec in specs if spec.method == "unified"]
-    advice = advise(unified) if unified else None
+    known = {name: num for name, num in values.items() if num is not None}
+    advice = advise(unified, num_values=known) if unified else None
     features = {} if advice is None else {feature.name: feature for feature in advice.features}
     tables = [
         TableAdvice(
             name=method.spec.name,
             method=method.spec.method,
-            num_ids=features[method.spec.name].num_values
-            if method.spec.name in features
-            else method.spec.num_embeddings,
-            lookups=len(method.lookups) * _ids_per_example(method.spec, num_samples),
+            num_ids=values[method.spec.name],
+            lookups=len(method.lookups) * _ids_per_example(method.spec, num_samples, ids_per_example or {}),
             row_nbytes=_row_nbytes([method]),
             collisions=features.get(method.spec.name),
         )
@@ -97,16 +115,53 @@ def advise_specs(specs: Sequence[TableSpec], *, num_samples: int) -> ConfigAdvic
         tables=tables,
         row_nbytes=_row_nbytes(methods),
         serving_nbytes=_serving_nbytes(specs, advice),
-        plain_nbytes=sum(spec.plain_nbytes for spec in specs),
+        plain_nbytes=_plain_nbytes(specs, values),
+        is_estimated=not all(spec.has_vocabulary for spec in specs),
         lookups=sum(table.lookups for table in tables),
         concentration={} if advice is None else advice.concentration,
         warnings=[] if advice is None else advice.warnings,
     )
 
 
-def _ids_per_example(spec: TableSpec, num_samples: int) -> float:
+def bag_lengths(schema: Schema, *, data: Path) -> dict[str, float]:
+    """Mean number of ids in an example, by multi-valued feature without a vocabulary, in the first row group of the training part.
+
+    Raises:
+        DataError: the training part is damaged.
+    """
+    multivalued = [field for field in schema.categorical if field.multivalued]
+    if all(field.has_vocabulary for field in multivalued):
+        return {}
+    parts = Parts(data, "train", schema=schema)
+    first = parts.groups[0]
+    block = parts.read_block([Piece(group=first, start=0, stop=first.num_rows)], order_R=None)
+    return {
+        field.name: len(bags.values) / block.num_rows
+        for field, bags in zip(multivalued, block.bags, strict=True)
+        if not field.has_vocabulary
+    }
+
+
+def _num_values(specs: Sequence[TableSpec], num_values: Mapping[str, int]) -> dict[str, int | None]:
+    return {
+        spec.name: spec.num_embeddings if spec.has_vocabulary else num_values.get(spec.feature_names[0])
+        for spec in specs
+    }
+
+
+def _plain_nbytes(specs: Sequence[TableSpec], values: Mapping[str, int | None]) -> int | None:
+    nbytes = 0
+    for spec in specs:
+        num = values[spec.name]
+        if num is None:
+            return None
+        nbytes += 4 * num * spec.embedding_dim
+    return nbytes
+
+
+def _ids_per_example(spec: TableSpec, num_samples: int, measured: Mapping[str, float]) -> float:
     if spec.counts is None or not num_samples:
-        return 1.0
+        return sum(measured.get(feature, 1.0) for feature in spec.feature_names)
     return int(spec.counts.sum()) / num_samples
 
 
