@@ -16,7 +16,7 @@ from embank.ctr_models import MODELS
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.prepare import prepare
 from embank.pipelines.data.schema import NO_GROUP, Schema
-from embank.pipelines.sweep.leaderboard import validation
+from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.training.evaluation import best_model, evaluate, evaluate_run
 from embank.pipelines.training.inspection import inspect_run
 from embank.pipelines.training.progress import Progress
