@@ -21,4 +21,4 @@ def sum_lookups(tables: Tables) -> None:
             for table, rows in store.weights().items():
                 twin.weights()[table].copy_(rows)
             setattr(tables, name, twin)
-    tables._is_replica = lambda: False
+    tables._would_drift = lambda: False

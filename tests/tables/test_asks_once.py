@@ -7,7 +7,7 @@ import torch
 
 from embank.compression.tt_rec import TTRec
 from embank.tables import Method, RowOptimizer, TableCollection, TableSpec, method_class
-from embank.tables.core import each_once
+from embank.tables.addressed import each_once
 from tests.tables.batches import random_kjt
 
 NUM, DIM = 400, 12

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import ConfigError, RowOptimizer, SequenceCollection, TableCollection, TableSpec
@@ -126,7 +127,7 @@ def test_rows_are_no_parameters(backend: str, cls: type[TableCollection]) -> Non
     specs = [TableSpec(name="a", num_embeddings=40, embedding_dim=6, feature_names=["a"])]
     tables = cls(specs, backend=backend)
     model = nn.ModuleList([nn.Linear(6, 1), tables])
-    assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias"]
+    assert {name: p.numel() for name, p in model.named_parameters()} == {"0.weight": 6, "0.bias": 1, "1.mark.rows": 0}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     twin = cls(specs, backend=backend)
     for collected in (tables, twin):
@@ -153,6 +154,43 @@ def test_inference_mode(backend: str, method: str) -> None:
     tables.train()
     loss(tables, 0).backward()
     tables.update_rows()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("how", ["requires_grad_", "each parameter", "the attribute"])
+def test_rows_are_frozen_as_parameters_are(backend: str, how: str) -> None:
+    tables = collection(backend)
+    model = nn.ModuleDict({"tables": tables, "score": nn.Linear(12, 1)})
+
+    def switch(on: bool) -> None:
+        if how == "requires_grad_":
+            model.requires_grad_(on)
+        for parameter in model.parameters():
+            if how == "each parameter":
+                parameter.requires_grad_(on)
+            if how == "the attribute":
+                parameter.requires_grad = on
+
+    before = {name: rows.clone() for name, rows in tables.weights().items()}
+    switch(False)
+    model["score"].requires_grad_(True)
+    model["score"](tables(batch(0)).values()).sum().backward()
+    tables.update_rows()
+    assert all(torch.equal(before[name], rows) for name, rows in tables.weights().items())
+    switch(True)
+    model["score"](tables(batch(0)).values()).sum().backward()
+    tables.update_rows()
+    assert not any(torch.equal(before[name], rows) for name, rows in tables.weights().items())
+
+
+@pytest.mark.parametrize("cls", [TableCollection, SequenceCollection])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_optimizer_for_the_backward_pass_is_refused(backend: str, cls: type[TableCollection]) -> None:
+    tables = cls([TableSpec(name="a", num_embeddings=40, embedding_dim=6, feature_names=["a"])], backend=backend)
+    with pytest.raises(
+        ConfigError, match="rows have an optimizer of their own, which runs in the backward pass already"
+    ):
+        _apply_optimizer_in_backward(torch.optim.SGD, nn.ModuleList([tables]).parameters(), {"lr": 0.1})
 
 
 def test_a_learning_rate_that_is_no_number() -> None:

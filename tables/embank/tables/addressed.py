@@ -1,6 +1,6 @@
 """A batch after `address`: which physical rows it needs, known before the forward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,3 +114,32 @@ class AddressedSequence:
             shapes=self.shapes,
             lengths={key: change(length) for key, length in self.lengths.items()},
         )
+
+
+def one_id_bags(ids: Sequence[Tensor]) -> list[Tensor]:
+    """Lengths 1 for every id of every lookup, filled up with empty bags to the longest."""
+    longest = max((t.numel() for t in ids), default=0)
+    return [(torch.arange(longest) < t.numel()).int() for t in ids]
+
+
+def each_once(row_ids: Sequence[Tensor], lookups: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Each row of a batch once.
+
+    Args:
+        row_ids: rows of a physical table for each of several uses.
+        lookups: the lookup in the row store that each use shares with the others of its table; every lookup has a use.
+
+    Returns:
+        Distinct rows of each lookup, ascending; and for each use where its rows stand among them.
+    """
+    by_lookup: dict[int, list[int]] = {}
+    for number, lookup in enumerate(lookups):
+        by_lookup.setdefault(lookup, []).append(number)
+    distinct = []
+    places = list(row_ids)
+    for _, numbers in sorted(by_lookup.items()):
+        rows_U, inverse = torch.unique(torch.cat([row_ids[n] for n in numbers]), return_inverse=True)
+        distinct.append(rows_U)
+        for number, place in zip(numbers, inverse.split([row_ids[n].numel() for n in numbers]), strict=True):
+            places[number] = place
+    return distinct, places

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
-from embank.tables.addressed import Addressed
-from embank.tables.core import Tables, each_once, one_id_bags
+from embank.tables.addressed import Addressed, each_once, one_id_bags
+from embank.tables.core import Tables
 from embank.tables.errors import ConfigError
 from embank.tables.features import Bags, bag_configs
 from embank.tables.method import Method

@@ -20,6 +20,7 @@ from embank.tables.held_rows import HeldRows, by_class
 from embank.tables.method import Method, PackedTable, build_method
 from embank.tables.named import NamedModules
 from embank.tables.processes import Processes, is_one_of_many
+from embank.tables.row_mark import RowMarkHolder
 from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
 from embank.tables.rows.base import refuse_bad_lr
 from embank.tables.rows.build import Backend
@@ -82,8 +83,9 @@ class Tables(nn.Module, ABC):
         super().__init__()
         self.sharding = sharding
         self.processes = Processes(None if sharding is None else sharding.process_group)
-        self.rows_learn = True  # see `stages.rows_held`
+        self.rows_learn = True  # see `stages.rows_held` and `RowMark`
         self.training_state = TrainingState()
+        self.mark = RowMarkHolder(self)
         self.specs = tuple(specs)
         self.seed = seed
         self.backend = backend
@@ -235,7 +237,7 @@ class Tables(nn.Module, ABC):
 
     def _begin_pass(self) -> None:
         """To be called first in every forward pass."""
-        if self._is_replica() and self.training:
+        if self._would_drift() and self.training:
             raise replica_error()
         if self.is_accompanied and self.training and torch.is_grad_enabled():
             for method in self.built_methods():
@@ -243,12 +245,12 @@ class Tables(nn.Module, ABC):
 
     def _end_pass(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """To be called last in every forward pass, with what it returns."""
-        if self._is_replica():
+        if self._would_drift():
             forbid_backward(outputs, error=replica_error)
         is_training = self.is_accompanied and self.training and torch.is_grad_enabled()
         return accompanied(self, outputs) if is_training else outputs
 
-    def _is_replica(self) -> bool:
+    def _would_drift(self) -> bool:
         """Whether a backward pass would update rows here that other processes have too, each by its own part of a batch."""
         return self.sharding is None and self.rows_learn and torch.is_grad_enabled() and is_one_of_many()
 
@@ -400,32 +402,3 @@ def distinct_nbytes(tensors: Sequence[Tensor]) -> int:
     """Bytes of some tensors, those that several tables share counted once."""
     places = {(t.data_ptr(), t.numel(), t.dtype): t for t in tensors if t.numel()}
     return sum(t.numel() * t.element_size() for t in places.values())
-
-
-def one_id_bags(ids: Sequence[Tensor]) -> list[Tensor]:
-    """Lengths 1 for every id of every lookup, filled up with empty bags to the longest."""
-    longest = max((t.numel() for t in ids), default=0)
-    return [(torch.arange(longest) < t.numel()).int() for t in ids]
-
-
-def each_once(row_ids: Sequence[Tensor], lookups: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Each row of a batch once.
-
-    Args:
-        row_ids: rows of a physical table for each of several uses.
-        lookups: the lookup in the row store that each use shares with the others of its table; every lookup has a use.
-
-    Returns:
-        Distinct rows of each lookup, ascending; and for each use where its rows stand among them.
-    """
-    by_lookup: dict[int, list[int]] = {}
-    for number, lookup in enumerate(lookups):
-        by_lookup.setdefault(lookup, []).append(number)
-    distinct = []
-    places = list(row_ids)
-    for _, numbers in sorted(by_lookup.items()):
-        rows_U, inverse = torch.unique(torch.cat([row_ids[n] for n in numbers]), return_inverse=True)
-        distinct.append(rows_U)
-        for number, place in zip(numbers, inverse.split([row_ids[n].numel() for n in numbers]), strict=True):
-            places[number] = place
-    return distinct, places

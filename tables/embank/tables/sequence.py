@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torchrec import JaggedTensor, KeyedJaggedTensor
 
-from embank.tables.addressed import AddressedSequence
-from embank.tables.core import Tables, Use, each_once, one_id_bags
+from embank.tables.addressed import AddressedSequence, each_once, one_id_bags
+from embank.tables.core import Tables, Use
 from embank.tables.errors import ConfigError, DataError
 from embank.tables.features import Bags, missing_ids, out_of_range
 from embank.tables.method import Method

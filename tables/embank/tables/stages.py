@@ -90,17 +90,15 @@ def restored_specs(specs: Sequence[TableSpec], state: Mapping[str, Mapping[str, 
 def rows_held(tables: Tables) -> Iterator[None]:
     """Looks rows up without a gradient: a backward pass leaves them, their optimizer state and their projections alone, and the forward
     pass leaves the methods' statistics alone (`Method.learns`)."""
-    _set_learning(tables, False)
+    did_learn, tables.rows_learn = tables.rows_learn, False
+    for method in tables.built_methods():
+        method.learns = False
     try:
         yield
     finally:
-        _set_learning(tables, True)
-
-
-def _set_learning(tables: Tables, learns: bool) -> None:
-    tables.rows_learn = learns
-    for method in tables.built_methods():
-        method.learns = learns
+        tables.rows_learn = did_learn
+        for method in tables.built_methods():
+            method.learns = True
 
 
 @torch.no_grad()
