@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from embank.pipelines.cli import show
-from embank.pipelines.cli.main import messages
+from embank.pipelines.cli.messages import messages
 from embank.pipelines.data.catalog import get_dataset
 from embank.pipelines.data.prepare import prepare_from_cli
 from embank.pipelines.sweep.plan import Plan

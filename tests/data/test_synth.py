@@ -21,7 +21,7 @@ from embank.pipelines.data.synth.model import MISSING_NUMBER, MISSING_RANK, UNIT
 from embank.pipelines.data.synth.report import BestAUC
 from embank.pipelines.data.synth.text import hex_digits, render, tokens
 from embank.pipelines.data.synth.zipf import Zipf
-from embank.tables.errors import ConfigError, DataError
+from embank.tables.errors import ConfigError, DataError, WorkError
 from embank.tables.vocabulary import Vocabulary
 
 PUBLISHED_TOTAL = 33_762_577
@@ -231,7 +231,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(raw_module, "render", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WorkError, match="no space left"):
         synth(rows=100, out=tmp_path / "log", scale=0.001)
     assert list(tmp_path.iterdir()) == []
 

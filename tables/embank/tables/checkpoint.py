@@ -101,9 +101,10 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
                 write_checksums(temporary)
                 publish(temporary, folder)
     except (OSError, RuntimeError, CheckpointException) as error:
+        cause = cause_of(error, folder=temporary)
         _remove(temporary, processes)
         raise WorkError(
-            f"the checkpoint '{folder}' can't be written: {cause_of(error)}. Earlier checkpoints are untouched; make room and resume"
+            f"the checkpoint '{folder}' can't be written: {cause}. Earlier checkpoints are untouched; make room and resume"
         ) from error
     except BaseException:
         _remove(temporary, processes)

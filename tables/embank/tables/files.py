@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk, a used-up quota and a limit on the size of files say."""
 
 _HASH_THREADS = 4
-_POLARS_FULL = "(os error 28)"  # polars raises OSError without a number
+_RUST = re.compile(r"\(os error (\d+)\)")  # polars and safetensors give the system's refusal in words
 
 
 def write_checksums(folder: Path) -> None:
@@ -151,7 +152,7 @@ def writing(what: str, *, cure: str) -> Iterator[None]:
 
 def is_full(error: BaseException) -> bool:
     """Whether the disk, a quota or a limit on the size of files has led to an error."""
-    return any(refusal.errno in FULL or _POLARS_FULL in str(refusal) for refusal in _refusals(error))
+    return any(refusal.errno in FULL for refusal in _refusals(error))
 
 
 def cause_of(error: BaseException, *, folder: Path | None = None) -> str:
@@ -163,7 +164,7 @@ def cause_of(error: BaseException, *, folder: Path | None = None) -> str:
             made up for by trying to write there.
     """
     for refusal in _refusals(error):
-        if refusal.errno == errno.ENOSPC or _POLARS_FULL in str(refusal):
+        if refusal.errno == errno.ENOSPC:
             return "no space left"
         if refusal.strerror:
             return refusal.strerror
@@ -184,6 +185,8 @@ def _refusals(error: BaseException) -> Iterator[OSError]:
         seen.add(id(found))
         if isinstance(found, shutil.Error):  # a list of (source, target, words)
             yield from (_numbered(str(words)) for _, _, words in found.args[0])
+        elif (rust := _RUST.search(str(found))) is not None:
+            yield OSError(int(rust[1]), os.strerror(int(rust[1])))
         elif isinstance(found, OSError):
             yield found
         failures = getattr(found, "failures", None)  # of torch's CheckpointException: by rank (error, its traceback)

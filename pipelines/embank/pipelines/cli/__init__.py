@@ -1,5 +1,16 @@
 """The command line: `embank`."""
 
-from embank.pipelines.cli.main import main
+import sys
+
+
+def main() -> None:
+    """Entry point of `embank` and `python -m embank`."""
+    try:
+        from embank.pipelines.cli.main import main as run
+    except KeyboardInterrupt:  # importing takes a moment
+        print("embank: interrupted: nothing was begun", file=sys.stderr)
+        sys.exit(1)
+    run()
+
 
 __all__ = ["main"]

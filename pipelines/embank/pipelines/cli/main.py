@@ -1,15 +1,14 @@
 """The commands. Each imports what it needs when it runs, so that `--help` is quick."""
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from embank.pipelines.cli import show
+from embank.pipelines.cli.messages import messages
 
 # Read by OpenMP when torch is imported. Threads that spin while they wait take the cores that the loader's threads need: on
 # two busy cores a training step took thirty times as long.
@@ -375,34 +374,9 @@ def models() -> None:
     show.listing("model", MODELS)
 
 
-@contextlib.contextmanager
-def messages(*, debug: bool) -> Iterator[None]:
-    """Errors as one clear message and the contract's exit codes, unless a traceback was asked for."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        show.error("interrupted; what was saved before can be resumed")
-        sys.exit(1)
-    except Exception as error:
-        if debug:
-            raise
-        from embank.tables.errors import EmbankError
-        from embank.tables.libraries import missing_library
-
-        if isinstance(error, EmbankError):
-            show.error(str(error))
-            sys.exit(error.exit_code)
-        cure = missing_library(error) if isinstance(error, ModuleNotFoundError) else None
-        if cure is not None:
-            show.error(cure)
-            sys.exit(1)
-        show.error(f"{type(error).__name__}: {error} (run with --debug for the traceback)")
-        sys.exit(1)
-
-
 def main() -> None:
     """Entry point of `embank` and `python -m embank`. `--debug` may stand anywhere."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
-    with messages(debug=debug):
+    with messages(debug=debug, arguments=arguments):
         app(["--debug", *arguments] if debug and arguments else arguments)

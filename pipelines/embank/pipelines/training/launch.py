@@ -48,18 +48,23 @@ def joined_processes() -> Iterator[Processes]:
             f"rank {rank} can't join the others at {address}: {str(error).splitlines()[0]}. Is the port in use? Let torchrun choose "
             "one (--standalone), or give another --master-port"
         ) from error
+    is_lost = False
     try:
         yield Processes(dist.group.WORLD)
         dist.barrier()
     except BaseException as error:
-        if not _comes_from_a_lost_rank(error):
+        is_lost = _comes_from_a_lost_rank(error)
+        if not is_lost:
             raise
         raise LostRankError(
             f"rank {rank} lost the connection to another rank, which has ended; its own message, if it had one, is above. Go on "
             "from the last checkpoint with the same command and --resume, on any number of ranks"
         ) from error
     finally:
-        dist.destroy_process_group()
+        if (
+            not is_lost
+        ):  # it would wait for the rank that has gone, and torchrun may end this one before it has said why
+            dist.destroy_process_group()
 
 
 def _comes_from_a_lost_rank(error: BaseException) -> bool:

@@ -1,5 +1,7 @@
 """Synthetic logs in the layout of Criteo's Kaggle data."""
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -8,7 +10,8 @@ from embank.pipelines.data.synth.fields import CRITEO_FIELDS, table_sizes
 from embank.pipelines.data.synth.model import DEFAULT_ALPHA, DEFAULT_CLICK_RATE, UNIT_ROWS, PlantedModel
 from embank.pipelines.data.synth.report import Observer, SynthReport, write_json
 from embank.pipelines.data.synth.text import render
-from embank.tables.errors import ConfigError, DataError
+from embank.tables.errors import ConfigError, DataError, WorkError
+from embank.tables.files import cause_of
 
 RAW_STREAM = 1
 
@@ -49,17 +52,21 @@ def synth(
     """
     _check(like, rows, scale, chunk_rows)
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise DataError(f"{out} exists. Give another name, or overwrite it with --overwrite.")
+    described = out.with_name(f"{out.name}.json")
+    for path in (out, described):
+        if path.is_dir():
+            raise DataError(f"{path} is a folder. Give --out the name of a file.")
+        if path.exists() and not overwrite:
+            raise DataError(f"{path} exists. Give another name, or overwrite it with --overwrite.")
     sizes = table_sizes(round(scale * sum(field.cardinality for field in CRITEO_FIELDS)))
     num_tokens = [size - (field.missing > 0) for size, field in zip(sizes, CRITEO_FIELDS, strict=True)]
     model = PlantedModel(num_tokens=num_tokens, seed=seed, alpha=alpha, click_rate=click_rate)
     observer = Observer(num_tokens)
     progress = progress or NoProgress()
     progress.start("write rows", total=rows, unit="rows")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    temporary, described_temporary = (path.with_name(f"{path.name}.tmp-{os.getpid()}") for path in (out, described))
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             for index, first in enumerate(range(0, rows, UNIT_ROWS)):
                 num_rows = min(UNIT_ROWS, rows - first)
@@ -71,12 +78,34 @@ def synth(
             file.flush()
             os.fsync(file.fileno())
         report = observer.report(model, num_bytes=temporary.stat().st_size, table_sizes=sizes)
-        write_json(out.with_name(out.name + ".json"), report)
-        os.replace(temporary, out)
+        write_json(described_temporary, report)
+        _publish(temporary, out, overwrite=overwrite)
+        os.replace(described_temporary, described)
+    except OSError as error:
+        raise WorkError(
+            f"{out} can't be written: {cause_of(error)}. Nothing was left behind; make room or give another --out."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in (temporary, described_temporary):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
     progress.finish()
     return report
+
+
+def _publish(temporary: Path, out: Path, *, overwrite: bool) -> None:
+    """Gives the file its name; one that has appeared in the meantime is left alone."""
+    if overwrite:
+        os.replace(temporary, out)
+        return
+    try:
+        os.link(temporary, out)
+    except FileExistsError as error:
+        raise DataError(f"{out} has appeared in the meantime and was left alone. Give another name.") from error
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        os.replace(temporary, out)  # a file system without links
 
 
 def _check(like: str, rows: int, scale: float, chunk_rows: int) -> None:

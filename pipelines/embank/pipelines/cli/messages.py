@@ -1,0 +1,129 @@
+"""How a command ends when it can't go on: one message on stderr and the contract's exit codes, whatever has happened."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from embank.pipelines.cli import show
+
+_BEGINS_AGAIN = "Nothing was left behind; start it again with the same command"
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM, as Ctrl-C is: what was begun is cleaned up on the way out."""
+
+
+@contextlib.contextmanager
+def messages(*, debug: bool, arguments: Sequence[str] = ()) -> Iterator[None]:
+    """Errors and signals as one clear message and exit code; an error as a traceback if that was asked for.
+
+    Args:
+        debug: whether it was.
+        arguments: of the command, which decide what there is to do after a signal.
+    """
+    with _sigterm_unwinds():
+        try:
+            try:
+                yield
+            except BaseException as error:
+                _end(error, debug=debug, arguments=arguments)
+        except KeyboardInterrupt as late:  # a signal while the first message was on its way
+            _end(late, debug=debug, arguments=arguments)
+
+
+@contextlib.contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Has SIGTERM raise an exception where it would end the process at once and leave half-written folders."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        raise _Stopped
+
+    before = signal.signal(signal.SIGTERM, handle)
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def _end(error: BaseException, *, debug: bool, arguments: Sequence[str]) -> None:
+    """Says what has happened and ends the process; returns for an end that is none."""
+    from embank.tables.errors import EmbankError
+
+    chain = list(_chain(error))
+    stop = next((e for e in chain if isinstance(e, KeyboardInterrupt)), None)
+    if isinstance(error, SystemExit) and stop is None:
+        raise error
+    # A signal may arrive when something has failed already, as torchrun's does: that failure is what counts.
+    failure = next((e for e in chain if isinstance(e, EmbankError)), None)
+    if debug and stop is None:
+        raise error
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+    if failure is not None:
+        show.error(str(failure))
+        sys.exit(failure.exit_code)
+    if stop is not None:
+        name = "SIGTERM" if isinstance(stop, _Stopped) else "interrupted"
+        show.error(f"{name}: {_what_next(arguments)}")
+        sys.exit(1)
+    show.error(_words(error))
+    sys.exit(1)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what has led to it, the nearest first."""
+    found: BaseException | None = error
+    seen: set[int] = set()
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _words(error: BaseException) -> str:
+    """An error that is none of ours, as far as it can be told."""
+    from embank.tables.files import cause_of, is_full
+    from embank.tables.libraries import missing_library
+
+    cure = missing_library(error) if isinstance(error, ModuleNotFoundError) else None
+    if cure is not None:
+        return cure
+    if isinstance(error, OSError):
+        where = f"'{error.filename}': " if error.filename is not None else ""
+        cure = "Free some space" if is_full(error) else "Mend it"
+        return f"{where}{cause_of(error)}. {cure} and run the same command again"
+    return f"{type(error).__name__}: {error} (run with --debug for the traceback)"
+
+
+def _what_next(arguments: Sequence[str]) -> str:
+    """What there is to do after a signal outside of the work that can stop by itself."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if command not in ("train", "sweep"):
+        return _BEGINS_AGAIN
+    from embank.pipelines.training.run_folder import RunFolder
+
+    out = _value_of("--out", arguments)
+    if out is not None and RunFolder(Path(out)).result.is_file():
+        return f"the run in '{out}' is complete; the same command with --resume shows its figures"
+    if out is not None and (RunFolder(Path(out)).is_run or (Path(out) / "sweep.yaml").is_file()):
+        return f"what was saved in '{out}' is whole; go on with the same command and --resume"
+    return _BEGINS_AGAIN
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    for place, argument in enumerate(arguments):
+        if argument == option and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+    return None
