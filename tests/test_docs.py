@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torchrec import KeyedJaggedTensor
 
-from embank.tables import RowOptimizer, RowTier, TableCollection, TableSpec, save_bundle
+from embank.tables import RowOptimizer, RowTier, TableCollection, TableSpec, method, save_bundle
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
@@ -33,7 +33,7 @@ def _readme(folder: Path) -> Names:
     """A batch, its targets, and a bundle where the tour has left one."""
     save_bundle(folder / "runs/hash/bundle", TableCollection(_specs()))
     kjt = _batch(["user", "item", "last_item"], num_ids=1000)
-    return {"kjt": kjt, "dense": torch.rand(8, 13), "clicks": torch.ones(8)}
+    return {"kjt": kjt, "batches": [(torch.rand(8, 13), kjt, torch.ones(8))] * 2}
 
 
 def _sharding(folder: Path) -> Names:
@@ -60,8 +60,9 @@ SETUP: dict[str, Callable[[Path], Names]] = {
 
 @pytest.fixture(name="alone")
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An empty folder, and the environment of a torchrun with one rank."""
+    """An empty folder, the environment of a torchrun with one rank, and a registry that forgets what a page adds to it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(method, "_LOCAL", dict(method._LOCAL))
     for key, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
         monkeypatch.setenv(key, value)
     yield tmp_path

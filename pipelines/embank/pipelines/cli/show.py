@@ -289,7 +289,8 @@ def listing(kind: str, classes: Mapping[str, type]) -> None:
 
 
 def _summary(cls: type) -> str:
-    text = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
+    module = sys.modules.get(cls.__module__)  # a class of a notebook may have none
+    text = (module and module.__doc__) or cls.__doc__ or ""
     return " ".join(text.strip().partition("\n\n")[0].split())
 
 
