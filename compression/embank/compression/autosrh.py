@@ -24,6 +24,7 @@ from embank.tables import (
     TableSpec,
     default_init,
 )
+from embank.tables.options import refuse_wrong_types
 
 _RETRAIN = 2
 
@@ -45,6 +46,7 @@ class AutoSrhConfig:
     l1: float = 1e-2
 
     def __post_init__(self) -> None:
+        refuse_wrong_types(self)
         if self.num_groups < 1 or self.l1 < 0:
             raise ConfigError(
                 f"num_groups is {self.num_groups} and l1 {self.l1}; give at least 1 group and an l1 of 0 or more"

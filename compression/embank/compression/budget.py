@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from embank.compression.budgets import share_text
 from embank.tables import BudgetError, ConfigError, TableSpec, build_method, method_class
+from embank.tables.options import options_of
 
 
 def share(specs: Sequence[TableSpec], *, budget: float, plain_below: int = 0) -> list[TableSpec]:
@@ -32,6 +33,8 @@ def share(specs: Sequence[TableSpec], *, budget: float, plain_below: int = 0) ->
         BudgetError: all floors together exceed the budget; states the floor.
         ConfigError: what methods refuse.
     """
+    for spec in specs:
+        options_of(spec, method_class(spec.method).Config)
     allowed_nbytes = budget * sum(spec.plain_nbytes for spec in specs)
     few = [spec for spec in specs if spec.num_embeddings < plain_below]
     small = _small(few, allowed_nbytes / 2 if budget < 1 else allowed_nbytes)

@@ -28,6 +28,7 @@ from embank.compression.multiplexed import (
     shared_num_rows,
 )
 from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
+from embank.tables.options import options_of
 
 Combine = Literal["mul", "sum"]
 
@@ -199,7 +200,7 @@ class Compositional(Method):
 
 
 def _options(spec: TableSpec) -> CompositionalConfig:
-    return spec.options if isinstance(spec.options, CompositionalConfig) else CompositionalConfig()
+    return options_of(spec, CompositionalConfig)
 
 
 def _refuse_mixed(spec: TableSpec, options: CompositionalConfig) -> None:

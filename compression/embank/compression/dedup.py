@@ -25,6 +25,7 @@ from embank.tables import (
     default_init,
 )
 from embank.tables.hashing import generator_of
+from embank.tables.options import refuse_wrong_types
 
 _MAX_BLOCKS = 1 << 14
 _MAP_SHARE = 0.25
@@ -53,6 +54,7 @@ class DedupConfig:
     num_candidates: int = 16
 
     def __post_init__(self) -> None:
+        refuse_wrong_types(self)
         if self.rows_per_block is not None and self.rows_per_block < 1:
             raise ConfigError(f"rows_per_block is {self.rows_per_block}; it must be at least 1")
         if not 0 < self.similarity <= 1:

@@ -18,6 +18,7 @@ from embank.compression.magnitude import (
 from embank.compression.sparse import PackedSparse
 from embank.compression.walks import row_chunks
 from embank.tables import ConfigError, LocalRows, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables.options import refuse_wrong_types
 
 _RAMP_HUNDREDS = 687.32
 """Hundreds of steps after which 1 - 0.99**(t / 100) is 0.999: what the published schedule calls its end."""
@@ -41,6 +42,7 @@ class DeepLightConfig:
     num_prunings: int = 100
 
     def __post_init__(self) -> None:
+        refuse_wrong_types(self)
         if not 0 <= self.begin < self.end <= 1:
             raise ConfigError(f"pruning begins at {self.begin} and ends at {self.end}; give 0 <= begin < end <= 1")
         if self.num_prunings < 1:
@@ -68,7 +70,7 @@ class DeepLight(Method):
 
     There is no mask: pruned entries can grow back until the next pruning. One threshold spans all tables of the collection
     that are stored by this method, and their budgets are one pool, so a table may end above its own share and another below.
-    The schedule is that of the first table's options.
+    The schedule is one for all of them.
 
     Raises:
         BudgetError: the budget does not hold one entry.
@@ -81,6 +83,7 @@ class DeepLight(Method):
 
     Config = DeepLightConfig
     linear: ClassVar[bool] = True
+    common_options: ClassVar[tuple[str, ...]] = ("begin", "end", "num_prunings")
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)

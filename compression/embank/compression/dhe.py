@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from embank.compression.budgets import budget_nbytes, floor_error, refuse_both, share
 from embank.tables import ConfigError, Method, PackedTable, TableSpec, default_init
 from embank.tables.hashing import hash_rows, salt64
+from embank.tables.options import options_of
 
 Encoding = Literal["uniform", "gaussian"]
 
@@ -159,7 +160,7 @@ class Dhe(Method):
 
 
 def _options(spec: TableSpec) -> DheConfig:
-    return spec.options if isinstance(spec.options, DheConfig) else DheConfig()
+    return options_of(spec, DheConfig)
 
 
 def layer_widths(spec: TableSpec, options: DheConfig, *, width: int) -> tuple[int, ...]:

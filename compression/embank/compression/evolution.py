@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from embank.tables import ConfigError
+from embank.tables.options import refuse_wrong_types
 
 Gene = tuple[int, ...]
 Candidate = tuple[Gene, ...]
@@ -36,6 +37,7 @@ class EvolutionConfig:
     max_samples: int = 50_000
 
     def __post_init__(self) -> None:
+        refuse_wrong_types(self)
         if min(self.generations, self.num_elites, self.num_mutants + self.num_crossovers) < 1:
             raise ConfigError("an evolution needs at least 1 generation, 1 elite and 1 mutant or crossover")
         if self.max_samples < 1:

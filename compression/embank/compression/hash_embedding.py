@@ -16,6 +16,7 @@ from torch import Tensor
 from embank.compression.beside import allocate_beside, rows_beside
 from embank.compression.multiplexed import SALT_NBYTES, hashed_places, lookup_salts, physical_name, shared_init
 from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
+from embank.tables.options import options_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def weighted(rows: Sequence[Tensor], importance_Nk: Tensor) -> Tensor:
 
 
 def _options(spec: TableSpec) -> HashEmbeddingConfig:
-    return spec.options if isinstance(spec.options, HashEmbeddingConfig) else HashEmbeddingConfig()
+    return options_of(spec, HashEmbeddingConfig)
 
 
 def _fixed_nbytes(spec: TableSpec) -> int:

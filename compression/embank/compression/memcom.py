@@ -17,6 +17,7 @@ from embank.compression.beside import allocate_beside, rows_beside
 from embank.compression.multiplexed import SALT_NBYTES, lookup_salts, physical_name, shared_init
 from embank.tables import Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
 from embank.tables.hashing import hash_rows
+from embank.tables.options import options_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ def row_of(ids_N: Tensor, *, num_rows: int, salts: Sequence[int]) -> Tensor:
 
 
 def _options(spec: TableSpec) -> MemcomConfig:
-    return spec.options if isinstance(spec.options, MemcomConfig) else MemcomConfig()
+    return options_of(spec, MemcomConfig)
 
 
 def _fixed_nbytes(spec: TableSpec) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from embank.compression.quantiser import ProductQuantiser, choose_shape, restart_due
 from embank.tables import ConfigError, LocalRows, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables.options import refuse_wrong_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class MgqeConfig:
     head_share: float = 0.1
 
     def __post_init__(self) -> None:
+        refuse_wrong_types(self)
         if not 0 < self.head_share <= 1:
             raise ConfigError(f"head_share is {self.head_share}; it is a share of the ids and lies in (0, 1]")
 

@@ -48,7 +48,7 @@ class OptEmbedConfig:
 
     Args:
         alpha: strength of the term alpha * exp(-t) that raises the threshold t.
-        evolution: sizes of the search over widths; that of the collection's first table counts.
+        evolution: sizes of the search over widths; one for all tables of a collection.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -99,6 +99,7 @@ class OptEmbed(Method):
 
     Config = OptEmbedConfig
     whole_rows: ClassVar[bool] = True
+    common_options: ClassVar[tuple[str, ...]] = ("evolution",)
     on_host: ClassVar[tuple[str, ...]] = ("words", "ranks")
     words: Tensor
     ranks: Tensor

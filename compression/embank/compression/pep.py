@@ -24,6 +24,7 @@ from embank.tables import (
     TableSpec,
     default_init,
 )
+from embank.tables.options import refuse_wrong_types
 
 _CHECKS = 100
 
@@ -48,6 +49,7 @@ class PepConfig:
     pull: float = 1e-5
 
     def __post_init__(self) -> None:
+        refuse_wrong_types(self)
         if self.granularity not in ("table", "dimension"):
             raise ConfigError(f"there is no granularity '{self.granularity}'; use 'table' or 'dimension'")
         if self.initial_share <= 0 or self.pull < 0:

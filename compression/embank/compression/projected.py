@@ -5,7 +5,7 @@ Legend: d width of the rows, D embedding dim of the logical table.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from embank.compression.budgets import floor_error, share_text
 from embank.compression.full import PackedFull
 from embank.tables import BudgetError, ConfigError, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables.options import options_of
 
 
 def held_dim(spec: TableSpec, dim: int) -> int:
@@ -63,7 +64,7 @@ def with_width(spec: TableSpec, config: type, width: int) -> TableSpec:
     Raises:
         ConfigError: the option is set already.
     """
-    options = spec.options if spec.options is not None else config()
+    options: Any = options_of(spec, config)
     if options.width is not None:
         raise ConfigError(
             f"table '{spec.name}' has width {options.width} for its rows while the collection has a budget; keep one of them"

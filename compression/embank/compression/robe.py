@@ -17,6 +17,7 @@ from torch import Tensor
 from embank.compression.budgets import budget_nbytes, floor_error, refuse_both, share, share_text
 from embank.tables import BudgetError, ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
 from embank.tables.hashing import hash_rows, mix64, salt64
+from embank.tables.options import options_of
 
 _CHUNK = 64
 _SALT_NBYTES = 8
@@ -132,7 +133,7 @@ class Robe(Method):
 
 
 def _options(spec: TableSpec) -> RobeConfig:
-    return spec.options if isinstance(spec.options, RobeConfig) else RobeConfig()
+    return options_of(spec, RobeConfig)
 
 
 def _chunk(spec: TableSpec, config: RobeConfig) -> int:
@@ -152,6 +153,8 @@ def _nbytes_at(spec: TableSpec, level: int) -> int:
 def _sharing(specs: Sequence[TableSpec], fraction: float) -> list[TableSpec]:
     """Specs of tables that share an array, with its size and spread."""
     name, chunk = _options(specs[0]).array, max(_chunk(spec, _options(spec)) for spec in specs)
+    for spec in specs:
+        _refuse_set(spec, chunk=chunk)
     weights = int(fraction * sum(spec.plain_nbytes for spec in specs) - _SALT_NBYTES * len(specs)) // 4
     weights -= weights % chunk
     if weights < chunk:
@@ -166,6 +169,20 @@ def _sharing(specs: Sequence[TableSpec], fraction: float) -> list[TableSpec]:
         replace(spec, budget=None, init_std=std, options=replace(_options(spec), chunk=chunk, num_weights=weights))
         for spec in specs
     ]
+
+
+def _refuse_set(spec: TableSpec, *, chunk: int) -> None:
+    """Refuses options of a table that sharing an array under one budget would override."""
+    options = _options(spec)
+    if options.num_weights is not None:
+        raise ConfigError(
+            f"table '{spec.name}' has num_weights {options.num_weights} while the collection has a budget; keep one of them"
+        )
+    if options.chunk not in (None, chunk):
+        raise ConfigError(
+            f"table '{spec.name}' has chunk {options.chunk}, but array '{options.array}' has a table with chunk {chunk}; give all of its "
+            "tables the same"
+        )
 
 
 def _num_rows(spec: TableSpec, config: RobeConfig, *, chunk: int) -> int:

@@ -18,6 +18,7 @@ from embank.compression.full import PackedFull
 from embank.compression.multiplexed import SALT_NBYTES, lookup_salts, shared_init
 from embank.tables import BudgetError, ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
 from embank.tables.hashing import hash_rows, salt64
+from embank.tables.options import options_of
 from embank.tables.token_hash import NUM_TOKEN_IDS
 
 Placement = Literal["auto", "shared", "private", "exact"]
@@ -266,7 +267,7 @@ def tables_of(spec: TableSpec, config: UnifiedConfig) -> tuple[int, ...]:
 
 
 def _options(spec: TableSpec) -> UnifiedConfig:
-    return spec.options if isinstance(spec.options, UnifiedConfig) else UnifiedConfig()
+    return options_of(spec, UnifiedConfig)
 
 
 def _has_few(spec: TableSpec) -> bool:

@@ -16,13 +16,12 @@ if TYPE_CHECKING:
     from embank.tables.core import Tables
     from embank.tables.errors import BudgetError, CheckpointError, ConfigError, DataError, EmbankError, WorkError
     from embank.tables.features import IdRangeError
+    from embank.tables.local_rows import LocalRows, Score
     from embank.tables.method import (
         Advance,
         Carry,
-        LocalRows,
         Method,
         PackedTable,
-        Score,
         Stage,
         build_method,
         method_class,
@@ -100,7 +99,7 @@ _HOME = {
     "DataError": "errors",
     "EmbankError": "errors",
     "IdRangeError": "features",
-    "LocalRows": "method",
+    "LocalRows": "local_rows",
     "Method": "method",
     "PackedCollection": "packed",
     "PackedTable": "method",
@@ -112,7 +111,7 @@ _HOME = {
     "RowProjection": "specs",
     "RowStore": "rows",
     "RowTier": "rows",
-    "Score": "method",
+    "Score": "local_rows",
     "SequenceCollection": "sequence",
     "Sharding": "rows.sharded",
     "Stage": "method",

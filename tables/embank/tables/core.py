@@ -19,6 +19,7 @@ from embank.tables.features import output_key
 from embank.tables.held_rows import HeldRows, by_class
 from embank.tables.method import Method, PackedTable, build_method
 from embank.tables.named import NamedModules
+from embank.tables.options import refuse_differing
 from embank.tables.processes import Processes, is_one_of_many
 from embank.tables.row_mark import RowMarkHolder
 from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
@@ -95,6 +96,7 @@ class Tables(nn.Module, ABC):
         self._refuse_bad_names()
         self.methods = NamedModules({spec.name: build_method(spec, seed=seed) for spec in self.specs}).to(self.device)
         self.is_accompanied = any(needs_company(method) for method in self.built_methods())
+        refuse_differing(list(self.built_methods()))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Row stores are no submodules: nothing that walks over a model's parameters and buffers finds them."""

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from embank.tables.method import LocalRows, Method
+from embank.tables.local_rows import LocalRows
+from embank.tables.method import Method
 from embank.tables.specs import ROWS_PER_CHUNK, TableShard
 
 if TYPE_CHECKING:

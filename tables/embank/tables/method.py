@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.hashing import seeded
+from embank.tables.local_rows import LocalRows, Score
+from embank.tables.options import options_of
 from embank.tables.specs import PhysicalTable, TableSpec
 from embank.tables.wording import nearest_or_all
 
@@ -133,47 +135,6 @@ class Advance:
     dense: Mapping[str, Tensor]
 
 
-class Score(Protocol):
-    """Scores a model on validation: AUC, the higher the better."""
-
-    def __call__(self, *, max_samples: int | None = None) -> float:
-        """The score.
-
-        Args:
-            max_samples: score about so many samples at most, spread over the split; None takes all.
-        """
-
-
-class LocalRows(ABC):
-    """The rows of physical tables that this process holds: all of them, or its shards.
-
-    Attributes:
-        seed: the collection's, on which whatever a method draws besides its batches depends.
-    """
-
-    seed: int = 0
-
-    @abstractmethod
-    def __getitem__(self, table: str) -> Tensor:
-        """Rows [R, D] held here: a view, writing to it changes the table. R is 0 where this process holds none."""
-
-    @abstractmethod
-    def row_numbers(self, table: str, first: int, last: int) -> Tensor:
-        """int64 [last - first], for some of the rows held here their numbers in the table; -1 for padding."""
-
-    @abstractmethod
-    def find(self, table: str, rows_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of some rows of the table are held here, as indices into `rows_N`, and where."""
-
-    def is_counted(self, table: str) -> bool:
-        """Whether what is held here enters sums over processes: of a replicated table one replica does."""
-        return True
-
-    @abstractmethod
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum of a tensor over all processes, which all must call; the tensor itself where there is one."""
-
-
 class Method(nn.Module, ABC):
     """How one logical table is stored.
 
@@ -198,6 +159,7 @@ class Method(nn.Module, ABC):
             goes to a GPU.
         learns: whether a training pass may move buffers, such as running statistics and counts of use. A step on search parameters
             alone switches it off (`stages.rows_held`).
+        common_options: names of options that act on all tables of a collection at once, so that these must agree on them.
         tolerance: largest difference between `PackedTable.lookup` and the settled table's own values, as a share of the
             table's largest value. 0 means up to float rounding.
     """
@@ -211,6 +173,7 @@ class Method(nn.Module, ABC):
     whole_rows: ClassVar[bool] = False
     stages: ClassVar[tuple[Stage, ...]] = (Stage(name="train"),)
     on_host: ClassVar[tuple[str, ...]] = ()
+    common_options: ClassVar[tuple[str, ...]] = ()
     tolerance: ClassVar[float] = 0.0
     learns: bool = True
     physical: tuple[PhysicalTable, ...]
@@ -335,15 +298,9 @@ class Method(nn.Module, ABC):
         """The spec's options, or this method's defaults.
 
         Raises:
-            ConfigError: the options are another method's.
+            ConfigError: the options are another method's, or a value is of the wrong type.
         """
-        options = self.spec.options if self.spec.options is not None else self.Config()
-        if not isinstance(options, self.Config):
-            raise ConfigError(
-                f"table '{self.spec.name}' has method '{self.spec.method}' but options of type {type(options).__name__}; "
-                f"give {self.Config.__module__}.{self.Config.__qualname__}"
-            )
-        return options
+        return options_of(self.spec, self.Config)
 
 
 _LOCAL: dict[str, type[Method]] = {}

@@ -45,7 +45,7 @@ class TableSpec:
             the ids' rows apart until `TableCollection.look_up` has shown them: for losses per id. Results are the same.
 
     Raises:
-        ConfigError: a size below 1, no feature, a budget outside (0, 1], counts of another length.
+        ConfigError: a size below 1, no feature, a budget outside (0, 1], counts of another length or type, values of other types.
     """
 
     name: str
@@ -84,6 +84,12 @@ class TableSpec:
             raise ConfigError(f"table '{self.name}' has no feature_names; name at least one key of the input")
         if self.pooling not in ("sum", "mean"):
             raise ConfigError(f"table '{self.name}' has pooling '{self.pooling}'; use 'sum' or 'mean'")
+        for key in ("budget", "init_std"):
+            value = getattr(self, key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ConfigError(f"table '{self.name}' has {key} {value!r}; it must be a number")
+        if self.init_std is not None and not 0 <= self.init_std < math.inf:
+            raise ConfigError(f"table '{self.name}' has init_std {self.init_std}; it must be finite and 0 or more")
         if self.budget is not None and not 0 < self.budget <= 1:
             raise ConfigError(
                 f"table '{self.name}' has budget {self.budget}; a budget is serving bytes / bytes of the plain fp32 "
@@ -93,6 +99,8 @@ class TableSpec:
             raise ConfigError(
                 f"table '{self.name}' has counts of shape {tuple(self.counts.shape)} for {self.num_embeddings} ids; give one per id"
             )
+        if self.counts is not None and self.counts.dtype != torch.int64:
+            raise ConfigError(f"table '{self.name}' has counts of type {self.counts.dtype}; they must be torch.int64")
 
     @property
     def plain_nbytes(self) -> int:

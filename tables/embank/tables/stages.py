@@ -14,7 +14,8 @@ from torch import nn
 from embank.tables.core import Tables
 from embank.tables.errors import ConfigError
 from embank.tables.held_rows import HeldRows, by_class
-from embank.tables.method import Advance, Carry, Method, Score, Stage
+from embank.tables.local_rows import Score
+from embank.tables.method import Advance, Carry, Method, Stage
 from embank.tables.specs import PhysicalTable, TableSpec
 
 ROWS_PER_COPY = 65_536
