@@ -33,6 +33,7 @@ from embank.tables.identity import identity_of
 from embank.tables.method import PackedTable
 from embank.tables.packed import PackedCollection, pack_collection
 from embank.tables.packed_forms import packed_class, path_of, restored
+from embank.tables.resources import refuse_exhausted
 from embank.tables.specs import Pooling, TableSpec, token_hash_version_of
 from embank.tables.state import without_tables
 from embank.tables.token_hash import refuse_other_token_hash
@@ -175,6 +176,7 @@ def _written(folder: Path) -> Iterator[Path]:
         yield temporary
         publish(temporary, folder)
     except (OSError, SafetensorError) as error:
+        refuse_exhausted(error, doing=f"writing the bundle '{folder}'")
         raise WorkError(
             f"the bundle '{folder}' can't be written: {cause_of(error)}. Nothing was left behind; make room or choose another folder"
         ) from error
@@ -369,6 +371,7 @@ class Bundle:
             with safe_open(self.path / file, framework="pt") as opened:
                 return {key: opened.get_tensor(key) for key in keys}
         except (OSError, SafetensorError) as error:
+            refuse_exhausted(error, doing=f"reading '{self.path / file}'")
             raise CheckpointError(f"'{self.path / file}' can't be read: {cause_of(error)}. {_CURE}") from error
 
 

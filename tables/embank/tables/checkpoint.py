@@ -29,6 +29,7 @@ from embank.tables.files import (
 )
 from embank.tables.identity import identity_of, refuse_other_hashes, refuse_other_optimizer, refuse_other_tables
 from embank.tables.processes import Processes
+from embank.tables.resources import refuse_exhausted
 from embank.tables.row_files import RowTensor, read_rows, write_rows
 from embank.tables.row_index import INDEX, write_index
 
@@ -103,6 +104,7 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
     except (OSError, RuntimeError, CheckpointException) as error:
         cause = cause_of(error, folder=temporary)
         _remove(temporary, processes)
+        refuse_exhausted(error, doing=f"writing the checkpoint '{folder}'")
         raise WorkError(
             f"the checkpoint '{folder}' can't be written: {cause}. Earlier checkpoints are untouched; make room and resume"
         ) from error

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from embank.tables.errors import DataError
+from embank.tables.resources import refuse_exhausted
 
 UNKNOWN_ID = 0
 UNKNOWN, MISSING, TOKEN = "unknown", "missing", "token"
@@ -114,6 +115,7 @@ class Vocabulary:
         except FileNotFoundError:
             raise DataError(f"there is no vocabulary {path}. Prepare the data again.") from None
         except (OSError, pl.exceptions.PolarsError) as error:
+            refuse_exhausted(error, doing=f"reading {path}")
             raise DataError(f"vocabulary {path} is damaged ({error}). Prepare the data again.") from error
         if tuple(frame.columns) != _COLUMNS:
             raise DataError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from embank.pipelines.cli import show
+from embank.pipelines.cli.failures import report
 
 _BEGINS_AGAIN = "Nothing was left behind; start it again with the same command"
 
@@ -76,8 +77,7 @@ def _end(error: BaseException, *, debug: bool, arguments: Sequence[str]) -> None
         name = "SIGTERM" if isinstance(stop, _Stopped) else "interrupted"
         show.error(f"{name}: {_what_next(arguments)}")
         sys.exit(1)
-    show.error(_words(error))
-    sys.exit(1)
+    sys.exit(report(error))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -88,21 +88,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(found))
         yield found
         found = found.__cause__ or found.__context__
-
-
-def _words(error: BaseException) -> str:
-    """An error that is none of ours, as far as it can be told."""
-    from embank.tables.files import cause_of, is_full
-    from embank.tables.libraries import missing_library
-
-    cure = missing_library(error) if isinstance(error, ModuleNotFoundError) else None
-    if cure is not None:
-        return cure
-    if isinstance(error, OSError):
-        where = f"'{error.filename}': " if error.filename is not None else ""
-        cure = "Free some space" if is_full(error) else "Mend it"
-        return f"{where}{cause_of(error)}. {cure} and run the same command again"
-    return f"{type(error).__name__}: {error} (run with --debug for the traceback)"
 
 
 def _what_next(arguments: Sequence[str]) -> str:

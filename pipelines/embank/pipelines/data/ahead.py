@@ -104,8 +104,8 @@ def run_ahead(
     channel: _Channel[T] = _Channel(depth)
     # A daemon, so that an iterator that is never closed can't keep the process alive; see also _stop_all.
     thread = threading.Thread(target=_pump, args=(source, channel, clock), name="embank-loader", daemon=True)
+    thread.start()  # fails where no more threads are to be had
     _running[thread] = channel
-    thread.start()
     try:
         while True:
             began = time.perf_counter()

@@ -14,6 +14,7 @@ from embank.pipelines.data.distinct import KEPT
 from embank.pipelines.data.integrity import verify_prepared
 from embank.pipelines.data.schema import IS_MISSING, VOCAB_FOLDER, CategoricalField, NumericField, Schema
 from embank.tables.errors import DataError
+from embank.tables.resources import refuse_exhausted
 from embank.tables.vocabulary import UNKNOWN_ID, Vocabulary
 
 REFERENCE_DIM = 16
@@ -152,6 +153,7 @@ def _batches(part: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(str(part)) as file:
             yield from file.iter_batches(columns=columns)
     except (pa.ArrowException, OSError) as error:
+        refuse_exhausted(error, doing="reading the training part")
         raise DataError(f"{part} is damaged ({error}). Prepare the data again.") from error
 
 

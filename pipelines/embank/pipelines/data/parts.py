@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from embank.pipelines.data.blocks import Array, Bags, Block, IntArray, Piece, RowGroup
 from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN, Schema
 from embank.tables.errors import DataError
+from embank.tables.resources import refuse_exhausted
 from embank.tables.token_hash import NUM_TOKEN_IDS
 
 
@@ -66,6 +67,7 @@ class Parts:
         try:
             file = pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
+            refuse_exhausted(error, doing=f"reading {path}")
             raise DataError(f"{path} can't be read as Parquet ({error}). Prepare the data again.") from error
         with file:
             for name, check, wanted in _wanted_columns(self._schema):
@@ -97,6 +99,7 @@ class Parts:
                 # One thread: pyarrow's pool would take the cores that the training step computes on.
                 table = file.read_row_group(piece.group.index, columns=names, use_threads=False)
         except (pa.ArrowException, OSError) as error:
+            refuse_exhausted(error, doing=f"reading {path}")
             raise DataError(
                 f"{path}: row group {piece.group.index} can't be read ({error}). Prepare the data again."
             ) from error

@@ -26,7 +26,8 @@ from embank.pipelines.data.ranking import Ranked, count_codes, rank
 from embank.pipelines.data.schema import SPLIT_NAMES
 from embank.pipelines.data.spool import BlockWriter, SpoolReader
 from embank.pipelines.data.tokens import TokenIndex
-from embank.tables.errors import DataError, WorkError
+from embank.tables.errors import DataError
+from embank.tables.resources import refuse_exhausted
 from embank.tables.wording import listing
 
 SPOOL_ROWS = 262_144
@@ -56,11 +57,11 @@ def _encoded(encoder: Encoder, chunk: Chunk) -> Spooled:
     """The boundary to the libraries that do it: what they raise is said in terms of the input."""
     try:
         return encoder.encode(chunk)
-    except MemoryError as error:
-        raise WorkError(
-            f"out of memory while reading {chunk.where(0)} and the rows after it. Give the process more."
-        ) from error
+    except (MemoryError, RuntimeError) as error:
+        refuse_exhausted(error, doing=f"reading {chunk.where(0)} and the rows after it")
+        raise
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException) as error:
+        refuse_exhausted(error, doing=f"reading {chunk.where(0)} and the rows after it")
         columns = listing([f"{name} ({dtype})" for name, dtype in chunk.frame.schema.items()])
         raise DataError(
             f"{chunk.where(0)} and the {chunk.frame.height - 1:,} rows after it can't be read as the configuration says. Columns and their types: "

@@ -24,7 +24,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from embank.pipelines.data.stable_hash import MISSING_HASH
 from embank.tables.errors import CheckpointError, DataError
-from embank.tables.files import CHECKSUMS, digest, read_json
+from embank.tables.files import CHECKSUMS, cause_of, digest, read_json
 from embank.tables.token_hash import NUM_TOKEN_IDS, refuse_other_token_hash
 
 FORMAT_VERSION = 2
@@ -183,7 +183,11 @@ class Schema:
             values = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(_not_prepared(Path(path))) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise DataError(
+                f"{file} can't be read: {cause_of(error)}. Give the --out folder of `embank prepare`."
+            ) from error
+        except ValueError as error:
             raise DataError(f"{file} can't be read ({error}). Run `embank prepare` again.") from error
         if not isinstance(values, dict) or "format_version" not in values:
             raise DataError(f"{file} holds no schema. Run `embank prepare` again.")

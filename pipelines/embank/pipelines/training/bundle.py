@@ -11,6 +11,7 @@ from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.config import Config, to_plain
 from embank.pipelines.training.run_folder import MAY_CHANGE
 from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, save_bundle
+from embank.tables.resources import refuse_exhausted
 
 
 def write_bundle(folder: Path, model: CTRModel, *, config: Config, schema: Schema, step: int) -> None:
@@ -65,6 +66,7 @@ def load_model(bundle: Bundle) -> CTRModel:
             model = build_model(name, tables=bundle.tables(), inputs=Inputs(**inputs), **hyper)
         model.network.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError, ConfigError) as error:
+        refuse_exhausted(error, doing=f"building the network of bundle '{bundle.path}'")
         raise CheckpointError(
             f"the network of bundle '{bundle.path}' can't be built: {error}. It was written by embank {bundle.embank_version}: "
             "load it with that version, or export it again from its run"

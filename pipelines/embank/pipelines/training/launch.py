@@ -12,6 +12,7 @@ from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.run_folder import MAY_CHANGE, flat
 from embank.tables.errors import ConfigError, WorkError
 from embank.tables.processes import Processes
+from embank.tables.resources import refuse_exhausted
 
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 """What gloo says when a process at the other end has ended."""
@@ -43,6 +44,7 @@ def joined_processes() -> Iterator[Processes]:
     try:
         dist.init_process_group(backends())
     except (RuntimeError, ValueError) as error:
+        refuse_exhausted(error, doing=f"joining the other ranks as rank {rank}")
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ConfigError(
             f"rank {rank} can't join the others at {address}: {str(error).splitlines()[0]}. Is the port in use? Let torchrun choose "

@@ -14,7 +14,8 @@ from embank.pipelines.data.ahead import Clock, run_ahead
 from embank.pipelines.data.formats.arrow_types import first_unfit, plain_series, refuse_type
 from embank.pipelines.data.formats.base import Chunk, check_inputs, trimmed
 from embank.pipelines.data.formats.blocks import file_bytes
-from embank.tables.errors import DataError, WorkError
+from embank.tables.errors import DataError
+from embank.tables.resources import refuse_exhausted
 
 BATCH_ROWS = 131_072
 _log = logging.getLogger(__name__)
@@ -83,9 +84,8 @@ class _Where:
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(str(path))
-    except MemoryError as error:
-        raise _out_of_memory(path) from error
     except (pa.ArrowException, OSError) as error:
+        refuse_exhausted(error, doing=f"reading {path}")
         what = "is empty" if path.stat().st_size == 0 else f"is no Parquet file or is damaged ({error})"
         raise DataError(f"{path} {what}. Check that the file is complete.") from error
 
@@ -99,16 +99,9 @@ def _schema(path: Path) -> pa.Schema | None:
 def _batches(file: pq.ParquetFile, path: Path, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
     try:
         yield from file.iter_batches(batch_size=batch_rows, columns=list(columns))
-    except MemoryError as error:
-        raise _out_of_memory(path) from error
     except (pa.ArrowException, OSError) as error:
+        refuse_exhausted(error, doing=f"reading {path}")
         raise DataError(f"{path} is damaged ({error}). Copy or download the file again.") from error
-
-
-def _out_of_memory(path: Path) -> WorkError:
-    return WorkError(
-        f"out of memory while reading {path}. Give the process more, or write the file in smaller row groups."
-    )
 
 
 def _frame(batch: pa.RecordBatch, columns: Sequence[str], where: _Where) -> pl.DataFrame:
