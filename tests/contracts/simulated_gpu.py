@@ -86,13 +86,14 @@ def _run(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
     _refuse_mixture(func, args, kwargs)
     there = {id(leaf.here): leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, There)}
     device = kwargs.get("device")
-    own = {**kwargs, "device": torch.device("cpu")} if device is not None else kwargs
+    is_simulated = device is not None and torch.device(device).type == NAME
+    own = {**kwargs, "device": torch.device("cpu")} if is_simulated else kwargs
 
     def bare(leaf: Any) -> Any:
         return leaf.here if isinstance(leaf, There) else leaf
 
     out = func(*tree_map(bare, args), **tree_map(bare, dict(own)))
-    goes_there = bool(there) if device is None else torch.device(device).type == NAME
+    goes_there = bool(there) if device is None else is_simulated
     if func is torch.ops.aten.copy_.default:
         goes_there = isinstance(args[0], There)
 
