@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tests.data import naive_prepare as naive
 
-from embank.pipelines.data.config import merge, parse_config, read_yaml
+from embank.pipelines.data.config import merge, parse_config, read_columns
 from embank.pipelines.data.describe import describe, describe_folder
 from embank.pipelines.data.moments import Moments
 from embank.pipelines.data.prepare import prepare, prepare_from_cli
@@ -71,6 +71,28 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"separator": "ab"}, "separator is 'ab'; it is one ASCII character."),
     ({"separator": '"'}, "separator and quote are both '\"'; they must differ."),
     ({"multivalued": {"g": ""}}, "multivalued.g has an empty separator; give one, such as '|'."),
+    ({"label": 5}, "label is 5: it must be a mapping of keys to values."),
+    ({"numeric": {"p": 3}}, "numeric.p is 3: it must be a mapping of keys to values."),
+    (
+        {"numeric": {"p": {"missing": "none"}}},
+        "numeric.p.missing is 'none': input should be 'zero', 'mean' or 'indicator'.",
+    ),
+    (
+        {"categorical": [True]},
+        "categorical.0 is True: it must be text; write it in quotes if that is what it is called.",
+    ),
+    (
+        {"multivalued": {1: "|"}},
+        "multivalued has the key 1: it must be text; write it in quotes if that is what it is called.",
+    ),
+    ({"split": {"by": "ratio", "ratios": [True, 0.5, 0.5]}}, "split.ratios: ratios are three numbers, such as"),
+    ({"min_count": True}, "min_count is True: input should be a valid integer."),
+    ({"catalogue": ["a"]}, "unknown key 'catalogue'. Known keys here: label, categorical,"),
+    ({"escape": "ab"}, "escape is 'ab'; it is one ASCII character."),
+    (
+        {"quote": None, "escape": "\\"},
+        "escape is '\\\\' and quote is null: there is no quoted text to escape quotes in. Remove one",
+    ),
     ({"row_group_rows": 0}, "row_group_rows is 0: input should be greater than or equal to 1."),
 ]
 
@@ -85,17 +107,41 @@ def test_bad_configuration(change: dict[str, Any], expected: str) -> None:
 def test_configuration_files(tmp_path: Path) -> None:
     path = tmp_path / "columns.yaml"
     with pytest.raises(ConfigError, match=r"there is no configuration file .*columns\.yaml"):
-        read_yaml(path)
+        read_columns(path)
     path.write_text("a: [1,")
     with pytest.raises(ConfigError, match=r"(?s)columns\.yaml is not valid YAML.*line 1"):
-        read_yaml(path)
+        read_columns(path)
     path.write_text("- a")
     with pytest.raises(ConfigError, match=r"columns\.yaml holds no mapping"):
-        read_yaml(path)
+        read_columns(path)
     path.write_text("labl: {column: y}")
     (tmp_path / "log.csv").write_text("y,c\n1,a\n")
     with pytest.raises(ConfigError, match=r"columns\.yaml: unknown key 'labl'\. Did you mean 'label'\?"):
         prepare_from_cli("csv", [tmp_path / "log.csv"], tmp_path / "out", path)
+
+
+def test_words_of_yaml_are_column_names(tmp_path: Path) -> None:
+    (tmp_path / "columns.yaml").write_text(
+        "label: on\ncategorical: [no, y]\nsplit: {by: ratio, ratios: [.5, .25, .25]}\n"
+    )
+    (tmp_path / "log.csv").write_text("on,no,y\n" + "1,a,b\n0,c,d\n" * 8)
+    prepare_from_cli("csv", [tmp_path / "log.csv"], tmp_path / "out", tmp_path / "columns.yaml")
+    assert Schema.load(tmp_path / "out").feature_names == ("no", "y")
+    prepare_from_cli("csv", [tmp_path / "log.csv"], tmp_path / "again", tmp_path / "out" / "config.yaml")
+    (tmp_path / "columns.yaml").write_text("label: on\ncategorical: [no]\nlabel: y\n")
+    with pytest.raises(
+        ConfigError, match=r"columns\.yaml is not valid YAML: line 3: the key 'label' stands there twice"
+    ):
+        prepare_from_cli("csv", [tmp_path / "log.csv"], tmp_path / "twice", tmp_path / "columns.yaml")
+
+
+def test_names_that_only_look_the_same(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("click,cafe\u0301\n1,a\n", encoding="utf-8")
+    config = {"label": "click", "categorical": ["caf\u00e9"]}
+    with pytest.raises(
+        DataError, match=r"It has one that looks the same, with U\+0301 where the configuration has U\+00E9\. Copy the"
+    ):
+        prepare(config, [tmp_path / "log.csv"], tmp_path / "out")
 
 
 def test_the_example_of_the_manual_is_valid() -> None:

@@ -152,7 +152,7 @@ def test_a_plan_is_data(tmp_path: Path, suffix: str) -> None:
         ("world_size: 2\ntables: {a: {kind: table_wise, ranks: [2]}}", r"puts table 'a' on rank 2 of 2; use 0 .. 1"),
         ("world_size: 2\ntables: {a: {kind: column_wise, ranks: [1, 1]}}", r"names a rank twice for table 'a'"),
         ("world_size: 2\ntabels: {}", r"wrong at"),
-        ("[1", r"can't be read"),
+        ("[1", r"the plan '.*plan\.yaml' is not valid YAML: line 1"),
     ],
 )
 def test_bad_plans(tmp_path: Path, text: str, message: str) -> None:

@@ -93,7 +93,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be a mapping with the keys data, model, tables, train, rows"):
         load_config(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("data: {path: [")
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with pytest.raises(ConfigError, match="is not valid YAML: line 1"):
         load_config(tmp_path / "broken.yaml")
     (tmp_path / "empty.yaml").write_text("model: {name: lr}")
     with pytest.raises(ConfigError, match="lacks 'data'"):
@@ -156,3 +156,21 @@ def test_options_must_not_be_named_like_keys_of_every_table(tmp_path: Path, monk
     data = write_data(tmp_path / "data", single={"user": 50})
     with pytest.raises(ConfigError, match="'clashing', whose option 'dim' is a key of every table"):
         parse_config(raw_config(data, tables={"method": "clashing"}))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epochs=true", "'train.epochs' is True: it must be a number"),
+        ("train.lr=false", "'train.lr' is False: it must be a number"),
+        ("train.compile=1", "'train.compile' is 1: it must be true or false"),
+        ("tables.dim=true", "'tables.dim' is True: it must be a number"),
+        ("tables.plain_below=true", "'tables.plain_below' is True; it must be a number of ids"),
+        ("model.bottom=[512, true]", "model.bottom is [512, True]: it must be a number"),
+        ("train.warmth=1", "unknown key 'train.warmth' in the configuration; known keys: epochs,"),
+    ],
+)
+def test_booleans_are_no_numbers_and_far_words_no_hints(file: Path, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(file, overrides=[override])
+    assert str(error.value).startswith(expected)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
@@ -22,6 +22,7 @@ from embank.ctr_models.network import Inputs, Network
 from embank.ctr_models.wdl import WDL
 from embank.ctr_models.xdeepfm import XDeepFM
 from embank.tables.errors import ConfigError
+from embank.tables.validation import mistaken_boolean, problem_in_words
 from embank.tables.wording import did_you_mean
 
 MODELS: dict[str, type[Network]] = {
@@ -67,13 +68,17 @@ def build_config(name: str, hyper: Mapping[str, Any]) -> Any:
             raise ConfigError(
                 f"model.{key} is not a hyper-parameter of '{name}'.{did_you_mean(key, known)} {there_are}"
             )
+    types = get_type_hints(config)
+    for key, value in hyper.items():
+        if words := mistaken_boolean(value, types[key]):
+            raise ConfigError(f"model.{key} is {value!r}: {words}.")
     try:
         return TypeAdapter(config).validate_python(dict(hyper))
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in ("model", *first["loc"]))
         raise ConfigError(
-            f"{path} is {first['input']!r}: {first['msg']}. See the config of '{name}' for its types."
+            f"{path} is {first['input']!r}: {problem_in_words(first)}. See the config of '{name}' for its types."
         ) from None
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from embank.tables.errors import ConfigError
 from embank.tables.specs import PhysicalTable, TableShard, num_places
+from embank.tables.validation import problem_in_words
+from embank.tables.yaml_text import read_yaml
 
 Kind = Literal["table_wise", "row_wise", "column_wise", "data_parallel"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -159,7 +161,7 @@ def parse_plan(raw: Any, *, source: str) -> Plan:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"the plan '{source}' is wrong at '{where}': {problem['msg']}") from error
+        raise ConfigError(f"the plan '{source}' is wrong at '{where}': {problem_in_words(problem)}") from error
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -168,10 +170,7 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         ConfigError: unreadable or wrong.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"the plan '{path}' can't be read: {' '.join(str(error).split())}") from error
+    raw = read_yaml(path, origin=f"the plan '{path}'")
     return parse_plan(raw, source=str(path))
 
 

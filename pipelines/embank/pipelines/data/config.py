@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from embank.pipelines.data.schema import DEFAULT_ROW_GROUP_ROWS, GROUP_COLUMN, LABEL_COLUMN
 from embank.tables.errors import ConfigError
-from embank.tables.files import cause_of
 from embank.tables.scalars import plain
+from embank.tables.validation import problem_in_words
 from embank.tables.wording import did_you_mean, listing
+from embank.tables.yaml_text import read_yaml
 
 Transform = Literal["none", "log1p", "standard", "log_squared"]
 Missing = Literal["zero", "mean", "indicator"]
@@ -62,7 +62,7 @@ class _RatioConfig(_Model):
     @field_validator("ratios", mode="before")
     @classmethod
     def _check_ratios(cls, ratios: Any) -> Any:
-        if not isinstance(ratios, list) or not all(isinstance(ratio, (int, float)) for ratio in ratios):
+        if not isinstance(ratios, list) or not all(type(ratio) in (int, float) for ratio in ratios):
             raise ValueError("ratios are three numbers, such as [0.8, 0.1, 0.1]")
         if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
             raise ValueError(
@@ -264,22 +264,18 @@ def _text_problem(config: PrepareConfig) -> str | None:
     return f"multivalued.{empty[0]} has an empty separator; give one, such as '|'" if empty else None
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def read_columns(path: str | Path) -> dict[str, Any]:
+    """The mapping in a columns file.
 
     Raises:
         ConfigError: the file is missing, no YAML, or no mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file {path}. Check the path given as --config.") from None
-    except OSError as error:
-        raise ConfigError(f"{path} can't be read: {cause_of(error)}. Give a YAML file.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        values = read_yaml(path, origin=str(path))
+    except ConfigError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise ConfigError(f"there is no configuration file {path}. Check the path given as --config.") from None
+        raise
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping of keys to values; see `embank prepare --help` for an example.")
     return values
@@ -324,6 +320,8 @@ def _explain(error: ValidationError) -> str:
         del where[1]  # pydantic's name of the union's member, not a key of the user's
     if where[:1] == ["numeric"] and where[-1] == "transform":
         del where[-1]  # `price: log1p` is short for `price: {transform: log1p}`
+    if where[-1:] == ["[key]"]:
+        return f"{'.'.join(where[:-2])} has the key {found['input']!r}: {problem_in_words(found)}."
     path = ".".join(part for part in where if part not in ("int", "dict[str,int]"))
     kind = found["type"]
     if kind == "extra_forbidden":
@@ -337,7 +335,7 @@ def _explain(error: ValidationError) -> str:
         return f"{path}: {message}" if path else message
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return f"split.by must be one of hash, ratio, time, column, not {_tag(found)}."
-    return f"{path} is {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}."
+    return f"{path} is {found['input']!r}: {problem_in_words(found)}."
 
 
 def _tag(found: Any) -> str:

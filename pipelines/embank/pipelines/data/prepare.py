@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from embank.pipelines.data.config import PrepareConfig, merge, parse_config, read_yaml
+from embank.pipelines.data.config import PrepareConfig, merge, parse_config, read_columns
 from embank.pipelines.data.encode import Encoder
 from embank.pipelines.data.formats import find_format
 from embank.pipelines.data.formats.base import Source, TextOptions, check_columns
@@ -82,7 +82,7 @@ def prepare_from_cli(
     progress: ProgressCallback | None = None,
 ) -> Schema:
     """`embank prepare`: as `prepare`, with the configuration in a YAML file."""
-    config = None if config_path is None else {**read_yaml(config_path), _ORIGIN: str(config_path)}
+    config = None if config_path is None else {**read_columns(config_path), _ORIGIN: str(config_path)}
     return prepare(config, inputs, out, format=format, overwrite=overwrite, progress=progress)
 
 

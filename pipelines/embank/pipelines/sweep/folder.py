@@ -13,6 +13,7 @@ from embank.pipelines.training.config import parse_config, to_plain
 from embank.pipelines.training.records import write_atomic
 from embank.pipelines.training.run_folder import LOCK, RunFolder, hold_lock, refuse_changed_config
 from embank.tables import CheckpointError, ConfigError
+from embank.tables.yaml_text import read_yaml
 
 
 class SweepFolder:
@@ -80,9 +81,9 @@ class SweepFolder:
         if not self.record.is_file():
             raise CheckpointError(f"'{self.path}' holds no sweep to resume; start it without --resume")
         try:
-            record = yaml.safe_load(self.record.read_text())
-        except yaml.YAMLError:
-            record = None
+            record = read_yaml(self.record, origin=f"'{self.record}'", error=CheckpointError)
+        except CheckpointError as error:
+            raise self._damaged() from error
         if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
             raise self._damaged()
         return record

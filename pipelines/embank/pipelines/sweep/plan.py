@@ -8,12 +8,11 @@ from itertools import product
 from math import isfinite, log
 from typing import Any
 
-import yaml
-
 from embank.ctr_models.registry import find_model
 from embank.pipelines.training.config import COLLECTION_KEYS, TABLE_KEYS, Config, parse_config
 from embank.pipelines.training.config_file import set_key
 from embank.tables import ConfigError, method_class, registered_methods
+from embank.tables.yaml_text import parse_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +177,7 @@ def split_method(text: str) -> tuple[str, dict[str, Any]]:
             raise ConfigError(
                 f"--methods holds '{text}', whose '{part}' is not of the form key=value (without '/'), as in unified:lookups=4"
             )
-        options[key] = yaml.safe_load(value)
+        options[key] = parse_yaml(value, origin=f"--methods '{text}': the value of {key}")
     return name, options
 
 
@@ -221,8 +220,8 @@ def grid_axes(options: Sequence[str]) -> dict[str, list[Any]]:
     for option in options:
         key, equals, text = option.partition("=")
         try:
-            values = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
+            values = parse_yaml(f"[{text}]", origin=f"--grid '{option}'")
+        except ConfigError:
             values = None
         if not equals or not key.strip() or not values:
             raise ConfigError(

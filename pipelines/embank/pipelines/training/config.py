@@ -14,6 +14,7 @@ from embank.tables import ConfigError, method_class
 from embank.tables.rows.base import RowOptimizerName
 from embank.tables.scalars import as_whole, plain
 from embank.tables.specs import Pooling
+from embank.tables.validation import mistaken_boolean, problem_in_words
 from embank.tables.wording import nearest_or_all
 
 _STRICT = {"extra": "forbid"}
@@ -265,10 +266,19 @@ def _refuse_unknown(raw: Any, known: Sequence[str], *, path: str) -> None:
 def _validate(cls: type, raw: Any, *, path: str) -> Any:
     assert is_dataclass(cls)
     _refuse_unknown(raw, _names(cls), path=path)
+    types = get_type_hints(cls)
+    for key, value in raw.items():
+        _refuse_boolean(value, types[key], path=f"{path}.{key}")
     try:
         return TypeAdapter(cls).validate_python(_numbers(cls, raw))
     except ValidationError as error:
         raise ConfigError(_first_problem(error, path)) from error
+
+
+def _refuse_boolean(value: Any, wanted: Any, *, path: str) -> None:
+    words = mistaken_boolean(value, wanted)
+    if words:
+        raise ConfigError(f"'{path}' is {value!r}: {words}")
 
 
 def _numbers(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,8 +302,7 @@ def _first_problem(error: ValidationError, path: str) -> str:
     where = ".".join([path, *(str(part) for part in problem["loc"])])
     if problem["type"] == "missing":
         return f"the configuration lacks '{where}'"
-    message = problem["msg"][:1].lower() + problem["msg"][1:]
-    return f"'{where}' is {problem['input']!r}: {message}"
+    return f"'{where}' is {problem['input']!r}: {problem_in_words(problem)}"
 
 
 def _model(raw: Any) -> dict[str, Any]:
@@ -341,6 +350,7 @@ def _override(values: Any, own: Mapping[str, Any], inherited: dict[str, Any], *,
 def _table(raw: Mapping[str, Any], defaults: dict[str, Any], *, path: str, more: Sequence[str] = ()) -> TableConfig:
     values = {}
     for key, (kind, _) in TABLE_KEYS.items():
+        _refuse_boolean(raw.get(key), kind, path=f"{path}.{key}")
         try:
             values[key] = TypeAdapter(kind).validate_python(_number(raw.get(key, defaults[key]), kind))
         except ValidationError as error:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from embank.tables.errors import ConfigError
+from embank.tables.yaml_text import parse_yaml, read_yaml
 
 SECTIONS = ("data", "model", "tables", "train", "rows")
 
@@ -21,12 +20,7 @@ def read_config(path: str | Path, *, overrides: Sequence[str] = ()) -> dict[str,
     Raises:
         ConfigError: no such file, not YAML, a wrong override.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"the configuration '{path}' can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration '{path}' is not YAML: {' '.join(str(error).split())}") from error
+    raw = read_yaml(path, origin=f"the configuration '{path}'")
     if not isinstance(raw, dict):
         raise ConfigError(f"the configuration '{path}' must be a mapping with the keys {', '.join(SECTIONS)}")
     for override in overrides:
@@ -48,7 +42,4 @@ def set_key(raw: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"--set {override!r}: '{'.'.join(parents[: depth + 1])}' is a value, not a section")
         node = child
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML") from error
+    node[last] = parse_yaml(text, origin=f"--set {override!r}: the value")

@@ -18,6 +18,7 @@ from embank.pipelines.training.records import digest_of, read_record, sealed, un
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.files import cause_of, is_full, writing
 from embank.tables.rows.mapped import is_row_file, remove_row_files
+from embank.tables.yaml_text import parse_yaml
 
 LOCK = ".lock"
 ROWS = "rows"
@@ -168,10 +169,10 @@ class RunFolder:
         expected = self._read_environment().get("config")
         try:
             text = self.config.read_text(encoding="utf-8")
-            loaded = yaml.safe_load(text)
+            loaded = parse_yaml(text, origin=str(self.config))
         except OSError as error:
             raise CheckpointError(f"'{self.config}' can't be read: {cause_of(error)}; {cure}") from error
-        except (yaml.YAMLError, ValueError) as error:
+        except (ConfigError, ValueError) as error:
             raise CheckpointError(f"'{self.config}' is damaged: it is not YAML; {cure}") from error
         if not isinstance(loaded, dict):
             raise CheckpointError(f"'{self.config}' is damaged: it holds no mapping; {cure}")

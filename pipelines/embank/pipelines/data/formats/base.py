@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,11 +124,25 @@ def check_columns(source: Source, config: PrepareConfig) -> None:
         if column in source.twice:
             raise DataError(f"{source.name}, line 1: {named_twice(column)}")
         if column not in source.columns:
-            hint = did_you_mean(column, source.columns)
+            hint = _same_when_normalised(column, source.columns) or did_you_mean(column, source.columns)
             raise DataError(
                 f"{source.name} has no column {column!r}, which the configuration names under {_role(column, config)}."
                 f"{hint} Its columns: {listing(source.columns)}."
             )
+
+
+def _same_when_normalised(column: str, columns: Sequence[str]) -> str:
+    """Says so where a column looks like the one that is asked for, and is spelled with other characters."""
+    for other in columns:
+        if unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", column):
+            spelled = (
+                " ".join(f"U+{ord(character):04X}" for character in name if not character.isascii())
+                for name in (other, column)
+            )
+            return " It has one that looks the same, with {} where the configuration has {}. Copy the name from the file.".format(
+                *spelled
+            )
+    return ""
 
 
 def _role(column: str, config: PrepareConfig) -> str:
