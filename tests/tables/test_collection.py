@@ -20,6 +20,7 @@ from embank.tables import (
 from embank.tables.plan import Plan
 from embank.tables.rows.sharded import ShardedRows, Sharding
 from tests.tables.batches import random_kjt
+from tests.tables.held import constants
 from tests.tables.products import Product
 
 register_method("test_product", Product)
@@ -201,7 +202,7 @@ def test_disk_equals_memory_bit_for_bit(backend: str, tmp_path) -> None:
     assert all(torch.equal(memory[n], disk[n]) for n in memory)
     for rows in collections[1].row_stores():
         rows.flush()
-    held = sum(t.numel() * 4 for rows in collections[1].row_stores() for t in rows.held_tensors())
+    held = sum(file.nbytes for rows in collections[1].row_stores() for file in rows.space.files)
     assert sum(p.stat().st_size for p in (tmp_path / "rows").iterdir()) == held
 
 
@@ -231,7 +232,7 @@ def test_bytes_are_those_of_the_held_tensors(backend: str) -> None:
     rows = (4 * 6 * 100 // 2 - 8) // 24
     assert tables.nbytes("serving") == rows * 24 + 8
     width = 8 if backend == "fbgemm" else 6
-    assert tables.nbytes("training") == rows * width * 4 + rows * 4
+    assert tables.nbytes("training") == rows * width * 4 + rows * 4 + constants(tables)
     with pytest.raises(ConfigError, match="no 'disk' bytes"):
         tables.nbytes("disk")
 

@@ -16,6 +16,7 @@ from embank.tables import (
     TableSpec,
 )
 from tests.tables.batches import random_kjt
+from tests.tables.held import constants
 from tests.tables.sequences import GROUPS, Naive, mixed_specs, plain_specs, random_ids, towards_one
 
 BACKENDS = ["fbgemm", "torch"]
@@ -196,5 +197,5 @@ def test_bytes_are_those_of_the_held_tensors() -> None:
     tables = SequenceCollection(specs)
     rows = (4 * 8 * 40 // 2 - 8) // 32
     assert tables.nbytes("serving") == rows * 32 + 8
-    assert tables.nbytes("training") == rows * 32 + rows * 4
+    assert tables.nbytes("training") == rows * 32 + rows * 4 + constants(tables)
     assert tables.plain_nbytes == 4 * 8 * 40

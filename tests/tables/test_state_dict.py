@@ -2,17 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
 
-from embank.tables import CheckpointError, RowOptimizer, SequenceCollection, TableCollection, TableSpec
+from embank.tables import (
+    CheckpointError,
+    ConfigError,
+    RowOptimizer,
+    RowTier,
+    SequenceCollection,
+    TableCollection,
+    TableSpec,
+)
 from embank.tables.core import Tables
 from embank.tables.streaming import StreamingCollection, StreamingConfig
 from tests.contracts.specs import NUM, spec
 from tests.tables.batches import random_kjt
+from tests.tables.held import held_nbytes
 
 SIZES = {"a": 40, "b": 40, "c": 40, "d": 40}
 
@@ -205,3 +215,31 @@ def test_streaming_collections_go_by_name_too() -> None:
     expected: dict[str, Tensor] = one(kjt).to_dict()
     for name, values in other(kjt).to_dict().items():
         assert torch.equal(values, expected[name])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad"])
+@pytest.mark.parametrize("backend", ["fbgemm", "torch"])
+def test_training_bytes_are_those_of_everything_that_is_held(backend: str, optimizer: str) -> None:
+    """Before and after training, whose batches leave nothing that counts."""
+    tables = TableCollection(specs(), backend=backend, optimizer=RowOptimizer(name=optimizer))
+    for steps in (0, 2):
+        trained(tables, steps=steps)
+        assert tables.nbytes("training") == held_nbytes(tables)
+
+
+@pytest.mark.parametrize("tier", ["device", "disk"])
+@pytest.mark.parametrize("backend", ["fbgemm", "torch"])
+def test_rows_are_set_as_a_whole_or_not_at_all(backend: str, tier: str, tmp_path: Path) -> None:
+    rows_in = RowTier(name=tier, directory=tmp_path if tier == "disk" else None)
+    tables = TableCollection(specs(), backend=backend, tier=rows_in)
+    before, wanted = tables.weights()["keys"].clone(), torch.randn(40, 6)
+    for wrong in (wanted[:1], wanted[:, :1], wanted[0], torch.tensor(1.0), wanted.T):
+        with pytest.raises(
+            ConfigError, match=r"rows for table 'keys' have shape .*; the table has \(40, 6\): give all of its rows"
+        ):
+            tables.set_rows("keys", wrong)
+    assert torch.equal(before, tables.weights()["keys"])
+    tables.set_rows("keys", wanted)
+    assert torch.equal(wanted, tables.weights()["keys"])
+    with pytest.raises(ConfigError, match="there is no physical table 'kees'; did you mean 'keys'"):
+        tables.set_rows("kees", wanted)

@@ -16,7 +16,8 @@ from embank.tables.casts import keeping_types
 from embank.tables.copying import reduced
 from embank.tables.errors import ConfigError
 from embank.tables.features import output_key
-from embank.tables.held_rows import HeldRows, by_class
+from embank.tables.held_bytes import distinct_nbytes
+from embank.tables.held_rows import settled_copies
 from embank.tables.method import Method, PackedTable, build_method
 from embank.tables.named import NamedModules
 from embank.tables.options import refuse_differing
@@ -26,7 +27,7 @@ from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
 from embank.tables.rows.base import refuse_bad_lr
 from embank.tables.rows.build import Backend
 from embank.tables.specs import PhysicalTable, TableShard, TableSpec
-from embank.tables.state import identity_tensor, load_row_state, row_state
+from embank.tables.state import identity_tensor, load_row_state, row_state, set_rows
 from embank.tables.training import (
     TrainingState,
     accompanied,
@@ -319,8 +320,23 @@ class Tables(nn.Module, ABC):
             rows.set_lr(lr)
 
     def weights(self) -> dict[str, Tensor]:
-        """Rows [R, D] of each physical table by name: views, not copies."""
+        """Rows [R, D] of each physical table by name: views, not copies.
+
+        They can be written to, but nothing checks what is written: `copy_` spreads one row over all of them. `set_rows` checks.
+        """
         return {name: view for rows in self.row_stores() for name, view in rows.weights().items()}
+
+    def set_rows(self, table: str, rows_RD: Tensor) -> None:
+        """Replaces the rows of a physical table; its optimizer state stays.
+
+        Args:
+            table: the physical table's name, which for plain tables is the table's own.
+            rows_RD: all of its rows, also where rows are sharded: each process takes those that it holds.
+
+        Raises:
+            ConfigError: no such table, or rows of another shape; nothing has changed.
+        """
+        set_rows(self, table, rows_RD)
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """Row-optimizer state by physical table and name: views, not copies."""
@@ -331,8 +347,9 @@ class Tables(nn.Module, ABC):
         return list(self.methods.parameters())
 
     def nbytes(self, kind: Literal["training", "serving", "nominal"]) -> int:
-        """Bytes held in training by this process (padding and optimizer state included), by the packed form, or of this by what the
-        methods' papers count.
+        """Bytes held in training by this process (padding, optimizer state and a kernel's caches and constants included; what one batch
+        needs is not, nor is what an optimizer keeps for `dense_parameters`), by the packed form, or of this by what the methods'
+        papers count.
 
         Raises:
             ConfigError: another kind.
@@ -357,21 +374,10 @@ class Tables(nn.Module, ABC):
         self.refuse_packing_parts()
         rows = {
             name: weight.clone().cpu() if copied else weight.cpu()
-            for name, weight in {**self.weights(), **self._settled_copies()}.items()
+            for name, weight in {**self.weights(), **settled_copies(self)}.items()
         }
         methods = self.built_methods()
         return [(deepcopy(m).cpu() if self.tier.on_gpu else m).pack(rows) for m in methods]
-
-    @torch.no_grad()
-    def _settled_copies(self) -> dict[str, Tensor]:
-        """Copies of the rows that `Method.settle` changes, settled."""
-        settled: dict[str, Tensor] = {}
-        for cls, methods in by_class(self).items():
-            if cls.settles() and methods[0].spec.stage == len(cls.stages) - 1:
-                rows = HeldRows(self, copied=[table.name for method in methods for table in method.physical])
-                cls.settle(methods, rows)
-                settled |= {name: rows[name] for name in rows.copied}
-        return settled
 
     def refuse_packing_parts(self) -> None:
         """Raises ConfigError if rows are sharded, so that what is here is not all of them."""
@@ -398,9 +404,3 @@ class Tables(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the output is."""
         return torch.device(self.tier.device)
-
-
-def distinct_nbytes(tensors: Sequence[Tensor]) -> int:
-    """Bytes of some tensors, those that several tables share counted once."""
-    places = {(t.data_ptr(), t.numel(), t.dtype): t for t in tensors if t.numel()}
-    return sum(t.numel() * t.element_size() for t in places.values())

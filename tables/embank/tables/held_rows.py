@@ -94,3 +94,15 @@ def by_class(tables: "Tables") -> dict[type[Method], list[Method]]:
     for method in tables.built_methods():
         groups.setdefault(type(method), []).append(method)
     return groups
+
+
+@torch.no_grad()
+def settled_copies(tables: "Tables") -> dict[str, Tensor]:
+    """Copies of the rows that `Method.settle` changes, settled, by physical table."""
+    settled: dict[str, Tensor] = {}
+    for cls, methods in by_class(tables).items():
+        if cls.settles() and methods[0].spec.stage == len(cls.stages) - 1:
+            rows = HeldRows(tables, copied=[table.name for method in methods for table in method.physical])
+            cls.settle(methods, rows)
+            settled |= {name: rows[name] for name in rows.copied}
+    return settled

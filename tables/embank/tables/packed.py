@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
 from embank.tables.collection import TableCollection, pool
-from embank.tables.core import distinct_nbytes
 from embank.tables.errors import ConfigError
 from embank.tables.features import Bags, bag_configs, output_key
+from embank.tables.held_bytes import distinct_nbytes
 from embank.tables.method import PackedTable
 from embank.tables.specs import TableSpec
 from embank.tables.training import refuse_unfinished

@@ -21,6 +21,7 @@ from torch import Tensor
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.identity import identity_of, refuse_other_optimizer, refuse_other_tables
 from embank.tables.named import state_name
+from embank.tables.wording import nearest_or_all
 
 if TYPE_CHECKING:
     from embank.tables.core import Tables
@@ -120,6 +121,27 @@ def load_row_state(tables: "Tables", state: Mapping[str, Any], *, prefix: str, m
         else:
             views[name].copy_(value)
     return {prefix + name for name in found}
+
+
+@torch.no_grad()
+def set_rows(tables: "Tables", table: str, rows_RD: Tensor) -> None:
+    """See `Tables.set_rows`."""
+    physical = {part.name: part for method in tables.built_methods() for part in method.physical}
+    if table not in physical:
+        raise ConfigError(f"there is no physical table '{table}'; {nearest_or_all(table, physical, label='there are')}")
+    shape = (physical[table].num_embeddings, physical[table].embedding_dim)
+    if tuple(rows_RD.shape) != shape:
+        raise ConfigError(
+            f"the rows for table '{table}' have shape {tuple(rows_RD.shape)}; the table has {shape}: give all of its rows"
+        )
+    for store in tables.row_stores():
+        for shard in store.shards:
+            if shard.table.name == table and shard.num_rows:
+                numbers = shard.row_numbers()
+                local = (numbers < shape[0]).nonzero().squeeze(1)
+                columns = slice(shard.first_column, shard.first_column + shard.num_columns)
+                view = store.weights()[table]
+                view[local.to(view.device)] = rows_RD[numbers[local].to(rows_RD.device), columns].to(view)
 
 
 def _refuse_foreign(tables: "Tables", state: Mapping[str, Any], *, prefix: str) -> None:

@@ -12,7 +12,7 @@ from embank.pipelines.training.run_folder import RunFolder
 from embank.tables import Bundle, ConfigError, TableCollection
 from embank.tables.bundle import is_bundle
 from embank.tables.checkpoint import verify_checkpoint
-from embank.tables.core import distinct_nbytes
+from embank.tables.held_bytes import distinct_nbytes
 from embank.tables.specs import plain_nbytes_of
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
 from embank.tables.hashing import seed_of
+from embank.tables.held_bytes import distinct_nbytes
 from embank.tables.scalars import plain
 from embank.tables.specs import TableShard
 
@@ -239,12 +240,11 @@ class RowStore(nn.Module, ABC):
 
     def nbytes(self) -> int:
         """Bytes held, padding and optimizer state included."""
-        held = [*self.held_tensors()]
-        return sum(t.numel() * t.element_size() for t in held)
+        return distinct_nbytes(self.held_tensors())
 
     @abstractmethod
     def held_tensors(self) -> list[Tensor]:
-        """Every tensor that is really held for rows and their optimizer state."""
+        """Every tensor that is really held for rows and their optimizer state, perhaps some of them twice."""
 
 
 def padded_dim(dim: int) -> int:

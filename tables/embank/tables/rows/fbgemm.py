@@ -18,6 +18,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBat
 from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
+from embank.tables.held_bytes import tensors_of
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier, padded_dim, rowwise_scale
 from embank.tables.rows.placement import placement
 from embank.tables.rows.space import RowSpace
@@ -197,11 +198,8 @@ class _Kernel(nn.Module):
         return {name: {"sum": view} for name, view in zip(names, views, strict=True)}
 
     def held_tensors(self) -> list[Tensor]:
-        """Everything that is held for rows and their optimizer state, a cache included."""
-        if self.flat:
-            return list(self.flat.values())
-        names = ["weights_dev", "weights_uvm", "momentum1_dev", "momentum1_uvm", "lxu_cache_weights"]
-        return [getattr(self.tbe, name) for name in names if hasattr(self.tbe, name)]
+        """Everything that is held for rows and their optimizer state: FBGEMM's caches, their maps and its constants included."""
+        return [*self.flat.values(), *tensors_of(self.tbe)]
 
 
 class FbgemmRows(RowStore):
