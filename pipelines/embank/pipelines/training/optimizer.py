@@ -1,12 +1,14 @@
 """The optimizer of the dense parameters: the network's, and what methods hold besides rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from embank.pipelines.training.config import TrainConfig
+from embank.tables import Tables
+from embank.tables.held_bytes import distinct_nbytes
 
 
 def dense_optimizer(
@@ -35,3 +37,14 @@ def dense_optimizer(
             return torch.optim.Adagrad(parameters, lr=config.lr, fused=True)
         case "sgd":
             return torch.optim.SGD(parameters, lr=config.lr, fused=True)
+
+
+def training_nbytes(tables: Tables, optimizers: Iterable[torch.optim.Optimizer]) -> int:
+    """Bytes of tables in training here: what they hold, and what optimizers keep for the dense parameters of their methods."""
+    kept = [
+        state
+        for p in tables.dense_parameters()
+        for optimizer in optimizers
+        for state in optimizer.state.get(p, {}).values()
+    ]
+    return tables.nbytes("training") + distinct_nbytes(value for value in kept if isinstance(value, torch.Tensor))

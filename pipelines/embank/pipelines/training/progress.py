@@ -20,7 +20,7 @@ class StageProgress:
         steps: optimizer steps on training batches.
         samples: rows trained on, those of validation batches included where the stage alternates.
         seconds: spent on them, and on finding what the next stage starts from; evaluations and checkpoints not.
-        training_bytes: of its tables, optimizer state included.
+        training_bytes: of its tables, with what optimizers keep for rows and methods; known at its end.
     """
 
     name: str
@@ -137,9 +137,9 @@ class Progress:
             self.rows, self.seconds = self.rows + num_samples, self.seconds + seconds
             self.seconds_waiting += waited
 
-    def begin_stage(self, name: str, *, training_bytes: int) -> None:
+    def begin_stage(self, name: str) -> None:
         """Goes on to the next stage, or to the first: early stopping and plateaus start anew."""
-        self.stages.append(StageProgress(name=name, first_epoch=self.epoch, training_bytes=training_bytes))
+        self.stages.append(StageProgress(name=name, first_epoch=self.epoch))
         self.position = self.search_position = None
         self.best_step = self.best_value = self.chosen = self.least_loss = None
         self.num_worse = self.num_plateaus = 0

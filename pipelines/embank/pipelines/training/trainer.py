@@ -19,6 +19,7 @@ from embank.pipelines.training.config import Config, to_plain
 from embank.pipelines.training.evaluation import evaluate, validation_score
 from embank.pipelines.training.interrupt import stop_on_signals
 from embank.pipelines.training.launch import refuse_differences
+from embank.pipelines.training.optimizer import training_nbytes
 from embank.pipelines.training.progress import Progress
 from embank.pipelines.training.readiness import ready_to_resume, ready_to_start
 from embank.pipelines.training.reporter import Reporter
@@ -153,8 +154,7 @@ class Trainer:
         """Goes on to the stage that the model's tables are in."""
         assert isinstance(self.model.tables, TableCollection)
         stage = planned_stages(self.model.tables)[len(self.progress.stages)]
-        nbytes = torch.tensor(self.model.tables.nbytes("training"))
-        self.progress.begin_stage(stage.name, training_bytes=int(self.processes.sum(nbytes)))
+        self.progress.begin_stage(stage.name)
         self._build_stage()
         if self.processes.rank:  # each process drops out other units; the network's initial values are the same
             torch.manual_seed(seed_of(self.config.train.seed, "rank", self.processes.rank, len(self.progress.stages)))
@@ -215,6 +215,11 @@ class Trainer:
             if (train.eval_every is None or is_last) and progress.evaluated_step != progress.step:
                 self._evaluate()
             self._stop_if_asked()
+        optimizers = [part.optimizer for part in (self.stepper, self.search) if part is not None]
+        nbytes = torch.tensor(
+            training_nbytes(self.tables, optimizers)
+        )  # an optimizer's state comes with its first step
+        progress.stage.training_bytes = int(self.processes.sum(nbytes))
 
     def _describe(self) -> str:
         if len(self.stages) == 1:
