@@ -4,9 +4,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
@@ -34,6 +36,20 @@ def hash_token(token: str | None) -> int:
     for byte in token.encode():
         value = ((value ^ byte) * 0x100000001B3) & MASK
     return mix64(value)
+
+
+def spell(value: Any) -> str | None:
+    """The token of a value of Parquet: one text for a value, whatever its type."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (float, np.floating)) and not np.isfinite(value):
+        return None if np.isnan(value) else str(value)
+    if isinstance(value, (float, np.floating)) and value == np.rint(value):
+        return str(int(value))
+    if isinstance(value, (int, float, np.number, Decimal)):
+        digits = format(Decimal(str(value)), "f")
+        return digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return value.strip() or None if isinstance(value, str) else value
 
 
 def hash_row(parts: Sequence[int], seed: int) -> float:

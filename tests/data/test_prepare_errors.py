@@ -132,8 +132,26 @@ def test_missing_file(tmp_path: Path) -> None:
         prepare(CONFIG, [tmp_path / "logs.csv"], tmp_path / "out")
     with pytest.raises(DataError, match=r"is a folder\. Name the files in it"):
         prepare(None, [tmp_path], tmp_path / "out", format="criteo")
+    (tmp_path / "link.csv").symlink_to("nowhere.csv")
+    with pytest.raises(DataError, match=r"link\.csv is a link to nowhere\.csv, which is not there\. Check --input\."):
+        prepare(CONFIG, tmp_path / "link.csv", tmp_path / "out")
+    for path in ("/dev/null", "/dev/zero"):
+        with pytest.raises(DataError, match=rf"{path} is a device or a pipe, and input is read twice\."):
+            prepare(CONFIG, path, tmp_path / "out")
     with pytest.raises(DataError, match=r"no input file is given"):
         prepare(CONFIG, [], tmp_path / "out")
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log.csv").write_text(HEADER + "".join(LINES))
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for format in ("csv", "parquet", "criteo"):
+        with pytest.raises(DataError, match=r"log\.csv can't be read: Permission denied\. Check its permissions"):
+            prepare(CONFIG if format != "criteo" else None, str(tmp_path / "log.csv"), tmp_path / "out", format=format)
 
 
 def test_empty_file_and_header_only(tmp_path: Path) -> None:

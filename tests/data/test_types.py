@@ -12,12 +12,15 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.data import naive_prepare as naive
 
 from embank.pipelines.data.config import parse_config
 from embank.pipelines.data.encode import Encoder
 from embank.pipelines.data.formats.parquet import ParquetSource
 from embank.pipelines.data.prepare import prepare
+from embank.pipelines.data.spelling import spelled
 from embank.tables.errors import DataError, EmbankError, WorkError
 from embank.tables.token_hash import token_id
 
@@ -103,6 +106,25 @@ def test_one_spelling_of_a_value_whatever_its_type(
         assert [naive.decode(tmp_path / "out", "x", one) for one in found] == expected
         return
     assert found == [token_id(token) for token in expected]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([16, 32, 64]), st.data())
+def test_floats_are_spelled_as_by_the_slow_way(width: int, data: st.DataObject) -> None:
+    numbers = data.draw(st.lists(st.floats(width=width), min_size=1, max_size=20))
+    values = np.array(numbers, dtype=f"f{width // 8}")
+    assert spelled(pl.Series(values)).to_list() == [naive.spell(value) for value in values]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 20), st.data())
+def test_decimals_are_spelled_as_by_the_slow_way(scale: int, data: st.DataObject) -> None:
+    units = data.draw(
+        st.lists(st.integers(-(10**36), 10**36) | st.integers(-9, 9).map(lambda n: n * 10**scale), min_size=1)
+    )
+    values = [D(number).scaleb(-scale, decimal.Context(prec=60)) for number in units]
+    series = pl.Series(pl.from_arrow(pa.array(values, pa.decimal128(38, scale))))
+    assert spelled(series).to_list() == [naive.spell(value) for value in values]
 
 
 BAGS: list[tuple[pa.DataType, list[Any], list[list[str]]]] = [

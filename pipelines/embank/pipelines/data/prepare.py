@@ -41,7 +41,7 @@ _SPOOL_FILE = "spool.parquet"
 
 def prepare(
     config: PrepareConfig | Mapping[str, Any] | None,
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     format: str = "csv",
@@ -52,7 +52,7 @@ def prepare(
 
     Args:
         config: columns and rules; a mapping is merged over the format's own configuration, None takes that as it is.
-        inputs: the raw files, in order.
+        inputs: a raw file, or several in order; for csv, tsv and parquet folders will do.
         out: folder to make.
         format: criteo, avazu, kdd12, movielens, csv, tsv or parquet.
         overwrite: replace `out` if it holds prepared data.
@@ -63,7 +63,7 @@ def prepare(
         DataError: the input can't be used; the message names file, line, column and value.
         WorkError: the disk is full.
     """
-    paths = [Path(path) for path in inputs]
+    paths = [Path(path) for path in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
     source, resolved = _resolve(config, paths, format)
     with output_folder(Path(out), overwrite=overwrite, inputs=paths) as folder:
         schema = _prepare_into(folder, source, resolved, format, progress or NoProgress())

@@ -13,6 +13,7 @@ import polars as pl
 from embank.pipelines.data.config import PrepareConfig
 from embank.pipelines.data.formats.header import named_twice
 from embank.tables.errors import DataError
+from embank.tables.files import cause_of
 from embank.tables.wording import did_you_mean, listing
 
 
@@ -107,11 +108,25 @@ def check_inputs(paths: Sequence[Path]) -> None:
     if not paths:
         raise DataError("no input file is given. Name one or more with --input.")
     for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise DataError(f"{path} is a link to {path.readlink()}, which is not there. Check --input.")
         if not path.exists():
             siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
             raise DataError(f"there is no file {path}.{did_you_mean(path.name, siblings)} Check --input.")
         if path.is_dir():
             raise DataError(f"{path} is a folder. Name the files in it with --input.")
+        if not path.is_file():
+            raise DataError(f"{path} is a device or a pipe, and input is read twice. Write it to a file first.")
+        _refuse_unreadable(path)
+
+
+def _refuse_unreadable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise DataError(
+            f"{path} can't be read: {cause_of(error)}. Check its permissions, or give another --input."
+        ) from error
 
 
 def check_columns(source: Source, config: PrepareConfig) -> None:
