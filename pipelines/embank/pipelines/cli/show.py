@@ -264,6 +264,8 @@ def progress() -> Iterator[ProgressCallback]:
 
 def prepared(folder: Path, schema: "Schema") -> None:
     """What `embank prepare` has written."""
+    from embank.pipelines.data.describe import untrained_unknown
+
     table(
         ["split", "rows", "positive"],
         [[s.name, f"{s.num_rows:,}", f"{s.num_positive / max(1, s.num_rows):.4f}"] for s in schema.splits],
@@ -275,6 +277,9 @@ def prepared(folder: Path, schema: "Schema") -> None:
         f"{len(schema.numeric)} numeric; see `embank data describe {folder}`",
         markup=False,
     )
+    untrained = [field.name for field in schema.categorical if field.has_vocabulary and field.min_count == 1]
+    if untrained:  # no value of theirs is too rare
+        out.print(untrained_unknown(untrained), markup=False)
 
 
 def datasets(known: "Sequence[Dataset]") -> None:

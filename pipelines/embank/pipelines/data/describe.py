@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from embank.tables.resources import refuse_exhausted
 from embank.tables.vocabulary import UNKNOWN_ID, Vocabulary
 
 REFERENCE_DIM = 16
+NAMED = 8
+"""Features that a message names at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class FeatureDescription:
         num_embeddings: ids, the unknown one included; None without a vocabulary, as everything that needs one.
         num_values: without a vocabulary, different values in the training part (see `CategoricalField`).
         unknown_share: split to the share of its ids that are unknown.
+        trains_unknown: whether training has unknown values, so that the unknown row learns something. None without a vocabulary.
         top_share: share of the most frequent id in the training part.
         bytes_at_dim_16: bytes of its plain fp32 table of dim 16.
     """
@@ -38,6 +41,7 @@ class FeatureDescription:
     multivalued: bool
     min_count: int | None
     unknown_share: dict[str, float]
+    trains_unknown: bool | None
     top_share: float | None
     bytes_at_dim_16: int | None
 
@@ -69,6 +73,9 @@ class Description:
         if hashed := [feature for feature in self.features if feature.num_embeddings is None]:
             seen = ", ".join(f"{feature.name} {_values_seen(feature)}" for feature in hashed)
             parts.append(f"no vocabulary (ids are hashes of tokens); different values in training: {seen}")
+        untrained = [f.name for f in self.features if f.trains_unknown is False and any(f.unknown_share.values())]
+        if untrained:
+            parts.append(untrained_unknown(untrained))
         if schema.numeric:
             kinds = ", ".join(_numeric_in_words(field) for field in schema.numeric)
             parts.append(f"numeric: {kinds}")
@@ -101,6 +108,15 @@ def describe_folder(path: str | Path) -> str:
     return describe(path).render()
 
 
+def untrained_unknown(names: Sequence[str]) -> str:
+    """What becomes of new values of features whose training part has none that is unknown."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (
+        f"training never sees the unknown value in {len(names)} feature{'s' * (len(names) != 1)} ({', '.join(names[:NAMED])}{more}): new values "
+        "read a row as it was initialised. min_count: 2 trains it with the values that occur once"
+    )
+
+
 def _describe_feature(path: Path, field: CategoricalField, unknown_share: dict[str, float]) -> FeatureDescription:
     if not field.has_vocabulary:
         return FeatureDescription(
@@ -110,6 +126,7 @@ def _describe_feature(path: Path, field: CategoricalField, unknown_share: dict[s
             multivalued=field.multivalued,
             min_count=None,
             unknown_share={},
+            trains_unknown=None,
             top_share=None,
             bytes_at_dim_16=None,
         )
@@ -126,6 +143,7 @@ def _describe_feature(path: Path, field: CategoricalField, unknown_share: dict[s
         multivalued=field.multivalued,
         min_count=field.min_count,
         unknown_share=unknown_share,
+        trains_unknown=bool(vocabulary.counts[UNKNOWN_ID] > 0),
         top_share=float(vocabulary.counts.max() / max(1, vocabulary.counts.sum())),
         bytes_at_dim_16=field.num_embeddings * REFERENCE_DIM * 4,
     )
