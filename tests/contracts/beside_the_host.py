@@ -2,20 +2,21 @@
 
     python -m tests.contracts.beside_the_host OUT
 
-writes to OUT, by (method, tier), either what both have computed or the error.
+writes to OUT, by (method, tier) and by (method, tier, "sequence"), either what both have computed or the error.
 """
 
 import sys
 import traceback
+from collections.abc import Callable
 from functools import partialmethod
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from embank.tables import RowOptimizer, RowTier, TableCollection
+from embank.tables import RowOptimizer, RowTier, SequenceCollection, TableCollection
 from embank.tables.rows.torch_rows import TorchRows
-from embank.tables.stages import advance, after_step, search_parameters, settle
+from embank.tables.stages import AnyTables, advance, after_step, search_parameters, settle
 from tests.contracts.simulated_gpu import simulated_gpu, tier
 from tests.contracts.specs import NAMES, NUM, spec
 from tests.tables.batches import random_kjt
@@ -24,17 +25,30 @@ TIERS = ("host", "device")
 STEPS = 5
 
 
-def train(tables: TableCollection, *, seed: int) -> list[Tensor]:
-    """Steps on random bags towards a constant; what came out of them, on the host."""
+def bags(tables: TableCollection, seed: int) -> Tensor:
+    """Pooled rows of random bags."""
+    return tables(tables.announce(random_kjt({"a": NUM}, batch_size=16, seed=seed))).values()
+
+
+def sequences(tables: SequenceCollection, seed: int) -> Tensor:
+    """The rows of random ids [B, T, H]."""
+    ids = torch.randint(0, NUM, (4, 6, 1), generator=torch.Generator().manual_seed(seed))
+    addressed = tables.address({"a": ids})
+    tables.prefetch(addressed)
+    rows: Tensor = tables(addressed)["a"]
+    return rows
+
+
+def train(tables: AnyTables, look_up: Callable[[AnyTables, int], Tensor], *, seed: int) -> list[Tensor]:
+    """Steps on random ids towards a constant; what came out of them, on the host."""
     torch.manual_seed(seed)
     parameters: list[nn.Parameter] = tables.dense_parameters()
     optimizer = torch.optim.SGD(parameters, lr=0.01) if parameters else None
     seen = []
     for step in range(STEPS):
-        batch = tables.announce(random_kjt({"a": NUM}, batch_size=16, seed=seed + step))
-        values = tables(batch).values()
+        values = look_up(tables, seed + step)
         assert values.device.type == tables.device.type
-        loss = (values - 1).square().sum(1).mean()
+        loss = (values - 1).square().sum(-1).mean()
         extra = tables.extra_loss()
         (loss if extra is None else loss + extra).backward()
         tables.update_rows()
@@ -51,11 +65,11 @@ def through_all_stages(method: str, where: RowTier) -> list[Tensor]:
     """All that a method computes on its way from initial values to the packed form."""
     rows = RowOptimizer(name="rowwise_adagrad", lr=0.05)
     tables = TableCollection([spec(method)], backend="torch", optimizer=rows, tier=where)
-    seen = train(tables, seed=1)
+    seen = train(tables, bags, seed=1)
     while any(m.spec.stage + 1 < len(m.stages) for m in tables.built_methods()):
         seen += [p.detach().clone().cpu() for p in search_parameters(tables)]
         tables = advance(tables)
-        seen += train(tables, seed=2)
+        seen += train(tables, bags, seed=2)
     settle(tables)
     tables.eval()
     with torch.no_grad():
@@ -67,7 +81,17 @@ def through_all_stages(method: str, where: RowTier) -> list[Tensor]:
     return [*seen, torch.tensor(tables.nbytes("serving"))]
 
 
-def outcome(method: str, name: str) -> tuple[list[Tensor], list[Tensor]] | str:
+def in_a_sequence(method: str, where: RowTier) -> list[Tensor]:
+    """What a method computes in its first stage where ids keep their rows."""
+    rows = RowOptimizer(name="rowwise_adagrad", lr=0.05)
+    tables = SequenceCollection([spec(method)], backend="torch", optimizer=rows, tier=where)
+    seen = train(tables, sequences, seed=1)
+    return [*seen, *(rows.cpu() for rows in tables.weights().values())]
+
+
+def outcome(
+    compute: Callable[[str, RowTier], list[Tensor]], method: str, name: str
+) -> tuple[list[Tensor], list[Tensor]] | str:
     """What a method computes on the host and with a tier of the simulated GPU, or the error."""
     with pytest.MonkeyPatch.context() as patch:
         if (
@@ -75,13 +99,18 @@ def outcome(method: str, name: str) -> tuple[list[Tensor], list[Tensor]] | str:
         ):  # the simulation has no sparse gradients; dense ones, as replicas have them, come to the same
             patch.setattr(TorchRows, "__init__", partialmethod(TorchRows.__init__, is_replica=True))
         try:
-            here = through_all_stages(method, RowTier())
+            here = compute(method, RowTier())
             with simulated_gpu(patch):
-                there = through_all_stages(method, tier(name))
+                there = compute(method, tier(name))
         except Exception:
             return traceback.format_exc()
         return here, there
 
 
 if __name__ == "__main__":
-    torch.save({(method, name): outcome(method, name) for method in NAMES for name in TIERS}, sys.argv[1])
+    outcomes: dict[tuple[str, ...], object] = {}
+    for method in NAMES:
+        for name in TIERS:
+            outcomes[method, name] = outcome(through_all_stages, method, name)
+            outcomes[method, name, "sequence"] = outcome(in_a_sequence, method, name)
+    torch.save(outcomes, sys.argv[1])

@@ -35,3 +35,12 @@ def test_a_method_beside_the_host_computes_the_same(outcomes: Any, method: str, 
     assert not isinstance(outcome, str), outcome
     for here, there in zip(*outcome, strict=True):
         torch.testing.assert_close(there, here, rtol=1e-5, atol=LOOSE.get(method, 1e-6))
+
+
+@pytest.mark.parametrize("name", TIERS)
+@pytest.mark.parametrize("method", NAMES)
+def test_sequences_beside_the_host_compute_the_same(outcomes: Any, method: str, name: str) -> None:
+    outcome = outcomes[method, name, "sequence"]
+    assert not isinstance(outcome, str), outcome
+    for here, there in zip(*outcome, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-5, atol=LOOSE.get(method, 1e-6))

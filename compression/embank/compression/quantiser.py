@@ -143,7 +143,7 @@ class ProductQuantiser(nn.Module):
         if not self.training or not torch.is_grad_enabled():
             return quantised_UD.detach()
         if times_U is None:
-            times_U = torch.ones(rows_UD.shape[0], dtype=torch.int64)
+            times_U = torch.ones(rows_UD.shape[0], dtype=torch.int64, device=rows_UD.device)
         num_codes = self.shape.num_codes
         counts_CK = torch.stack([torch.bincount(codes, times_U, num_codes) for codes in codes_UC.T]).long()
         if counts_use:
