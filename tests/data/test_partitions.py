@@ -1,14 +1,17 @@
 """Folders of files, and partition folders whose names are columns."""
 
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.dataset as ds
 import pytest
 from tests.data import naive_prepare as naive
 
 from embank.pipelines.data.prepare import prepare
 from embank.tables.errors import DataError
+from embank.tables.token_hash import token_id
 
 CONFIG: dict[str, Any] = {
     "label": {"column": "click"},
@@ -103,6 +106,42 @@ def test_a_key_that_is_also_a_column_must_agree(tmp_path: Path) -> None:
     prepare({**CONFIG, "categorical": ["item"]}, [tmp_path / "in"], tmp_path / "unused", format="parquet")
 
 
+def test_what_polars_and_pyarrow_write(tmp_path: Path) -> None:
+    """polars leaves the keys in the files, spelled otherwise than in the names; pyarrow takes them out."""
+    keys = ["dt", "c", "n", "b", "ts"]
+    written = frame(0, 40).with_columns(
+        dt=pl.Series([dt.date(2024, 1, 1 + row // 10) for row in range(40)]),
+        c=pl.Series(["a/b", "x y", None, "é=1"] * 10),
+        n=pl.Series([1.5, 2.0, None, 3.0] * 10),
+        b=pl.Series([True, False, None, True] * 10),
+        ts=pl.Series([dt.datetime(2024, 1, 1, row // 20) for row in range(40)]),
+    )
+    written.write_parquet(tmp_path / "polars", partition_by=keys, mkdir=True)
+    ds.write_dataset(
+        written.with_columns(pl.col("ts").dt.to_string("%Y-%m-%d %H:%M:%S")).to_arrow(),
+        tmp_path / "pyarrow",
+        format="parquet",
+        partitioning=keys,
+        partitioning_flavor="hive",
+    )
+    cells = [("a/b", "1.5", "true"), ("x y", "2", "false"), (None, None, None), ("é=1", "3", "true")]
+    expected = {
+        row: (f"2024-01-0{1 + row // 10}", *cells[row % 4], f"2024-01-01 0{row // 20}:00:00") for row in range(40)
+    }
+    config = {
+        **CONFIG,
+        "categorical": keys,
+        "split": {"by": "hash", "key": ["row"], "ratios": [0.6, 0.2, 0.2]},
+        "min_count": 1,
+    }
+    for writer in ("polars", "pyarrow"):
+        prepare({**config, "hashed": keys}, tmp_path / writer, tmp_path / f"{writer}-out", format="parquet")
+        rows = [row for split in naive.SPLITS for row in naive.read_rows(tmp_path / f"{writer}-out", split)]
+        assert {int(row["row"]): tuple(row[key] for key in keys) for row in rows} == {
+            row: tuple(map(token_id, tokens)) for row, tokens in expected.items()
+        }
+
+
 def test_folders_that_are_no_partitions(tmp_path: Path) -> None:
     write(tmp_path / "in/dt=1/a.parquet", frame(0))
     write(tmp_path / "in/old/a.parquet", frame(10))
@@ -129,3 +168,12 @@ def test_folders_without_data(tmp_path: Path) -> None:
     write(tmp_path / "in/dt=%ff/a.parquet", frame(0))
     with pytest.raises(DataError, match=r"dt=%ff is not UTF-8 when it is percent-decoded\. Rename it"):
         prepare(CONFIG, [tmp_path / "in"], tmp_path / "out", format="parquet")
+
+
+def test_a_file_that_is_given_twice(tmp_path: Path) -> None:
+    write(tmp_path / "in/dt=1/a.parquet", frame(0))
+    write(tmp_path / "in/dt=2/a.parquet", frame(10))
+    (tmp_path / "link").symlink_to(tmp_path / "in/dt=2/a.parquet")
+    for more in (tmp_path / "in/dt=1", tmp_path / "link"):
+        with pytest.raises(DataError, match=r"is given twice \(as .*a\.parquet\), so that its rows would count twice"):
+            prepare(CONFIG, [tmp_path / "in", more], tmp_path / "out", format="parquet")

@@ -100,6 +100,16 @@ def _kind_of(raw: pl.Series, *, first: int) -> str | None:
     return _ZONED if value.str.strip_chars().str.contains(_CLOCK + _OFFSET).item() else _DATE
 
 
+def same_time(column: pl.Series, text: str) -> pl.Series:
+    """Whether each time of a date or timestamp column is the one that a text says, [N] bool."""
+    kind = _kind_of(column, first=0)
+    if kind not in (_DATE, _ZONED):
+        return pl.Series([False]).new_from_index(0, len(column))
+    wanted = _from_text(pl.Series([text]), zoned=kind == _ZONED)[0]
+    same: pl.Series = (_microseconds(column) == wanted).fill_null(False)
+    return same
+
+
 def _microseconds(column: pl.Series) -> pl.Series:
     if column.dtype == pl.Time:
         return column.cast(pl.Int64) / 1000  # nanoseconds since midnight

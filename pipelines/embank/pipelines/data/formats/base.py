@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,7 @@ def check_inputs(paths: Sequence[Path]) -> None:
     """
     if not paths:
         raise DataError("no input file is given. Name one or more with --input.")
+    _refuse_twice(paths)
     for path in paths:
         if path.is_symlink() and not path.exists():
             raise DataError(f"{path} is a link to {path.readlink()}, which is not there. Check --input.")
@@ -118,6 +120,16 @@ def check_inputs(paths: Sequence[Path]) -> None:
         if not path.is_file():
             raise DataError(f"{path} is a device or a pipe, and input is read twice. Write it to a file first.")
         _refuse_unreadable(path)
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    places: dict[str, Path] = {}
+    for path in paths:
+        other = places.setdefault(os.path.realpath(path), path)
+        if other is not path:
+            raise DataError(
+                f"{path} is given twice (as {other}), so that its rows would count twice. Name each file once."
+            )
 
 
 def _refuse_unreadable(path: Path) -> None:

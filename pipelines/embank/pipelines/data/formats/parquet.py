@@ -101,6 +101,10 @@ def _batches(file: pq.ParquetFile, path: Path, columns: Sequence[str], batch_row
         yield from file.iter_batches(batch_size=batch_rows, columns=list(columns))
     except (pa.ArrowException, OSError) as error:
         refuse_exhausted(error, doing=f"reading {path}")
+        if isinstance(error, pa.ArrowNotImplementedError):
+            raise DataError(
+                f"{path} uses what is not read ({error}). Write it with snappy or zstd and plain types."
+            ) from error
         raise DataError(f"{path} is damaged ({error}). Copy or download the file again.") from error
 
 

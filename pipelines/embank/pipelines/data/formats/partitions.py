@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import polars as pl
 
 from embank.pipelines.data.formats.base import Chunk, Source
+from embank.pipelines.data.times import same_time
 from embank.pipelines.data.tokens import as_tokens
 from embank.tables.errors import DataError
 
@@ -88,13 +89,11 @@ def _with_keys(chunk: Chunk, keys: Keys, columns: Sequence[str]) -> Chunk:
 
 
 def _refuse_difference(chunk: Chunk, name: str, value: str | None) -> None:
-    """A column of the file that is also in its path must say the same, as text or as a number."""
+    """A column of the file that is also in its path must say the same."""
     tokens = chunk.frame.select(as_tokens(chunk, name)).to_series()
     same = tokens.eq_missing(pl.Series([value], dtype=pl.String))
-    if value is not None:
-        same |= (tokens.cast(pl.Float64, strict=False) == pl.Series([value]).cast(pl.Float64, strict=False)).fill_null(
-            False
-        )
+    if value is not None and not same.all():
+        same |= _means(chunk.frame[name], tokens, value)
     if not same.all():
         row = same.arg_min()
         assert row is not None
@@ -102,6 +101,16 @@ def _refuse_difference(chunk: Chunk, name: str, value: str | None) -> None:
             f"{chunk.where(row)}: column {name!r} is {tokens[row]!r}, and the folder's name says {value!r}. Leave the column out of the "
             "files, or rename the folder."
         )
+
+
+def _means(values: pl.Series, tokens: pl.Series, text: str) -> pl.Series:
+    """Whether each value is what a text means in its type, spelled otherwise: 1 and 01, true and True, a time with more digits."""
+    if values.dtype == pl.Boolean:
+        return (tokens == text.lower()).fill_null(False)
+    if values.dtype.is_temporal():
+        return same_time(values, text)
+    number = pl.Series([text]).cast(pl.Float64, strict=False)
+    return (tokens.cast(pl.Float64, strict=False) == number).fill_null(False)
 
 
 def partition_keys(file: Path) -> dict[str, str | None]:
