@@ -287,7 +287,8 @@ class Tables(nn.Module, ABC):
         """
         from embank.tables.stages import after_step, settle
 
-        refuse_unknown_length(self)
+        if self.is_accompanied:
+            refuse_unknown_length(self)
         self.update_rows()
         state = self.training_state
         state.num_done += 1
