@@ -112,6 +112,18 @@ def test_the_backward_pass_takes_the_methods_loss_along(method: str, cls: type[T
         )
 
 
+@pytest.mark.parametrize("cls", [TableCollection, SequenceCollection])
+def test_outputs_may_be_written_to_in_place(cls: type[Tables]) -> None:
+    gradients = []
+    for in_place in (True, False):
+        tables = cls([spec("mgqe")], optimizer=RowOptimizer(name="sgd", lr=1.0))
+        out = tables(random_kjt({"a": NUM}, batch_size=16, seed=3))
+        values = out.values() if cls is TableCollection else out["a"].values()
+        (values.relu_() if in_place else values.relu()).square().sum().backward()
+        gradients.append([*tables.weights().values(), *(p.grad for p in tables.dense_parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
 def test_two_passes_before_a_backward_pass_both_take_their_loss() -> None:
     def gradient(*, added: bool) -> Tensor:
         tables = TableCollection([spec("dpq")], seed=1)

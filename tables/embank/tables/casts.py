@@ -19,9 +19,14 @@ def keeping_types(change: Change, *, device: torch.device) -> Change:
         device: where the rows are.
 
     Raises:
-        ConfigError: it moves them to another device than the rows'.
+        ConfigError: it moves them to another device than the rows', or into memory that processes share.
     """
     probe = change(torch.zeros(1, device=device))
+    if probe.device.type == "cpu" and probe.is_shared():  # type: ignore[no-untyped-call]
+        raise ConfigError(
+            "rows can't be put into shared memory with a model, so processes would train copies of their own; give the tables a "
+            "Sharding over the processes, or train in one"
+        )
     is_elsewhere = probe.device.type != device.type or (device.index is not None and probe.device != device)
     if is_elsewhere and probe.device.type != "meta":
         raise ConfigError(

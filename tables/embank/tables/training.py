@@ -68,7 +68,8 @@ class _Accompanied(torch.autograd.Function):
     def forward(ctx: Any, tables: "Tables", loss: PassLoss, value: Tensor | None, *outputs: Tensor) -> Any:
         ctx.state, ctx.loss, ctx.rows_learn = tables.training_state, loss, tables.rows_learn
         ctx.set_materialize_grads(False)
-        return outputs
+        # The same memory, but no views of the inputs to autograd, which would forbid to write to them in place.
+        return tuple(output.detach() for output in outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
