@@ -313,6 +313,7 @@ def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:
     assert len(lines(out)) == len(before) == 5
 
     shutil.rmtree(out / "runs/fm/hash/0.1")
+    shutil.rmtree(out / "runs/fm/full/1" / before[0].point / "0/checkpoints")  # its result stays
     more = Plan(methods=["uniform_dim"], budgets=[0.5], seeds=[0], **settings)
     rows = Sweep(more, out, say=said.append).run(resume=True)
     assert [(row.method, row.budget, row.status, row.seeds) for row in rows] == [
@@ -323,6 +324,8 @@ def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:
         ("uniform_dim", 0.5, "complete", "0"),
     ]
     assert "fm/hash/0.1: not complete and not asked for now, so it is not in the leaderboard" in said
+    assert (rows[0].lookup_us_1, rows[0].auc) == (None, before[0].auc)
+    assert any(line.startswith(f"fm/full/1/{rows[0].point}/0: lookups can't be measured: ") for line in said)
     assert not (out / "runs/fm/hash/0.1").exists(), "nothing is trained that wasn't asked for"
 
 

@@ -1,6 +1,7 @@
 """From the results of runs to lines of a leaderboard: means and deviations over seeds, and paired differences."""
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -8,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from embank.pipelines.sweep.comparison import CaseResults, best, differences
+from embank.pipelines.training.records import write_atomic
 
 AVERAGED = (
     *("auc", "logloss", "serving_bytes", "serving_ratio", "nominal_ratio", "training_bytes"),
@@ -139,10 +141,11 @@ def leaderboard_facts(rows: Sequence[Row], *, data: Path, num_jobs: int, num_cor
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """All columns, numbers in full; undefined ones are empty."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=[field.name for field in fields(Row)])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_atomic(path, text.getvalue())
 
 
 def write_markdown(rows: Sequence[Row], path: Path, *, title: str, facts: Sequence[str]) -> None:
@@ -161,7 +164,7 @@ def write_markdown(rows: Sequence[Row], path: Path, *, title: str, facts: Sequen
     failed = [row for row in rows if row.status == FAILED]
     if failed:
         lines += ["", "## Failed runs", "", *(f"- {row.model}, {row.method}: {row.note}" for row in failed)]
-    path.write_text("\n".join(lines) + "\n")
+    write_atomic(path, "\n".join(lines) + "\n")
 
 
 def table_columns(rows: Sequence[Row]) -> dict[str, list[str]]:

@@ -52,8 +52,10 @@ def plot_pareto(rows: Sequence[Row], path: Path, *, title: str) -> None:
         axes.set_title(model if len(models) > 1 else title, fontsize=11, color=_INK, pad=10)
     if len(models) > 1:
         figure.suptitle(title, fontsize=12, color=_INK)
-    figure.savefig(path, dpi=200)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=200, format="png")
     plt.close(figure)
+    temporary.replace(path)
 
 
 def front(rows: Sequence[Row]) -> list[Row]:

@@ -23,7 +23,7 @@ from embank.pipelines.sweep.plan import Case, Job, Plan
 from embank.pipelines.training.config import parse_config
 from embank.pipelines.training.interrupt import stop_on_signals
 from embank.pipelines.training.run_folder import is_held
-from embank.tables import ConfigError, WorkError
+from embank.tables import ConfigError, EmbankError, WorkError
 
 Say = Callable[[str], None]
 
@@ -215,7 +215,12 @@ class Sweep:
         if not by_seed:
             return entry
         first = Job(case=entry.case, seed=next(iter(by_seed)), point=entry.point)
-        return replace(entry, by_seed=by_seed, latency=measure(self.folder.run(first).path, data=self.data))
+        try:
+            latency = measure(self.folder.run(first).path, data=self.data)
+        except EmbankError as error:  # its checkpoints may be gone; the figures of the run are there all the same
+            self.say(f"{first.name}: lookups can't be measured: {error}")
+            latency = None
+        return replace(entry, by_seed=by_seed, latency=latency)
 
     def _compared(self, entry: CaseResults) -> CaseResults:
         """A case with its results: of the plan's seeds, then of those that were complete before."""
