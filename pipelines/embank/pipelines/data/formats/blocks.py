@@ -106,10 +106,9 @@ def _read(text: IO[bytes], size: int, path: Path) -> bytes:
 
 def _last_end(data: bytes, dialect: Dialect, *, at_end: bool) -> int:
     """Length of the longest prefix of whole rows; at the end of the file all of it, if its quotes are closed."""
-    if dialect.quote is None or dialect.quote.encode() not in data:
-        return len(data) if at_end else data.rfind(b"\n") + 1
-    ends = dialect.line_ends(data)
-    return int(ends[-1]) + 1 if ends.size else 0
+    if at_end and (dialect.quote is None or dialect.quote.encode() not in data):
+        return len(data)
+    return dialect.last_end(data)
 
 
 def _hold_blank_lines(data: bytes, cut: int) -> int:

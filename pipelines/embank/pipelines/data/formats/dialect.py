@@ -58,11 +58,23 @@ class Dialect:
         return ends[~_inside(at_Q, ends)] if at_Q.size else ends
 
     def num_separators(self, data: bytes) -> int:
-        """How many separators stand outside quotes."""
-        is_separator = np.frombuffer(data, dtype=np.uint8) == ord(self.separator)
-        at_Q = self.quotes(data)
-        inside = int(np.count_nonzero(_inside(at_Q, np.flatnonzero(is_separator)))) if at_Q.size else 0
-        return int(np.count_nonzero(is_separator)) - inside
+        """How many separators stand outside quotes; of a dialect without an escape character."""
+        bytes_B = np.frombuffer(data, dtype=np.uint8)
+        is_separator_B = bytes_B == ord(self.separator)
+        if self.quote is not None and self.quote.encode() in data:
+            # The parity of the quotes before each byte: separators are too many to be looked up one by one.
+            is_separator_B &= (np.cumsum(bytes_B == ord(self.quote), dtype=np.uint8) & 1) == 0
+        return int(np.count_nonzero(is_separator_B))
+
+    def last_end(self, data: bytes) -> int:
+        """Length of the longest prefix of whole rows."""
+        at_Q, end = self.quotes(data), len(data)
+        while True:
+            end = data.rfind(b"\n", 0, end)
+            before = int(np.searchsorted(at_Q, end))
+            if end < 0 or before % 2 == 0:
+                return end + 1
+            end = int(at_Q[before - 1])  # inside a quoted cell: go on before the quote that opens it
 
 
 def _inside(at_Q: Positions, where: Positions) -> npt.NDArray[np.bool_]:
@@ -126,23 +138,25 @@ def misplaced_quote(data: bytes, dialect: Dialect) -> int | None:
         dialect: one without an escape character.
     """
     at_Q = dialect.quotes(data)
-    good_Q = _at_edges(np.frombuffer(data, dtype=np.uint8), at_Q, np.arange(len(at_Q)) % 2 == 0, dialect)
-    return None if good_Q.all() else int(at_Q[np.argmin(good_Q)])
+    bytes_B = np.frombuffer(data, dtype=np.uint8)
+    is_edge = np.zeros(256, dtype=np.bool_)
+    is_edge[[ord(dialect.separator), _NEWLINE]] = True
+    opening, closing = at_Q[0::2], at_Q[1::2]
+    bad_opening = opening[~is_edge[bytes_B[opening - 1]] & (opening > 0)]
+    bad_closing = closing[~is_edge[bytes_B[np.minimum(closing + 1, len(data) - 1)]] & (closing + 1 < len(data))]
+    # What is left may double with its neighbour: a closing quote right before an opening one.
+    bad = np.concatenate(
+        [bad_opening[~_among(closing, bad_opening - 1)], bad_closing[~_among(opening, bad_closing + 1)]]
+    )
+    return int(bad.min()) if bad.size else None
 
 
-def _at_edges(
-    bytes_B: Bytes, at_Q: Positions, opens_Q: npt.NDArray[np.bool_], dialect: Dialect
-) -> npt.NDArray[np.bool_]:
-    """Which quotes stand where they may: an opening one behind a separator, a row's end or the quote that it doubles with, a
-    closing one before one of these.
-    """
-    separator = ord(dialect.separator)
-    before_Q = np.where(at_Q > 0, bytes_B[at_Q - 1], _NEWLINE)
-    after_Q = np.where(at_Q + 1 < len(bytes_B), bytes_B[np.minimum(at_Q + 1, len(bytes_B) - 1)], _NEWLINE)
-    beside_Q = np.where(opens_Q, before_Q, after_Q)
-    doubles_Q = np.where(opens_Q, np.diff(at_Q, prepend=-2) == 1, np.diff(at_Q, append=len(bytes_B) + 1) == 1)
-    good_Q: npt.NDArray[np.bool_] = (beside_Q == separator) | (beside_Q == _NEWLINE) | doubles_Q
-    return good_Q
+def _among(sorted_values: Positions, wanted: Positions) -> npt.NDArray[np.bool_]:
+    """Which wanted values are in the sorted ones."""
+    found = np.searchsorted(sorted_values, wanted)
+    inside = found < len(sorted_values)
+    inside[inside] = sorted_values[found[inside]] == wanted[inside]
+    return inside
 
 
 def row_of_whole_lines(data: bytes, dialect: Dialect, num_columns: int) -> int | None:
