@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_ends_all_ranks(ranks: dict[int, Ranks], data:
 
 def launch(data: Path, run: Path, *more: str) -> "subprocess.Popen[str]":
     """`embank train` on two ranks, as a user would start it."""
-    sections = {**PLAIN, "train": {**PLAIN["train"], "epochs": 60, "checkpoint_every": 5}}
+    sections = {**PLAIN, "train": {**PLAIN["train"], "epochs": 20, "checkpoint_every": 5}}
     path = run.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(raw_config(data, **sections)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -246,7 +246,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_resumes(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert output.count("test AUC") == 1, "metrics are printed once"
-    sections = {**PLAIN, "train": {**PLAIN["train"], "epochs": 60, "checkpoint_every": 5}}
+    sections = {**PLAIN, "train": {**PLAIN["train"], "epochs": 20, "checkpoint_every": 5}}
     whole, _ = ranks[2].run(jobs.train_here, data, tmp_path / "whole", sections, False)
     resumed, _ = ranks[2].run(jobs.train_here, data, tmp_path / "run", sections, True)
     assert timeless(resumed) == timeless(whole)
