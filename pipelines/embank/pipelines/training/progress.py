@@ -180,7 +180,7 @@ class Progress:
     def loss_note(self) -> str | None:
         """What to say of the log loss of the checkpoint that was chosen, where that of another one was much lower."""
         chosen, least = self.chosen, self.least_loss
-        if chosen is None or least is None or chosen.logloss <= (1 + MUCH) * least.logloss:
+        if self.monitor == "logloss" or chosen is None or least is None or chosen.logloss <= (1 + MUCH) * least.logloss:
             return None
         value, other = getattr(chosen, self.monitor), getattr(least, self.monitor)
         label = {"auc": "AUC", "gauc": "group AUC"}[self.monitor]
