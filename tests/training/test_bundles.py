@@ -61,6 +61,7 @@ def test_a_run_ends_with_its_bundle(run: Path) -> None:
 def test_evaluating_a_bundle_gives_the_figures_of_the_run(shipped: Path, run: Path, data: Path, split: str) -> None:
     ours, theirs = (evaluate_saved(path, data=data, split=split) for path in (shipped, run))
     for key in ("auc", "logloss", "gauc"):
+        assert theirs[key] is not None
         assert ours[key] == pytest.approx(theirs[key], abs=1e-6)
     assert ours["serving_bytes"] == theirs["serving_bytes"]
     assert ours["step"] == theirs["step"]

@@ -29,7 +29,7 @@ class Table:
         self.collection = finished(TableCollection([self.spec], seed=seed, backend="torch", optimizer=optimizer))
 
     def lookup(self, ids_N: Tensor) -> Tensor:
-        """Logical rows [N, D] for ids int64 [N], as they are served: without a graph, and leaving everything as it is.
+        """Logical rows [N, D] for ids int64 [N] in evaluation mode: without a graph, and leaving everything as it is.
 
         Raises:
             DataError: ids that are not integers.
