@@ -145,6 +145,8 @@ class TestMethod:
             (out if twice else 2 * out).sum().backward()
             tables.update_rows()
             gradients = {n: p.grad for n, p in tables.methods.named_parameters() if p.grad is not None}
+            before = collection(spec(method), backend="torch").weights()
+            assert gradients or any(not torch.equal(rows, before[name]) for name, rows in tables.weights().items())
             moved.append({**tables.weights(), **gradients})
         assert moved[0].keys() == moved[1].keys()
         for name in moved[0]:
@@ -158,9 +160,16 @@ class TestMethod:
         assert (logical_table(tables)[:3] - 1).square().mean() < 0.95 * before
 
     def test_seed_and_name_decide_initial_values(self, method: str) -> None:
-        rows = [logical_table(collection(spec(method), seed=s)) for s in (3, 3, 4)]
-        assert torch.equal(rows[0], rows[1])
-        assert not torch.equal(rows[0], rows[2])
+        """And nothing else: not what stands before the table."""
+        first, again, other_seed = (logical_table(collection(spec(method), seed=s)) for s in (3, 3, 4))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other_seed)
+        assert not torch.equal(first, logical_table(collection(spec(method, name="u"), seed=3)))
+        pair = finished(TableCollection([spec("hash", name="u", features=("b",)), spec(method)], seed=3))
+        ids = torch.arange(NUM)
+        lengths = torch.ones(2, NUM, dtype=torch.int32)
+        rows = pair.eval()(KeyedJaggedTensor(keys=["b", "a"], values=torch.cat([ids, ids]), lengths=lengths.view(-1)))
+        torch.testing.assert_close(rows["a"].detach(), first)
 
     def test_initial_logical_rows_have_the_spread_of_the_plain_table(self, method: str) -> None:
         """Without a budget, and with one for all entries that it leaves."""
