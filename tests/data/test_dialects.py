@@ -4,13 +4,15 @@ import gzip
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from embank.pipelines.data.formats import text
 from embank.pipelines.data.formats.base import TextOptions
 from embank.pipelines.data.formats.generic import open_csv, open_tsv
-from embank.tables.errors import DataError
+from embank.pipelines.data.prepare import prepare
+from embank.tables.errors import ConfigError, DataError
 
 Row = tuple[str | None, ...]
 QUOTED_BY_BACKSLASH = '1,"3.5\\" disk",a1\n0,x,a2\n0,"5\\" nail",a3\n'
@@ -31,7 +33,7 @@ def read(
     return [row for chunk in source.chunks(list(columns)) for row in chunk.frame.rows()]
 
 
-def refusal(path: Path, content: str, columns: Sequence[str] = ("click", "title", "item"), **options: str) -> str:
+def refusal(path: Path, content: str, columns: Sequence[str] = ("click", "title", "item"), **options: Any) -> str:
     with pytest.raises(DataError) as caught:
         read(path, content, columns, **options)
     return str(caught.value).replace(f"{path.parent}/", "")
@@ -88,7 +90,7 @@ def test_escaped_quotes_are_refused_where_no_escape_is_stated(log: Path, columns
 def test_quotes_inside_cells_are_refused(log: Path, tsv: bool) -> None:
     def inside(line: str) -> str:
         content = HEADER + "1,x,a1\n" + line + '\n0,"y",a3\n' * 40
-        return refusal(log, content.replace(",", "\t") if tsv else content, tsv=tsv)  # type: ignore[arg-type]
+        return refusal(log, content.replace(",", "\t") if tsv else content, tsv=tsv)
 
     separator = "\t" if tsv else ","
     for line, cell in (
@@ -110,7 +112,7 @@ def test_a_plain_quote_at_a_cells_edge_does_not_swallow_lines(log: Path) -> None
     lines = [f"{number % 2}\tquery {number}\ta{number}\n" for number in range(100)]
     lines[3], lines[60] = '1\t"cheap\ta3\n', '0\tshoes"\ta60\n'
     content = "click\ttitle\titem\n" + "".join(lines)
-    assert refusal(log, content, tsv=True) == (  # type: ignore[arg-type]
+    assert refusal(log, content, tsv=True) == (
         "log.csv, line 5: the quote (\") in '1\\t\"cheap\\ta3' is closed in a later "
         "line, and each of these lines has 3 cells of its own. Set `quote: null` in the configuration if quotes are plain characters in "
         "this file, `escape: '\"'` if quotes inside cells are doubled and this is one cell with line ends in it."
@@ -154,7 +156,7 @@ def test_no_dialect_swallows_lines(log: Path, monkeypatch: pytest.MonkeyPatch, s
     ]
     content, want = write_cells(rows, dialect), [tuple(cell or None for cell in row) for row in rows]
     stated = {"escaped": {"escape": "\\"}, "doubled": {"escape": '"'}, "plain": {"quote": None}}[dialect]
-    assert read(log, content, **stated) == want  # type: ignore[arg-type]
+    assert read(log, content, **stated) == want
     try:
         assert len(read(log, content)) == len(rows)
     except DataError as error:
@@ -218,3 +220,17 @@ def test_files_without_rows_among_others(tmp_path: Path, caplog: pytest.LogCaptu
 def test_white_space_around_cells_is_not_part_of_them(log: Path) -> None:
     content = HEADER + '1,  a ,"  "\n0,\u00a0a\t,"  b c  "\n'
     assert read(log, content) == [("1", "a", None), ("0", "a", "b c")]
+
+
+def test_cells_too_many_where_quotes_have_no_meaning(log: Path) -> None:
+    message = refusal(log, HEADER + '1,"a,b",c\n', quote=None)
+    assert message.endswith("Quotes have no meaning here, so no cell can hold a separator (','). Mend the line.")
+
+
+def test_published_layouts_have_a_dialect_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("\t".join(["1", *["5"] * 13, *["a"] * 26]) + "\n")
+    for key, value in (("separator", ","), ("quote", None), ("escape", "\\")):
+        with pytest.raises(
+            ConfigError, match=rf"^{key} is .*, but format 'criteo' has separators and quotes of its own\. Remove"
+        ):
+            prepare({key: value}, [tmp_path / "train.txt"], tmp_path / "out", format="criteo")

@@ -108,8 +108,23 @@ def _resolve(
     else:
         source = entry.open(paths, TextOptions())
         resolved = _parse(source.default, config or {})
+    _refuse_other_dialect(resolved, format, needs_config=entry.needs_config)
     check_columns(source, resolved)
     return source, resolved
+
+
+def _refuse_other_dialect(config: PrepareConfig, format: str, *, needs_config: bool) -> None:
+    """Published layouts have separators and quotes of their own; others that are set would not be looked at.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for key in ("separator", "quote", "escape"):
+        if not needs_config and getattr(config, key) != PrepareConfig.model_fields[key].default:
+            raise ConfigError(
+                f"{key} is {getattr(config, key)!r}, but format {format!r} has separators and quotes of its own. Remove the key, or "
+                "describe the file with --format csv or tsv."
+            )
 
 
 def _parse(default: Mapping[str, Any] | None, config: Mapping[str, Any]) -> PrepareConfig:

@@ -26,13 +26,12 @@ def raise_encoding(block: Block, error: UnicodeDecodeError) -> NoReturn:
     )
 
 
-def raise_structure(block: Block, *, dialect: Dialect, columns: Sequence[str], cure: str, cause: str) -> NoReturn:
+def raise_structure(block: Block, *, dialect: Dialect, columns: Sequence[str], cure: str) -> NoReturn:
     """Name the first line whose number of cells is wrong. Its quotes are right: `misquoted` has seen to that.
 
     Args:
         columns: the columns that each line should have.
         cure: what else to try, added to the message.
-        cause: what the fast path said, for the case that no line looks wrong here.
 
     Raises:
         DataError: always.
@@ -44,8 +43,8 @@ def raise_structure(block: Block, *, dialect: Dialect, columns: Sequence[str], c
             raise DataError(f"{block.path}, line {line}: {problem}{cure}")
     last = block.first_line + block.data.count(b"\n") - 1
     raise DataError(
-        f"{block.path}, lines {block.first_line} to {last} ({len(rows)} rows): can't be parsed: {cause}. "
-        "Check the separator and the quotes."
+        f"{block.path}, lines {block.first_line} to {last} ({len(rows)} rows): the rows and cells that come "
+        "out are not those that line ends and separators make. Check the separator and the quotes."
     )
 
 
@@ -76,6 +75,8 @@ def _problem(words: str, dialect: Dialect, columns: Sequence[str]) -> str | None
     if num_cells < expected:
         return f"{fact} Complete or delete the line."
     if num_cells > expected:
+        if dialect.quote is None:
+            return f"{fact} Quotes have no meaning here, so no cell can hold a separator ({dialect.separator!r}). Mend the line."
         return f"{fact} Quote cells that hold a separator ({dialect.separator!r}), or mend the line."
     return None
 

@@ -138,10 +138,10 @@ def parse_block(block: Block, header: Sequence[str], columns: Sequence[str], lay
     refuse = partial(locate.raise_structure, block, dialect=dialect, columns=header, cure=layout.cure)
     try:
         frame = _parse(block.data, header, dialect)
-    except (pl.exceptions.PolarsError, ValueError) as error:
-        refuse(cause=str(error).splitlines()[0])
+    except (pl.exceptions.PolarsError, ValueError):
+        refuse()
     if not _is_regular(block.data, frame.height, len(header), dialect):
-        refuse(cause="the cells don't add up")
+        refuse()
     frame = frame.select(columns)
     quoted = dialect.quote is not None and dialect.quote.encode() in block.data
     if quoted or _has_spaces(block.data, dialect):
