@@ -257,6 +257,18 @@ def test_pruned_ids_give_zeros_and_bytes_are_the_formula() -> None:
 
 
 @pytest.mark.parametrize("num", [300, 70_000])
+def test_a_search_that_is_interrupted_leaves_no_mask() -> None:
+    tables = TableCollection([spec(budget=0.4)]).eval()
+    before = lookup(tables, torch.arange(300))
+
+    def score(*, max_samples: int | None = None) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        advance(tables, score=score)
+    assert torch.equal(lookup(tables, torch.arange(300)), before)
+
+
 def test_retraining_starts_from_the_initial_values_of_what_is_kept(num: int) -> None:
     tables = TableCollection([spec(num=num, budget=0.4)], seed=5)
     initial = tables.weights()["t"].clone()

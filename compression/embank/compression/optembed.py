@@ -184,11 +184,13 @@ class OptEmbed(Method):
                     method.trial = (own[level][0], width)
                 return score(max_samples=config.max_samples)
 
-            best, _ = evolve(
-                [best], score=score_of, draw=space.draw, repair=space.repair, config=config, seed=rows.seed
-            )
-            for method in methods:
-                method.trial = None
+            try:
+                best, _ = evolve(
+                    [best], score=score_of, draw=space.draw, repair=space.repair, config=config, seed=rows.seed
+                )
+            finally:  # a search may be interrupted
+                for method in methods:
+                    method.trial = None
         return [
             method._chosen(rows, threshold=own[level][0], width=width)
             for method, own, (level, width) in zip(methods, levels, best, strict=True)
