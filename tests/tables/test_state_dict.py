@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
 
+from embank.compression.robe import RobeConfig
 from embank.tables import (
     CheckpointError,
     ConfigError,
@@ -19,6 +21,9 @@ from embank.tables import (
     TableSpec,
 )
 from embank.tables.core import Tables
+from embank.tables.packed import pack_collection
+from embank.tables.plan import Placement, Plan
+from embank.tables.rows.sharded import Sharding
 from embank.tables.streaming import StreamingCollection, StreamingConfig
 from tests.contracts.specs import NUM, spec
 from tests.tables.batches import random_kjt
@@ -244,3 +249,34 @@ def test_rows_are_set_as_a_whole_or_not_at_all(backend: str, tier: str, tmp_path
     assert torch.equal(wanted, tables.weights()["keys"])
     with pytest.raises(ConfigError, match="there is no physical table 'kees'; did you mean 'keys'"):
         tables.set_rows("kees", wanted)
+
+
+def test_packed_tables_go_by_name_too() -> None:
+    plain = {"embedding_dim": 8, "num_embeddings": 40}
+    listed = [TableSpec(name=n, feature_names=[n], method="robe", budget=0.5, **plain) for n in ("x", "y")]
+    one, other = (pack_collection(TableCollection(listed[::order], seed=order)) for order in (1, -1))
+    other.load_state_dict({name: value.clone() for name, value in one.state_dict().items()})
+    kjt = random_kjt({"x": 40, "y": 40}, batch_size=5, seed=0)
+    expected = one(kjt).to_dict()
+    for name, values in other(kjt).to_dict().items():
+        assert torch.equal(values, expected[name])
+    signed = [replace(spec, options=RobeConfig(signs=True)) for spec in listed]
+    with pytest.raises(CheckpointError, match="is of other packed tables: 'x' was {.*} and is {.*} here"):
+        pack_collection(TableCollection(signed)).load_state_dict(one.state_dict())
+
+
+def test_rows_of_several_processes_are_set_together(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'ranks'}", rank=0, world_size=1)
+    try:
+        kinds = {"user.id": "row_wise", "keys": "data_parallel"}
+        plan = Plan(world_size=1, tables={name: Placement(kind=kind) for name, kind in kinds.items()})
+        tables = TableCollection(specs()[:2], sharding=Sharding(plan=plan))
+        rows, kjt = torch.randn(40, 6), random_kjt(SIZES, batch_size=6, seed=0)
+        for name in kinds:
+            tables.set_rows(name, rows)
+        alone = TableCollection(specs()[:2])
+        for name in kinds:
+            alone.set_rows(name, rows)
+        torch.testing.assert_close(tables(kjt).values(), alone(kjt).values())
+    finally:
+        dist.destroy_process_group()

@@ -35,6 +35,31 @@ def identity_of(tables: "Tables") -> dict[str, Any]:
     }
 
 
+def as_tensor(facts: Mapping[str, Any], *, form: str) -> Tensor:
+    """Facts as bytes of JSON in a tensor, which every format for tensors can hold.
+
+    Args:
+        facts: plain values.
+        form: whose facts they are.
+    """
+    return torch.frombuffer(bytearray(json.dumps({"format": form, **facts}).encode()), dtype=torch.uint8)
+
+
+def of_tensor(value: Any, *, form: str) -> dict[str, Any]:
+    """The inverse of `as_tensor`.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    try:
+        saved = json.loads(bytes(value.cpu().tolist()))
+        if saved["format"] == form and isinstance(saved["tables"], dict):
+            return dict(saved)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    raise CheckpointError(f"the '_extra_state' in this state_dict was not written by {form}")
+
+
 def table_identity(method: Method) -> dict[str, Any]:
     """What rows of one table depend on.
 

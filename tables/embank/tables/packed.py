@@ -1,18 +1,25 @@
 """`PackedCollection`: tables in their inference form, behind the interface of `torchrec.EmbeddingBagCollection`."""
 
+import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
 from embank.tables.collection import TableCollection, pool
-from embank.tables.errors import ConfigError
+from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.features import Bags, bag_configs, output_key
 from embank.tables.held_bytes import distinct_nbytes
+from embank.tables.identity import as_tensor, of_tensor
 from embank.tables.method import PackedTable
+from embank.tables.named import NamedModules
+from embank.tables.packed_forms import path_of
 from embank.tables.specs import TableSpec
 from embank.tables.training import refuse_unfinished
+
+FORM = "embank's packed tables"
 
 
 class PackedCollection(nn.Module):
@@ -28,9 +35,38 @@ class PackedCollection(nn.Module):
     def __init__(self, specs: Sequence[TableSpec], packs: Sequence[PackedTable]) -> None:
         super().__init__()
         self.specs = tuple(specs)
-        self.packs = nn.ModuleList(packs)
+        self.packs = NamedModules({spec.name: pack for spec, pack in zip(specs, packs, strict=True)})
         self.keys = [output_key(spec, feature, specs=specs) for spec in specs for feature in spec.feature_names]
         self.dims = [spec.embedding_dim for spec in specs for _ in spec.feature_names]
+
+    def get_extra_state(self) -> Tensor:
+        """What the tensors in a `state_dict` belong to: their tables, and the plain attributes of their packed forms."""
+        return as_tensor({"tables": self._facts()}, form=FORM)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Compares it.
+
+        Raises:
+            CheckpointError: packed tables of other methods, sizes or attributes; names them.
+        """
+        saved, mine = of_tensor(state, form=FORM)["tables"], json.loads(json.dumps(self._facts()))
+        wrong = [name for name in mine if name in saved and saved[name] != mine[name]]
+        if wrong:
+            raise CheckpointError(
+                f"the state_dict is of other packed tables: '{wrong[0]}' was {saved[wrong[0]]} and is {mine[wrong[0]]} here. Load the "
+                "bundle that it was made from"
+            )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            spec.name: {
+                "packed": path_of(type(pack)),
+                "num_embeddings": spec.num_embeddings,
+                "embedding_dim": spec.embedding_dim,
+                **pack.manifest(),
+            }
+            for spec, pack in self.packed_tables()
+        }
 
     def packed_tables(self) -> Iterator[tuple[TableSpec, PackedTable]]:
         """Each table with its packed form, in order."""

@@ -11,7 +11,6 @@
 Rows are views: nothing is copied when a `state_dict` is made, and its values change with the tables.
 """
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from embank.tables.errors import CheckpointError, ConfigError
-from embank.tables.identity import identity_of, refuse_other_optimizer, refuse_other_tables
+from embank.tables.identity import as_tensor, identity_of, of_tensor, refuse_other_optimizer, refuse_other_tables
 from embank.tables.named import state_name
 from embank.tables.wording import nearest_or_all
 
@@ -29,25 +28,17 @@ if TYPE_CHECKING:
 NUM_UPDATES = "row_optimizer.num_updates"
 
 
+FORM = "embank's tables"
+
+
 def identity_tensor(tables: "Tables") -> Tensor:
-    """`identity_of` as a tensor of bytes, which every format for tensors can hold."""
-    text = json.dumps({"format": "embank tables", **identity_of(tables)})
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    """`identity_of` as a tensor."""
+    return as_tensor(identity_of(tables), form=FORM)
 
 
 def parse_identity(value: Any) -> dict[str, Any]:
-    """The inverse of `identity_tensor`.
-
-    Raises:
-        CheckpointError: it is something else.
-    """
-    try:
-        saved = json.loads(bytes(value.cpu().tolist()))
-        if saved["format"] == "embank tables" and isinstance(saved["tables"], dict):
-            return dict(saved)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        pass
-    raise CheckpointError("the '_extra_state' of the tables in this state_dict was not written by embank's tables")
+    """The inverse of `identity_tensor`; CheckpointError if it is something else."""
+    return of_tensor(value, form=FORM)
 
 
 def is_identity(value: Any) -> bool:

@@ -143,11 +143,14 @@ class ShardedRows(RowStore):
     ) -> DistributedModelParallel | None:
         if not tables:
             return None
+        names = {
+            table.name: f"table{number}" for number, table in enumerate(tables)
+        }  # TorchRec takes no "user.id" or "keys"
         collection = EmbeddingBagCollection(
             device=torch.device("meta"),
             tables=[
                 EmbeddingBagConfig(
-                    name=table.name,
+                    name=names[table.name],
                     num_embeddings=_num_places(table, sharding.plan),
                     embedding_dim=table.embedding_dim,
                     feature_names=[_key(k) for k in self.moved if self.tables[self.lookups[k]].name == table.name],
@@ -156,7 +159,7 @@ class ShardedRows(RowStore):
             ],
         )
         placements = EmbeddingModuleShardingPlan(
-            {table.name: _parameter_sharding(table, sharding.plan, device=self.tier.device) for table in tables}
+            {names[table.name]: _parameter_sharding(table, sharding.plan, device=self.tier.device) for table in tables}
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -166,7 +169,9 @@ class ShardedRows(RowStore):
                 env=ShardingEnv.from_process_group(self.group),
                 plan=ShardingPlan(plan={"": placements}),
                 sharders=[
-                    RowSharder({table.name: table for table in tables}, holding, plan=sharding.plan, rank=self.rank)
+                    RowSharder(
+                        {names[table.name]: table for table in tables}, holding, plan=sharding.plan, rank=self.rank
+                    )
                 ],
                 init_data_parallel=False,
                 init_parameters=False,
