@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from embank.compression import build_table
-from embank.compression.adapt import AdaptConfig, best_num_private
-from embank.tables import BudgetError, ConfigError, TableSpec, build_method
+from embank.compression.adapt import AdaptConfig, best_num_private, layout_of, private_or_shared
+from embank.tables import BudgetError, ConfigError, Method, TableSpec, build_method
 from embank.tables.hashing import hash_rows, salt64
 from tests.compression.materialised import check_against, zipf_counts
 
@@ -17,16 +18,24 @@ def spec(num: int = 500, dim: int = 6, **more: object) -> TableSpec:
     return TableSpec(name="t", num_embeddings=num, embedding_dim=dim, feature_names=["a"], method="adapt", **more)
 
 
-def test_private_rows_for_exactly_the_most_frequent_ids() -> None:
+def addressed(method: Method) -> tuple[Tensor, list[int]]:
+    """Rows of all ids, and the ids whose row is below the shared ones."""
+    (rows,) = method.address(torch.arange(method.spec.num_embeddings))
+    return rows, torch.nonzero(rows < method.num_private).flatten().tolist()
+
+
+@pytest.mark.parametrize("unknown", [0, 3, 10**6])
+def test_private_rows_for_exactly_the_most_frequent_ids(unknown: int) -> None:
     counts = zipf_counts(500)
+    counts[0] = unknown
     method = build_method(spec(budget=0.2, counts=counts))
-    (rows,) = method.address(torch.arange(500))
+    rows, private = addressed(method)
     loads = Counter(rows.tolist())
-    private = {i for i in range(500) if int(rows[i]) < method.num_private}
     by_count = sorted(range(1, 500), key=lambda i: (-int(counts[i]), i))
-    assert private == {0, *by_count[: method.num_private - 1]}
+    most = by_count[: method.num_private] if unknown == 0 else [0, *by_count[: method.num_private - 1]]
+    assert set(private) == set(most), "the unknown value takes a row only if training sees it"
     assert all(loads[int(rows[i])] == 1 for i in private)
-    assert method.num_private + method.num_shared == 99  # 16 bytes of the budget go to the constants
+    assert method.physical[0].num_embeddings == 99  # 8 bytes of the budget go to the layout
 
 
 def test_the_others_share_by_a_hash_of_their_own() -> None:
@@ -34,23 +43,25 @@ def test_the_others_share_by_a_hash_of_their_own() -> None:
     for private in (0.0, 0.3, 0.9, 1.0):
         options = AdaptConfig(private=private)
         method = build_method(spec(num=1003, budget=0.1, counts=counts, options=options))
-        first, shared = method.num_private, method.num_shared
-        (rows,) = method.address(torch.arange(1003))
-        assert torch.equal(rows[:first], torch.arange(first))
-        loads = torch.bincount(rows[first:] - first, minlength=shared)
+        first, shared = method.num_private, method.num_rows - method.num_private
+        rows, own = addressed(method)
+        assert own == list(range(1, first + 1))
+        assert rows[own].tolist() == list(range(first))
+        others = torch.tensor([0, *range(first + 1, 1003)])
+        loads = torch.bincount(rows[others] - first, minlength=shared)
         assert loads.numel() == shared
-        mean = (1003 - first) / shared
+        mean = len(others) / shared
         assert loads.double().var(correction=0) < 4 * mean + 1, "a hash spreads ids like a Poisson process"
-        other = build_method(replace(method.spec, name="u"))
+        elsewhere, _ = addressed(build_method(replace(method.spec, name="u")))
         if shared > 1:
-            pairs = (rows[first:, None] == rows[None, first:]).fill_diagonal_(False)
-            (others,) = other.address(torch.arange(1003))
-            both = pairs & (others[first:, None] == others[None, first:])
+            pairs = (rows[others, None] == rows[None, others]).fill_diagonal_(False)
+            both = pairs & (elsewhere[others, None] == elsewhere[None, others])
             assert both.sum() < 3 * pairs.sum() / shared + 12, "ids that share in one table don't in another"
 
 
 def test_lookups_and_gradients_are_those_of_one_row_each() -> None:
-    row_of = [int(hash_rows(torch.tensor(i), num_rows=30, salt=salt64("adapt", "t"))) for i in range(500)]
+    layout = layout_of("t", num_private=20, first=0)
+    row_of = [int(hash_rows(torch.tensor(i), num_rows=30, salt=layout)) for i in range(500)]
 
     def materialise(rows: dict[str, torch.Tensor], _: object) -> torch.Tensor:
         private, shared = rows["t"][:20], rows["t"][20:50]
@@ -95,17 +106,15 @@ def test_traffic_decides_not_the_number_of_ids() -> None:
 
 def test_without_counts_half_the_rows_are_private() -> None:
     method = build_method(spec(budget=0.1))
-    assert (method.num_private, method.num_shared) == (24, 25)
+    assert (method.num_private, method.num_rows) == (24, 49)
 
 
 def test_bytes_and_floor() -> None:
     table = build_table(method="adapt", num_embeddings=500, embedding_dim=6, budget=0.1)
-    assert table.nbytes("serving") == 49 * 24 + 16
+    assert table.nbytes("serving") == 49 * 24 + 8
     assert table.nbytes("nominal") == 49 * 24
     assert build_table(method="adapt", num_embeddings=500, embedding_dim=6).nbytes("serving") == 500 * 24
-    with pytest.raises(
-        BudgetError, match="needs one row and its constants, 40 bytes, so its floor is budget 0.00333334"
-    ):
+    with pytest.raises(BudgetError, match="needs one row and a constant, 32 bytes, so its floor is budget 0.00266667"):
         build_method(spec(budget=0.0026))
 
 
@@ -122,7 +131,22 @@ def test_sizes_at_the_edge() -> None:
     assert rows[:2].tolist() == [0, method.num_private - 1]
     assert bool(((rows[2:] >= method.num_private) & (rows[2:] < method.physical[0].num_embeddings)).all())
     one_row = build_method(spec(options=AdaptConfig(num_rows=1, private=1.0)))
-    assert (one_row.num_private, one_row.num_shared) == (0, 1)
+    assert (one_row.num_private, one_row.num_rows) == (0, 1)
+    nearly = build_method(spec(num=9, counts=zipf_counts(9), options=AdaptConfig(num_rows=8)))
+    assert sorted(addressed(nearly)[0].tolist()) == [0, 1, 2, 3, 4, 5, 6, 7, 7]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("num_private", [0, 1, 2**40 - 1])
+def test_a_layout_is_one_number(num_private: int, first: int) -> None:
+    layout = layout_of("t", num_private=num_private, first=first)
+    assert -(2**63) <= layout < 2**63
+    assert layout_of("u", num_private=num_private, first=first) != layout
+    ids = torch.tensor([0, 1, num_private, num_private + 1])
+    rows = private_or_shared(ids, num_rows=num_private + 5, layout=layout)
+    own = [id_ - first for id_ in ids.tolist() if 0 <= id_ - first < num_private]
+    assert [row for row in rows.tolist() if row < num_private] == own
+    assert int(rows.max()) < num_private + 5
 
 
 def test_a_private_share_outside_the_range_is_refused() -> None:

@@ -40,7 +40,7 @@ def num_rows_within(spec: TableSpec, *, num_rows: int | None, constant_nbytes: i
     kept = int((spec.budget * spec.plain_nbytes - constant_nbytes) // row_nbytes)
     if kept < 1:
         floor_nbytes = min(row_nbytes + constant_nbytes, spec.plain_nbytes)
-        needs = "one row and its constants" if constant_nbytes else "one row"
+        needs = "one row and a constant" if constant_nbytes else "one row"
         raise floor_error(spec, needs=needs, floor_nbytes=floor_nbytes)
     return kept
 
