@@ -122,6 +122,8 @@ OTHER_KINDS: list[tuple[str, Any, Any, str]] = [
         [],
         "is '2024-02-30': expected a date such as 2024-05-31 12:00:00 (or a",
     ),
+    ("a list after numbers", [1], [[1]], "has type List(Int64), which is no time; convert it to a timestamp."),
+    ("bytes after text", ["5"], [b"5"], "has type Binary, which is no time; convert it to a timestamp."),
     ("infinity", [1.0], [float("inf")], "is inf: expected a number"),
     ("a list", [[1]], [], "has type List(Int64), which is no time; convert it to a timestamp."),
 ]

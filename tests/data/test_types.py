@@ -3,6 +3,7 @@
 import datetime as dt
 import decimal
 import logging
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ EVERYTHING = [*[case[:2] for case in TOKENS], *[case[:2] for case in BAGS], *OTH
 def encode(path: Path, config: dict[str, Any]) -> int:
     """The first pass of `prepare`, where raw values are read; the second sees codes and numbers only. Returns rows."""
     resolved = parse_config(config, origin="the configuration")
-    source = ParquetSource([path])
+    source = ParquetSource(sorted(path.glob("*.parquet")) if path.is_dir() else [path])
     encoder = Encoder(resolved)
     return sum(encoder.encode(chunk).table.num_rows for chunk in source.chunks(resolved.columns))
 
@@ -239,6 +240,21 @@ def test_every_type_in_every_role_works_or_is_refused_by_name(
         except EmbankError as error:
             assert "'x'" in str(error), error
             assert str(path) in str(error), error
+    assert "panicked" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_parts_of_two_types(tmp_path: Path, role: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """As above, with a column that is of another type in the second part."""
+    chance = random.Random(role)
+    for _ in range(20):
+        for part, (dtype, values) in enumerate(chance.sample(EVERYTHING, 2)):
+            write(tmp_path / f"part-{part}.parquet", x=cycle(values, dtype))
+        try:
+            assert encode(tmp_path, {**BASE, **ROLES[role]}) == 2 * NUM_ROWS
+        except EmbankError as error:
+            assert "'x'" in str(error), error
+            assert str(tmp_path) in str(error), error
     assert "panicked" not in capfd.readouterr().err
 
 

@@ -62,7 +62,7 @@ class TimeReader:
         """Nan where a time is missing, can't be read, or is of another kind."""
         if raw.dtype == pl.String and self._kind in (_DATE, _ZONED):
             return _from_text(raw, zoned=self._kind == _ZONED)
-        if self._kind is None or _kind_of(raw, first=0) not in (self._kind, None):
+        if self._kind is None or _kind_of(raw, first=0) != self._kind:
             return np.full(len(raw), np.nan)
         return to_float64(_microseconds(raw) if raw.dtype.is_temporal() else raw)[0]
 
