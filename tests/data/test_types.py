@@ -352,6 +352,28 @@ def test_no_part_has_rows(tmp_path: Path) -> None:
         run(tmp_path / "log.parquet", tmp_path / "out")
 
 
+def test_parts_in_which_a_value_would_have_two_tokens(tmp_path: Path) -> None:
+    write(tmp_path / "in/1.parquet", x=cycle([1, 0], pa.int64()))
+    write(tmp_path / "in/2.parquet", x=cycle([D("1.00"), None], pa.decimal128(9, 2)))
+    write(tmp_path / "in/3.parquet", x=cycle(["1"], pa.string()))
+    run(tmp_path / "in", tmp_path / "out", categorical=["x"])
+    assert [token for token, _, _ in naive.read_vocabulary(tmp_path / "out", "x")[1:]] == ["1", None, "0"]
+    write(tmp_path / "in/4.parquet", x=cycle([True], pa.bool_()))
+    for number, role in enumerate(({"categorical": ["x"]}, {"hashed": ["x"]}, {"group": "x"})):
+        with pytest.raises(
+            DataError, match=r"4\.parquet, row 1: column 'x' holds booleans, and numbers at .*1\.parquet, row 1,"
+        ):
+            run(tmp_path / "in", tmp_path / f"out-{number}", **role)
+    run(tmp_path / "in", tmp_path / "numbers", numeric=["x"])  # true is the number 1
+    for first, second in ((pa.date32(), pa.timestamp("us")), (pa.timestamp("us"), pa.timestamp("us", "UTC"))):
+        for number, dtype in enumerate((first, second)):
+            write(
+                tmp_path / f"times/{number}.parquet", x=cycle([MOMENT if pa.types.is_timestamp(dtype) else DAY], dtype)
+            )
+        with pytest.raises(DataError, match=r"column 'x' holds timestamps.*, and (dates|timestamps) at"):
+            run(tmp_path / "times", tmp_path / "times-out", categorical=["x"])
+
+
 def test_a_part_that_lacks_a_column(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", x=cycle([5], pa.int64()), unused=cycle([5], pa.int64()))
     write(tmp_path / "b.parquet")

@@ -16,6 +16,7 @@ from embank.pipelines.data.numbers import check_float32, read_numeric, transform
 from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN
 from embank.pipelines.data.splits import TimeBounds, column_split, hash_split
 from embank.pipelines.data.stable_hash import hash_strings
+from embank.pipelines.data.token_kinds import TokenKinds
 from embank.pipelines.data.tokens import TokenIndex, as_bags, as_tokens, hashed_bags, hashed_tokens
 
 SPLIT_SPOOL = "__split"
@@ -45,6 +46,7 @@ class Encoder:
         self.schema = _spool_schema(config)
         self._config = config
         self._rule = LabelRule.build(config.label)
+        self._kinds = TokenKinds(_token_columns(config))
         self._num_rows = 0
 
     def encode(self, chunk: Chunk) -> Spooled:
@@ -54,6 +56,7 @@ class Encoder:
             DataError: a label, number, time or split value that can't be used, with its line.
         """
         chunk = with_nulls(chunk, self._config.null_values)
+        self._kinds.check(chunk)
         labels_N = self._rule.apply(chunk)
         columns: dict[str, pa.Array] = {LABEL_COLUMN: pa.array(labels_N)}
         columns |= self._codes(chunk)
@@ -113,6 +116,12 @@ class Encoder:
         if self.times is not None:
             self.times.add(kept[TIME_SPOOL].to_numpy())
         return Spooled(kept, num_dropped)
+
+
+def _token_columns(config: PrepareConfig) -> list[str]:
+    """Raw columns whose values are told apart by their tokens."""
+    keys = config.split.key if isinstance(config.split, HashSplit) else []
+    return [*config.features, *keys, *([] if config.group is None else [config.group])]
 
 
 def group_codes(chunk: Chunk, column: str) -> pa.Array:
