@@ -256,7 +256,6 @@ def test_pruned_ids_give_zeros_and_bytes_are_the_formula() -> None:
     assert method.address(kept)[0].tolist() == list(range(method.num_kept))
 
 
-@pytest.mark.parametrize("num", [300, 70_000])
 def test_a_search_that_is_interrupted_leaves_no_mask() -> None:
     tables = TableCollection([spec(budget=0.4)]).eval()
     before = lookup(tables, torch.arange(300))
@@ -269,6 +268,7 @@ def test_a_search_that_is_interrupted_leaves_no_mask() -> None:
     assert torch.equal(lookup(tables, torch.arange(300)), before)
 
 
+@pytest.mark.parametrize("num", [300, 70_000])
 def test_retraining_starts_from_the_initial_values_of_what_is_kept(num: int) -> None:
     tables = TableCollection([spec(num=num, budget=0.4)], seed=5)
     initial = tables.weights()["t"].clone()
