@@ -78,6 +78,10 @@ def test_cells_of_no_class(cells: Any, rules: Mapping[str, str], expected: str) 
     ("rules", "expected"),
     [
         ({"positive": "> yes"}, "label.positive is '> yes'; > compares numbers. Words are compared with == or !=."),
+        (
+            {"positive": ">= 1" + "0" * 5000},
+            f"label.positive is '>= 1{'0' * 112}...; the number is too large for any cell.",
+        ),
         ({"positive": "=="}, "label.positive is '=='; a rule is an operator"),
         ({"negative": "yes"}, "label.negative is 'yes'; a rule is an operator"),
         (

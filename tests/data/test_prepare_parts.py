@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tests.data import naive_prepare as naive
 
-from embank.pipelines.data.config import merge, parse_config, read_columns
+from embank.pipelines.data.config import PrepareConfig, merge, parse_config, read_columns
 from embank.pipelines.data.describe import describe, describe_folder
 from embank.pipelines.data.moments import Moments
 from embank.pipelines.data.prepare import prepare, prepare_from_cli
@@ -93,6 +93,16 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
         {"quote": None, "escape": "\\"},
         "escape is '\\\\' and quote is null: there is no quoted text to escape quotes in. Remove one",
     ),
+    ({"numeric": [["p"]]}, "numeric is [['p']]: it must be a mapping of keys to values."),
+    (
+        {"split": {"by": "ratio", "ratios": [float("nan"), 0.5, 0.5]}},
+        "split.ratios: ratios are [nan, 0.5, 0.5]; train, valid and",
+    ),
+    ({"separator": "a" * 5000}, f"separator is '{'a' * 116}...; it is one ASCII character."),
+    (
+        {"categorical": ["a" * 300]},
+        f"feature '{'a' * 116}... has a name of more than 200 bytes, too long for a file's; rename",
+    ),
     ({"row_group_rows": 0}, "row_group_rows is 0: input should be greater than or equal to 1."),
 ]
 
@@ -102,6 +112,48 @@ def test_bad_configuration(change: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config({**GOOD, **change}, origin="columns.yaml")
     assert str(caught.value).startswith(f"columns.yaml: {expected}")
+
+
+JUNK: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    10**30,
+    2**64,
+    float("nan"),
+    float("inf"),
+    "",
+    "a",
+    "\0",
+    [],
+    [None],
+    [1],
+    [[1]],
+    ["a", "a"],
+]
+JUNK += [
+    {},
+    {"a": 1},
+    {"a": None},
+    {1: 2},
+    {"by": "time"},
+    {"by": "hash", "seed": -5},
+    {"column": 3},
+    b"x",
+    (1, 2),
+    object(),
+]
+
+
+@pytest.mark.parametrize("key", sorted(PrepareConfig.model_fields))
+def test_any_value_of_a_key_is_taken_or_refused_in_our_words(key: str) -> None:
+    for value in JUNK:
+        try:
+            parse_config({**GOOD, key: value}, origin="columns.yaml")
+        except ConfigError as error:
+            assert str(error).startswith("columns.yaml: ")
+            assert "instance of" not in str(error)
 
 
 def test_configuration_files(tmp_path: Path) -> None:

@@ -39,6 +39,11 @@ def shortened(text: str, *, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
+def shown(value: object) -> str:
+    """A value as messages show it, in quotes where it is text, cut when it is very long."""
+    return shortened(repr(value), most=120)
+
+
 def human_bytes(count: float) -> str:
     """1536 -> '1.5 KiB'; one decimal below a hundred, none above and none for single bytes."""
     unit = "B"

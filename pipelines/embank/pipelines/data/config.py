@@ -17,10 +17,11 @@ from embank.pipelines.data.schema import DEFAULT_ROW_GROUP_ROWS, GROUP_COLUMN, L
 from embank.tables.errors import ConfigError
 from embank.tables.scalars import plain
 from embank.tables.validation import problem_in_words
-from embank.tables.wording import did_you_mean, listing
+from embank.tables.wording import did_you_mean, listing, shown
 from embank.tables.yaml_text import read_yaml
 
 Transform = Literal["none", "log1p", "standard", "log_squared"]
+_MAX_NAME_BYTES = 200
 Missing = Literal["zero", "mean", "indicator"]
 
 
@@ -64,7 +65,7 @@ class _RatioConfig(_Model):
     def _check_ratios(cls, ratios: Any) -> Any:
         if not isinstance(ratios, list) or not all(type(ratio) in (int, float) for ratio in ratios):
             raise ValueError("ratios are three numbers, such as [0.8, 0.1, 0.1]")
-        if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
+        if len(ratios) != 3 or min(ratios) <= 0 or not abs(sum(ratios) - 1) <= 1e-6:
             raise ValueError(
                 f"ratios are {ratios}; train, valid and test each need a positive share and together 1, "
                 "such as [0.8, 0.1, 0.1]"
@@ -143,7 +144,7 @@ class PrepareConfig(_Model):
     @classmethod
     def _numeric_in_short(cls, value: Any) -> Any:
         if isinstance(value, list):
-            return {name: {} for name in value}
+            return {name: {} for name in value} if all(isinstance(name, str) for name in value) else value
         if isinstance(value, dict):
             return {name: {"transform": kind} if isinstance(kind, str) else kind for name, kind in value.items()}
         return value
@@ -225,6 +226,8 @@ def _feature_problem(config: PrepareConfig) -> str | None:
     if config.label.column in names:
         return f"the label column {config.label.column!r} is also a feature, which leaks the answer; remove it there"
     for name in names:
+        if len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
+            return f"feature {shown(name)} has a name of more than {_MAX_NAME_BYTES} bytes, too long for a file's; rename the column"
         if name in (LABEL_COLUMN, GROUP_COLUMN):
             return f"a feature can't be called {name!r}, a name that prepared files use themselves; rename the column"
         if name.startswith("__"):
@@ -253,7 +256,7 @@ def _count_problem(config: PrepareConfig) -> str | None:
 def _text_problem(config: PrepareConfig) -> str | None:
     for key, value in (("separator", config.separator), ("quote", config.quote), ("escape", config.escape)):
         if value is not None and (len(value) != 1 or not value.isascii() or value in "\r\n"):
-            return f"{key} is {value!r}; it is one ASCII character"
+            return f"{key} is {shown(value)}; it is one ASCII character"
     if config.separator is not None and config.separator == config.quote:
         return f"separator and quote are both {config.quote!r}; they must differ"
     if config.escape is not None and config.quote is None:
@@ -321,7 +324,7 @@ def _explain(error: ValidationError) -> str:
     if where[:1] == ["numeric"] and where[-1] == "transform":
         del where[-1]  # `price: log1p` is short for `price: {transform: log1p}`
     if where[-1:] == ["[key]"]:
-        return f"{'.'.join(where[:-2])} has the key {found['input']!r}: {problem_in_words(found)}."
+        return f"{'.'.join(where[:-2])} has the key {shown(found['input'])}: {problem_in_words(found)}."
     path = ".".join(part for part in where if part not in ("int", "dict[str,int]"))
     kind = found["type"]
     if kind == "extra_forbidden":
@@ -335,7 +338,7 @@ def _explain(error: ValidationError) -> str:
         return f"{path}: {message}" if path else message
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return f"split.by must be one of hash, ratio, time, column, not {_tag(found)}."
-    return f"{path} is {found['input']!r}: {problem_in_words(found)}."
+    return f"{path} is {shown(found['input'])}: {problem_in_words(found)}."
 
 
 def _tag(found: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from embank.pipelines.data.config import LabelConfig
 from embank.pipelines.data.formats.base import Chunk
 from embank.pipelines.data.numbers import number_column, to_float64
 from embank.tables.errors import ConfigError, DataError
+from embank.tables.wording import shortened, shown
 
 _RULE = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(.*?)\s*", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -53,6 +55,8 @@ class Rule:
             )
         operator, operand = match[1], match[2]
         number = float(operand) if _NUMBER.fullmatch(operand) else None
+        if number is not None and math.isinf(number):
+            raise ConfigError(f"{key} is {shown(text)}; the number is too large for any cell. Give a smaller one.")
         if number is None and operator not in ("==", "!="):
             raise ConfigError(f"{key} is {text!r}; {operator} compares numbers. Words are compared with == or !=.")
         return cls(operator=operator, number=number, word=operand)
@@ -168,7 +172,7 @@ def _require(good_N: Mask, chunk: Chunk, raw: pl.Series, what: str) -> None:
         return
     row = int(np.argmin(good_N))
     value = raw[row]
-    shown = "is missing" if value is None else f"is {value!r}"
+    fact = "is missing" if value is None else f"is {shown(value)}"
     is_word = isinstance(value, str) and not _NUMBER.fullmatch(value)
-    rule = f'`positive: "== {value}"`' if is_word else '`positive: ">= 4"`'
-    raise DataError(f"{chunk.where(row)}: label {raw.name!r} {shown}: {what.replace('{rule}', rule)}.")
+    rule = f'`positive: "== {shortened(str(value))}"`' if is_word else '`positive: ">= 4"`'
+    raise DataError(f"{chunk.where(row)}: label {raw.name!r} {fact}: {what.replace('{rule}', rule)}.")

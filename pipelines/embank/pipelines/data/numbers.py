@@ -9,6 +9,7 @@ import polars as pl
 from embank.pipelines.data.formats.base import Chunk
 from embank.pipelines.data.nulls import NULLS_OF_NUMBERS
 from embank.tables.errors import DataError
+from embank.tables.wording import shown
 
 Floats = npt.NDArray[np.float64]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -60,7 +61,7 @@ def read_numeric(chunk: Chunk, name: str) -> Floats:
             else "it is no number; mend the cell, leave it empty if missing, name it under null_values if it means so, or list the column "
             "under categorical"
         )
-        raise DataError(f"{chunk.where(row)}: column {name!r} is {raw[row]!r}: {cure}.")
+        raise DataError(f"{chunk.where(row)}: column {name!r} is {shown(raw[row])}: {cure}.")
     return values_N
 
 
@@ -87,6 +88,6 @@ def check_float32(values_N: Floats, chunk: Chunk, name: str) -> None:
     if too_large_N.any():
         row = int(np.argmax(too_large_N))
         raise DataError(
-            f"{chunk.where(row)}: column {name!r} is {chunk.frame[name][row]!r}, beyond 32-bit floats. "
+            f"{chunk.where(row)}: column {name!r} is {shown(chunk.frame[name][row])}, beyond 32-bit floats. "
             "Use the transform log1p, or mend the cell."
         )

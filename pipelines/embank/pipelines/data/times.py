@@ -13,6 +13,7 @@ import polars as pl
 from embank.pipelines.data.formats.base import Chunk
 from embank.pipelines.data.numbers import to_float64
 from embank.tables.errors import DataError
+from embank.tables.wording import shown
 
 NO_TIME = -np.inf
 """Of a row whose time is missing: before all others."""
@@ -78,7 +79,7 @@ class TimeReader:
                 expected += "; times with an offset and times without one have no order"
             else:
                 expected += "; there is no such day or hour"
-        return f"{chunk.where(row)}: time column {self._column!r} is {value!r}: expected {expected}. Mend or delete the row."
+        return f"{chunk.where(row)}: time column {self._column!r} is {shown(value)}: expected {expected}. Mend or delete the row."
 
 
 def _kind_of(raw: pl.Series, *, first: int) -> str | None:
