@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from embank.pipelines.data.prepare import prepare
+from embank.pipelines.training import readiness
 from embank.pipelines.training.config import parse_config
 from embank.pipelines.training.evaluation import evaluate_run
 from embank.pipelines.training.reporter import Reporter
@@ -16,6 +17,7 @@ from embank.pipelines.training.run_folder import RunFolder
 from embank.pipelines.training.trainer import InterruptedRunError, Trainer
 from embank.tables import BudgetError, CheckpointError, ConfigError, DataError
 from tests.data.test_integrity import CONFIG, swap, write_log
+from tests.faults.place import contents
 from tests.training.runs import config, timeless, train, write_data
 from tests.training.test_resume import StopAt
 
@@ -71,6 +73,21 @@ def test_a_lock_of_a_killed_run_makes_no_file_ours(data: Path, tmp_path: Path, n
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
         train(data, tmp_path / "mine")
     assert mine.read_text() == "mine"
+
+
+def test_a_run_that_another_process_made_in_the_meantime_is_kept(
+    data: Path, stopped: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the first look at the folder and the lock there is the check of the data, which may take minutes."""
+    place = tmp_path / "new"
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        shutil.copytree(stopped.path, place)
+
+    monkeypatch.setattr(readiness, "verify_prepared", slow)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(data, place)
+    assert contents(place) == contents(stopped.path)
 
 
 def test_a_run_that_fails_early_leaves_what_it_found(data: Path, tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ class SweepFolder:
             self._refuse_used()
         cases = list(dict.fromkeys([*earlier, *plan.cases()]))
         with hold_lock(self.path):
+            if not resume:
+                self._refuse_used()  # another process may have been here since
             record = {
                 "methods": list(plan.methods),
                 "budgets": list(plan.budgets),

@@ -109,17 +109,22 @@ class RunFolder:
         return self.environment, self.config
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, begins: bool = True) -> Iterator[None]:
         """Keeps a second process out of the folder for as long as the context lasts; creates the folder if need be.
 
         If nothing has become a run by then, what this process made is removed again; what was there before stays.
 
+        Args:
+            begins: a run is to begin here, so that there must be none: another process may have made one since that was last looked at.
+
         Raises:
-            ConfigError: another process trains here, or the folder can't be written.
+            ConfigError: another process trains or has trained here, or the folder can't be written.
             WorkError: the disk is full.
         """
         is_new = not self.path.exists()
         with hold_lock(self.path):
+            if begins:
+                self.refuse_used()
             try:
                 yield
             finally:

@@ -94,18 +94,18 @@ class Trainer:
         if done is not None:
             return done
         with self.processes.together():
-            lock = self._lock()
+            lock = self._lock(begins=not resume)
         with lock:
             self._restore()
             if not resume and self.processes.is_first:
                 self.run.create(plain, fingerprint=self.schema.fingerprint, content=self.content)
             return self._run()
 
-    def _lock(self) -> ExitStack:
+    def _lock(self, *, begins: bool) -> ExitStack:
         """The run directory, locked by the first process."""
         with ExitStack() as stack:
             if self.processes.is_first:
-                stack.enter_context(self.run.lock())
+                stack.enter_context(self.run.lock(begins=begins))
             return stack.pop_all()
 
     def _run(self) -> dict[str, Any]:
