@@ -95,6 +95,7 @@ def test_a_refusal_of_the_system_names_the_file(capsys: pytest.CaptureFixture[st
     assert ended(full, capsys) == (1, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_prepare_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
     log = tmp_path / "log.csv"

@@ -19,6 +19,8 @@ COUNTS = {
     "fuzzed_yaml": 12,
 }
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:

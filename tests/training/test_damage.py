@@ -21,6 +21,8 @@ from tests.faults.place import contents
 from tests.training.runs import config, timeless, train, write_data
 from tests.training.test_resume import StopAt
 
+pytestmark = pytest.mark.slow
+
 
 class Notes(Reporter):
     def __init__(self) -> None:
