@@ -15,8 +15,10 @@ from embank.ctr_models import MODELS
 from embank.pipelines.cli.main import evaluate as evaluate_command
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import VOCAB_FOLDER, Schema
+from embank.pipelines.diagnosis.diagnose import diagnose_run
 from embank.pipelines.training import evaluation
 from embank.pipelines.training.bundle import load_model
+from embank.pipelines.training.config import load_config
 from embank.pipelines.training.evaluation import best_model, evaluate_bundle, evaluate_run, evaluate_saved
 from embank.pipelines.training.export import export_run
 from embank.pipelines.training.inspection import inspect_run, inspect_saved
@@ -113,6 +115,16 @@ def test_bundles_that_can_not_be_scored(shipped: Path, data: Path, tmp_path: Pat
             use()
     with pytest.raises(CheckpointError, match="holds no run and no bundle; give what `embank train --out` or"):
         evaluate_saved(tmp_path, data=data, split="test")
+
+
+def test_paths_may_be_text(run: Path, data: Path, tmp_path: Path) -> None:
+    bundle = export_run(str(run), out=f"{tmp_path}/shipped")
+    assert inspect_saved(str(run), data=str(data))["total"] == inspect_run(run)["total"]
+    assert inspect_saved(f"{tmp_path}/shipped")["tables"]
+    figures = [evaluate_saved(str(path), data=str(data), split="valid")["auc"] for path in (run, bundle.path)]
+    assert figures[0] == pytest.approx(figures[1], abs=1e-6)
+    assert diagnose_run(str(run), data=str(data), out=f"{tmp_path}/diagnosis").files
+    assert load_config(str(run / "config.yaml")) == load_config(run / "config.yaml")
 
 
 def test_figures_that_can_not_be_recorded(
