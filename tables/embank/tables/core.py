@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from embank.tables.casts import keeping_types
 from embank.tables.copying import reduced
 from embank.tables.errors import ConfigError
-from embank.tables.features import output_key
+from embank.tables.features import output_key, refuse_bad_names
 from embank.tables.held_bytes import distinct_nbytes
 from embank.tables.held_rows import settled_copies
 from embank.tables.method import Method, PackedTable, build_method
@@ -94,7 +94,7 @@ class Tables(nn.Module, ABC):
         self.optimizer = optimizer or RowOptimizer()
         self.tier = tier or RowTier()
         self.tier.refuse_missing_device()
-        self._refuse_bad_names()
+        refuse_bad_names(self.specs, owner=type(self).__name__)
         self.methods = NamedModules({spec.name: build_method(spec, seed=seed) for spec in self.specs}).to(self.device)
         self.is_accompanied = any(needs_company(method) for method in self.built_methods())
         refuse_differing(list(self.built_methods()))
@@ -171,17 +171,6 @@ class Tables(nn.Module, ABC):
         for method in self.methods:
             assert isinstance(method, Method)
             yield method
-
-    def _refuse_bad_names(self) -> None:
-        if not self.specs:
-            raise ConfigError(f"a {type(self).__name__} needs at least one TableSpec")
-        names = [spec.name for spec in self.specs]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"two tables are named '{name}'; names must be unique in a collection")
-        for feature in {f for spec in self.specs for f in spec.feature_names}:
-            if "@" in feature:
-                raise ConfigError(f"feature '{feature}' has '@' in its name, which is reserved; rename it")
 
     def _key(self, spec: TableSpec, feature: str) -> str:
         return output_key(spec, feature, specs=self.specs)
@@ -300,7 +289,7 @@ class Tables(nn.Module, ABC):
         """What methods add to the loss of the training pass that has just run, to be asked for once; None if nothing.
 
         A backward pass takes it along by itself, with weight 1, unless it was asked for. Ask for it and add it to the loss to see it,
-        or where the loss is scaled (mixed precision, accumulation over micro-batches).
+        or where the loss is scaled (accumulation over micro-batches).
         """
         loss = self.training_state.take_loss()
         return summed_losses(self) if loss is None else loss

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 
-from embank.tables.errors import DataError
+from embank.tables.errors import ConfigError, DataError
 from embank.tables.specs import TableSpec
 from embank.tables.wording import nearest_or_all
 
@@ -135,6 +135,19 @@ def output_key(spec: TableSpec, feature: str, *, specs: Sequence[TableSpec]) -> 
     """The output's key of a feature in a table: "feature@table" where several tables look the feature up."""
     shared = sum(feature in other.feature_names for other in specs) > 1
     return f"{feature}@{spec.name}" if shared else feature
+
+
+def refuse_bad_names(specs: Sequence[TableSpec], *, owner: str) -> None:
+    """Raises ConfigError if there is no table, if two have one name, or if a feature's name is one that outputs need."""
+    if not specs:
+        raise ConfigError(f"a {owner} needs at least one TableSpec")
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two tables are named '{name}'; names must be unique in a collection")
+    for feature in {f for spec in specs for f in spec.feature_names}:
+        if "@" in feature:
+            raise ConfigError(f"feature '{feature}' has '@' in its name, which is reserved; rename it")
 
 
 def bag_configs(specs: Sequence[TableSpec]) -> list[EmbeddingBagConfig]:
