@@ -130,7 +130,7 @@ def test_mask_of_shards_is_that_of_the_whole() -> None:
 def test_floor_and_bad_options() -> None:
     with pytest.raises(BudgetError, match="method 'pep' needs one entry and its place, 14 bytes, so its floor is"):
         build_method(spec(budget=1e-4))
-    with pytest.raises(ConfigError, match="no granularity 'row'; use 'table' or 'dimension'"):
+    with pytest.raises(ConfigError, match="granularity 'row'; it must be 'table' or 'dimension'"):
         PepConfig(granularity="row")
     with pytest.raises(ConfigError, match="initial_share is 0"):
         PepConfig(initial_share=0)

@@ -50,8 +50,6 @@ class PepConfig:
 
     def __post_init__(self) -> None:
         refuse_wrong_types(self)
-        if self.granularity not in ("table", "dimension"):
-            raise ConfigError(f"there is no granularity '{self.granularity}'; use 'table' or 'dimension'")
         if self.initial_share <= 0 or self.pull < 0:
             raise ConfigError(
                 f"initial_share is {self.initial_share} and pull {self.pull}; give a positive share and a pull of 0 or more"
