@@ -234,3 +234,37 @@ def test_published_layouts_have_a_dialect_of_their_own(tmp_path: Path) -> None:
             ConfigError, match=rf"^{key} is .*, but format 'criteo' has separators and quotes of its own\. Remove"
         ):
             prepare({key: value}, [tmp_path / "train.txt"], tmp_path / "out", format="criteo")
+
+
+UNQUOTED_ROWS = [
+    ("1\tplain\ta1", ("1", "plain", "a1")),
+    ("0\ttwo\\\tcells\ta2", ("0", "two\tcells", "a2")),
+    ("0\ttwo\\\nlines\ta3", ("0", "two\nlines", "a3")),
+    (r"1	by\tletters\nC:\\new\\\\	\N", ("1", "by\tletters\nC:\\new\\\\", "\\N")),
+    (r'0	say "hi\d"	a5\\', ("0", 'say "hi\\d"', "a5\\")),
+]
+
+
+@pytest.mark.parametrize("block_bytes", [16, 2**20])
+def test_escapes_without_quotes(log: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    monkeypatch.setattr(text, "BLOCK_BYTES", block_bytes)
+    lines, rows = [line for line, _ in UNQUOTED_ROWS], [row for _, row in UNQUOTED_ROWS]
+    content = HEADER.replace(",", "\t") + "".join(line + "\n" for line in lines)
+    assert read(log, content, tsv=True, quote=None, escape="\\") == rows
+    message = refusal(log, content + "1\tx\\\ty\n", tsv=True, quote=None, escape="\\")
+    assert message.startswith("log.csv, line 8: the line has 2 cells, but 3 are expected")
+    message = refusal(log, content + "1\t\x1d\\\\\ty\n", tsv=True, quote=None, escape="\\")
+    assert message.startswith("log.csv holds the control character 0x1D")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_escaped_cells_come_back(log: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    rng = random.Random(seed)
+    monkeypatch.setattr(text, "BLOCK_BYTES", rng.choice([7, 40, 2**20]))
+    rows = [
+        (str(number % 2), *("".join(rng.choices('a\\,\n"tn', k=rng.randrange(6))).strip() for _ in range(2)))
+        for number in range(12)
+    ]
+    cells = [[cell.replace("\\", "\\\\").replace(",", "\\,").replace("\n", "\\\n") for cell in row] for row in rows]
+    content = HEADER + "".join(",".join(row) + "\n" for row in cells)
+    assert read(log, content, quote=None, escape="\\") == [tuple(cell or None for cell in row) for row in rows]

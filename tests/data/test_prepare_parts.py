@@ -89,10 +89,6 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"min_count": True}, "min_count is True: input should be a valid integer."),
     ({"catalogue": ["a"]}, "unknown key 'catalogue'. Known keys here: label, categorical,"),
     ({"escape": "ab"}, "escape is 'ab'; it is one ASCII character."),
-    (
-        {"quote": None, "escape": "\\"},
-        "escape is '\\\\' and quote is null: there is no quoted text to escape quotes in. Remove one",
-    ),
     ({"numeric": [["p"]]}, "numeric is [['p']]: it must be a mapping of keys to values."),
     (
         {"split": {"by": "ratio", "ratios": [float("nan"), 0.5, 0.5]}},

@@ -259,8 +259,6 @@ def _text_problem(config: PrepareConfig) -> str | None:
             return f"{key} is {shown(value)}; it is one ASCII character"
     if config.separator is not None and config.separator == config.quote:
         return f"separator and quote are both {config.quote!r}; they must differ"
-    if config.escape is not None and config.quote is None:
-        return f"escape is {config.escape!r} and quote is null: there is no quoted text to escape quotes in. Remove one of the two"
     if config.escape is not None and config.escape == (config.separator or ","):
         return f"escape and separator are both {config.escape!r}; they must differ"
     empty = [name for name, separator in config.multivalued.items() if separator == ""]

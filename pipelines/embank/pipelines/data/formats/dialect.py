@@ -27,6 +27,7 @@ class Dialect:
         quote: one character, or None when quotes have no meaning.
         escape: how a quote inside a quoted cell is written: None doubled, where what may be another dialect is refused;
             the quote itself: doubled, stated by the user, so nothing is in doubt; another character: it stands before the quote.
+            Without quotes: the character before separators and line ends that belong to a cell.
     """
 
     separator: str
@@ -37,6 +38,16 @@ class Dialect:
     def has_escapes(self) -> bool:
         """Whether a character other than the quote escapes."""
         return self.quote is not None and self.escape not in (None, self.quote)
+
+    @property
+    def escapes_alone(self) -> bool:
+        """Whether cells are not quoted but escaped, see `unquoted`."""
+        return self.quote is None and self.escape is not None
+
+    @property
+    def plain(self) -> Dialect:
+        """The dialect without escapes where cells are escaped alone."""
+        return Dialect(separator=self.separator) if self.escapes_alone else self
 
     @property
     def doubled(self) -> Dialect:
@@ -52,8 +63,11 @@ class Dialect:
         return at_Q[~_behind(bytes_B, at_Q, self.escape)] if self.has_escapes else at_Q
 
     def line_ends(self, data: bytes) -> Positions:
-        """Positions of the line feeds that end rows: those outside quotes."""
-        ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == _NEWLINE)
+        """Positions of the line feeds that end rows: those outside quotes, and not escaped where cells are escaped alone."""
+        bytes_B = np.frombuffer(data, dtype=np.uint8)
+        ends = np.flatnonzero(bytes_B == _NEWLINE)
+        if self.escapes_alone:
+            return ends[~_behind(bytes_B, ends, self.escape)]
         at_Q = self.quotes(data)
         return ends[~_inside(at_Q, ends)] if at_Q.size else ends
 
@@ -68,6 +82,9 @@ class Dialect:
 
     def last_end(self, data: bytes) -> int:
         """Length of the longest prefix of whole rows."""
+        if self.escapes_alone:
+            ends = self.line_ends(data)
+            return int(ends[-1]) + 1 if ends.size else 0
         at_Q, end = self.quotes(data), len(data)
         while True:
             end = data.rfind(b"\n", 0, end)
@@ -83,18 +100,18 @@ def _inside(at_Q: Positions, where: Positions) -> npt.NDArray[np.bool_]:
 
 
 def _behind(bytes_B: Bytes, at_Q: Positions, escape: str | None) -> npt.NDArray[np.bool_]:
-    """Which quotes stand behind an odd number of escape characters: an even number escapes itself."""
+    """Which positions stand right behind an odd number of escape characters: an even number escapes itself."""
     behind = np.zeros(len(at_Q), dtype=np.bool_)
     if escape is None:
         return behind
-    at_E, index_E = _runs(bytes_B, escape)
+    at_E, index_E = runs_of(bytes_B, escape)
     if at_E.size:
         found = np.minimum(np.searchsorted(at_E, at_Q - 1), len(at_E) - 1)
         behind = (at_E[found] == at_Q - 1) & (index_E[found] % 2 == 0)
     return behind
 
 
-def _runs(bytes_B: Bytes, character: str) -> tuple[Positions, Positions]:
+def runs_of(bytes_B: Bytes, character: str) -> tuple[Positions, Positions]:
     """Positions of a character, and the place of each in its run of neighbours (0 the first)."""
     at_E = np.flatnonzero(bytes_B == ord(character))
     starts = np.flatnonzero(np.diff(at_E, prepend=-2) != 1)
@@ -115,7 +132,7 @@ def doubled_quotes(data: bytes, dialect: Dialect) -> tuple[bytes, int | None]:
         return data, None
     assert dialect.quote is not None
     bytes_B = np.frombuffer(data, dtype=np.uint8)
-    at_E, index_E = _runs(bytes_B, dialect.escape)
+    at_E, index_E = runs_of(bytes_B, dialect.escape)
     inside_E = _inside(dialect.quotes(data), at_E)
     following_E = np.append(bytes_B[1:], _NEWLINE)[at_E]
     escapes_E = index_E % 2 == 0

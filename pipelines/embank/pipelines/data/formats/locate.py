@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -82,7 +83,9 @@ def _problem(words: str, dialect: Dialect, columns: Sequence[str]) -> str | None
 
 
 def _num_cells(words: str, dialect: Dialect) -> int:
-    """One more than the separators outside quotes."""
+    """One more than the separators that are not quoted or escaped."""
+    if dialect.escapes_alone:
+        words = re.sub(re.escape(str(dialect.escape)) + ".", "", words, flags=re.DOTALL)
     if dialect.quote is None:
         return words.count(dialect.separator) + 1
     return 1 + sum(outside.count(dialect.separator) for outside in words.split(dialect.quote)[::2])

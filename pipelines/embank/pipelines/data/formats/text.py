@@ -23,6 +23,7 @@ from embank.pipelines.data.formats.blocks import BLOCK_BYTES, Block, file_bytes,
 from embank.pipelines.data.formats.dialect import Dialect, doubled_quotes
 from embank.pipelines.data.formats.header import Header
 from embank.pipelines.data.formats.misquoted import check_quotes, misplaced
+from embank.pipelines.data.formats.unquoted import with_their_characters, without_escapes
 from embank.tables.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -136,15 +137,18 @@ def parse_block(block: Block, header: Sequence[str], columns: Sequence[str], lay
     dialect = layout.dialect.doubled
     check_quotes(block.path, block.data, block.first_line, dialect, len(header))
     refuse = partial(locate.raise_structure, block, dialect=dialect, columns=header, cure=layout.cure)
+    data = without_escapes(block.data, dialect, block.path) if dialect.escapes_alone else block.data
     try:
-        frame = _parse(block.data, header, dialect)
+        frame = _parse(data, header, dialect)
     except (pl.exceptions.PolarsError, ValueError):
         refuse()
-    if not _is_regular(block.data, frame.height, len(header), dialect):
+    if not _is_regular(data, frame.height, len(header), dialect.plain):
         refuse()
     frame = frame.select(columns)
-    quoted = dialect.quote is not None and dialect.quote.encode() in block.data
-    if quoted or _has_spaces(block.data, dialect):
+    if data is not block.data:
+        frame = with_their_characters(frame, dialect)
+    quoted = dialect.quote is not None and dialect.quote.encode() in data
+    if quoted or data is not block.data or _has_spaces(data, dialect):
         frame = trimmed(frame)
     return Chunk(frame=frame, where=_Where(block, dialect), num_bytes=block.num_bytes, path=block.path)
 
@@ -224,9 +228,10 @@ def read_header(path: Path, layout: TextLayout) -> Header | None:
     row = _plain(replace(block, data=block.data[:end]), layout)
     if not row.data.strip():
         raise DataError(f"{path}, line 1: the line is empty, and should hold the names of the columns. Delete it.")
-    numbers = [str(number) for number in range(dialect.num_separators(row.data) + 1)]
-    cells = parse_block(row, numbers, numbers, layout).frame.row(0)
-    return Header.of(path, ["" if cell is None else str(cell) for cell in cells], required=layout.required)
+    cells = without_escapes(row.data, dialect, path) if dialect.escapes_alone else row.data
+    numbers = [str(number) for number in range(dialect.num_separators(cells) + 1)]
+    names = parse_block(row, numbers, numbers, layout).frame.row(0)
+    return Header.of(path, ["" if name is None else str(name) for name in names], required=layout.required)
 
 
 def _header(path: Path, layout: TextLayout) -> Header | None:
