@@ -112,6 +112,7 @@ def test_copies_go_on_as_the_original(backend: str, through: Callable[[nn.Module
         rows = RowOptimizer(name="adam" if backend == "torch" else "adagrad", lr=0.1)
         tables = TableCollection(specs(method), backend=backend, optimizer=rows, seed=3)
         tables.begin(num_steps=6)
+        tables.set_lr(0.03)
         train(tables, first=0, last=3)
         model = nn.ModuleDict({"tables": tables, "network": nn.Linear(12, 1)}).eval()
         copied = through(model)["tables"]
@@ -122,6 +123,15 @@ def test_copies_go_on_as_the_original(backend: str, through: Callable[[nn.Module
         assert_equal(kept, state(copied))
         train(copied.train(), first=3, last=6)
         assert_equal(state(tables), state(copied))
+
+
+def test_copies_of_frozen_tables_are_frozen() -> None:
+    tables = TableCollection(specs("full"))
+    tables.requires_grad_(False)
+    copied = through_pickle(tables)
+    before = state(copied)
+    (copied(batch(0)).values() * torch.ones(12, requires_grad=True)).sum().backward()
+    assert_equal(before, state(copied))
 
 
 def test_sequences_and_streams_are_copied() -> None:

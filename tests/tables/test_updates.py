@@ -193,6 +193,12 @@ def test_an_optimizer_for_the_backward_pass_is_refused(backend: str, cls: type[T
         _apply_optimizer_in_backward(torch.optim.SGD, nn.ModuleList([tables]).parameters(), {"lr": 0.1})
 
 
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.9), (float("nan"), 0.9), (0.9,)])
+def test_decay_rates_out_of_range(betas: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="give two numbers from 0 to below 1"):
+        RowOptimizer(name="adam", betas=betas)
+
+
 def test_a_learning_rate_that_is_no_number() -> None:
     for backend in BACKENDS:
         tables = collection(backend)

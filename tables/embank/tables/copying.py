@@ -29,7 +29,12 @@ def reduced(tables: "Tables") -> tuple[Any, ...]:
             f"tables on the disk tier can't be copied or pickled: their rows are files of this process, in '{tables.tier.directory}'. {cure}"
         )
     state = {name: value.clone() for name, value in tables.state_dict().items()}
-    facts = {"training": tables.training, "training_state": tables.training_state.facts()}
+    facts = {
+        "training": tables.training,
+        "training_state": tables.training_state.facts(),
+        "lr": tables.lr,
+        "rows_learn": tables.rows_learn,
+    }
     return _restored, (type(tables), tables.specs, tables.arguments, state, facts)
 
 
@@ -45,4 +50,6 @@ def _restored(
     tables.load_state_dict(state)
     tables.train(facts["training"])
     tables.training_state.restore(facts["training_state"])
+    tables.set_lr(facts["lr"])
+    tables.rows_learn = facts["rows_learn"]
     return tables

@@ -92,6 +92,7 @@ class Tables(nn.Module, ABC):
         self.seed = seed
         self.backend = backend
         self.optimizer = optimizer or RowOptimizer()
+        self.lr = self.optimizer.lr  # see `set_lr`
         self.tier = tier or RowTier()
         self.tier.refuse_missing_device()
         refuse_bad_names(self.specs, owner=type(self).__name__)
@@ -306,6 +307,7 @@ class Tables(nn.Module, ABC):
             ConfigError: it is negative or not finite.
         """
         refuse_bad_lr(lr)
+        self.lr = lr
         for rows in self.row_stores():
             rows.set_lr(lr)
 

@@ -46,6 +46,8 @@ class RowOptimizer:
         refuse_bad_lr(self.lr)
         if not 0 <= self.eps < float("inf"):
             raise ConfigError(f"the rows' eps is {self.eps}; it must be finite and 0 or more")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"the rows' betas are {self.betas}; give two numbers from 0 to below 1")
 
 
 def refuse_bad_lr(lr: float) -> None:
