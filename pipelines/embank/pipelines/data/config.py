@@ -120,7 +120,8 @@ class PrepareConfig(_Model):
         group: column whose values group rows for the group AUC.
         separator, quote: of CSV and TSV input, one character each; `quote: null` for files without quoting.
         escape: how a quote inside a quoted cell is written: behind this character (a backslash in files of Spark and MySQL), or doubled
-            where it is the quote itself. None: doubled, and what may be another dialect is refused.
+            where it is the quote itself. None: doubled, and what may be another dialect is refused. With `quote: null`, the character
+            before separators and line ends that belong to a cell.
         null_values: spellings of a missing value besides the empty cell, in all columns. In numeric ones, those of
             `embank.pipelines.data.nulls` count as well.
         row_group_rows: rows per Parquet row group of the output.
