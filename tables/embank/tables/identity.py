@@ -6,7 +6,7 @@ Rows by themselves say nothing: the same numbers under another hash, another num
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,12 +66,12 @@ def table_identity(method: Method) -> dict[str, Any]:
     `addresses` is a digest of the rows of a few ids: it tells of what options don't, such as the counts that decide which ids have
     rows of their own.
     """
-    spec = method.spec
+    spec, options = method.spec, method.options()
     facts = {
         "method": spec.method,
         "num_embeddings": spec.num_embeddings,
         "embedding_dim": spec.embedding_dim,
-        "options": asdict(method.options()),
+        "options": asdict(options) if is_dataclass(type(options)) else vars(options),
         "budget": spec.budget,
         "stage": spec.stage,
         "found": {name: _digest([value]) for name, value in spec.found.items()},
