@@ -374,6 +374,24 @@ def test_parts_in_which_a_value_would_have_two_tokens(tmp_path: Path) -> None:
             run(tmp_path / "times", tmp_path / "times-out", categorical=["x"])
 
 
+def test_ids_that_are_rounded_floats(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As pandas makes them of 64-bit integers with a missing value."""
+    columns = {
+        "x": cycle([2.0**53, 1.0, float("inf")], pa.float64()),
+        "y": cycle([[2.0**24], None], pa.list_(pa.float32())),
+        "z": cycle([2.0**53 - 1, float("inf"), None], pa.float64()),
+    }
+    write(tmp_path / "log.parquet", **columns)
+    run(tmp_path / "log.parquet", tmp_path / "out", categorical=["x", "z"], multivalued={"y": None}, numeric=[])
+    lines = [record.getMessage().split(",")[0] for record in caplog.records if "not exact" in record.getMessage()]
+    assert lines == [f"column '{name}' holds floats of 2**{bits} and more" for name, bits in (("x", 53), ("y", 24))]
+    assert [token for token, _, _ in naive.read_vocabulary(tmp_path / "out", "x")[1:]] == [
+        "9007199254740992",
+        "1",
+        "inf",
+    ]
+
+
 def test_a_part_that_lacks_a_column(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", x=cycle([5], pa.int64()), unused=cycle([5], pa.int64()))
     write(tmp_path / "b.parquet")

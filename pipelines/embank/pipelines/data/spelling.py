@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from polars._typing import PolarsDataType
 
-_WHOLE_BITS: dict[pl.DataType, int] = {pl.Float16(): 11, pl.Float32(): 24, pl.Float64(): 53}
+WHOLE_BITS: dict[pl.DataType, int] = {pl.Float16(): 11, pl.Float32(): 24, pl.Float64(): 53}
 """Floats of this many bits or more are all whole numbers, and not every whole number is one of them."""
 
 _AS_POLARS = (pl.Boolean, pl.Date, pl.Categorical, pl.Enum)
@@ -76,7 +76,7 @@ def _floats(values: pl.Series) -> pl.Series:
     """Most are small whole numbers or have a plain fraction; the others go one by one."""
     dtype = values.dtype
     values = values.fill_nan(None)
-    small = values.abs() < 2 ** _WHOLE_BITS[dtype]
+    small = values.abs() < 2 ** WHOLE_BITS[dtype]
     whole = small & (values == values.round())
     text = values.cast(pl.String).zip_with(~whole, values.set(~whole, None).cast(pl.Int64).cast(pl.String))
     odd = (
