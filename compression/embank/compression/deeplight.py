@@ -87,8 +87,8 @@ class DeepLight(Method):
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__(spec)
-        options: DeepLightConfig = self.options()
-        self.nbytes = allowed_nbytes(spec, density=options.density)
+        self.config: DeepLightConfig = self.options()
+        self.nbytes = allowed_nbytes(spec, density=self.config.density)
         self.physical = (
             PhysicalTable(
                 name=spec.name,
@@ -106,7 +106,7 @@ class DeepLight(Method):
 
     @classmethod
     def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:
-        options: DeepLightConfig = methods[0].options()
+        options = methods[0].config
         first, last = options.begin * num_steps, options.end * num_steps
         every = max(1, int((last - first) / options.num_prunings))
         if step < first or step % every:
