@@ -4,6 +4,7 @@ Every function puts one fault, drawn from `draw`, into copies of a `Place` and r
 must never be: a traceback or a library's words, figures that differ without a word, data that is lost.
 """
 
+import csv
 import random
 import shutil
 import signal
@@ -180,6 +181,31 @@ def killed_export(place: Place, draw: random.Random) -> str:
     return "gone on"
 
 
+def killed_sweep(place: Place, draw: random.Random) -> str:
+    """A sweep is ended up to twice and resumed; its leaderboard is that of one that was left alone."""
+    out = place.folder / "broken" / "swept"
+    shutil.rmtree(out, ignore_errors=True)
+    expected = _leaderboard(place, place.folder / "swept")
+    names = [_interrupt(place, draw, _sweep(place, out), seconds=8) for _ in range(draw.randint(1, 2))]
+    found = _leaderboard(place, out)
+    if found != expected:
+        raise FaultError(f"sweep after {names}: {found} instead of {expected}")
+    return "gone on"
+
+
+def _sweep(place: Place, out: Path) -> list[object]:
+    more = ["--resume"] if (out / "sweep.yaml").is_file() else []
+    return ["sweep", place.config, "--methods", "full,hash", "--budgets", "0.5", "--seeds", "0,1", "--out", out, *more]
+
+
+def _leaderboard(place: Place, out: Path) -> list[tuple[str, str]]:
+    """Methods and AUC of a sweep, which is brought to its end."""
+    if not (out / "leaderboard.csv").is_file():
+        place.must(*_sweep(place, out))
+    with (out / "leaderboard.csv").open() as file:
+        return [(row["method"], row["auc"]) for row in csv.DictReader(file)]
+
+
 def full_disk(place: Place, draw: random.Random) -> str:
     """Files can't grow beyond a random size; afterwards there is room again."""
     run, out = place.folder / "broken" / "run", place.folder / "broken" / "out"
@@ -264,6 +290,7 @@ FAULTS: dict[str, Fault] = {
         killed_prepare,
         killed_train,
         killed_export,
+        killed_sweep,
         full_disk,
         fuzzed_yaml,
     )

@@ -7,6 +7,7 @@ import pytest
 from tests.faults.faults import FAULTS
 from tests.faults.place import Place
 
+# Of killed sweeps, which take a while, tests/sweep has its own.
 COUNTS = {
     "damaged_data": 4,
     "damaged_run": 5,
@@ -27,7 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize("kind", COUNTS)
 def test_faults_are_refused_harmless_or_gone_on_from(place: Place, kind: str) -> None:
     for number in range(COUNTS[kind]):
         assert FAULTS[kind](place, random.Random(f"suite/{kind}/{number}"))

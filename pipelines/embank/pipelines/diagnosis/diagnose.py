@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from embank.pipelines.data.integrity import verify_prepared
 from embank.pipelines.data.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.diagnosis.overlap import Overlap, overlaps
@@ -67,6 +68,7 @@ def diagnose_run(path: str | Path, *, data: str | Path | None = None, out: str |
     place = data_of(config, data)
     schema = Schema.load(place)
     refuse_other_vocabularies(schema, data=place, trained=run.fingerprint, path=path)
+    verify_prepared(place, schema, splits=("train",))
     name = config.model["name"]
     with best_model(run, schema=schema, data=place) as (model, step):
         assert isinstance(model.tables, TableCollection)

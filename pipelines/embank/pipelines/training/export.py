@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from embank.pipelines.data.integrity import verify_prepared
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.training.bundle import write_bundle
 from embank.pipelines.training.config import parse_config
@@ -38,6 +39,7 @@ def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = N
     place = data_of(config, data)
     schema = Schema.load(place)
     refuse_other_vocabularies(schema, data=place, trained=run.fingerprint, path=path)
+    verify_prepared(place, schema, splits=())
     with best_model(run, schema=schema, data=place) as (model, step):
         write_bundle(out, model, config=config, schema=schema, step=step)
     return Bundle(out)
