@@ -188,6 +188,17 @@ def test_a_checkpoint_without_its_checksums_is_refused(data: Path, stopped: RunF
         evaluate_run(stopped.path, data=data, split="test")
 
 
+@pytest.mark.parametrize(("old", "new"), [("progress", "progresx"), ('"best_step": 10', '"best_step": 12')])
+def test_altered_facts_of_a_checkpoint_are_refused_by_evaluation(
+    data: Path, stopped: RunFolder, old: str, new: str
+) -> None:
+    file = stopped.saved()[-1] / "meta.json"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(CheckpointError, match=r"meta.json' has been altered"):
+        evaluate_run(stopped.path, data=data, split="test")
+
+
 def test_a_run_without_any_checkpoint_says_that_it_begins_again(data: Path, stopped: RunFolder, tmp_path: Path) -> None:
     shutil.rmtree(stopped.checkpoints)
     stopped.checkpoints.mkdir()

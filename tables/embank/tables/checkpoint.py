@@ -141,6 +141,17 @@ def _rest(*, dense: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, byt
     return {"dense.pt": buffer.getvalue(), "meta.json": text.encode()}
 
 
+def meta_of(folder: str | Path) -> dict[str, Any]:
+    """The `meta` of a checkpoint, of which nothing else is read or checked.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete, or its facts were altered.
+    """
+    folder = Path(folder)
+    verify_checksums(folder, kind="checkpoint", cure=_CURE, only=lambda name: name == "meta.json")
+    return read_json(folder / "meta.json")
+
+
 def verify_checkpoint(folder: str | Path) -> dict[str, Any]:
     """Checks every byte of a checkpoint and returns its `meta`.
 

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from embank.tables.errors import ConfigError
+from embank.tables.files import writing
 from embank.tables.specs import PhysicalTable, TableShard, num_places
 from embank.tables.validation import problem_in_words
 from embank.tables.yaml_text import read_yaml
@@ -175,9 +176,15 @@ def load_plan(path: str | Path) -> Plan:
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
-    """Writes a plan as YAML (or JSON, by the file's suffix)."""
+    """Writes a plan as YAML (or JSON, by the file's suffix).
+
+    Raises:
+        WorkError: it can't be written.
+    """
     raw, path = plan.to_json(), Path(path)
-    path.write_text(json.dumps(raw, indent=1) if path.suffix == ".json" else yaml.safe_dump(raw, sort_keys=False))
+    text = json.dumps(raw, indent=1) if path.suffix == ".json" else yaml.safe_dump(raw, sort_keys=False)
+    with writing(f"the plan '{path}'", cure="Make room, or give another --out"):
+        path.write_text(text)
 
 
 def check_plan(plan: Plan, loads: Sequence[Load], *, optimizer: str) -> None:

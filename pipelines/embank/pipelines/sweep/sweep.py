@@ -24,6 +24,7 @@ from embank.pipelines.training.config import parse_config
 from embank.pipelines.training.interrupt import stop_on_signals
 from embank.pipelines.training.run_folder import is_held
 from embank.tables import ConfigError, EmbankError, WorkError
+from embank.tables.files import writing
 
 Say = Callable[[str], None]
 
@@ -254,9 +255,10 @@ class Sweep:
             facts.append(
                 f"Chosen on validation with seed {plan.seeds[0]}, separately for {lines}, from the grid {grid}; test figures are those of the chosen point."
             )
-        write_csv(rows, self.folder.csv)
-        write_markdown(rows, self.folder.markdown, title=title, facts=facts)
-        plot_pareto(rows, self.folder.plot, title=title)
+        with writing(f"the leaderboard in '{self.folder.path}'", cure="Make room and go on with --resume"):
+            write_csv(rows, self.folder.csv)
+            write_markdown(rows, self.folder.markdown, title=title, facts=facts)
+            plot_pareto(rows, self.folder.plot, title=title)
 
     def refuse_failures(self, rows: list[Row]) -> None:
         """Raises WorkError if a line lacks a run that has failed; the leaderboard is there all the same."""

@@ -28,7 +28,7 @@ from embank.pipelines.training.run_state import SavedRun
 from embank.pipelines.training.step import score
 from embank.tables import Bundle, CheckpointError, ConfigError, DataError, PackedCollection, TableCollection
 from embank.tables.bundle import is_bundle
-from embank.tables.files import read_json
+from embank.tables.checkpoint import meta_of
 from embank.tables.processes import Processes
 from embank.tables.stages import settle
 
@@ -149,7 +149,7 @@ def best_checkpoint(run: RunFolder) -> tuple[Path, int, bool]:
     saved = run.saved()
     if not saved:
         raise CheckpointError(f"'{run.path}' has no checkpoint yet; train it first")
-    progress = Progress.from_json(read_json(saved[-1] / "meta.json")["progress"])
+    progress = Progress.from_json(meta_of(saved[-1])["progress"])
     best = progress.best_step
     if best is None:
         return saved[-1], progress.step, False

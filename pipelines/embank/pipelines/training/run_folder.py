@@ -292,12 +292,17 @@ class RunFolder:
         return read_record(self.result)
 
     def plot(self) -> None:
-        """Draws the learning curves."""
+        """Draws the learning curves.
+
+        Raises:
+            WorkError: the disk is full.
+        """
         from embank.pipelines.training.plots import plot_learning_curves  # matplotlib takes a second to import
 
         config = self.read_config()
         title = f"{config['model']['name']}, tables: {config['tables']['method']}, {config['data']['path']}"
-        plot_learning_curves(self.read_metrics(), self.plots / "learning_curves.png", title=title)
+        with writing(f"'{self.plots}'", cure="Make room and go on with --resume"):
+            plot_learning_curves(self.read_metrics(), self.plots / "learning_curves.png", title=title)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes the final figures; from then on the run is complete."""
