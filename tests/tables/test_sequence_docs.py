@@ -38,7 +38,8 @@ def test_the_benchmark_runs_small(tmp_path: Path) -> None:
     assert [entry["name"] for entry in report["summary"]] == ["disk", "memory"]
     assert report["summary"][1]["step_over_memory_wall_s"] == 1
     assert all(entry["step_tokens_per_s_min"] > 0 for entry in report["summary"])
-    assert report["held"]["disk"]["nbytes"] == 2 * 300 * (8 + 1) * 4
+    rows = 2 * 300 * (8 + 1) * 4
+    assert rows < report["held"]["disk"]["nbytes"] < rows + 1_000, "and the constants of a kernel"
     assert report["held"]["disk"]["peak_rss_anon_bytes"] > 0
     assert list((tmp_path / "work").iterdir()) == [], "the tables' files are removed"
     assert "| 16 | disk | 300 |" in (tmp_path / "sequence.md").read_text()
