@@ -1,6 +1,7 @@
 """Signals and the system's refusals end a command with one message, exit code 1 and nothing half done."""
 
 import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from embank.pipelines.cli.messages import messages
+from embank.pipelines.cli.signals import signals_unwind
 from embank.pipelines.training.launch import LostRankError
 from embank.tables.errors import DataError
 
@@ -52,6 +54,47 @@ def test_a_signal_says_how_to_go_on(capsys: pytest.CaptureFixture[str], tmp_path
     assert said in ended(lambda: kill(signal.SIGINT), capsys, "sweep", "a.yaml", "--out", str(swept))[1]
     (run / "result.json").touch()
     assert "is complete" in ended(lambda: kill(signal.SIGINT), capsys, "train", "a.yaml", "--out", str(run))[1]
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "SIGTERM")])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_waits_for_imports_unless_it_comes_again(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    number: int,
+    name: str,
+    times: int,
+) -> None:
+    """Half of a library is worse than none: torch's second half crashed, and what swallowed the exception ran on."""
+    module = f"half_imported_{number}_{times}"
+    kills = f"    for _ in range({times}):\n        os.kill(os.getpid(), {number})\n"
+    (tmp_path / f"{module}.py").write_text(
+        f"import os\nwhole = False\ntry:\n{kills}    whole = True\nexcept KeyboardInterrupt:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work() -> None:
+        assert importlib.import_module(module).whole
+        time.sleep(30)
+        raise AssertionError("the signal was lost")
+
+    if times == 1:
+        assert ended(work, capsys, "train", "--out", "nowhere") == (1, f"embank: {name}: {AGAIN}\n")
+    else:
+        with signals_unwind():
+            assert not importlib.import_module(module).whole, "the second one is raised at once"
+
+
+def test_what_to_do_after_a_signal_is_said_without_imports(tmp_path: Path) -> None:
+    """What was interrupted may have been the import of torch, which can't be begun again."""
+    script = (
+        "import os, signal, sys\nfrom embank.pipelines.cli.messages import messages\n"
+        f"with messages(debug=False, arguments=('train', '--out', {str(tmp_path)!r})):\n"
+        "    sys.modules['torch'] = None\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"embank: interrupted: {AGAIN}\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

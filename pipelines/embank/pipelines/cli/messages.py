@@ -6,16 +6,12 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 from embank.pipelines.cli import show
 from embank.pipelines.cli.failures import report
+from embank.pipelines.cli.signals import Stopped, signals_unwind
 
 _BEGINS_AGAIN = "Nothing was left behind; start it again with the same command"
-
-
-class _Stopped(KeyboardInterrupt):
-    """SIGTERM, as Ctrl-C is: what was begun is cleaned up on the way out."""
 
 
 @contextlib.contextmanager
@@ -26,7 +22,7 @@ def messages(*, debug: bool, arguments: Sequence[str] = ()) -> Iterator[None]:
         debug: whether it was.
         arguments: of the command, which decide what there is to do after a signal.
     """
-    with _sigterm_unwinds():
+    with signals_unwind():
         try:
             try:
                 yield
@@ -34,25 +30,6 @@ def messages(*, debug: bool, arguments: Sequence[str] = ()) -> Iterator[None]:
                 _end(error, debug=debug, arguments=arguments)
         except KeyboardInterrupt as late:  # a signal while the first message was on its way
             _end(late, debug=debug, arguments=arguments)
-
-
-@contextlib.contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Has SIGTERM raise an exception where it would end the process at once and leave half-written folders."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        raise _Stopped
-
-    before = signal.signal(signal.SIGTERM, handle)
-    interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, interrupt)
 
 
 def _end(error: BaseException, *, debug: bool, arguments: Sequence[str]) -> None:
@@ -74,7 +51,7 @@ def _end(error: BaseException, *, debug: bool, arguments: Sequence[str]) -> None
         show.error(str(failure))
         sys.exit(failure.exit_code)
     if stop is not None:
-        name = "SIGTERM" if isinstance(stop, _Stopped) else "interrupted"
+        name = "SIGTERM" if isinstance(stop, Stopped) else "interrupted"
         show.error(f"{name}: {_what_next(arguments)}")
         sys.exit(1)
     sys.exit(report(error))
@@ -95,14 +72,17 @@ def _what_next(arguments: Sequence[str]) -> str:
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     if command not in ("train", "sweep"):
         return _BEGINS_AGAIN
-    from embank.pipelines.training.run_folder import RunFolder
-
     out = _value_of("--out", arguments)
-    if out is not None and RunFolder(Path(out)).result.is_file():
+    # Names of files, not `RunFolder`: its imports may be what was interrupted, and torch can't be imported a second time.
+    if out is not None and _has_files(out, "result.json"):
         return f"the run in '{out}' is complete; the same command with --resume shows its figures"
-    if out is not None and (RunFolder(Path(out)).is_run or (Path(out) / "sweep.yaml").is_file()):
+    if out is not None and (_has_files(out, "config.yaml", "environment.json") or _has_files(out, "sweep.yaml")):
         return f"what was saved in '{out}' is whole; go on with the same command and --resume"
     return _BEGINS_AGAIN
+
+
+def _has_files(folder: str, *names: str) -> bool:
+    return all((Path(folder) / name).is_file() for name in names)
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
