@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from multiprocessing.context import set_spawning_popen
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -67,9 +68,29 @@ def through_torch_save(model: nn.Module) -> nn.Module:
     return torch.load(buffer, weights_only=False)
 
 
-def through_a_spawned_process(model: nn.Module) -> nn.Module:
-    """What `torch.multiprocessing` sends to a process."""
+def through_a_queue(model: nn.Module) -> nn.Module:
+    """What `torch.multiprocessing` sends to a process that runs."""
     return pickle.loads(ForkingPickler.dumps(model))
+
+
+def through_a_spawned_process(model: nn.Module) -> nn.Module:
+    """What `multiprocessing` hands to a process that it spawns, which gets nothing of the files and shared memory that are open here."""
+
+    class Popen:
+        def duplicate_for_child(self, fd: int) -> int:
+            raise AssertionError("the new process would look for a file that is closed by then")
+
+    network = model.pop("network")  # its tensors live as long as it does
+    set_spawning_popen(Popen())
+    try:
+        copied = pickle.loads(ForkingPickler.dumps(model))
+    finally:
+        set_spawning_popen(None)
+        model["network"] = network
+    return copied
+
+
+PROCESSES = [through_a_queue, through_a_spawned_process]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -105,7 +126,7 @@ def test_a_move_to_another_device_is_refused() -> None:
         model._apply(lambda tensor: Elsewhere())
 
 
-@pytest.mark.parametrize("through", [copy.deepcopy, through_pickle, through_torch_save, through_a_spawned_process])
+@pytest.mark.parametrize("through", [copy.deepcopy, through_pickle, through_torch_save, *PROCESSES])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_copies_go_on_as_the_original(backend: str, through: Callable[[nn.Module], nn.Module]) -> None:
     for method in METHODS:

@@ -4,9 +4,12 @@ A collection is made again from its arguments, and given the state of the other.
 are not copied.
 """
 
+import io
 from collections.abc import Mapping
+from multiprocessing.context import get_spawning_popen
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from embank.tables.errors import ConfigError
@@ -35,19 +38,27 @@ def reduced(tables: "Tables") -> tuple[Any, ...]:
         "lr": tables.lr,
         "rows_learn": tables.rows_learn,
     }
-    return _restored, (type(tables), tables.specs, tables.arguments, state, facts)
+    # A process that is spawned would find tensors in shared memory, which ends with these copies, before it has begun.
+    sent = state if get_spawning_popen() is None else _as_bytes(state)
+    return _restored, (type(tables), tables.specs, tables.arguments, sent, facts)
+
+
+def _as_bytes(state: Mapping[str, Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
 
 
 def _restored(
     cls: "type[Tables]",
     specs: Any,
     arguments: Mapping[str, Any],
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | bytes,
     facts: Mapping[str, Any],
 ) -> "Tables":
     """The inverse of `reduced`."""
     tables = cls(specs, sharding=None, **arguments)
-    tables.load_state_dict(state)
+    tables.load_state_dict(torch.load(io.BytesIO(state), weights_only=True) if isinstance(state, bytes) else state)
     tables.train(facts["training"])
     tables.training_state.restore(facts["training_state"])
     tables.set_lr(facts["lr"])
