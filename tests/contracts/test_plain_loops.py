@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -164,8 +165,10 @@ def test_a_schedule_asks_for_the_length_of_training(method: str) -> None:
     assert rows.keys() == tables.weights().keys()
 
 
-@pytest.mark.parametrize(("num_steps", "step"), [(0, 0), (-1, 0), (5, 6), (5, -1)])
-def test_trainings_of_no_length(num_steps: int, step: int) -> None:
+@pytest.mark.parametrize(
+    ("num_steps", "step"), [(0, 0), (-1, 0), (5, 6), (5, -1), (5, 1.5), (2.5, 0), (None, 0), (True, 0)]
+)
+def test_trainings_of_no_length(num_steps: Any, step: Any) -> None:
     with pytest.raises(ConfigError, match=f"a training begins at step {step} of {num_steps}; give at least 1 step"):
         TableCollection([spec("full")]).begin(num_steps=num_steps, step=step)
 

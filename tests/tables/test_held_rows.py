@@ -68,3 +68,13 @@ def test_holding_rows_that_are_frozen_leaves_them_frozen() -> None:
     with rows_held(tables):
         tables(KJT)
     assert not tables.rows_learn
+
+
+def test_holding_rows_within_a_block_that_holds_them() -> None:
+    tables = TableCollection(SPECS)
+    with rows_held(tables):
+        with rows_held(tables):
+            pass
+        assert not any(method.learns for method in tables.built_methods())
+        assert not tables.rows_learn
+    assert all(method.learns for method in tables.built_methods())

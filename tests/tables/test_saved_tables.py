@@ -101,6 +101,28 @@ def test_another_row_optimizer(tmp_path: Path) -> None:
     assert torch.equal(other.weights()["t"], TableCollection([PLAIN]).weights()["t"])
 
 
+def test_updates_go_on_where_the_checkpoint_was_saved(tmp_path: Path) -> None:
+    """Adam's first update of a training is ten times as large as the same update of one under way."""
+    adam = RowOptimizer(name="adam", lr=0.05)
+    tables, other = (TableCollection([PLAIN], backend="torch", optimizer=adam, seed=seed) for seed in (0, 1))
+
+    def train(trained: TableCollection, batch: int) -> None:
+        (trained(random_kjt({"a": 1_000}, batch_size=64, seed=batch)).values() - 1).square().sum().backward()
+
+    for batch in range(3):
+        train(tables, batch)
+        tables.step()
+    train(tables, 3)  # no step: saving finishes it
+    save_checkpoint(tmp_path / "c", tables=tables, dense={}, meta={})
+    load_checkpoint(tmp_path / "c", tables=other)
+    unused = TableCollection([PLAIN], backend="torch", optimizer=adam)
+    load_checkpoint(tmp_path / "c", tables=unused, optimizer=False)
+    assert [store.num_updates for t in (tables, other, unused) for store in t.row_stores()] == [4, 4, 0]
+    for trained in (tables, other):
+        train(trained, 4)
+    assert torch.equal(tables.weights()["t"], other.weights()["t"])
+
+
 def test_checkpoints_of_other_versions(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path)
     altered(folder / "meta.json", format_version=2)

@@ -251,6 +251,27 @@ def test_rows_are_set_as_a_whole_or_not_at_all(backend: str, tier: str, tmp_path
         tables.set_rows("kees", wanted)
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [([1.0], "list"), (3, "int"), (torch.empty(40, 6, device="meta"), "tensor without values")],
+)
+def test_what_is_no_tensor_is_refused(value: object, kind: str) -> None:
+    tables = TableCollection(specs())
+    before = tables.weights()["keys"].clone()
+    for name in ("embedding_bags.keys.weight", "row_optimizer.num_updates"):
+        with pytest.raises(
+            CheckpointError, match=rf"'{name}' is a {kind}; it must be a tensor\. Nothing of it was loaded"
+        ):
+            tables.load_state_dict({**trained(TableCollection(specs())).state_dict(), name: value})
+    with pytest.raises(
+        CheckpointError, match="the '_extra_state' in this state_dict was not written by embank's tables"
+    ):
+        tables.load_state_dict({**tables.state_dict(), "_extra_state": torch.empty(3, device="meta")})
+    with pytest.raises(ConfigError, match=r"rows for table 'keys' are a list; give a tensor of shape \(40, 6\)"):
+        tables.set_rows("keys", [[0.0] * 6] * 40)
+    assert torch.equal(before, tables.weights()["keys"])
+
+
 def test_packed_tables_go_by_name_too() -> None:
     plain = {"embedding_dim": 8, "num_embeddings": 40}
     listed = [TableSpec(name=n, feature_names=[n], method="robe", budget=0.5, **plain) for n in ("x", "y")]

@@ -205,3 +205,6 @@ def test_a_learning_rate_that_is_no_number() -> None:
         for lr in (float("nan"), float("inf"), -0.1):
             with pytest.raises(ConfigError, match=f"the rows' learning rate is {lr}; it must be finite and 0 or more"):
                 tables.set_lr(lr)
+        for no_number in ("0.1", None, True):
+            with pytest.raises(ConfigError, match=f"the rows' learning rate is {no_number!r}; it must be a number"):
+                tables.set_lr(no_number)

@@ -32,6 +32,7 @@ from embank.tables.processes import Processes
 from embank.tables.resources import refuse_exhausted
 from embank.tables.row_files import RowTensor, read_rows, write_rows
 from embank.tables.row_index import INDEX, write_index
+from embank.tables.state import NUM_UPDATES, load_num_updates, num_updates
 
 FORMAT_VERSION = 3
 """2 did not say what the rows belong to, and its index of them was a pickle."""
@@ -85,7 +86,8 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
         if folder.exists():
             raise CheckpointError(f"'{folder}' exists already; a checkpoint is never written over another one")
         refuse_non_finite(tables)
-        rest = _rest(dense=dense, meta={**meta, "identity": identity_of(tables)})
+        facts = {"identity": identity_of(tables), NUM_UPDATES: num_updates(tables)}
+        rest = _rest(dense=dense, meta={**meta, **facts})
     try:
         with processes.together():
             if processes.is_first:
@@ -231,6 +233,8 @@ def load_rows(folder: str | Path, *, tables: Tables, optimizer: bool = True) -> 
         _refuse_foreign(folder, meta["identity"], tables, optimizer=optimizer)
         wanted = [t for t in row_tensors(tables) if optimizer or t.name.startswith("rows/")]
         read_rows(folder / "rows", wanted)
+    if optimizer and NUM_UPDATES in meta:
+        load_num_updates(tables, meta[NUM_UPDATES])
 
 
 def _refuse_foreign(folder: Path, saved: Mapping[str, Any], tables: Tables, *, optimizer: bool) -> None:

@@ -27,7 +27,7 @@ from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
 from embank.tables.rows.base import refuse_bad_lr
 from embank.tables.rows.build import Backend
 from embank.tables.specs import PhysicalTable, TableShard, TableSpec
-from embank.tables.state import identity_tensor, load_row_state, row_state, set_rows
+from embank.tables.state import identity_tensor, load_num_updates, load_row_state, num_updates, row_state, set_rows
 from embank.tables.training import (
     TrainingState,
     accompanied,
@@ -255,17 +255,11 @@ class Tables(nn.Module, ABC):
             step: steps done before, where a training is resumed.
 
         Raises:
-            ConfigError: no step, or more done than there are.
+            ConfigError: no step, or more done than there are, or no whole numbers.
         """
-        if not 0 <= step <= num_steps or num_steps < 1:
-            raise ConfigError(
-                f"a training begins at step {step} of {num_steps}; give at least 1 step, and from 0 to as many done"
-            )
-        state = self.training_state
-        state.num_steps, state.num_done = num_steps, step
-        if step:
-            for rows in self.row_stores():
-                rows.load_step(step)
+        self.training_state.begin(num_steps=num_steps, step=step)
+        if step and not num_updates(self):  # otherwise what was loaded says how many, several to a step perhaps
+            load_num_updates(self, step)
 
     def step(self) -> None:
         """Ends a training step, after the backward pass: finishes the rows' update, and lets methods follow their schedules.

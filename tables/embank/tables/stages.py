@@ -92,14 +92,15 @@ def rows_held(tables: Tables) -> Iterator[None]:
     """Looks rows up without a gradient: a backward pass leaves them, their optimizer state and their projections alone, and the forward
     pass leaves the methods' statistics alone (`Method.learns`)."""
     did_learn, tables.rows_learn = tables.rows_learn, False
-    for method in tables.built_methods():
+    methods = {method: method.learns for method in tables.built_methods()}
+    for method in methods:
         method.learns = False
     try:
         yield
     finally:
         tables.rows_learn = did_learn
-        for method in tables.built_methods():
-            method.learns = True
+        for method, learned in methods.items():
+            method.learns = learned
 
 
 @torch.no_grad()

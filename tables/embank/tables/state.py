@@ -72,8 +72,21 @@ def row_state(tables: "Tables") -> dict[str, Tensor]:
     state = {names[table]: rows_RD for table, rows_RD in tables.weights().items()}
     for table, kinds in tables.optimizer_state().items():
         state |= {f"row_optimizer.{state_name(table)}.{kind}": view for kind, view in kinds.items()}
-    state[NUM_UPDATES] = torch.tensor(max((rows.num_updates for rows in tables.row_stores()), default=0))
+    state[NUM_UPDATES] = torch.tensor(num_updates(tables))
     return state
+
+
+def num_updates(tables: "Tables") -> int:
+    """Updates of the rows so far, on which Adam's bias correction and rounding at random depend."""
+    for rows in tables.row_stores():
+        rows.finish()
+    return max((rows.num_updates for rows in tables.row_stores()), default=0)
+
+
+def load_num_updates(tables: "Tables", count: int) -> None:
+    """The inverse."""
+    for rows in tables.row_stores():
+        rows.load_step(count)
 
 
 @torch.no_grad()
@@ -96,6 +109,12 @@ def load_row_state(tables: "Tables", state: Mapping[str, Any], *, prefix: str, m
     views = row_state(tables)
     found = {name: state[prefix + name] for name in views if prefix + name in state}
     missing += [prefix + name for name in views if name not in found]
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or value.is_meta:
+            kind = "tensor without values" if isinstance(value, Tensor) else type(value).__name__
+            raise CheckpointError(
+                f"the state_dict's '{prefix}{name}' is a {kind}; it must be a tensor. Nothing of it was loaded here"
+            )
     wrong = [
         f"'{prefix}{name}' has shape {tuple(value.shape)} there and {tuple(views[name].shape)} here"
         for name, value in found.items()
@@ -107,8 +126,7 @@ def load_row_state(tables: "Tables", state: Mapping[str, Any], *, prefix: str, m
         )
     for name, value in found.items():
         if name == NUM_UPDATES:
-            for rows in tables.row_stores():
-                rows.load_step(int(value))
+            load_num_updates(tables, int(value))
         else:
             views[name].copy_(value)
     return {prefix + name for name in found}
@@ -121,6 +139,10 @@ def set_rows(tables: "Tables", table: str, rows_RD: Tensor) -> None:
     if table not in physical:
         raise ConfigError(f"there is no physical table '{table}'; {nearest_or_all(table, physical, label='there are')}")
     shape = (physical[table].num_embeddings, physical[table].embedding_dim)
+    if not isinstance(rows_RD, Tensor):
+        raise ConfigError(
+            f"the rows for table '{table}' are a {type(rows_RD).__name__}; give a tensor of shape {shape}"
+        )
     if tuple(rows_RD.shape) != shape:
         raise ConfigError(
             f"the rows for table '{table}' have shape {tuple(rows_RD.shape)}; the table has {shape}: give all of its rows"

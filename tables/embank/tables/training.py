@@ -9,6 +9,7 @@ from torch import Tensor
 
 from embank.tables.errors import ConfigError
 from embank.tables.method import Method
+from embank.tables.scalars import as_whole
 
 if TYPE_CHECKING:
     from embank.tables.core import Tables
@@ -43,6 +44,15 @@ class TrainingState:
         self.num_done = 0
         self.num_unfinished = 0
         self.last: PassLoss | None = None  # until the pass has its backward pass, or the next one runs
+
+    def begin(self, *, num_steps: int, step: int) -> None:
+        """See `Tables.begin`."""
+        total, done = as_whole(num_steps), as_whole(step)
+        if total is None or done is None or total < 1 or not 0 <= done <= total:
+            raise ConfigError(
+                f"a training begins at step {step!r} of {num_steps!r}; give at least 1 step, and from 0 to as many done, in whole numbers"
+            )
+        self.num_steps, self.num_done = total, done
 
     def facts(self) -> dict[str, int | None]:
         """What a copy goes on with."""

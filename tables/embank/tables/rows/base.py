@@ -52,6 +52,8 @@ class RowOptimizer:
 
 def refuse_bad_lr(lr: float) -> None:
     """Raises ConfigError for a rate that rows can't be updated with."""
+    if isinstance(lr, bool) or not hasattr(lr, "__float__"):
+        raise ConfigError(f"the rows' learning rate is {lr!r}; it must be a number")
     if not 0 <= lr < float("inf"):
         raise ConfigError(f"the rows' learning rate is {lr}; it must be finite and 0 or more")
 
