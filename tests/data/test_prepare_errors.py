@@ -1,6 +1,7 @@
 """What `prepare` says about bad input: the file, the line, the column, the value, and what to do."""
 
 import gzip
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,41 @@ def test_features_without_values_in_training(tmp_path: Path) -> None:
     )
     bags = {"numeric": [], "multivalued": {"price": "|"}}
     assert message(tmp_path, empty, bags).startswith("log.csv: column 'price' has no value in any training row")
+
+
+@pytest.mark.parametrize("role", ["multivalued", "hashed"])
+@pytest.mark.parametrize(
+    ("bags", "said"),
+    [('"[1, 2]"', "'[1, 2]', and all"), ("\"['a', 'b']\"", "\"['a', "), ('"{1,2}"', "'{1,2}', and all")],
+)
+def test_bags_written_as_lists(tmp_path: Path, role: str, bags: str, said: str) -> None:
+    """As pandas, JSON and PostgreSQL write them: '[1' and '2]' would be tokens."""
+    log = HEADER + "".join(f"{i % 2},,{i}\n{i % 2},{bags},{i}\n" for i in range(10))
+    config = {"categorical": [], "multivalued": {"user": ","}} | ({"hashed": ["user"]} if role == "hashed" else {})
+    assert message(tmp_path, log, config).startswith(f"log.csv, line 3: multi-valued column 'user' is {said}")
+
+
+@pytest.mark.parametrize("bags", [["[a]", "[b]"], ["[a b]", "c"], ["[a", "b]"]])
+def test_bags_that_may_be_words_in_brackets(tmp_path: Path, bags: list[str]) -> None:
+    lines = [f"{i % 2},{bags[i // 2 % 2]},{i}\n" for i in range(40)]
+    (tmp_path / "log.csv").write_text(HEADER + "".join(lines))
+    config = {**CONFIG, "categorical": [], "multivalued": {"user": " "}}
+    assert prepare(config, [tmp_path / "log.csv"], tmp_path / "out").splits[0].num_rows == 24
+
+
+@pytest.mark.parametrize(("separator", "written"), [(";", '";"'), ("\t", '"\\t"'), ("|", '"|"')])
+def test_names_with_another_separator(tmp_path: Path, separator: str, written: str) -> None:
+    log = (HEADER + "".join(LINES)).replace(",", separator)
+    said = message(tmp_path, log)
+    assert f"The names are separated by {separator!r}: set `separator: {written}` in the configuration." in said
+    assert "is Excel's word about the separator and no header. Delete it." in message(tmp_path, "sep=;\n" + log)
+
+
+def test_a_minimum_count_that_no_value_reaches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "log.csv").write_text(HEADER + "".join(LINES))
+    with caplog.at_level(logging.WARNING):
+        prepare({**CONFIG, "min_count": 2}, [tmp_path / "log.csv"], tmp_path / "out")
+    assert "no value of column 'user' occurs 2 times in training (min_count), so all of them are unknown" in caplog.text
 
 
 def test_splits_that_can_not_be_used(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN
 from embank.pipelines.data.splits import TimeBounds, column_split, hash_split
 from embank.pipelines.data.stable_hash import hash_strings
 from embank.pipelines.data.token_kinds import TokenKinds
-from embank.pipelines.data.tokens import TokenIndex, as_bags, as_tokens, hashed_bags, hashed_tokens
+from embank.pipelines.data.tokens import TokenIndex, as_bags, as_tokens, hashed_bags, hashed_tokens, refuse_bracketed
 
 SPLIT_SPOOL = "__split"
 TIME_SPOOL = "__time"
@@ -57,6 +57,9 @@ class Encoder:
         """
         chunk = with_nulls(chunk, self._config.null_values)
         self._kinds.check(chunk)
+        if self._num_rows == 0:
+            for name, separator in self._config.multivalued.items():
+                refuse_bracketed(chunk, name, separator)
         labels_N = self._rule.apply(chunk)
         columns: dict[str, pa.Array] = {LABEL_COLUMN: pa.array(labels_N)}
         columns |= self._codes(chunk)

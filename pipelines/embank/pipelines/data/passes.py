@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,8 @@ from embank.pipelines.data.tokens import TokenIndex
 from embank.tables.errors import DataError
 from embank.tables.resources import refuse_exhausted
 from embank.tables.wording import listing
+
+_log = logging.getLogger(__name__)
 
 SPOOL_ROWS = 262_144
 _COUNT_BLOCKS = 16
@@ -107,6 +110,14 @@ def _rank_feature(
         count_codes(_training_codes(block[name].chunk(0), splits_N), counts)
     if not counts[1:].any():
         raise DataError(no_values(name, source))
+    if not (counts[1:] >= min_count).any():
+        _log.warning(
+            "%s: no value of column %r occurs %s times in training (min_count), so all of them are unknown; its commonest occurs %s times",
+            source,
+            name,
+            f"{min_count:,}",
+            f"{counts[1:].max():,}",
+        )
     return rank(name, tokens, counts, min_count=min_count)
 
 

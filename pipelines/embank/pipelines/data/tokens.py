@@ -17,6 +17,7 @@ from embank.pipelines.data.formats.base import Chunk
 from embank.pipelines.data.spelling import NoSpellingError, has_spelling, spelled
 from embank.tables.errors import DataError
 from embank.tables.token_hash import token_ids
+from embank.tables.wording import shown
 
 Ids = npt.NDArray[np.int64]
 
@@ -119,6 +120,29 @@ def as_bags(chunk: Chunk, name: str, separator: str | None, *, nulls: Collection
         raise DataError(f"{chunk.where(0)}: multi-valued column {name!r} has type {dtype} and no separator; {cure}.")
     is_member = pl.element().is_not_null() & ~pl.element().is_in(["", *nulls])
     return bags.list.eval(pl.element().filter(is_member)).fill_null([])
+
+
+def refuse_bracketed(chunk: Chunk, name: str, separator: str | None) -> None:
+    """Refuse bags that are written as `[1, 2]`, as pandas and JSON write lists, or `{1,2}`, as PostgreSQL writes arrays: the brackets
+    would become parts of tokens. One bag alone may be a text in brackets; all of a log's first rows are not.
+
+    Raises:
+        DataError: all bags of the chunk stand in brackets, and one of them has several members.
+    """
+    column = chunk.frame[name]
+    if column.dtype != pl.String or separator is None:
+        return
+    filled = column.str.strip_chars().replace("", None)
+    for opening, closing in ("[]", "{}"):
+        in_brackets = filled.str.starts_with(opening) & filled.str.ends_with(closing)
+        several = (in_brackets & filled.str.contains(separator, literal=True)).fill_null(False)
+        if in_brackets.all() and several.any():
+            row = int(several.arg_max() or 0)
+            value = filled[row]
+            raise DataError(
+                f"{chunk.where(row)}: multi-valued column {name!r} is {shown(value)}, and all its first bags stand in {opening}{closing}, "
+                f"which would be parts of their members. Write the members alone, separated by {separator!r}, or a list column of Parquet."
+            )
 
 
 def _spelled_members(chunk: Chunk, name: str) -> pl.Series:

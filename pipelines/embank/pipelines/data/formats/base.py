@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -151,7 +152,11 @@ def check_columns(source: Source, config: PrepareConfig) -> None:
         if column in source.twice:
             raise DataError(f"{source.name}, line 1: {named_twice(column)}")
         if column not in source.columns:
-            hint = _same_when_normalised(column, source.columns) or did_you_mean(column, source.columns)
+            hint = (
+                _same_when_normalised(column, source.columns)
+                or _other_separator(column, source.columns)
+                or did_you_mean(column, source.columns)
+            )
             raise DataError(
                 f"{source.name} has no column {column!r}, which the configuration names under {_role(column, config)}."
                 f"{hint} Its columns: {listing(source.columns)}."
@@ -169,6 +174,16 @@ def _same_when_normalised(column: str, columns: Sequence[str]) -> str:
             return " It has one that looks the same, with {} where the configuration has {}. Copy the name from the file.".format(
                 *spelled
             )
+    return ""
+
+
+def _other_separator(column: str, columns: Sequence[str]) -> str:
+    """Says so where the names are not separated as the format has it."""
+    if columns[0].startswith("sep="):
+        return f" The first line, {columns[0]!r}, is Excel's word about the separator and no header. Delete it."
+    for separator in ";\t|,":
+        if separator in columns[0] and column in columns[0].split(separator):
+            return f" The names are separated by {separator!r}: set `separator: {json.dumps(separator)}` in the configuration."
     return ""
 
 
