@@ -69,11 +69,12 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     assert left(tmp_path) == {"out"}
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_one_process_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"another process is writing .*out\. Wait for it"):
         put_beside(out, lambda: put_beside(out, lambda: None))
     assert left(tmp_path) == set()
+    assert not caplog.records, "the first one's folder is in use, not left behind"
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])

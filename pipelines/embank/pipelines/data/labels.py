@@ -125,7 +125,7 @@ class LabelRule:
         values_N = _of_pair(raw, self._pair) if self._pair in _PAIRS else to_float64(raw)[0]
         expected = " or ".join(reversed(self._pair or ("1", "0")))
         known_N = (values_N == 0) | (values_N == 1)
-        _require(known_N, chunk, raw, f"expected {expected}; mend the line, or give a rule such as {{rule}}")
+        _require(known_N, chunk, raw, f"expected {expected}; mend the line{{rule}}", words=self._pair in _PAIRS)
         return values_N.astype(np.int8)
 
     def _by_words(self, chunk: Chunk, rule: Rule) -> npt.NDArray[np.int8]:
@@ -167,12 +167,27 @@ def _text_of_categories(column: pl.Series) -> pl.Series:
     return column.cast(pl.String) if column.dtype in (pl.Categorical, pl.Enum) else column
 
 
-def _require(good_N: Mask, chunk: Chunk, raw: pl.Series, what: str) -> None:
+def _require(good_N: Mask, chunk: Chunk, raw: pl.Series, what: str, *, words: bool = False) -> None:
     if good_N.all():
         return
     row = int(np.argmin(good_N))
     value = raw[row]
     fact = "is missing" if value is None else f"is {shown(value)}"
-    is_word = isinstance(value, str) and not _NUMBER.fullmatch(value)
-    rule = f'`positive: "== {shortened(str(value))}"`' if is_word else '`positive: ">= 4"`'
-    raise DataError(f"{chunk.where(row)}: label {raw.name!r} {fact}: {what.replace('{rule}', rule)}.")
+    raise DataError(
+        f"{chunk.where(row)}: label {raw.name!r} {fact}: {what.replace('{rule}', _with_a_rule(value, words=words))}."
+    )
+
+
+def _with_a_rule(value: object, *, words: bool) -> str:
+    """Which rule would read a value, or that there is none, since a missing label and one of other words fit no rule.
+
+    Args:
+        words: whether the rows before it hold words.
+    """
+    if value is None:
+        return " or delete it"
+    text = str(value)
+    if _NUMBER.fullmatch(text):
+        return "" if words else f', or give a rule such as `positive: "{"> 0" if float(text) < 0 else ">= 4"}"`'
+    in_a_pair = any(text.lower() in pair for pair in _PAIRS)
+    return "" if words or in_a_pair else f', or give a rule such as `positive: "== {shortened(text)}"`'

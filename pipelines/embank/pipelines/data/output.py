@@ -39,8 +39,8 @@ def output_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) ->
     """
     out = Path(os.path.abspath(out))
     _check_free(out, overwrite=overwrite, inputs=inputs)
-    _name_leftovers(out)
     with _parent(out), _lock(out):
+        _name_leftovers(out)
         folder = Path(tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent))
         try:
             os.chmod(folder, 0o777 & ~_umask())
@@ -155,9 +155,7 @@ def _parent(out: Path) -> Iterator[None]:
 
 def _name_leftovers(out: Path) -> None:
     for stale in out.parent.glob(f"{glob.escape(out.name)}.tmp-*"):
-        _log.warning(
-            "%s was left behind by a run that was killed (or is still going); delete it if it is not needed", stale
-        )
+        _log.warning("%s was left behind by a run that was killed; delete it", stale)
     for moved in out.parent.glob(f"{glob.escape(out.name)}.old-*/{glob.escape(out.name)}"):
         _log.warning("%s is what %s held before an --overwrite that was killed; move it back or delete it", moved, out)
 

@@ -107,7 +107,8 @@ class Sweep:
     def _train(self) -> None:
         self._read_results()
         if self.results:
-            self.say(f"{len(self.results)} runs are complete already")
+            num = len(self.results)
+            self.say(f"{num} run{' is' if num == 1 else 's are'} complete already")
         run_children(self._waiting, self._child, self._ended, self._busy, num_jobs=self.num_jobs, stop=self.stop)
         self._refuse_to_go_on()
 
