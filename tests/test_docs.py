@@ -90,3 +90,15 @@ def test_no_block_is_missed() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         text = page.read_text()
         assert len(BLOCK.findall(text)) == len(re.findall(r"```\s*(?:python|py)\b", text)), page
+
+
+def test_links_lead_somewhere() -> None:
+    """Of every page to files of this repository."""
+    pages = [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(ROOT / "docs").rglob("*.md"),
+    ]
+    for page in pages:
+        text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text):
+            assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"

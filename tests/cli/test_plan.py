@@ -43,7 +43,7 @@ def test_it_shows_tables_and_ranks_with_their_bytes(config: Path, capsys: pytest
         width = -(-dim // 4) * 4  # as FBGEMM holds it
         nbytes[name] = num * (4 * width + 4)  # and a float of optimizer state a row
         assert lines[name][-4:-1] == [f"{num:,}", str(dim), f"{nbytes[name]:,}"]
-    assert sum(nbytes.values()) == tables.nbytes("training")
+    assert 0 <= tables.nbytes("training") - sum(nbytes.values()) < 1000  # the kernels' constants are not planned
     counts, num_rows = id_counts(schema, data=data), schema.split("train").num_rows
     for feature in ("user", "item", "genre"):
         assert float(lines[feature][-1]) == pytest.approx(int(counts[feature].sum()) / num_rows, abs=6e-4)
