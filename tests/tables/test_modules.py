@@ -110,6 +110,28 @@ def test_casts_leave_tables_alone(method: str, backend: str, dtype: torch.dtype,
         assert all(rows.dtype == torch.float32 for rows in tables.weights().values())
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_tables_do_not_take_the_defaults_of_the_model_around(method: str, backend: str) -> None:
+    """A language model is made with bf16 as the default type, perhaps on a device without values, or where nothing is differentiated."""
+    made = [TableCollection(specs(method), backend=backend)]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        made.append(TableCollection(specs(method), backend=backend))
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        made.append(TableCollection(specs(method), backend=backend))
+    with torch.inference_mode():
+        made.append(TableCollection(specs(method), backend=backend))
+    for tables in made:
+        tables.begin(num_steps=2)
+        train(tables, first=0, last=2)
+    for tables in made[1:]:
+        assert_equal(state(made[0]), state(tables))
+
+
 def test_a_move_to_another_device_is_refused() -> None:
     model = nn.Sequential(TableCollection(specs("full")), nn.Linear(12, 1))
     model.to("cpu")

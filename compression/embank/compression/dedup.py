@@ -257,8 +257,11 @@ def project_blocks(rows: LocalRows, spec: TableSpec, *, rows_per_block: int, num
     """Each block's entries in random directions, [B, L]: distances between them follow those between blocks."""
     dim, num_blocks = spec.embedding_dim, -(-spec.num_embeddings // rows_per_block)
     generator = generator_of(rows.seed, "dedup", spec.name)
-    directions_bDL = torch.randn(rows_per_block, dim, num_projections, generator=generator) / num_projections**0.5
-    projections_BL = torch.zeros(num_blocks, num_projections)
+    directions_bDL = (
+        torch.randn(rows_per_block, dim, num_projections, dtype=torch.float32, generator=generator)
+        / num_projections**0.5
+    )
+    projections_BL = torch.zeros(num_blocks, num_projections, dtype=torch.float32)
     size = max(1, ENTRIES_PER_CHUNK // (dim * num_projections))
     for numbers_r, chunk_rD in numbered_chunks(rows, spec.name):
         for start in range(0, numbers_r.numel(), size):

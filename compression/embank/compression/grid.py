@@ -86,7 +86,7 @@ def gather_codes(wide_RD: Tensor, narrow_RD: Tensor, ids_N: Tensor) -> Tensor:
     """Codes of rows as float32 [N, D]; see `pack_codes`."""
     num_wide = wide_RD.shape[0]
     is_wide_N = ids_N < num_wide
-    codes_ND = torch.empty(ids_N.numel(), wide_RD.shape[1], device=wide_RD.device)
+    codes_ND = torch.empty(ids_N.numel(), wide_RD.shape[1], dtype=torch.float32, device=wide_RD.device)
     codes_ND[is_wide_N] = wide_RD[ids_N[is_wide_N]].float()
     codes_ND[~is_wide_N] = narrow_RD[ids_N[~is_wide_N] - num_wide].float()
     return codes_ND

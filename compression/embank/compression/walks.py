@@ -33,7 +33,7 @@ def numbered_chunks(rows: LocalRows, table: str) -> Iterator[tuple[Tensor, Tenso
 
 def fetch(rows: LocalRows, table: str, ids_N: Tensor) -> Tensor:
     """A few rows [N, D] of a table wherever they are held. All processes must call it with the same ids."""
-    found_ND = torch.zeros(ids_N.numel(), rows[table].shape[1])
+    found_ND = torch.zeros(ids_N.numel(), rows[table].shape[1], dtype=torch.float32)
     if rows.is_counted(table):
         held, local = rows.find(table, ids_N)
         found_ND[held] = rows[table][local].cpu()

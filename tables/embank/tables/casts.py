@@ -1,6 +1,7 @@
-"""What becomes of tables when a model that they are part of is cast or moved."""
+"""What becomes of tables when a model that they are part of is cast or moved, or made under other defaults than torch's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -40,3 +41,16 @@ def keeping_types(change: Change, *, device: torch.device) -> Change:
         return tensor if tensor.is_floating_point() else change(tensor)
 
     return moved
+
+
+@contextmanager
+def own_defaults() -> Iterator[None]:
+    """Makes tensors as torch does by itself, whatever the caller has set for the model around: `torch.set_default_dtype`, a `torch.device`
+    block, inference mode. Rows are fp32 and where their tier says."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)

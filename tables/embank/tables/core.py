@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from embank.tables.casts import keeping_types
+from embank.tables.casts import keeping_types, own_defaults
 from embank.tables.copying import reduced
 from embank.tables.errors import ConfigError
 from embank.tables.features import output_key, refuse_bad_names
@@ -206,6 +206,7 @@ class Tables(nn.Module, ABC):
             return None, uses
         return self._store(list(tables.values()), lookups), uses
 
+    @own_defaults()
     def _store(self, tables: Sequence[PhysicalTable], lookups: Sequence[int]) -> RowStore:
         if self.sharding is None:
             return build_rows(

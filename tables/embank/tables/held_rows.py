@@ -35,7 +35,7 @@ class HeldRows(LocalRows):
 
     def __getitem__(self, table: str) -> Tensor:
         if table not in self.stores:
-            return torch.empty(0, self.physical[table].embedding_dim)
+            return torch.empty(0, self.physical[table].embedding_dim, dtype=torch.float32)
         if table not in self.views:
             for name, view in self.stores[table].weights().items():
                 self.views[name] = view.clone() if name in self.copied else view
@@ -69,7 +69,7 @@ class HeldRows(LocalRows):
             first_column=0,
             num_columns=physical.embedding_dim,
         )
-        values, start = torch.empty(rows_N.numel(), physical.embedding_dim), first
+        values, start = torch.empty(rows_N.numel(), physical.embedding_dim, dtype=torch.float32), first
         for chunk in wanted.initial_chunks(seed=self.seed):
             chosen = ((rows_N >= start) & (rows_N < start + len(chunk))).nonzero()[:, 0]
             values[chosen] = chunk[rows_N[chosen] - start]
@@ -80,7 +80,7 @@ class HeldRows(LocalRows):
         """Some rows of a table, wherever they are held; all processes ask for the same ones."""
         if self.sharding is None:
             return self[table][rows_N].cpu()
-        parts = torch.zeros(rows_N.numel(), self.physical[table].embedding_dim)
+        parts = torch.zeros(rows_N.numel(), self.physical[table].embedding_dim, dtype=torch.float32)
         if table in self.shards and self.is_counted(table):
             shard = self.shards[table]
             held, local = shard.local_rows(rows_N)

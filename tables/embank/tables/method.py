@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
+from embank.tables.casts import own_defaults
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.hashing import seeded
 from embank.tables.local_rows import LocalRows, Score
@@ -362,7 +363,7 @@ def build_method(spec: TableSpec, *, seed: int = 0) -> Method:
         raise ConfigError(f"table '{spec.name}': {error}") from error
     if not spec.has_vocabulary:
         _refuse_no_vocabulary(spec, method)
-    with seeded(seed, "method", spec.name):
+    with own_defaults(), seeded(seed, "method", spec.name):
         return method(spec)
 
 

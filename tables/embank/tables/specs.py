@@ -160,7 +160,7 @@ class RowInit:
             count = (high - start) * dim
             drawn = count if self.kind != "normal" else -(-count // _NORMALS_AT_ONCE) * _NORMALS_AT_ONCE
             is_in_place = low == start and drawn == count and target.is_contiguous()
-            values = target if is_in_place else torch.empty(drawn)
+            values = target if is_in_place else torch.empty(drawn, dtype=torch.float32)
             self._draw(values, generator_of(seed, "rows", table, chunk))
             if not is_in_place:
                 values = values[:count].view(-1, dim)
@@ -310,9 +310,9 @@ class TableShard:
         """
         if self.is_striped:  # in the order of places they would have to be drawn once per stripe: see `scatter_initial`
             for start in range(0, self.num_rows, ROWS_PER_CHUNK):
-                yield torch.zeros(min(ROWS_PER_CHUNK, self.num_rows - start), self.num_columns)
+                yield torch.zeros(min(ROWS_PER_CHUNK, self.num_rows - start), self.num_columns, dtype=torch.float32)
             return
-        memory = torch.empty(min(self.num_rows, ROWS_PER_CHUNK), self.table.embedding_dim)
+        memory = torch.empty(min(self.num_rows, ROWS_PER_CHUNK), self.table.embedding_dim, dtype=torch.float32)
         for start in range(self.first_place, self.first_place + self.num_rows, ROWS_PER_CHUNK):
             rows = torch.arange(start, min(self.first_place + self.num_rows, start + ROWS_PER_CHUNK))
             yield self._initial_values(rows, memory, seed=seed)
@@ -333,7 +333,9 @@ class TableShard:
         """
         if not self.is_striped:
             return
-        memory = torch.empty(min(self.table.num_embeddings, ROWS_PER_CHUNK), self.table.embedding_dim)
+        memory = torch.empty(
+            min(self.table.num_embeddings, ROWS_PER_CHUNK), self.table.embedding_dim, dtype=torch.float32
+        )
         for rows in torch.split(torch.arange(self.table.num_embeddings), ROWS_PER_CHUNK):
             held, local = self.local_rows(rows)
             if held.numel():

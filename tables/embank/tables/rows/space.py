@@ -52,7 +52,7 @@ class RowSpace:
             )
             return self.files[-1].tensor
         on_host = self.tier.name != "device" or not self.tier.on_gpu
-        held = _memory(numel) if on_host else torch.zeros(numel, device=self.tier.device)
+        held = _memory(numel) if on_host else torch.zeros(numel, dtype=torch.float32, device=self.tier.device)
         start = 0
         for chunk in chunks or ():
             held[start : start + chunk.numel()] = chunk.reshape(-1)
@@ -78,7 +78,7 @@ def _memory(numel: int) -> Tensor:
     """Zeros in the host's memory, in huge pages where there are many and the system has such pages."""
     nbytes = 4 * numel
     if nbytes < _LARGE or sys.platform != "linux":
-        return torch.zeros(numel)
+        return torch.zeros(numel, dtype=torch.float32)
     region = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
         region.madvise(mmap.MADV_HUGEPAGE)
@@ -86,6 +86,6 @@ def _memory(numel: int) -> Tensor:
 
 
 def _zeros(numel: int) -> Iterator[Tensor]:
-    zeros = torch.zeros(min(numel, _ZEROS))
+    zeros = torch.zeros(min(numel, _ZEROS), dtype=torch.float32)
     for start in range(0, numel, _ZEROS):
         yield zeros[: numel - start]

@@ -37,7 +37,7 @@ def reset_rows(tables: Tables, table: str, rows_U: Tensor, *, draw: int) -> None
         raise IdRangeError(
             f"rows {int(rows_U.min())} to {int(rows_U.max())} of table '{table}' are to be reset; it has 0 to {physical.num_embeddings - 1}"
         )
-    fresh_UD = torch.empty(rows_U.numel(), physical.embedding_dim)
+    fresh_UD = torch.empty(rows_U.numel(), physical.embedding_dim, dtype=torch.float32)
     physical.init.fill(fresh_UD, seed=seed_of(tables.seed, "reset", draw), table=physical.name)
     if physical.projection is not None:
         seed = seed_of(tables.seed, "reset projection", physical.name, draw)
