@@ -194,6 +194,17 @@ def test_exporting_packs_the_best_checkpoint(run: Path, shipped: Path, tmp_path:
         assert file.read_bytes() == (tmp_path / "packed" / file.name).read_bytes()
 
 
+def test_a_run_with_a_damaged_bundle_says_how_to_export_it(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    flip(tmp_path / "run" / "bundle" / "tables.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"has been altered: .* Without '.*bundle' the checkpoint is packed: remove that folder"
+    ):
+        export_run(tmp_path / "run", out=tmp_path / "packed")
+    shutil.rmtree(tmp_path / "run" / "bundle")
+    export_run(tmp_path / "run", out=tmp_path / "packed")
+
+
 def test_exporting_an_unfinished_run(data: Path, tmp_path: Path) -> None:
     for stop, step in ((4, 4), (14, 10)):  # before the first evaluation the last checkpoint, then the best one
         run = tmp_path / f"stopped-{stop}"

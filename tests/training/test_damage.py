@@ -263,6 +263,17 @@ def test_the_two_fingerprints_of_a_damaged_record_are_not_told_apart_by_their_en
         train(data, stopped.path, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "can't be read: line 1 is no JSON"), ("{}", "it has no data_fingerprint")]
+)
+def test_an_emptied_record_is_refused_with_what_to_do(data: Path, stopped: RunFolder, content: str, said: str) -> None:
+    stopped.environment.write_text(content)
+    with pytest.raises(
+        CheckpointError, match=rf"environment.json' .*{said}\. Restore it, or start the run again in another --out"
+    ):
+        train(data, stopped.path, resume=True)
+
+
 def test_a_run_of_an_earlier_version_resumes_and_says_what_is_not_checked(data: Path, stopped: RunFolder) -> None:
     record = json.loads(stopped.environment.read_text())
     old = {key: value for key, value in record.items() if key not in ("check", "config", "data_content")}

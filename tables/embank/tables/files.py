@@ -98,9 +98,12 @@ def _digest_or_cause(path: Path) -> dict[str, Any] | OSError:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; CheckpointError if it is missing or damaged."""
     try:
-        content = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"'{path}' can't be read: {error}") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"'{path}' can't be read: {cause_of(error)}") from error
+    except (ValueError, RecursionError) as error:
+        where = f"line {error.lineno} is no JSON" if isinstance(error, json.JSONDecodeError) else "it is no JSON"
+        raise CheckpointError(f"'{path}' can't be read: {where}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"'{path}' does not hold a JSON object")
     return content

@@ -75,7 +75,7 @@ class Description:
             parts.append(f"no vocabulary (ids are hashes of tokens); different values in training: {seen}")
         untrained = [f.name for f in self.features if f.trains_unknown is False and any(f.unknown_share.values())]
         if untrained:
-            parts.append(untrained_unknown(untrained))
+            parts.append(untrained_unknown(untrained, which=" with new values in valid or test"))
         if schema.numeric:
             kinds = ", ".join(_numeric_in_words(field) for field in schema.numeric)
             parts.append(f"numeric: {kinds}")
@@ -108,11 +108,11 @@ def describe_folder(path: str | Path) -> str:
     return describe(path).render()
 
 
-def untrained_unknown(names: Sequence[str]) -> str:
-    """What becomes of new values of features whose training part has none that is unknown."""
+def untrained_unknown(names: Sequence[str], *, which: str = "") -> str:
+    """What becomes of new values of features whose training part has none that is unknown; `which` says how these were chosen."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return (
-        f"training never sees the unknown value in {len(names)} feature{'s' * (len(names) != 1)} ({', '.join(names[:NAMED])}{more}): new values "
+        f"training never sees the unknown value in {len(names)} feature{'s' * (len(names) != 1)}{which} ({', '.join(names[:NAMED])}{more}): new values "
         "read a row as it was initialised. min_count: 2 trains it with the values that occur once"
     )
 

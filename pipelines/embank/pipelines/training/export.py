@@ -10,6 +10,7 @@ from embank.pipelines.training.evaluation import best_model, data_of, refuse_oth
 from embank.pipelines.training.run_folder import RunFolder
 from embank.tables import Bundle
 from embank.tables.bundle import copy_bundle, is_bundle
+from embank.tables.errors import CheckpointError
 
 
 def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = None) -> Bundle:
@@ -34,7 +35,7 @@ def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = N
     run = RunFolder(path)
     config = parse_config(run.read_config())
     if is_bundle(run.bundle):
-        copy_bundle(Bundle(run.bundle), out)
+        copy_bundle(_own_bundle(run), out)
         return Bundle(out)
     place = data_of(config, data)
     schema = Schema.load(place)
@@ -43,3 +44,12 @@ def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = N
     with best_model(run, schema=schema, data=place) as (model, step):
         write_bundle(out, model, config=config, schema=schema, step=step)
     return Bundle(out)
+
+
+def _own_bundle(run: RunFolder) -> Bundle:
+    try:
+        return Bundle(run.bundle)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{str(error).removesuffix('.')}. Without '{run.bundle}' the checkpoint is packed: remove that folder"
+        ) from error

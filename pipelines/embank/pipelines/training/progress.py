@@ -163,7 +163,7 @@ class Progress:
         if record[monitor] is None:
             self.monitor = "logloss"
             if self.best_value is None:
-                note = f"{record[f'{monitor}_undefined']}; choosing checkpoints by log loss instead"
+                note = f"{record[f'{monitor}_undefined']} Checkpoints are chosen by log loss instead"
         value = record[self.monitor]
         sign = -1 if self.monitor == "logloss" else 1
         judged = Judged(**{name: record[name] for name in ("step", "epoch", "logloss", "auc")}, gauc=record.get("gauc"))

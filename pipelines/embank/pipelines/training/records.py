@@ -11,6 +11,7 @@ from embank.tables.files import cause_of, read_json, sync_entry
 
 CHECK = "check"
 """Key of a record's checksum over all other keys."""
+CURE = "Restore it, or start the run again in another --out"
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -58,11 +59,12 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, or altered since.
     """
-    record = unsealed(read_json(path))
+    try:
+        record = unsealed(read_json(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. {CURE}") from error
     if record is None:
-        raise CheckpointError(
-            f"'{path}' has been altered since it was written: its checksum differs. Restore it, or start the run again in another --out"
-        )
+        raise CheckpointError(f"'{path}' has been altered since it was written: its checksum differs. {CURE}")
     return record
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from embank.pipelines.training.environment import environment_of
-from embank.pipelines.training.records import digest_of, read_record, sealed, unsealed, write_atomic, write_record
+from embank.pipelines.training.records import CURE, digest_of, read_record, sealed, unsealed, write_atomic, write_record
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.files import cause_of, is_full, writing
 from embank.tables.rows.mapped import is_row_file, remove_row_files
@@ -200,7 +200,10 @@ class RunFolder:
         Raises:
             CheckpointError: no run lives here, or the record is damaged.
         """
-        return str(self._read_environment().get("data_fingerprint"))
+        fingerprint = self._read_environment().get("data_fingerprint")
+        if fingerprint is None:
+            raise CheckpointError(f"'{self.environment}' is damaged: it has no data_fingerprint. {CURE}")
+        return str(fingerprint)
 
     @property
     def content(self) -> str | None:
