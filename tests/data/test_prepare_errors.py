@@ -234,15 +234,18 @@ def test_features_without_values_in_training(tmp_path: Path) -> None:
     assert message(tmp_path, empty, bags).startswith("log.csv: column 'price' has no value in any training row")
 
 
+@pytest.mark.parametrize("separator", [",", "|"])
 @pytest.mark.parametrize("role", ["multivalued", "hashed"])
 @pytest.mark.parametrize(
     ("bags", "said"),
     [('"[1, 2]"', "'[1, 2]', and all"), ("\"['a', 'b']\"", "\"['a', "), ('"{1,2}"', "'{1,2}', and all")],
 )
-def test_bags_written_as_lists(tmp_path: Path, role: str, bags: str, said: str) -> None:
+def test_bags_written_as_lists(tmp_path: Path, separator: str, role: str, bags: str, said: str) -> None:
     """As pandas, JSON and PostgreSQL write them: '[1' and '2]' would be tokens."""
     log = HEADER + "".join(f"{i % 2},,{i}\n{i % 2},{bags},{i}\n" for i in range(10))
-    config = {"categorical": [], "multivalued": {"user": ","}} | ({"hashed": ["user"]} if role == "hashed" else {})
+    config = {"categorical": [], "multivalued": {"user": separator}} | (
+        {"hashed": ["user"]} if role == "hashed" else {}
+    )
     assert message(tmp_path, log, config).startswith(f"log.csv, line 3: multi-valued column 'user' is {said}")
 
 

@@ -127,7 +127,7 @@ def refuse_bracketed(chunk: Chunk, name: str, separator: str | None) -> None:
     would become parts of tokens. One bag alone may be a text in brackets; all of a log's first rows are not.
 
     Raises:
-        DataError: all bags of the chunk stand in brackets, and one of them has several members.
+        DataError: all bags of the chunk stand in brackets, and one of them has several members, separated as stated or by a comma.
     """
     column = chunk.frame[name]
     if column.dtype != pl.String or separator is None:
@@ -135,7 +135,9 @@ def refuse_bracketed(chunk: Chunk, name: str, separator: str | None) -> None:
     filled = column.str.strip_chars().replace("", None)
     for opening, closing in ("[]", "{}"):
         in_brackets = filled.str.starts_with(opening) & filled.str.ends_with(closing)
-        several = (in_brackets & filled.str.contains(separator, literal=True)).fill_null(False)
+        several = (
+            in_brackets & (filled.str.contains(separator, literal=True) | filled.str.contains(",", literal=True))
+        ).fill_null(False)
         if in_brackets.all() and several.any():
             row = int(several.arg_max() or 0)
             value = filled[row]
