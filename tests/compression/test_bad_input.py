@@ -19,6 +19,7 @@ from embank.tables import (
     BudgetError,
     CheckpointError,
     ConfigError,
+    DataError,
     RowOptimizer,
     TableCollection,
     TableSpec,
@@ -269,3 +270,12 @@ class TestPacks:
             CheckpointError, match=r"addressed by hash version 1; this embank has version 2, which gives ids other rows"
         ):
             verify_checkpoint(tmp_path / "c")
+
+
+def test_one_table_takes_ids_one_after_the_other() -> None:
+    table = build_table(method="full", num_embeddings=5, embedding_dim=4)
+    for looked_up in (table, table.pack()):
+        with pytest.raises(DataError, match=r"the ids have shape \(1, 2\); give a tensor \[N\] of integers"):
+            looked_up.lookup(torch.tensor([[1, 2]]))
+        with pytest.raises(DataError, match=r"the ids are a list; give a tensor \[N\] of integers"):
+            looked_up.lookup([1, 2])

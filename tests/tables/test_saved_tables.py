@@ -21,6 +21,7 @@ from embank.tables import (
     TableCollection,
     TableSpec,
     load_bundle,
+    pack_collection,
     save_bundle,
 )
 from embank.tables.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
@@ -121,6 +122,22 @@ def test_updates_go_on_where_the_checkpoint_was_saved(tmp_path: Path) -> None:
     for trained in (tables, other):
         train(trained, 4)
     assert torch.equal(tables.weights()["t"], other.weights()["t"])
+
+
+def test_a_model_is_no_collection(tmp_path: Path) -> None:
+    folder, model = checkpoint(tmp_path), nn.Sequential(TableCollection([PLAIN]))
+    calls = {
+        "save_checkpoint": lambda: save_checkpoint(tmp_path / "n", tables=model, dense={}, meta={}),
+        "load_checkpoint": lambda: load_checkpoint(folder, tables=model),
+        "save_bundle": lambda: save_bundle(tmp_path / "n", model),
+        "pack_collection": lambda: pack_collection(model),
+    }
+    for name, call in calls.items():
+        with pytest.raises(
+            ConfigError, match=f"{name} takes a collection of tables, not a Sequential; give the TableCollection"
+        ):
+            call()
+    assert not (tmp_path / "n").exists()
 
 
 def test_checkpoints_of_other_versions(tmp_path: Path) -> None:

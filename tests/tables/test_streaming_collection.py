@@ -293,3 +293,25 @@ def test_refusals() -> None:
     short = KeyedJaggedTensor(keys=["plane"], values=torch.tensor([1]), lengths=torch.tensor([1], dtype=torch.int32))
     with pytest.raises(DataError, match="table 'plane' looks up feature 'last_plane', which the batch lacks"):
         streaming(short)
+
+
+@pytest.mark.parametrize("config", VOCABULARIES)
+def test_what_is_learned_in_inference_mode_is_learned_on(config: VocabularyConfig) -> None:
+    """A vocabulary in training mode learns wherever it is called; what it keeps goes on outside."""
+    streams = [
+        StreamingCollection(
+            TableCollection([TableSpec(name="t", num_embeddings=ROWS, embedding_dim=4, feature_names=["t"])]),
+            {"t": config},
+        )
+        for _ in range(2)
+    ]
+    kjt = KeyedJaggedTensor(keys=["t"], values=torch.tensor([70, 70, 80, 90]), lengths=torch.full((2,), 2))
+    with torch.inference_mode():
+        streams[0](kjt)
+    streams[1](kjt)
+    for streaming in streams:
+        for _ in range(3):
+            streaming(kjt).values().sum().backward()
+            streaming.tables.step()
+    mapped = [streaming.eval().map(kjt).mapped["t"].slots for streaming in streams]
+    assert torch.equal(*mapped)

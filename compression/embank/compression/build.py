@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from embank.tables import PackedTable, RowOptimizer, TableCollection, TableSpec, registered_methods
+from embank.tables import DataError, PackedTable, RowOptimizer, TableCollection, TableSpec, registered_methods
 from embank.tables.features import check_ids, int64_ids
 from embank.tables.modes import evaluating
 from embank.tables.stages import finished
@@ -32,11 +32,11 @@ class Table:
         """Logical rows [N, D] for ids int64 [N] in evaluation mode: without a graph, and leaving everything as it is.
 
         Raises:
-            DataError: ids that are not integers.
+            DataError: ids that are not integers, or not one after the other.
             IdRangeError: (an IndexError) an id outside the table, by its name.
         """
         features = KeyedJaggedTensor(
-            keys=[self.feature], values=ids_N, lengths=torch.ones(ids_N.numel(), dtype=torch.int32)
+            keys=[self.feature], values=_listed(ids_N), lengths=torch.ones(ids_N.numel(), dtype=torch.int32)
         )
         with evaluating(self.collection):
             rows_ND: Tensor = self.collection(features).values()
@@ -64,17 +64,25 @@ class Packed:
         """Logical rows [N, D] for ids int64 [N].
 
         Raises:
-            DataError: ids that are not integers.
+            DataError: ids that are not integers, or not one after the other.
             IdRangeError: (an IndexError) an id outside the table, by its name.
         """
         spec = self.spec
-        ids_N = int64_ids(ids_N)
+        ids_N = int64_ids(_listed(ids_N))
         check_ids(ids_N, table=spec.name, feature=spec.name, num_embeddings=spec.num_embeddings)
         return self.table.lookup(ids_N)
 
     def nbytes(self) -> int:
         """Bytes that are held."""
         return self.table.nbytes()
+
+
+def _listed(ids_N: Tensor) -> Tensor:
+    """The ids; DataError if they are no tensor [N]."""
+    if isinstance(ids_N, Tensor) and ids_N.dim() == 1:
+        return ids_N
+    found = f"have shape {tuple(ids_N.shape)}" if isinstance(ids_N, Tensor) else f"are a {type(ids_N).__name__}"
+    raise DataError(f"the ids {found}; give a tensor [N] of integers, torch.tensor([3, 5]) for example")
 
 
 def build_table(

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from embank.tables.checkpoint import refuse_non_finite
+from embank.tables.checkpoint import refuse_no_tables, refuse_non_finite
 from embank.tables.collection import TableCollection
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.files import cause_of, publish, read_json, temporary_beside, verify_checksums, write_checksums
@@ -117,6 +117,7 @@ def save_bundle(
         WorkError: rows are not finite, or the bundle can't be written (full disk, no permission); nothing is left behind.
     """
     folder = Path(folder)
+    refuse_no_tables(tables, doing="save_bundle")
     network = None if network is None else without_tables(network, tables)
     refuse_non_finite(tables)
     collection = pack_collection(tables)

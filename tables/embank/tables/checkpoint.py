@@ -40,6 +40,14 @@ FORMAT_VERSION = 3
 _CURE = "Restore it or remove this checkpoint to resume from an earlier one"
 
 
+def refuse_no_tables(tables: object, *, doing: str) -> None:
+    """Raises ConfigError for what is no collection, such as the model around one."""
+    if not isinstance(tables, Tables):
+        raise ConfigError(
+            f"{doing} takes a collection of tables, not a {type(tables).__name__}; give the TableCollection or SequenceCollection in it"
+        )
+
+
 def refuse_non_finite(tables: Tables) -> None:
     """Raises WorkError if a row holds NaN or infinity, naming its table."""
     for name, weight_RD in tables.weights().items():
@@ -77,9 +85,10 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
 
     Raises:
         CheckpointError: the folder exists.
-        ConfigError: `dense` or `meta` could not be loaded again.
+        ConfigError: `dense` or `meta` could not be loaded again, or `tables` are none, a model around them for example.
         WorkError: it can't be written (full disk, no permission); nothing is left behind.
     """
+    refuse_no_tables(tables, doing="save_checkpoint")
     folder, processes = Path(folder), tables.processes
     temporary = Path(processes.first(str(temporary_beside(folder))))
     with processes.together():
@@ -195,6 +204,7 @@ def load_checkpoint(
 
     All processes of a sharded collection call this together; how many there were when it was saved does not matter.
     """
+    refuse_no_tables(tables, doing="load_checkpoint")
     meta = read_verified(folder, tables)
     load_rows(folder, tables=tables, optimizer=optimizer)
     return load_dense(folder), meta

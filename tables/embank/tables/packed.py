@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
+from embank.tables.checkpoint import refuse_no_tables
 from embank.tables.collection import TableCollection, pool
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.features import Bags, bag_configs, output_key
@@ -118,6 +119,7 @@ def pack_collection(tables: TableCollection) -> PackedCollection:
     Raises:
         ConfigError: a table is not in the last stage of its method, its schedule was not followed (`Tables.step`), or rows are sharded.
     """
+    refuse_no_tables(tables, doing="pack_collection")
     tables.refuse_packing_parts()
     refuse_unfinished(tables)
     for method in tables.built_methods():

@@ -109,7 +109,8 @@ class IdVocabulary(nn.Module, ABC):
             slots_N, nothing = self.look_up(ids_N), torch.empty(0, dtype=torch.int64)
             return Mapped(slots=slots_N, resets=nothing, draw=self.step, counts=_counted(slots_N))
         self.step += 1
-        slots_N, resets, changes = self.learn(ids_N)
+        with torch.inference_mode(False):  # what is kept must be of use outside it as well
+            slots_N, resets, changes = self.learn(ids_N)
         counts = _counted(slots_N) + changes
         self.totals = self.totals + counts
         return Mapped(slots=slots_N, resets=resets, draw=self.step, counts=counts)
