@@ -105,7 +105,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     third = start(config, out, "--resume")
     printed, said = third.communicate(timeout=LIMIT)
     assert third.returncode == 0, said
-    assert f"{len(before)} runs are complete already" in said
+    assert f"{len(before)} run{' is' if len(before) == 1 else 's are'} complete already" in said
     assert all(complete[run].stat().st_mtime_ns == when for run, when in before.items()), "finished runs are left alone"
     assert "infeasible: floor" in printed
     return out
