@@ -177,3 +177,16 @@ def test_a_file_that_is_given_twice(tmp_path: Path) -> None:
     for more in (tmp_path / "in/dt=1", tmp_path / "link"):
         with pytest.raises(DataError, match=r"is given twice \(as .*a\.parquet\), so that its rows would count twice"):
             prepare(CONFIG, [tmp_path / "in", more], tmp_path / "out", format="parquet")
+
+
+def test_the_current_folder_is_no_part_of_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Someone works in a folder called `lr=3`, and names files in it."""
+    work = tmp_path / "lr=3"
+    write(work / "in" / "dt=2024-01-01" / "part-0.csv", frame(0))
+    write(work / "plain.csv", frame(0, dt=["a"] * 10, lr=["own"] * 10))
+    monkeypatch.chdir(work)
+    prepare(format="csv", inputs=Path("in"), config=CONFIG, out=tmp_path / "out")
+    assert set(tokens_by_row(tmp_path / "out", "dt")) == {"2024-01-01"}
+    config = CONFIG | {"categorical": ["dt", "item", "lr"]}
+    prepare(format="csv", inputs=Path("plain.csv"), config=config, out=tmp_path / "plain")
+    assert set(tokens_by_row(tmp_path / "plain", "lr")) == {"own"}, "not the 3 of the folder's name, nor a refusal"

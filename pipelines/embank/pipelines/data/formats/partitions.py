@@ -120,7 +120,9 @@ def partition_keys(file: Path) -> dict[str, str | None]:
         DataError: a name that is not UTF-8 once it is percent-decoded.
     """
     keys: dict[str, str | None] = {}
-    folder = Path(os.path.abspath(file)).parent
+    folder = Path(
+        os.path.normpath(file)
+    ).parent  # as it was named: a current directory called a=b is no part of the input
     while is_partition(folder):
         name, value = (_decoded(part, folder).strip() for part in folder.name.split("=", 1))
         keys = {name: None if value in (_MISSING, "") else value, **keys}
