@@ -127,7 +127,7 @@ def test_without_pip_a_throw_away_environment_brings_one(
         (Path(command[command.index("--dest") + 1]) / sdist.name).write_bytes(sdist.read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(catalog, "find_spec", lambda name: None)
+    monkeypatch.setattr(catalog, "_is_installed", lambda package: False)
     monkeypatch.setattr(catalog, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
     assert (get_dataset("flights", tmp_path / "fl").folder / "columns.yaml").is_file()
 
@@ -136,7 +136,7 @@ def test_without_pip_and_ensurepip_it_says_so(tmp_path: Path, monkeypatch: pytes
     def create(folder: Path, *, with_pip: bool) -> None:
         raise subprocess.CalledProcessError(1, ["python", "-m", "ensurepip"])
 
-    monkeypatch.setattr(catalog, "find_spec", lambda name: None)
+    monkeypatch.setattr(catalog, "_is_installed", lambda package: False)
     monkeypatch.setattr(catalog.venv, "create", create)
     with pytest.raises(WorkError, match=r"neither pip nor ensurepip.*give the file with --from"):
         get_dataset("flights", tmp_path / "fl")

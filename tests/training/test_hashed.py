@@ -123,7 +123,7 @@ def test_evaluation_inspection_and_export(
 def test_the_bundle_and_the_checkpoint_say_the_hash(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads((run / "bundle" / "manifest.json").read_text())["token_hash_version"] == 1
     checkpoint = RunFolder(run).saved()[-1]
-    assert verify_checkpoint(checkpoint)["token_hash_version"] == 1
+    assert verify_checkpoint(checkpoint)["identity"]["token_hash_version"] == 1
     monkeypatch.setattr("embank.tables.token_hash.TOKEN_HASH_VERSION", 2)
     said = "has ids of tokens by version 1 of the token hash; this embank has version 2, which gives tokens other ids"
     with pytest.raises(CheckpointError, match=f"bundle '.*bundle' {said}"):

