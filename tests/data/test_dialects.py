@@ -101,8 +101,9 @@ def test_quotes_inside_cells_are_refused(log: Path, tsv: bool) -> None:
         ('0, "x",a2', 2),
     ):
         shown = line.replace(",", separator)
+        cure = "Remove the white space before it, or double" if ', "' in line else "Double"
         assert inside(line).startswith(
-            f'log.csv, line 3: a quote (") inside cell {cell} of {shown!r}. Double it and quote'
+            f'log.csv, line 3: a quote (") inside cell {cell} of {shown!r}. {cure} it and quote'
         )
     assert "line 3: a quote" in refusal(log, HEADER + '1,"a\nb"c,x\n0,y,z\n')
     assert "inside cell 2 of 'b\"c,x'" in refusal(log, HEADER + '1,"a\nb"c,x\n0,y,z\n')

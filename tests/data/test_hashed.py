@@ -268,7 +268,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"hashed": ["price"]}, r"column 'price' is named twice among the features; name it once"),
     ({"hashed": ["rating"]}, r"the label column 'rating' is also a feature, which leaks the answer"),
     ({"hashed": ["item"]}, r"min_count names 'item', which is hashed: .* Remove it from min_count or from hashed"),
-    ({"hashed": "item"}, r"hashed is 'item': input should be a valid list"),
+    ({"hashed": "item"}, r"hashed is 'item': it must be a list, such as \[item\]"),
     ({"hashed": [3]}, r"hashed\.0 is 3: it must be text; write it in quotes"),
     ({"hashd": ["item"]}, r"unknown key 'hashd'\. Did you mean 'hashed'\?"),
 ]

@@ -207,7 +207,9 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
     assert "is a Parquet file; use --format parquet" in message(tmp_path, b"PAR1....")
     whole = gzip.compress((HEADER + "".join(LINES * 9)).encode())
     assert re.match(r"log\.csv is damaged: .*Copy or download", message(tmp_path, whole[:60]))
-    assert "is no Parquet file or is damaged" in message(tmp_path, with_line("0,u,1\n"), format="parquet")
+    assert "is no Parquet file, which begins with PAR1. Give text with `--format csv`" in message(
+        tmp_path, with_line("0,u,1\n"), format="parquet"
+    )
     assert message(tmp_path, b"", format="parquet") == "log.csv is empty. Check that the file is complete."
 
 

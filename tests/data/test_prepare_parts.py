@@ -56,7 +56,7 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"min_count": {"A": 3}}, "min_count names 'A', which is no categorical feature. Did you mean 'a'?"),
     ({"min_count": "x"}, "min_count is 'x': input should be a valid integer."),
     ({"numeric": {"p": "log"}}, "numeric.p is 'log': input should be 'none', 'log1p', 'standard' or 'log_squared'."),
-    ({"categorical": "a"}, "categorical is 'a': input should be a valid list."),
+    ({"categorical": "a"}, "categorical is 'a': it must be a list, such as [a]."),
     ({"categorical": []}, "there is no feature; list columns under categorical, multivalued, hashed or numeric."),
     (
         {"categorical": ["label"]},

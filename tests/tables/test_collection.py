@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from torchrec.models.dlrm import DLRM
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
@@ -17,6 +17,7 @@ from embank.tables import (
     TableSpec,
     register_method,
 )
+from embank.tables import method as method_module
 from embank.tables.plan import Plan
 from embank.tables.rows.sharded import ShardedRows, Sharding
 from tests.tables.batches import random_kjt
@@ -361,3 +362,24 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     spec = TableSpec(name="t", num_embeddings=5, embedding_dim=4, feature_names=["a"])
     with pytest.raises(ConfigError, match="rows are to be on 'cuda', but this machine has no GPU that torch can use"):
         TableCollection([spec], tier=RowTier(device="cuda"))
+
+
+class Narrow(Product):
+    """Forgets half of its columns."""
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        return super().combine(rows, side)[:, :2]
+
+
+def test_a_method_must_combine_rows_as_wide_as_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(method_module, "_LOCAL", {**method_module._LOCAL, "test_narrow": Narrow})
+    spec = TableSpec(name="t", num_embeddings=50, embedding_dim=4, feature_names=["a"], method="test_narrow")
+    with pytest.raises(
+        ConfigError, match="the method of 'a' combines rows of 2 columns, but its table has embedding_dim 4"
+    ):
+        TableCollection([spec])(random_kjt({"a": 50}, batch_size=3, seed=0))
+
+
+def test_only_methods_are_registered() -> None:
+    with pytest.raises(ConfigError, match=r"'test_three' is to be 3, which is no subclass of embank\.tables\.Method"):
+        register_method("test_three", 3)  # type: ignore[arg-type]

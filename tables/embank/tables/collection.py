@@ -4,7 +4,7 @@ KeyedJaggedTensor in, KeyedTensor out. `address` may be called earlier, in the d
 result or plain ids, and gives the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -65,6 +65,7 @@ class TableCollection(Tables):
         by_key = {use.key: use for use in (*self.pooled_uses, *self.per_id_uses, *self.distinct_uses)}
         self.keys = [self._key(spec, feature) for spec in self.specs for feature in spec.feature_names]
         self.dims = [by_key[key].method.spec.embedding_dim for key in self.keys]
+        self.num_columns = sum(self.dims)
 
     def _refuse_split_tables(self) -> None:
         """Methods that look up in another way (see `Method.linear`, `Method.asks_once`) keep their rows apart, so they can't share a
@@ -179,8 +180,18 @@ class TableCollection(Tables):
                 pooling = use.method.spec.pooling
                 outputs[use.key] = pool(per_id[use.key], addressed.bags[use.key], pooling=pooling)
             values = torch.cat([outputs[key] for key in self.keys], dim=1)
+            if values.shape[1] != self.num_columns:
+                raise self._wrong_width(outputs)
         (values,) = self._end_pass([values])
         return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=values), per_id
+
+    def _wrong_width(self, outputs: Mapping[str, Tensor]) -> ConfigError:
+        """The error about a method whose logical rows are not as wide as its table."""
+        pairs = zip(self.keys, self.dims, strict=True)
+        key, dim = next((key, dim) for key, dim in pairs if outputs[key].shape[1] != dim)
+        return ConfigError(
+            f"the method of '{key}' combines rows of {outputs[key].shape[1]} columns, but its table has embedding_dim {dim}; mend its `combine`"
+        )
 
     @property
     def keys_per_id(self) -> frozenset[str]:

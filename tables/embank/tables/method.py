@@ -311,8 +311,10 @@ def register_method(name: str, method: type[Method]) -> None:
     """Adds a method of this process, for notebooks and trials; a package announces its methods by an entry point.
 
     Raises:
-        ConfigError: the name is taken by another class.
+        ConfigError: it is no method, or the name is taken by another class.
     """
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise ConfigError(f"'{name}' is to be {method!r}, which is no subclass of embank.tables.Method")
     taken = _LOCAL.get(name) or _installed().get(name)
     if taken is not None and taken is not method:
         raise ConfigError(f"method '{name}' is registered already ({taken}); choose another name")

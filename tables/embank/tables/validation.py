@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
+_LISTS = ("list_type", "tuple_type", "set_type", "frozen_set_type")
 _MAPPINGS = ("model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type")
 
 
@@ -14,10 +15,20 @@ def problem_in_words(problem: Mapping[str, Any]) -> str:
     """
     if problem["type"] in _MAPPINGS:
         return "it must be a mapping of keys to values"
+    if problem["type"] in _LISTS:
+        return (
+            f"it must be a list, such as [{problem['input']}]" if _is_scalar(problem["input"]) else "it must be a list"
+        )
+    if problem["type"] == "string_type" and problem["input"] is None:
+        return "it must be text, and nothing stands there"
     if problem["type"] == "string_type" and isinstance(problem["input"], (bool, int, float, type(None))):
         return "it must be text; write it in quotes if that is what it is called"
     message: str = problem["msg"]
     return message[:1].lower() + message[1:]
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and len(str(value)) <= 40
 
 
 def mistaken_boolean(value: Any, wanted: Any) -> str | None:

@@ -57,6 +57,11 @@ def misplaced(path: Path, data: bytes, first_line: int, position: int, dialect: 
     words = data[start : end if end >= 0 else len(data)].decode("utf-8", "replace")
     line = first_line + data.count(b"\n", 0, position)
     cure = "Double it and quote the whole cell"
+    separator = dialect.separator.encode()
+    before = data[start:position]
+    trimmed = before.rstrip(b" \t".replace(separator, b""))
+    if trimmed != before and trimmed[-1:] in (b"", separator):
+        cure = "Remove the white space before it, or double it and quote the whole cell"
     if dialect.escape is None and f"\\{dialect.quote}".encode() in data[start:end]:
         cure = f'Set `escape: "\\\\"` in the configuration if `\\{dialect.quote}` stands for a quote; else double it and quote the whole cell'
     return (

@@ -20,6 +20,8 @@ from embank.tables.resources import refuse_exhausted
 BATCH_ROWS = 131_072
 _log = logging.getLogger(__name__)
 
+_MAGIC = b"PAR1"
+
 
 class ParquetSource:
     """Parquet files with the same columns, read one after the other; files without rows may have others.
@@ -86,8 +88,20 @@ def _open(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(str(path))
     except (pa.ArrowException, OSError) as error:
         refuse_exhausted(error, doing=f"reading {path}")
-        what = "is empty" if path.stat().st_size == 0 else f"is no Parquet file or is damaged ({error})"
-        raise DataError(f"{path} {what}. Check that the file is complete.") from error
+        raise DataError(f"{path} {_problem(path, error)}") from error
+
+
+def _problem(path: Path, error: Exception) -> str:
+    """Why a file can't be opened, and what to do."""
+    with path.open("rb") as file:
+        start = file.read(len(_MAGIC))
+    if not start:
+        return "is empty. Check that the file is complete."
+    if start != _MAGIC:
+        return (
+            f"is no Parquet file, which begins with {_MAGIC.decode()}. Give text with `--format csv` or `--format tsv`."
+        )
+    return f"is damaged ({error}). Check that the file is complete."
 
 
 def _schema(path: Path) -> pa.Schema | None:
