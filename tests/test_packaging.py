@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ["embank.tables", "embank.compression", "embank.search", "embank.ctr_models", "embank.pipelines"]
 TOP_LEVEL = ["tables", "compression", "search", "ctr_models", "pipelines"]

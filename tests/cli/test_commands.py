@@ -9,6 +9,8 @@ import yaml
 
 from tests.training.runs import raw_config, write_data
 
+pytestmark = pytest.mark.slow
+
 
 def embank(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "embank", *map(str, arguments)]

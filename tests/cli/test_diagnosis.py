@@ -13,6 +13,8 @@ from embank.tables import TableCollection, TableSpec
 from tests.cli.test_commands import embank
 from tests.training.runs import config, raw_config, train, write_data
 
+pytestmark = pytest.mark.slow
+
 UNIFIED = {"dim": 8, "method": "unified", "rows": 40, "width": 4, "exact_below": 8}
 
 

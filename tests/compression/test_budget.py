@@ -46,6 +46,7 @@ def most_bytes(specs: list[TableSpec]) -> float:
     return total + 4 * sum(rows.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", NAMES)
 def test_criteo_keeps_its_budget_or_is_told_the_floor(method: str) -> None:
     specs = specs_of(CRITEO, method)

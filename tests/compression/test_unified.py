@@ -308,6 +308,7 @@ def test_output_columns_follow_the_specs_and_not_what_else_is_there() -> None:
             assert torch.equal(seen.setdefault(name, columns.detach()), columns.detach()), name
 
 
+@pytest.mark.slow
 def test_a_bundle_gives_the_same_bits_in_a_fresh_process_with_another_seed(tmp_path: Path) -> None:
     specs = unified_specs(rows=64, width=4, lookups={"user": 2, "item": 3}, embedding_dim=8)
     tables = TableCollection(specs, seed=3)

@@ -14,6 +14,8 @@ import torch
 from tests.contracts.beside_the_host import TIERS
 from tests.contracts.specs import NAMES
 
+pytestmark = pytest.mark.slow
+
 LOOSE = {"autosrh": 5e-2}
 """Its search divides gradients by their own means, which blows up how sums were rounded, and an entry at the edge may fall."""
 

@@ -12,6 +12,8 @@ from embank.tables import PackedCollection, RowOptimizer, TableCollection, Table
 from embank.tables.stages import advance, current_stage, num_stages, rows_held, search_parameters
 from tests.contracts.specs import EXACT_FLOOR, NAMES
 
+pytestmark = pytest.mark.slow
+
 NUM, DIM, STEPS, BATCH = 120, 8, 40, 512
 FEATURES = ("user", "item")
 UNTRAINED, TRAINED = 0.58, 0.75

@@ -338,6 +338,7 @@ class TestMethod:
             assert rows.min() >= 0
             assert rows.max() < built.physical[position].num_embeddings
 
+    @pytest.mark.slow
     def test_every_odd_size_works(self, method: str) -> None:
         @settings(max_examples=15, deadline=None)
         @given(num=st.integers(1, 40), dim=st.integers(1, 9), seed=st.integers(0, 5))

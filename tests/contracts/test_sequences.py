@@ -36,6 +36,7 @@ def pooled_rows(tables: TableCollection, ids: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", NAMES)
 class TestMethodInSequences:
+    @pytest.mark.slow
     @pytest.mark.parametrize("backend", ["fbgemm", "torch"])
     @pytest.mark.parametrize("dedupe", [False, True])
     def test_rows_and_training_equal_those_of_a_pooled_collection(

@@ -10,6 +10,8 @@ from tests.contracts.sharded import Case, compare, starts_equal
 from tests.contracts.specs import BATCH_DEPENDENT, NAMES, SHARING
 from tests.distributed.ranks import Ranks
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("table_wise", "row_wise", "column_wise", "data_parallel")
 TOLERANCE = 2e-5
 """Sums over a batch are made in another order than in one process."""

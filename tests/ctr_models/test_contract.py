@@ -156,6 +156,7 @@ def test_bf16_autocast_is_close(name: str) -> None:
         assert error < 0.3, f"{name}: gradient of {key} is off by {error:.3f}"
 
 
+@pytest.mark.slow
 @every_model
 def test_traces_as_one_graph_with_equal_gradients(name: str) -> None:
     torch._dynamo.reset()

@@ -104,6 +104,7 @@ def test_a_single_input_has_no_pair() -> None:
         build_network("dlrm", inputs=inputs)
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager() -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)

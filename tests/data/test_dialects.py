@@ -143,6 +143,7 @@ def write_cells(rows: Sequence[Row], dialect: str) -> str:
     return HEADER + "".join(",".join(cell(words or "") for words in row) + "\n" for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(150))
 def test_no_dialect_swallows_lines(log: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Whatever wrote a file: told how, it is read cell by cell; not told, it has its rows or is refused."""

@@ -241,6 +241,7 @@ def write_25m(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", [write_100k, write_recbole, write_1m, write_25m])
 def test_movielens_layouts_hold_the_same_data(tmp_path: Path, writer: Any) -> None:
     folder = writer(tmp_path / "raw")

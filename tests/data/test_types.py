@@ -193,6 +193,7 @@ def encode(path: Path, config: dict[str, Any]) -> int:
     return sum(encoder.encode(chunk).table.num_rows for chunk in source.chunks(resolved.columns))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_every_type_in_every_role_works_or_is_refused_by_name(
     tmp_path: Path, role: str, capfd: pytest.CaptureFixture[str]
@@ -209,6 +210,7 @@ def test_every_type_in_every_role_works_or_is_refused_by_name(
     assert "panicked" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_parts_of_two_types(tmp_path: Path, role: str, capfd: pytest.CaptureFixture[str]) -> None:
     """As above, with a column that is of another type in the second part."""

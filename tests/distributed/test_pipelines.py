@@ -8,6 +8,8 @@ import torch
 from tests.distributed import pipelines
 from tests.distributed.ranks import Ranks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Ranks]:

@@ -24,6 +24,8 @@ from tests.distributed.ranks import Ranks
 from tests.training.runs import config, raw_config, timeless, train, write_data
 from tests.training.test_hashed import COLUMNS, TABLES, write_log
 
+pytestmark = pytest.mark.slow
+
 PLAIN: dict[str, Any] = {
     "model": {"name": "deepfm", "hidden_units": [8], "dropout": 0.0},
     "train": {"epochs": 3, "table_lr": 0.05, "num_threads": 1},

@@ -25,6 +25,8 @@ from embank.pipelines.training.run_folder import hold_lock
 from embank.tables import ConfigError, WorkError
 from tests.training.runs import raw_config, write_data
 
+pytestmark = pytest.mark.slow
+
 RUNS = ["full/1/0", "full/1/1", "hash/0.5/0", "hash/0.5/1", "hash/0.1/0", "hash/0.1/1"]
 LIMIT = 300
 

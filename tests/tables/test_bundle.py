@@ -144,6 +144,7 @@ FRESH = """
 """
 
 
+@pytest.mark.slow
 def test_in_a_fresh_process(tmp_path: Path) -> None:
     """Every method, without the packages that train: a bundle and the module of the method are enough."""
     kjt = random_kjt({"a": NUM}, batch_size=NUM, seed=0, single=True)
@@ -264,6 +265,7 @@ MEMORY = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "copies"), [(48, 0.5), (50, 1.5)], ids=["as-they-are", "padded"])
 def test_memory(tmp_path: Path, dim: int, copies: float) -> None:
     """Rows are written from where they are, padded ones through one copy; loaded tables are mapped from the file."""
@@ -395,6 +397,7 @@ FULL_DISK = """
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     done = run_code(FULL_DISK, cwd=tmp_path)
     assert "can't be written" in done.stdout, done.stderr

@@ -262,6 +262,7 @@ if sys.argv[2] == "die":
 """
 
 
+@pytest.mark.slow
 def test_the_end_of_the_process(tmp_path: Path) -> None:
     """With hints under way it neither hangs nor crashes, and no file is left; what a killed one leaves is taken over."""
     done = subprocess.run(
@@ -356,6 +357,7 @@ except WorkError as error:
 """
 
 
+@pytest.mark.slow
 def test_no_room(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert (
@@ -383,6 +385,7 @@ print(now("RssAnon") - before[0], now("RssFile") - before[1])
 """
 
 
+@pytest.mark.slow
 def test_creation_takes_little_memory(tmp_path: Path) -> None:
     """A table of 320 MB: neither anonymous memory nor a mapped page for it (FBGEMM's constructor touches nothing)."""
     done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, timeout=120)

@@ -261,6 +261,7 @@ def _refused_when_sharded(rank: int) -> str:
     return str(refused.value)
 
 
+@pytest.mark.slow
 def test_sharded_rows_are_refused() -> None:
     ranks = Ranks(1)
     try:

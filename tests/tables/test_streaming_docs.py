@@ -10,6 +10,8 @@ import pytest
 
 from embank.tables.streaming import StreamCounts
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -30,6 +30,8 @@ from tests.tables.test_bundle import flip, plain
 from tests.training.runs import config, timeless, train, write_data
 from tests.training.test_resume import StopAt
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

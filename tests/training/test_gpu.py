@@ -15,6 +15,8 @@ from embank.tables import ConfigError
 from embank.tables.processes import Processes
 from tests.training.runs import config, train, write_data
 
+pytestmark = pytest.mark.slow
+
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 

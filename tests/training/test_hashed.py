@@ -36,6 +36,8 @@ from tests.tables.test_bundle import run_code
 from tests.training.runs import config, raw_config, timeless, train
 from tests.training.test_resume import StopAt
 
+pytestmark = pytest.mark.slow
+
 COLUMNS: dict[str, Any] = {
     "label": {"column": "click"},
     "categorical": ["shop"],

@@ -18,6 +18,8 @@ from embank.tables import CheckpointError, ConfigError, DataError, RowOptimizer
 from embank.tables.errors import WorkError
 from tests.training.runs import config, raw_config, timeless, train, write_data
 
+pytestmark = pytest.mark.slow
+
 FREQUENT = {"epochs": 3, "table_lr": 0.05, "num_threads": 1, "checkpoint_every": 3}
 
 

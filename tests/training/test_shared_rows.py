@@ -18,6 +18,8 @@ from embank.tables import Bundle
 from tests.cli.test_commands import embank
 from tests.training.runs import raw_config, train, write_data
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"genre": 90, "item": 200, "user": 500}
 
 

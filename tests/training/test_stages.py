@@ -29,6 +29,8 @@ from embank.tables.stages import search_parameters
 from tests.training.narrowing import Narrowing
 from tests.training.runs import config, raw_config, timeless, train, write_data
 
+pytestmark = pytest.mark.slow
+
 TABLES = {"dim": 4, "method": "test_narrowing", "overrides": {"item": {"method": "full"}}}
 SEARCH_STEPS, TRAIN_STEPS = 15, 30  # half of 3 epochs of 10 steps, and all of them
 

@@ -29,6 +29,8 @@ from embank.tables import CheckpointError, ConfigError, DataError
 from tests.data.prepared import edit_part
 from tests.training.runs import config, train, write_data
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
