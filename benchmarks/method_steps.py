@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.budget import share
-from embank.compression.dedup import DedupConfig
+from embank.compression.budget.solver import share
+from embank.compression.methods.dedup import DedupConfig
 from embank.ctr_models import CTRModel, Inputs, build_network
-from embank.pipelines.data.batch import Batch, Position
+from embank.pipelines.config.run import TrainConfig
+from embank.pipelines.data.loading.batch import Batch, Position
 from embank.pipelines.data.synth.fields import table_sizes
 from embank.pipelines.data.synth.zipf import Zipf
-from embank.pipelines.training.config import TrainConfig
-from embank.pipelines.training.step import SearchStepper, Stepper
+from embank.pipelines.train.step import SearchStepper, Stepper
 from embank.tables import Addressed, BudgetError, RowOptimizer, TableCollection, TableSpec, method_class
-from embank.tables.stages import advance, after_step, current_stage, num_stages
+from embank.tables.collections.stages import advance, after_step, current_stage, num_stages
 
 NUM_DENSE, DIM = 13, 16
 BOTTOM, TOP = [512, 256, 64], [512, 256]

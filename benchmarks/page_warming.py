@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from peers.machine import describe
 
-from embank.tables.rows.mapped import MappedFile
-from embank.tables.rows.pages import PAGE_BYTES, Pages, Region
+from embank.tables.rows.disk.mapped import MappedFile
+from embank.tables.rows.disk.pages import PAGE_BYTES, Pages, Region
 
 RESULTS = Path(__file__).with_name("results")
 NUM_CHANGED = 2000

@@ -47,9 +47,9 @@ class Worker:
     def __init__(self, args: argparse.Namespace, rank: int, world_size: int, kind: str) -> None:
         from embank.ctr_models import CTRModel, Inputs, build_network
         from embank.tables import RowOptimizer, TableCollection, TableSpec
-        from embank.tables.plan import Placement, Plan
-        from embank.tables.planning import PlanRequest, plan_tables
-        from embank.tables.processes import Processes
+        from embank.tables.sharding.plan import Placement, Plan
+        from embank.tables.sharding.planner import PlanRequest, plan_tables
+        from embank.tables.sharding.processes import Processes
 
         sizes = field_sizes(args.rows)
         names = [f"C{field + 1}" for field in range(NUM_FIELDS)]
@@ -59,7 +59,7 @@ class Worker:
         ]
         optimizer, sharding = RowOptimizer(name="rowwise_adagrad", lr=0.02), None
         if world_size > 1:
-            from embank.tables.rows.sharded import Sharding
+            from embank.tables.sharding.sharded_rows import Sharding
 
             placements = {
                 name: Placement(kind="row_wise")
@@ -100,7 +100,7 @@ class Worker:
 
     def run(self, steps: int) -> dict[str, float]:
         """Trains some steps, the next batch's ids on their way as in `embank train`; wall time and bytes on the loopback device."""
-        from embank.pipelines.training.step import average_gradients
+        from embank.pipelines.train.step import average_gradients
 
         ready = [self.tables.address(self.batches[step % 4][1]) for step in range(steps)]
         if self.processes.group is not None:

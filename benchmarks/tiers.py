@@ -33,11 +33,11 @@ from peers.machine import describe
 from torch import nn
 from torchrec import KeyedJaggedTensor
 
-from embank.pipelines.data.ahead import Clock, run_ahead
+from embank.pipelines.data.loading.ahead import Clock, run_ahead
 from embank.pipelines.data.synth.zipf import Zipf
 from embank.tables import PhysicalTable, RowInit, RowTier, TableCollection, TableSpec
-from embank.tables.rows.mapped import MappedFile
-from embank.tables.rows.pages import Pages, Region
+from embank.tables.rows.disk.mapped import MappedFile
+from embank.tables.rows.disk.pages import Pages, Region
 from embank.tables.specs import TableShard
 
 RESULTS = Path(__file__).with_name("results")

@@ -26,8 +26,8 @@ from method_steps import DIM, Inputs26
 from peers.machine import describe
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.hash import HashConfig
-from embank.compression.unified_specs import unified_specs
+from embank.compression.methods.hash import HashConfig
+from embank.compression.multiplexing.specs import unified_specs
 from embank.tables import RowOptimizer, TableCollection, TableSpec
 
 RESULTS = Path(__file__).with_name("results")

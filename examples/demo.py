@@ -9,11 +9,11 @@ from pathlib import Path
 
 from embank.pipelines.cli import show
 from embank.pipelines.cli.messages import messages
-from embank.pipelines.data.catalog import get_dataset
-from embank.pipelines.data.prepare import prepare_from_cli
+from embank.pipelines.config.file import read_config
+from embank.pipelines.data.prepare.prepare import prepare_from_cli
+from embank.pipelines.data.sources.catalog import get_dataset
 from embank.pipelines.sweep.plan import Plan
 from embank.pipelines.sweep.sweep import Sweep
-from embank.pipelines.training.config_file import read_config
 
 CONFIG = Path(__file__).with_name("movielens.yaml")
 

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torchrec import KeyedJaggedTensor
 
-from embank.tables import RowOptimizer, RowTier, TableCollection, TableSpec, method, save_bundle
+from embank.tables import RowOptimizer, RowTier, TableCollection, TableSpec, save_bundle
+from embank.tables.method import base as method
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)

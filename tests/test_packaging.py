@@ -76,5 +76,5 @@ def test_methods_and_command_are_announced(installed: tuple[Path, str], tmp_path
         "from embank.tables import method_class as m; print(m('full').__module__, m('hash').__module__)",
         tmp_path,
     )
-    assert done.stdout.split() == ["embank.compression.full", "embank.compression.hash"], done.stderr
+    assert done.stdout.split() == ["embank.compression.methods.full", "embank.compression.methods.hash"], done.stderr
     assert (installed[0].parent / "embank").is_file()

@@ -37,12 +37,12 @@ from drift_report import ARMS, FEATURES, FOLLOWED, REFERENCE, draw, markdown, su
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.unified import UnifiedConfig
+from embank.compression.methods.unified import UnifiedConfig
 from embank.ctr_models import Inputs, build_model
 from embank.ctr_models.metrics import roc_auc
 from embank.tables import RowOptimizer, TableCollection, TableSpec
+from embank.tables.ids.token_hash import NUM_TOKEN_IDS, token_ids
 from embank.tables.streaming import StreamingCollection, StreamingConfig
-from embank.tables.token_hash import NUM_TOKEN_IDS, token_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 DIM = 16

@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
+from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.training.config import parse_config
-from embank.pipelines.training.trainer import Trainer
+from embank.pipelines.train.trainer import Trainer
 
 RESULTS = Path(__file__).parent.parent / "results"
 HYPER = {

@@ -14,7 +14,7 @@ import pytest
 
 from embank.pipelines.cli.messages import messages
 from embank.pipelines.cli.signals import signals_unwind
-from embank.pipelines.training.launch import LostRankError
+from embank.pipelines.train.launch import LostRankError
 from embank.tables.errors import DataError
 
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from embank.ctr_models import MODELS
 from embank.pipelines.cli.main import app
-from embank.pipelines.data.catalog import DATASETS
+from embank.pipelines.data.sources.catalog import DATASETS
 from embank.tables import registered_methods
 
 

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from embank.pipelines.cli.main import plan
+from embank.pipelines.config.run import load_config
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.training.build import build_tables, id_counts, plan_run, table_specs
-from embank.pipelines.training.config import load_config
+from embank.pipelines.runs.build import build_tables, id_counts, plan_run, table_specs
 from embank.tables import ConfigError
-from embank.tables.plan import load_plan
+from embank.tables.sharding.plan import load_plan
 from tests.training.runs import raw_config, write_data
 
 

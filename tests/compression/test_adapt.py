@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from embank.compression import build_table
-from embank.compression.adapt import AdaptConfig, best_num_private, layout_of, private_or_shared
+from embank.compression.methods.adapt import AdaptConfig, best_num_private, layout_of, private_or_shared
 from embank.tables import BudgetError, ConfigError, Method, TableSpec, build_method
-from embank.tables.hashing import hash_rows, salt64
+from embank.tables.ids.hashing import hash_rows, salt64
 from tests.compression.materialised import check_against, zipf_counts
 
 

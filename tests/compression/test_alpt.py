@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embank.compression import build_table
-from embank.compression.alpt import AlptConfig, LearnedGrid, learned_steps, lsq_gradient, nearest
+from embank.compression.methods.alpt import AlptConfig, LearnedGrid, learned_steps, lsq_gradient, nearest
 from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method
 from tests.compression.materialised import check_against, lookup
 from tests.tables.batches import random_kjt

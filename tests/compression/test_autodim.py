@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.autodim import AutoDimConfig, Projection, choose, width_nbytes
+from embank.compression.methods.autodim import AutoDimConfig, Projection, choose, width_nbytes
 from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method
-from embank.tables.stages import advance, after_step, finished, search_parameters
+from embank.tables.collections.stages import advance, after_step, finished, search_parameters
 
 
 def spec(name: str = "t", num: int = 200, dim: int = 8, **fields: object) -> TableSpec:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.autosrh import AutoSrhConfig, frequency_bounds
-from embank.compression.masks import mask_of
+from embank.compression.methods.autosrh import AutoSrhConfig, frequency_bounds
+from embank.compression.parts.masks import mask_of
 from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method
-from embank.tables.stages import advance, after_step, finished, search_parameters
+from embank.tables.collections.stages import advance, after_step, finished, search_parameters
 
 COUNTS = (1e4 / torch.arange(1, 301) ** 1.2).long() + 1
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from embank.compression import METHODS, build_table
-from embank.compression.budgets import share_text
+from embank.compression.budget.floors import share_text
 from embank.tables import (
     BudgetError,
     CheckpointError,
@@ -28,8 +28,8 @@ from embank.tables import (
     method_class,
     save_bundle,
 )
-from embank.tables.checkpoint import save_checkpoint, verify_checkpoint
-from embank.tables.stages import finished, settle
+from embank.tables.collections.stages import finished, settle
+from embank.tables.storage.checkpoint import save_checkpoint, verify_checkpoint
 from tests.contracts.specs import BATCH_DEPENDENT
 from tests.tables.test_bundle import rewrite
 
@@ -265,7 +265,7 @@ class TestPacks:
     def test_checkpoints_of_another_hash(self, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save_checkpoint(tmp_path / "c", tables=TableCollection([spec(method)], backend="torch"), dense={}, meta={})
         assert verify_checkpoint(tmp_path / "c")["identity"]["hash_version"] == 1
-        monkeypatch.setattr("embank.tables.identity.HASH_VERSION", 2)
+        monkeypatch.setattr("embank.tables.collections.identity.HASH_VERSION", 2)
         with pytest.raises(
             CheckpointError, match=r"addressed by hash version 1; this embank has version 2, which gives ids other rows"
         ):

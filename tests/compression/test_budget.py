@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from embank.compression import METHODS
-from embank.compression.budget import at_floor, share
-from embank.compression.hash import HashConfig
+from embank.compression.budget.solver import at_floor, share
+from embank.compression.methods.hash import HashConfig
 from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method
-from embank.tables.stages import finished
+from embank.tables.collections.stages import finished
 from tests.compression.cardinalities import CRITEO
 from tests.compression.materialised import zipf_counts
 

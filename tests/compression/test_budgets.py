@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embank.compression.budgets import budget_nbytes, share, share_text, with_nbytes
+from embank.compression.budget.floors import budget_nbytes, share, share_text, with_nbytes
 from embank.tables import BudgetError, TableSpec
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embank.compression.compositional import Compositional, CompositionalConfig, Partitions
+from embank.compression.methods.compositional import Compositional, CompositionalConfig, Partitions
 from embank.tables import BudgetError, ConfigError, TableSpec, build_method
 from tests.compression.oracles import Weights, check_against_dense, materialised, spec_of, table_of
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.dedup import (
+from embank.compression.methods.dedup import (
     DedupConfig,
     blocks_within,
     merge_blocks,
@@ -14,7 +14,7 @@ from embank.compression.dedup import (
     table_nbytes,
 )
 from embank.tables import BudgetError, ConfigError, LocalRows, TableCollection, TableSpec, build_method
-from embank.tables.stages import HeldRows, advance, finished
+from embank.tables.collections.stages import HeldRows, advance, finished
 
 
 def spec(num: int = 203, dim: int = 6, **fields: object) -> TableSpec:

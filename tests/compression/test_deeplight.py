@@ -6,10 +6,10 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from embank.compression import build_table
-from embank.compression.deeplight import DeepLightConfig, scheduled_sparsity
-from embank.compression.sparse import sparse_nbytes
+from embank.compression.methods.deeplight import DeepLightConfig, scheduled_sparsity
+from embank.compression.parts.sparse import sparse_nbytes
 from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method
-from embank.tables.stages import after_step, settle
+from embank.tables.collections.stages import after_step, settle
 
 
 def spec(name: str = "t", num: int = 600, dim: int = 8, **fields: object) -> TableSpec:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from embank.compression import Table
-from embank.compression.dhe import NUM_BUCKETS, Dhe, DheConfig, codes, encode, largest_primes
+from embank.compression.methods.dhe import NUM_BUCKETS, Dhe, DheConfig, codes, encode, largest_primes
 from embank.tables import BudgetError, ConfigError, TableSpec, build_method
 from tests.compression.oracles import looked_up, materialised, spec_of, table_of
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from embank.compression import build_table
-from embank.compression.frequency_cut import FrequencyCutConfig
+from embank.compression.methods.frequency_cut import FrequencyCutConfig
 from embank.tables import BudgetError, ConfigError, TableSpec, build_method
 from tests.compression.materialised import check_against, zipf_counts
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embank.compression.hash_embedding import HashEmbedding, HashEmbeddingConfig
+from embank.compression.methods.hash_embedding import HashEmbedding, HashEmbeddingConfig
 from embank.tables import BudgetError, ConfigError, TableSpec, build_method
-from embank.tables.hashing import salt64
+from embank.tables.ids.hashing import salt64
 from tests.compression.oracles import Weights, check_against_dense, materialised, spec_of, splitmix64, table_of
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from embank.compression import build_table
-from embank.compression.grid import HIGH, clamp_codes, high_codes, noise, round_stochastically
-from embank.compression.low_precision import LowPrecisionConfig, PowerOfTwoGrid, fitting_exponents, power_of_two
+from embank.compression.methods.low_precision import LowPrecisionConfig, PowerOfTwoGrid, fitting_exponents, power_of_two
+from embank.compression.parts.grid import HIGH, clamp_codes, high_codes, noise, round_stochastically
 from embank.tables import BudgetError, RowOptimizer, TableSpec, build_method
 from embank.tables.specs import TableShard
 from tests.compression.materialised import check_against, lookup

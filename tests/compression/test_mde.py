@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from embank.compression import build_table
-from embank.compression.mde import Mde, MdeConfig, ids_per_lookup, power_dims
-from embank.compression.published_mde import published_dims
+from embank.compression.methods.mde import Mde, MdeConfig, ids_per_lookup, power_dims
+from embank.compression.published.mde import published_dims
 from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method
 from tests.compression.cardinalities import AVAZU, CRITEO
 from tests.compression.materialised import check_against

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embank.compression.memcom import Memcom, MemcomConfig
+from embank.compression.methods.memcom import Memcom, MemcomConfig
 from embank.tables import BudgetError, ConfigError, TableSpec, build_method
 from tests.compression.oracles import Weights, check_against_dense, materialised, spec_of, table_of
 

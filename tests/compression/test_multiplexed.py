@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.budget import share
-from embank.compression.compositional import CompositionalConfig
-from embank.compression.hash_embedding import HashEmbeddingConfig
-from embank.compression.memcom import MemcomConfig
-from embank.compression.robe import RobeConfig
-from embank.compression.unified import UnifiedConfig
+from embank.compression.budget.solver import share
+from embank.compression.methods.compositional import CompositionalConfig
+from embank.compression.methods.hash_embedding import HashEmbeddingConfig
+from embank.compression.methods.memcom import MemcomConfig
+from embank.compression.methods.robe import RobeConfig
+from embank.compression.methods.unified import UnifiedConfig
 from embank.tables import (
     BudgetError,
     ConfigError,
@@ -26,9 +26,9 @@ from embank.tables import (
     method_class,
     save_bundle,
 )
-from embank.tables.checkpoint import load_checkpoint, save_checkpoint
-from embank.tables.hashing import salt64
+from embank.tables.ids.hashing import salt64
 from embank.tables.rows.base import RowOptimizerName
+from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint
 from tests.compression.oracles import splitmix64
 from tests.tables.batches import random_kjt
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.evolution import Candidate, EvolutionConfig, cross, evolve, mutate
-from embank.compression.optembed import OptEmbedConfig, Space, Step, mean_norm, shape_nbytes
-from embank.compression.sparse import bit_at
+from embank.compression.methods.optembed import OptEmbedConfig, Space, Step, mean_norm, shape_nbytes
+from embank.compression.parts.evolution import Candidate, EvolutionConfig, cross, evolve, mutate
+from embank.compression.parts.sparse import bit_at
 from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method, default_init
-from embank.tables.stages import HeldRows, advance, finished
+from embank.tables.collections.stages import HeldRows, advance, finished
 
 
 def spec(name: str = "t", num: int = 300, dim: int = 8, **fields: object) -> TableSpec:

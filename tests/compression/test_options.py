@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from embank.compression.autodim import AutoDimConfig
-from embank.compression.budget import share
-from embank.compression.deeplight import DeepLightConfig
-from embank.compression.evolution import EvolutionConfig
-from embank.compression.hash import HashConfig
-from embank.compression.low_precision import LowPrecisionConfig
-from embank.compression.memcom import MemcomConfig
-from embank.compression.optembed import OptEmbedConfig
-from embank.compression.robe import RobeConfig
+from embank.compression.budget.solver import share
+from embank.compression.methods.autodim import AutoDimConfig
+from embank.compression.methods.deeplight import DeepLightConfig
+from embank.compression.methods.hash import HashConfig
+from embank.compression.methods.low_precision import LowPrecisionConfig
+from embank.compression.methods.memcom import MemcomConfig
+from embank.compression.methods.optembed import OptEmbedConfig
+from embank.compression.methods.robe import RobeConfig
+from embank.compression.parts.evolution import EvolutionConfig
 from embank.tables import ConfigError, TableCollection, TableSpec, build_method, method_class
 from tests.contracts.specs import NAMES
 

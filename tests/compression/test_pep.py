@@ -5,10 +5,10 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.masks import find_mask, mask_of
-from embank.compression.pep import PepConfig, soft_threshold
+from embank.compression.methods.pep import PepConfig, soft_threshold
+from embank.compression.parts.masks import find_mask, mask_of
 from embank.tables import BudgetError, ConfigError, LocalRows, RowOptimizer, TableCollection, TableSpec, build_method
-from embank.tables.stages import advance, after_step, finished
+from embank.tables.collections.stages import advance, after_step, finished
 
 
 def spec(name: str = "t", num: int = 500, dim: int = 8, **fields: object) -> TableSpec:

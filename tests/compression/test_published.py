@@ -2,12 +2,12 @@
 
 import pytest
 
-from embank.compression import published
-from embank.compression.compositional import Compositional, Partitions
-from embank.compression.dhe import DheConfig, decoder_nbytes, layer_widths
-from embank.compression.memcom import Memcom
-from embank.compression.robe import Robe
-from embank.compression.tt_rec import TTRec
+from embank.compression.methods.compositional import Compositional, Partitions
+from embank.compression.methods.dhe import DheConfig, decoder_nbytes, layer_widths
+from embank.compression.methods.memcom import Memcom
+from embank.compression.methods.robe import Robe
+from embank.compression.methods.tt_rec import TTRec
+from embank.compression.published import accounting as published
 from embank.tables import BudgetError, Method, TableSpec, build_method, method_class
 from tests.compression.cardinalities import AVAZU, CRITEO, DIM
 

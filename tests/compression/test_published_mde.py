@@ -2,7 +2,7 @@
 
 import pytest
 
-from embank.compression.published_mde import power_of_two_dims, published_dims
+from embank.compression.published.mde import power_of_two_dims, published_dims
 from embank.tables import BudgetError
 from tests.compression.cardinalities import AVAZU, CRITEO
 

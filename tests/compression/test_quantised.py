@@ -7,11 +7,11 @@ from scipy.cluster.vq import vq
 from torchrec import KeyedJaggedTensor
 
 from embank.compression import build_table
-from embank.compression.dpq import DpqConfig
-from embank.compression.mgqe import MgqeConfig
-from embank.compression.quantiser import CodeShape, decode, nearest
+from embank.compression.methods.dpq import DpqConfig
+from embank.compression.methods.mgqe import MgqeConfig
+from embank.compression.parts.quantiser import CodeShape, decode, nearest
 from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method
-from embank.tables.stages import after_step
+from embank.tables.collections.stages import after_step
 
 
 def spec(method: str = "mgqe", num: int = 400, dim: int = 8, **fields: object) -> TableSpec:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.robe import Robe, RobeConfig
+from embank.compression.methods.robe import Robe, RobeConfig
 from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method
-from embank.tables.hashing import salt64
+from embank.tables.ids.hashing import salt64
 from tests.compression.oracles import looked_up, materialised, spec_of, splitmix64, table_of
 from tests.tables.batches import random_kjt
 

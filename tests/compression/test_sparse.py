@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from embank.compression.bits import code_bits, pack_values, packed_nbytes, read_values
-from embank.compression.magnitude import Magnitudes, cut, cut_to_bytes, cut_to_count
-from embank.compression.masks import mask_of
-from embank.compression.sparse import (
+from embank.compression.parts.bits import code_bits, pack_values, packed_nbytes, read_values
+from embank.compression.parts.magnitude import Magnitudes, cut, cut_to_bytes, cut_to_count
+from embank.compression.parts.masks import mask_of
+from embank.compression.parts.sparse import (
     FORMS,
     PackedSparse,
     bit_at,

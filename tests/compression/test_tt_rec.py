@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embank.compression import Table
-from embank.compression.tt_rec import TTRec, TTRecConfig, ceil_root, dim_factors, row_factors
+from embank.compression.methods.tt_rec import TTRec, TTRecConfig, ceil_root, dim_factors, row_factors
 from embank.tables import BudgetError, ConfigError, RowInit, RowOptimizer, TableCollection, TableSpec, build_method
 from tests.compression.oracles import Weights, check_against_dense, materialised, spec_of, table_of
 from tests.tables.batches import random_kjt

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.budget import share
-from embank.compression.multiplexed import lookup_salts
-from embank.compression.unified import Unified, UnifiedConfig
-from embank.compression.unified_specs import unified_specs
+from embank.compression.budget.solver import share
+from embank.compression.methods.unified import Unified, UnifiedConfig
+from embank.compression.multiplexing.specs import unified_specs
+from embank.compression.parts.multiplexed import lookup_salts
 from embank.tables import (
     BudgetError,
     ConfigError,
@@ -26,8 +26,8 @@ from embank.tables import (
     load_bundle,
     save_bundle,
 )
-from embank.tables.hashing import salt64
-from embank.tables.token_hash import NUM_TOKEN_IDS, token_ids
+from embank.tables.ids.hashing import salt64
+from embank.tables.ids.token_hash import NUM_TOKEN_IDS, token_ids
 from tests.compression.oracles import check_against_dense, spec_of, splitmix64, table_of
 from tests.tables.batches import random_kjt
 
@@ -320,7 +320,7 @@ def test_a_bundle_gives_the_same_bits_in_a_fresh_process_with_another_seed(tmp_p
 import json, torch
 from torchrec import KeyedJaggedTensor
 from embank.tables import load_bundle
-from embank.tables.token_hash import token_ids
+from embank.tables.ids.token_hash import token_ids
 torch.manual_seed(99)
 tables = load_bundle({str(tmp_path / "b")!r})
 ids = torch.cat([torch.from_numpy(token_ids(values)) for values in {tokens!r}.values()])

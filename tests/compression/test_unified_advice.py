@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from embank.compression.unified import Unified
-from embank.compression.unified_specs import advise, unified_specs
+from embank.compression.methods.unified import Unified
+from embank.compression.multiplexing.specs import advise, unified_specs
 from embank.tables import ConfigError, TableCollection, TableSpec, build_method
 
 SIZES = {"user": 3000, "item": 2000, "place": 500, "gender": 3}

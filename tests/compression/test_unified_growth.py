@@ -7,9 +7,9 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.unified import UnifiedConfig
-from embank.compression.unified_growth import with_doubled_rows, with_lookups
-from embank.compression.unified_specs import unified_specs
+from embank.compression.methods.unified import UnifiedConfig
+from embank.compression.multiplexing.growth import with_doubled_rows, with_lookups
+from embank.compression.multiplexing.specs import unified_specs
 from embank.tables import RowOptimizer, RowTier, TableCollection, TableSpec
 from embank.tables.errors import ConfigError
 from tests.tables.batches import random_kjt

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from embank.compression.budget import share
-from embank.compression.multiplexed import lookup_salts
-from embank.compression.unified import Unified, UnifiedConfig
-from embank.compression.unified_growth import with_doubled_rows, with_lookups
-from embank.compression.unified_specs import advise, unified_specs
+from embank.compression.budget.solver import share
+from embank.compression.methods.unified import Unified, UnifiedConfig
+from embank.compression.multiplexing.growth import with_doubled_rows, with_lookups
+from embank.compression.multiplexing.specs import advise, unified_specs
+from embank.compression.parts.multiplexed import lookup_salts
 from embank.tables import ConfigError, TableCollection, TableSpec, build_method, load_bundle, save_bundle
-from embank.tables.hashing import hash_rows
+from embank.tables.ids.hashing import hash_rows
 from tests.tables.batches import random_kjt
 
 SIZES = {"user": 900, "item": 400, "place": 150, "gender": 3}

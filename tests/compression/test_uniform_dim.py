@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from embank.compression import build_table
-from embank.compression.uniform_dim import UniformDim, UniformDimConfig
+from embank.compression.methods.uniform_dim import UniformDim, UniformDimConfig
 from embank.tables import BudgetError, ConfigError, TableSpec, build_method
 from tests.compression.materialised import check_against
 

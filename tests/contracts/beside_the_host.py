@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from embank.tables import RowOptimizer, RowTier, SequenceCollection, TableCollection
+from embank.tables.collections.stages import AnyTables, advance, after_step, search_parameters, settle
 from embank.tables.rows.torch_rows import TorchRows
-from embank.tables.stages import AnyTables, advance, after_step, search_parameters, settle
 from tests.contracts.simulated_gpu import simulated_gpu, tier
 from tests.contracts.specs import NAMES, NUM, spec
 from tests.tables.batches import random_kjt

@@ -9,10 +9,10 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import RowOptimizer, RowTier, TableCollection, TableSpec
-from embank.tables.plan import Placement, Plan
-from embank.tables.processes import Processes
-from embank.tables.rows.sharded import Sharding
-from embank.tables.stages import HeldRows, after_step, finished
+from embank.tables.collections.stages import HeldRows, after_step, finished
+from embank.tables.sharding.plan import Placement, Plan
+from embank.tables.sharding.processes import Processes
+from embank.tables.sharding.sharded_rows import Sharding
 from tests.contracts.specs import NUM, SHARING, spec
 from tests.distributed.twins import sum_lookups
 from tests.tables.batches import random_kjt

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from embank.tables import RowTier
-from embank.tables.addressed import Addressed, AddressedSequence
+from embank.tables.collections.addressed import Addressed, AddressedSequence
 from embank.tables.rows.lanes import HostLane, Mark, Passed
 
 NAME = "pretended"

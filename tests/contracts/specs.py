@@ -5,10 +5,10 @@ from typing import Any
 import torch
 
 from embank.compression import METHODS
-from embank.compression.compositional import CompositionalConfig
-from embank.compression.hash_embedding import HashEmbeddingConfig
-from embank.compression.memcom import MemcomConfig
-from embank.compression.unified import UnifiedConfig
+from embank.compression.methods.compositional import CompositionalConfig
+from embank.compression.methods.hash_embedding import HashEmbeddingConfig
+from embank.compression.methods.memcom import MemcomConfig
+from embank.compression.methods.unified import UnifiedConfig
 from embank.tables import TableSpec
 
 NAMES = sorted(name for name in METHODS if not name.startswith("test_"))  # other tests register methods of theirs

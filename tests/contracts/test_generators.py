@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from embank.compression.budget import share
+from embank.compression.budget.solver import share
 from embank.tables import RowOptimizer, SequenceCollection, TableCollection, build_method, method_class
-from embank.tables.bundle import load_bundle, save_bundle
-from embank.tables.checkpoint import load_checkpoint, save_checkpoint
-from embank.tables.planning import PlanRequest, plan_tables
-from embank.tables.stages import advance, after_step, settle
+from embank.tables.collections.stages import advance, after_step, settle
+from embank.tables.serving.bundle import load_bundle, save_bundle
+from embank.tables.sharding.planner import PlanRequest, plan_tables
+from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint
 from tests.contracts.specs import EXACT_FLOOR, NAMES, NUM, spec
 from tests.tables.batches import random_kjt
 

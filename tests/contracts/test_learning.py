@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import PackedCollection, RowOptimizer, TableCollection, TableSpec, pack_collection
-from embank.tables.stages import advance, current_stage, num_stages, rows_held, search_parameters
+from embank.tables.collections.stages import advance, current_stage, num_stages, rows_held, search_parameters
 from tests.contracts.specs import EXACT_FLOOR, NAMES
 
 pytestmark = pytest.mark.slow

@@ -24,8 +24,8 @@ from embank.tables import (
     TableSpec,
     method_class,
 )
-from embank.tables.checkpoint import load_checkpoint, save_checkpoint
-from embank.tables.stages import advance, after_step, finished, rows_held, search_parameters, settle
+from embank.tables.collections.stages import advance, after_step, finished, rows_held, search_parameters, settle
+from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint
 from tests.contracts.specs import BATCH_DEPENDENT, BUDGET, COUNTS, DIM, EXACT_FLOOR, NAMES, NUM, spec
 from tests.tables.batches import random_kjt
 

@@ -18,8 +18,8 @@ from embank.tables import (
     method_class,
     pack_collection,
 )
-from embank.tables.core import Tables
-from embank.tables.stages import advance
+from embank.tables.collections.base import Tables
+from embank.tables.collections.stages import advance
 from tests.contracts.specs import DIM, NAMES, NUM, spec
 from tests.tables.batches import random_kjt
 

@@ -7,8 +7,8 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import RowOptimizer, RowTier, SequenceCollection, TableCollection, TableSpec
-from embank.tables.checkpoint import load_checkpoint, save_checkpoint
-from embank.tables.stages import after_step, finished
+from embank.tables.collections.stages import after_step, finished
+from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint
 from tests.contracts.test_methods import DIM, NAMES, NUM, spec
 
 TWO = ("a", "b")

@@ -8,7 +8,7 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import BudgetError, RowOptimizer, TableCollection, TableSpec, method_class
-from embank.tables.stages import advance, after_step, settle
+from embank.tables.collections.stages import advance, after_step, settle
 from tests.contracts.specs import NAMES
 from tests.tables.batches import random_kjt
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from embank.pipelines.data import catalog
-from embank.pipelines.data.catalog import get_dataset, list_datasets
-from embank.pipelines.data.prepare import prepare_from_cli
+from embank.pipelines.data.prepare.prepare import prepare_from_cli
+from embank.pipelines.data.sources import catalog
+from embank.pipelines.data.sources.catalog import get_dataset, list_datasets
 from embank.tables.errors import DataError, WorkError
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + "".join(

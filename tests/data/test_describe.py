@@ -8,7 +8,7 @@ import pytest
 
 from embank.pipelines.cli import show
 from embank.pipelines.data.describe import describe, untrained_unknown
-from embank.pipelines.data.prepare import prepare
+from embank.pipelines.data.prepare.prepare import prepare
 
 COLUMNS: dict[str, Any] = {
     "label": {"column": "click"},

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from embank.pipelines.data.formats import text
-from embank.pipelines.data.formats.base import TextOptions
-from embank.pipelines.data.formats.generic import open_csv, open_tsv
-from embank.pipelines.data.prepare import prepare
+from embank.pipelines.data.prepare.prepare import prepare
+from embank.pipelines.data.sources.formats import text
+from embank.pipelines.data.sources.formats.base import TextOptions
+from embank.pipelines.data.sources.formats.generic import open_csv, open_tsv
 from embank.tables.errors import ConfigError, DataError
 
 Row = tuple[str | None, ...]

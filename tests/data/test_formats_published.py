@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tests.data import naive_prepare as naive
 
-from embank.pipelines.data.formats import FORMATS, avazu, kdd12, text
-from embank.pipelines.data.prepare import prepare
+from embank.pipelines.data.prepare.prepare import prepare
+from embank.pipelines.data.sources.formats import FORMATS, avazu, kdd12, text
 from embank.tables.errors import ConfigError, DataError
 
 ML_FEATURES = ["user_id", "item_id", "age", "gender", "occupation", "zip_code", "release_year"]

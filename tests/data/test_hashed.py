@@ -17,13 +17,13 @@ from tests.data.test_formats_published import criteo_rows, write
 from tests.data.test_prepare import CONFIG, make_rows, write_csv
 
 from embank.pipelines.data.describe import describe, describe_folder
-from embank.pipelines.data.distinct import KEPT, DistinctCount
-from embank.pipelines.data.formats import text
-from embank.pipelines.data.loader import Loader
-from embank.pipelines.data.prepare import prepare, prepare_from_cli
+from embank.pipelines.data.loading.loader import Loader
+from embank.pipelines.data.prepare.distinct import KEPT, DistinctCount
+from embank.pipelines.data.prepare.prepare import prepare, prepare_from_cli
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.data.sources.formats import text
 from embank.tables.errors import ConfigError, DataError
-from embank.tables.token_hash import MISSING_ID, NUM_TOKEN_IDS, token_id, token_ids
+from embank.tables.ids.token_hash import MISSING_ID, NUM_TOKEN_IDS, token_id, token_ids
 
 HASHED: dict[str, Any] = {**CONFIG, "hashed": ["item", "tags"]}
 MEGABYTE = "0123456789é" * 90_000

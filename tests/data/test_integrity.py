@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from embank.pipelines.data.describe import describe
-from embank.pipelines.data.integrity import content_of, verify_prepared
-from embank.pipelines.data.loader import Loader
-from embank.pipelines.data.prepare import prepare
+from embank.pipelines.data.loading.integrity import content_of, verify_prepared
+from embank.pipelines.data.loading.loader import Loader
+from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.data.schema import Schema
 from embank.tables.errors import DataError
-from embank.tables.files import CHECKSUMS
+from embank.tables.storage.folders import CHECKSUMS
 
 CONFIG = {
     "label": {"column": "stars", "positive": ">= 4"},

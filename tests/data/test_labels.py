@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from embank.pipelines.data.config import LabelConfig, merge, parse_config
-from embank.pipelines.data.formats.base import Chunk
-from embank.pipelines.data.labels import LabelRule
+from embank.pipelines.config.columns import LabelConfig, merge, parse_config
+from embank.pipelines.data.prepare.labels import LabelRule
+from embank.pipelines.data.sources.formats.base import Chunk
 from embank.tables.errors import ConfigError, DataError
 
 

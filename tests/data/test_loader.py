@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from tests.data.prepared import edit_part, write_prepared
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embank.pipelines.data.batch import Batch, Position
-from embank.pipelines.data.loader import Loader
-from embank.pipelines.data.parts import Parts
+from embank.pipelines.data.loading.batch import Batch, Position
+from embank.pipelines.data.loading.loader import Loader
+from embank.pipelines.data.loading.parts import Parts
 from embank.tables.errors import ConfigError, DataError
 
 few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from tests.data import naive_prepare as naive
 
-from embank.pipelines.data.config import parse_config
-from embank.pipelines.data.numeric_fields import finished
-from embank.pipelines.data.prepare import prepare
+from embank.pipelines.config.columns import parse_config
+from embank.pipelines.data.prepare.numeric_fields import finished
+from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.data.schema import NumericField, Schema
 from embank.tables.errors import ConfigError, DataError
 

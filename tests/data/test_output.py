@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from embank.pipelines.data import output
-from embank.pipelines.data.output import output_folder
+from embank.pipelines.data.prepare import output
+from embank.pipelines.data.prepare.output import output_folder
 from embank.pipelines.data.schema import SCHEMA_FILE, Schema
 from embank.pipelines.data.synth import synth
 from embank.tables.errors import DataError, WorkError

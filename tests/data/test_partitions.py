@@ -9,9 +9,9 @@ import pyarrow.dataset as ds
 import pytest
 from tests.data import naive_prepare as naive
 
-from embank.pipelines.data.prepare import prepare
+from embank.pipelines.data.prepare.prepare import prepare
 from embank.tables.errors import DataError
-from embank.tables.token_hash import token_id
+from embank.tables.ids.token_hash import token_id
 
 CONFIG: dict[str, Any] = {
     "label": {"column": "click"},

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from tests.data import naive_prepare as naive
 
-from embank.pipelines.data.formats import text
-from embank.pipelines.data.prepare import prepare, prepare_from_cli
+from embank.pipelines.data.prepare.prepare import prepare, prepare_from_cli
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.data.sources.formats import text
 from embank.tables.errors import ConfigError, DataError, WorkError
 
 RATIOS = [0.6, 0.2, 0.2]
@@ -181,7 +181,7 @@ def test_tsv_and_parquet_give_the_same_data(rows: list[dict[str, str | None]], f
 
 
 def test_row_groups_and_parts_are_bounded(csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embank.pipelines.data.parts_writer.PART_ROWS", 100)
+    monkeypatch.setattr("embank.pipelines.data.prepare.parts_writer.PART_ROWS", 100)
     schema = prepare({**CONFIG, "row_group_rows": 40}, [csv], tmp_path / "out")
     parts = sorted((tmp_path / "out" / "train").glob("part-*.parquet"))
     files = [pq.ParquetFile(part).metadata for part in parts]

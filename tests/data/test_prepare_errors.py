@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from embank.pipelines.data.formats import blocks, text
-from embank.pipelines.data.prepare import prepare
+from embank.pipelines.data.prepare.prepare import prepare
+from embank.pipelines.data.sources.formats import blocks, text
 from embank.tables.errors import ConfigError, DataError
 
 CONFIG: dict[str, Any] = {

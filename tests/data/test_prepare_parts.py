@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tests.data import naive_prepare as naive
 
-from embank.pipelines.data.config import PrepareConfig, merge, parse_config, read_columns
+from embank.pipelines.config.columns import PrepareConfig, merge, parse_config, read_columns
 from embank.pipelines.data.describe import describe, describe_folder
-from embank.pipelines.data.moments import Moments
-from embank.pipelines.data.prepare import prepare, prepare_from_cli
+from embank.pipelines.data.prepare.moments import Moments
+from embank.pipelines.data.prepare.prepare import prepare, prepare_from_cli
+from embank.pipelines.data.prepare.ranking import order_tokens
+from embank.pipelines.data.prepare.stable_hash import combine_hashes, hash_strings, mix64, unit_interval
 from embank.pipelines.data.progress import RichProgress
-from embank.pipelines.data.ranking import order_tokens
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.data.stable_hash import combine_hashes, hash_strings, mix64, unit_interval
 from embank.tables.errors import ConfigError, DataError
-from embank.tables.vocabulary import Vocabulary
+from embank.tables.ids.vocabulary import Vocabulary
 
 GOOD: dict[str, Any] = {"label": {"column": "click"}, "categorical": ["a"], "split": {"by": "hash", "key": ["a"]}}
 
@@ -335,7 +335,7 @@ def test_thread_count_does_not_matter(tmp_path: Path) -> None:
     raw = write_log(tmp_path / "log.csv")
     config = {**GOOD, "multivalued": {"tags": "|"}}
     prepare(config, [raw], tmp_path / "here")
-    code = f"from embank.pipelines.data.prepare import prepare; prepare({config!r}, [{str(raw)!r}], {str(tmp_path / 'there')!r})"
+    code = f"from embank.pipelines.data.prepare.prepare import prepare; prepare({config!r}, [{str(raw)!r}], {str(tmp_path / 'there')!r})"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "POLARS_MAX_THREADS": "1"})
     assert naive.folder_bytes(tmp_path / "here") == naive.folder_bytes(tmp_path / "there")
 

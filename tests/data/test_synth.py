@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 import embank.pipelines.data.synth.raw as raw_module
-from embank.pipelines.data.loader import Loader
+from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.data.synth import synth, synth_prepared
 from embank.pipelines.data.synth.fields import CRITEO_FIELDS, CRITEO_NUMBERS, table_sizes
@@ -22,7 +22,7 @@ from embank.pipelines.data.synth.report import BestAUC
 from embank.pipelines.data.synth.text import hex_digits, render, tokens
 from embank.pipelines.data.synth.zipf import Zipf
 from embank.tables.errors import ConfigError, DataError, WorkError
-from embank.tables.vocabulary import Vocabulary
+from embank.tables.ids.vocabulary import Vocabulary
 
 PUBLISHED_TOTAL = 33_762_577
 SMALL = [12] * 26

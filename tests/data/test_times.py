@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 from tests.data import naive_prepare as naive
 
-from embank.pipelines.data.formats.base import Chunk
-from embank.pipelines.data.prepare import prepare
-from embank.pipelines.data.times import NO_TIME, TimeReader
+from embank.pipelines.data.prepare.prepare import prepare
+from embank.pipelines.data.prepare.times import NO_TIME, TimeReader
+from embank.pipelines.data.sources.formats.base import Chunk
 from embank.tables.errors import DataError
 
 SECOND = 1_000_000

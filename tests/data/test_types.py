@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from tests.data import naive_prepare as naive
 from tests.data.typed_columns import BASE, DAY, MOMENT, NUM_ROWS, UUID, D, cycle, rows_of, run, write
 
-from embank.pipelines.data.config import parse_config
-from embank.pipelines.data.encode import Encoder
-from embank.pipelines.data.formats.parquet import ParquetSource
-from embank.pipelines.data.prepare import prepare
-from embank.pipelines.data.spelling import spelled
+from embank.pipelines.config.columns import parse_config
+from embank.pipelines.data.prepare.encode import Encoder
+from embank.pipelines.data.prepare.prepare import prepare
+from embank.pipelines.data.prepare.spelling import spelled
+from embank.pipelines.data.sources.formats.parquet import ParquetSource
 from embank.tables.errors import DataError, EmbankError, WorkError
-from embank.tables.token_hash import token_id
+from embank.tables.ids.token_hash import token_id
 
 TOKENS: list[tuple[pa.DataType, list[Any], list[str | None]]] = [
     (pa.int8(), [5, -5, None], ["5", "-5", None]),

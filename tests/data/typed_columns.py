@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tests.data import naive_prepare as naive
 
-from embank.pipelines.data.prepare import prepare
+from embank.pipelines.data.prepare.prepare import prepare
 
 D = decimal.Decimal
 NUM_ROWS = 24

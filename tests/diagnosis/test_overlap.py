@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from embank.compression.unified import UnifiedConfig
-from embank.compression.unified_specs import unified_specs
+from embank.compression.methods.unified import UnifiedConfig
+from embank.compression.multiplexing.specs import unified_specs
 from embank.ctr_models import Inputs, build_network
 from embank.pipelines.diagnosis.overlap import effective_rank, overlap_of, overlaps, readers_of
 from embank.tables import TableCollection, TableSpec

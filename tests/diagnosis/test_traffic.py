@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from embank.compression.unified import UnifiedConfig
-from embank.pipelines.data.loader import Loader
+from embank.compression.methods.unified import UnifiedConfig
+from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.diagnosis.traffic import Traffic, count_traffic, norm_trends
 from embank.tables import RowOptimizer, TableCollection, TableSpec
-from embank.tables.hashing import salt64
+from embank.tables.ids.hashing import salt64
 from tests.compression.oracles import splitmix64
 from tests.tables.batches import random_kjt
 from tests.training.runs import write_data

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from embank.pipelines.training.reporter import Reporter
-from embank.pipelines.training.trainer import Trainer
+from embank.pipelines.train.reporter import Reporter
+from embank.pipelines.train.trainer import Trainer
 from embank.tables import (
     ConfigError,
     RowOptimizer,
@@ -19,10 +19,10 @@ from embank.tables import (
     TableSpec,
     save_bundle,
 )
-from embank.tables.checkpoint import load_checkpoint, row_tensors, save_checkpoint
-from embank.tables.plan import Placement, Plan
-from embank.tables.processes import Processes
-from embank.tables.rows.sharded import Sharding
+from embank.tables.sharding.plan import Placement, Plan
+from embank.tables.sharding.processes import Processes
+from embank.tables.sharding.sharded_rows import Sharding
+from embank.tables.storage.checkpoint import load_checkpoint, row_tensors, save_checkpoint
 from tests.distributed.twins import sum_lookups
 from tests.tables.batches import random_kjt
 from tests.training.runs import config

@@ -10,10 +10,10 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipeline
 from torchrec.streamable import Pipelineable
 
 from embank.tables import RowOptimizer, SequenceCollection, TableCollection, TableSpec
-from embank.tables.addressed import Addressed, AddressedSequence
-from embank.tables.pipelined import PipelinedTables
-from embank.tables.plan import Placement, Plan
-from embank.tables.rows.sharded import Sharding
+from embank.tables.collections.addressed import Addressed, AddressedSequence
+from embank.tables.collections.pipelined import PipelinedTables
+from embank.tables.sharding.plan import Placement, Plan
+from embank.tables.sharding.sharded_rows import Sharding
 from tests.tables.batches import random_kjt
 
 SIZES = {"a": 500, "b": 300, "c": 100}

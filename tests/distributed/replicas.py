@@ -7,8 +7,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import SequenceCollection, TableCollection, TableSpec
-from embank.tables.plan import Placement, Plan
-from embank.tables.rows.sharded import Sharding
+from embank.tables.sharding.plan import Placement, Plan
+from embank.tables.sharding.sharded_rows import Sharding
 from tests.tables.batches import random_kjt
 
 SIZES = {"a": 50, "b": 30}

@@ -14,11 +14,11 @@ import pytest
 import torch
 import yaml
 
-from embank.pipelines.data.prepare import prepare
-from embank.pipelines.training.evaluation import evaluate_saved
-from embank.pipelines.training.trainer import Trainer
+from embank.pipelines.data.prepare.prepare import prepare
+from embank.pipelines.runs.evaluation import evaluate_saved
+from embank.pipelines.train.trainer import Trainer
 from embank.tables import CheckpointError
-from embank.tables.checkpoint import load_checkpoint
+from embank.tables.storage.checkpoint import load_checkpoint
 from tests.distributed import jobs
 from tests.distributed.ranks import Ranks
 from tests.training.runs import config, raw_config, timeless, train, write_data

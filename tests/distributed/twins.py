@@ -1,7 +1,7 @@
 """Unsharded twins that a rank compares its shards with: they take the batches of all ranks, as one update."""
 
 from embank.tables import RowStore
-from embank.tables.core import Tables
+from embank.tables.collections.base import Tables
 from embank.tables.rows.torch_rows import TorchRows
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PRELOADED = ["embank.pipelines.cli.main", "embank.pipelines.training.trainer", "embank.pipelines.data.prepare"]
+_PRELOADED = ["embank.pipelines.cli.main", "embank.pipelines.train.trainer", "embank.pipelines.data.prepare.prepare"]
 _LIBRARY_WORDS = re.compile(
     r"Traceback|^embank: \w*(Error|Exception|Panic)\b|inline_container|\[Errno|run with --debug", re.M
 )

@@ -262,11 +262,11 @@ def fuzzed_yaml(place: Place, draw: random.Random) -> str:
     file.write_bytes(content)
     try:
         if kind == "train":
-            from embank.pipelines.training.config import load_config
+            from embank.pipelines.config.run import load_config
 
             load_config(file)
         else:
-            from embank.pipelines.data.prepare import prepare_from_cli
+            from embank.pipelines.data.prepare.prepare import prepare_from_cli
 
             prepare_from_cli("csv", [place.log], place.folder / "broken" / "fuzzed", file, overwrite=True)
     except Exception as error:

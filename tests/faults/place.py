@@ -53,8 +53,8 @@ class Place:
         for name in ("result.json", "bundle", "checkpoints", "plots"):
             path = self.stopped / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        from embank.pipelines.training.config import load_config
-        from embank.pipelines.training.trainer import InterruptedRunError, Trainer
+        from embank.pipelines.config.run import load_config
+        from embank.pipelines.train.trainer import InterruptedRunError, Trainer
         from tests.training.test_resume import StopAt
 
         shutil.rmtree(self.stopped)

@@ -12,6 +12,8 @@ import torch
 import yaml
 
 from embank.compression import build_table
+from embank.pipelines.config.run import Config, parse_config
+from embank.pipelines.runs.build import table_specs
 from embank.pipelines.sweep.comparison import CaseResults
 from embank.pipelines.sweep.feasible import Feasibility, smallest
 from embank.pipelines.sweep.folder import SweepFolder
@@ -26,8 +28,6 @@ from embank.pipelines.sweep.leaderboard import (
 )
 from embank.pipelines.sweep.pareto import front, look_of, plot_pareto, spread
 from embank.pipelines.sweep.plan import Case, Job, Plan, grid_axes, method_names, numbers
-from embank.pipelines.training.build import table_specs
-from embank.pipelines.training.config import Config, parse_config
 from embank.tables import CheckpointError, ConfigError, TableCollection, method_class, registered_methods
 from tests.training.runs import raw_config, write_data
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import yaml
 
+from embank.pipelines.config.run import parse_config, to_plain
+from embank.pipelines.runs.folder import hold_lock
 from embank.pipelines.sweep.plan import Plan
 from embank.pipelines.sweep.sweep import Sweep
-from embank.pipelines.training.config import parse_config, to_plain
-from embank.pipelines.training.run_folder import hold_lock
 from embank.tables import ConfigError, WorkError
 from tests.training.runs import raw_config, write_data
 
@@ -209,8 +209,8 @@ def test_the_leaderboard_is_what_the_runs_say(swept: Path) -> None:
 
 
 def test_a_resumed_run_ends_as_one_that_was_left_alone(swept: Path, tmp_path: Path) -> None:
-    from embank.pipelines.training.config import load_config
-    from embank.pipelines.training.trainer import Trainer
+    from embank.pipelines.config.run import load_config
+    from embank.pipelines.train.trainer import Trainer
 
     config = load_config(swept / "configs" / "deepfm_full_1_0.yaml")
     alone = Trainer(config, tmp_path / "run").train()

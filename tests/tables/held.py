@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from embank.tables import TableSpec
-from embank.tables.core import Tables
+from embank.tables.collections.base import Tables
 
 LEFT_OUT = {"counting", "_indices", "_offsets", "_vbe_B_offsets"}
 """Attributes that belong to batches, not to tables."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from embank.compression import full
+from embank.compression.methods import full
 from embank.tables import Method, PackedTable, PhysicalTable, RowInit, Stage, TableSpec, register_method
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from embank.compression.tt_rec import TTRec
+from embank.compression.methods.tt_rec import TTRec
 from embank.tables import Method, RowOptimizer, TableCollection, TableSpec, method_class
-from embank.tables.addressed import each_once
+from embank.tables.collections.addressed import each_once
 from tests.tables.batches import random_kjt
 
 NUM, DIM = 400, 12
@@ -64,7 +64,7 @@ def test_asking_once_equals_a_row_per_id(method: str, backend: str, monkeypatch:
 
 
 def test_wide_slices_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embank.compression.tt_rec.MAX_WIDTH", 10)
+    monkeypatch.setattr("embank.compression.methods.tt_rec.MAX_WIDTH", 10)
     once, rows_once = trained("tt_rec")
     assert any(name.endswith("core1.2") for name in rows_once)
     monkeypatch.setattr(TTRec, "asks_once", False)

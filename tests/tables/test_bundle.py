@@ -31,9 +31,9 @@ from embank.tables import (
     pack_collection,
     save_bundle,
 )
-from embank.tables.bundle import MANIFEST, TABLES, copy_bundle
-from embank.tables.files import CHECKSUMS, digest
-from embank.tables.stages import finished
+from embank.tables.collections.stages import finished
+from embank.tables.serving.bundle import MANIFEST, TABLES, copy_bundle
+from embank.tables.storage.folders import CHECKSUMS, digest
 from tests.contracts.test_methods import NUM, spec, train
 from tests.tables.batches import random_kjt
 

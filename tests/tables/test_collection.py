@@ -17,9 +17,9 @@ from embank.tables import (
     TableSpec,
     register_method,
 )
-from embank.tables import method as method_module
-from embank.tables.plan import Plan
-from embank.tables.rows.sharded import ShardedRows, Sharding
+from embank.tables.method import base as method_module
+from embank.tables.sharding.plan import Plan
+from embank.tables.sharding.sharded_rows import ShardedRows, Sharding
 from tests.tables.batches import random_kjt
 from tests.tables.held import constants
 from tests.tables.products import Product

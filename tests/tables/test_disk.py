@@ -27,9 +27,10 @@ from embank.tables import (
     WorkError,
     register_method,
 )
-from embank.tables.rows import build_rows, mapped, pages, warm
-from embank.tables.rows.mapped import MappedFile
-from embank.tables.rows.pages import PAGE_BYTES, Pages, Region
+from embank.tables.rows import build_rows
+from embank.tables.rows.disk import mapped, pages, warm
+from embank.tables.rows.disk.mapped import MappedFile
+from embank.tables.rows.disk.pages import PAGE_BYTES, Pages, Region
 from embank.tables.specs import TableShard
 from tests.tables.batches import random_kjt
 from tests.tables.products import Product
@@ -291,7 +292,7 @@ def test_stores_share_a_folder(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], rows) for name, rows in second.weights().items())
     paths = [file.path for tables in (first, second) for file in files_of(tables)]
     assert len(set(paths)) == len(paths) == len(list(tmp_path.iterdir()))
-    code = "import sys; from embank.tables.rows.mapped import _claim; from pathlib import Path; print(_claim(Path(sys.argv[1]), 'x')[1].name)"
+    code = "import sys; from embank.tables.rows.disk.mapped import _claim; from pathlib import Path; print(_claim(Path(sys.argv[1]), 'x')[1].name)"
     make(tmp_path, torch.ones(3), name="x")  # let go of at once
     kept = make(tmp_path, torch.ones(3), name="x")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)

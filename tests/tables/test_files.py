@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from torch.distributed.checkpoint.api import CheckpointException
 
-from embank.tables import files
 from embank.tables.errors import CheckpointError, WorkError
-from embank.tables.files import CHECKSUMS, cause_of, is_full, verify_checksums, write_checksums, writing
+from embank.tables.storage import folders as files
+from embank.tables.storage.folders import CHECKSUMS, cause_of, is_full, verify_checksums, write_checksums, writing
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

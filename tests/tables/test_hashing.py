@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from embank.tables.hashing import hash_rows, mix64, salt64
+from embank.tables.ids.hashing import hash_rows, mix64, salt64
 
 
 def splitmix64(x: int) -> int:
@@ -57,7 +57,7 @@ def test_salts_tell_boundaries_apart_and_are_stable() -> None:
 
 def test_another_process_gives_the_same_rows() -> None:
     code = (
-        "import torch; from embank.tables.hashing import *; "
+        "import torch; from embank.tables.ids.hashing import *; "
         "print(hash_rows(torch.arange(5), num_rows=1000, salt=salt64('hash', 'user_id')).tolist())"
     )
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)

@@ -6,9 +6,9 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import SequenceCollection, TableCollection, TableSpec
-from embank.tables.held_rows import HeldRows
+from embank.tables.collections.held_rows import HeldRows
+from embank.tables.collections.stages import rows_held
 from embank.tables.rows.torch_rows import TorchRows
-from embank.tables.stages import rows_held
 
 SPECS = [TableSpec(name="t", num_embeddings=20, embedding_dim=4, feature_names=["t"], method="deeplight", budget=0.5)]
 KJT = KeyedJaggedTensor(keys=["t"], values=torch.arange(20), lengths=torch.ones(20, dtype=torch.int32))

@@ -5,7 +5,7 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import ConfigError, TableCollection, TableSpec
-from embank.tables.stages import advance, current_stage, num_stages, planned_stages, search_parameters
+from embank.tables.collections.stages import advance, current_stage, num_stages, planned_stages, search_parameters
 
 
 def collection(*methods: str) -> TableCollection:

@@ -14,7 +14,7 @@ from torch import nn
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import ConfigError, RowOptimizer, RowTier, SequenceCollection, TableCollection, TableSpec
-from embank.tables.core import Tables
+from embank.tables.collections.base import Tables
 from embank.tables.streaming import StreamingCollection, StreamingConfig
 from tests.tables.batches import random_kjt
 

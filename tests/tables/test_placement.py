@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from embank.tables import ConfigError, RowTier
-from embank.tables.rows.placement import placement
+from embank.tables.rows.fbgemm_memory import placement
 
 
 @pytest.mark.parametrize(

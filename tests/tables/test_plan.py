@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embank.tables import ConfigError, PhysicalTable, RowInit, RowOptimizer, TableSpec
-from embank.tables.plan import (
+from embank.tables.sharding.plan import (
     Load,
     Placement,
     Plan,
@@ -20,7 +20,7 @@ from embank.tables.plan import (
     rank_loads,
     save_plan,
 )
-from embank.tables.planning import PlanRequest, plan_tables, table_loads
+from embank.tables.sharding.planner import PlanRequest, plan_tables, table_loads
 from embank.tables.specs import TableShard, num_places, places_of, rows_of
 
 

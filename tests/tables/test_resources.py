@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from embank.pipelines.data.ahead import Clock, _stop_all, run_ahead
-from embank.pipelines.data.loader import Loader
+from embank.pipelines.data.loading.ahead import Clock, _stop_all, run_ahead
+from embank.pipelines.data.loading.loader import Loader
 from embank.tables import CheckpointError, WorkError, load_bundle
-from embank.tables.resources import exhausted, out_of, refuse_exhausted
-from embank.tables.vocabulary import Vocabulary
+from embank.tables.ids.vocabulary import Vocabulary
+from embank.tables.storage.resources import exhausted, out_of, refuse_exhausted
 from tests.data.prepared import write_prepared
 
 
@@ -83,7 +83,8 @@ def test_data_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_bundle_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from embank.tables import TableCollection, TableSpec, bundle, save_bundle
+    from embank.tables import TableCollection, TableSpec, save_bundle
+    from embank.tables.serving import bundle
 
     tables = TableCollection([TableSpec(name="t", num_embeddings=9, embedding_dim=4, feature_names=["f"])])
     save_bundle(tmp_path / "bundle", tables)

@@ -24,10 +24,10 @@ from embank.tables import (
     pack_collection,
     save_bundle,
 )
-from embank.tables.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
-from embank.tables.files import write_checksums
-from embank.tables.plan import Placement, Plan
-from embank.tables.rows.sharded import Sharding
+from embank.tables.sharding.plan import Placement, Plan
+from embank.tables.sharding.sharded_rows import Sharding
+from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
+from embank.tables.storage.folders import write_checksums
 from tests.tables import served
 from tests.tables.batches import random_kjt
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from embank.compression.hash import HashConfig
+from embank.compression.methods.hash import HashConfig
 from embank.tables import (
     RowOptimizer,
     RowTier,
@@ -21,8 +21,8 @@ from embank.tables import (
     save_checkpoint,
 )
 from embank.tables.errors import ConfigError, DataError
+from embank.tables.ids.token_hash import token_id, token_ids
 from embank.tables.scalars import as_whole, plain, whole
-from embank.tables.token_hash import token_id, token_ids
 from tests.tables.batches import random_kjt
 
 

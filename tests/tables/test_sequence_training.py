@@ -15,8 +15,8 @@ from embank.tables import (
     SequenceCollection,
     TableCollection,
 )
-from embank.tables.checkpoint import load_checkpoint, save_checkpoint
-from embank.tables.stages import advance, finished
+from embank.tables.collections.stages import advance, finished
+from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint
 from tests.tables.held import constants
 from tests.tables.sequences import GROUPS, Naive, assert_same_rows, mixed_specs, plain_specs, random_ids, towards_one
 

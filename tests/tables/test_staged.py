@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embank.tables import ConfigError, WorkError
-from embank.tables.hashing import mix64
+from embank.tables.ids.hashing import mix64
 from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowTier, build_rows
 from embank.tables.rows.staged import MAX_AGE, StagedRows
 from embank.tables.rows.torch_rows import TorchRows

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
 
-from embank.compression.robe import RobeConfig
+from embank.compression.methods.robe import RobeConfig
 from embank.tables import (
     CheckpointError,
     ConfigError,
@@ -20,10 +20,10 @@ from embank.tables import (
     TableCollection,
     TableSpec,
 )
-from embank.tables.core import Tables
-from embank.tables.packed import pack_collection
-from embank.tables.plan import Placement, Plan
-from embank.tables.rows.sharded import Sharding
+from embank.tables.collections.base import Tables
+from embank.tables.serving.packed import pack_collection
+from embank.tables.sharding.plan import Placement, Plan
+from embank.tables.sharding.sharded_rows import Sharding
 from embank.tables.streaming import StreamingCollection, StreamingConfig
 from tests.contracts.specs import NUM, spec
 from tests.tables.batches import random_kjt

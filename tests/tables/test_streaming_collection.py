@@ -9,10 +9,10 @@ from torchrec import KeyedJaggedTensor
 
 from embank.compression import METHODS
 from embank.tables import ConfigError, DataError, IdRangeError, RowOptimizer, RowTier, TableCollection, TableSpec
-from embank.tables.checkpoint import load_checkpoint, save_checkpoint
-from embank.tables.hashing import integer_ids
-from embank.tables.plan import Placement, Plan
-from embank.tables.rows.sharded import Sharding
+from embank.tables.ids.hashing import integer_ids
+from embank.tables.sharding.plan import Placement, Plan
+from embank.tables.sharding.sharded_rows import Sharding
+from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint
 from embank.tables.streaming import (
     ManagedCollisionConfig,
     Streamed,

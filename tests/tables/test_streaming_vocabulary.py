@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from embank.tables import CheckpointError, ConfigError, DataError
-from embank.tables.hashing import integer_ids
+from embank.tables.ids.hashing import integer_ids
 from embank.tables.streaming import (
     IdVocabulary,
     ManagedCollisionConfig,

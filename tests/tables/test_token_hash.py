@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embank.tables.errors import DataError
-from embank.tables.hashing import integer_ids, salt64
-from embank.tables.token_hash import (
+from embank.tables.ids.hashing import integer_ids, salt64
+from embank.tables.ids.token_hash import (
     INTEGER_SALT,
     MISSING_ID,
     NUM_TOKEN_IDS,
@@ -149,7 +149,7 @@ def test_ids_are_spread_evenly_and_no_two_of_many_agree() -> None:
 
 def test_another_process_gives_the_same_ids() -> None:
     code = (
-        "import polars as pl; from embank.tables.token_hash import *; "
+        "import polars as pl; from embank.tables.ids.token_hash import *; "
         "print(token_ids(pl.Series(['a', '', None, 'a long token of many words'])).tolist())"
     )
     expected = token_ids(pl.Series(["a", "", None, "a long token of many words"])).tolist()

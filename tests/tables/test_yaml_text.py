@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from embank.tables.errors import CheckpointError, ConfigError
-from embank.tables.yaml_text import parse_yaml, read_yaml
+from embank.tables.storage.yaml_text import parse_yaml, read_yaml
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def main(data: Path, out: Path, method: str) -> None:
     }
     train(data, out / "here", **options)
     with pytest.MonkeyPatch.context() as patch, simulated_gpu(patch):
-        patch.setattr("embank.pipelines.training.build.row_tier", lambda *_args, **_kwargs: tier("host"))
+        patch.setattr("embank.pipelines.runs.build.row_tier", lambda *_args, **_kwargs: tier("host"))
         # The other one copies on streams, of which the simulation has none.
         patch.setattr(filesystem, "_OverlappingCpuLoader", lambda resolve, **_: filesystem._SerialCpuLoader(resolve))
         train(data, out / "there", **options)

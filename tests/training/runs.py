@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from embank.pipelines.training.config import Config, parse_config
-from embank.pipelines.training.trainer import Trainer
+from embank.pipelines.config.run import Config, parse_config
+from embank.pipelines.train.trainer import Trainer
 from tests.data.prepared import write_prepared
 
 TIMES = ("samples_per_s", "train_seconds", "loader_share")

@@ -13,19 +13,19 @@ import torch
 
 from embank.ctr_models import MODELS
 from embank.pipelines.cli.main import evaluate as evaluate_command
-from embank.pipelines.data.loader import Loader
+from embank.pipelines.config.run import load_config
+from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import VOCAB_FOLDER, Schema
 from embank.pipelines.diagnosis.diagnose import diagnose_run
-from embank.pipelines.training import evaluation
-from embank.pipelines.training.bundle import load_model
-from embank.pipelines.training.config import load_config
-from embank.pipelines.training.evaluation import best_model, evaluate_bundle, evaluate_run, evaluate_saved
-from embank.pipelines.training.export import export_run
-from embank.pipelines.training.inspection import inspect_run, inspect_saved
-from embank.pipelines.training.run_folder import RunFolder
-from embank.pipelines.training.trainer import InterruptedRunError, Trainer
+from embank.pipelines.runs import evaluation
+from embank.pipelines.runs.bundle import load_model
+from embank.pipelines.runs.evaluation import best_model, evaluate_bundle, evaluate_run, evaluate_saved
+from embank.pipelines.runs.export import export_run
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.inspect import inspect_run, inspect_saved
+from embank.pipelines.train.trainer import InterruptedRunError, Trainer
 from embank.tables import Bundle, CheckpointError, ConfigError, DataError, load_bundle, save_bundle
-from embank.tables.bundle import folder_nbytes
+from embank.tables.serving.bundle import folder_nbytes
 from tests.tables.test_bundle import flip, plain
 from tests.training.runs import config, timeless, train, write_data
 from tests.training.test_resume import StopAt

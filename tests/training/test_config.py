@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from embank.compression import METHODS
-from embank.compression.full import Full
+from embank.compression.methods.full import Full
+from embank.pipelines.config.run import load_config, parse_config, to_plain
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.training.build import table_specs
-from embank.pipelines.training.config import load_config, parse_config, to_plain
+from embank.pipelines.runs.build import table_specs
 from embank.tables import BudgetError, ConfigError
 from tests.training.runs import raw_config, write_data
 
@@ -152,7 +152,7 @@ def test_options_must_not_be_named_like_keys_of_every_table(tmp_path: Path, monk
     class Clashing(Full):
         Config = Options
 
-    monkeypatch.setattr("embank.pipelines.training.config.method_class", lambda name: Clashing)
+    monkeypatch.setattr("embank.pipelines.config.run.method_class", lambda name: Clashing)
     data = write_data(tmp_path / "data", single={"user": 50})
     with pytest.raises(ConfigError, match="'clashing', whose option 'dim' is a key of every table"):
         parse_config(raw_config(data, tables={"method": "clashing"}))

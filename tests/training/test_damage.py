@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from embank.pipelines.data.prepare import prepare
-from embank.pipelines.training import readiness
-from embank.pipelines.training.config import parse_config
-from embank.pipelines.training.evaluation import evaluate_run
-from embank.pipelines.training.reporter import Reporter
-from embank.pipelines.training.run_folder import RunFolder
-from embank.pipelines.training.trainer import InterruptedRunError, Trainer
+from embank.pipelines.config.run import parse_config
+from embank.pipelines.data.prepare.prepare import prepare
+from embank.pipelines.runs.evaluation import evaluate_run
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.train import readiness
+from embank.pipelines.train.reporter import Reporter
+from embank.pipelines.train.trainer import InterruptedRunError, Trainer
 from embank.tables import BudgetError, CheckpointError, ConfigError, DataError
 from tests.data.test_integrity import CONFIG, swap, write_log
 from tests.faults.place import contents
@@ -171,7 +171,7 @@ def test_swapped_splits_are_refused_by_training_and_evaluation(tmp_path: Path) -
     with pytest.raises(DataError, match="part-00000.parquet"):
         train(data, tmp_path / "other")
     for path in (tmp_path / "run", tmp_path / "run/bundle"):
-        from embank.pipelines.training.evaluation import evaluate_saved
+        from embank.pipelines.runs.evaluation import evaluate_saved
 
         with pytest.raises(DataError, match="part-00000.parquet"):
             evaluate_saved(path, data=data, split="test")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from embank.pipelines.training.build import row_tier
-from embank.pipelines.training.evaluation import evaluate_bundle, evaluate_run
-from embank.pipelines.training.launch import backends
+from embank.pipelines.runs.build import row_tier
+from embank.pipelines.runs.evaluation import evaluate_bundle, evaluate_run
+from embank.pipelines.train.launch import backends
 from embank.tables import ConfigError
-from embank.tables.processes import Processes
+from embank.tables.sharding.processes import Processes
 from tests.training.runs import config, train, write_data
 
 pytestmark = pytest.mark.slow

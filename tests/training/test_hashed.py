@@ -13,24 +13,24 @@ import yaml
 from torchrec import KeyedJaggedTensor
 
 from embank.compression import METHODS
-from embank.compression.unified_specs import advise
+from embank.compression.multiplexing.specs import advise
 from embank.pipelines.cli import show
-from embank.pipelines.data.loader import Loader
-from embank.pipelines.data.prepare import prepare
+from embank.pipelines.data.loading.loader import Loader
+from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.build import build_tables, table_specs
+from embank.pipelines.runs.evaluation import evaluate_saved
+from embank.pipelines.runs.export import export_run
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.inspect import inspect_saved
+from embank.pipelines.sizing.advice import advise_config
+from embank.pipelines.sizing.plan import plan_config
 from embank.pipelines.sweep.plan import Plan
 from embank.pipelines.sweep.sweep import Sweep
-from embank.pipelines.training.advice import advise_config
-from embank.pipelines.training.build import build_tables, table_specs
-from embank.pipelines.training.evaluation import evaluate_saved
-from embank.pipelines.training.export import export_run
-from embank.pipelines.training.inspection import inspect_saved
-from embank.pipelines.training.planning import plan_config
-from embank.pipelines.training.run_folder import RunFolder
-from embank.pipelines.training.trainer import InterruptedRunError, Trainer
+from embank.pipelines.train.trainer import InterruptedRunError, Trainer
 from embank.tables import CheckpointError, ConfigError, DataError, TableCollection, load_bundle, method_class
-from embank.tables.checkpoint import verify_checkpoint
-from embank.tables.token_hash import NUM_TOKEN_IDS, token_ids
+from embank.tables.ids.token_hash import NUM_TOKEN_IDS, token_ids
+from embank.tables.storage.checkpoint import verify_checkpoint
 from tests.cli.test_commands import embank
 from tests.tables.test_bundle import run_code
 from tests.training.runs import config, raw_config, timeless, train
@@ -126,7 +126,7 @@ def test_the_bundle_and_the_checkpoint_say_the_hash(run: Path, data: Path, monke
     assert json.loads((run / "bundle" / "manifest.json").read_text())["token_hash_version"] == 1
     checkpoint = RunFolder(run).saved()[-1]
     assert verify_checkpoint(checkpoint)["identity"]["token_hash_version"] == 1
-    monkeypatch.setattr("embank.tables.token_hash.TOKEN_HASH_VERSION", 2)
+    monkeypatch.setattr("embank.tables.ids.token_hash.TOKEN_HASH_VERSION", 2)
     said = "has ids of tokens by version 1 of the token hash; this embank has version 2, which gives tokens other ids"
     with pytest.raises(CheckpointError, match=f"bundle '.*bundle' {said}"):
         load_bundle(run / "bundle")
@@ -141,7 +141,7 @@ def test_with_a_vocabulary_the_token_hash_does_not_matter(
 ) -> None:
     prepare({**COLUMNS, "hashed": [], "categorical": ["shop", "user"]}, [log], tmp_path / "data")
     train(tmp_path / "data", tmp_path / "run", model=MODEL, train={"epochs": 1})
-    monkeypatch.setattr("embank.tables.token_hash.TOKEN_HASH_VERSION", 2)
+    monkeypatch.setattr("embank.tables.ids.token_hash.TOKEN_HASH_VERSION", 2)
     assert evaluate_saved(tmp_path / "run" / "bundle", data=tmp_path / "data", split="test")["auc"] > 0
     verify_checkpoint(RunFolder(tmp_path / "run").saved()[-1])
 
@@ -151,7 +151,7 @@ FRESH = """
     import torch
     from torchrec import KeyedJaggedTensor
     from embank.tables import load_bundle
-    from embank.tables.token_hash import token_ids
+    from embank.tables.ids.token_hash import token_ids
 
     with open(sys.argv[1], newline="") as file:
         rows = list(csv.DictReader(file))[-int(sys.argv[4]):]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.unified import UnifiedConfig
-from embank.pipelines.training.penalty import RowPenalty
+from embank.compression.methods.unified import UnifiedConfig
+from embank.pipelines.train.penalty import RowPenalty
 from embank.tables import ConfigError, RowOptimizer, TableCollection, TableSpec
-from embank.tables.method import method_class
-from embank.tables.stages import settle
+from embank.tables.collections.stages import settle
+from embank.tables.method.base import method_class
 
 NUM_IDS, NUM_ROWS, BATCH, L2 = 40, 96, 32, 0.3
 

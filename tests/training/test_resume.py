@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from embank.pipelines.training.evaluation import evaluate_run
-from embank.pipelines.training.inspection import inspect_run
-from embank.pipelines.training.run_folder import RunFolder
-from embank.pipelines.training.trainer import InterruptedRunError, Trainer
+from embank.pipelines.runs.evaluation import evaluate_run
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.inspect import inspect_run
+from embank.pipelines.train.trainer import InterruptedRunError, Trainer
 from embank.tables import CheckpointError, ConfigError, DataError, RowOptimizer
 from embank.tables.errors import WorkError
 from tests.training.runs import config, raw_config, timeless, train, write_data
@@ -32,7 +32,7 @@ class StopAt:
     """A reporter that sends this process a signal after a step."""
 
     def __new__(cls, step: int, number: int) -> Any:
-        from embank.pipelines.training.reporter import Reporter
+        from embank.pipelines.train.reporter import Reporter
 
         class _Stop(Reporter):
             def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
@@ -91,7 +91,7 @@ def test_every_optimizer_and_tier_resumes(
 
 
 def _child(raw: dict[str, Any], run: str, resume: bool) -> None:
-    from embank.pipelines.training.config import parse_config
+    from embank.pipelines.config.run import parse_config
 
     Trainer(parse_config(raw), Path(run)).train(resume=resume)
 
@@ -100,7 +100,7 @@ def _child(raw: dict[str, Any], run: str, resume: bool) -> None:
 def test_kill_9_at_random_moments(data: Path, tmp_path: Path, tier: str) -> None:
     """Each of five runs is killed at a random moment, resumed, and must end like the run that was left alone."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["embank.pipelines.training.trainer", "embank.compression.full"])
+    context.set_forkserver_preload(["embank.pipelines.train.trainer", "embank.compression.methods.full"])
     raw = raw_config(data, train={**FREQUENT, "epochs": 8}, rows={"tier": tier})
 
     def start(run: Path, *, resume: bool) -> Any:
@@ -155,9 +155,9 @@ def test_kill_9_while_a_checkpoint_is_written(data: Path, tmp_path: Path) -> Non
 
 def _child_that_dies(raw: dict[str, Any], run: str, moment: str) -> None:
     """Is killed in its second checkpoint: after the flush of the rows, or after the rows are in an unfinished checkpoint."""
-    from embank.pipelines.training.config import parse_config
-    from embank.tables import checkpoint
+    from embank.pipelines.config.run import parse_config
     from embank.tables.rows.fbgemm import FbgemmRows
+    from embank.tables.storage import checkpoint
 
     place, name = {"flush": (FbgemmRows, "flush"), "save": (checkpoint, "write_rows")}[moment]
     original, calls = getattr(place, name), []
@@ -258,7 +258,7 @@ def _fill_disk(raw: dict[str, Any], run: str) -> None:
     """Files of this process can't grow beyond 30 kB: what a full disk does, without one."""
     import resource
 
-    from embank.pipelines.training.config import parse_config
+    from embank.pipelines.config.run import parse_config
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
     try:

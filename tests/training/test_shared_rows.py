@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
-from embank.compression.unified import Unified
-from embank.pipelines.data.loader import Loader
+from embank.compression.methods.unified import Unified
+from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.training.bundle import load_model
-from embank.pipelines.training.evaluation import best_model, evaluate_saved
-from embank.pipelines.training.run_folder import RunFolder
+from embank.pipelines.runs.bundle import load_model
+from embank.pipelines.runs.evaluation import best_model, evaluate_saved
+from embank.pipelines.runs.folder import RunFolder
 from embank.tables import Bundle
 from tests.cli.test_commands import embank
 from tests.training.runs import raw_config, train, write_data

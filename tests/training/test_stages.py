@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 import torch
 
-from embank.pipelines.data.loader import Loader
+from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.training.build import build, initial_network
-from embank.pipelines.training.evaluation import best_model, evaluate_run
-from embank.pipelines.training.inspection import inspect_run
-from embank.pipelines.training.reporter import Reporter
-from embank.pipelines.training.run_folder import RunFolder
-from embank.pipelines.training.step import SearchStepper, Stepper
-from embank.pipelines.training.trainer import InterruptedRunError, Trainer
+from embank.pipelines.runs.build import build, initial_network
+from embank.pipelines.runs.evaluation import best_model, evaluate_run
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.inspect import inspect_run
+from embank.pipelines.train.reporter import Reporter
+from embank.pipelines.train.step import SearchStepper, Stepper
+from embank.pipelines.train.trainer import InterruptedRunError, Trainer
 from embank.tables import TableCollection
-from embank.tables.stages import search_parameters
+from embank.tables.collections.stages import search_parameters
 from tests.training.narrowing import Narrowing
 from tests.training.runs import config, raw_config, timeless, train, write_data
 
@@ -295,7 +295,7 @@ class Dies(Reporter):
 
 
 def _child(raw: dict[str, Any], run: str, resume: bool, moment: str, scores: int | None) -> None:
-    from embank.pipelines.training.config import parse_config
+    from embank.pipelines.config.run import parse_config
 
     Narrowing.dies_after_scores = scores
     Trainer(parse_config(raw), Path(run), reporter=Dies(moment)).train(resume=resume)
@@ -303,7 +303,7 @@ def _child(raw: dict[str, Any], run: str, resume: bool, moment: str, scores: int
 
 def start(raw: dict[str, Any], run: Path, *, resume: bool, moment: str = "", scores: int | None = None) -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["embank.pipelines.training.trainer", "tests.training.narrowing"])
+    context.set_forkserver_preload(["embank.pipelines.train.trainer", "tests.training.narrowing"])
     process = context.Process(target=_child, args=(raw, str(run), resume, moment, scores))
     process.start()
     return process

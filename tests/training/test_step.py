@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from embank.ctr_models import Inputs, build_network
-from embank.pipelines.data.loader import Loader
+from embank.pipelines.config.run import parse_config
+from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.training.build import build
-from embank.pipelines.training.config import parse_config
-from embank.pipelines.training.optimizer import dense_optimizer
-from embank.pipelines.training.step import Stepper
+from embank.pipelines.runs.build import build
+from embank.pipelines.train.optimizer import dense_optimizer
+from embank.pipelines.train.step import Stepper
 from embank.tables import ConfigError, TableCollection
 from tests.training.runs import config, raw_config, write_data
 

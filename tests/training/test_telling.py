@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from embank.pipelines.training.reporter import Lines, Reporter
-from embank.pipelines.training.run_folder import RunFolder
-from embank.pipelines.training.trainer import InterruptedRunError, Trainer
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.train.reporter import Lines, Reporter
+from embank.pipelines.train.trainer import InterruptedRunError, Trainer
 from tests.training.runs import config, train, write_data
 
 

@@ -13,18 +13,18 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from embank.ctr_models import MODELS
-from embank.pipelines.data.loader import Loader
-from embank.pipelines.data.prepare import prepare
+from embank.pipelines.data.loading.loader import Loader
+from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.data.schema import NO_GROUP, Schema
+from embank.pipelines.runs.evaluation import best_model, evaluate, evaluate_run
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.inspect import inspect_run
 from embank.pipelines.sweep.comparison import validation
-from embank.pipelines.training.evaluation import best_model, evaluate, evaluate_run
-from embank.pipelines.training.inspection import inspect_run
-from embank.pipelines.training.progress import Progress
-from embank.pipelines.training.reporter import Reporter
-from embank.pipelines.training.run_folder import RunFolder
-from embank.pipelines.training.schedule import lr_factor
-from embank.pipelines.training.step import NonFiniteLossError
-from embank.pipelines.training.trainer import Trainer
+from embank.pipelines.train.progress import Progress
+from embank.pipelines.train.reporter import Reporter
+from embank.pipelines.train.schedule import lr_factor
+from embank.pipelines.train.step import NonFiniteLossError
+from embank.pipelines.train.trainer import Trainer
 from embank.tables import CheckpointError, ConfigError, DataError
 from tests.data.prepared import edit_part
 from tests.training.runs import config, train, write_data
@@ -99,7 +99,7 @@ def test_metrics_equal_scikit_learn(run: Path, data: Path) -> None:
 
 
 def test_a_sample_of_a_split_is_every_kth_batch(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embank.pipelines.training.evaluation.EVAL_BATCH_SIZE", 10)
+    monkeypatch.setattr("embank.pipelines.runs.evaluation.EVAL_BATCH_SIZE", 10)
     with best_model(RunFolder(run), schema=Schema.load(data), data=data) as (model, _):
         batches = list(Loader(data, "valid", batch_size=10, shuffle=False).epoch(0))
         num_rows = sum(batch.labels.numel() for batch in batches)
@@ -184,7 +184,7 @@ def test_the_log_loss_is_told_at_the_end_of_the_run(
         number = len(list((tmp_path / "run" / "checkpoints").iterdir()))
         return {"auc": 0.6 + number / 10, "logloss": 0.3 + number / 10}
 
-    monkeypatch.setattr("embank.pipelines.training.trainer.evaluate", worse)
+    monkeypatch.setattr("embank.pipelines.train.trainer.evaluate", worse)
     result = Trainer(config(data, train={"epochs": 2}), tmp_path / "run", reporter=Listens()).train()
     assert result["least_valid_logloss"]["logloss"] == pytest.approx(0.3)
     assert result["valid_logloss"] == pytest.approx(0.4)

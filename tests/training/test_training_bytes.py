@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from embank.pipelines.training.config import TrainConfig
-from embank.pipelines.training.inspection import inspect_run
-from embank.pipelines.training.optimizer import dense_optimizer, training_nbytes
+from embank.pipelines.config.run import TrainConfig
+from embank.pipelines.runs.inspect import inspect_run
+from embank.pipelines.train.optimizer import dense_optimizer, training_nbytes
 from embank.tables import TableCollection, TableSpec
 from tests.tables.batches import random_kjt
 from tests.tables.held import held_nbytes

@@ -8,10 +8,10 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import DataError, PackedTable, RowOptimizer, TableCollection, TableSpec, registered_methods
-from embank.tables.features import check_ids, int64_ids
-from embank.tables.modes import evaluating
-from embank.tables.stages import finished
-from embank.tables.training import refuse_unfinished
+from embank.tables.collections.bags import check_ids, int64_ids
+from embank.tables.collections.stages import finished
+from embank.tables.collections.training import refuse_unfinished
+from embank.tables.method.modes import evaluating
 
 METHODS = frozenset(registered_methods())
 """Names of all registered methods, those of other installed packages included."""

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 from embank.tables.libraries import missing_library
 
 if TYPE_CHECKING:
-    from embank.tables.addressed import Addressed, AddressedSequence
-    from embank.tables.bundle import Bundle, load_bundle, save_bundle
-    from embank.tables.checkpoint import load_checkpoint, save_checkpoint
-    from embank.tables.collection import TableCollection
-    from embank.tables.core import Tables
+    from embank.tables.collections.addressed import Addressed, AddressedSequence
+    from embank.tables.collections.bags import IdRangeError
+    from embank.tables.collections.base import Tables
+    from embank.tables.collections.pooled import TableCollection
+    from embank.tables.collections.sequence import SequenceCollection
     from embank.tables.errors import BudgetError, CheckpointError, ConfigError, DataError, EmbankError, WorkError
-    from embank.tables.features import IdRangeError
-    from embank.tables.local_rows import LocalRows, Score
-    from embank.tables.method import (
+    from embank.tables.ids.vocabulary import Vocabulary
+    from embank.tables.method.base import (
         Advance,
         Carry,
         Method,
@@ -28,14 +27,15 @@ if TYPE_CHECKING:
         register_method,
         registered_methods,
     )
-    from embank.tables.packed import PackedCollection, pack_collection
-    from embank.tables.plan import Plan, load_plan, save_plan
-    from embank.tables.planning import PlanRequest, plan_tables
+    from embank.tables.method.local_rows import LocalRows, Score
     from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowStore, RowTier
-    from embank.tables.rows.sharded import Sharding
-    from embank.tables.sequence import SequenceCollection
+    from embank.tables.serving.bundle import Bundle, load_bundle, save_bundle
+    from embank.tables.serving.packed import PackedCollection, pack_collection
+    from embank.tables.sharding.plan import Plan, load_plan, save_plan
+    from embank.tables.sharding.planner import PlanRequest, plan_tables
+    from embank.tables.sharding.sharded_rows import Sharding
     from embank.tables.specs import PhysicalTable, RowInit, RowProjection, TableSpec, default_init
-    from embank.tables.vocabulary import Vocabulary
+    from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint
 
 __all__ = [
     "ROW_OPTIMIZERS",
@@ -88,51 +88,51 @@ __all__ = [
 
 _HOME = {
     "ROW_OPTIMIZERS": "rows",
-    "Addressed": "addressed",
-    "AddressedSequence": "addressed",
-    "Advance": "method",
+    "Addressed": "collections.addressed",
+    "AddressedSequence": "collections.addressed",
+    "Advance": "method.base",
     "BudgetError": "errors",
-    "Bundle": "bundle",
-    "Carry": "method",
+    "Bundle": "serving.bundle",
+    "Carry": "method.base",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
     "EmbankError": "errors",
-    "IdRangeError": "features",
-    "LocalRows": "local_rows",
-    "Method": "method",
-    "PackedCollection": "packed",
-    "PackedTable": "method",
+    "IdRangeError": "collections.bags",
+    "LocalRows": "method.local_rows",
+    "Method": "method.base",
+    "PackedCollection": "serving.packed",
+    "PackedTable": "method.base",
     "PhysicalTable": "specs",
-    "Plan": "plan",
-    "PlanRequest": "planning",
+    "Plan": "sharding.plan",
+    "PlanRequest": "sharding.planner",
     "RowInit": "specs",
     "RowOptimizer": "rows",
     "RowProjection": "specs",
     "RowStore": "rows",
     "RowTier": "rows",
-    "Score": "local_rows",
-    "SequenceCollection": "sequence",
-    "Sharding": "rows.sharded",
-    "Stage": "method",
-    "TableCollection": "collection",
+    "Score": "method.local_rows",
+    "SequenceCollection": "collections.sequence",
+    "Sharding": "sharding.sharded_rows",
+    "Stage": "method.base",
+    "TableCollection": "collections.pooled",
     "TableSpec": "specs",
-    "Tables": "core",
-    "Vocabulary": "vocabulary",
+    "Tables": "collections.base",
+    "Vocabulary": "ids.vocabulary",
     "WorkError": "errors",
-    "build_method": "method",
+    "build_method": "method.base",
     "default_init": "specs",
-    "load_bundle": "bundle",
-    "load_checkpoint": "checkpoint",
-    "load_plan": "plan",
-    "method_class": "method",
-    "pack_collection": "packed",
-    "plan_tables": "planning",
-    "register_method": "method",
-    "registered_methods": "method",
-    "save_bundle": "bundle",
-    "save_checkpoint": "checkpoint",
-    "save_plan": "plan",
+    "load_bundle": "serving.bundle",
+    "load_checkpoint": "storage.checkpoint",
+    "load_plan": "sharding.plan",
+    "method_class": "method.base",
+    "pack_collection": "serving.packed",
+    "plan_tables": "sharding.planner",
+    "register_method": "method.base",
+    "registered_methods": "method.base",
+    "save_bundle": "serving.bundle",
+    "save_checkpoint": "storage.checkpoint",
+    "save_plan": "sharding.plan",
 }
 """The module of each name."""
 

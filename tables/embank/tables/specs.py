@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from embank.tables.errors import ConfigError
-from embank.tables.hashing import generator_of, seed_of
+from embank.tables.ids.hashing import generator_of, seed_of
+from embank.tables.ids.token_hash import NUM_TOKEN_IDS, TOKEN_HASH_VERSION
 from embank.tables.scalars import plain, whole
-from embank.tables.token_hash import NUM_TOKEN_IDS, TOKEN_HASH_VERSION
 
 Pooling = Literal["sum", "mean"]
 
@@ -29,7 +29,7 @@ class TableSpec:
     Args:
         name: unique in its collection; seeds and hash salts come from it, so renaming a table changes its values.
         num_embeddings: number of ids; valid ids are 0 .. num_embeddings - 1. `NUM_TOKEN_IDS` for hashes of tokens, where there
-            is no vocabulary (see `embank.tables.token_hash`).
+            is no vocabulary (see `embank.tables.ids.token_hash`).
         embedding_dim: width of a logical row.
         feature_names: keys of the KeyedJaggedTensor that are looked up in this table.
         pooling: how the rows of a bag become one: their sum or their mean (an empty bag gives zeros).

@@ -8,9 +8,9 @@ import os
 # Imported before anything can fail: without memory nothing can be.
 from embank.pipelines.cli import show
 from embank.tables.errors import EmbankError
-from embank.tables.files import cause_of, is_full
 from embank.tables.libraries import missing_library
-from embank.tables.resources import address_space_limit, exhausted, out_of
+from embank.tables.storage.folders import cause_of, is_full
+from embank.tables.storage.resources import address_space_limit, exhausted, out_of
 
 _PATHS = {
     errno.ENOENT: "there is no such file or folder",

@@ -51,7 +51,7 @@ def data_list() -> None:
 
     Example: `embank data list`
     """
-    from embank.pipelines.data.catalog import list_datasets
+    from embank.pipelines.data.sources.catalog import list_datasets
 
     show.datasets(list_datasets())
 
@@ -68,7 +68,7 @@ def data_get(
 
     Example: `embank data get movielens-100k --out data/ml-100k-raw`
     """
-    from embank.pipelines.data.catalog import get_dataset
+    from embank.pipelines.data.sources.catalog import get_dataset
 
     show.fetched(get_dataset(name, out, source=source))
 
@@ -122,7 +122,7 @@ def prepare(
 
     Example: `embank prepare --format csv --input clicks.csv --config columns.yaml --out data/clicks`
     """
-    from embank.pipelines.data.prepare import prepare_from_cli
+    from embank.pipelines.data.prepare.prepare import prepare_from_cli
 
     with show.progress() as progress:
         schema = prepare_from_cli(format, input, out, config, overwrite, progress)
@@ -142,9 +142,9 @@ def train(
 
     Example: `embank train deepfm.yaml --set tables.method=hash --set tables.budget=0.25 --out runs/hash`
     """
-    from embank.pipelines.training.config import load_config
-    from embank.pipelines.training.launch import joined_processes
-    from embank.pipelines.training.trainer import Trainer
+    from embank.pipelines.config.run import load_config
+    from embank.pipelines.train.launch import joined_processes
+    from embank.pipelines.train.trainer import Trainer
 
     loaded = load_config(config, overrides=set_ or [])
     with joined_processes() as processes, show.training() as reporter:
@@ -198,10 +198,10 @@ def sweep(
 
     With a grid: `embank sweep deepfm.yaml --methods all --budgets 0.1 --grid train.table_lr=0.02,0.05 --out sweeps/tuned`
     """
+    from embank.pipelines.config.file import read_config
+    from embank.pipelines.config.run import parse_config
     from embank.pipelines.sweep.plan import Plan, grid_axes, method_names, numbers, parts
     from embank.pipelines.sweep.sweep import Sweep
-    from embank.pipelines.training.config import parse_config
-    from embank.pipelines.training.config_file import read_config
 
     raw = read_config(config, overrides=set_ or [])
     plan = Plan(
@@ -240,9 +240,9 @@ def plan(
 
     Example: `embank plan deepfm.yaml --ranks 8 --memory-per-rank 4000000000`
     """
-    from embank.pipelines.training.config import load_config
-    from embank.pipelines.training.planning import plan_config
-    from embank.tables.plan import save_plan
+    from embank.pipelines.config.run import load_config
+    from embank.pipelines.sizing.plan import plan_config
+    from embank.tables.sharding.plan import save_plan
 
     overrides = [*(set_ or [])]
     overrides += [] if memory_per_rank is None else [f"rows.memory_per_rank={memory_per_rank}"]
@@ -269,8 +269,8 @@ def advise(
     Example: `embank advise deepfm.yaml --set tables.method=unified --set tables.budget=0.1`
     """
     from embank.pipelines.cli import show_diagnosis
-    from embank.pipelines.training.advice import advise_config
-    from embank.pipelines.training.config import load_config
+    from embank.pipelines.config.run import load_config
+    from embank.pipelines.sizing.advice import advise_config
 
     show_diagnosis.advice(advise_config(load_config(config, overrides=set_ or [])))
 
@@ -310,7 +310,7 @@ def evaluate(
 
     Example: `embank evaluate runs/hash --data data/ml-100k --split test`
     """
-    from embank.pipelines.training.evaluation import figures_of, record
+    from embank.pipelines.runs.evaluation import figures_of, record
 
     values = figures_of(path, data=data, split=split)
     show.evaluation(values, recorded=record(values, path=path))
@@ -327,7 +327,7 @@ def inspect(
 
     Example: `embank inspect runs/hash`
     """
-    from embank.pipelines.training.inspection import inspect_saved
+    from embank.pipelines.runs.inspect import inspect_saved
 
     show.inspection(inspect_saved(path, data=data))
 
@@ -347,7 +347,7 @@ def export(
 
     Example: `embank export runs/hash --out bundles/hash`
     """
-    from embank.pipelines.training.export import export_run
+    from embank.pipelines.runs.export import export_run
 
     bundle = export_run(run, out=out, data=data)
     show.exported(out, tables=len(bundle.entries), nbytes=bundle.nbytes)
@@ -359,7 +359,7 @@ def methods() -> None:
 
     Example: `embank methods`
     """
-    from embank.tables.method import method_class, registered_methods
+    from embank.tables.method.base import method_class, registered_methods
 
     show.listing("method", {name: method_class(name) for name in registered_methods()})
 

@@ -14,16 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from embank.pipelines.data.progress import NoProgress, ProgressCallback, RichProgress
-from embank.pipelines.training.reporter import Lines, Reporter, evaluation_line
+from embank.pipelines.train.reporter import Lines, Reporter, evaluation_line
 from embank.tables.wording import human_bytes
 
 if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for it
-    from embank.pipelines.data.catalog import Dataset, Fetched
     from embank.pipelines.data.schema import Schema
+    from embank.pipelines.data.sources.catalog import Dataset, Fetched
     from embank.pipelines.data.synth import SynthReport
     from embank.pipelines.sweep.folder import SweepFolder
     from embank.pipelines.sweep.leaderboard import Row
-    from embank.tables.plan import Load, Plan
+    from embank.tables.sharding.plan import Load, Plan
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -161,7 +161,7 @@ def line(text: str) -> None:
 
 def plan(made: "Plan", loads: "Sequence[Load]") -> None:
     """A sharding plan: a line a physical table, a line a rank, and how even it is."""
-    from embank.tables.plan import imbalance, rank_loads
+    from embank.tables.sharding.plan import imbalance, rank_loads
 
     by_table = {load.table.name: load for load in loads}
     table(

@@ -6,10 +6,10 @@ from embank.pipelines.cli.show import out, table
 from embank.tables.wording import human_bytes
 
 if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for it
-    from embank.compression.unified_specs import FeatureAdvice
+    from embank.compression.multiplexing.specs import FeatureAdvice
     from embank.pipelines.diagnosis.diagnose import Diagnosis
     from embank.pipelines.diagnosis.traffic import NormTrend
-    from embank.pipelines.training.advice import ConfigAdvice
+    from embank.pipelines.sizing.advice import ConfigAdvice
 
 _MOST_TABLES = 12
 

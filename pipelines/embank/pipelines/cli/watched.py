@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 
 from embank.pipelines.cli import show
-from embank.tables.resources import address_space_limit, out_of
+from embank.tables.storage.resources import address_space_limit, out_of
 
 _ENDED = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 _PR_SET_PDEATHSIG = 1

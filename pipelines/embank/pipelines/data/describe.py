@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embank.pipelines.data.distinct import KEPT
-from embank.pipelines.data.integrity import verify_prepared
+from embank.pipelines.data.loading.integrity import verify_prepared
+from embank.pipelines.data.prepare.distinct import KEPT
 from embank.pipelines.data.schema import IS_MISSING, VOCAB_FOLDER, CategoricalField, NumericField, Schema
 from embank.tables.errors import DataError
-from embank.tables.resources import refuse_exhausted
-from embank.tables.vocabulary import UNKNOWN_ID, Vocabulary
+from embank.tables.ids.vocabulary import UNKNOWN_ID, Vocabulary
+from embank.tables.storage.resources import refuse_exhausted
 
 REFERENCE_DIM = 16
 NAMED = 8

@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from embank.pipelines.data.stable_hash import MISSING_HASH
+from embank.pipelines.data.prepare.stable_hash import MISSING_HASH
 from embank.tables.errors import CheckpointError, DataError
-from embank.tables.files import CHECKSUMS, cause_of, digest, read_json
-from embank.tables.token_hash import NUM_TOKEN_IDS, refuse_other_token_hash
+from embank.tables.ids.token_hash import NUM_TOKEN_IDS, refuse_other_token_hash
+from embank.tables.storage.folders import CHECKSUMS, cause_of, digest, read_json
 
 FORMAT_VERSION = 2
 UNCHECKED_VERSION = 1
@@ -47,10 +47,10 @@ class CategoricalField:
     """A feature of ids: one per row, or a bag of 0..many when `multivalued`.
 
     Ids run from 0 to `num_embeddings - 1`; 0 is the unknown value, the others are ranked by training frequency. Without a vocabulary
-    they are hashes of tokens (`embank.tables.token_hash`), and `num_embeddings` is `NUM_TOKEN_IDS`, 2**63.
+    they are hashes of tokens (`embank.tables.ids.token_hash`), and `num_embeddings` is `NUM_TOKEN_IDS`, 2**63.
 
     Args:
-        num_values: without a vocabulary, different values in the training part, see `embank.pipelines.data.distinct`: exact up to
+        num_values: without a vocabulary, different values in the training part, see `embank.pipelines.data.prepare.distinct`: exact up to
             16,383, above that estimated with a standard deviation of 0.8%. None where there is a vocabulary.
     """
 
@@ -134,7 +134,7 @@ class Schema:
 
     @property
     def num_values(self) -> dict[str, int]:
-        """Different values in training of the features without a vocabulary: what `embank.compression.unified_specs.advise` takes."""
+        """Different values in training of the features without a vocabulary: what `embank.compression.multiplexing.specs.advise` takes."""
         return {field.name: field.num_values for field in self.categorical if field.num_values is not None}
 
     def split(self, name: str) -> Split:

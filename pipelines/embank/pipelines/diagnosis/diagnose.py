@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from embank.pipelines.data.integrity import verify_prepared
-from embank.pipelines.data.loader import Loader
+from embank.pipelines.config.run import parse_config
+from embank.pipelines.data.loading.integrity import verify_prepared
+from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.diagnosis.overlap import Overlap, overlaps
 from embank.pipelines.diagnosis.plots import plot_overlaps, plot_traffic
 from embank.pipelines.diagnosis.traffic import HOTTEST, NormTrend, Traffic, count_traffic, norm_trends
-from embank.pipelines.training.build import initial_network
-from embank.pipelines.training.config import parse_config
-from embank.pipelines.training.evaluation import best_model, data_of, refuse_other_vocabularies
-from embank.pipelines.training.run_folder import RunFolder
+from embank.pipelines.runs.build import initial_network
+from embank.pipelines.runs.evaluation import best_model, data_of, refuse_other_vocabularies
+from embank.pipelines.runs.folder import RunFolder
 from embank.tables import TableCollection, WorkError
 
 BATCH_SIZE = 8192

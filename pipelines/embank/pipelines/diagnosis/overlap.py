@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from embank.compression.unified import Unified
+from embank.compression.methods.unified import Unified
 from embank.ctr_models import Network
 from embank.tables import Method, TableCollection
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from embank.pipelines.diagnosis.overlap import Overlap
 from embank.pipelines.diagnosis.traffic import NormTrend, Traffic
-from embank.pipelines.training.plots import COLORS, style
+from embank.pipelines.train.plots import COLORS, style
 
 _INK = "#24292f"
 _MOST_ANNOTATED = 20

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from embank.pipelines.data.batch import Batch
+from embank.pipelines.data.loading.batch import Batch
 from embank.tables import Method, TableCollection
 from embank.tables.specs import ROWS_PER_CHUNK, PhysicalTable, TableShard
 

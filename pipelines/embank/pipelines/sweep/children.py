@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from embank.pipelines.training.interrupt import StopRequest
+from embank.pipelines.train.interrupt import StopRequest
 
 POLL_SECONDS = 0.05
 BUSY_SECONDS = 0.5
 """Between looks at runs that another process works on."""
 
 _PR_SET_PDEATHSIG = 1
-_PRELOADED = ["embank.pipelines.cli.main", "embank.pipelines.training.trainer"]
+_PRELOADED = ["embank.pipelines.cli.main", "embank.pipelines.train.trainer"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from embank.pipelines.config.run import Config, to_plain
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.training.build import id_counts, table_specs
-from embank.pipelines.training.config import Config, to_plain
+from embank.pipelines.runs.build import id_counts, table_specs
 from embank.tables import BudgetError, build_method
 
 _DECADES = 12

@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
+from embank.pipelines.config.run import parse_config, to_plain
+from embank.pipelines.runs.folder import LOCK, RunFolder, hold_lock, refuse_changed_config
+from embank.pipelines.runs.records import write_atomic
 from embank.pipelines.sweep.plan import Case, Job, Plan
-from embank.pipelines.training.config import parse_config, to_plain
-from embank.pipelines.training.records import write_atomic
-from embank.pipelines.training.run_folder import LOCK, RunFolder, hold_lock, refuse_changed_config
 from embank.tables import CheckpointError, ConfigError
-from embank.tables.yaml_text import read_yaml
+from embank.tables.storage.yaml_text import read_yaml
 
 
 class SweepFolder:

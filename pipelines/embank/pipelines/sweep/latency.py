@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from embank.pipelines.data.loader import Loader
+from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.training.evaluation import best_model
-from embank.pipelines.training.run_folder import RunFolder
+from embank.pipelines.runs.evaluation import best_model
+from embank.pipelines.runs.folder import RunFolder
 from embank.tables import PackedTable, TableCollection
 
 BATCH = 4096

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from embank.pipelines.runs.records import write_atomic
 from embank.pipelines.sweep.comparison import CaseResults, best, differences
-from embank.pipelines.training.records import write_atomic
 
 AVERAGED = (
     *("auc", "logloss", "serving_bytes", "serving_ratio", "nominal_ratio", "training_bytes"),

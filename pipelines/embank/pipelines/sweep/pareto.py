@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from embank.pipelines.sweep.comparison import BASELINES, base_name
 from embank.pipelines.sweep.leaderboard import Row
-from embank.pipelines.training.plots import style
+from embank.pipelines.train.plots import style
 from embank.tables.wording import human_bytes
 
 _BASELINE_COLORS = ("#57606a", "#8c959f", "#afb8c1")

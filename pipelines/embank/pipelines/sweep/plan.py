@@ -9,10 +9,10 @@ from math import isfinite, log
 from typing import Any
 
 from embank.ctr_models.registry import find_model
-from embank.pipelines.training.config import COLLECTION_KEYS, TABLE_KEYS, Config, parse_config
-from embank.pipelines.training.config_file import set_key
+from embank.pipelines.config.file import set_key
+from embank.pipelines.config.run import COLLECTION_KEYS, TABLE_KEYS, Config, parse_config
 from embank.tables import ConfigError, method_class, registered_methods
-from embank.tables.yaml_text import parse_yaml
+from embank.tables.storage.yaml_text import parse_yaml
 
 
 @dataclass(frozen=True, kw_only=True)

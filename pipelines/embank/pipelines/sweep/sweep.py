@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.folder import is_held
 from embank.pipelines.sweep.children import Child, Ended, num_cores, run_children
 from embank.pipelines.sweep.comparison import CaseResults, validation
 from embank.pipelines.sweep.feasible import Feasibility
@@ -20,11 +22,9 @@ from embank.pipelines.sweep.leaderboard import (
     write_markdown,
 )
 from embank.pipelines.sweep.plan import Case, Job, Plan
-from embank.pipelines.training.config import parse_config
-from embank.pipelines.training.interrupt import stop_on_signals
-from embank.pipelines.training.run_folder import is_held
+from embank.pipelines.train.interrupt import stop_on_signals
 from embank.tables import ConfigError, EmbankError, WorkError
-from embank.tables.files import writing
+from embank.tables.storage.folders import writing
 
 Say = Callable[[str], None]
 

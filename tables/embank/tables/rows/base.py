@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
-from embank.tables.hashing import seed_of
-from embank.tables.held_bytes import distinct_nbytes
+from embank.tables.ids.hashing import seed_of
+from embank.tables.rows.held_bytes import distinct_nbytes
 from embank.tables.scalars import plain
 from embank.tables.specs import TableShard
 

@@ -18,11 +18,11 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBat
 from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
-from embank.tables.held_bytes import tensors_of
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier, padded_dim, rowwise_scale
-from embank.tables.rows.placement import placement
+from embank.tables.rows.disk.warm import Warmer
+from embank.tables.rows.fbgemm_memory import placement
+from embank.tables.rows.held_bytes import tensors_of
 from embank.tables.rows.space import RowSpace
-from embank.tables.rows.warm import Warmer
 from embank.tables.specs import TableShard
 
 MAX_DIM = 2048

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embank.tables.rows.base import RowTier
-from embank.tables.rows.mapped import MappedFile
+from embank.tables.rows.disk.mapped import MappedFile
 
 _ZEROS = 2**20
 _LARGE = 32 * 2**20

@@ -170,7 +170,7 @@ class IdVocabulary(nn.Module, ABC):
         if ids_N.numel() and int(ids_N.min()) < 0:
             raise DataError(
                 f"table '{self.name}' was given id {int(ids_N.min())}; ids of a streaming vocabulary are 0 or more, such as those of "
-                "embank.tables.token_hash"
+                "embank.tables.ids.token_hash"
             )
         return ids_N
 

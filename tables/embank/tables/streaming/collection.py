@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torchrec import KeyedJaggedTensor, KeyedTensor
 
-from embank.tables.addressed import Addressed
-from embank.tables.collection import TableCollection
+from embank.tables.collections.addressed import Addressed
+from embank.tables.collections.bags import Bags, missing_ids
+from embank.tables.collections.named import NamedModules
+from embank.tables.collections.pooled import TableCollection
 from embank.tables.errors import ConfigError
-from embank.tables.features import Bags, missing_ids
-from embank.tables.named import NamedModules
 from embank.tables.specs import TableSpec
 from embank.tables.streaming.base import IdVocabulary, Mapped, StreamCounts, VocabularyConfig
 from embank.tables.streaming.resets import refuse_shared_rows, reset_rows

@@ -21,8 +21,8 @@ from torchrec.modules.mc_modules import (
 )
 
 from embank.tables.errors import ConfigError, DataError
+from embank.tables.ids.token_hash import NUM_TOKEN_IDS
 from embank.tables.streaming.base import IdVocabulary, StreamCounts
-from embank.tables.token_hash import NUM_TOKEN_IDS
 
 NOBODY = 2**63 - 1
 """What TorchRec writes where a row has no id, and therefore no id that it can have."""

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from embank.tables.core import Tables
+from embank.tables.collections.bags import IdRangeError
+from embank.tables.collections.base import Tables
 from embank.tables.errors import ConfigError
-from embank.tables.features import IdRangeError
-from embank.tables.hashing import seed_of
-from embank.tables.method import Method
+from embank.tables.ids.hashing import seed_of
+from embank.tables.method.base import Method
 from embank.tables.wording import nearest_or_all
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from embank.pipelines.data.integrity import seal
-from embank.pipelines.data.output import output_folder
-from embank.pipelines.data.parts_writer import SplitWriter
+from embank.pipelines.data.loading.integrity import seal
+from embank.pipelines.data.prepare.output import output_folder
+from embank.pipelines.data.prepare.parts_writer import SplitWriter
+from embank.pipelines.data.prepare.ranking import Fingerprint
 from embank.pipelines.data.progress import NoProgress, ProgressCallback
-from embank.pipelines.data.ranking import Fingerprint
 from embank.pipelines.data.schema import (
     DEFAULT_ROW_GROUP_ROWS,
     LABEL_COLUMN,
@@ -29,7 +29,7 @@ from embank.pipelines.data.synth.model import DEFAULT_ALPHA, DEFAULT_CLICK_RATE,
 from embank.pipelines.data.synth.report import Observer, SynthReport, write_json
 from embank.pipelines.data.synth.text import hex_digits, tokens
 from embank.tables.errors import ConfigError
-from embank.tables.vocabulary import Vocabulary
+from embank.tables.ids.vocabulary import Vocabulary
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]

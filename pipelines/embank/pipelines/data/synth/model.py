@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from embank.pipelines.data.stable_hash import mix64
+from embank.pipelines.data.prepare.stable_hash import mix64
 from embank.pipelines.data.synth.fields import CRITEO_FIELDS, CRITEO_NUMBERS, NumberShape
 from embank.pipelines.data.synth.zipf import Floats, Ranks, Zipf
 from embank.tables.errors import ConfigError

@@ -11,7 +11,7 @@ from embank.pipelines.data.synth.model import DEFAULT_ALPHA, DEFAULT_CLICK_RATE,
 from embank.pipelines.data.synth.report import Observer, SynthReport, write_json
 from embank.pipelines.data.synth.text import render
 from embank.tables.errors import ConfigError, DataError, WorkError
-from embank.tables.files import cause_of
+from embank.tables.storage.folders import cause_of
 
 RAW_STREAM = 1
 

@@ -1,0 +1,148 @@
+"""One byte budget for a collection of tables: who gets how much, and the floor of the whole when it can't be kept.
+
+Accounting is that of serving bytes: everything that packed forms hold, plain small tables included.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from embank.compression.budget.floors import share_text
+from embank.tables import BudgetError, ConfigError, TableSpec, build_method, method_class
+from embank.tables.method.options import options_of
+
+
+def share(specs: Sequence[TableSpec], *, budget: float, plain_below: int = 0) -> list[TableSpec]:
+    """Specs whose serving bytes together are at most `budget` of the plain tables' bytes.
+
+    Tables of few ids stay plain, since they cost little and each of their rows is looked up often: the smallest first, as long as
+    together they take at most half of the bytes. The rest goes to the methods of the other tables in proportion to their plain
+    bytes, and each method shares its part out (`Method.allocate`). A table that can't do with what it gets is given its floor, and
+    the others share what is then left.
+
+    Args:
+        specs: tables with any mix of methods; their own budgets are replaced.
+        budget: serving bytes / bytes of the plain fp32 tables, in (0, 1], over all of these tables.
+        plain_below: tables of fewer ids stay plain, as far as half of the budget allows.
+
+    Returns:
+        The specs in the same order, with budgets or options set.
+
+    Raises:
+        BudgetError: all floors together exceed the budget; states the floor.
+        ConfigError: what methods refuse.
+    """
+    for spec in specs:
+        options_of(spec, method_class(spec.method).Config)
+    allowed_nbytes = budget * sum(spec.plain_nbytes for spec in specs)
+    few = [spec for spec in specs if spec.num_embeddings < plain_below]
+    small = _small(few, allowed_nbytes / 2 if budget < 1 else allowed_nbytes)
+    shared = _share(specs, allowed_nbytes, small) or _share(specs, allowed_nbytes, {})
+    if shared is None:
+        raise _infeasible(specs, budget=budget)
+    return shared
+
+
+def _small(specs: Sequence[TableSpec], nbytes: float) -> dict[str, TableSpec]:
+    """The smallest tables, plain, as many as these bytes hold."""
+    held: dict[str, TableSpec] = {}
+    for spec in sorted(specs, key=lambda spec: spec.plain_nbytes):
+        nbytes -= spec.plain_nbytes
+        if nbytes < 0:
+            break
+        held[spec.name] = _plain(spec)
+    return held
+
+
+def _share(specs: Sequence[TableSpec], nbytes: float, small: Mapping[str, TableSpec]) -> list[TableSpec] | None:
+    """Shares bytes between all tables, some of them plain in any case; None if the floors exceed them."""
+    pinned: dict[str, tuple[TableSpec, int]] = {}
+    while True:
+        waiting = [spec for spec in specs if spec.name not in small and spec.name not in pinned]
+        taken = [*(spec.plain_nbytes for spec in small.values()), *(floor for _, floor in pinned.values())]
+        left_nbytes = math.floor(nbytes - sum(taken))
+        if left_nbytes < 0 or (waiting and left_nbytes == 0):
+            return None
+        done, failed = _allocate(waiting, left_nbytes)
+        if not failed:
+            chosen = {**small, **{name: spec for name, (spec, _) in pinned.items()}, **done}
+            return [chosen[spec.name] for spec in specs]
+        pinned |= {spec.name: at_floor(spec) for spec in failed}
+
+
+def at_floor(spec: TableSpec) -> tuple[TableSpec, int]:
+    """A table at the smallest budget that its method takes, and the bytes of that; the plain table if it takes none, or none alone.
+
+    Found by bisection over `build_method`, so that it holds for any method.
+    """
+    smallest, largest = 1, spec.plain_nbytes
+    try:
+        takes_one = _builds(_with_nbytes(spec, largest))
+    except ConfigError:  # it shares an array, whose size is decided for all of its tables together
+        takes_one = False
+    if not takes_one:
+        return _plain(spec), spec.plain_nbytes
+    while smallest < largest:
+        middle = (smallest + largest) // 2
+        smallest, largest = (smallest, middle) if _builds(_with_nbytes(spec, middle)) else (middle + 1, largest)
+    return _with_nbytes(spec, largest), largest
+
+
+def _allocate(specs: Sequence[TableSpec], nbytes: int) -> tuple[dict[str, TableSpec], list[TableSpec]]:
+    """Shares bytes between tables: those that were given enough, by name, and those that were not."""
+    plain_nbytes = sum(spec.plain_nbytes for spec in specs)
+    groups: dict[type, list[TableSpec]] = {}
+    for spec in specs:
+        groups.setdefault(method_class(spec.method), []).append(spec)
+    done: dict[str, TableSpec] = {}
+    failed: list[TableSpec] = []
+    for group in groups.values():
+        own_nbytes = nbytes * sum(spec.plain_nbytes for spec in group) // plain_nbytes
+        try:
+            allocated = method_class(group[0].method).allocate(group, own_nbytes)
+        except BudgetError:
+            failed += group
+            continue
+        for asked, given in zip(group, allocated, strict=True):
+            if _builds(given):
+                done[given.name] = given
+            else:
+                failed.append(asked)
+    return done, failed
+
+
+def _builds(spec: TableSpec) -> bool:
+    try:
+        build_method(spec)
+    except BudgetError:
+        return False
+    return True
+
+
+def _with_nbytes(spec: TableSpec, nbytes: int) -> TableSpec:
+    budget = nbytes / spec.plain_nbytes
+    if budget * spec.plain_nbytes < nbytes:  # rounded down, which would cost a byte
+        budget = math.nextafter(budget, 1.0)
+    return replace(spec, budget=budget)
+
+
+def _plain(spec: TableSpec) -> TableSpec:
+    return replace(spec, method="full", options=None, budget=None)
+
+
+def _infeasible(specs: Sequence[TableSpec], *, budget: float) -> BudgetError:
+    total_nbytes = sum(spec.plain_nbytes for spec in specs)
+    floors = {spec.name: at_floor(spec) for spec in specs}
+    floor_nbytes = sum(nbytes for _, nbytes in floors.values())
+    largest = max(floors, key=lambda name: floors[name][1])
+    part = f": the largest part is {floors[largest][1]:,} for table '{largest}' by method '{floors[largest][0].method}'"
+    if (
+        _share(specs, floor_nbytes - 1, {}) is not None
+    ):  # tables that share rows need less than the sum of what each needs alone
+        floor_nbytes = bisect_left(range(floor_nbytes), True, key=lambda nbytes: _share(specs, nbytes, {}) is not None)
+        part = ""
+    return BudgetError(
+        f"the budget of {len(specs)} tables is {budget}, {budget * total_nbytes:,.0f} bytes, but their floor is {floor_nbytes:,} bytes, "
+        f"budget {share_text(floor_nbytes, total_nbytes)}{part}. Raise the budget, or choose a method with a lower floor"
+    )

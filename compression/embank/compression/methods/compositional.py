@@ -1,0 +1,339 @@
+"""Compositional embeddings: a row is put together from one row of each of several small tables.
+
+Shi, Mudigere, Naumov, Yang, "Compositional Embeddings Using Complementary Partitions for Memory-Efficient Recommendation
+Systems", KDD 2020. With two partitions this is the quotient-remainder trick.
+
+Its tables may be shared by several features, see `embank.compression.parts.multiplexed`.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both, share
+from embank.compression.parts.multiplexed import (
+    SALT_NBYTES,
+    Reader,
+    allocate,
+    hashed_places,
+    lookup_salts,
+    physical_name,
+    shared_init,
+    shared_num_rows,
+)
+from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
+from embank.tables.method.options import options_of
+
+Combine = Literal["mul", "sum"]
+
+_DIVISOR = 4  # ids per row of the large table, as in most of the paper's experiments
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositionalConfig:
+    """Options of compositional embeddings.
+
+    Args:
+        num_partitions: tables that a row is put together from; None takes two, or as many more as the budget asks for.
+        combine: rows are multiplied ("mul") or added ("sum"), element by element.
+        divisor: rows of each small table; None takes the smallest that the budget allows, or 4 without a budget.
+        table: features that give the same name (and dim, partitions and number of rows) read the same rows. Their ids are hashed into
+            each partition instead of divided, so that features have independent places.
+        num_rows: with `table`, rows of all its partitions together, dealt out evenly; `Compositional.allocate` sets it from a budget
+            for all features. Without it, under a budget of its own, a feature is hashed into rows of its own.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
+
+    num_partitions: int | None = None
+    combine: Combine = "mul"
+    divisor: int | None = None
+    table: str | None = None
+    num_rows: int | None = None
+
+
+def even_split(total: int, parts: int) -> tuple[int, ...]:
+    """Whole numbers that differ by at most 1 and sum up to `total`: those of the largest product."""
+    return tuple(total // parts + (i < total % parts) for i in range(parts))
+
+
+def partition_sizes(num_embeddings: int, divisors: Sequence[int]) -> tuple[int, ...]:
+    """Rows of each table: the large one's, then the small ones'. Their product is at least `num_embeddings`."""
+    *most, last = divisors
+    large = -(-num_embeddings // math.prod(divisors))
+    return large, *most, min(last, -(-num_embeddings // (large * math.prod(most))))
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """All ways to store a number of ids in a number of tables, by the rows of the small tables together.
+
+    More of these rows mean fewer rows in all, down to `tightest`: `total + num_embeddings / product` is convex in the total,
+    since the product of an even split grows by a factor that falls.
+    """
+
+    num_embeddings: int
+    num_partitions: int
+
+    @property
+    def loosest(self) -> int:
+        """Fewest rows of the small tables: two per table, or one for a single id."""
+        return (self.num_partitions - 1) * min(2, self.num_embeddings)
+
+    @cached_property
+    def tightest(self) -> int:
+        """Rows of the small tables at which the sum of all rows is the least."""
+
+        def grows(total: int) -> bool:
+            now, more = (math.prod(even_split(t, self.num_partitions - 1)) for t in (total, total + 1))
+            return now * more >= self.num_embeddings * (more - now)
+
+        return self.loosest + bisect_left(range(self.loosest, 2 * self.num_embeddings + 2), True, key=grows)
+
+    def sizes(self, total: int) -> tuple[int, ...]:
+        """Rows of each table with `total` rows in the small ones."""
+        return partition_sizes(self.num_embeddings, even_split(total, self.num_partitions - 1))
+
+    def num_rows(self, total: int) -> int:
+        """Rows of all tables with `total` of them in the small ones."""
+        return sum(self.sizes(total))
+
+    @cached_property
+    def floor(self) -> int:
+        """Fewest rows of all tables."""
+        return self.num_rows(self.tightest)
+
+    def within(self, num_rows: int) -> tuple[int, ...] | None:
+        """Rows of each table, the large one's as many as `num_rows` in all allow; None if nothing fits."""
+        totals = range(self.loosest, self.tightest + 1)
+        place = bisect_left(totals, True, key=lambda total: self.num_rows(total) <= num_rows)
+        return self.sizes(totals[place]) if place < len(totals) else None
+
+
+def possible(num_embeddings: int, num_partitions: int | None) -> list[Partitions]:
+    """The numbers of tables to try, few first: a fixed one, or all that may save rows."""
+    most = max(2, (num_embeddings - 1).bit_length())
+    counts = range(2, most + 1) if num_partitions is None else [num_partitions]
+    return [Partitions(num_embeddings, count) for count in counts]
+
+
+class Compositional(Method):
+    """Digits of the id in a mixed radix choose a row in each table; the rows are multiplied or added.
+
+    The digits of `x` are `x mod b0`, `x div b0 mod b1`, ... and the quotient that is left: no two ids have all digits in common.
+    The remainder `x mod b0` chooses from the largest table. After ranking by frequency its rows thus tell the b0 hottest ids apart,
+    and each of these shares its row with colder ones alone.
+
+    Differences from public implementations: there the largest table is the quotient's, where neighbours share a row, which are
+    the hottest ids among themselves (on 60,000 rows of Criteo that costs .007 to .013 AUC). The quotient is an integer division (a true
+    division of int64 goes through float32 in PyTorch and is wrong for ids above 2**24). The small tables start near 1 and the large
+    one like the plain table, so that the product starts with the plain table's spread and each factor gets gradients of the plain
+    table's size. The divisor is each table's own and the smallest that its budget allows; where two tables are too large, three are
+    used, and so on.
+
+    With a `table` that features share, digits of ids would give all features the same places, and ids that are neighbours the same
+    quotient. There a salted hash chooses the row in each partition, the feature and the partition being in the salt. Partitions of
+    equal size then tell the most ids apart: two ids have all rows in common with probability (k / R)**k in k partitions of R rows
+    in all. The paper of feature multiplexing does not say how it shares quotient and remainder tables.
+
+    Raises:
+        BudgetError: the budget is below the fewest rows that any number of tables needs.
+        ConfigError: fewer than two partitions, both a budget and a divisor or rows, or shared rows of no known number.
+    """
+
+    Config = CompositionalConfig
+
+    def __init__(self, spec: TableSpec) -> None:
+        super().__init__(spec)
+        options: CompositionalConfig = self.options()
+        _refuse_mixed(spec, options)
+        if options.num_partitions is not None and options.num_partitions < 2:
+            raise ConfigError(
+                f"table '{spec.name}' has num_partitions {options.num_partitions}; use at least 2, or method 'full'"
+            )
+        self.how: Combine = options.combine
+        self.sizes = _sizes(spec, options) if options.table is None else _shared_sizes(spec, options)
+        self.salts = () if options.table is None else lookup_salts("compositional", spec.name, len(self.sizes))
+        plain = default_init(spec) if options.table is None else shared_init(spec)
+        name = physical_name(spec, table=options.table, num_rows=options.num_rows)
+        self.physical = tuple(
+            PhysicalTable(
+                name=f"{name}/part{i}",
+                num_embeddings=size,
+                embedding_dim=spec.embedding_dim,
+                init=_init(plain, self.how, num_tables=len(self.sizes), is_large=i == 0),
+            )
+            for i, size in enumerate(self.sizes)
+        )
+
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        return places(ids_N, sizes=self.sizes, salts=self.salts)
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        return combined(rows, self.how)
+
+    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
+        return PackedCompositional([rows[table.name] for table in self.physical], combine=self.how, salts=self.salts)
+
+    @classmethod
+    def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        """The smallest common divisor that fits, no table's beyond its own best, and what is left to the tables of few ids; equally many
+        rows for tables that share them."""
+        return allocate(specs, nbytes, reader=_reader, alone=cls._allocate_alone)
+
+    @classmethod
+    def _allocate_alone(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        largest = max(spec.num_embeddings for spec in specs)
+        levels = [
+            (ways.num_partitions, total)
+            for ways in reversed(possible(largest, None))
+            for total in range(ways.tightest, ways.loosest - 1, -1)
+        ]
+        costs = [_cost(spec, levels) for spec in specs]
+        return share(specs, costs, num_levels=len(levels), nbytes=nbytes)
+
+
+def _options(spec: TableSpec) -> CompositionalConfig:
+    return options_of(spec, CompositionalConfig)
+
+
+def _refuse_mixed(spec: TableSpec, options: CompositionalConfig) -> None:
+    refuse_both(spec, divisor=options.divisor)
+    if options.table is None and options.num_rows is not None:
+        raise ConfigError(
+            f"table '{spec.name}' has num_rows {options.num_rows} but no table to share them; give table='...', or a divisor instead"
+        )
+    if options.table is not None and options.divisor is not None:
+        raise ConfigError(
+            f"table '{spec.name}' shares the rows '{options.table}', where ids are hashed, but has divisor {options.divisor}; "
+            "give num_rows instead"
+        )
+
+
+def _shared_sizes(spec: TableSpec, options: CompositionalConfig) -> tuple[int, ...]:
+    """Rows of each partition, where ids are hashed."""
+    assert options.table is not None
+    parts = options.num_partitions or 2
+    num_rows = shared_num_rows(
+        spec, table=options.table, num_rows=options.num_rows, fixed_nbytes=SALT_NBYTES * parts, least=parts
+    )
+    return even_split(num_rows, parts)
+
+
+def _reader(spec: TableSpec) -> Reader | None:
+    options = _options(spec)
+    if options.table is None:
+        return None
+    parts = options.num_partitions or 2
+    return Reader(
+        table=options.table,
+        num_rows=options.num_rows,
+        fixed_nbytes=SALT_NBYTES * parts,
+        least=parts,
+        with_rows=partial(_with_rows, spec),
+    )
+
+
+def _with_rows(spec: TableSpec, num_rows: int) -> TableSpec:
+    return replace(spec, budget=None, options=replace(_options(spec), num_rows=num_rows))
+
+
+def _sizes(spec: TableSpec, options: CompositionalConfig) -> tuple[int, ...]:
+    """Rows of each table, by the options or within the budget."""
+    limit = budget_nbytes(spec)
+    if limit is None:
+        divisor = min(options.divisor or _DIVISOR, spec.num_embeddings)
+        return partition_sizes(spec.num_embeddings, [divisor] * ((options.num_partitions or 2) - 1))
+    row_nbytes = 4 * spec.embedding_dim
+    ways = possible(spec.num_embeddings, options.num_partitions)
+    for way in ways:
+        sizes = way.within(limit // row_nbytes)
+        if sizes is not None:
+            return sizes
+    floor = min(way.floor for way in ways)
+    raise floor_error(spec, needs=f"{floor} rows", floor_nbytes=floor * row_nbytes)
+
+
+def _cost(spec: TableSpec, levels: Sequence[tuple[int, int]]) -> "_LevelCost":
+    ways = {way.num_partitions: way for way in possible(spec.num_embeddings, _options(spec).num_partitions)}
+    return _LevelCost(ways=ways, levels=levels, row_nbytes=4 * spec.embedding_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LevelCost:
+    """Bytes of a table at a level (number of tables, rows of the small ones), from the most and smallest tables to two large ones."""
+
+    ways: Mapping[int, Partitions]
+    levels: Sequence[tuple[int, int]]
+    row_nbytes: int
+
+    def __call__(self, level: int) -> int:
+        count, total = self.levels[level]
+        if count < min(self.ways):
+            way = self.ways[min(self.ways)]
+            return way.num_rows(way.loosest) * self.row_nbytes
+        fewer = [way.floor for other, way in self.ways.items() if other < count]
+        if count not in self.ways:
+            return min(fewer) * self.row_nbytes
+        way = self.ways[count]
+        num_rows = way.num_rows(max(way.loosest, min(total, way.tightest)))
+        return min([num_rows, *fewer]) * self.row_nbytes
+
+
+def _init(plain: RowInit, how: Combine, *, num_tables: int, is_large: bool) -> RowInit:
+    """Initial values whose product or sum has a given spread."""
+    if how == "sum":
+        return RowInit(kind=plain.kind, scale=plain.scale / num_tables**0.5)
+    return plain if is_large else RowInit(kind="normal", scale=0.01, mean=1.0)
+
+
+def digits(ids_N: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """The row in each table: the remainders, least significant first, then the quotient."""
+    for size in sizes[:-1]:
+        yield ids_N % size
+        ids_N = torch.div(ids_N, size, rounding_mode="floor")
+    yield ids_N
+
+
+def places(ids_N: Tensor, *, sizes: Sequence[int], salts: Sequence[int]) -> tuple[Tensor, ...]:
+    """The row in each table: by digits without salts, by hashes with them."""
+    return hashed_places(ids_N, sizes=sizes, salts=salts) if salts else tuple(digits(ids_N, sizes))
+
+
+def combined(rows: Sequence[Tensor], how: Combine) -> Tensor:
+    """Product or sum of rows [N, D], element by element."""
+    out_ND = rows[0]
+    for row_ND in rows[1:]:
+        out_ND = out_ND * row_ND if how == "mul" else out_ND + row_ND
+    return out_ND
+
+
+class PackedCompositional(PackedTable):
+    """The rows of each table, whose number says how ids are divided; and the salts where they are hashed."""
+
+    facts: ClassVar[tuple[str, ...]] = ("num_tables", "combine", "is_hashed")
+    num_tables: int
+    combine: Combine
+    is_hashed: bool
+
+    def __init__(self, tables: Sequence[Tensor], *, combine: Combine, salts: Sequence[int]) -> None:
+        super().__init__()
+        self.num_tables = len(tables)
+        self.combine = combine
+        self.is_hashed = bool(salts)
+        for i, rows_RD in enumerate(tables):
+            self.register_buffer(f"table{i}", rows_RD.detach())
+        if self.is_hashed:
+            self.register_buffer("salts", torch.tensor(salts))
+
+    def lookup(self, ids_N: Tensor) -> Tensor:
+        tables = [self.get_buffer(f"table{i}") for i in range(self.num_tables)]
+        salts = self.get_buffer("salts").tolist() if self.is_hashed else ()
+        rows = places(ids_N, sizes=[rows_RD.shape[0] for rows_RD in tables], salts=salts)
+        return combined([rows_RD[rows_N] for rows_RD, rows_N in zip(tables, rows, strict=True)], self.combine)

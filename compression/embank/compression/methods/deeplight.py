@@ -1,0 +1,138 @@
+"""DeepLight: magnitude pruning while training, ever more of it (Deng et al., WSDM 2021)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from embank.compression.parts.magnitude import (
+    allowed_nbytes,
+    cut_to_bytes,
+    cut_to_count,
+    kept_by_bytes,
+    magnitudes,
+)
+from embank.compression.parts.sparse import PackedSparse
+from embank.compression.parts.walks import row_chunks
+from embank.tables import ConfigError, LocalRows, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables.method.options import refuse_wrong_types
+
+_RAMP_HUNDREDS = 687.32
+"""Hundreds of steps after which 1 - 0.99**(t / 100) is 0.999: what the published schedule calls its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepLightConfig:
+    """Options of the pruned table.
+
+    Args:
+        density: share of entries that is kept, where the table has no budget; None keeps all.
+        begin, end: shares of the steps at which pruning begins and at which it has reached its final density.
+        num_prunings: prunings between begin and end; later ones, against regrowth, keep their rhythm.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
+
+    density: float | None = None
+    begin: float = 0.1
+    end: float = 0.8
+    num_prunings: int = 100
+
+    def __post_init__(self) -> None:
+        refuse_wrong_types(self)
+        if not 0 <= self.begin < self.end <= 1:
+            raise ConfigError(f"pruning begins at {self.begin} and ends at {self.end}; give 0 <= begin < end <= 1")
+        if self.num_prunings < 1:
+            raise ConfigError(f"num_prunings is {self.num_prunings}; prune at least once")
+
+
+def scheduled_sparsity(final: float, progress: float) -> float:
+    """Share of zeros at some point of the ramp.
+
+    Args:
+        final: share of zeros at its end.
+        progress: 0 at the ramp's beginning, 1 at its end; later it is at its end.
+
+    Source: DeepLight's adaptive sparsity S (1 - D**(t / U)) with its published D = 0.99 and U = 100 steps. Those never end and depend
+    on the batch size; here the ramp is laid over a share of the training, so that progress 1 is the step at which the original
+    has reached 0.999 S, and the rest is cut off there.
+    """
+    if progress >= 1:
+        return final
+    return final * (1 - float(0.99 ** (_RAMP_HUNDREDS * max(0.0, progress))))
+
+
+class DeepLight(Method):
+    """A plain table whose smallest entries are set to zero every so often: more of them with time, then to the budget exactly.
+
+    There is no mask: pruned entries can grow back until the next pruning. One threshold spans all tables of the collection
+    that are stored by this method, and their budgets are one pool, so a table may end above its own share and another below.
+    The schedule is one for all of them.
+
+    Raises:
+        BudgetError: the budget does not hold one entry.
+        ConfigError: both a budget and a density.
+
+    Source: section 3.3 of the paper, for embeddings only (it also prunes networks). The released code finds its threshold by
+    about 20 scans of all weights every 10 steps, and may evaluate and save a table that has grown back above its target;
+    here a pruning takes two scans, and what is evaluated and served is pruned exactly first (`settle`).
+    """
+
+    Config = DeepLightConfig
+    linear: ClassVar[bool] = True
+    common_options: ClassVar[tuple[str, ...]] = ("begin", "end", "num_prunings")
+
+    def __init__(self, spec: TableSpec) -> None:
+        super().__init__(spec)
+        self.config: DeepLightConfig = self.options()
+        self.nbytes = allowed_nbytes(spec, density=self.config.density)
+        self.physical = (
+            PhysicalTable(
+                name=spec.name,
+                num_embeddings=spec.num_embeddings,
+                embedding_dim=spec.embedding_dim,
+                init=default_init(spec),
+            ),
+        )
+
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        return (ids_N,)
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        return rows[0]
+
+    @classmethod
+    def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:
+        options = methods[0].config
+        first, last = options.begin * num_steps, options.end * num_steps
+        every = max(1, int((last - first) / options.num_prunings))
+        if step < first or step % every:
+            return
+        num_entries = sum(m.spec.num_embeddings * m.spec.embedding_dim for m in methods)
+        kept = sum(kept_by_bytes(m.spec, m.nbytes) for m in methods)
+        sparsity = scheduled_sparsity(1 - kept / num_entries, (step - first) / (last - first))
+        tables = [magnitudes(rows, m.spec.name) for m in methods]
+        count = num_entries - int(sparsity * num_entries)
+        cls._prune(methods, rows, threshold=cut_to_count(tables, count=count, total=rows.sum))
+
+    @classmethod
+    def settle(cls, methods: Sequence[Self], rows: LocalRows) -> None:
+        tables = [magnitudes(rows, m.spec.name) for m in methods]
+        nbytes = sum(m.nbytes for m in methods)
+        threshold = cut_to_bytes([m.spec for m in methods], tables, nbytes=nbytes, total=rows.sum)
+        cls._prune(methods, rows, threshold=threshold)
+
+    @classmethod
+    def _prune(cls, methods: Sequence[Self], rows: LocalRows, *, threshold: float) -> None:
+        below = float(
+            torch.nextafter(torch.tensor(threshold), torch.zeros(()))
+        )  # hardshrink drops what equals its bound
+        for method in methods:
+            for _, chunk in row_chunks(rows[method.spec.name]):
+                chunk.copy_(F.hardshrink(chunk, below))
+
+    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
+        return PackedSparse(rows[self.spec.name])

@@ -1,0 +1,103 @@
+"""The hashing trick: fewer rows than ids, several ids to a row (Weinberger et al., ICML 2009)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from embank.compression.budget.floors import floor_error
+from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables.ids.hashing import hash_rows, salt64
+
+_SALT_NBYTES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashConfig:
+    """Options of the hashed table.
+
+    Args:
+        num_rows: rows that are kept; None takes what the budget allows, or without a budget one row per id.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
+
+    num_rows: int | None = None
+
+
+class Hash(Method):
+    """Ids share rows by a 64-bit hash, salted by the table's name: stable across processes, machines and versions.
+
+    Unlike the usual `id % rows`, neighbouring ids (which after ranking by frequency are the hot ones) don't form a
+    pattern, and two tables don't collide alike.
+
+    Raises:
+        BudgetError: the budget does not hold one row and the salt.
+        ConfigError: fewer than 1 row, both a budget and a number of rows, or neither where there is no vocabulary.
+    """
+
+    Config = HashConfig
+    linear: ClassVar[bool] = True
+    takes_token_ids: ClassVar[bool] = True
+
+    def __init__(self, spec: TableSpec) -> None:
+        super().__init__(spec)
+        self.num_rows = self._num_rows(self.options())
+        self.salt = salt64("hash", spec.name)
+        self.physical = (
+            PhysicalTable(
+                name=spec.name,
+                num_embeddings=self.num_rows,
+                embedding_dim=spec.embedding_dim,
+                init=default_init(spec, num_rows=self.num_rows),
+            ),
+        )
+
+    def _num_rows(self, options: HashConfig) -> int:
+        spec = self.spec
+        if options.num_rows is not None:
+            if spec.budget is not None:
+                raise ConfigError(
+                    f"table '{spec.name}' has both budget {spec.budget} and num_rows {options.num_rows}; keep one of them"
+                )
+            if options.num_rows < 1:
+                raise ConfigError(f"table '{spec.name}' has num_rows {options.num_rows}; it must be at least 1")
+            return options.num_rows
+        if not spec.has_vocabulary:
+            raise ConfigError(
+                f"table '{spec.name}' has no vocabulary (its ids are hashes of tokens), so its number of rows must be said; "
+                "give num_rows=..."
+            )
+        if spec.budget is None:
+            return spec.num_embeddings
+        row_nbytes = 4 * spec.embedding_dim
+        num_rows = int((spec.budget * spec.plain_nbytes - _SALT_NBYTES) // row_nbytes)
+        if num_rows < 1:
+            raise floor_error(spec, needs="one row and its salt", floor_nbytes=row_nbytes + _SALT_NBYTES)
+        return num_rows
+
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        return (hash_rows(ids_N, num_rows=self.num_rows, salt=self.salt),)
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        return rows[0]
+
+    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
+        return PackedHash(rows[self.spec.name], salt=self.salt)
+
+
+class PackedHash(PackedTable):
+    """The rows and the salt."""
+
+    rows: Tensor
+    salt: Tensor
+
+    def __init__(self, rows_RD: Tensor, *, salt: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows_RD.detach())
+        self.register_buffer("salt", torch.tensor(salt))
+
+    def lookup(self, ids_N: Tensor) -> Tensor:
+        return self.rows[hash_rows(ids_N, num_rows=self.rows.shape[0], salt=int(self.salt))]

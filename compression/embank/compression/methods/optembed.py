@@ -1,0 +1,354 @@
+"""OptEmbed: which ids deserve a row, and how wide each table's rows should be (Lyu et al., CIKM 2022)."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from embank.compression.budget.floors import floor_error
+from embank.compression.methods.full import PackedFull
+from embank.compression.parts.evolution import Candidate, EvolutionConfig, Gene, evolve
+from embank.compression.parts.magnitude import cut_to_count, magnitudes
+from embank.compression.parts.masks import find_mask
+from embank.compression.parts.sparse import (
+    bit_at,
+    popcount,
+    rank_at,
+    rank_by_word,
+    rank_nbytes,
+    rank_octets,
+    word_ranks,
+)
+from embank.compression.parts.walks import numbered_chunks
+from embank.tables import (
+    Advance,
+    Carry,
+    LocalRows,
+    Method,
+    PackedTable,
+    PhysicalTable,
+    RowInit,
+    Score,
+    Stage,
+    TableSpec,
+    default_init,
+)
+
+_BELOW_ALL = -1.0
+"""A threshold that every norm exceeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptEmbedConfig:
+    """Options of the table whose rows and width are searched.
+
+    Args:
+        alpha: strength of the term alpha * exp(-t) that raises the threshold t.
+        evolution: sizes of the search over widths; one for all tables of a collection.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
+
+    alpha: float = 1e-4
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
+
+
+class Step(torch.autograd.Function):
+    """1 above 0, else 0, with the long-tailed surrogate derivative 2 - 4 |x| up to 0.4, then 0.4 up to 1, then 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        size = x.abs()
+        tail = torch.where(size <= 1, 0.4, 0.0)
+        return grads[0] * torch.where(size <= 0.4, 2 - 4 * size, tail)
+
+
+def mean_norm(init: RowInit, dim: int) -> float:
+    """Expected L1 norm of an initial row."""
+    return dim * init.scale * (0.5 if init.kind == "uniform" else (2 / torch.pi) ** 0.5)
+
+
+class OptEmbed(Method):
+    """Two stages: a supernet with a row threshold and random widths, then a retraining of the rows and columns that were chosen.
+
+    In the supernet a row counts if its L1 norm exceeds the table's threshold t, which is trained with a surrogate gradient, and each looked-up
+    row is cut to a random number of its first columns. At its end an evolution over (rows, width) of every table looks for the best
+    validation score within the budgets of all tables of the method, which are one pool. Rows come in levels: those
+    above the trained threshold, the half of them with the largest norms, a quarter, and so on. Without a score each table keeps as
+    many rows as leave it at least a quarter of its columns, and all columns that its own budget then holds. Pruned ids give zeros.
+
+    Raises:
+        BudgetError: the budget does not hold the bitmap of kept ids and one entry.
+
+    Source: section 3 of the paper. Thresholds are in units of the mean norm of an initial row, since the surrogate's reach of 1 would
+    otherwise depend on the number of ids. The original has no budget: its rows fall below the threshold only as far as
+    weight decay shrinks stale rows, which sparse updates don't do; the levels make rows a part of the search instead. As there,
+    the search takes the supernet that validation found best, and retraining starts from the initial values. It
+    serves rows of full width with masks; here what is served is the kept columns of the kept rows. See `evolve` for the search.
+    """
+
+    Config = OptEmbedConfig
+    whole_rows: ClassVar[bool] = True
+    common_options: ClassVar[tuple[str, ...]] = ("evolution",)
+    on_host: ClassVar[tuple[str, ...]] = ("words", "ranks")
+    words: Tensor
+    ranks: Tensor
+    stages: ClassVar[tuple[Stage, ...]] = (
+        Stage(name="supernet", is_search=True),
+        Stage(name="retrain", fresh_network=True),
+    )
+
+    def __init__(self, spec: TableSpec) -> None:
+        super().__init__(spec)
+        self.config: OptEmbedConfig = self.options()
+        self._refuse_small_budget()
+        self.unit = mean_norm(default_init(spec), spec.embedding_dim) or 1.0
+        self.width, self.num_kept = spec.embedding_dim, spec.num_embeddings
+        self.trial: tuple[float, int] | None = None  # threshold and width that the search is trying
+        if spec.stage == 0:
+            self.threshold = nn.Parameter(torch.zeros(()))
+        else:
+            words, _ = rank_octets(spec.found["kept"])
+            self.register_buffer("words", words, persistent=False)
+            self.register_buffer("ranks", word_ranks(words), persistent=False)
+            self.width, self.num_kept = int(spec.found["width"]), int(popcount(words).sum())
+        self.physical = (
+            PhysicalTable(
+                name=spec.name,
+                num_embeddings=max(1, self.num_kept),
+                embedding_dim=self.width,
+                init=default_init(spec),
+            ),
+        )
+
+    def _refuse_small_budget(self) -> None:
+        spec = self.spec
+        floor = min(spec.plain_nbytes, shape_nbytes(spec, num_kept=1, width=1))
+        if spec.budget is not None and floor > spec.budget * spec.plain_nbytes:
+            raise floor_error(spec, needs="the bitmap of kept ids and one entry", floor_nbytes=floor)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Every id has a row."""
+        return self.num_kept == self.spec.num_embeddings
+
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        if self.spec.stage == 0 or self.keeps_all:
+            return (ids_N,)
+        return (rank_by_word(self.words, self.ranks, ids_N) * bit_at(self.words, ids_N),)
+
+    def side(self, ids_N: Tensor) -> Tensor | None:
+        return None if self.spec.stage == 0 or self.keeps_all else bit_at(self.words, ids_N)
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        rows_ND = rows[0]
+        if self.spec.stage == 1:
+            kept_ND = rows_ND if side is None else rows_ND * side[:, None]
+            return F.pad(kept_ND, (0, self.spec.embedding_dim - self.width))
+        threshold, width = self.trial or (self.threshold, self.spec.embedding_dim)
+        is_kept_N = Step.apply(self.norms(rows_ND) - threshold)  # type: ignore[no-untyped-call]
+        widths_N = torch.full((rows_ND.shape[0],), width, device=rows_ND.device)
+        if self.training:
+            widths_N.random_(1, self.spec.embedding_dim + 1)
+        in_prefix_ND = torch.arange(self.spec.embedding_dim, device=rows_ND.device) < widths_N[:, None]
+        masked_ND: Tensor = rows_ND * is_kept_N[:, None] * in_prefix_ND
+        return masked_ND
+
+    def norms(self, rows_ND: Tensor, numbers_N: Tensor | None = None) -> Tensor:
+        """L1 norms in units of an initial row's, [N]."""
+        return rows_ND.abs().sum(1) / self.unit
+
+    def extra_loss(self) -> Tensor | None:
+        return self.config.alpha * torch.exp(-self.threshold) if self.spec.stage == 0 else None
+
+    @classmethod
+    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
+        levels = [method.row_levels(rows) for method in methods]
+        space = Space([m.spec for m in methods], [[count for _, count in own] for own in levels])
+        best = space.default()
+        if score is not None:
+            config = methods[0].config.evolution
+
+            def score_of(candidate: Candidate) -> float:
+                for method, own, (level, width) in zip(methods, levels, candidate, strict=True):
+                    method.trial = (own[level][0], width)
+                return score(max_samples=config.max_samples)
+
+            try:
+                best, _ = evolve(
+                    [best], score=score_of, draw=space.draw, repair=space.repair, config=config, seed=rows.seed
+                )
+            finally:  # a search may be interrupted
+                for method in methods:
+                    method.trial = None
+        return [
+            method._chosen(rows, threshold=own[level][0], width=width)
+            for method, own, (level, width) in zip(methods, levels, best, strict=True)
+        ]
+
+    def row_levels(self, rows: LocalRows) -> list[tuple[float, int]]:
+        """Thresholds and how many rows exceed them: the trained one, then ones that halve the rows down to one.
+
+        Where the bitmap outweighs what it saves even at width 1, which it does for a few ids, the last level keeps all rows.
+        """
+        trained = float(self.threshold.detach())
+        levels = [(trained, self._count_above(rows, trained))]
+        norms = magnitudes(rows, self.spec.name, self.norms)
+        goal = levels[0][1] // 2
+        while goal:
+            least = torch.tensor(cut_to_count([norms], count=goal, total=rows.sum))
+            threshold = float(torch.nextafter(least, torch.zeros(())))  # rows must exceed it
+            levels.append((threshold, self._count_above(rows, threshold)))
+            goal //= 2
+        num = self.spec.num_embeddings
+        smallest = min(shape_nbytes(self.spec, num_kept=count, width=1) for _, count in levels)
+        if shape_nbytes(self.spec, num_kept=num, width=1) < smallest:
+            levels.append((_BELOW_ALL, num))
+        return levels
+
+    def _count_above(self, rows: LocalRows, threshold: float) -> int:
+        counts = [(self.norms(chunk) > threshold).sum() for _, chunk in numbered_chunks(rows, self.spec.name)]
+        return int(rows.sum(torch.stack([torch.zeros((), dtype=torch.int64), *counts]).sum()))
+
+    def _chosen(self, rows: LocalRows, *, threshold: float, width: int) -> Advance:
+        name, num = self.spec.name, self.spec.num_embeddings
+        kept = find_mask(
+            rows, name, shape=(num, 1), keep=lambda rows_rD, numbers_r: (self.norms(rows_rD) > threshold)[:, None]
+        )
+        ids_K = bit_at(rank_octets(kept)[0], torch.arange(num)).nonzero()[:, 0]
+        carried = ids_K if ids_K.numel() else torch.zeros(1, dtype=torch.int64)
+        return Advance(
+            found={"kept": kept, "width": torch.tensor(width)},
+            carries={name: Carry(table=name, rows=carried, initial=True)},
+            dense={},
+        )
+
+    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
+        values_RD = rows[self.spec.name]
+        if self.spec.stage == 0:
+            return PackedFull(values_RD * (self.norms(values_RD) > self.threshold.detach())[:, None])
+        if self.keeps_all:
+            return PackedKept(values_RD, dim=self.spec.embedding_dim)
+        return PackedKept(values_RD, dim=self.spec.embedding_dim, bitmap=rank_octets(self.spec.found["kept"]))
+
+
+def shape_nbytes(spec: TableSpec, *, num_kept: int, width: int) -> int:
+    """Serving bytes of a table: kept entries, and the bitmap of kept ids unless all are."""
+    bitmap = rank_nbytes(spec.num_embeddings, num_kept) if num_kept < spec.num_embeddings else 0
+    return 4 * max(1, num_kept) * width + bitmap
+
+
+class Space:
+    """What the search chooses from: for each table a level of rows and a width.
+
+    Args:
+        specs: the tables; the budgets of those that have one are one pool.
+        counts: for each table, rows kept at each level, falling; the last one may keep all.
+    """
+
+    def __init__(self, specs: Sequence[TableSpec], counts: Sequence[Sequence[int]]) -> None:
+        self.specs, self.counts = specs, counts
+        self.limited = [t for t, spec in enumerate(specs) if spec.budget is not None]
+        self.limit = sum((spec.budget or 0) * spec.plain_nbytes for spec in specs)
+
+    def cost(self, table: int, gene: Gene) -> int:
+        """Serving bytes of one table."""
+        level, width = gene
+        return shape_nbytes(self.specs[table], num_kept=self.counts[table][level], width=width)
+
+    def excess(self, candidate: Candidate) -> float:
+        """Bytes beyond the pool; at most 0 if the candidate is allowed."""
+        return sum(self.cost(t, candidate[t]) for t in self.limited) - self.limit
+
+    def draw(self, table: int, rng: random.Random) -> Gene:
+        """A random gene: every width is as likely, each level half as likely as the one before."""
+        level, last = 0, len(self.counts[table]) - 1
+        while level < last and rng.random() < 0.5:
+            level += 1
+        return level, rng.randint(1, self.specs[table].embedding_dim)
+
+    def repair(self, candidate: Candidate, rng: random.Random) -> Candidate:
+        """Shrinks random tables until the candidate is allowed, then widens some to use what is left."""
+        genes = list(candidate)
+        if self.excess(candidate) <= 0:
+            return candidate
+        while self.excess(tuple(genes)) > 0:
+            table = rng.choice([t for t in self.limited if self._smaller(t, genes[t])])
+            genes[table] = rng.choice(self._smaller(table, genes[table]))
+        for table in rng.sample(self.limited, len(self.limited)):
+            genes[table] = self._widened(table, genes[table], spare=-self.excess(tuple(genes)))
+        return tuple(genes)
+
+    def _smaller(self, table: int, gene: Gene) -> list[Gene]:
+        """Cheaper genes nearby: one column less, half of the columns, the next level that saves bytes (a bitmap costs some)."""
+        level, width = gene
+        narrower: list[Gene] = [(level, w) for w in sorted({width - 1, width // 2}) if w >= 1]
+        levels = [*range(level + 1, len(self.counts[table])), *range(level)]
+        others: list[Gene] = [(k, width) for k in levels]
+        return narrower + [other for other in others if self.cost(table, other) < self.cost(table, gene)][:1]
+
+    def _widened(self, table: int, gene: Gene, *, spare: float) -> Gene:
+        level, width = gene
+        more = int(spare // (4 * max(1, self.counts[table][level])))
+        return level, min(self.specs[table].embedding_dim, width + more)
+
+    def default(self) -> Candidate:
+        """Chosen by cost alone: for each table the first level that leaves a quarter of the columns within its own budget."""
+        return tuple(self._default(table) for table in range(len(self.specs)))
+
+    def _default(self, table: int) -> Gene:
+        spec = self.specs[table]
+        dim = spec.embedding_dim
+        if spec.budget is None:
+            return 0, dim
+        widest = (0, 0)
+        for level in range(len(self.counts[table])):
+            spare = spec.budget * spec.plain_nbytes - self.cost(table, (level, 0))
+            width = self._widened(table, (level, 0), spare=spare)[1] if spare >= 0 else 0
+            if 4 * width >= dim:
+                return level, width
+            widest = max(widest, (width, level))
+        return widest[1], max(1, widest[0])
+
+
+class PackedKept(PackedTable):
+    """The kept columns of the kept rows, and in a bitmap which ids have one.
+
+    Attributes:
+        dim: width of a logical row.
+        keeps_all: every id has a row, and there is no bitmap.
+    """
+
+    facts: ClassVar[tuple[str, ...]] = ("dim", "keeps_all")
+    uncounted: ClassVar[tuple[str, ...]] = ("words", "samples")
+    dim: int
+    keeps_all: bool
+    rows: Tensor
+    words: Tensor
+    samples: Tensor
+
+    def __init__(self, rows_KD: Tensor, *, dim: int, bitmap: tuple[Tensor, Tensor] | None = None) -> None:
+        super().__init__()
+        self.dim = dim
+        self.keeps_all = bitmap is None
+        self.register_buffer("rows", rows_KD.detach())
+        if bitmap is not None:
+            self.register_buffer("words", bitmap[0])
+            self.register_buffer("samples", bitmap[1])
+
+    def lookup(self, ids_N: Tensor) -> Tensor:
+        if self.keeps_all:
+            return F.pad(self.rows[ids_N], (0, self.dim - self.rows.shape[1]))
+        is_kept_N = bit_at(self.words, ids_N)
+        kept_Nw = self.rows[rank_at(self.words, self.samples, ids_N) * is_kept_N] * is_kept_N[:, None]
+        return F.pad(kept_Nw, (0, self.dim - self.rows.shape[1]))

@@ -1,0 +1,252 @@
+"""ROBE: all rows are cut from one small array, at places chosen by a hash.
+
+Desai, Chou, Shrivastava, "Random Offset Block Embedding Array (ROBE) for CriteoTB Benchmark MLPerf DLRM Model: 1000x
+Compression and 3.1x Faster Inference", MLSys 2022.
+
+Legend: Z floats per chunk, C chunks per row, R physical rows; the array has R Z floats.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both, share, share_text
+from embank.tables import BudgetError, ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables.ids.hashing import hash_rows, mix64, salt64
+from embank.tables.method.options import options_of
+
+_CHUNK = 64
+_SALT_NBYTES = 8
+_BITS = 64
+_LEVELS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobeConfig:
+    """Options of ROBE.
+
+    Args:
+        chunk: Z, how many floats of a row lie side by side in the array (the paper's meaning: a row of dim D has D / Z chunks);
+            None takes the whole row, or 64.
+        signs: each element of each id has a sign by a second hash.
+        num_weights: floats in the array, a multiple of the chunk; None takes what the budget allows, or num_embeddings * dim.
+        array: tables that give the same name share one array; they need the same `chunk`, `num_weights` and `init_std`, which
+            `Robe.allocate` sets.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
+
+    chunk: int | None = None
+    signs: bool = False
+    num_weights: int | None = None
+    array: str | None = None
+
+
+class Robe(Method):
+    """Chunk j of a row is the Z floats from a hashed place on, around the end to the beginning.
+
+    The array is stored as rows of Z floats, so that it shards and FBGEMM updates it like any table: a chunk that starts anywhere
+    lies in one row and the next, which are both looked up and cut by the offset in `side`. The array's size is therefore a multiple
+    of Z, up to Z - 1 floats less than the budget would allow.
+
+    Differences from public implementations: Z is the chunk's length as in the paper (Hetu's Z is the number of chunks); hashes
+    are 64 bits wide and salted by the table's name, so nothing limits the number of ids; chunks that reach the array's end go on at
+    its beginning without a seam.
+
+    Raises:
+        BudgetError: the budget does not hold one chunk and the salt.
+        ConfigError: a chunk outside 1 .. 2048, both a budget and a size, or an array that is shared without a common shape.
+    """
+
+    Config = RobeConfig
+
+    def __init__(self, spec: TableSpec) -> None:
+        super().__init__(spec)
+        self.config: RobeConfig = self.options()
+        self.chunk = _chunk(spec, self.config)
+        self.num_chunks = -(-spec.embedding_dim // self.chunk)
+        self.num_rows = _num_rows(spec, self.config, chunk=self.chunk)
+        self.salt = salt64("robe", spec.name)
+        self.physical = (
+            PhysicalTable(
+                name=f"robe/{self.config.array}" if self.config.array else spec.name,
+                num_embeddings=self.num_rows,
+                embedding_dim=self.chunk,
+                init=default_init(spec),
+            ),
+        )
+
+    @property
+    def lookups(self) -> tuple[int, ...]:
+        return (0,) * (2 * self.num_chunks)
+
+    def _starts(self, ids_N: Tensor) -> Tensor:
+        return chunk_starts(ids_N, num_chunks=self.num_chunks, num_weights=self.num_rows * self.chunk, salt=self.salt)
+
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        rows = (self._starts(ids_N) // self.chunk).unbind(1)
+        return tuple(row_N for first_N in rows for row_N in (first_N, (first_N + 1) % self.num_rows))
+
+    def side(self, ids_N: Tensor) -> Tensor:
+        """Offsets [N, C] of the chunks in their first rows, then the words [N, ...] of 64 signs each."""
+        offsets_NC = self._starts(ids_N) % self.chunk
+        if not self.config.signs:
+            return offsets_NC
+        return torch.cat([offsets_NC, sign_words(ids_N, dim=self.spec.embedding_dim, salt=self.salt)], dim=1)
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        assert side is not None
+        pairs_NCW = torch.cat(rows, dim=1).view(-1, self.num_chunks, 2 * self.chunk)
+        places_NCZ = side[:, : self.num_chunks, None] + torch.arange(self.chunk, device=side.device)
+        out_ND = pairs_NCW.gather(2, places_NCZ).flatten(1)[:, : self.spec.embedding_dim]
+        return out_ND * signs_of(side[:, self.num_chunks :], out_ND) if self.config.signs else out_ND
+
+    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
+        return PackedRobe(
+            rows[self.physical[0].name],
+            embedding_dim=self.spec.embedding_dim,
+            has_signs=self.config.signs,
+            salt=self.salt,
+        )
+
+    @classmethod
+    def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        """The same share for every table, what rounding leaves over to the small ones; tables that share an array add theirs up
+        and take the initial spread of the largest of them."""
+        fraction = min(1.0, nbytes / sum(spec.plain_nbytes for spec in specs))
+        by_array: dict[str, list[TableSpec]] = {}
+        for spec in specs:
+            name = _options(spec).array
+            if name:
+                by_array.setdefault(name, []).append(spec)
+        shared = {spec.name: spec for group in by_array.values() for spec in _sharing(group, fraction)}
+        alone = [spec for spec in specs if spec.name not in shared]
+        if alone:
+            rest = nbytes - sum(int(fraction * sum(spec.plain_nbytes for spec in group)) for group in by_array.values())
+            costs = [partial(_nbytes_at, spec) for spec in alone]
+            shared |= {spec.name: spec for spec in share(alone, costs, num_levels=_LEVELS, nbytes=rest)}
+        return [shared[spec.name] for spec in specs]
+
+
+def _options(spec: TableSpec) -> RobeConfig:
+    return options_of(spec, RobeConfig)
+
+
+def _chunk(spec: TableSpec, config: RobeConfig) -> int:
+    chunk = config.chunk or min(spec.embedding_dim, _CHUNK)
+    if config.chunk is not None and not 1 <= config.chunk <= 2048:
+        raise ConfigError(f"table '{spec.name}' has chunk {config.chunk}; use 1 to 2048 floats")
+    return chunk
+
+
+def _nbytes_at(spec: TableSpec, level: int) -> int:
+    """Bytes at a share of `level + 1` millionths: the salt and whole chunks, at least one."""
+    chunk_nbytes = 4 * _chunk(spec, _options(spec))
+    num_chunks = (spec.plain_nbytes * (level + 1) // _LEVELS - _SALT_NBYTES) // chunk_nbytes
+    return max(1, num_chunks) * chunk_nbytes + _SALT_NBYTES
+
+
+def _sharing(specs: Sequence[TableSpec], fraction: float) -> list[TableSpec]:
+    """Specs of tables that share an array, with its size and spread."""
+    name, chunk = _options(specs[0]).array, max(_chunk(spec, _options(spec)) for spec in specs)
+    for spec in specs:
+        _refuse_set(spec, chunk=chunk)
+    weights = int(fraction * sum(spec.plain_nbytes for spec in specs) - _SALT_NBYTES * len(specs)) // 4
+    weights -= weights % chunk
+    if weights < chunk:
+        floor = share_text(4 * chunk + _SALT_NBYTES * len(specs), sum(spec.plain_nbytes for spec in specs))
+        raise BudgetError(
+            f"array '{name}' of {len(specs)} tables of method 'robe' needs one chunk and the salts, so its floor is budget "
+            f"{floor}; the budget is {fraction:.6g}. Raise the budget"
+        )
+    largest = max(specs, key=lambda spec: spec.num_embeddings)
+    std = largest.init_std or (3 * largest.num_embeddings) ** -0.5
+    return [
+        replace(spec, budget=None, init_std=std, options=replace(_options(spec), chunk=chunk, num_weights=weights))
+        for spec in specs
+    ]
+
+
+def _refuse_set(spec: TableSpec, *, chunk: int) -> None:
+    """Refuses options of a table that sharing an array under one budget would override."""
+    options = _options(spec)
+    if options.num_weights is not None:
+        raise ConfigError(
+            f"table '{spec.name}' has num_weights {options.num_weights} while the collection has a budget; keep one of them"
+        )
+    if options.chunk not in (None, chunk):
+        raise ConfigError(
+            f"table '{spec.name}' has chunk {options.chunk}, but array '{options.array}' has a table with chunk {chunk}; give all of its "
+            "tables the same"
+        )
+
+
+def _num_rows(spec: TableSpec, config: RobeConfig, *, chunk: int) -> int:
+    """Physical rows of Z floats by the options, or as many as the budget has room for."""
+    refuse_both(spec, num_weights=config.num_weights)
+    if config.array is not None and (config.num_weights is None or spec.init_std is None):
+        raise ConfigError(
+            f"table '{spec.name}' shares array '{config.array}' but does not say its size; let Robe.allocate share the bytes, or give "
+            "all tables of the array the same chunk, num_weights and init_std"
+        )
+    if config.num_weights is not None:
+        if config.num_weights % chunk:
+            raise ConfigError(
+                f"table '{spec.name}' has num_weights {config.num_weights}, which is no multiple of its chunk {chunk}; "
+                f"use {-(-config.num_weights // chunk) * chunk}"
+            )
+        return config.num_weights // chunk
+    limit = budget_nbytes(spec)
+    if limit is None:
+        return -(-spec.num_embeddings * spec.embedding_dim // chunk)
+    num_rows = (limit - _SALT_NBYTES) // (4 * chunk)
+    if num_rows < 1:
+        raise floor_error(spec, needs=f"one chunk of {chunk} and its salt", floor_nbytes=4 * chunk + _SALT_NBYTES)
+    return num_rows
+
+
+def chunk_starts(ids_N: Tensor, *, num_chunks: int, num_weights: int, salt: int) -> Tensor:
+    """Where each chunk starts in the array, int64 [N, C]: a hash of the id, the table's salt and the chunk's number."""
+    mixed_NC = mix64(ids_N, salt=salt)[:, None] + torch.arange(num_chunks, device=ids_N.device)
+    return hash_rows(mixed_NC, num_rows=num_weights, salt=0)
+
+
+def sign_words(ids_N: Tensor, *, dim: int, salt: int) -> Tensor:
+    """A random bit for each element of each row, in int64 words of 64."""
+    words = torch.arange(-(-dim // _BITS), device=ids_N.device)
+    return mix64(mix64(ids_N, salt=salt)[:, None] - 1 - words)
+
+
+def signs_of(words: Tensor, like_ND: Tensor) -> Tensor:
+    """+1 or -1 by the bits of the words, least significant first."""
+    bits = words[:, :, None] >> torch.arange(_BITS, device=words.device) & 1
+    return (2 * bits.flatten(1)[:, : like_ND.shape[1]] - 1).to(like_ND.dtype)
+
+
+class PackedRobe(PackedTable):
+    """The array, as physical rows, and the salt."""
+
+    facts: ClassVar[tuple[str, ...]] = ("embedding_dim", "has_signs")
+    embedding_dim: int
+    has_signs: bool
+    rows: Tensor
+    salt: Tensor
+
+    def __init__(self, rows_RZ: Tensor, *, embedding_dim: int, has_signs: bool, salt: int) -> None:
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.has_signs = has_signs
+        self.register_buffer("rows", rows_RZ.detach())
+        self.register_buffer("salt", torch.tensor(salt))
+
+    def lookup(self, ids_N: Tensor) -> Tensor:
+        num_rows, chunk = self.rows.shape
+        size, salt, dim = num_rows * chunk, int(self.salt), self.embedding_dim
+        starts_NC = chunk_starts(ids_N, num_chunks=-(-dim // chunk), num_weights=size, salt=salt)
+        places_ND = ((starts_NC[:, :, None] + torch.arange(chunk)) % size).flatten(1)[:, :dim]
+        out_ND = self.rows[places_ND // chunk, places_ND % chunk]
+        return out_ND * signs_of(sign_words(ids_N, dim=dim, salt=salt), out_ND) if self.has_signs else out_ND

@@ -1,0 +1,102 @@
+"""Rows that ids share beside numbers that each id has for itself: how many rows a budget leaves room for (`memcom`, `hash_embedding`)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, Protocol
+
+from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both, share
+from embank.compression.parts.multiplexed import Reader, allocate, shared_num_rows
+from embank.tables import TableSpec
+
+_COLLISIONS = 4
+_LEVELS = 1000
+
+
+class BesideConfig(Protocol):
+    """Options of such a method.
+
+    Attributes:
+        num_rows: rows that ids share; None takes what the budget leaves, or a quarter of the ids without one.
+        table: name of rows that several features share.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def num_rows(self) -> int | None: ...
+
+    @property
+    def table(self) -> str | None: ...
+
+
+def rows_beside(spec: TableSpec, options: BesideConfig, *, fixed_nbytes: int, needs: str) -> int:
+    """Rows by the options, or as many as the budget leaves room for.
+
+    Args:
+        spec: of the table.
+        options: its options.
+        fixed_nbytes: what the table holds besides rows.
+        needs: the least that it can do with, for the error.
+
+    Raises:
+        BudgetError: the budget does not hold what is fixed and one row.
+        ConfigError: both a budget and a number of rows, or shared rows of no known number.
+    """
+    if options.table is not None:
+        return shared_num_rows(spec, table=options.table, num_rows=options.num_rows, fixed_nbytes=fixed_nbytes, least=1)
+    refuse_both(spec, num_rows=options.num_rows)
+    limit, row_nbytes = budget_nbytes(spec), 4 * spec.embedding_dim
+    if limit is None:
+        return options.num_rows or -(-spec.num_embeddings // _COLLISIONS)
+    num_rows = (limit - fixed_nbytes) // row_nbytes
+    if num_rows < 1:
+        raise floor_error(spec, needs=needs, floor_nbytes=fixed_nbytes + row_nbytes)
+    return min(num_rows, spec.num_embeddings)
+
+
+def allocate_beside(
+    specs: Sequence[TableSpec],
+    nbytes: int,
+    *,
+    options: Callable[[TableSpec], BesideConfig],
+    fixed_nbytes: Callable[[TableSpec], int],
+) -> list[TableSpec]:
+    """The largest common share of rows, or equally many rows for tables that share them; tables that what is fixed would not make
+    smaller stay plain.
+
+    Args:
+        specs: tables of one method.
+        nbytes: serving bytes for all of them.
+        options: those of a table.
+        fixed_nbytes: what a table holds besides rows.
+
+    Raises:
+        BudgetError: the bytes do not hold what is fixed and one row of each; states the floor.
+        ConfigError: a table that has a number of rows already.
+    """
+
+    def with_rows(spec: TableSpec, num_rows: int) -> TableSpec:
+        return replace(spec, budget=None, options=replace(options(spec), num_rows=num_rows))
+
+    def reader(spec: TableSpec) -> Reader | None:
+        own = options(spec)
+        if own.table is None:
+            return None
+        return Reader(
+            table=own.table,
+            num_rows=own.num_rows,
+            fixed_nbytes=fixed_nbytes(spec),
+            least=1,
+            with_rows=partial(with_rows, spec),
+        )
+
+    def nbytes_at(spec: TableSpec, level: int) -> int:
+        """Bytes with `level + 1` rows for every thousand ids."""
+        num_rows = max(1, spec.num_embeddings * (level + 1) // _LEVELS)
+        return 4 * num_rows * spec.embedding_dim + fixed_nbytes(spec)
+
+    def alone(some: Sequence[TableSpec], left: int) -> list[TableSpec]:
+        return share(some, [partial(nbytes_at, spec) for spec in some], num_levels=_LEVELS, nbytes=left)
+
+    return allocate(specs, nbytes, reader=reader, alone=alone)

@@ -1,0 +1,135 @@
+"""Pruning by magnitude to a byte budget: one exact threshold over all tables of a method, in two passes.
+
+The bits of a non-negative float, read as an integer, are in the order of the floats. So the k-th largest magnitude is found by
+a radix select: a histogram of the upper 16 bits, then one of the lower 16 bits within the bin that holds the answer. Only
+histograms cross processes, and no copy of a table is made.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from embank.compression.budget.floors import floor_error
+from embank.compression.parts.sparse import max_nonzeros, sparse_nbytes
+from embank.compression.parts.walks import numbered_chunks
+from embank.tables import ConfigError, LocalRows, TableSpec
+
+_BINS = 1 << 16
+
+Magnitudes = Callable[[], Iterator[Tensor]]
+"""Non-negative fp32 values of one table, a part of the table at a time; may be called several times."""
+
+
+def magnitudes(rows: LocalRows, table: str, transform: Callable[[Tensor, Tensor], Tensor] | None = None) -> Magnitudes:
+    """The absolute values of a table's entries.
+
+    Args:
+        rows: the rows held by this process.
+        table: the physical table.
+        transform: applied to some rows [r, D], given with their numbers [r] in the table, before taking absolute values.
+    """
+
+    def chunks() -> Iterator[Tensor]:
+        for numbers_r, chunk_rD in numbered_chunks(rows, table):
+            yield (chunk_rD if transform is None else transform(chunk_rD, numbers_r)).abs()
+
+    return chunks
+
+
+def cut(tables: Sequence[Magnitudes], *, fits: Callable[[Tensor], Tensor], total: Callable[[Tensor], Tensor]) -> float:
+    """The smallest positive threshold such that keeping what is at or above it fits. Zeros are never kept.
+
+    Entries that are equal to each other are kept or dropped together.
+
+    Args:
+        tables: T tables.
+        fits: int64 [T, M], entries kept of each table for M thresholds, to bool [M]. Keeping fewer must fit whenever keeping
+            more does, and keeping none must fit.
+        total: sums a tensor over all processes.
+    """
+    coarse = total(_histograms(tables, lambda bits: bits >> 16))
+    kept = _at_or_above(coarse)
+    first = int(fits(kept).int().argmax())
+    if first == 0:
+        return _float_of(1)
+    bin_ = first - 1  # keeping all of it is too much, keeping none of it is not
+    fine = total(_histograms(tables, lambda bits: bits[bits >> 16 == bin_] & (_BINS - 1)))
+    kept = kept[:, first : first + 1] + _at_or_above(fine)
+    return _float_of((bin_ << 16) + int(fits(kept).int().argmax()))
+
+
+def _histograms(tables: Sequence[Magnitudes], key: Callable[[Tensor], Tensor]) -> Tensor:
+    counts = torch.zeros(len(tables), _BINS, dtype=torch.int64)
+    for count, chunks in zip(counts, tables, strict=True):
+        for chunk in chunks():
+            bits = chunk.reshape(-1).view(torch.int32)
+            count += torch.bincount(key(bits), minlength=_BINS).cpu()
+            zeros = key(bits.new_zeros(1)).cpu()  # counted and taken off again, which is quicker than leaving them out
+            count[zeros] -= bits.numel() - int(bits.count_nonzero())
+    return counts
+
+
+def _at_or_above(counts: Tensor) -> Tensor:
+    """[T, bins] to the entries in or above each bin, [T, bins + 1]: the last column is 0."""
+    above = counts.flip(1).cumsum(1).flip(1)
+    return torch.cat([above, torch.zeros_like(above[:, :1])], dim=1)
+
+
+def _float_of(bits: int) -> float:
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+
+
+def allowed_nbytes(spec: TableSpec, *, density: float | None) -> int:
+    """Serving bytes of a table that is pruned entry by entry.
+
+    Args:
+        spec: its budget decides, or where there is none the density.
+        density: share of entries that is kept; None keeps all.
+
+    Raises:
+        BudgetError: the budget does not hold one entry.
+        ConfigError: both a budget and a density, or a density outside (0, 1].
+    """
+    num_entries = spec.num_embeddings * spec.embedding_dim
+    if density is not None:
+        if spec.budget is not None:
+            raise ConfigError(
+                f"table '{spec.name}' has both budget {spec.budget} and density {density}; keep one of them"
+            )
+        if not 0 < density <= 1:
+            raise ConfigError(
+                f"table '{spec.name}' has density {density}; it is the share of entries kept and lies in (0, 1]"
+            )
+        return int(sparse_nbytes(num_entries, torch.tensor(math.ceil(density * num_entries))))
+    if spec.budget is None:
+        return spec.plain_nbytes
+    floor = int(sparse_nbytes(num_entries, torch.tensor(1)))
+    nbytes = math.floor(spec.budget * spec.plain_nbytes)
+    if nbytes < floor:
+        raise floor_error(spec, needs="one entry and its place", floor_nbytes=floor)
+    return nbytes
+
+
+def cut_to_bytes(
+    specs: Sequence[TableSpec], tables: Sequence[Magnitudes], *, nbytes: int, total: Callable[[Tensor], Tensor]
+) -> float:
+    """The threshold above which all tables together, each in its best sparse form, take at most some bytes."""
+
+    def fits(kept_TM: Tensor) -> Tensor:
+        entries = [spec.num_embeddings * spec.embedding_dim for spec in specs]
+        sizes = [sparse_nbytes(size, kept) for size, kept in zip(entries, kept_TM, strict=True)]
+        return torch.stack(sizes).sum(0) <= nbytes
+
+    return cut(tables, fits=fits, total=total)
+
+
+def cut_to_count(tables: Sequence[Magnitudes], *, count: int, total: Callable[[Tensor], Tensor]) -> float:
+    """The threshold above which at most `count` entries remain in all tables together."""
+    return cut(tables, fits=lambda kept_TM: kept_TM.sum(0) <= count, total=total)
+
+
+def kept_by_bytes(spec: TableSpec, nbytes: int) -> int:
+    """Entries of a table that some bytes hold."""
+    return max_nonzeros(spec.num_embeddings * spec.embedding_dim, nbytes)

@@ -1,0 +1,48 @@
+"""Masks over the entries of a table, one bit each: what a search keeps, for the training after it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from embank.compression.parts.bits import packed_nbytes
+from embank.compression.parts.walks import numbered_chunks
+from embank.tables import LocalRows
+
+_WORD_BITS = 32
+"""Columns that are read at once."""
+
+
+def find_mask(
+    rows: LocalRows, table: str, *, shape: tuple[int, int], keep: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The mask of a whole table, from the rows that each process holds.
+
+    Args:
+        rows: the rows held here.
+        table: the physical table.
+        shape: rows of the table, and width W of the mask: its dim, or 1 for a mask over rows.
+        keep: rows [r, D] and their numbers [r] in the table, to bool [r, W].
+
+    Returns:
+        uint8 [ceil(R * W / 8)], bit row * W + column.
+    """
+    num_rows, width = shape
+    stream = torch.zeros(packed_nbytes(num_rows * width, 1), dtype=torch.uint8)
+    for numbers_r, chunk_rD in numbered_chunks(rows, table):
+        entries_rW = numbers_r[:, None] * width + torch.arange(width)
+        kept = entries_rW[keep(chunk_rD, numbers_r)]
+        stream.index_add_(0, kept >> 3, (1 << (kept & 7)).byte())  # no entry comes twice, so adding is setting
+    return rows.sum(stream)
+
+
+def mask_of(stream: Tensor, ids_N: Tensor, *, dim: int) -> Tensor:
+    """The mask of some rows, bool [N, D]."""
+    starts = torch.arange(0, dim, _WORD_BITS, device=ids_N.device)
+    first_bit_NW = ids_N[:, None] * dim + starts
+    first_byte_NW, shift_NW = first_bit_NW >> 3, first_bit_NW & 7
+    word_NW = torch.zeros_like(first_bit_NW)
+    for i in range((min(dim, _WORD_BITS) + 14) // 8):  # the bytes that a word may touch
+        word_NW |= stream[(first_byte_NW + i).clamp_(max=stream.numel() - 1)].long() << (8 * i)
+    bits = (word_NW >> shift_NW)[:, :, None] >> torch.arange(min(dim, _WORD_BITS), device=ids_N.device)
+    return (bits & 1).bool().flatten(1)[:, :dim]

@@ -1,0 +1,291 @@
+"""Product quantisation that is trained with the table: codebooks, codes, their budget and their packed form. DPQ and MGQE stand on it.
+
+A row of width D is cut into C parts; part c is replaced by the nearest of K centroids of codebook c. Legend: N ids in a batch, w = D / C.
+"""
+
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from embank.compression.budget.floors import floor_error
+from embank.compression.parts.bits import code_bits, pack_values, packed_nbytes, read_values
+from embank.compression.parts.walks import fetch
+from embank.tables import ConfigError, LocalRows, PackedTable, TableSpec, default_init
+from embank.tables.ids.hashing import generator_of
+
+MAX_CODES = 256
+_SCORES_PER_CHUNK = 1 << 22
+_ROWS_PER_CHUNK = 1 << 16
+_RESTARTS = 20
+_LOOKUPS_PER_CODE = 8
+
+
+class CodeShape(NamedTuple):
+    """Sizes of a quantised table: `num_codebooks` C; `num_codes` K; ids below `num_head` use all codes, others the first `num_tail_codes`."""
+
+    num_codebooks: int
+    num_codes: int
+    num_tail_codes: int
+    num_head: int
+
+    def code_nbytes(self, num_embeddings: int) -> int:
+        """Bytes of the codes."""
+        head, tail = self.num_head, num_embeddings - self.num_head
+        c = self.num_codebooks
+        return packed_nbytes(head * c, code_bits(self.num_codes)) + packed_nbytes(
+            tail * c, code_bits(self.num_tail_codes)
+        )
+
+    def nbytes(self, num_embeddings: int, dim: int) -> int:
+        """Serving bytes: codes and centroids."""
+        return self.code_nbytes(num_embeddings) + 4 * self.num_codes * dim
+
+
+def choose_shape(
+    spec: TableSpec,
+    *,
+    num_codebooks: int | None,
+    num_codes: int | None,
+    num_tail_codes: int | None,
+    head_share: float,
+) -> CodeShape:
+    """The sizes that give the codes the most bits within the budget; among equals the one with the most codes.
+
+    Args:
+        spec: the table.
+        num_codebooks, num_codes: None leaves them to the budget; without one they are the largest divisor of the dim that makes
+            parts of at least 2 columns, and 256 or the number of ids.
+        num_tail_codes: None takes a quarter of `num_codes`, at least 2.
+        head_share: share of ids that use all codes; 1 for all.
+
+    Raises:
+        BudgetError: the budget is below the smallest of them; states the floor.
+        ConfigError: sizes that don't fit the table.
+    """
+    dim, num = spec.embedding_dim, spec.num_embeddings
+    if num_codebooks is not None and (num_codebooks < 1 or dim % num_codebooks):
+        raise ConfigError(
+            f"table '{spec.name}' has dim {dim}, which {num_codebooks} codebooks do not divide; use a divisor of the dim"
+        )
+    for name, value in (("num_codes", num_codes), ("num_tail_codes", num_tail_codes)):
+        if value is not None and not 1 <= value <= 1 << 16:
+            raise ConfigError(f"table '{spec.name}' has {name} {value}; use 1 to 65,536")
+    if num_tail_codes is not None and num_codes is not None and num_tail_codes > num_codes:
+        raise ConfigError(
+            f"table '{spec.name}' has {num_tail_codes} tail codes of {num_codes}; use at most as many as there are"
+        )
+    num_head = math.ceil(head_share * num)
+    divisors = [c for c in range(1, dim + 1) if dim % c == 0]
+    powers = [1 << b for b in range(1, code_bits(MAX_CODES) + 1) if 1 << b <= num] or [1]
+    if spec.budget is None:
+        divisors, powers = [max(c for c in divisors if c <= max(1, dim // 2))], powers[-1:]
+
+    def shape(c: int, k: int) -> CodeShape:
+        return CodeShape(c, k, min(k, num_tail_codes or max(2, k // 4)), num_head)
+
+    shapes = [
+        shape(c, k)
+        for c in (divisors if num_codebooks is None else [num_codebooks])
+        for k in (powers if num_codes is None else [num_codes])
+    ]
+    if spec.budget is not None:
+        allowed = spec.budget * spec.plain_nbytes
+        floor = min(s.nbytes(num, dim) for s in shapes)
+        shapes = [s for s in shapes if s.nbytes(num, dim) <= allowed]
+        if not shapes:
+            raise floor_error(spec, needs="codes and centroids", floor_nbytes=floor)
+    return max(shapes, key=lambda s: (s.code_nbytes(num), s.num_codes))
+
+
+class ProductQuantiser(nn.Module):
+    """Codebooks with straight-through gradients.
+
+    Gradients pass a code unchanged to the row that chose it. Centroids are moved by `loss` alone, towards the rows that
+    chose them; there is no term that ties rows to centroids.
+
+    Source: Chen et al., ICML 2020, section 2.3 (DPQ-VQ). Published code averages the squared distance over a batch, which
+    leaves the centroids' step to the batch size and to how often a code is used; here each centroid's term is averaged over its
+    own rows, so that a gradient step of rate 1/2 is a step of k-means. Centroids start as rows do, and those that no row has chosen for
+    long are set upon rows (`restart`); published code starts them at 3e-4 or less and leaves dead ones dead.
+    """
+
+    usage: Tensor
+
+    def __init__(self, spec: TableSpec, shape: CodeShape) -> None:
+        super().__init__()
+        self.shape = shape
+        c, k = shape.num_codebooks, shape.num_codes
+        init = default_init(spec)
+        centroids_CKw = torch.empty(c, k, spec.embedding_dim // c)
+        if init.kind == "normal":
+            centroids_CKw.normal_(init.mean, init.scale)
+        else:
+            centroids_CKw.uniform_(init.mean - init.scale, init.mean + init.scale)
+        self.centroids = nn.Parameter(centroids_CKw)
+        self.register_buffer("usage", torch.zeros(c, k, dtype=torch.int64))
+        self.losses: list[Tensor] = []
+
+    def forward(
+        self, rows_UD: Tensor, is_head_U: Tensor | None, times_U: Tensor | None = None, *, counts_use: bool = True
+    ) -> Tensor:
+        """Quantised rows [U, D]: their values are the centroids', their gradients go to `rows_UD`.
+
+        Args:
+            rows_UD: of the ids of a batch.
+            is_head_U: which of them may use all codes; None for all.
+            times_U: how often each occurs in the batch, int64, perhaps never; None for once each.
+            counts_use: whether in training the codes' use is counted, for `restart`.
+        """
+        codes_UC = self.encode(rows_UD, is_head_U)
+        quantised_UD = decode(self.centroids, codes_UC)
+        if not self.training or not torch.is_grad_enabled():
+            return quantised_UD.detach()
+        if times_U is None:
+            times_U = torch.ones(rows_UD.shape[0], dtype=torch.int64, device=rows_UD.device)
+        num_codes = self.shape.num_codes
+        counts_CK = torch.stack([torch.bincount(codes, times_U, num_codes) for codes in codes_UC.T]).long()
+        if counts_use:
+            self.usage += counts_CK
+        members_UC = counts_CK.gather(1, codes_UC.T).T.clamp(min=1)
+        width = self.centroids.shape[2]
+        distances_UC = (quantised_UD - rows_UD.detach()).square().view(*codes_UC.shape, width).sum(2)
+        self.losses.append((distances_UC * times_U[:, None] / members_UC).sum())
+        return quantised_UD.detach() + (rows_UD - rows_UD.detach())
+
+    def distinct(
+        self, rows_UD: Tensor, places_N: Tensor, is_head_N: Tensor | None, *, counts_use: bool = True
+    ) -> Tensor:
+        """`forward` for ids that share rows, each of which is encoded once.
+
+        Args:
+            rows_UD: distinct rows; some may be those of another feature's ids.
+            places_N: where each id's row stands among them.
+            is_head_N: which ids may use all codes; None for all.
+            counts_use: see `forward`.
+
+        Returns:
+            [N, D].
+        """
+        times_U = torch.bincount(places_N)
+        is_head_U = None
+        if is_head_N is not None:
+            is_head_U = is_head_N.new_zeros(times_U.numel()).scatter_(0, places_N, is_head_N)
+        quantised_UD: Tensor = self(rows_UD[: times_U.numel()], is_head_U, times_U, counts_use=counts_use)
+        return quantised_UD.index_select(0, places_N)
+
+    def loss(self) -> Tensor | None:
+        """The codebook loss of what `forward` has seen since the last call, or since `forget`."""
+        losses, self.losses = self.losses, []
+        return torch.stack(losses).sum() if losses else None
+
+    def forget(self) -> None:
+        """Drops the loss of what `forward` has seen, and its graph."""
+        self.losses = []
+
+    @torch.no_grad()
+    def encode(self, rows_ND: Tensor, is_head_N: Tensor | None) -> Tensor:
+        """Nearest centroid of each part, int64 [N, C]; ids outside the head choose among the first `num_tail_codes`."""
+        if is_head_N is None or bool(is_head_N.all()):
+            return nearest(rows_ND, self.centroids)
+        codes_NC = torch.empty(rows_ND.shape[0], self.shape.num_codebooks, dtype=torch.int64, device=rows_ND.device)
+        codes_NC[is_head_N] = nearest(rows_ND[is_head_N], self.centroids)
+        codes_NC[~is_head_N] = nearest(rows_ND[~is_head_N], self.centroids[:, : self.shape.num_tail_codes])
+        return codes_NC
+
+    @torch.no_grad()
+    def restart(self, rows: LocalRows, spec: TableSpec, *, step: int) -> None:
+        """Sets centroids that nothing has chosen since the last call onto rows, once codes have had a fair chance.
+
+        The rows are drawn by rank with density 1 / rank, about as often as training meets them, and alike in all processes.
+        """
+        usage_CK = rows.sum(self.usage)
+        num_codebooks, num_codes = usage_CK.shape
+        if int(usage_CK[0].sum()) < _LOOKUPS_PER_CODE * num_codes:
+            return
+        generator = generator_of(rows.seed, "restart", spec.name, step)
+        share_K = torch.rand(num_codes, generator=generator, dtype=torch.float64)
+        ids_K = ((spec.num_embeddings + 1) ** share_K).long().clamp(1, spec.num_embeddings) - 1
+        drawn_KD = fetch(rows, spec.name, ids_K).to(self.centroids.device)
+        parts_CKw = drawn_KD.view(num_codes, num_codebooks, -1).transpose(0, 1)
+        self.centroids.copy_(torch.where((usage_CK == 0)[:, :, None], parts_CKw, self.centroids))
+        self.usage.zero_()
+
+    def pack(self, rows_RD: Tensor) -> "PackedCodes":
+        """All rows encoded afresh."""
+        return PackedCodes(rows_RD, self)
+
+
+def restart_due(step: int, num_steps: int) -> bool:
+    """Dead centroids are looked for a few times in the first half of the training."""
+    return step % max(1, num_steps // _RESTARTS) == 0 and 2 * step <= num_steps
+
+
+def nearest(rows_ND: Tensor, centroids_CKw: Tensor) -> Tensor:
+    """For each part of each row the nearest centroid, int64 [N, C].
+
+    |w - c|**2 is compared as |c|**2 - 2 w c, one matrix product per codebook and some rows at a time, so that the scores take little
+    memory. In double precision: the two forms then agree but for exact ties, and mixed precision leaves the codes alone.
+    """
+    num_codebooks, num_codes, width = centroids_CKw.shape
+    parts_NCw = rows_ND.detach().view(-1, num_codebooks, width)
+    codes_NC = torch.empty(parts_NCw.shape[:2], dtype=torch.int64, device=rows_ND.device)
+    size = max(1, _SCORES_PER_CHUNK // num_codes)
+    for c, centroids_Kw in enumerate(centroids_CKw.detach().double()):
+        norms_K = centroids_Kw.square().sum(1)
+        for start in range(0, parts_NCw.shape[0], size):
+            parts_nw = parts_NCw[start : start + size, c].double()
+            codes_NC[start : start + size, c] = torch.addmm(norms_K, parts_nw, centroids_Kw.T, alpha=-2).argmin(1)
+    return codes_NC
+
+
+def decode(centroids_CKw: Tensor, codes_NC: Tensor) -> Tensor:
+    """Centroids of codes, side by side: [N, D]."""
+    books_C = torch.arange(centroids_CKw.shape[0], device=codes_NC.device)
+    return centroids_CKw[books_C, codes_NC].flatten(1)
+
+
+class PackedCodes(PackedTable):
+    """Codes at their exact bits, those of the head ids and of the others in two streams, and the centroids.
+
+    Attributes:
+        num_head: ids below it are in the head stream.
+        head_bits, tail_bits: bits of a code.
+    """
+
+    facts: ClassVar[tuple[str, ...]] = ("num_head", "head_bits", "tail_bits")
+    num_head: int
+    head_bits: int
+    tail_bits: int
+    centroids: Tensor
+    head: Tensor
+    tail: Tensor
+
+    def __init__(self, rows_RD: Tensor, quantiser: ProductQuantiser) -> None:
+        super().__init__()
+        shape = quantiser.shape
+        self.num_head = shape.num_head
+        self.head_bits, self.tail_bits = code_bits(shape.num_codes), code_bits(shape.num_tail_codes)
+        self.register_buffer("centroids", quantiser.centroids.detach().clone())
+        for name, part, bits in (
+            ("head", rows_RD[: self.num_head], self.head_bits),
+            ("tail", rows_RD[self.num_head :], self.tail_bits),
+        ):
+            is_head = torch.tensor([name == "head"])
+            streams = []
+            for start in range(0, max(1, part.shape[0]), _ROWS_PER_CHUNK):  # whole bytes: 8 rows divide a chunk
+                chunk = part[start : start + _ROWS_PER_CHUNK]
+                codes = quantiser.encode(chunk, is_head.expand(chunk.shape[0]))
+                streams.append(pack_values(codes, bits=bits))
+            self.register_buffer(name, torch.cat(streams))
+
+    def lookup(self, ids_N: Tensor) -> Tensor:
+        books_C = torch.arange(self.centroids.shape[0], device=ids_N.device)
+        positions_NC = ids_N[:, None] * books_C.numel() + books_C
+        is_head_N = ids_N < self.num_head
+        tail_NC = positions_NC[~is_head_N] - self.num_head * books_C.numel()
+        codes_NC = torch.empty_like(positions_NC)
+        codes_NC[is_head_N] = read_values(self.head, positions_NC[is_head_N], bits=self.head_bits)
+        codes_NC[~is_head_N] = read_values(self.tail, tail_NC, bits=self.tail_bits)
+        return decode(self.centroids, codes_NC)

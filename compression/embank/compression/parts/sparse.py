@@ -1,0 +1,218 @@
+"""Packed sparse tables: what pruned tables are served from.
+
+Four forms, of which the smallest is taken. Entries are numbered row by row, e = row * D + column.
+
+| form | holds | bytes for E entries, Z of them non-zero |
+|---|---|---|
+| dense | every entry | 4 E |
+| bitmap | a bit per entry, a rank sample per 512 bits, values in order | E/8 + E/128 + 4 Z |
+| list8, list16 | sorted entries by the low 8 or 16 bits of their numbers, where each 256 or 65,536 entries start, values | E/64 + 5 Z, E/16,384 + 6 Z |
+
+All are read in place: rank by popcount in the bitmap, binary search in the lists. For comparison, CSR with 4-byte indices takes
+8 Z + 4 (rows + 1) bytes and COO 12 Z.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from embank.compression.parts.bits import pack_values
+from embank.tables import PackedTable
+
+FORMS = ("dense", "bitmap", "list8", "list16")
+_WORD_BITS = 64
+_WORDS_PER_SAMPLE = 8
+_SHIFT16 = 1 << 15  # int16 has the range of 16 bits, shifted
+
+
+def popcount(words: Tensor) -> Tensor:
+    """Number of ones in each int64."""
+    pairs = words - ((words >> 1) & 0x5555555555555555)
+    nibbles = (pairs & 0x3333333333333333) + ((pairs >> 2) & 0x3333333333333333)
+    octets = (nibbles + (nibbles >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return (octets * 0x0101010101010101) >> 56
+
+
+def rank_bits(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A bitmap in which ones can be counted.
+
+    Args:
+        mask: bool, any shape, taken in row-major order.
+
+    Returns:
+        Words int64 [ceil(E / 64)], and the number of ones before each eighth word: int32, or int64 from 2**31 ones.
+    """
+    return rank_octets(pack_values(mask, bits=1))
+
+
+def rank_octets(octets: Tensor) -> tuple[Tensor, Tensor]:
+    """`rank_bits` of a mask that is packed already: uint8 [ceil(E / 8)]."""
+    words = F.pad(octets, (0, -octets.numel() % 8)).view(torch.int64)
+    per_sample = F.pad(popcount(words), (0, -words.numel() % _WORDS_PER_SAMPLE)).view(-1, _WORDS_PER_SAMPLE).sum(1)
+    total = int(per_sample.sum())
+    samples = per_sample.cumsum(0) - per_sample
+    return words, samples.to(torch.int32 if total < 2**31 else torch.int64)
+
+
+def bit_at(words: Tensor, positions: Tensor) -> Tensor:
+    """The bits at some positions, as bool of their shape."""
+    return ((words[positions >> 6] >> (positions & 63)) & 1).bool()
+
+
+def rank_at(words: Tensor, samples: Tensor, positions_N: Tensor) -> Tensor:
+    """Ones before each position, int64 [N]."""
+    word_N = positions_N >> 6
+    first_N = word_N // _WORDS_PER_SAMPLE * _WORDS_PER_SAMPLE
+    near_NW = first_N[:, None] + torch.arange(_WORDS_PER_SAMPLE, device=positions_N.device)
+    counts_NW = popcount(words[near_NW.clamp(max=words.numel() - 1)]) * (near_NW < word_N[:, None])
+    below_N = popcount(words[word_N] & ((1 << (positions_N & 63)) - 1))
+    return samples[word_N // _WORDS_PER_SAMPLE].long() + counts_NW.sum(1) + below_N
+
+
+def word_ranks(words: Tensor) -> Tensor:
+    """Ones before each word, int64: eight times the memory of samples, for ranks that are asked for in every step (`rank_by_word`)."""
+    counts = popcount(words)
+    return counts.cumsum(0) - counts
+
+
+def rank_by_word(words: Tensor, ranks: Tensor, positions_N: Tensor) -> Tensor:
+    """Ones before each position, int64 [N], from what `word_ranks` made."""
+    word_N = positions_N >> 6
+    return ranks[word_N] + popcount(words[word_N] & ((1 << (positions_N & 63)) - 1))
+
+
+def rank_nbytes(num_bits: int, num_ones: int) -> int:
+    """Bytes of what `rank_bits` makes."""
+    num_words = -(-num_bits // _WORD_BITS)
+    return 8 * num_words + (4 if num_ones < 2**31 else 8) * -(-num_words // _WORDS_PER_SAMPLE)
+
+
+def form_nbytes(form: str, num_entries: int, nonzeros: Tensor) -> Tensor:
+    """Bytes of a table in one form, elementwise for int64 numbers of non-zero entries."""
+    index_nbytes = torch.where(nonzeros < 2**31, 4, 8)
+    if form == "dense":
+        return torch.full_like(nonzeros, 4 * num_entries)
+    if form == "bitmap":
+        num_words = -(-num_entries // _WORD_BITS)
+        return 8 * num_words + index_nbytes * -(-num_words // _WORDS_PER_SAMPLE) + 4 * nonzeros
+    low_bits = 8 if form == "list8" else 16
+    num_buckets = -(-num_entries // (1 << low_bits))
+    return index_nbytes * (num_buckets + 1) + (4 + low_bits // 8) * nonzeros
+
+
+def sparse_nbytes(num_entries: int, nonzeros: Tensor) -> Tensor:
+    """Bytes of a table in its best form, elementwise for int64 numbers of non-zero entries."""
+    return torch.stack([form_nbytes(form, num_entries, nonzeros) for form in FORMS]).amin(0)
+
+
+def max_nonzeros(num_entries: int, nbytes: int) -> int:
+    """The most non-zero entries that fit into some bytes; -1 if not even an empty table does."""
+    low, high = -1, num_entries  # low fits, above high nothing does
+    while low < high:
+        middle = (low + high + 1) // 2
+        if int(sparse_nbytes(num_entries, torch.tensor(middle))) <= nbytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+class PackedSparse(PackedTable):
+    """A table with many zeros, in one of the four forms.
+
+    Attributes:
+        dim: width of a row.
+        form: one of `FORMS`.
+    """
+
+    facts: ClassVar[tuple[str, ...]] = ("dim", "form")
+    uncounted: ClassVar[tuple[str, ...]] = ("words", "samples", "starts", "lows")
+    dim: int
+    form: str
+    values: Tensor  # dense: [R, D]; otherwise [Z]
+    words: Tensor
+    samples: Tensor
+    starts: Tensor
+    lows: Tensor
+
+    def __init__(self, rows_RD: Tensor, *, form: str | None = None) -> None:
+        """Packs rows.
+
+        Args:
+            rows_RD: the table, pruned entries being zero.
+            form: None takes the smallest.
+        """
+        super().__init__()
+        num_entries = rows_RD.numel()
+        nonzeros = rows_RD.count_nonzero()
+        self.dim = rows_RD.shape[1]
+        self.form = form or min(FORMS, key=lambda f: int(form_nbytes(f, num_entries, nonzeros)))
+        rows_RD = rows_RD.detach()
+        if self.form == "dense":
+            self.register_buffer("values", rows_RD)
+            return
+        self.register_buffer("values", rows_RD[rows_RD != 0])
+        if self.form == "bitmap":
+            words, samples = rank_bits(rows_RD != 0)
+            self.register_buffer("words", words)
+            self.register_buffer("samples", samples)
+            return
+        entries_Z = (rows_RD != 0).reshape(-1).nonzero()[:, 0]
+        size = 1 << self._low_bits
+        bounds = torch.arange(-(-num_entries // size) + 1) * size
+        starts = torch.searchsorted(entries_Z, bounds)
+        lows_Z = entries_Z & (size - 1)
+        self.register_buffer("starts", starts.to(torch.int32 if int(nonzeros) < 2**31 else torch.int64))
+        self.register_buffer("lows", lows_Z.byte() if size == 256 else (lows_Z - _SHIFT16).short())
+
+    @property
+    def _low_bits(self) -> int:
+        return 8 if self.form == "list8" else 16
+
+    def lookup(self, ids_N: Tensor) -> Tensor:
+        if self.form == "dense":
+            return self.values[ids_N]
+        if not self.values.numel() or not ids_N.numel():
+            return self.values.new_zeros(ids_N.numel(), self.dim)
+        return self._from_bitmap(ids_N) if self.form == "bitmap" else self._from_list(ids_N)
+
+    def _from_bitmap(self, ids_N: Tensor) -> Tensor:
+        """Every entry is looked for: held or not, and the rank of the row's first one says where."""
+        entries_ND = ids_N[:, None] * self.dim + torch.arange(self.dim, device=ids_N.device)
+        held_ND = bit_at(self.words, entries_ND)
+        first_N = rank_at(self.words, self.samples, entries_ND[:, 0])
+        places_ND = first_N[:, None] + held_ND.cumsum(1) - 1
+        return self.values[places_ND.clamp(0, self.values.numel() - 1)] * held_ND
+
+    def _from_list(self, ids_N: Tensor) -> Tensor:
+        """The row's first entry is looked for; of it and the next ones, D at most, those of the row are put in their columns."""
+        begin_N = ids_N * self.dim
+        places_ND = self._num_below(begin_N)[:, None] + torch.arange(self.dim, device=ids_N.device)
+        column_ND = self._entries(places_ND, bucket_N=begin_N >> self._low_bits) - begin_N[:, None]
+        column_ND = column_ND.where(places_ND < self.values.numel(), self.dim).clamp_(max=self.dim)
+        out_NX = self.values.new_zeros(ids_N.numel(), self.dim + 1)  # a column too many takes what is not the row's
+        return out_NX.scatter_(1, column_ND, self.values[places_ND.clamp_(max=self.values.numel() - 1)])[:, :-1]
+
+    def _num_below(self, entries_N: Tensor) -> Tensor:
+        """How many entries of the list are below some: binary search within each one's bucket."""
+        bucket_N = entries_N >> self._low_bits
+        place_N, end_N = self.starts[bucket_N].long(), self.starts[bucket_N + 1].long()
+        wanted_N = entries_N - (bucket_N << self._low_bits) - (0 if self._low_bits == 8 else _SHIFT16)
+        step = 1 << int((end_N - place_N).max()).bit_length()
+        while step := step >> 1:
+            further_N = place_N + step
+            is_below_N = self.lows[(further_N - 1).clamp_(max=self.lows.numel() - 1)] < wanted_N
+            place_N += step * (is_below_N & (further_N <= end_N))
+        return place_N
+
+    def _entries(self, places_ND: Tensor, *, bucket_N: Tensor) -> Tensor:
+        """Entries at places of the list from some bucket on. What lies further on than a row reaches may come out too small, but
+        not smaller than the row's end."""
+        high_ND = bucket_N[:, None].expand_as(places_ND).clone()
+        for further in range(1, self.dim // (1 << self._low_bits) + 3):
+            next_N = (bucket_N + further).clamp_(max=self.starts.numel() - 1)
+            high_ND += places_ND >= self.starts[next_N][:, None]
+        lows_ND = self.lows[places_ND.clamp(max=self.lows.numel() - 1)].long()
+        return (high_ND << self._low_bits) + lows_ND + (0 if self._low_bits == 8 else _SHIFT16)

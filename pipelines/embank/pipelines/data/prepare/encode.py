@@ -1,0 +1,169 @@
+"""First pass: raw chunks to the spool's columns (provisional codes, transformed numbers, labels, split or what decides it)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embank.pipelines.config.columns import ColumnSplit, HashSplit, PrepareConfig, TimeSplit
+from embank.pipelines.data.prepare.labels import LabelRule
+from embank.pipelines.data.prepare.nulls import with_nulls
+from embank.pipelines.data.prepare.numbers import check_float32, read_numeric, transform
+from embank.pipelines.data.prepare.splits import TimeBounds, column_split, hash_split
+from embank.pipelines.data.prepare.stable_hash import hash_strings
+from embank.pipelines.data.prepare.token_kinds import TokenKinds
+from embank.pipelines.data.prepare.tokens import (
+    TokenIndex,
+    as_bags,
+    as_tokens,
+    hashed_bags,
+    hashed_tokens,
+    refuse_bracketed,
+)
+from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN
+from embank.pipelines.data.sources.formats.base import Chunk
+
+SPLIT_SPOOL = "__split"
+TIME_SPOOL = "__time"
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """Spool columns of one chunk, after rows without a label are dropped."""
+
+    table: pa.Table
+    num_dropped: int
+
+
+class Encoder:
+    """Turns chunks into spool tables and grows the token dictionaries.
+
+    Attributes:
+        indexes: feature to its dictionary.
+        times: distribution of times, for a split by time.
+        schema: Arrow schema of the spool.
+    """
+
+    def __init__(self, config: PrepareConfig) -> None:
+        self.indexes = {name: TokenIndex() for name in config.with_vocabulary}
+        self.times = TimeBounds(config.split.column) if isinstance(config.split, TimeSplit) else None
+        self.schema = _spool_schema(config)
+        self._config = config
+        self._rule = LabelRule.build(config.label)
+        self._kinds = TokenKinds(_token_columns(config))
+        self._num_rows = 0
+
+    def encode(self, chunk: Chunk) -> Spooled:
+        """Encode one chunk; chunks come in order.
+
+        Raises:
+            DataError: a label, number, time or split value that can't be used, with its line.
+        """
+        chunk = with_nulls(chunk, self._config.null_values)
+        self._kinds.check(chunk)
+        if self._num_rows == 0:
+            for name, separator in self._config.multivalued.items():
+                refuse_bracketed(chunk, name, separator)
+        labels_N = self._rule.apply(chunk)
+        columns: dict[str, pa.Array] = {LABEL_COLUMN: pa.array(labels_N)}
+        columns |= self._codes(chunk)
+        columns |= self._hashes(chunk)
+        for name, numeric in self._config.numeric.items():
+            columns[name] = _numbers(chunk, name, numeric.transform)
+        if self._config.group is not None:
+            columns[GROUP_COLUMN] = group_codes(chunk, self._config.group)
+        columns |= self._split_columns(chunk)
+        self._num_rows += chunk.frame.height
+        table = pa.table([columns[name] for name in self.schema.names], schema=self.schema)
+        return self._drop(table, labels_N)
+
+    def _codes(self, chunk: Chunk) -> dict[str, pa.Array]:
+        config = self._config
+        single = [
+            self.indexes[name].codes(as_tokens(chunk, name)).alias(name)
+            for name in config.categorical
+            if name in self.indexes
+        ]
+        bags = [
+            self.indexes[name].bag_codes(as_bags(chunk, name, separator, nulls=config.null_values)).alias(name)
+            for name, separator in config.multivalued.items()
+            if name in self.indexes
+        ]
+        if not single and not bags:
+            return {}
+        encoded = chunk.frame.select(*single, *bags).to_arrow()
+        return {
+            name: encoded[name].cast(self.schema.field(name).type).combine_chunks() for name in encoded.column_names
+        }
+
+    def _hashes(self, chunk: Chunk) -> dict[str, pa.Array]:
+        """Final ids of the features without a vocabulary."""
+        separators = self._config.multivalued
+        return {
+            name: hashed_bags(chunk, name, separators[name], nulls=self._config.null_values)
+            if name in separators
+            else pa.array(hashed_tokens(chunk, name))
+            for name in self._config.hashed
+        }
+
+    def _split_columns(self, chunk: Chunk) -> dict[str, pa.Array]:
+        split = self._config.split
+        if isinstance(split, HashSplit):
+            return {SPLIT_SPOOL: pa.array(hash_split(chunk, split, first_row=self._num_rows))}
+        if isinstance(split, ColumnSplit):
+            return {SPLIT_SPOOL: pa.array(column_split(chunk, split))}
+        if self.times is not None:
+            return {TIME_SPOOL: pa.array(self.times.read(chunk))}
+        return {}
+
+    def _drop(self, table: pa.Table, labels_N: npt.NDArray[np.int8]) -> Spooled:
+        keep_N = labels_N >= 0
+        num_dropped = len(keep_N) - int(np.count_nonzero(keep_N))
+        kept = table.filter(pa.array(keep_N)) if num_dropped else table
+        if self.times is not None:
+            self.times.add(kept[TIME_SPOOL].to_numpy())
+        return Spooled(kept, num_dropped)
+
+
+def _token_columns(config: PrepareConfig) -> list[str]:
+    """Raw columns whose values are told apart by their tokens."""
+    keys = config.split.key if isinstance(config.split, HashSplit) else []
+    return [*config.features, *keys, *([] if config.group is None else [config.group])]
+
+
+def group_codes(chunk: Chunk, column: str) -> pa.Array:
+    """Codes that tell group values apart, [N] int64: the stable hash of the token (a collision among a million values has
+    probability 3e-8), so they need no dictionary and agree between data sets. A missing value has the code `NO_GROUP`.
+    """
+    tokens = chunk.frame.select(as_tokens(chunk, column)).to_series()
+    return pa.array(hash_strings(tokens).view(np.int64))
+
+
+def _numbers(chunk: Chunk, name: str, kind: str) -> pa.Array:
+    values_N = transform(read_numeric(chunk, name), kind)
+    if kind == "standard":
+        return pa.array(values_N)
+    check_float32(values_N, chunk, name)
+    return pa.array(values_N.astype(np.float32))
+
+
+def id_type(name: str, config: PrepareConfig) -> pa.DataType:
+    """Arrow type of a feature's codes or ids, in the spool and in the part files: 64 bits without a vocabulary, else 32."""
+    single = pa.int64() if name in config.hashed else pa.int32()
+    return pa.list_(pa.field("item", single, nullable=False)) if name in config.multivalued else single
+
+
+def _spool_schema(config: PrepareConfig) -> pa.Schema:
+    fields: list[tuple[str, pa.DataType]] = [(LABEL_COLUMN, pa.int8())]
+    fields += [(name, id_type(name, config)) for name in config.features]
+    for name, numeric in config.numeric.items():
+        fields.append((name, pa.float64() if numeric.transform == "standard" else pa.float32()))
+    fields += [(GROUP_COLUMN, pa.int64())] if config.group is not None else []
+    if isinstance(config.split, (HashSplit, ColumnSplit)):
+        fields.append((SPLIT_SPOOL, pa.int8()))
+    if isinstance(config.split, TimeSplit):
+        fields.append((TIME_SPOOL, pa.float64()))
+    return pa.schema([pa.field(name, dtype, nullable=False) for name, dtype in fields])

@@ -1,0 +1,197 @@
+"""The output folder: written under a temporary name beside its place, synced, and given its name when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from embank.pipelines.data.schema import SCHEMA_FILE
+from embank.tables.errors import DataError, WorkError
+from embank.tables.storage.folders import cause_of, is_full, sync_entry, sync_folder
+
+_log = logging.getLogger(__name__)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@contextlib.contextmanager
+def output_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) -> Iterator[Path]:
+    """A temporary folder that becomes `out` when the block ends well, and vanishes when it does not.
+
+    One process at a time writes an `out`. What is replaced and what replaces it change places in one step where the file system
+    can do that (those of Linux can), so that a kill at any moment leaves one of them at `out`.
+
+    Args:
+        overwrite: replace an `out` that holds prepared data.
+        inputs: files that must not lie in `out`.
+
+    Raises:
+        DataError: `out` is in use, or can't be replaced.
+        WorkError: the disk is full or fails; the message says where and how to go on.
+    """
+    out = Path(os.path.abspath(out))
+    _check_free(out, overwrite=overwrite, inputs=inputs)
+    with _parent(out), _lock(out):
+        _name_leftovers(out)
+        folder = Path(tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent))
+        try:
+            os.chmod(folder, 0o777 & ~_umask())
+            yield folder
+            sync_folder(folder)
+            _publish(folder, out, overwrite=overwrite, inputs=inputs)
+        except _AppearedError as error:
+            kept = folder.rename(_free_name(out))
+            raise DataError(f"{error} What was prepared is whole, in {kept}: move it where you want it.") from error
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if is_full(error):
+                raise WorkError(_full_message(out)) from error
+            raise WorkError(
+                f"{error.filename or out}: {cause_of(error)}. Nothing was left behind; mend it or give another --out."
+            ) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _AppearedError(Exception):
+    """Something is at the place of the output that was not there at the start."""
+
+
+def _publish(folder: Path, out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> None:
+    """Gives a complete folder its name; looks again at what is there, since a preparation may take hours."""
+    try:
+        _check_free(out, overwrite=overwrite, inputs=inputs)
+        if out.is_dir() and any(out.iterdir()):
+            _replace(folder, out)
+        else:
+            os.rename(folder, out)  # over nothing or an empty folder; the system refuses anything else
+    except DataError as error:
+        raise _AppearedError(f"{out} has appeared in the meantime and was left alone ({error}).") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise _AppearedError(f"{out} has appeared in the meantime and was left alone.") from error
+    sync_entry(out.parent)
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """Puts a folder in the place of another one, which is removed."""
+    if _exchange(folder, out):
+        sync_entry(out.parent)
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    # A kill between the two renames leaves nothing at `out`: `Schema.load` and the next preparation say where its data is.
+    old = Path(tempfile.mkdtemp(prefix=f"{out.name}.old-", dir=out.parent))
+    os.rename(out, old / out.name)
+    try:
+        os.rename(folder, out)
+    except BaseException:
+        os.rename(old / out.name, out)
+        old.rmdir()
+        raise
+    sync_entry(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Lets two entries change names in one step; False where that can't be done."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = (os.fsencode(first), os.fsencode(second))
+    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Keeps a second process from writing the same output.
+
+    Raises:
+        DataError: one is at it.
+    """
+    path = out.with_name(f".{out.name}.lock")
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have removed the file: then this lock would keep nobody out.
+            is_ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            raise DataError(f"another process is writing {out}. Wait for it, or give another --out.")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _parent(out: Path) -> Iterator[None]:
+    """Makes the folder that the output goes into, and removes it again if nothing was put there."""
+    made = [folder for folder in out.parents if not folder.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(out.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise (WorkError if is_full(error) else DataError)(
+            f"can't create a folder beside {out}: {cause_of(error)}. Give another --out."
+        ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it holds something, so those above do as well
+            for folder in made:
+                folder.rmdir()
+
+
+def _name_leftovers(out: Path) -> None:
+    for stale in out.parent.glob(f"{glob.escape(out.name)}.tmp-*"):
+        _log.warning("%s was left behind by a run that was killed; delete it", stale)
+    for moved in out.parent.glob(f"{glob.escape(out.name)}.old-*/{glob.escape(out.name)}"):
+        _log.warning("%s is what %s held before an --overwrite that was killed; move it back or delete it", moved, out)
+
+
+def _free_name(out: Path) -> Path:
+    """A name beside the output that nothing has."""
+    return next(path for number in range(1, 10_000) if not (path := out.with_name(f"{out.name}-{number}")).exists())
+
+
+def _check_free(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> None:
+    if out.is_symlink() and not out.exists():
+        raise DataError(f"{out} is a link to nothing. Remove it, or give another --out.")
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file. Give --out a folder that does not exist yet.")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise DataError(f"{out} is not empty. Give another --out, or --overwrite to replace it.")
+    if not (out / SCHEMA_FILE).is_file():
+        raise DataError(
+            f"{out} holds no {SCHEMA_FILE}, so it is no prepared data and is not overwritten. Give another --out."
+        )
+    for path in inputs:
+        if Path(os.path.abspath(path)).is_relative_to(out):
+            raise DataError(f"the input {path} lies in {out}, which --overwrite would delete. Give another --out.")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _full_message(out: Path) -> str:
+    free = shutil.disk_usage(out.parent).free
+    return (
+        f"no space left while writing {out} ({free / 2**20:,.0f} MiB are free there now). Nothing was left behind. "
+        "Free some space, or give --out on another disk; about as much as the unpacked input takes is needed."
+    )

@@ -1,0 +1,183 @@
+"""Folders of files, and the columns that their names hold: `logs/dt=2024-01-01/part-0.parquet`, as Hive and Spark write them.
+
+A folder stands for the files in it and in its partitions, `NAME=VALUE` folders to any depth. Each NAME is a column like those
+in the files, text, percent-decoded; `__HIVE_DEFAULT_PARTITION__` is a missing value.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+import polars as pl
+
+from embank.pipelines.data.prepare.times import same_time
+from embank.pipelines.data.prepare.tokens import as_tokens
+from embank.pipelines.data.sources.formats.base import Chunk, Source
+from embank.tables.errors import DataError
+
+_MISSING = "__HIVE_DEFAULT_PARTITION__"
+Keys = Mapping[str, str | None]
+
+
+def open_folders(paths: Sequence[Path], suffixes: Sequence[str], open_files: Callable[[list[Path]], Source]) -> Source:
+    """Open files, or all files of folders and their partitions, as one source that has the partitions' keys as columns.
+
+    Args:
+        suffixes: what the names of data files in a folder end in; a file that is given itself may have any name.
+        open_files: opens plain files.
+
+    Raises:
+        DataError: a folder without data files, or with data files in a folder that is no partition.
+    """
+    files = [file for path in paths for file in _files(path, suffixes)]
+    source = open_files(files)
+    keys_of = {file: partition_keys(file) for file in files}
+    return PartitionedSource(source, keys_of) if any(keys_of.values()) else source
+
+
+class PartitionedSource:
+    """A source with columns more, which are the same for all rows of a file.
+
+    Args:
+        base: chunks of it say which file they are from.
+        keys_of: file to its columns and their value.
+    """
+
+    def __init__(self, base: Source, keys_of: Mapping[Path, Keys]) -> None:
+        self.name, self.total_bytes, self.default = base.name, base.total_bytes, base.default
+        self.twice = base.twice
+        self._base, self._keys_of = base, keys_of
+        keys = dict.fromkeys(name for keys in keys_of.values() for name in keys)
+        self.columns = tuple(dict.fromkeys([*base.columns, *keys]))
+
+    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+        """Yield the named columns of all rows.
+
+        Raises:
+            DataError: a file lies in no partition of a wanted key, or holds the column too, with another value.
+        """
+        own = [name for name in columns if name in self._base.columns]
+        keys = [name for name in columns if any(name in keys for keys in self._keys_of.values())]
+        for name in keys:
+            if name not in own:
+                self._refuse_other_partitions(name)
+        for chunk in self._base.chunks(own or self._base.columns[:1]):
+            assert chunk.path is not None
+            yield _with_keys(chunk, {name: self._keys_of[chunk.path].get(name) for name in keys}, columns)
+
+    def _refuse_other_partitions(self, name: str) -> None:
+        for file, keys in self._keys_of.items():
+            if name not in keys:
+                raise DataError(
+                    f"{file} lies in no folder {name}=VALUE, as other files do, so its rows have no {name!r}. "
+                    "Move the file, or leave it out."
+                )
+
+
+def _with_keys(chunk: Chunk, keys: Keys, columns: Sequence[str]) -> Chunk:
+    for name, value in keys.items():
+        if name in chunk.frame.columns:
+            _refuse_difference(chunk, name, value)
+    missing = {name: value for name, value in keys.items() if name not in chunk.frame.columns}
+    literals = [pl.lit(value, dtype=pl.String).alias(name) for name, value in missing.items()]
+    frame = chunk.frame.with_columns(literals).select(columns)
+    return Chunk(frame=frame, where=chunk.where, num_bytes=chunk.num_bytes, path=chunk.path)
+
+
+def _refuse_difference(chunk: Chunk, name: str, value: str | None) -> None:
+    """A column of the file that is also in its path must say the same."""
+    tokens = chunk.frame.select(as_tokens(chunk, name)).to_series()
+    same = tokens.eq_missing(pl.Series([value], dtype=pl.String))
+    if value is not None and not same.all():
+        same |= _means(chunk.frame[name], tokens, value)
+    if not same.all():
+        row = same.arg_min()
+        assert row is not None
+        raise DataError(
+            f"{chunk.where(row)}: column {name!r} is {tokens[row]!r}, and the folder's name says {value!r}. Leave the column out of the "
+            "files, or rename the folder."
+        )
+
+
+def _means(values: pl.Series, tokens: pl.Series, text: str) -> pl.Series:
+    """Whether each value is what a text means in its type, spelled otherwise: 1 and 01, true and True, a time with more digits."""
+    if values.dtype == pl.Boolean:
+        return (tokens == text.lower()).fill_null(False)
+    if values.dtype.is_temporal():
+        return same_time(values, text)
+    number = pl.Series([text]).cast(pl.Float64, strict=False)
+    return (tokens.cast(pl.Float64, strict=False) == number).fill_null(False)
+
+
+def partition_keys(file: Path) -> dict[str, str | None]:
+    """Names and values of the `NAME=VALUE` folders that a file lies in, the outermost first.
+
+    Raises:
+        DataError: a name that is not UTF-8 once it is percent-decoded.
+    """
+    keys: dict[str, str | None] = {}
+    folder = Path(
+        os.path.normpath(file)
+    ).parent  # as it was named: a current directory called a=b is no part of the input
+    while is_partition(folder):
+        name, value = (_decoded(part, folder).strip() for part in folder.name.split("=", 1))
+        keys = {name: None if value in (_MISSING, "") else value, **keys}
+        folder = folder.parent
+    return keys
+
+
+def is_partition(folder: Path) -> bool:
+    """Whether a folder's name is `NAME=VALUE`."""
+    return "=" in folder.name[1:]
+
+
+def _decoded(text: str, folder: Path) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise DataError(
+            f"the name of the folder {folder} is not UTF-8 when it is percent-decoded. Rename it, or leave it out."
+        ) from None
+
+
+def _files(path: Path, suffixes: Sequence[str]) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = list(_inside(path, suffixes))
+    if not files:
+        shown = " or ".join(f"*{suffix}" for suffix in suffixes)
+        raise DataError(f"the folder {path} holds no {shown} file. Check --input, or name the files in it.")
+    return files
+
+
+def _inside(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """Data files of a folder and its partitions, in the order of names, numbers in them by value."""
+    for entry in sorted(folder.iterdir(), key=_natural):
+        if entry.name.startswith(("_", ".")):
+            continue  # _SUCCESS, _metadata, .part-0.crc: what Hive and Spark keep beside the data
+        if not entry.is_dir():
+            if entry.name.endswith(tuple(suffixes)):
+                yield entry
+        elif is_partition(entry):
+            yield from _inside(entry, suffixes)
+        else:
+            _refuse_other_folder(entry, suffixes)
+
+
+def _refuse_other_folder(folder: Path, suffixes: Sequence[str]) -> None:
+    lost = next((file for suffix in suffixes for file in folder.glob(f"*{suffix}")), None)
+    if lost is not None:
+        raise DataError(
+            f"{lost} lies in a folder that is no partition (NAME=VALUE), so whether it belongs to the input is not clear. "
+            "Name the folders or files that do with --input, each by itself."
+        )
+
+
+def _natural(entry: Path) -> list[tuple[int, int, str]]:
+    """Order of `hour=9` before `hour=10`."""
+    parts = re.split(r"(\d+)", entry.name)
+    return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts]

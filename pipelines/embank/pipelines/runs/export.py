@@ -1,0 +1,55 @@
+"""From a run to a bundle of its own."""
+
+from pathlib import Path
+
+from embank.pipelines.config.run import parse_config
+from embank.pipelines.data.loading.integrity import verify_prepared
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.bundle import write_bundle
+from embank.pipelines.runs.evaluation import best_model, data_of, refuse_other_vocabularies
+from embank.pipelines.runs.folder import RunFolder
+from embank.tables import Bundle
+from embank.tables.errors import CheckpointError
+from embank.tables.serving.bundle import copy_bundle, is_bundle
+
+
+def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = None) -> Bundle:
+    """Writes the best checkpoint of a run as a bundle: a copy of the run's own if it has one, else packed from the checkpoint.
+
+    A run that has not been evaluated yet gives its last checkpoint.
+
+    Args:
+        path: the run directory.
+        out: the bundle's folder; must not exist yet.
+        data: the prepared folder, if an unfinished run's is no longer where its configuration says.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        CheckpointError: no run, no checkpoint, a damaged one, or `out` exists.
+        ConfigError: the data has other vocabularies, or a table is not in the last stage of its method.
+        WorkError: it can't be written.
+    """
+    path, out = Path(path), Path(out)
+    run = RunFolder(path)
+    config = parse_config(run.read_config())
+    if is_bundle(run.bundle):
+        copy_bundle(_own_bundle(run), out)
+        return Bundle(out)
+    place = data_of(config, data)
+    schema = Schema.load(place)
+    refuse_other_vocabularies(schema, data=place, trained=run.fingerprint, path=path)
+    verify_prepared(place, schema, splits=())
+    with best_model(run, schema=schema, data=place) as (model, step):
+        write_bundle(out, model, config=config, schema=schema, step=step)
+    return Bundle(out)
+
+
+def _own_bundle(run: RunFolder) -> Bundle:
+    try:
+        return Bundle(run.bundle)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{str(error).removesuffix('.')}. Without '{run.bundle}' the checkpoint is packed: remove that folder"
+        ) from error

@@ -1,0 +1,396 @@
+"""The run directory: what a run leaves behind, written so that a crash loses nothing that was reported."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from embank.pipelines.runs.records import CURE, digest_of, read_record, sealed, unsealed, write_atomic, write_record
+from embank.pipelines.train.environment import environment_of
+from embank.tables.errors import CheckpointError, ConfigError, WorkError
+from embank.tables.rows.disk.mapped import is_row_file, remove_row_files
+from embank.tables.storage.folders import cause_of, is_full, writing
+from embank.tables.storage.yaml_text import parse_yaml
+
+LOCK = ".lock"
+ROWS = "rows"
+MAY_CHANGE = frozenset(
+    [
+        "data.path",
+        "data.prefetch",
+        "rows.device",
+        "rows.prefetch",
+        "rows.directory",
+        "rows.planner",
+        "rows.plan",
+        "rows.memory_per_rank",
+        "train.num_threads",
+        "train.tensorboard",
+        "train.checkpoint_every",
+        "train.checkpoint_minutes",
+    ]
+)
+"""Keys that a resumed run may have other values for: they don't enter its figures. Data is checked by its fingerprint."""
+
+_CHECKPOINT = re.compile(r"^step-\d{9}(-stage-\d+)?(-evaluated)?$")
+_LEFTOVER = re.compile(r"^\.step-\d{9}(-stage-\d+)?(-evaluated)?\.(tmp-\d+|removed)$")
+_LEFTOVER_BUNDLE = re.compile(r"^\.bundle\.(tmp-\d+|removed)$")
+
+
+class RunFolder:
+    """Paths and records of a run.
+
+    config.yaml          the resolved configuration
+    environment.json     versions, git commit, machine, fingerprint of the data
+    metrics.jsonl        one JSON object per evaluation
+    log.txt              what was told while it ran, with times
+    result.json          the final figures; exists when the run is complete
+    checkpoints/step-*   the last one and the best one, see `embank.tables.storage.checkpoint`
+    bundle/              the best checkpoint in its inference form, see `embank.tables.serving.bundle`; when the run is complete
+    plots/*.png          learning curves; more by `embank diagnose`, with figures in diagnosis/*.csv
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.log = path / "log.txt"
+        self.result = path / "result.json"
+        self.checkpoints = path / "checkpoints"
+        self.bundle = path / "bundle"
+        self.plots = path / "plots"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run lives here."""
+        return self.config.is_file() and self.environment.is_file()
+
+    def refuse_used(self) -> None:
+        """A new run needs a folder of its own.
+
+        Raises:
+            ConfigError: the folder holds another run or other files, or is none.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"'{self.path}' is a file; choose another --out")
+        if self.is_run:
+            raise ConfigError(
+                f"'{self.path}' already holds a run; continue it with --resume, or choose another --out (nothing was changed)"
+            )
+        if self.path.is_dir() and not self._is_unfinished():
+            raise ConfigError(
+                f"'{self.path}' is not empty and holds no run; choose another --out (nothing was changed)"
+            )
+
+    def _is_unfinished(self) -> bool:
+        """Whether the folder holds nothing, or only what a run leaves that was killed before it had a configuration."""
+        names = {entry.name for entry in self.path.iterdir()}
+        if not names:
+            return True
+        folders = (self.path / ROWS, self.checkpoints, self.plots)
+        files = {LOCK, *(name for path in self._records for name in (path.name, f".{path.name}.tmp"))}
+        foreign = names - files - {folder.name for folder in folders}
+        return (
+            LOCK in names and not foreign and all(_is_working_folder(folder) for folder in folders if folder.exists())
+        )
+
+    @property
+    def _records(self) -> tuple[Path, Path]:
+        """What a run begins with, in this order."""
+        return self.environment, self.config
+
+    @contextmanager
+    def lock(self, *, begins: bool = True) -> Iterator[None]:
+        """Keeps a second process out of the folder for as long as the context lasts; creates the folder if need be.
+
+        If nothing has become a run by then, what this process made is removed again; what was there before stays.
+
+        Args:
+            begins: a run is to begin here, so that there must be none: another process may have made one since that was last looked at.
+
+        Raises:
+            ConfigError: another process trains or has trained here, or the folder can't be written.
+            WorkError: the disk is full.
+        """
+        is_new = not self.path.exists()
+        with hold_lock(self.path):
+            if begins:
+                self.refuse_used()
+            try:
+                yield
+            finally:
+                if not self.is_run:
+                    self._clear(remove_folder=is_new)
+
+    def _clear(self, *, remove_folder: bool) -> None:
+        """Removes the working files of a run that has not begun, which `refuse_used` has found to be ours; nothing else."""
+        remove_row_files(self.path / ROWS)
+        for path in (*(path.with_name(f".{path.name}.tmp") for path in self._records), *self._records):
+            path.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.plots):
+            with contextlib.suppress(OSError):  # it is not there, or holds something
+                folder.rmdir()
+        (self.path / LOCK).unlink(missing_ok=True)
+        if remove_folder:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+
+    def create(self, config: Mapping[str, Any], *, fingerprint: str, content: str | None) -> None:
+        """Starts a new run; the folder is locked and not used otherwise.
+
+        Args:
+            config: the resolved configuration.
+            fingerprint: of the data's vocabularies.
+            content: of its rows, see `embank.pipelines.data.loading.integrity`; None for data that says nothing of it.
+
+        Raises:
+            WorkError: the disk is full.
+        """
+        with writing(f"'{self.path}'", cure="Make room, or choose another --out"):
+            self.checkpoints.mkdir(exist_ok=True)
+            self.plots.mkdir(exist_ok=True)
+        text = yaml.safe_dump(dict(config), sort_keys=False)
+        write_record(
+            self.environment, {**environment_of(fingerprint), "data_content": content, "config": digest_of(text)}
+        )
+        write_atomic(self.config, text)
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved configuration, as plain dicts.
+
+        Raises:
+            CheckpointError: no run lives here, or the file is damaged.
+        """
+        cure = "restore it or start the run again in another --out"
+        expected = self._read_environment().get("config")
+        try:
+            text = self.config.read_text(encoding="utf-8")
+            loaded = parse_yaml(text, origin=str(self.config))
+        except OSError as error:
+            raise CheckpointError(f"'{self.config}' can't be read: {cause_of(error)}; {cure}") from error
+        except (ConfigError, ValueError) as error:
+            raise CheckpointError(f"'{self.config}' is damaged: it is not YAML; {cure}") from error
+        if not isinstance(loaded, dict):
+            raise CheckpointError(f"'{self.config}' is damaged: it holds no mapping; {cure}")
+        if expected not in (None, digest_of(text)):
+            raise CheckpointError(f"'{self.config}' has been altered since the run began; {cure}")
+        return loaded
+
+    def _read_environment(self) -> dict[str, Any]:
+        self._refuse_other_folders()
+        return read_record(self.environment)
+
+    def _refuse_other_folders(self) -> None:
+        if not self.is_run:
+            raise CheckpointError(f"'{self.path}' holds no run; give the folder that `embank train --out` wrote")
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the data that the run was trained on.
+
+        Raises:
+            CheckpointError: no run lives here, or the record is damaged.
+        """
+        fingerprint = self._read_environment().get("data_fingerprint")
+        if fingerprint is None:
+            raise CheckpointError(f"'{self.environment}' is damaged: it has no data_fingerprint. {CURE}")
+        return str(fingerprint)
+
+    @property
+    def content(self) -> str | None:
+        """Digest of the rows that the run was trained on; None in a run of an earlier version."""
+        content = self._read_environment().get("data_content")
+        return None if content is None else str(content)
+
+    def refuse_changes(self, config: Mapping[str, Any], *, fingerprint: str, content: str | None) -> None:
+        """Resuming needs the same configuration and data; arguments as in `create`.
+
+        Raises:
+            ConfigError: names what differs, with both values.
+        """
+        refuse_changed_config(self.path, self.read_config(), config)
+        if self.fingerprint != fingerprint:
+            raise ConfigError(
+                f"'{self.path}' was started on data with fingerprint {self.fingerprint[:12]}, the folder now has {fingerprint[:12]}: "
+                "the ids mean something else. Restore the prepared folder or start a new run in another --out"
+            )
+        if None not in (self.content, content) and self.content != content:
+            raise ConfigError(
+                f"'{self.path}' was started on rows with digest {str(self.content)[:12]}, the folder now has {str(content)[:12]}: the same ids, "
+                "but other rows, labels, numbers or counts (prepared again with another rule or from another log?). Restore the prepared "
+                "folder or start a new run in another --out"
+            )
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Adds a line and syncs it.
+
+        Raises:
+            WorkError: the disk is full.
+        """
+        with writing(f"'{self.metrics}'", cure="Make room and go on with --resume"), self.metrics.open("a") as file:
+            file.write(json.dumps(sealed(record)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All records so far that are whole; a line that was cut short or altered is left out."""
+        return [record for record in self._metric_lines() if record is not None]
+
+    @property
+    def num_damaged_metrics(self) -> int:
+        """Lines that `read_metrics` leaves out, the last one aside: a crash may have cut it short."""
+        return sum(record is None for record in self._metric_lines()[:-1])
+
+    def _metric_lines(self) -> list[dict[str, Any] | None]:
+        """The lines of metrics.jsonl as records; None for one that is damaged."""
+        if not self.metrics.is_file():
+            return []
+        return [_metric(line) for line in self.metrics.read_bytes().splitlines()]
+
+    def keep_metrics(self, *, up_to_step: int, stages: Collection[str]) -> None:
+        """Drops records after a step, of other stages and of the test split: a resumed run makes them again."""
+        kept = [
+            r for r in self.read_metrics() if r["step"] <= up_to_step and r["stage"] in stages and r["split"] != "test"
+        ]
+        write_atomic(self.metrics, "".join(json.dumps(sealed(record)) + "\n" for record in kept))
+
+    def saved(self) -> list[Path]:
+        """All checkpoints, the last one last: a folder has its name only when it is complete. Other files are left alone."""
+        if not self.checkpoints.is_dir():
+            return []
+        folders = [path for path in self.checkpoints.iterdir() if _CHECKPOINT.match(path.name) and path.is_dir()]
+        return sorted(path for path in folders if any(path.iterdir()))
+
+    def keep_checkpoints(self, kept: set[Path]) -> None:
+        """Removes all other checkpoints, and what a crash left of unfinished ones."""
+        for path in self.checkpoints.iterdir():
+            if _CHECKPOINT.match(path.name) and path not in kept:
+                remove_atomic(path)
+            elif _LEFTOVER.match(path.name):
+                shutil.rmtree(path)
+
+    def remove_bundle(self) -> None:
+        """Removes the bundle, and what a crash left of one: a run that was stopped while it finished writes it anew."""
+        for path in self.path.iterdir():
+            if _LEFTOVER_BUNDLE.match(path.name):
+                shutil.rmtree(path)
+        if self.bundle.exists():
+            remove_atomic(self.bundle)
+
+    def read_result(self) -> dict[str, Any]:
+        """The final figures of a complete run.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        return read_record(self.result)
+
+    def plot(self) -> None:
+        """Draws the learning curves.
+
+        Raises:
+            WorkError: the disk is full.
+        """
+        from embank.pipelines.train.plots import plot_learning_curves  # matplotlib takes a second to import
+
+        config = self.read_config()
+        title = f"{config['model']['name']}, tables: {config['tables']['method']}, {config['data']['path']}"
+        with writing(f"'{self.plots}'", cure="Make room and go on with --resume"):
+            plot_learning_curves(self.read_metrics(), self.plots / "learning_curves.png", title=title)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes the final figures; from then on the run is complete."""
+        write_record(self.result, result)
+
+
+@contextmanager
+def hold_lock(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of a folder for as long as the context lasts; creates the folder if need be.
+
+    Raises:
+        ConfigError: another process trains here, or the folder can't be written.
+        WorkError: the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("w")
+    except OSError as error:
+        raise (WorkError if is_full(error) else ConfigError)(
+            f"'{folder}' can't be written: {cause_of(error)}; choose another --out"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The process that held it may have removed the file: then this lock would keep nobody out.
+            is_ours = os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat())
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            raise ConfigError(f"another process is training in '{folder}'; wait for it or choose another --out")
+        yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process has locked a folder (`hold_lock`)."""
+    try:
+        file = (folder / LOCK).open()
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def refuse_changed_config(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises ConfigError if two configurations differ in what enters figures; names the first key, with both values."""
+    before, now = dict(flat(old)), dict(flat(new))
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in MAY_CHANGE]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"'{folder}' was started with {key} = {before.get(key)!r}, the configuration now says {now.get(key)!r}; "
+            "resume with the same configuration or start a new run in another --out"
+        )
+
+
+def remove_atomic(folder: Path) -> None:
+    """Removes a folder; a crash does not leave half of it under its name."""
+    hidden = folder.with_name(f".{folder.name}.removed")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as pairs of "section.key" and value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def _is_working_folder(folder: Path) -> bool:
+    """Whether a folder holds working files of the disk tier, or nothing."""
+    return folder.is_dir() and all(folder.name == ROWS and is_row_file(path) for path in folder.iterdir())
+
+
+def _metric(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl as a record; None if it is damaged."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    record = unsealed(record) if isinstance(record, dict) else None
+    return record if record is not None and {"step", "stage", "split"} <= record.keys() else None

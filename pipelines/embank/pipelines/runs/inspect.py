@@ -1,0 +1,139 @@
+"""What a run or a bundle holds, after verifying all of it. Tables without a vocabulary have no plain bytes: None."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from embank.pipelines.config.run import parse_config
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.evaluation import best_checkpoint, best_model, data_of, refuse_neither
+from embank.pipelines.runs.folder import RunFolder
+from embank.tables import Bundle, ConfigError, TableCollection
+from embank.tables.rows.held_bytes import distinct_nbytes
+from embank.tables.serving.bundle import is_bundle
+from embank.tables.specs import plain_nbytes_of
+from embank.tables.storage.checkpoint import verify_checkpoint
+
+
+def inspect_run(path: str | Path, *, data: str | Path | None = None) -> dict[str, Any]:
+    """Tables, methods, shapes and bytes of a run's best checkpoint; all checksums are verified, those of its bundle as well.
+
+    Args:
+        path: the run directory.
+        data: the prepared folder, if it is no longer where the run's configuration says.
+
+    Raises:
+        CheckpointError: no run, or a damaged checkpoint.
+        DataError: the prepared folder, whose vocabularies give the tables' sizes, is gone.
+    """
+    run = RunFolder(path)
+    config = parse_config(run.read_config())
+    notes = []
+    for folder in run.saved():
+        verify_checkpoint(folder)
+        notes.append(f"checkpoint {folder.name}: all checksums match")
+    if is_bundle(run.bundle):
+        Bundle(run.bundle)
+        notes.append("bundle: all checksums match")
+    _, _, is_best = best_checkpoint(run)
+    place = data_of(config, data)
+    with best_model(run, schema=Schema.load(place), data=place) as (model, step):
+        assert isinstance(model.tables, TableCollection)
+        tables = _tables(model.tables)
+        total = {
+            "serving_bytes": model.tables.nbytes("serving"),
+            "training_bytes": model.tables.nbytes("training"),
+            "plain_bytes": plain_nbytes_of(model.tables.specs),
+        }
+        held = [*model.network.parameters(), *model.network.buffers()]
+    notes.append(
+        f"the figures are of step {step}, {'the best on validation' if is_best else 'the last one; no evaluation has chosen one yet'}"
+    )
+    return {
+        "tables": tables,
+        "total": total,
+        "network_bytes": sum(t.numel() * t.element_size() for t in held),
+        "notes": notes,
+    }
+
+
+def inspect_bundle(path: str | Path) -> dict[str, Any]:
+    """Tables, methods, shapes and bytes of a bundle, after verifying its checksums. No data is needed.
+
+    Raises:
+        CheckpointError: no bundle, or a damaged one.
+    """
+    bundle = Bundle(path)
+    collection = bundle.tables()
+    tables = [
+        {
+            "name": spec.name,
+            "method": spec.method,
+            "num_embeddings": spec.num_embeddings,
+            "dim": spec.embedding_dim,
+            "rows": " + ".join(_shape(name, tensor) for name, tensor in pack.named_buffers()),
+            "serving_bytes": pack.nbytes(),
+            "plain_bytes": plain_nbytes_of([spec]),
+        }
+        for spec, pack in collection.packed_tables()
+    ]
+    network = bundle.network().values() if bundle.has_network else []
+    notes = [f"{bundle.nbytes:,} bytes on disk, written by embank {bundle.embank_version}: all checksums match"]
+    if "config" in bundle.facts and "step" in bundle.facts:
+        notes.append(f"model '{bundle.facts['config']['model']['name']}' as of step {bundle.facts['step']}")
+    return {
+        "tables": tables,
+        "total": {
+            "serving_bytes": collection.nbytes(),
+            "plain_bytes": plain_nbytes_of(collection.specs),
+        },
+        "network_bytes": distinct_nbytes(list(network)),
+        "notes": notes,
+    }
+
+
+def inspect_saved(path: str | Path, *, data: str | Path | None = None) -> dict[str, Any]:
+    """`inspect_bundle` or `inspect_run`, whichever the folder holds.
+
+    Raises:
+        CheckpointError: it holds neither.
+        ConfigError: a data folder for a bundle.
+    """
+    refuse_neither(path)
+    if not is_bundle(path):
+        return inspect_run(path, data=data)
+    if data is not None:
+        raise ConfigError(f"'{path}' is a bundle, which is inspected without data; leave out --data")
+    return inspect_bundle(path)
+
+
+def _shape(name: str, tensor: torch.Tensor) -> str:
+    """`rows 1,000 x 16 float16`."""
+    shape = " x ".join(f"{size:,}" for size in tensor.shape) or "1"
+    return f"{name} {shape} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _tables(tables: TableCollection) -> list[dict[str, Any]]:
+    weights, state = tables.weights(), tables.optimizer_state()
+
+    def held(name: str) -> int:
+        tensors: list[torch.Tensor] = [weights[name], *state[name].values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    rows = []
+    for spec, method in zip(tables.specs, tables.built_methods(), strict=True):
+        shapes = [f"{table.num_embeddings:,} x {table.embedding_dim}" for table in method.physical]
+        rows.append(
+            {
+                "name": spec.name,
+                "method": spec.method,
+                "num_embeddings": spec.num_embeddings,
+                "dim": spec.embedding_dim,
+                "rows": " + ".join(shapes),
+                "serving_bytes": method.pack(weights).nbytes(),
+                "training_bytes": sum(held(table.name) for table in method.physical),
+                "plain_bytes": plain_nbytes_of([spec]),
+            }
+        )
+    return rows

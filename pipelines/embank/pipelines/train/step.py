@@ -1,0 +1,296 @@
+"""One training step: look up, score, back-propagate, update rows and dense parameters. And one search step."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchrec import KeyedJaggedTensor
+
+from embank.ctr_models import CTRModel
+from embank.pipelines.config.run import TrainConfig
+from embank.pipelines.data.loading.batch import Batch, Position
+from embank.pipelines.data.loading.loader import Loader
+from embank.pipelines.train.optimizer import dense_optimizer
+from embank.pipelines.train.penalty import Penalised, RowPenalty
+from embank.pipelines.train.schedule import lr_factor
+from embank.tables import TableCollection, WorkError
+from embank.tables.collections.stages import rows_held, search_parameters
+from embank.tables.sharding.processes import Processes
+
+
+class NonFiniteLossError(WorkError):
+    """The loss is NaN or infinite; training has stopped before this step changed anything."""
+
+
+class Stepper:
+    """Trains a model step by step through one stage. Rows and dense parameters each have an optimizer of their own.
+
+    Args:
+        model: tables and network.
+        config: how it is trained.
+        batch_size: rows per full batch.
+        num_rows: rows of the training split.
+        num_steps: steps of the stage.
+        held: dense parameters that are left alone.
+    """
+
+    def __init__(
+        self,
+        model: CTRModel,
+        *,
+        config: TrainConfig,
+        batch_size: int,
+        num_rows: int,
+        num_steps: int,
+        held: Sequence[nn.Parameter] = (),
+    ) -> None:
+        assert isinstance(model.tables, TableCollection)
+        self.model, self.tables, self.processes = model, model.tables, model.tables.processes
+        self.config = config
+        rank, count = self.processes.rank, self.processes.count
+        self.full_rows = batch_size * (rank + 1) // count - batch_size * rank // count
+        self.num_steps, self.held = num_steps, held
+        self.tables.begin(num_steps=num_steps)
+        self.penalty: RowPenalty | None = None
+        if config.embedding_l2:
+            self.penalty = RowPenalty(self.tables, l2=config.embedding_l2, num_rows=num_rows, batch_size=batch_size)
+        left_alone = {id(parameter) for parameter in held}
+        learned = [p for p in self.tables.dense_parameters() if id(p) not in left_alone]
+        self.parameters = [*model.network.parameters(), *learned]
+        self.optimizer = dense_optimizer(model.network, learned, config=config)
+        # Only full batches go through the compiled network: a short last batch would compile it once more.
+        self.compiled = torch.compile(model.network, dynamic=False) if config.compile else model.network
+        self.factor: float | None = None
+
+    @property
+    def address(self) -> Callable[[KeyedJaggedTensor], object]:
+        """What the loader's thread does with the ids of a batch before this is called with it."""
+        return self.tables.announce if self.penalty is None else self.penalty.address
+
+    def looking_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches, each after the next one's ids have been sent on their way to the processes that hold their rows."""
+        if self.processes.count == 1:
+            yield from batches
+            return
+        waiting = next(batches, None)
+        while waiting is not None:
+            following = next(batches, None)
+            if following is not None:
+                sparse = following.sparse
+                self.tables.prefetch(sparse.addressed if isinstance(sparse, Penalised) else sparse)
+            yield waiting
+            waiting = following
+
+    def __call__(
+        self, batch: Batch, *, step: int, num_plateaus: int = 0, votes: Sequence[bool] = ()
+    ) -> tuple[float, list[bool]]:
+        """Trains on a batch; where tables are sharded, all processes call this together.
+
+        Args:
+            batch: as the loader gives it, with at least one row over all processes.
+            step: 0 for the first one of the stage.
+            num_plateaus: evaluations without improvement so far.
+            votes: questions on which processes must agree; they travel with the loss.
+
+        Returns:
+            The batch's mean log loss over all processes, without penalties and what methods add to it; and for each vote whether
+            any process has said yes.
+
+        Raises:
+            NonFiniteLossError: names the step, the batch and the table or parameter.
+        """
+        self._set_learning_rates(step, num_plateaus)
+        batch = batch.to(self.tables.device)
+        log_loss, loss = self._losses(batch)
+        value, is_bad, agreed = self._agree(batch, log_loss.item(), loss.item(), votes)
+        if is_bad:
+            self._refuse(batch, step, loss.item())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in self.held:
+            parameter.grad = None
+        average_gradients(self.parameters, self.processes)
+        if self.config.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad_norm)
+        self.optimizer.step()
+        self.tables.step()
+        return value, agreed
+
+    def _agree(
+        self, batch: Batch, log_loss: float, loss: float, votes: Sequence[bool]
+    ) -> tuple[float, bool, list[bool]]:
+        """The mean log loss, whether a loss is not finite anywhere, and the votes."""
+        is_bad = not (math.isfinite(log_loss) and math.isfinite(loss))
+        if self.processes.count == 1:
+            return log_loss, is_bad, list(votes)
+        said = torch.tensor([log_loss / self.processes.count, is_bad, *votes], dtype=torch.float64)
+        mean, bad, *raised = self.processes.sum(said).tolist()
+        return mean, bad > 0, [vote > 0 for vote in raised]
+
+    def _refuse(self, batch: Batch, step: int, loss: float) -> None:
+        """Ends training on all processes: the cause is looked for by all, since looking up takes all, and told by those that have it."""
+        message = self._diagnosis(batch, step, loss)
+        with self.processes.together():
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(message)
+
+    def _set_learning_rates(self, step: int, num_plateaus: int) -> None:
+        factor = lr_factor(
+            step,
+            num_steps=self.num_steps,
+            warmup_steps=self.config.warmup_steps,
+            decay=self.config.decay,
+            num_plateaus=num_plateaus,
+        )
+        if factor == self.factor:
+            return
+        self.factor = factor
+        self.tables.set_lr(self.config.table_lr * factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * factor
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rates of the last step."""
+        factor = 1.0 if self.factor is None else self.factor
+        return {"lr": self.config.lr * factor, "table_lr": self.config.table_lr * factor}
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean log loss, and the same with the penalty and what methods add.
+
+        With several processes, each one's share of them: times the number of processes, since gradients are averaged.
+        """
+        penalised = batch.sparse if isinstance(batch.sparse, Penalised) else None
+        looked_up, rows = self.tables.look_up(penalised.addressed if penalised else batch.sparse)
+        values: Tensor = looked_up.values()
+        network = self.compiled if batch.labels.numel() == self.full_rows else self.model.network
+        logits_B = score(self.model, network, batch.dense, values, precision=self.config.precision)
+        log_loss = loss = mean_log_loss(logits_B, batch, self.processes)
+        if self.penalty is not None and penalised is not None:
+            loss = loss + self.penalty(values, rows, penalised) * self.processes.count
+        extra = self.tables.extra_loss()
+        if not batch.labels.numel():
+            extra = None
+        return log_loss, loss if extra is None else loss + extra
+
+    @torch.no_grad()
+    def _diagnosis(self, batch: Batch, step: int, value: float) -> str:
+        """Where the first number came from that is not finite."""
+        looked_up = self.tables(batch.sparse.addressed if isinstance(batch.sparse, Penalised) else batch.sparse)
+        tables = [key for key in looked_up.keys() if not bool(looked_up[key].isfinite().all())]  # noqa: SIM118
+        parameters = [n for n, p in self.model.network.named_parameters() if not bool(p.isfinite().all())]
+        if not bool(batch.dense.isfinite().all()):
+            cause = "a numeric input is not finite"
+        elif tables:
+            cause = f"rows of table '{tables[0]}' are not finite; lower train.table_lr"
+        elif parameters:
+            cause = f"the network's parameter '{parameters[0]}' is not finite; lower train.lr"
+        else:
+            widest = max(looked_up.keys(), key=lambda key: float(looked_up[key].abs().max()))
+            largest = float(looked_up[widest].abs().max())
+            cause = f"the logits overflow; the largest embedding is {largest:.3g} in table '{widest}'; lower train.table_lr or train.lr"
+        position = batch.position
+        return (
+            f"the loss is {value} in step {step} (epoch {position.epoch}, batch {position.batch - 1}): {cause}, or "
+            "warm up (train.warmup_steps), in a new run"
+        )
+
+
+class SearchStepper:
+    """Moves the methods' search parameters on validation batches, and nothing else.
+
+    The network scores without dropout and with its running statistics, so that nothing of it changes; rows are looked up
+    without a gradient, so that the update that FBGEMM fuses into the backward pass does not happen.
+
+    Args:
+        model: tables and network.
+        config: how it is trained.
+        loader: of the validation split.
+        start: the loader's position after the last batch of an interrupted run.
+
+    Source: alternation of weights on training and architecture on validation batches, first order: Liu et al., DARTS, ICLR
+        2019, section 2.3; Zhao et al., AutoDim, WWW 2021, algorithm 1.
+    """
+
+    def __init__(self, model: CTRModel, *, config: TrainConfig, loader: Loader, start: Position | None) -> None:
+        assert isinstance(model.tables, TableCollection)
+        self.model, self.tables, self.config = model, model.tables, config
+        self.parameters = search_parameters(model.tables)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.search_lr)
+        self.loader, self.batches = loader, endless(loader, start=start)
+
+    def __call__(self) -> Batch:
+        """A step on the next validation batch, which is returned.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
+        batch = next(self.batches).to(self.tables.device)
+        self.model.network.eval()
+        with rows_held(self.tables):
+            values: Tensor = self.tables(batch.sparse).values()
+        logits_B = score(self.model, self.model.network, batch.dense, values, precision=self.config.precision)
+        self.model.network.train()
+        loss = mean_log_loss(logits_B, batch, self.tables.processes)
+        extra = self.tables.extra_loss()
+        if not batch.labels.numel():
+            extra = None
+        loss = loss if extra is None else loss + extra
+        with self.tables.processes.together():
+            if not math.isfinite(loss.item()):
+                raise NonFiniteLossError(
+                    f"the loss is {loss.item()} on a validation batch (pass {batch.position.epoch}, batch "
+                    f"{batch.position.batch - 1}); lower train.search_lr or train.table_lr in a new run"
+                )
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        average_gradients(self.parameters, self.tables.processes)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return batch
+
+
+def mean_log_loss(logits_B: Tensor, batch: Batch, processes: Processes) -> Tensor:
+    """A process's share of the mean log loss of a batch over all processes, times their number: shares average to the mean."""
+    if processes.count == 1:
+        return F.binary_cross_entropy_with_logits(logits_B, batch.labels)
+    total = F.binary_cross_entropy_with_logits(logits_B, batch.labels, reduction="sum")
+    return total * (processes.count / batch.num_global_rows)
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
+    """Gradients averaged over processes, as DistributedDataParallel does; one that a process lacks counts as 0."""
+    if processes.count == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    processes.average([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def score(
+    model: CTRModel, network: Callable[..., Tensor], dense_BI: Tensor, values: Tensor, *, precision: str
+) -> Tensor:
+    """Logits [B], fp32, of what the tables have returned; `network` is the model's, compiled or not."""
+    sizes = [model.num_embedding_columns, model.num_first_order_columns]
+    embeddings_BE, first_order_BF = torch.split(values, sizes, dim=1)
+    with autocast(precision, device=dense_BI.device.type):
+        logits_B = network(dense_BI, embeddings_BE, first_order_BF)
+    return logits_B.float()
+
+
+def endless(loader: Loader, *, start: Position | None) -> Iterator[Batch]:
+    """Batches of a split, pass after pass."""
+    number = 0 if start is None else start.epoch
+    while True:
+        yield from loader.epoch(number, start=start)
+        number, start = number + 1, None
+
+
+def autocast(precision: str, *, device: str) -> contextlib.AbstractContextManager[object]:
+    """bf16 for the network, or nothing."""
+    return torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

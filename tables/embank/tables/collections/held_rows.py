@@ -1,0 +1,108 @@
+"""The rows that a collection holds in this process, as methods see them between steps."""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from embank.tables.method.base import Method
+from embank.tables.method.local_rows import LocalRows
+from embank.tables.specs import ROWS_PER_CHUNK, TableShard
+
+if TYPE_CHECKING:
+    from embank.tables.collections.base import Tables
+
+
+class HeldRows(LocalRows):
+    """The rows that a collection holds in this process. Views are made when a table is asked for, since a store may have to finish
+    what is on its way first.
+
+    Args:
+        tables: the collection.
+        copied: physical tables of which copies are handed out, which may be written to without changing the collection's rows.
+    """
+
+    def __init__(self, tables: "Tables", *, copied: Collection[str] = ()) -> None:
+        self.stores = {shard.table.name: store for store in tables.row_stores() for shard in store.shards}
+        self.shards = {shard.table.name: shard for store in tables.row_stores() for shard in store.shards}
+        self.physical = {table.name: table for method in tables.built_methods() for table in method.physical}
+        self.seed = tables.seed
+        self.processes = tables.processes
+        self.sharding = tables.sharding
+        self.copied = frozenset(copied)
+        self.views: dict[str, Tensor] = {}
+
+    def __getitem__(self, table: str) -> Tensor:
+        if table not in self.stores:
+            return torch.empty(0, self.physical[table].embedding_dim, dtype=torch.float32)
+        if table not in self.views:
+            for name, view in self.stores[table].weights().items():
+                self.views[name] = view.clone() if name in self.copied else view
+        return self.views[table]
+
+    def row_numbers(self, table: str, first: int, last: int) -> Tensor:
+        if table not in self.shards:
+            return torch.arange(first, last)
+        shard = self.shards[table]
+        numbers = shard.row_numbers(torch.arange(first, last))
+        return torch.where(numbers < shard.table.num_embeddings, numbers, -1)
+
+    def find(self, table: str, rows_N: Tensor) -> tuple[Tensor, Tensor]:
+        if table in self.shards:
+            return self.shards[table].local_rows(rows_N)
+        return rows_N[:0], rows_N[:0]
+
+    def is_counted(self, table: str) -> bool:
+        return self.sharding is None or self.processes.is_first or not self.sharding.is_replicated(table)
+
+    def sum(self, values: Tensor) -> Tensor:
+        return self.processes.sum(values)
+
+    def initial(self, table: str, rows_N: Tensor) -> Tensor:
+        """What some rows of a table began with; costs the drawing of the table from the first of them to the last."""
+        physical, first = self.physical[table], int(rows_N.min()) // ROWS_PER_CHUNK * ROWS_PER_CHUNK
+        wanted = TableShard(
+            table=physical,
+            first_place=first,
+            num_rows=int(rows_N.max()) + 1 - first,
+            first_column=0,
+            num_columns=physical.embedding_dim,
+        )
+        values, start = torch.empty(rows_N.numel(), physical.embedding_dim, dtype=torch.float32), first
+        for chunk in wanted.initial_chunks(seed=self.seed):
+            chosen = ((rows_N >= start) & (rows_N < start + len(chunk))).nonzero()[:, 0]
+            values[chosen] = chunk[rows_N[chosen] - start]
+            start += len(chunk)
+        return values
+
+    def gathered(self, table: str, rows_N: Tensor) -> Tensor:
+        """Some rows of a table, wherever they are held; all processes ask for the same ones."""
+        if self.sharding is None:
+            return self[table][rows_N].cpu()
+        parts = torch.zeros(rows_N.numel(), self.physical[table].embedding_dim, dtype=torch.float32)
+        if table in self.shards and self.is_counted(table):
+            shard = self.shards[table]
+            held, local = shard.local_rows(rows_N)
+            parts[held, shard.first_column : shard.first_column + shard.num_columns] = self[table][local].cpu()
+        return self.processes.sum(parts)
+
+
+def by_class(tables: "Tables") -> dict[type[Method], list[Method]]:
+    """The methods of a collection by their class, each list in the order of the specs."""
+    groups: dict[type[Method], list[Method]] = {}
+    for method in tables.built_methods():
+        groups.setdefault(type(method), []).append(method)
+    return groups
+
+
+@torch.no_grad()
+def settled_copies(tables: "Tables") -> dict[str, Tensor]:
+    """Copies of the rows that `Method.settle` changes, settled, by physical table."""
+    settled: dict[str, Tensor] = {}
+    for cls, methods in by_class(tables).items():
+        if cls.settles() and methods[0].spec.stage == len(cls.stages) - 1:
+            rows = HeldRows(tables, copied=[table.name for method in methods for table in method.physical])
+            cls.settle(methods, rows)
+            settled |= {name: rows[name] for name in rows.copied}
+    return settled

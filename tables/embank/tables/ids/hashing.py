@@ -1,0 +1,114 @@
+"""Hashing that never changes: the same 64 bits for the same id and name, in any process, on any machine, in any version.
+
+`mix64` is the finaliser of splitmix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA
+2014): a bijection of the 64-bit integers whose every output bit depends on every input bit. A salt is made from a *name*,
+never from a position, so adding, removing or reordering tables leaves the others' rows where they are.
+
+torch has no unsigned 64-bit arithmetic worth the name on all devices; int64 wraps on overflow, which is the same thing
+modulo 2**64, and the logical right shift is an arithmetic one with the copied sign bits masked off.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from embank.tables.ids.token_hash import INTEGER_SALT
+
+HASH_VERSION = 1
+"""Stored with everything that was addressed by these functions; a different version must be refused on load."""
+
+_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_SECOND = -7723592293110705685  # 0x94D049BB133111EB
+_POSITIVE = 0x7FFF_FFFF_FFFF_FFFF
+
+
+def salt64(*names: str | int) -> int:
+    """A salt from names: the first 8 bytes of BLAKE2b over them, length-prefixed, as int64.
+
+    Args:
+        names: what the salt stands for, e.g. a table's name and a lookup's number.
+
+    Returns:
+        An integer in [-2**63, 2**63).
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name in names:
+        encoded = str(name).encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def _xor_shift(z: Tensor, bits: int) -> Tensor:
+    return z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))
+
+
+def mix64(ids: Tensor, *, salt: int = 0) -> Tensor:
+    """Mixes ids with a salt into 64 well-spread bits.
+
+    Args:
+        ids: integers, any shape, any value; narrower ones are widened first.
+        salt: int64, see `salt64`.
+
+    Returns:
+        int64 of the same shape; for one salt a bijection of the ids.
+    """
+    z = (ids.to(torch.int64) ^ salt) + _GAMMA
+    z = _xor_shift(z, 30) * _FIRST
+    z = _xor_shift(z, 27) * _SECOND
+    return _xor_shift(z, 31)
+
+
+def hash_rows(ids: Tensor, *, num_rows: int, salt: int) -> Tensor:
+    """Rows in [0, num_rows) for ids: 63 mixed bits modulo the number of rows.
+
+    The bias of the modulo is below num_rows / 2**63: nothing that can be measured.
+
+    Args:
+        ids: int64, any shape.
+        num_rows: at least 1.
+        salt: int64, see `salt64`.
+
+    Returns:
+        int64 of the same shape.
+    """
+    return (mix64(ids, salt=salt) & _POSITIVE) % num_rows
+
+
+def integer_ids(values: Tensor) -> Tensor:
+    """Ids in 0 .. 2**63 - 1 of integers that are tokens, as `embank.tables.ids.token_hash.token_id` has them.
+
+    Args:
+        values: integers, any shape, any value.
+
+    Returns:
+        int64 of the same shape.
+    """
+    return (mix64(values, salt=INTEGER_SALT) >> 1) & _POSITIVE
+
+
+def seed_of(seed: int, *names: str | int) -> int:
+    """A non-negative seed for a torch generator, from the run's seed and the names of what it is for."""
+    return salt64(seed, *names) & _POSITIVE
+
+
+def generator_of(seed: int, *names: str | int) -> torch.Generator:
+    """A CPU generator that depends on the run's seed and the names alone, not on what was drawn before."""
+    return torch.Generator().manual_seed(seed_of(seed, *names))
+
+
+@contextmanager
+def seeded(seed: int, *names: str | int) -> Iterator[None]:
+    """torch's global CPU generator as `generator_of` gives it, for code that takes none (`nn.init`); afterwards it is as before.
+
+    `torch.manual_seed` would reseed the generators of all devices, and `torch.random.fork_rng` restores those that it is told of.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed_of(seed, *names))
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)

@@ -1,0 +1,166 @@
+"""Ids of tokens without a vocabulary: strings, bytes and integers hash to the same id in any process, on any machine.
+
+A table whose rows are chosen by a hash (`unified`, `hash`) needs no list of its values: give it `num_embeddings=NUM_TOKEN_IDS`
+and ids from here. What each token means:
+
+    text and bytes   hashed by their bytes, text as UTF-8: "é" and b"\\xc3\\xa9" are one token; bytes need not be UTF-8; no length limit
+    ""               a token like any other (preparing data takes it for missing, a hash does not)
+    integers         hashed by their low 64 bits, so the width of their type does not matter, and -1 and 2**64 - 1 are one token
+    5 and "5"        two tokens: use one type for a feature
+    null             a token of its own, `MISSING_ID`; for zeros instead of a row, give an empty bag
+
+The hash of bytes is a sum over their 8-byte words, each mixed with its place, mixed with the length: every word counts on its own,
+so a column is hashed without a loop over tokens or places. Like any hash without a secret it does not withstand someone who
+searches for collisions. Two of n tokens have one id with probability n**2 / 2**64: 5e-6 for ten million.
+
+`token_id` is the definition, in plain integers; `token_ids` the same for columns, `embank.tables.ids.hashing.integer_ids` for tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from embank.tables.errors import DataError, EmbankError
+from embank.tables.scalars import as_whole
+
+TOKEN_HASH_VERSION = 1
+"""Stored with data, checkpoints and bundles whose ids were made here; a different version must be refused on load."""
+
+NUM_TOKEN_IDS = 2**63
+"""Ids lie in 0 .. 2**63 - 1; the `num_embeddings` of a table without a vocabulary."""
+
+MISSING_ID = 5_643_126_521_301_297_769
+"""The id of null."""
+
+INTEGER_SALT = 4_250_892_226_080_748_609
+"""Tells integers from texts."""
+
+Token = str | bytes | int | None
+Words = npt.NDArray[np.uint64]
+
+_ALL = 2**64 - 1
+_GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def token_id(token: Token) -> int:
+    """The id of one token, in 0 .. 2**63 - 1.
+
+    Raises:
+        DataError: a token of another type, or text that is no Unicode (lone surrogates).
+    """
+    if token is None:
+        return MISSING_ID
+    number = None if isinstance(token, (bytes, str)) else as_whole(token)
+    if number is not None:
+        return _mix(number & _ALL ^ INTEGER_SALT) >> 1
+    data = token if isinstance(token, bytes) else _encoded(token)
+    words = [int.from_bytes(data[start : start + 8], "little") for start in range(0, len(data), 8)]
+    total = sum(_mix(word ^ _mix(place)) for place, word in enumerate(words))
+    return _mix(total & _ALL ^ _mix(len(data))) >> 1
+
+
+def token_ids(tokens: pl.Series | npt.NDArray[np.generic] | Sequence[Token]) -> npt.NDArray[np.int64]:
+    """Ids int64 [N] of N tokens, each as `token_id` has it.
+
+    Args:
+        tokens: a series or array of text, bytes or integers with any nulls, or a sequence of tokens of any types.
+
+    Raises:
+        DataError: another type, such as floats, whose spelling is not unique.
+    """
+    if not isinstance(tokens, (pl.Series, np.ndarray)):
+        return np.array([token_id(token) for token in tokens], dtype=np.int64)
+    series = tokens if isinstance(tokens, pl.Series) else pl.Series(tokens)
+    if series.dtype.is_integer() and series.dtype not in (pl.Int128, pl.UInt128):
+        ids_N = _integer_ids(series.fill_null(0).to_numpy())
+    elif series.dtype in (pl.String, pl.Binary):
+        ids_N = _bytes_ids(series)
+    elif series.dtype in (pl.Categorical, pl.Enum, pl.Null):
+        return token_ids(series.cast(pl.String))
+    else:
+        raise DataError(
+            f"column '{series.name}' has type {series.dtype}, which is no token; convert it to text, bytes or integers of 64 bits"
+        )
+    if series.null_count():
+        ids_N[series.is_null().to_numpy()] = MISSING_ID
+    return ids_N
+
+
+def token_ids_expr(tokens: pl.Expr) -> pl.Expr:
+    """The same as a polars expression, Int64; for lists, `pl.col("genres").list.eval(token_ids_expr(pl.element()))`."""
+    return tokens.map_batches(lambda series: pl.Series(series.name, token_ids(series)), return_dtype=pl.Int64)
+
+
+def refuse_other_token_hash(version: int | None, *, what: str, error: type[EmbankError]) -> None:
+    """Refuses what was made with other ids than these.
+
+    Args:
+        version: that was stored with it; None where nothing in it depends on token ids.
+        what: subject of the message, "bundle 'b'".
+        error: class of the error.
+
+    Raises:
+        error: names both versions.
+    """
+    if version not in (None, TOKEN_HASH_VERSION):
+        raise error(
+            f"{what} has ids of tokens by version {version} of the token hash; this embank has version {TOKEN_HASH_VERSION}, which gives "
+            "tokens other ids. Use the embank that made it, or prepare the data and train again"
+        )
+
+
+def _encoded(token: object) -> bytes:
+    if not isinstance(token, str):
+        raise DataError(f"{token!r} ({type(token).__name__}) is no token; give text, bytes, an integer or None")
+    try:
+        return token.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{token[:40]!r} is no Unicode text ({error.reason}); give it as bytes") from error
+
+
+def _mix(value: int) -> int:
+    """`mix64` on an integer of 64 bits."""
+    z = (value + _GAMMA) & _ALL
+    z = ((z ^ (z >> 30)) * _FIRST) & _ALL
+    z = ((z ^ (z >> 27)) * _SECOND) & _ALL
+    return z ^ (z >> 31)
+
+
+def _mix_words(words: Words) -> Words:
+    with np.errstate(over="ignore"):
+        z = words + np.uint64(_GAMMA)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
+        return z ^ (z >> np.uint64(31))
+
+
+def _ids(words: Words) -> npt.NDArray[np.int64]:
+    return (_mix_words(words) >> np.uint64(1)).view(np.int64)
+
+
+def _integer_ids(values_N: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
+    wide = values_N.astype(np.uint64 if values_N.dtype.kind == "u" else np.int64)
+    return _ids(wide.view(np.uint64) ^ np.uint64(INTEGER_SALT))
+
+
+def _bytes_ids(series: pl.Series) -> npt.NDArray[np.int64]:
+    """Every string is padded with zeros to whole words in one buffer; the words' hashes are added up per string."""
+    array = series.cast(pl.Binary).to_arrow().cast(pa.large_binary())
+    offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)[array.offset : array.offset + len(array) + 1]
+    buffer = array.buffers()[2]
+    data = np.frombuffer(b"" if buffer is None else buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
+    lengths_N = np.diff(offsets)
+    ends_N = np.concatenate([[0], np.cumsum(-(-lengths_N // 8))])
+    padded = np.zeros(8 * int(ends_N[-1]), dtype=np.uint8)
+    padded[np.arange(len(data)) + np.repeat(8 * ends_N[:-1] - (offsets[:-1] - offsets[0]), lengths_N)] = data
+    places = np.arange(int(ends_N[-1])) - np.repeat(ends_N[:-1], np.diff(ends_N))
+    mixed = _mix_words(padded.view("<u8").astype(np.uint64) ^ _mix_words(places.astype(np.uint64)))
+    with np.errstate(over="ignore"):
+        sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)])
+        totals_N = sums[ends_N[1:]] - sums[ends_N[:-1]]
+    return _ids(totals_N ^ _mix_words(lengths_N.astype(np.uint64)))

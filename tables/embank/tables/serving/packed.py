@@ -1,0 +1,132 @@
+"""`PackedCollection`: tables in their inference form, behind the interface of `torchrec.EmbeddingBagCollection`."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
+
+from embank.tables.collections.bags import Bags, bag_configs, output_key
+from embank.tables.collections.identity import as_tensor, of_tensor
+from embank.tables.collections.named import NamedModules
+from embank.tables.collections.pooled import TableCollection, pool
+from embank.tables.collections.training import refuse_unfinished
+from embank.tables.errors import CheckpointError, ConfigError
+from embank.tables.method.base import PackedTable
+from embank.tables.rows.held_bytes import distinct_nbytes
+from embank.tables.serving.packed_forms import path_of
+from embank.tables.specs import TableSpec
+from embank.tables.storage.checkpoint import refuse_no_tables
+
+FORM = "embank's packed tables"
+
+
+class PackedCollection(nn.Module):
+    """What is served: packed tables, KeyedJaggedTensor in, KeyedTensor out. It can't be trained.
+
+    The same forward as the settled `TableCollection` in evaluation mode, within each method's `tolerance`.
+
+    Args:
+        specs: the logical tables, as the model sees them; options and budgets play no part any more.
+        packs: the packed form of each.
+    """
+
+    def __init__(self, specs: Sequence[TableSpec], packs: Sequence[PackedTable]) -> None:
+        super().__init__()
+        self.specs = tuple(specs)
+        self.packs = NamedModules({spec.name: pack for spec, pack in zip(specs, packs, strict=True)})
+        self.keys = [output_key(spec, feature, specs=specs) for spec in specs for feature in spec.feature_names]
+        self.dims = [spec.embedding_dim for spec in specs for _ in spec.feature_names]
+
+    def get_extra_state(self) -> Tensor:
+        """What the tensors in a `state_dict` belong to: their tables, and the plain attributes of their packed forms."""
+        return as_tensor({"tables": self._facts()}, form=FORM)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Compares it.
+
+        Raises:
+            CheckpointError: packed tables of other methods, sizes or attributes; names them.
+        """
+        saved, mine = of_tensor(state, form=FORM)["tables"], json.loads(json.dumps(self._facts()))
+        wrong = [name for name in mine if name in saved and saved[name] != mine[name]]
+        if wrong:
+            raise CheckpointError(
+                f"the state_dict is of other packed tables: '{wrong[0]}' was {saved[wrong[0]]} and is {mine[wrong[0]]} here. Load the "
+                "bundle that it was made from"
+            )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            spec.name: {
+                "packed": path_of(type(pack)),
+                "num_embeddings": spec.num_embeddings,
+                "embedding_dim": spec.embedding_dim,
+                **pack.manifest(),
+            }
+            for spec, pack in self.packed_tables()
+        }
+
+    def packed_tables(self) -> Iterator[tuple[TableSpec, PackedTable]]:
+        """Each table with its packed form, in order."""
+        for spec, pack in zip(self.specs, self.packs, strict=True):
+            assert isinstance(pack, PackedTable)
+            yield spec, pack
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Pooled logical rows: keys are the features, values [B, sum D].
+
+        Args:
+            features: ids by feature, unweighted; keys that no table uses are ignored.
+
+        Raises:
+            IdRangeError: an id outside its table.
+            DataError: a feature is missing, or the ids carry weights.
+        """
+        batch = Bags(features)
+        outputs: list[Tensor] = []
+        for spec, pack in self.packed_tables():
+            for feature in spec.feature_names:
+                ids_N, lengths_B = batch.of(feature, spec=spec)
+                offsets = torch.cat([lengths_B.new_zeros(1, dtype=torch.int64), lengths_B.cumsum(0)])
+                outputs.append(pool(pack.lookup(ids_N), offsets, pooling=spec.pooling))
+        return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=torch.cat(outputs, dim=1))
+
+    def nbytes(self) -> int:
+        """Serving bytes: everything that is held, what several tables share counted once."""
+        return distinct_nbytes([*self.parameters(), *self.buffers()])
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """The logical tables as TorchRec describes them: its own models read this."""
+        return bag_configs(self.specs)
+
+    def is_weighted(self) -> bool:
+        """False: ids carry no weights."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables and the output are."""
+        return next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
+
+
+@torch.no_grad()
+def pack_collection(tables: TableCollection) -> PackedCollection:
+    """The inference form of a collection, settled. It may share memory with the collection's rows, which stay as they are.
+
+    Raises:
+        ConfigError: a table is not in the last stage of its method, its schedule was not followed (`Tables.step`), or rows are sharded.
+    """
+    refuse_no_tables(tables, doing="pack_collection")
+    tables.refuse_packing_parts()
+    refuse_unfinished(tables)
+    for method in tables.built_methods():
+        spec, stages = method.spec, method.stages
+        if spec.stage + 1 < len(stages):
+            raise ConfigError(
+                f"table '{spec.name}' (method '{spec.method}') is in stage '{stages[spec.stage].name}', {spec.stage + 1} of "
+                f"{len(stages)}; only the last one is served. Train it to the end first"
+            )
+    return PackedCollection(tables.specs, tables.packs())

@@ -1,0 +1,173 @@
+"""From table specs to a sharding plan: what each physical table weighs, and who is asked for the plan."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from embank.tables.errors import ConfigError
+from embank.tables.method.base import Method, build_method
+from embank.tables.rows.base import RowOptimizer, padded_dim
+from embank.tables.sharding.plan import Kind, Load, Placement, Plan, check_plan, make_plan
+from embank.tables.specs import PhysicalTable, TableSpec
+
+IDS_PER_PIECE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """How the plan is made.
+
+    Args:
+        world_size: number of ranks.
+        planner: "embank" or "torchrec".
+        memory_per_rank: bytes for rows and optimizer state; None for no limit.
+        given: a plan that the user wrote; it is checked and taken.
+    """
+
+    world_size: int
+    planner: Literal["embank", "torchrec"] = "embank"
+    memory_per_rank: int | None = None
+    given: Plan | None = None
+
+
+def plan_tables(
+    specs: Sequence[TableSpec], request: PlanRequest, *, optimizer: RowOptimizer, num_samples: int | None
+) -> tuple[Plan, list[Load]]:
+    """A plan for the physical tables of some specs, and what it was made from. Allocates no rows.
+
+    Args:
+        specs: the logical tables.
+        request: how.
+        optimizer: of the rows; its state counts.
+        num_samples: rows of the training split, which the specs' counts refer to; None takes one lookup per feature.
+
+    Raises:
+        ConfigError: it does not fit, or the plan that was given is wrong.
+        BudgetError: a budget below its method's floor.
+    """
+    loads = table_loads(specs, optimizer=optimizer, num_samples=num_samples)
+    if request.given is not None:
+        plan = request.given
+        if plan.world_size != request.world_size:
+            raise ConfigError(
+                f"the plan is for {plan.world_size} ranks, there are {request.world_size}; make one with "
+                f"`embank plan --ranks {request.world_size}`"
+            )
+    elif request.planner == "torchrec":
+        plan = torchrec_plan(loads, request)
+    else:
+        plan = make_plan(
+            loads,
+            world_size=request.world_size,
+            memory_per_rank=request.memory_per_rank,
+            optimizer=optimizer.name,
+        )
+    check_plan(plan, loads, optimizer=optimizer.name)
+    return plan, loads
+
+
+def table_loads(specs: Sequence[TableSpec], *, optimizer: RowOptimizer, num_samples: int | None) -> list[Load]:
+    """Bytes and expected lookups of each physical table."""
+    loads: dict[str, Load] = {}
+    for spec in specs:
+        method = build_method(spec)
+        for place, table in enumerate(method.physical):
+            weights_R = _expected_lookups(method, place, table, num_samples)
+            lookups = _lookups_per_sample(method, place, num_samples) if weights_R is None else float(weights_R.sum())
+            before = loads.get(table.name)
+            if before is not None:  # another logical table shares its rows
+                lookups += before.lookups
+                both = weights_R is not None and before.lookups_R is not None
+                weights_R = weights_R + before.lookups_R if both else None  # type: ignore[operator]
+            loads[table.name] = Load(
+                table=table,
+                nbytes_per_row=row_nbytes(table.embedding_dim, optimizer),
+                lookups=lookups,
+                lookups_R=weights_R,
+                whole_rows=method.whole_rows or (before is not None and before.whole_rows),
+            )
+    return list(loads.values())
+
+
+def row_nbytes(dim: int, optimizer: RowOptimizer) -> int:
+    """Bytes of a row and its optimizer state, padded as FBGEMM holds it."""
+    width = 4 * padded_dim(dim)
+    return {"sgd": width, "rowwise_adagrad": width + 4, "adagrad": 2 * width, "adam": 3 * width}[optimizer.name]
+
+
+def _lookups_per_sample(method: Method, place: int, num_samples: int | None) -> float:
+    spec, uses = method.spec, method.lookups.count(place)
+    if spec.counts is None or not num_samples:
+        return float(uses * len(spec.feature_names))
+    return uses * float(spec.counts.sum()) / num_samples
+
+
+def _expected_lookups(method: Method, place: int, table: PhysicalTable, num_samples: int | None) -> Tensor | None:
+    """Expected lookups per sample of each row, from the counts of the ids that address it."""
+    counts = method.spec.counts
+    if counts is None or not num_samples:
+        return None
+    weights_R = torch.zeros(table.num_embeddings, dtype=torch.float64)
+    for start in range(0, counts.numel(), IDS_PER_PIECE):
+        ids = torch.arange(start, min(counts.numel(), start + IDS_PER_PIECE))
+        addressed = method.address(ids)
+        for used, rows in zip(method.lookups, addressed, strict=True):
+            if used == place:
+                weights_R.index_add_(0, rows, counts[ids].double())
+    return weights_R / num_samples
+
+
+def torchrec_plan(loads: Sequence[Load], request: PlanRequest) -> Plan:
+    """TorchRec's own planner, asked for whole tables and columns (it offers no row-wise pooled tables on a CPU).
+
+    Raises:
+        ConfigError: it finds no plan.
+    """
+    from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+    from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+    from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+
+    collection = EmbeddingBagCollection(
+        device=torch.device("meta"),
+        tables=[
+            EmbeddingBagConfig(
+                name=load.table.name,
+                num_embeddings=load.table.num_embeddings,
+                embedding_dim=padded_dim(load.table.embedding_dim),
+                feature_names=[load.table.name],
+            )
+            for load in loads
+        ],
+    )
+    constraints = {
+        load.table.name: ParameterConstraints(sharding_types=["table_wise"], pooling_factors=[max(load.lookups, 1e-3)])
+        for load in loads
+    }
+    memory = {} if request.memory_per_rank is None else {"ddr_cap": request.memory_per_rank}
+    topology = Topology(world_size=request.world_size, compute_device="cpu", **memory)
+    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
+    try:
+        found = planner.plan(module=collection, sharders=[EmbeddingBagCollectionSharder()])
+    except PlannerError as error:
+        raise ConfigError(
+            f"TorchRec's planner finds no plan for {request.world_size} ranks: {' '.join(str(error).split())[:300]}. "
+            "Use more ranks or memory, or embank's planner, which cuts tables by rows"
+        ) from error
+    (module_plan,) = found.plan.values()
+    return Plan(
+        world_size=request.world_size,
+        tables={name: Placement(kind=_kind(p.sharding_type), ranks=tuple(p.ranks)) for name, p in module_plan.items()},
+    )
+
+
+def _kind(name: str) -> Kind:
+    kinds: dict[str, Kind] = {
+        "table_wise": "table_wise",
+        "column_wise": "column_wise",
+        "data_parallel": "data_parallel",
+    }
+    return kinds[name]
