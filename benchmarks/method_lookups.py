@@ -1,7 +1,7 @@
 """Packed lookups by method against FBGEMM's int8 inference table: the part of benchmarks/methods.py that serves.
 
-The rival holds the same logical rows in 8 bits per number with a scale and an offset per row, as TorchRec's quantized collections
-do; its rows and its call are FBGEMM's own.
+The rival holds the same logical rows in 8 bits per number with a scale and an offset per row, as TorchRec's quantized
+collections do; its rows and its call are FBGEMM's own.
 """
 
 import argparse
@@ -64,8 +64,8 @@ class Drawn:
 
 @torch.inference_mode()
 def rival(drawn: Drawn) -> Int8Table:
-    """The int8 table of a plain table's rows, checked against them. They are scaled to a spread of 1: the scale of a row is held
-    in 16 bits, too coarse for untrained rows.
+    """The int8 table of a plain table's rows, checked against them. They are scaled to a spread of 1: the scale of a
+    row is held in 16 bits, too coarse for untrained rows.
 
     Raises:
         AssertionError: it does not hold them to half a step of its grid.

@@ -1,7 +1,8 @@
 """A training step of DLRM by method: the part of benchmarks/methods.py that trains.
 
-A method's stages are timed one after the other against the same `full`, which stays in memory; between two stages the method advances on
-its own. Steps are those of `embank train` (its `Stepper` and `SearchStepper`), on batches that lie addressed in memory.
+A method's stages are timed one after the other against the same `full`, which stays in memory; between two stages the
+method advances on its own. Steps are those of `embank train` (its `Stepper` and `SearchStepper`), on batches that lie
+addressed in memory.
 """
 
 import argparse
@@ -34,7 +35,8 @@ CONFIG = TrainConfig(lr=1e-3, table_lr=0.02)
 WINDOWS = 20  # work that comes every so many steps is measured over a schedule's 20th part
 LEAST_ROUNDS = 2
 OPTIONS = {"dedup": DedupConfig(similarity=1.0, num_candidates=1)}
-"""Untrained blocks are all alike; merging them as the budget forces, without comparing clusters, takes seconds instead of minutes."""
+"""Untrained blocks are all alike; merging them as the budget forces, without comparing clusters, takes seconds instead
+of minutes."""
 
 
 def zipf_counts(size: int, num_samples: int) -> Tensor:
@@ -94,7 +96,8 @@ class Inputs26:
 
 
 def specs_of(method: str, plain: Sequence[TableSpec], *, budget: float) -> tuple[list[TableSpec], float | None]:
-    """Tables of a method within a budget over all of them, and that budget: None where the method takes none or can't keep it."""
+    """Tables of a method within a budget over all of them, and that budget: None where the method takes none or can't
+    keep it."""
     asked = [replace(spec, method=method, options=OPTIONS.get(method)) for spec in plain]
     if method_class(method).takes_budget:
         try:
@@ -171,8 +174,8 @@ class Trained:
 
 
 def touched_bytes(tables: TableCollection, addressed: Addressed) -> int:
-    """Bytes of rows that a step can't avoid: each lookup's row and gradient once; each distinct row read and written once more for
-    its update, and its word of optimizer state."""
+    """Bytes of rows that a step can't avoid: each lookup's row and gradient once; each distinct row read and written
+    once more for its update, and its word of optimizer state."""
     total = 0
     stores = (tables.pooled_rows, tables.per_id_rows, tables.distinct_rows)
     for store, jagged in zip(stores, (addressed.pooled, addressed.per_id, addressed.distinct), strict=True):

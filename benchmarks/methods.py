@@ -3,15 +3,17 @@
     python benchmarks/methods.py
     python benchmarks/methods.py --part train --methods hash robe --rows 1000000 --rounds 3
 
-Training: DLRM, 13 numeric inputs and 26 tables of Criteo's shape, dim 16, bottom 512-256-64-16, top 512-256-1, batch 4,096, Zipf ids,
-row-wise Adagrad on FBGEMM. Methods share `--budget` over all tables as in `embank train` (tables of fewer than 100 ids stay
-plain); those whose floor is above it have their own size. Each stage of each method takes turns with `full`, whose model
-stays in memory, and ratios are taken within a round. Batches lie addressed in memory, since addresses are the loader's thread's work; what
-addressing takes there is measured on its own, on one thread. Work that comes every so many steps (pruning, restarts of centroids) is
-measured over a 20th of a schedule of `--schedule-steps` steps (one pass over Criteo's Kaggle log) and added to a step by its share.
-An alternating stage has another step on a validation batch, with a ratio of its own.
+Training: DLRM, 13 numeric inputs and 26 tables of Criteo's shape, dim 16, bottom 512-256-64-16, top 512-256-1, batch
+4,096, Zipf ids, row-wise Adagrad on FBGEMM. Methods share `--budget` over all tables as in `embank train` (tables of
+fewer than 100 ids stay plain); those whose floor is above it have their own size. Each stage of each method takes turns
+with `full`, whose model stays in memory, and ratios are taken within a round. Batches lie addressed in memory, since
+addresses are the loader's thread's work; what addressing takes there is measured on its own, on one thread. Work that
+comes every so many steps (pruning, restarts of centroids) is measured over a 20th of a schedule of `--schedule-steps`
+steps (one pass over Criteo's Kaggle log) and added to a step by its share. An alternating stage has another step on a
+validation batch, with a ratio of its own.
 
-Packed lookups: one table of 1 M ids, one thread, each method in turn with FBGEMM's int8 inference table of the plain table's rows.
+Packed lookups: one table of 1 M ids, one thread, each method in turn with FBGEMM's int8 inference table of the plain
+table's rows.
 
 Writes benchmarks/results/methods.{json,md}; ends with status 1 and the names if a method could not be measured.
 """
@@ -96,11 +98,15 @@ def training_table(report: dict) -> list[str]:
     lines = [
         "## Training",
         "",
-        f"{settings['rows']:,} rows in 26 tables, batch {settings['batch_size']:,}, {settings['threads']} threads, {settings['clock']} time; median "
-        f"(range) of up to {settings['rounds']} rounds. A step of `full` has {part['full']['gflop']:.1f} GFLOP of matrix products and touches "
-        f"{part['full']['touched_mb']:.1f} MB of rows; a large product runs at {part['matmul_flops_per_s'] / 1e9:.0f} GFLOP/s here.",
+        f"{settings['rows']:,} rows in 26 tables, batch {settings['batch_size']:,}, {settings['threads']} threads, "
+        f"{settings['clock']} time; median "
+        f"(range) of up to {settings['rounds']} rounds. A step of `full` has {part['full']['gflop']:.1f} GFLOP of "
+        "matrix products and touches "
+        f"{part['full']['touched_mb']:.1f} MB of rows; a large product runs at {part['matmul_flops_per_s'] / 1e9:.0f} "
+        "GFLOP/s here.",
         "",
-        "| method | stage | budget | step / full | aim | step, ms | scheduled work, ms per step | validation step / full | "
+        "| method | stage | budget | step / full | aim | step, ms | scheduled work, ms per step | validation step / "
+        "full | "
         "addresses, ms on one thread | those of full | GFLOP | share of matmul speed | rows touched, MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -129,7 +135,8 @@ def packed_table(report: dict) -> list[str]:
     lines = [
         "## Packed lookups",
         "",
-        f"One table of {settings['packed_rows']:,} ids x {method_steps.DIM}, one thread, wall time; medians (range over {settings['rounds']} rounds). The "
+        f"One table of {settings['packed_rows']:,} ids x {method_steps.DIM}, one thread, wall time; medians (range "
+        f"over {settings['rounds']} rounds). The "
         "int8 table is FBGEMM's, in the same rounds.",
         "",
         "| method | budget | bytes | one id, us | of int8's | rows/s, 4,096 at once | of int8's |",

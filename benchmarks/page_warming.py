@@ -1,9 +1,11 @@
-"""Ways to bring scattered pages of a mapped file into memory, and what each does to the disk: why the disk tier is built as it is.
+"""Ways to bring scattered pages of a mapped file into memory, and what each does to the disk: why the disk tier is
+built as it is.
 
 Run: python benchmarks/page_warming.py [--gib 4] [--pages 20000] [--folder runs/pages]
-Cold: the file has been dropped from memory. Mapped after: what touching the pages costs a lookup afterwards. Warm: the same call
-when all pages are in memory. Beside: with another Python thread at work. Then: bytes written back after one float in each of 2,000 pages has changed, by how the file was made.
-Writes benchmarks/results/page_warming.json and .md; the files are removed.
+Cold: the file has been dropped from memory. Mapped after: what touching the pages costs a lookup afterwards. Warm: the
+same call when all pages are in memory. Beside: with another Python thread at work. Then: bytes written back after one
+float in each of 2,000 pages has changed, by how the file was made. Writes benchmarks/results/page_warming.json and .md;
+the files are removed.
 """
 
 import argparse
@@ -139,7 +141,8 @@ def compare_ways(trial: Trial, repeats: int) -> dict[str, Any]:
 
 
 def read_ahead(trial: Trial) -> dict[str, float]:
-    """What a page fault costs with the system's read-ahead, and without it (MADV_RANDOM); milliseconds for 500 pages."""
+    """What a page fault costs with the system's read-ahead, and without it (MADV_RANDOM); milliseconds for 500
+    pages."""
     result = {}
     for name, advice in {"MADV_NORMAL": mmap.MADV_NORMAL, "MADV_RANDOM": mmap.MADV_RANDOM}.items():
         trial.file.evict()
@@ -158,7 +161,8 @@ def written_bytes() -> int:
 
 
 def amplification(folder: Path, nbytes: int) -> dict[str, Any]:
-    """Bytes written back for 2,000 changed pages of a file that was written through the page cache, and of one written past it."""
+    """Bytes written back for 2,000 changed pages of a file that was written through the page cache, and of one written
+    past it."""
     changed = np.unique(np.random.default_rng(1).integers(0, nbytes // PAGE_BYTES, NUM_CHANGED))
     result = {"changed_bytes": len(changed) * PAGE_BYTES}
     for name, flag in {"through_the_page_cache": 0, "past_it": os.O_DIRECT}.items():
@@ -198,9 +202,12 @@ def table(result: dict[str, Any]) -> str:
     ahead, written = result["read_ahead_500_pages_ms"], result["written_back"]
     lines += [
         "",
-        f"Page faults on 500 scattered pages: {ahead['MADV_NORMAL']:.0f} ms with read-ahead, {ahead['MADV_RANDOM']:.0f} ms without.",
-        f"{written['changed_bytes'] / 1e6:.1f} MB of pages changed: {written['through_the_page_cache_bytes'] / 1e6:.1f} MB written back where "
-        f"the file was written through the page cache, {written['past_it_bytes'] / 1e6:.1f} MB where it was written past it.",
+        f"Page faults on 500 scattered pages: {ahead['MADV_NORMAL']:.0f} ms with read-ahead, "
+        f"{ahead['MADV_RANDOM']:.0f} ms without.",
+        f"{written['changed_bytes'] / 1e6:.1f} MB of pages changed: "
+        f"{written['through_the_page_cache_bytes'] / 1e6:.1f} MB written back where "
+        f"the file was written through the page cache, {written['past_it_bytes'] / 1e6:.1f} MB where it was written "
+        "past it.",
         "",
     ]
     return "\n".join(lines)

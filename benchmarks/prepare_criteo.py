@@ -1,8 +1,8 @@
 """Preparing Criteo-shaped logs: rows/s and peak memory of `embank prepare`, in a process of its own.
 
 Run: python benchmarks/prepare_criteo.py [--rows 10000000] [--work runs/prepare]
-Generates the log once (about 243 bytes a row), prepares it, and writes benchmarks/results/prepare_criteo.json. Peak memory is
-the largest resident set of the process, as the operating system counts it.
+Generates the log once (about 243 bytes a row), prepares it, and writes benchmarks/results/prepare_criteo.json. Peak
+memory is the largest resident set of the process, as the operating system counts it.
 """
 
 import argparse

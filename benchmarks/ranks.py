@@ -3,13 +3,13 @@
     python benchmarks/ranks.py
     python benchmarks/ranks.py --rows 20000 --steps 5 --repeats 2
 
-DLRM (13 + 26 inputs, dim 16, bottom 512-256-64-16, top 512-256-1) on generated Zipf ids, row-wise Adagrad, one thread per
-process. Contestants take turns within a round: one process with the whole batch, and ranks that share it, under our plan, with every
-table whole on a rank, and with every table cut into rows. Ratios are taken within a round.
+DLRM (13 + 26 inputs, dim 16, bottom 512-256-64-16, top 512-256-1) on generated Zipf ids, row-wise Adagrad, one thread
+per process. Contestants take turns within a round: one process with the whole batch, and ranks that share it, under our
+plan, with every table whole on a rank, and with every table cut into rows. Ratios are taken within a round.
 
-Bytes are those of the loopback device while the steps run, so they hold everything: ids, rows, their gradients, the network's
-gradients, headers. The floor counts each id (8 bytes), row and gradient of a row (4 * dim bytes each) once for every lookup whose row lies
-on another rank, and the network's gradient once per rank and direction.
+Bytes are those of the loopback device while the steps run, so they hold everything: ids, rows, their gradients, the
+network's gradients, headers. The floor counts each id (8 bytes), row and gradient of a row (4 * dim bytes each) once
+for every lookup whose row lies on another rank, and the network's gradient once per rank and direction.
 Writes benchmarks/results/ranks.{json,md}.
 """
 
@@ -99,7 +99,8 @@ class Worker:
         return dense, kjt, labels
 
     def run(self, steps: int) -> dict[str, float]:
-        """Trains some steps, the next batch's ids on their way as in `embank train`; wall time and bytes on the loopback device."""
+        """Trains some steps, the next batch's ids on their way as in `embank train`; wall time and bytes on the
+        loopback device."""
         from embank.pipelines.train.step import average_gradients
 
         ready = [self.tables.address(self.batches[step % 4][1]) for step in range(steps)]
@@ -226,7 +227,8 @@ def main() -> None:
     lines = [
         "# Ranks against one process",
         "",
-        f"`{report['command']}`; DLRM, {args.rows:,} rows in 26 tables, batch {args.batch_size:,} over all ranks, one thread a process; "
+        f"`{report['command']}`; DLRM, {args.rows:,} rows in 26 tables, batch {args.batch_size:,} over all ranks, one "
+        "thread a process; "
         f"median (range) of {args.repeats} rounds.",
         "",
         "| contestant | samples/s | of one process | MB moved per step | floor | moved / floor |",
@@ -237,7 +239,8 @@ def main() -> None:
         moved, floor = row["bytes_per_step"] / 1e6, row["floor_bytes_per_step"] / 1e6
         share = f"{moved / floor:.2f}" if floor else "-"
         lines.append(
-            f"| {row['contestant']} | {row['samples_per_s']:,.0f} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) | {moved:.2f} | {floor:.2f} | {share} |"
+            f"| {row['contestant']} | {row['samples_per_s']:,.0f} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) | "
+            f"{moved:.2f} | {floor:.2f} | {share} |"
         )
     (args.out / "ranks.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

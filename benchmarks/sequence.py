@@ -1,23 +1,24 @@
-"""Memory tables of a language model (the shape of Engram, arXiv 2601.07372): lookups and updates of `SequenceCollection`, in tokens/s.
+"""Memory tables of a language model (the shape of Engram, arXiv 2601.07372): lookups and updates of
+`SequenceCollection`, in tokens/s.
 
     python benchmarks/sequence.py
     python benchmarks/sequence.py --rows 20000 --small-rows 5000 --repeats 3
 
-16 heads of dim 80, 2 M rows each, row-wise Adagrad, on the disk tier (about 10.4 GB of files in a temporary folder under --work,
-removed at the end), and at --small-rows, which fits into memory several times: the disk and the memory tier, de-duplication, the
-torch backend with lazy Adam, and two plain loops over nn.Embedding(sparse=True), one table per head: torch.optim.SparseAdam, and
-row-wise Adagrad written by hand.
+16 heads of dim 80, 2 M rows each, row-wise Adagrad, on the disk tier (about 10.4 GB of files in a temporary folder
+under --work, removed at the end), and at --small-rows, which fits into memory several times: the disk and the memory
+tier, de-duplication, the torch backend with lazy Adam, and two plain loops over nn.Embedding(sparse=True), one table
+per head: torch.optim.SparseAdam, and row-wise Adagrad written by hand.
 
-Ids are those of Zipf-distributed n-grams, the first half of the heads of a frequent kind (as bigrams), the second of a rarer one
-(as trigrams), each n-gram hashed once per head; contestants of one size get the same ids. Every contestant lives in a process of its own for
-the whole run and they are measured in turn, in an order that turns with the round, on pages that earlier passes have touched. A
-lookup is `tables(ids)` without gradients, a step adds the backward pass from a given gradient and the update; both include
-addressing. Ratios are taken within a round.
+Ids are those of Zipf-distributed n-grams, the first half of the heads of a frequent kind (as bigrams), the second of a
+rarer one (as trigrams), each n-gram hashed once per head; contestants of one size get the same ids. Every contestant
+lives in a process of its own for the whole run and they are measured in turn, in an order that turns with the round, on
+pages that earlier passes have touched. A lookup is `tables(ids)` without gradients, a step adds the backward pass from
+a given gradient and the update; both include addressing. Ratios are taken within a round.
 
-The floor of a step is what must move: ids, rows, gradients of rows, and one word of optimizer state per distinct row, each once, at the speed of a
-memory copy measured in the same rounds. Times are on the wall clock and, for machines that others use as well, in CPU time. RssAnon
-is what a process holds besides mapped files; its peak is sampled by the parent.
-Writes benchmarks/results/sequence.{json,md}.
+The floor of a step is what must move: ids, rows, gradients of rows, and one word of optimizer state per distinct row,
+each once, at the speed of a memory copy measured in the same rounds. Times are on the wall clock and, for machines that
+others use as well, in CPU time. RssAnon is what a process holds besides mapped files; its peak is sampled by the
+parent. Writes benchmarks/results/sequence.{json,md}.
 """
 
 import argparse
@@ -254,7 +255,8 @@ def must_move(args: argparse.Namespace, tokens: int, rows: int) -> dict:
 
 
 def summarize(args: argparse.Namespace, rounds: list[dict]) -> list[dict]:
-    """Per batch size and contestant: tokens/s, time as a multiple of the memory tier's and of the floor, round by round."""
+    """Per batch size and contestant: tokens/s, time as a multiple of the memory tier's and of the floor, round by
+    round."""
     out = []
     for tokens in args.tokens:
         here = [r for r in rounds if r["tokens"] == tokens]
@@ -295,14 +297,17 @@ def markdown(report: dict) -> str:
     lines = [
         "# Sequence lookups: memory tables of a language model",
         "",
-        f"`{report['command']}`; {report['machine']['cpu']}, {report['threads']} thread(s), load {report['machine']['load_at_start']:.1f} "
+        f"`{report['command']}`; {report['machine']['cpu']}, {report['threads']} thread(s), load "
+        f"{report['machine']['load_at_start']:.1f} "
         f"at the start; {report['heads']} heads of dim {report['dim']}, T = {report['context']}; memory copy "
         f"{report['copy_bytes_per_s'] / 1e9:.1f} GB/s; median (range) of {report['repeats']} rounds.",
         "",
-        "Times as multiples, smaller is better: of the memory tier's in the same round, and of the floor (bytes that must move, at the "
+        "Times as multiples, smaller is better: of the memory tier's in the same round, and of the floor (bytes that "
+        "must move, at the "
         "speed of a memory copy). CPU time leaves out what other processes took of the machine.",
         "",
-        "| tokens | contestant | rows per head | lookup, tokens/s | step, tokens/s | step / memory | step / floor | lookup / memory, CPU | "
+        "| tokens | contestant | rows per head | lookup, tokens/s | step, tokens/s | step / memory | step / floor | "
+        "lookup / memory, CPU | "
         "step / memory, CPU | step / floor, CPU |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -1,12 +1,13 @@
 """The disk tier: a table that exceeds memory, prefetch against none, disk against memory.
 
 Run: python benchmarks/tiers.py [--rows 200000000] [--small-rows 20000000] [--folder runs/tiers]
-Three parts, all through `TableCollection` on FBGEMM with row-wise Adagrad and a small network, bags of 26 Zipf ids, batches made by
-a thread four ahead, as the trainer does it:
+Three parts, all through `TableCollection` on FBGEMM with row-wise Adagrad and a small network, bags of 26 Zipf ids,
+batches made by a thread four ahead, as the trainer does it:
 
-scale     a table of --rows rows on the disk: time to create, samples/s from a cold page cache on, peak anonymous memory (asserted)
-prefetch  on against off on the same table: cold (the files' pages are dropped before each repeat) and warm (the same batches
-          again), alternating; and a check that losses and rows are equal to the bit
+scale     a table of --rows rows on the disk: time to create, samples/s from a cold page cache on, peak anonymous memory
+          (asserted)
+prefetch  on against off on the same table: cold (the files' pages are dropped before each repeat) and warm (the same
+          batches again), alternating; and a check that losses and rows are equal to the bit
 memory    disk against memory with --small-rows rows, warm, alternating
 
 Writes benchmarks/results/tiers.json and .md. The files are removed at the end, however it ends.
@@ -129,7 +130,8 @@ def zipf_batches(rows: int, count: int, *, args: argparse.Namespace, seed: int) 
 
 
 def touched(batches: Sequence[KeyedJaggedTensor]) -> dict[str, float]:
-    """What a step must touch, on average: distinct rows, and pages (of rows and of state) that no step before has touched."""
+    """What a step must touch, on average: distinct rows, and pages (of rows and of state) that no step before has
+    touched."""
     rows, pages, seen_rows, seen_state = 0, 0, np.empty(0, np.int64), np.empty(0, np.int64)
     for batch in batches:
         ids = np.unique(batch.values().numpy())
@@ -369,7 +371,10 @@ def table(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
 
     def shown(entry: dict[str, float], unit: float = 1, digits: int = 2) -> str:
-        return f"{entry['median'] * unit:.{digits}f} ({entry['min'] * unit:.{digits}f} to {entry['max'] * unit:.{digits}f})"
+        return (
+            f"{entry['median'] * unit:.{digits}f} ({entry['min'] * unit:.{digits}f} to "
+            f"{entry['max'] * unit:.{digits}f})"
+        )
 
     scale, cold, warm, small = (result[key] for key in ("scale", "cold", "warm", "against_memory"))
     touched_here, disk = result["touched_by_a_step"], result["disk"]
@@ -380,25 +385,30 @@ def table(result: dict[str, Any]) -> str:
         "| what | figure: median (range) |",
         "|---|---|",
         f"| table on the disk | {scale['rows']:,} rows x {DIM}, {scale['held_bytes']:,} bytes with state |",
-        f"| created | {scale['create_s']:.0f} s, {scale['create_bytes_per_s'] / 1e6:,.0f} MB/s; writing it and drawing its values apart "
+        f"| created | {scale['create_s']:.0f} s, {scale['create_bytes_per_s'] / 1e6:,.0f} MB/s; writing it and "
+        "drawing its values apart "
         f"{scale['create_floor_s']:.0f} s |",
         f"| peak anonymous memory | {scale['peak_anonymous_bytes'] / 2**30:.2f} GiB |",
-        f"| training from a cold cache, prefetch | {scale['samples_per_s']:,.0f} samples/s over {scale['steps']} steps, "
+        f"| training from a cold cache, prefetch | {scale['samples_per_s']:,.0f} samples/s over {scale['steps']} "
+        "steps, "
         f"{scale['samples_per_s_second_half']:,.0f} in the second half |",
         f"| cold step with prefetch | {shown(cold['step_s_with_prefetch'], 1e3, 0)} ms |",
         f"| cold step without | {shown(cold['step_s_without'], 1e3, 0)} ms |",
         f"| **cold, prefetch over none** | **{shown(cold['speedup'])}** |",
-        f"| pages that a cold step must read | {touched_here['new_pages']:,.0f} ({touched_here['new_page_bytes'] / 1e6:.0f} MB) |",
+        f"| pages that a cold step must read | {touched_here['new_pages']:,.0f} "
+        f"({touched_here['new_page_bytes'] / 1e6:.0f} MB) |",
         f"| random reads of a page by the disk | {disk['reads_at_once_per_s']:,.0f}/s all at once, "
         f"{disk['reads_in_turn_per_s']:,.0f}/s in turn |",
-        f"| floor of a cold step; with prefetch it takes | {1e3 * cold['floor_s']:.0f} ms; {cold['times_the_floor']:.2f} times that |",
+        f"| floor of a cold step; with prefetch it takes | {1e3 * cold['floor_s']:.0f} ms; "
+        f"{cold['times_the_floor']:.2f} times that |",
         f"| warm step of that table, with prefetch; without | {shown(warm['step_s_with_prefetch'], 1e3, 1)} ms; "
         f"{shown(warm['step_s_without'], 1e3, 1)} ms |",
         f"| **warm, disk over memory, {small['rows']:,} rows** | **{shown(small['disk_of_memory'])}** |",
         f"| the same without prefetch | {shown(small['disk_without_prefetch_of_memory'])} |",
         f"| warm step: memory; disk | {shown(small['median_step_s']['memory'], 1e3, 1)} ms; "
         f"{shown(small['median_step_s']['disk'], 1e3, 1)} ms |",
-        f"| rows and state that a warm step touches | {small['touched_by_a_step']['row_and_state_bytes'] / 1e6:.1f} MB; read and "
+        f"| rows and state that a warm step touches | {small['touched_by_a_step']['row_and_state_bytes'] / 1e6:.1f} "
+        "MB; read and "
         f"written at the speed of a copy {1e3 * small['floor_s']:.1f} ms |",
         "",
     ]

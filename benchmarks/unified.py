@@ -1,15 +1,18 @@
 """What one table for all features costs: a training step of `unified` against plain tables.
 
 Run: python benchmarks/unified.py [--rows 10000000] [--lookups 1 2 4] [--rounds 9] [--threads 2]
-26 Criteo-shaped features of dim 16 in all, batch 4,096, Zipf ids, row-wise Adagrad on FBGEMM; a step is the lookup and the update of
-the rows from a gradient of ones, nothing else, so that no network hides the difference. For each number of lookups c there are three rivals:
+26 Criteo-shaped features of dim 16 in all, batch 4,096, Zipf ids, row-wise Adagrad on FBGEMM; a step is the lookup and
+the update of the rows from a gradient of ones, nothing else, so that no network hides the difference. For each number
+of lookups c there are three rivals:
 
 plain     one table of dim 16 for each feature: the same total dim
 split     c tables of dim 16 / c for each feature: the same number of lookups besides
-hashed    the same with hashed ids, whose frequent rows lie far apart as those of unified do, not side by side as frequency-ranked ids
+hashed    the same with hashed ids, whose frequent rows lie far apart as those of unified do, not side by side as
+          frequency-ranked ids
 
-All have the same bytes of rows. They take turns within a round; ratios are taken within a round, of rows per second (above 1: unified is
-faster). Addressing runs on the loader's thread in training and is timed by itself. Writes benchmarks/results/unified.{json,md}.
+All have the same bytes of rows. They take turns within a round; ratios are taken within a round, of rows per second
+(above 1: unified is faster). Addressing runs on the loader's thread in training and is timed by itself. Writes
+benchmarks/results/unified.{json,md}.
 """
 
 import argparse
@@ -114,19 +117,23 @@ def markdown(report: dict) -> str:
     lines = [
         "# Steps with one table for all features",
         "",
-        f"`{report['command']}`; ratios of rows per second, median (range) of {report['rounds']} rounds; above 1: unified is faster.",
+        f"`{report['command']}`; ratios of rows per second, median (range) of {report['rounds']} rounds; above 1: "
+        "unified is faster.",
         "",
-        "| lookups x width | of plain tables, same total dim | of as many lookups in plain tables | in hashed tables | step, ms | address, ms (plain) |",
+        "| lookups x width | of plain tables, same total dim | of as many lookups in plain tables | in hashed tables "
+        "| step, ms | address, ms (plain) |",
         "|---|---|---|---|---|---|",
     ]
     for entry in report["entries"]:
         ratios = [
-            f"{statistics.median(entry['ratios'][rival]):.2f} ({min(entry['ratios'][rival]):.2f}-{max(entry['ratios'][rival]):.2f})"
+            f"{statistics.median(entry['ratios'][rival]):.2f} "
+            f"({min(entry['ratios'][rival]):.2f}-{max(entry['ratios'][rival]):.2f})"
             for rival in RIVALS
         ]
         address = entry["address_milliseconds"]
         lines.append(
-            f"| {entry['lookups']} x {entry['width']} | {' | '.join(ratios)} | {entry['milliseconds']['unified']:.1f} | "
+            f"| {entry['lookups']} x {entry['width']} | {' | '.join(ratios)} | {entry['milliseconds']['unified']:.1f} "
+            "| "
             f"{address['unified']:.1f} ({address['plain']:.1f}) |"
         )
     return "\n".join(lines) + "\n"

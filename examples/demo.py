@@ -1,7 +1,7 @@
 """The main job on real data: fetch MovieLens-100K, prepare it, train plain and compressed tables, compare them.
 
-Run: make demo (or python examples/demo.py [FOLDER]). Leaves everything under demo/: the data, and a sweep with one run directory per
-configuration, leaderboard.csv, leaderboard.md and pareto.png. Running it again reuses what is complete.
+Run: make demo (or python examples/demo.py [FOLDER]). Leaves everything under demo/: the data, and a sweep with one run
+directory per configuration, leaderboard.csv, leaderboard.md and pareto.png. Running it again reuses what is complete.
 """
 
 import sys

@@ -61,7 +61,8 @@ SETUP: dict[str, Callable[[Path], Names]] = {
 
 @pytest.fixture(name="alone")
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An empty folder, the environment of a torchrun with one rank, and a registry that forgets what a page adds to it."""
+    """An empty folder, the environment of a torchrun with one rank, and a registry that forgets what a page adds to
+    it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(method, "_LOCAL", dict(method._LOCAL))
     for key, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():

@@ -1,20 +1,26 @@
-"""Rows on a GPU with plain PyTorch: device memory, and host memory with and without prefetch, beside a model's computation.
+"""Rows on a GPU with plain PyTorch: device memory, and host memory with and without prefetch, beside a model's
+computation.
 
-    python benchmarks/gpu/tiers.py                    # a CUDA machine; less than 8 minutes, about 12 GiB on the GPU, 20 GiB on the host
-    python benchmarks/gpu/tiers.py --device cpu --small   # any machine: that the script runs, and the checks; its times mean nothing
+    # A CUDA machine; less than 8 minutes, about 12 GiB on the GPU, 20 GiB on the host
+    python benchmarks/gpu/tiers.py
+    # Any machine: that the script runs, and the checks; its times mean nothing
+    python benchmarks/gpu/tiers.py --device cpu --small
 
 Needs torch and this repository (PYTHONPATH=tables does), neither FBGEMM nor TorchRec nor a network. Three parts:
 
-checks    staged rows (`embank.tables.rows.staged`) against plain rows on the CPU: values, gradients, and ten steps of every row
-          optimizer, for pooled bags and for bags of one id; prefetch on and off equal to the bit. A failed check ends the run.
+checks    staged rows (`embank.tables.rows.staged`) against plain rows on the CPU: values, gradients, and ten steps of
+          every row optimizer, for pooled bags and for bags of one id; prefetch on and off equal to the bit. A failed
+          check ends the run.
 link      bytes/s of pinned copies to and from the device, and of copies within it
-times     T = 256 x batch tokens, 16 heads of dim 80, ids of Zipf n-grams, row-wise Adagrad: lookup, backward and update of each tier,
-          alone and beside a stack of matrix products that stands for a model; medians over rounds in which all take turns
+times     T = 256 x batch tokens, 16 heads of dim 80, ids of Zipf n-grams, row-wise Adagrad: lookup, backward and update
+          of each tier, alone and beside a stack of matrix products that stands for a model; medians over rounds in
+          which all take turns
 
-In a round a contestant makes --steps steps. The model's rows come from the lookup and its gradients go back to it, so a lookup that
-is late holds everything up. `hidden` is the share of a tier's time alone that disappears beside the model. The floor of the host tier
-is what must cross the link: the distinct rows of a step with their state, once each way, at the measured speed of the slower
-way (the two run side by side), plus ids in.
+In a round a contestant makes --steps steps. The model's rows come from the lookup and its gradients go back to it, so a
+lookup that is late holds everything up. `hidden` is the share of a tier's time alone that disappears beside the model.
+The floor of the host tier
+is what must cross the link: the distinct rows of a step with their state, once each way, at the measured speed of the
+slower way (the two run side by side), plus ids in.
 
 Writes benchmarks/gpu/results/DEVICE.json.
 """
@@ -185,7 +191,8 @@ def zipf(num: int, exponent: float, generator: torch.Generator) -> Tensor:
 
 
 def gram_batches(tokens: int, rows: int) -> list[Batch]:
-    """Each head hashes every token's n-gram: the first half of the heads of a frequent kind, the second of a rarer one."""
+    """Each head hashes every token's n-gram: the first half of the heads of a frequent kind, the second of a rarer
+    one."""
     generator = torch.Generator().manual_seed(tokens)
     made = []
     for _ in range(NUM_BATCHES):

@@ -2,14 +2,15 @@
 
     python benchmarks/peers/dlrm_speed.py --rows 1000000 10000000 --repeats 5 --threads 2
     python benchmarks/peers/dlrm_speed.py --rows 1000000 --contestants embank torchrec --embank-set train.compile=true
-    python benchmarks/peers/dlrm_speed.py --rows 1000000 --contestants embank previous --previous ../old/.venv/bin/python
+    python benchmarks/peers/dlrm_speed.py --rows 1000000 --contestants embank previous \\
+        --previous ../old/.venv/bin/python
 
-13 numeric and 26 categorical inputs, dim 16, bottom 512-256-64-16, top 512-256-1, batch 4,096, fp32. One round runs every
-contestant once, each in a process of its own, so that a noisy minute hits all of them; the ratio is taken within a round.
-The peers train on batches that lie ready in memory; embank's figure includes its loader. `previous` is `embank train` of another
-installation, such as a checkout of an earlier commit, on the same data as that one prepares it. Data comes from
-`embank.pipelines.data.synth` once per table size. A finished run is a line in `--work`/runs.jsonl and is not repeated.
-Writes benchmarks/results/dlrm_speed.{json,md}; run it on a quiet machine.
+13 numeric and 26 categorical inputs, dim 16, bottom 512-256-64-16, top 512-256-1, batch 4,096, fp32. One round runs
+every contestant once, each in a process of its own, so that a noisy minute hits all of them; the ratio is taken within
+a round. The peers train on batches that lie ready in memory; embank's figure includes its loader. `previous` is `embank
+train` of another installation, such as a checkout of an earlier commit, on the same data as that one prepares it. Data
+comes from `embank.pipelines.data.synth` once per table size. A finished run is a line in `--work`/runs.jsonl and is not
+repeated. Writes benchmarks/results/dlrm_speed.{json,md}; run it on a quiet machine.
 """
 
 import argparse
@@ -35,7 +36,10 @@ VARIANTS = {  # what `embank train` runs with beside eager fp32
 }
 PREVIOUS = "previous"
 PEERS = ("torchrec", "fuxictr", PREVIOUS)
-MAKE_DATA = "import json, sys; from embank.pipelines.data.synth import synth_prepared as make; make(sys.argv[1], **json.loads(sys.argv[2]))"
+MAKE_DATA = (
+    "import json, sys; from embank.pipelines.data.synth import synth_prepared as make; make(sys.argv[1], "
+    "**json.loads(sys.argv[2]))"
+)
 
 
 def ensure_data(args: argparse.Namespace, rows: int, *, python: str = sys.executable) -> Path:
@@ -149,7 +153,8 @@ def markdown(report: dict) -> str:
     lines = [
         "# DLRM training speed",
         "",
-        f"`{report['command']}`; {report['machine']['cpu']}, {report['threads']} threads, batch {BATCH_SIZE:,}; median (range) "
+        f"`{report['command']}`; {report['machine']['cpu']}, {report['threads']} threads, batch {BATCH_SIZE:,}; "
+        "median (range) "
         f"of {report['repeats']} rounds.",
         "",
         "| table rows | contestant | samples/s | " + " | ".join(heads) + " |",

@@ -139,7 +139,8 @@ class DLRM(Peer):
         fields_BFD = self.embedding_layer(features)
         if not self.dense_feats:
             return {"y_pred": self.top_mlp(self.interact(fields_BFD))}
-        # The zoo concatenates the columns as they come, [B] each, which its own loader makes one long vector: [B, I] here.
+        # The zoo concatenates the columns as they come, [B] each, which its own loader makes one long vector: [B, I]
+        # here.
         dense_BI = torch.stack([features[name].view(-1) for name in self.dense_feats], dim=-1).float()
         dense_BD = self.bottom_mlp(dense_BI)
         crossed = self.interact(torch.cat([fields_BFD, dense_BD.unsqueeze(1)], dim=1))

@@ -4,7 +4,8 @@
     python benchmarks/peers/parity.py --task anime --data runs/data/anime --threads 2
 
 For each model and side: one seed over the grid, the point with the best validation AUC, then the other seeds at that
-point. With `--peers-from REPORT.json` FuxiCTR's studies are those of an earlier report on the same data. Test AUC is reported for the chosen point alone. Every finished run is a line in `--work`/runs.jsonl, and a run
+point. With `--peers-from REPORT.json` FuxiCTR's studies are those of an earlier report on the same data. Test AUC is
+reported for the chosen point alone. Every finished run is a line in `--work`/runs.jsonl, and a run
 whose line is there is not repeated: stop and start at will. Writes benchmarks/results/parity_<task>.{json,md}.
 """
 
@@ -50,9 +51,10 @@ class Task:
     fuxictr: tuple[str, ...] = ("plateau",)  # of FUXICTR_SCHEDULES
 
 
-# On a small set validation wavers from epoch to epoch, and stopping at the first plateau ends some runs far too early. There
-# embank takes the best of 20 epochs under a cosine, by validation as well, and FuxiCTR, which has no cosine, the better of its
-# plateau rule and the best of 20 epochs at a constant rate: each is tuned and run with all seeds, the mean validation AUC decides.
+# On a small set validation wavers from epoch to epoch, and stopping at the first plateau ends some runs far too early.
+# There embank takes the best of 20 epochs under a cosine, by validation as well, and FuxiCTR, which has no cosine, the
+# better of its plateau rule and the best of 20 epochs at a constant rate: each is tuned and run with all seeds, the
+# mean validation AUC decides.
 PLATEAU = {"epochs": EPOCHS, "patience": PATIENCE, "decay": "plateau"}
 COSINE = {"epochs": 20, "patience": None, "decay": "cosine"}
 FUXICTR_SCHEDULES = {
@@ -74,8 +76,9 @@ TASKS = {
     "flights": Task(lr=(1e-3,), l2=(1e-3, 1e-2, 1e-1), dropout=(0.0, 0.2), batch_size=2048),
 }
 
-# FuxiCTR trains everything with Adam and divides its rate by 10 on plateaus. embank trains rows with its default, row-wise
-# Adagrad in FBGEMM, whose rate is on another scale; it is the same for all models, data sets and points of the grid.
+# FuxiCTR trains everything with Adam and divides its rate by 10 on plateaus. embank trains rows with its default,
+# row-wise Adagrad in FBGEMM, whose rate is on another scale; it is the same for all models, data sets and points of the
+# grid.
 EMBANK_TRAIN = {"table_optimizer": "rowwise_adagrad", "table_lr": 0.05}
 EMBANK_ROWS = {"backend": "fbgemm"}
 
@@ -136,7 +139,10 @@ class Runner:
 
 
 def brief(line: dict) -> str:
-    return f"valid {line['valid_auc']:.4f}, test {line['test_auc']:.4f}, best epoch {line['best_epoch']}, {line['wall_s']:.0f} s"
+    return (
+        f"valid {line['valid_auc']:.4f}, test {line['test_auc']:.4f}, best epoch {line['best_epoch']}, "
+        f"{line['wall_s']:.0f} s"
+    )
 
 
 def fuxictr_arguments(run: Run, runner: Runner) -> list[str]:
@@ -295,16 +301,19 @@ def markdown(report: dict) -> str:
     lines = [
         f"# embank and FuxiCTR on {report['task']}",
         "",
-        f"`{report['command']}`; {len(report['seeds'])} seeds; grid of {report['grid_points']} points, selected on validation.",
+        f"`{report['command']}`; {len(report['seeds'])} seeds; grid of {report['grid_points']} points, selected on "
+        "validation.",
         "",
-        "| model | side | schedule | lr | L2 | dropout | valid AUC | test AUC (mean ± sd) | test log loss | samples/s | s a run |",
+        "| model | side | schedule | lr | L2 | dropout | valid AUC | test AUC (mean ± sd) | test log loss | samples/s "
+        "| s a run |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in report["studies"]:
         chosen = entry["selected"]
         sd = f" ± {entry['test_auc_sd']:.4f}" if entry["test_auc_sd"] is not None else ""
         lines.append(
-            f"| {entry['model']} | {entry['side']} | {entry['schedule']} | {chosen['lr']:g} | {chosen['l2']:g} | {chosen['dropout']:g} "
+            f"| {entry['model']} | {entry['side']} | {entry['schedule']} | {chosen['lr']:g} | {chosen['l2']:g} | "
+            f"{chosen['dropout']:g} "
             f"| {entry['valid_auc']:.4f} | {entry['test_auc_mean']:.4f}{sd} | {entry['test_logloss_mean']:.4f} "
             f"| {entry['samples_per_s']:,.0f} | {entry['wall_s']:.0f} |"
         )

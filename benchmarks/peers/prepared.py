@@ -1,4 +1,5 @@
-"""Reads a folder of `embank prepare` with pyarrow and numpy alone, so that peers can do it in their own environments."""
+"""Reads a folder of `embank prepare` with pyarrow and numpy alone, so that peers can do it in their own
+environments."""
 
 import json
 from dataclasses import dataclass

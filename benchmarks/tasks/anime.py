@@ -29,7 +29,8 @@ EPISODE_BUCKETS = (1, 2, 6, 11, 13, 26, 52)  # upper ends, inclusive: single, do
 
 
 def read_table(archive: zipfile.ZipFile, name: str) -> pl.DataFrame:
-    """One tab-separated file with a header, wherever it lies in the archive; titles may hold quotes, so none are parsed."""
+    """One tab-separated file with a header, wherever it lies in the archive; titles may hold quotes, so none are
+    parsed."""
     members = [m for m in archive.namelist() if m.rsplit("/", 1)[-1] == name]
     if len(members) != 1:
         raise SystemExit(

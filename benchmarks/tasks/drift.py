@@ -1,22 +1,25 @@
 """Ids that come and go: three ways to give them rows, trained week by week on a year of flights.
 
 Run: python benchmarks/tasks/drift.py FLIGHTS.csv [--seeds 0 1 2 3 4] [--weeks 52] [--fit-weeks 8] [--batch-size 256]
-FLIGHTS.csv is what `embank data get flights` writes: every flight from New York in 2013 in time order. The label says whether it arrived
-more than 15 minutes late; the departure delay, which would leak it, is not in the file. Every week is first predicted and then trained
-on, once, in an order that the seed decides. New flight numbers and tail numbers arrive all year.
+FLIGHTS.csv is what `embank data get flights` writes: every flight from New York in 2013 in time order. The label says
+whether it arrived more than 15 minutes late; the departure delay, which would leak it, is not in the file. Every week
+is first predicted and then trained on, once, in an order that the seed decides. New flight numbers and tail numbers
+arrive all year.
 
-The arms have the same network (DCN-V2), row optimizer (row-wise Adagrad), initial distribution, features and bytes of tables:
+The arms have the same network (DCN-V2), row optimizer (row-wise Adagrad), initial distribution, features and bytes of
+tables:
   unified     one shared table, rows chosen by hashes of token ids; no vocabulary
   vocabulary  a table per feature with a row for each value of the first weeks; later values share row 0
   streaming   tables of the same sizes whose vocabularies go on learning (embank.tables.streaming)
 and beside them, with more bytes, `all ids`: a row for every value of the whole year, known in advance.
 
-Rates, the number of lookups and the eviction policy are chosen for each arm on the first weeks alone: the first half of them stands in for
-the first weeks, and the mean AUC of the second half decides. The weeks that are reported come after. Writes
-benchmarks/results/drift_flights.json and .md and docs/results/drift_flights.png.
+Rates, the number of lookups and the eviction policy are chosen for each arm on the first weeks alone: the first half of
+them stands in for the first weeks, and the mean AUC of the second half decides. The weeks that are reported come after.
+Writes benchmarks/results/drift_flights.json and .md and docs/results/drift_flights.png.
 
-With --same-rate it reads that file and adds runs in which all arms have the same rate of rows: every one that some arm had chosen.
-This tells the arms' difference from that of their rates. It was added after the reported weeks had been seen, and chooses nothing.
+With --same-rate it reads that file and adds runs in which all arms have the same rate of rows: every one that some arm
+had chosen. This tells the arms' difference from that of their rates. It was added after the reported weeks had been
+seen, and chooses nothing.
 """
 
 import argparse

@@ -22,7 +22,8 @@ COLORS = {"unified": "#d95f02", "vocabulary": "#7570b3", "streaming": "#1b9e77",
 def same_rate_lines(same: dict) -> list[str]:
     """A line per rate and arm."""
     lines = [
-        f"All arms at one rate of rows, other options as chosen (`{same['command']}`; added after the weeks had been seen, to tell "
+        f"All arms at one rate of rows, other options as chosen (`{same['command']}`; added after the weeks had been "
+        "seen, to tell "
         "the arms' differences from those of their rates):",
         "",
         "| rate | tables | AUC | minus vocabulary, each seed |",
@@ -57,10 +58,12 @@ def markdown(report: dict) -> str:
         "",
         f"`{report['command']}`",
         "",
-        f"Every week is predicted, then trained on once. Means over weeks {first} to {last}; ± is the deviation over {len(seeds)} seeds. "
+        f"Every week is predicted, then trained on once. Means over weeks {first} to {last}; ± is the deviation over "
+        f"{len(seeds)} seeds. "
         f"Options were chosen on weeks 1 to {report['fit_weeks']}.",
         "",
-        "| tables | AUC | log loss | AUC of flights with an id unseen in the first weeks | bytes of tables | bytes to find rows |",
+        "| tables | AUC | log loss | AUC of flights with an id unseen in the first weeks | bytes of tables | bytes to "
+        "find rows |",
         "|---|---|---|---|---|---|",
     ]
     for arm in (*ARMS, REFERENCE):
@@ -89,7 +92,8 @@ def markdown(report: dict) -> str:
     weeks = report["unseen"]
     lines += [
         "",
-        f"Share of lookups of values unseen in weeks 1 to {report['fit_weeks']}, over all reported weeks and in the last one:",
+        f"Share of lookups of values unseen in weeks 1 to {report['fit_weeks']}, over all reported weeks and in the "
+        "last one:",
         "",
         "| feature | all | last week |",
         "|---|---|---|",

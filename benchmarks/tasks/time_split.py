@@ -1,8 +1,8 @@
 """Models on data that is split by time: test AUC over seeds, and paired differences from logistic regression.
 
 Run: python benchmarks/tasks/time_split.py NAME PREPARED [--epochs 2] [--models lr deepfm dcn_v2 dlrm] [--seeds 0 1 2]
-A seed decides initial values and the order of rows; all models see the same split, so differences are taken seed by seed. The
-best evaluation on validation is chosen (four an epoch), the test split is read once a run. Writes
+A seed decides initial values and the order of rows; all models see the same split, so differences are taken seed by
+seed. The best evaluation on validation is chosen (four an epoch), the test split is read once a run. Writes
 benchmarks/results/time_split_NAME.json and .md.
 """
 

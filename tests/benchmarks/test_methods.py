@@ -1,4 +1,5 @@
-"""The benchmark of methods at a size that takes seconds: it runs, measures every stage, and names what it could not measure."""
+"""The benchmark of methods at a size that takes seconds: it runs, measures every stage, and names what it could not
+measure."""
 
 import json
 import subprocess

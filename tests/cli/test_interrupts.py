@@ -35,7 +35,16 @@ AGAIN = "Nothing was left behind; start it again with the same command"
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "SIGTERM")])
-@pytest.mark.parametrize("arguments", [("prepare", "--out", "x"), ("evaluate", "x"), ("data", "get", "x"), ("export", "x"), ("train", "--out", "nowhere")])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("prepare", "--out", "x"),
+        ("evaluate", "x"),
+        ("data", "get", "x"),
+        ("export", "x"),
+        ("train", "--out", "nowhere"),
+    ],
+)
 def test_a_signal_is_one_message(
     capsys: pytest.CaptureFixture[str], number: int, name: str, arguments: Sequence[str]
 ) -> None:
@@ -147,10 +156,23 @@ def test_prepare_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
     config.write_text("{label: {column: y}, categorical: [a], split: {by: ratio}}")
     out = tmp_path / "deep" / "out"
     process = subprocess.Popen(
-        [sys.executable, "-m", "embank", "prepare", "--format", "csv", "--input", str(log), "--config", str(config), "--out", str(out)],
+        [
+            sys.executable,
+            "-m",
+            "embank",
+            "prepare",
+            "--format",
+            "csv",
+            "--input",
+            str(log),
+            "--config",
+            str(config),
+            "--out",
+            str(out),
+        ],
         stderr=subprocess.PIPE,
         text=True,
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("deep/out.tmp-*")) and time.monotonic() < deadline:
         time.sleep(0.002)

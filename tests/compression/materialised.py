@@ -11,7 +11,8 @@ from torchrec import KeyedJaggedTensor
 from embank.tables import RowOptimizer, TableCollection, TableSpec
 
 Materialise = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
-"""The whole logical table [N, D] from physical rows by table and dense parameters by name, written from the definition."""
+"""The whole logical table [N, D] from physical rows by table and dense parameters by name, written from the
+definition."""
 
 
 def lookup(tables: TableCollection, ids_N: Tensor) -> Tensor:
@@ -60,6 +61,7 @@ def check_against(spec: TableSpec, materialise: Materialise, *, num_ids: int = 2
 
 
 def zipf_counts(num: int, *, exponent: float = 1.05, total: float = 1e6) -> Tensor:
-    """Counts of ids that are ranked as `embank prepare` ranks them: 0 for the unknown value, then falling, with a tail of ones."""
+    """Counts of ids that are ranked as `embank prepare` ranks them: 0 for the unknown value, then falling, with a tail
+    of ones."""
     falling = (total / torch.arange(1, num + 1, dtype=torch.float64) ** exponent).long().clamp(min=1)
     return torch.cat([torch.zeros(1, dtype=torch.int64), falling[: num - 1]])

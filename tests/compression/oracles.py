@@ -1,4 +1,5 @@
-"""What tests of methods share: a table of one method, and the check of its values and gradients against a dense graph."""
+"""What tests of methods share: a table of one method, and the check of its values and gradients against a dense
+graph."""
 
 from collections.abc import Callable
 from typing import Any

@@ -99,7 +99,8 @@ def test_traffic_decides_not_the_number_of_ids() -> None:
     assert best_num_private(even, num_rows=40) == 0, "nobody deserves more than others"
     steep = (1e9 / 4.0 ** torch.arange(400)).long()
     assert best_num_private(steep, num_rows=40) > 12
-    # 24 ids with nearly all of the traffic, and ten thousand that hardly occur: 26 rows hold the 24 and the others' rest
+    # 24 ids with nearly all of the traffic, and ten thousand that hardly occur: 26 rows hold the 24 and the others'
+    # rest
     logged = torch.cat([torch.arange(1024, 1000, -1), torch.ones(500, dtype=torch.int64), torch.zeros(9500).long()])
     assert best_num_private(logged, num_rows=26) == 24
 

@@ -57,7 +57,8 @@ class TestLsqGradient:
         torch.testing.assert_close(found, leaf.grad, rtol=1e-6, atol=1e-6)
 
     def test_differs_from_finite_differences_by_what_straight_through_adds(self) -> None:
-        """Away from jumps d(s round(w / s))/ds is round(w / s); rounding as the identity subtracts w / s, inside the range."""
+        """Away from jumps d(s round(w / s))/ds is round(w / s); rounding as the identity subtracts w / s, inside the
+        range."""
         high, h = 127.0, 1e-9
         values, steps = random_values(4000, 1, high)
         highs = torch.full((4000, 1), high, dtype=torch.float64)
@@ -74,7 +75,8 @@ class TestLsqGradient:
 def two_pass_step(
     values_UD: Tensor, step_U1: Tensor, weight_D: Tensor, labels_U: Tensor, *, high: float, lr: float
 ) -> tuple[Tensor, Tensor]:
-    """The published step for one batch of distinct rows under a logistic loss, with both passes: w' and dL/ds (without g)."""
+    """The published step for one batch of distinct rows under a logistic loss, with both passes: w' and dL/ds (without
+    g)."""
     rows = values_UD.clone().requires_grad_()
     loss = F.binary_cross_entropy_with_logits(rows @ weight_D, labels_U, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, rows)

@@ -1,5 +1,5 @@
-"""What every registered method says to input that it can't use, and what it does at the edges of what it can: one id, 2**31 + 1 ids, dims
-1, 3 and 2048, packs of another version."""
+"""What every registered method says to input that it can't use, and what it does at the edges of what it can: one id,
+2**31 + 1 ids, dims 1, 3 and 2048, packs of another version."""
 
 import json
 import math
@@ -78,7 +78,8 @@ def test_budgets_that_are_no_share(method: str, budget: float) -> None:
 @pytest.mark.parametrize(("num", "dim"), [(300, 8), (7, 4), (5000, 5), (100_003, 16)])
 @pytest.mark.parametrize("method", TAKES_BUDGET)
 def test_below_the_floor(method: str, num: int, dim: int) -> None:
-    """The message has table, bytes, floor, value and cure; at the floor that it states the table builds and keeps it."""
+    """The message has table, bytes, floor, value and cure; at the floor that it states the table builds and keeps
+    it."""
     tiny = spec(method, num=num, dim=dim, budget=1e-9)
     with pytest.raises(
         BudgetError, match=r"^table 't': method '.*' needs .*[\d,]+ bytes.* the budget is 1e-09\. "
@@ -114,7 +115,10 @@ def test_a_stated_share_holds_the_bytes() -> None:
 
 
 def test_full_states_its_floor() -> None:
-    message = r"table 't': method 'full' keeps every row, its floor is budget 1\.0 \(9,600 bytes\); the budget is 0\.5\. Raise the budget, or use"
+    message = (
+        r"table 't': method 'full' keeps every row, its floor is budget 1\.0 \(9,600 bytes\); the budget is "
+        r"0\.5\. Raise the budget, or use"
+    )
     with pytest.raises(BudgetError, match=message):
         build_method(spec("full", budget=0.5))
     build_method(spec("full", budget=1.0))
@@ -228,7 +232,10 @@ class TestPacks:
         cls, facts, tensors = type(packed), packed.manifest(), packed.state_dict()
         ids = torch.arange(300)
         assert torch.equal(cls.restore(facts, tensors).lookup(ids), packed.lookup(ids))
-        message = rf"a saved {cls.__name__} has the facts .*; this embank expects .* written by another version: export it again"
+        message = (
+            rf"a saved {cls.__name__} has the facts .*; this embank expects .* written by another version: "
+            rf"export it again"
+        )
         with pytest.raises(CheckpointError, match=message):
             cls.restore({**facts, "another": 1}, tensors)
         for fact in facts:

@@ -33,8 +33,8 @@ def specs_of(sizes: tuple[int, ...], method: str, *, dim: int = 16, counts: bool
 
 
 def most_bytes(specs: list[TableSpec]) -> float:
-    """What tables may serve: the budgets of those that have one (which the contract suite measures), else what they declare to
-    hold, rows that several share once."""
+    """What tables may serve: the budgets of those that have one (which the contract suite measures), else what they
+    declare to hold, rows that several share once."""
     total, rows = 0.0, {}
     for spec in specs:
         if spec.budget is not None:

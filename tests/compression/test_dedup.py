@@ -27,7 +27,8 @@ def lookup(tables: TableCollection, ids: torch.Tensor) -> torch.Tensor:
 
 
 def trained(num: int = 203, **fields: object) -> TableCollection:
-    """Blocks of 10: some alike (copies with noise, of different strength), the others unlike; the last block has 3 rows."""
+    """Blocks of 10: some alike (copies with noise, of different strength), the others unlike; the last block has 3
+    rows."""
     options = fields.pop("options", DedupConfig(rows_per_block=10, max_difference=0.1, similarity=0.7))
     tables = TableCollection([spec(num, options=options, **fields)])
     generator = torch.Generator().manual_seed(5)

@@ -42,7 +42,8 @@ class TestRounding:
         covariance = errors.T @ errors / num
         off_diagonal = covariance - torch.diag(covariance.diagonal())
         assert off_diagonal.abs().max() < 5 * sigma**2 / math.sqrt(num)
-        # the row sum of independent errors: dim times one variance (one shared random number gives up to dim times that)
+        # the row sum of independent errors: dim times one variance (one shared random number gives up to dim times
+        # that)
         assert abs(float(errors.sum(1).var()) / (dim * sigma**2) - 1) < 0.03
 
     def test_each_value_is_right_on_average(self) -> None:

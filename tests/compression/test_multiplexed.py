@@ -183,7 +183,8 @@ def test_features_share_rows_whose_bytes_count_once(method: str) -> None:
 
 @every
 def test_features_have_independent_places(method: str) -> None:
-    """The same id of two features has the same row in a lookup at the rate of chance, and so have two ids of one feature."""
+    """The same id of two features has the same row in a lookup at the rate of chance, and so have two ids of one
+    feature."""
     num, rows = 40_000, 100
     sized: dict[str, Any] = {
         "compositional": replace(SHARED[method], num_rows=2 * rows) if method == "compositional" else None,
@@ -227,7 +228,8 @@ def test_backends_agree(method: str, optimizer: RowOptimizerName) -> None:
 
 @every
 def test_files_hold_shared_rows_once(method: str, tmp_path: Path) -> None:
-    """A bundle gives the same bits from as many bytes as are counted; a checkpoint restores rows and what they do next."""
+    """A bundle gives the same bits from as many bytes as are counted; a checkpoint restores rows and what they do
+    next."""
     tables = TableCollection(specs_of(method), seed=3)
     train(tables, steps=3)
     save_bundle(tmp_path / "bundle", tables)
@@ -249,7 +251,8 @@ def test_files_hold_shared_rows_once(method: str, tmp_path: Path) -> None:
 
 @new
 def test_a_budget_for_a_collection_is_kept_and_used(method: str) -> None:
-    """Tables of two dims under one name get equally many rows; a table whose own numbers cost as much as it stays plain."""
+    """Tables of two dims under one name get equally many rows; a table whose own numbers cost as much as it stays
+    plain."""
     dims = {"user": 16, "item": 16, "place": 8, "first/user": 1}
     sizes = {"user": 5000, "item": 3000, "place": 800, "first/user": 5000}
     specs = [

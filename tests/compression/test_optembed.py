@@ -196,7 +196,8 @@ def test_repair_ends_for_tiny_tables_whose_bitmap_outweighs_rows(num: int) -> No
 
 
 def test_search_tries_masks_on_the_model_and_keeps_the_best() -> None:
-    """The score is computed from what the tables return, so trials must reach `combine`; the winner's rows come back exactly."""
+    """The score is computed from what the tables return, so trials must reach `combine`; the winner's rows come back
+    exactly."""
     config = OptEmbedConfig(evolution=EvolutionConfig(generations=6, max_samples=500))
     tables = TableCollection([spec(name, 64, 4, budget=0.4, options=config) for name in ("a", "b")]).eval()
     ids = torch.arange(64)

@@ -1,5 +1,5 @@
-"""Options of every registered method: values of a wrong type are refused wherever they are read, and so are tables that disagree on
-what acts for all of them."""
+"""Options of every registered method: values of a wrong type are refused wherever they are read, and so are tables that
+disagree on what acts for all of them."""
 
 from dataclasses import fields, replace
 from typing import Any

@@ -1,4 +1,5 @@
-"""The published rules give the published values, and this package's own, counting all bytes, are no worse within the same bytes."""
+"""The published rules give the published values, and this package's own, counting all bytes, are no worse within the
+same bytes."""
 
 import pytest
 

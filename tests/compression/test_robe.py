@@ -183,7 +183,8 @@ def test_tables_that_share_an_array_count_it_once_and_add_up_their_gradients() -
 
 
 def test_tables_that_share_an_array_do_not_collide_systematically() -> None:
-    """Salts come from names: one id starts at the same place for two tables, and for two neighbours of one table, at the rate of chance."""
+    """Salts come from names: one id starts at the same place for two tables, and for two neighbours of one table, at
+    the rate of chance."""
     specs = [
         TableSpec(
             name=name,

@@ -1,4 +1,5 @@
-"""Bit streams, ranked bitmaps, packed sparse rows and exact thresholds, against numpy, scipy.sparse and plain Python."""
+"""Bit streams, ranked bitmaps, packed sparse rows and exact thresholds, against numpy, scipy.sparse and plain
+Python."""
 
 import numpy as np
 import pytest

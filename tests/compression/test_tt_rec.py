@@ -74,7 +74,8 @@ def test_unfoldings_have_the_rank() -> None:
 
 
 def test_tt_svd_of_a_table_of_full_rank_is_exact() -> None:
-    """At the capped rank any table can be written: two exact factorisations of its unfoldings give cores that reproduce it."""
+    """At the capped rank any table can be written: two exact factorisations of its unfoldings give cores that reproduce
+    it."""
     num, dim = 4 * 4 * 4, 8
     table = table_of("tt_rec", num, dim, options=TTRecConfig(rank=10**6))
     (n0, n1, n2), (q0, q1, q2), (r1, r2) = shape_of(table)

@@ -146,7 +146,8 @@ def test_the_same_value_in_two_features_collides_at_the_rate_of_chance() -> None
 
 
 def gradient_of(specs: list[TableSpec], ids: dict[str, Tensor], readers: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """The gradient of the shared rows under the summed logistic loss of sum_f <reader_f, row of f>, as the rows' SGD step shows it."""
+    """The gradient of the shared rows under the summed logistic loss of sum_f <reader_f, row of f>, as the rows' SGD
+    step shows it."""
     tables = TableCollection(specs, backend="torch", optimizer=RowOptimizer(name="sgd", lr=1.0))
     before = tables.weights()["unified/shared/4"].clone()
     logits = tables(one_each(ids)).values() @ torch.cat([readers[name] for name in ids])
@@ -156,7 +157,8 @@ def gradient_of(specs: list[TableSpec], ids: dict[str, Tensor], readers: dict[st
 
 
 def test_a_rows_gradient_is_the_true_one_and_those_of_collisions_within_and_between_features() -> None:
-    """The paper's equations 3 to 5: theta_f sum r for the value itself, its row mates of the feature, and those of the other."""
+    """The paper's equations 3 to 5: theta_f sum r for the value itself, its row mates of the feature, and those of the
+    other."""
     specs = some("user", "item", rows=40, lookups=1)
     ids = random_ids(600, "user", "item")
     generator = torch.Generator().manual_seed(1)
@@ -233,7 +235,8 @@ def test_an_empty_bag_gives_zeros_and_moves_nothing() -> None:
 @pytest.mark.parametrize("backend", ["fbgemm", "torch"])
 @pytest.mark.parametrize("projected", [False, True])
 def test_missing_ids_among_others_give_zeros_and_no_gradient(backend: str, projected: bool) -> None:
-    """Bags without an id between bags with one: rows move as if they were not there, those of the absent ids' hashes not at all."""
+    """Bags without an id between bags with one: rows move as if they were not there, those of the absent ids' hashes
+    not at all."""
     size = {"user": SIZES["user"]}
     specs = unified_specs(
         rows=64, width=4, lookups={"user": 2}, num_embeddings=size, embedding_dim=6 if projected else None

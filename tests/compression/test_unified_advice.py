@@ -1,4 +1,5 @@
-"""Advice before training: closed forms against what the hash really does, and against the known figures of public vocabularies."""
+"""Advice before training: closed forms against what the hash really does, and against the known figures of public
+vocabularies."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Every registered method from its initial values to its packed form, on the host and beside it, as a program of its own.
+"""Every registered method from its initial values to its packed form, on the host and beside it, as a program of its
+own.
 
     python -m tests.contracts.beside_the_host OUT
 

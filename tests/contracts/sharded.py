@@ -51,7 +51,8 @@ def placed(tables: TableCollection, kind: str, world_size: int) -> Plan:
 
 
 def specs(method: str, *, shared: bool = False) -> list[TableSpec]:
-    """Two tables of one method: one of bags under a mean, one that two features share; with `shared` both read the same rows."""
+    """Two tables of one method: one of bags under a mean, one that two features share; with `shared` both read the same
+    rows."""
     tables = [spec(method, name="t", features=("a",), pooling="mean"), spec(method, name="u", features=("b", "c"))]
     return [replace(table, budget=None, options=SHARING[method]) for table in tables] if shared else tables
 
@@ -63,7 +64,8 @@ def batch(step: int, rank: int) -> KeyedJaggedTensor:
 
 
 def compare(rank: int, case: Case, folder: Path) -> float:
-    """Trains the sharded tables and their unsharded torch twin; the largest difference of outputs, rows and dense parameters."""
+    """Trains the sharded tables and their unsharded torch twin; the largest difference of outputs, rows and dense
+    parameters."""
     world_size = dist.get_world_size()
     optimizer = RowOptimizer(name=case.optimizer, lr=0.05)
     tables = specs(case.method, shared=case.shared)

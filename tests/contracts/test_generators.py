@@ -76,7 +76,8 @@ def test_global_generators_stay_where_they_are(method: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("method", NAMES)
 def test_a_seed_decides_everything_that_is_not_drawn_in_a_forward_pass(method: str) -> None:
-    """Dense parameters, rows, restarts of centroids, blocks that are merged: the same with one seed, not with another."""
+    """Dense parameters, rows, restarts of centroids, blocks that are merged: the same with one seed, not with
+    another."""
 
     def run(seed: int) -> dict[str, torch.Tensor]:
         tables = TableCollection([spec(method)], seed=seed, optimizer=RowOptimizer(lr=0.05))

@@ -1,4 +1,5 @@
-"""Every registered method with its rows, dense parameters and arithmetic on a device beside the host: nothing is mixed up.
+"""Every registered method with its rows, dense parameters and arithmetic on a device beside the host: nothing is mixed
+up.
 
 The device is simulated, see `simulated_gpu`; values and updates must equal those of the host but for the order of sums.
 """
@@ -17,7 +18,8 @@ from tests.contracts.specs import NAMES
 pytestmark = pytest.mark.slow
 
 LOOSE = {"autosrh": 5e-2}
-"""Its search divides gradients by their own means, which blows up how sums were rounded, and an entry at the edge may fall."""
+"""Its search divides gradients by their own means, which blows up how sums were rounded, and an entry at the edge may
+fall."""
 
 
 @pytest.fixture(scope="module")

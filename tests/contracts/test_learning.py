@@ -1,4 +1,5 @@
-"""Every registered method learns: trained on clicks with a planted signal, its tables rank held-out clicks; untrained ones do not."""
+"""Every registered method learns: trained on clicks with a planted signal, its tables rank held-out clicks; untrained
+ones do not."""
 
 from typing import NamedTuple
 
@@ -17,8 +18,8 @@ pytestmark = pytest.mark.slow
 NUM, DIM, STEPS, BATCH = 120, 8, 40, 512
 FEATURES = ("user", "item")
 UNTRAINED, TRAINED = 0.58, 0.75
-"""AUC that untrained tables stay below, and trained ones exceed. The signal itself has .84; where rows stand still and the linear layer
-alone learns, it gets to .66."""
+"""AUC that untrained tables stay below, and trained ones exceed. The signal itself has .84; where rows stand still and
+the linear layer alone learns, it gets to .66."""
 
 
 class Clicks(NamedTuple):
@@ -31,7 +32,8 @@ class Clicks(NamedTuple):
 
 
 def clicks(seed: int, *, size: int) -> Clicks:
-    """A user clicks by a taste of its own and an item's appeal, which have nothing to do with their numbers. Low ids are frequent."""
+    """A user clicks by a taste of its own and an item's appeal, which have nothing to do with their numbers. Low ids
+    are frequent."""
     generator = torch.Generator().manual_seed(seed)
     ids_FB = (NUM * torch.rand(2, size, generator=generator) ** 1.5).long()
     effects_FN = torch.randn(2, NUM, generator=torch.Generator().manual_seed(7)).sign()

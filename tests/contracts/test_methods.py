@@ -1,4 +1,5 @@
-"""The contract of every registered method. A new method enters by being registered; one that is not here does not exist."""
+"""The contract of every registered method. A new method enters by being registered; one that is not here does not
+exist."""
 
 import io
 import json
@@ -60,7 +61,8 @@ def assert_same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor])
 
 
 def held_nbytes(holder: object) -> int:
-    """Bytes of the memory behind every tensor that an object holds, by whatever attribute, list or dict; each piece of memory once."""
+    """Bytes of the memory behind every tensor that an object holds, by whatever attribute, list or dict; each piece of
+    memory once."""
     memory: dict[int, int] = {}
     seen: set[int] = set()
     waiting = [holder]
@@ -121,7 +123,8 @@ class TestMethod:
             fast, slow = (logical_table(tables) for tables in pair)
             flipped = torch.zeros_like(fast, dtype=torch.bool)
             if any(table.projection for built in pair[0].built_methods() for table in built.physical):
-                # Rounding jumps: where updates differ in their last bit, an element may land on the next point of an 8-bit grid.
+                # Rounding jumps: where updates differ in their last bit, an element may land on the next point of an
+                # 8-bit grid.
                 flipped = (fast - slow).abs() <= slow.abs().amax(dim=1, keepdim=True) / 60
                 flipped &= ~torch.isclose(fast, slow, rtol=1e-4, atol=1e-5)
                 assert flipped.double().mean() < 1e-3
@@ -271,7 +274,8 @@ class TestMethod:
                     holder.lookup(torch.tensor([0, wrong]))
 
     def test_a_lookup_gives_what_is_served_and_leaves_no_trace(self, method: str) -> None:
-        """Whatever else is asked for with an id; also before the last stage, and in parts that stand in another mode."""
+        """Whatever else is asked for with an id; also before the last stage, and in parts that stand in another
+        mode."""
         table = build_table(method=method, num_embeddings=NUM, embedding_dim=DIM, counts=COUNTS, name="a")
         train(table.collection, steps=2)
         before, packed = snapshot(table.collection), table.pack()
@@ -292,7 +296,8 @@ class TestMethod:
                 holder.lookup(torch.tensor([1.5]))
 
     def test_a_search_step_moves_nothing_but_search_parameters(self, method: str) -> None:
-        """In every stage: statistics, counts of use, rows and their optimizer state stay; afterwards training moves them again."""
+        """In every stage: statistics, counts of use, rows and their optimizer state stay; afterwards training moves
+        them again."""
         for backend in ("fbgemm", "torch"):
             tables = TableCollection([spec(method)], backend=backend, optimizer=RowOptimizer(lr=0.05))
             for stage in range(len(method_class(method).stages)):
@@ -314,7 +319,8 @@ class TestMethod:
                         assert not torch.equal(buffer, before[name]), f"{name} has stopped moving"
 
     def test_losses_that_nobody_asks_for_are_dropped(self, method: str) -> None:
-        """The loss of a training pass is its own, not that of all passes since it was last asked for; so their graphs are gone."""
+        """The loss of a training pass is its own, not that of all passes since it was last asked for; so their graphs
+        are gone."""
         for make in (TableCollection, SequenceCollection):
             losses = []
             for seeds in ((0, 1, 2), (2,)):

@@ -1,4 +1,5 @@
-"""Every method in a user's own training loop: forward, backward, `tables.step()`, the network's optimizer, and nothing else."""
+"""Every method in a user's own training loop: forward, backward, `tables.step()`, the network's optimizer, and nothing
+else."""
 
 import gc
 import weakref

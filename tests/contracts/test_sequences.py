@@ -1,4 +1,5 @@
-"""Every registered method in a SequenceCollection: the same rows as in a TableCollection, id by id, and the same training."""
+"""Every registered method in a SequenceCollection: the same rows as in a TableCollection, id by id, and the same
+training."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Every registered method over two processes, cut in every way, equals its unsharded torch twin in value and over ten steps."""
+"""Every registered method over two processes, cut in every way, equals its unsharded torch twin in value and over ten
+steps."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,8 @@ def two_ranks() -> Iterator[Ranks]:
 @pytest.mark.parametrize("method", NAMES)
 class TestSharding:
     def test_equals_one_process(self, method: str, kind: str, two_ranks: Ranks, tmp_path: Path) -> None:
-        """Outputs, rows and dense parameters over ten steps; column-wise row-wise Adagrad is refused, so adagrad is used there."""
+        """Outputs, rows and dense parameters over ten steps; column-wise row-wise Adagrad is refused, so adagrad is
+        used there."""
         if kind == "column_wise" and method_class(method).whole_rows:
             return  # refused, see tests/tables/test_plan.py
         for backend in ("fbgemm", "torch"):

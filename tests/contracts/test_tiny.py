@@ -1,4 +1,5 @@
-"""Every registered method on tables of one, two and three ids, through all its stages: none is left without a way to keep its budget."""
+"""Every registered method on tables of one, two and three ids, through all its stages: none is left without a way to
+keep its budget."""
 
 import itertools
 import random

@@ -152,7 +152,8 @@ def test_bf16_autocast_is_close(name: str) -> None:
     logits.float().sum().backward()
     for key, parameter in network.named_parameters():
         error = (parameter.grad - expected[key]).norm() / expected[key].norm().clamp_min(1e-3)
-        # A gradient through three ReLU layers may differ where bf16 turns the sign of an activation; a wrong one differs by 1.
+        # A gradient through three ReLU layers may differ where bf16 turns the sign of an activation; a wrong one
+        # differs by 1.
         assert error < 0.3, f"{name}: gradient of {key} is off by {error:.3f}"
 
 

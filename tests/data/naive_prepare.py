@@ -1,4 +1,5 @@
-"""`prepare`, the slow and obvious way: Python integers, dicts and floats, one row at a time. Also helpers to read a folder."""
+"""`prepare`, the slow and obvious way: Python integers, dicts and floats, one row at a time. Also helpers to read a
+folder."""
 
 import json
 import math
@@ -74,7 +75,8 @@ def transform(text: str, kind: str, mean: float = 0.0, std: float = 1.0) -> floa
 
 
 def numbers(cells: Sequence[str | None], train: Sequence[str | None], kind: str, missing: str) -> list[float]:
-    """What is written for the cells of a numeric feature, given those of its training part; None is a missing number."""
+    """What is written for the cells of a numeric feature, given those of its training part; None is a missing
+    number."""
     seen = [float(cell) for cell in train if cell is not None]
     mean = math.fsum(seen) / len(seen)
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in seen) / len(seen)) or 1.0

@@ -70,7 +70,8 @@ def write_prepared(
 
 
 def effects(name: str, size: int) -> np.ndarray:
-    """What each id of a feature adds to the logit of the label: the signal that a model can learn, the same in all splits."""
+    """What each id of a feature adds to the logit of the label: the signal that a model can learn, the same in all
+    splits."""
     return np.random.default_rng(zlib.crc32(name.encode())).normal(scale=1.5, size=size)
 
 

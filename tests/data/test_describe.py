@@ -27,7 +27,10 @@ def prepared(folder: Path, **changes: Any) -> Path:
     return folder / "data"
 
 
-SAID = "training never sees the unknown value in 1 feature with new values in valid or test (user): new values read a row as it was initialised. min_count: 2"
+SAID = (
+    "training never sees the unknown value in 1 feature with new values in valid or test (user): new values read a "
+    "row as it was initialised. min_count: 2"
+)
 
 
 @pytest.mark.parametrize(("min_count", "is_trained"), [(1, False), (2, True), ({"user": 2}, True), ({"user": 3}, True)])

@@ -1,4 +1,5 @@
-"""How text files are read: quotes, escapes, line ends and headers, against rows that were written by hand or cell by cell."""
+"""How text files are read: quotes, escapes, line ends and headers, against rows that were written by hand or cell by
+cell."""
 
 import gzip
 import random
@@ -72,8 +73,10 @@ def test_quotes_escaped_by_a_backslash(log: Path, monkeypatch: pytest.MonkeyPatc
 def test_escaped_quotes_are_refused_where_no_escape_is_stated(log: Path, columns: Sequence[str], copies: int) -> None:
     content = HEADER + QUOTED_BY_BACKSLASH * copies
     assert refusal(log, content, columns) == (
-        'log.csv, line 2: a quote (") inside cell 2 of \'1,"3.5\\\\" disk",a1\'. Set `escape: "\\\\"` in the configuration if `\\"` '
-        "stands for a quote; else double it and quote the whole cell. If quotes are plain characters in this file, set `quote: null`."
+        'log.csv, line 2: a quote (") inside cell 2 of \'1,"3.5\\\\" disk",a1\'. Set `escape: "\\\\"` in the '
+        'configuration if `\\"` '
+        "stands for a quote; else double it and quote the whole cell. If quotes are plain characters in this file, "
+        "set `quote: null`."
     )
     assert read(log, content, columns, escape="\\") == [
         tuple(row[name] for name in columns)
@@ -115,7 +118,8 @@ def test_a_plain_quote_at_a_cells_edge_does_not_swallow_lines(log: Path) -> None
     content = "click\ttitle\titem\n" + "".join(lines)
     assert refusal(log, content, tsv=True) == (
         "log.csv, line 5: the quote (\") in '1\\t\"cheap\\ta3' is closed in a later "
-        "line, and each of these lines has 3 cells of its own. Set `quote: null` in the configuration if quotes are plain characters in "
+        "line, and each of these lines has 3 cells of its own. Set `quote: null` in the configuration if quotes are "
+        "plain characters in "
         "this file, `escape: '\"'` if quotes inside cells are doubled and this is one cell with line ends in it."
     )
     rows = read(log, content, tsv=True, quote=None)

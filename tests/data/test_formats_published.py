@@ -161,7 +161,8 @@ def test_kdd12_errors(tmp_path: Path) -> None:
     rows[9][0] = 4
     raw = write(tmp_path / "training.txt", rows, "\t")
     assert error(raw, "kdd12", tmp_path / "out") == (
-        "training.txt, line 10: 4 clicks in 1 impressions; an impression is needed, and no more clicks than impressions. "
+        "training.txt, line 10: 4 clicks in 1 impressions; an impression is needed, and no more clicks than "
+        "impressions. "
         "Mend the line."
     )
     rows[9][0] = "many"

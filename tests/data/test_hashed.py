@@ -288,7 +288,10 @@ def test_a_column_without_any_value_is_refused(tmp_path: Path) -> None:
 def test_another_version_of_the_hash_is_refused(folder: Path, tmp_path: Path) -> None:
     values = json.loads((folder / "schema.json").read_text())
     (tmp_path / "schema.json").write_text(json.dumps({**values, "token_hash_version": 2}))
-    message = r"schema\.json has ids of tokens by version 2 of the token hash; this embank has version 1, which gives tokens other ids"
+    message = (
+        r"schema\.json has ids of tokens by version 2 of the token hash; this embank has version 1, which gives "
+        r"tokens other ids"
+    )
     with pytest.raises(DataError, match=message):
         Schema.load(tmp_path)
 

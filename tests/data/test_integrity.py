@@ -94,12 +94,15 @@ def test_pages_that_are_damaged_while_they_are_read_are_refused(data: Path) -> N
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: swap(d / "valid/part-00000.parquet", d / "test/part-00000.parquet"), r"part-00000.parquet' has been altered|has [\d,]+ bytes where"),
+        (lambda d: swap(d / "valid/part-00000.parquet", d / "test/part-00000.parquet"), r"part-00000.parquet' has "
+        r"been altered|has [\d,]+ bytes where"),
         (lambda d: (d / "test/part-00000.parquet").unlink(), r"test holds no part-\*\.parquet files"),
-        (lambda d: (d / "test/part-00000.parquet").write_bytes(b"PAR1"), r"test/part-00000.parquet can't be read as Parquet"),
+        (lambda d: (d / "test/part-00000.parquet").write_bytes(b"PAR1"), r"test/part-00000.parquet can't be read as "
+        r"Parquet"),
         (lambda d: (d / CHECKSUMS).unlink(), "has lost its checksums.json"),
         (lambda d: (d / CHECKSUMS).write_text("{}"), "schema.json has been altered"),
-        (lambda d: shutil.copy(d / "test/part-00000.parquet", d / "valid/part-00001.parquet"), "the part files hold 200 rows, schema.json says 100"),
+        (lambda d: shutil.copy(d / "test/part-00000.parquet", d / "valid/part-00001.parquet"), "the part files hold "
+        "200 rows, schema.json says 100"),
         (lambda d: (d / CHECKSUMS).write_text("[]"), "does not hold a JSON object"),
         (lambda d: (d / "vocab/user.parquet").unlink(), "lacks 'vocab/user.parquet'"),
         (lambda d: shutil.copy(d / "vocab/user.parquet", d / "vocab/item.parquet"), r"item.parquet' has"),

@@ -1,4 +1,5 @@
-"""The place of an output: what appears there while it is made is never touched, and a kill leaves what was there or what is new."""
+"""The place of an output: what appears there while it is made is never touched, and a kill leaves what was there or
+what is new."""
 
 import errno
 import logging

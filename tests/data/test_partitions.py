@@ -100,7 +100,8 @@ def test_a_key_that_is_also_a_column_must_agree(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepare(CONFIG, [tmp_path / "in"], tmp_path / "other", format="parquet")
     assert str(caught.value).replace(f"{tmp_path}/", "") == (
-        "in/dt=02/a.parquet, row 8: column 'dt' is '03', and the folder's name says '02'. Leave the column out of the files, or "
+        "in/dt=02/a.parquet, row 8: column 'dt' is '03', and the folder's name says '02'. Leave the column out of the "
+        "files, or "
         "rename the folder."
     )
     prepare({**CONFIG, "categorical": ["item"]}, [tmp_path / "in"], tmp_path / "unused", format="parquet")

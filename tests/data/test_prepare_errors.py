@@ -110,7 +110,8 @@ def test_one_short_line_and_one_long_line_do_not_cancel(tmp_path: Path) -> None:
 def test_label_rules(tmp_path: Path) -> None:
     label = {"column": "click", "positive": "> 0"}
     assert message(tmp_path, with_line("x,u,1\n"), {"label": label}).startswith(
-        "log.csv, line 12: label 'click' is 'x': expected a number, which the label rules need; mend or delete the line."
+        "log.csv, line 12: label 'click' is 'x': expected a number, which the label rules need; mend or delete the "
+        "line."
     )
     both = {"column": "click", "positive": ">= 1", "negative": "<= 1"}
     assert message(tmp_path, with_line("0,u,1\n"), {"label": both}) == (
@@ -122,7 +123,8 @@ def test_label_rules(tmp_path: Path) -> None:
     )
     wrong = {"column": "click", "positive": "4+"}
     assert message(tmp_path, with_line("0,u,1\n"), {"label": wrong}) == (
-        "label.positive is '4+'; a rule is an operator (>= <= > < == !=) and a number, such as \">= 4\", or == or != and a word, such as "
+        "label.positive is '4+'; a rule is an operator (>= <= > < == !=) and a number, such as \">= 4\", or == or != "
+        "and a word, such as "
         '"== yes".'
     )
 
@@ -224,7 +226,8 @@ def test_a_quote_that_never_closes_in_a_long_file(tmp_path: Path, monkeypatch: p
 def test_features_without_values_in_training(tmp_path: Path) -> None:
     empty = HEADER + "".join(line.replace(f"u{i},", ",") if i < 12 else line for i, line in enumerate(LINES))
     assert message(tmp_path, empty) == (
-        "log.csv: column 'user' has no value in any training row (all cells are empty), so nothing can be learnt from it. "
+        "log.csv: column 'user' has no value in any training row (all cells are empty), so nothing can be learnt from "
+        "it. "
         "Remove it from the configuration."
     )
     empty = HEADER + "".join(f"{i % 2},u,\n" for i in range(20))
@@ -281,7 +284,8 @@ def test_splits_that_can_not_be_used(tmp_path: Path) -> None:
     )
     ones = HEADER + "".join(f"{int(i < 12)},u,1\n" for i in range(20))
     assert message(tmp_path, ones) == (
-        "log.csv: all 12 training rows have label 1, so there is nothing to learn. Check `label`, or use another `split` "
+        "log.csv: all 12 training rows have label 1, so there is nothing to learn. Check `label`, or use another "
+        "`split` "
         "(rows may be sorted by label)."
     )
     column = {"split": {"by": "column", "column": "user"}}
@@ -297,7 +301,8 @@ def test_times_that_can_not_be_used(tmp_path: Path) -> None:
     )
     dates = HEADER + "".join(f"{i % 2},u{i},2024-05-{31 if i < 5 else 32}\n" for i in range(20))
     assert message(tmp_path, dates, split).startswith(
-        "log.csv, line 7: time column 'price' is '2024-05-32': expected a date such as 2024-05-31 12:00:00 (or a number, the"
+        "log.csv, line 7: time column 'price' is '2024-05-32': expected a date such as 2024-05-31 12:00:00 (or a "
+        "number, the"
     )
     same = HEADER + "".join(f"{i % 2},u{i},{i // 10}\n" for i in range(20))
     assert message(tmp_path, same, split) == (

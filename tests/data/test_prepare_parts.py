@@ -1,4 +1,5 @@
-"""The small pieces under `prepare`: configuration, stable hashes, order of tokens, vocabularies, moments, the schema."""
+"""The small pieces under `prepare`: configuration, stable hashes, order of tokens, vocabularies, moments, the
+schema."""
 
 import io
 import os
@@ -335,7 +336,10 @@ def test_thread_count_does_not_matter(tmp_path: Path) -> None:
     raw = write_log(tmp_path / "log.csv")
     config = {**GOOD, "multivalued": {"tags": "|"}}
     prepare(config, [raw], tmp_path / "here")
-    code = f"from embank.pipelines.data.prepare.prepare import prepare; prepare({config!r}, [{str(raw)!r}], {str(tmp_path / 'there')!r})"
+    code = (
+        f"from embank.pipelines.data.prepare.prepare import prepare; prepare({config!r}, [{str(raw)!r}], "
+        f"{str(tmp_path / 'there')!r})"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "POLARS_MAX_THREADS": "1"})
     assert naive.folder_bytes(tmp_path / "here") == naive.folder_bytes(tmp_path / "there")
 

@@ -1,4 +1,5 @@
-"""Synthetic logs: the planted distributions, the text, determinism, the reported best AUC, prepared folders of exact size."""
+"""Synthetic logs: the planted distributions, the text, determinism, the reported best AUC, prepared folders of exact
+size."""
 
 import json
 import re

@@ -93,7 +93,8 @@ OTHER_KINDS: list[tuple[str, Any, Any, str]] = [
         "no offset after an offset",
         ["2024-05-01T12:00:00Z"],
         ["2024-05-01T12:00:00"],
-        "expected a date with an offset such as 2024-05-31 12:00:00+02:00 (the same kind in all rows); times with an offset and times "
+        "expected a date with an offset such as 2024-05-31 12:00:00+02:00 (the same kind in all rows); times with an "
+        "offset and times "
         "without one have no order. Mend",
     ),
     (

@@ -1,4 +1,5 @@
-"""What values of Arrow's types mean in each role that a column can have: the right result, or an error that names the column."""
+"""What values of Arrow's types mean in each role that a column can have: the right result, or an error that names the
+column."""
 
 import datetime as dt
 import decimal
@@ -239,41 +240,47 @@ REFUSED: list[tuple[str, pa.Array, str, str]] = [
         "struct",
         cycle([{"a": 1, "b": 0.5}], STRUCT),
         "categorical",
-        "log.parquet: column 'x' has type struct<a: int64, b: double>, which is not read: write each field that you need as a column of its own.",
+        "log.parquet: column 'x' has type struct<a: int64, b: double>, which is not read: write each field that you "
+        "need as a column of its own.",
     ),
     (
         "list of struct",
         cycle([[{"a": 1, "b": 0.5}]], pa.list_(STRUCT)),
         "multivalued",
-        "log.parquet: column 'x' has type list<element: struct<a: int64, b: double>>, which is not read: its members are structures; write a "
+        "log.parquet: column 'x' has type list<element: struct<a: int64, b: double>>, which is not read: its members "
+        "are structures; write a "
         "list of text or numbers, one for each thing that you need.",
     ),
     (
         "map to booleans",
         cycle([[("a", True)]], pa.map_(pa.string(), pa.bool_())),
         "multivalued",
-        "log.parquet: column 'x' has type map<string, bool ('x')>, which is not read: whether a key that is false belongs to the bag is not "
+        "log.parquet: column 'x' has type map<string, bool ('x')>, which is not read: whether a key that is false "
+        "belongs to the bag is not "
         "clear; write a list of the keys that do.",
     ),
     (
         "wide decimal",
         pa.array([D(1)] * 5 + [D(10) ** 50] * 19, pa.decimal256(60, 0)),
         "categorical",
-        f"log.parquet, row 6: column 'x' is 1{'0' * 50}, which decimal256(60, 0) can hold and `embank prepare` can't: a decimal of more than "
+        f"log.parquet, row 6: column 'x' is 1{'0' * 50}, which decimal256(60, 0) can hold and `embank prepare` can't: "
+        "a decimal of more than "
         "38 digits, or a year outside 1 to 9999. Mend the value.",
     ),
     (
         "bytes that are no text",
         pa.array([b"a"] * 7 + [b"\xff"] * 17),
         "categorical",
-        "log.parquet, row 8: column 'x' is b'\\xff', bytes that are not UTF-8. List the column under hashed, which takes any bytes, or convert "
+        "log.parquet, row 8: column 'x' is b'\\xff', bytes that are not UTF-8. List the column under hashed, which "
+        "takes any bytes, or convert "
         "it to text.",
     ),
     (
         "a duration",
         cycle([1], pa.duration("s")),
         "categorical",
-        "log.parquet, row 1: column 'x' has type Duration(time_unit='ms'), which is no single token; convert it to text or integers.",
+        "log.parquet, row 1: column 'x' has type Duration(time_unit='ms'), which is no single token; convert it to "
+        "text or integers.",
     ),
 ]
 
@@ -312,7 +319,8 @@ def test_what_a_library_raises_is_said_in_terms_of_the_input(tmp_path: Path, mon
 
         monkeypatch.setattr(Encoder, "encode", fail)
         assert error_of(tmp_path, cycle([5], pa.int64())) == (
-            "log.parquet, row 1 and the 23 rows after it can't be read as the configuration says. Columns and their types: click (Int64), other "
+            "log.parquet, row 1 and the 23 rows after it can't be read as the configuration says. Columns and their "
+            "types: click (Int64), other "
             "(String), part (String). Convert those of unusual types to text or numbers."
         )
     monkeypatch.setattr(Encoder, "encode", lambda *_: np.empty(1 << 58))

@@ -100,7 +100,8 @@ def tables_of(names: tuple[str, ...], dim: int, **options: object) -> TableColle
 
 
 def test_features_of_a_shared_table_in_a_network_with_chosen_weights() -> None:
-    """Columns of the deep layer are set so that 'a' and 'b' are orthogonal and 'c' reads like 'a'; numeric inputs stand before them."""
+    """Columns of the deep layer are set so that 'a' and 'b' are orthogonal and 'c' reads like 'a'; numeric inputs stand
+    before them."""
     names = ("a", "b", "c")
     network = build_network("dcn_v2", inputs=Inputs(names=names, dims=(4, 4, 4), num_dense=2), hidden_units=[4])
     with torch.no_grad():

@@ -24,7 +24,8 @@ def row_of(value: int, *, table: str, lookup: int, num_rows: int) -> int:
 
 
 def tables() -> TableCollection:
-    """Three features in one table, one of them with three lookups and bags of ids; one of them again in a plain table."""
+    """Three features in one table, one of them with three lookups and bags of ids; one of them again in a plain
+    table."""
     specs = [
         TableSpec(
             name=name,

@@ -1,4 +1,5 @@
-"""TorchRec's training pipelines over sharded collections: the results of the plain loop, with the next batch's ids on their way."""
+"""TorchRec's training pipelines over sharded collections: the results of the plain loop, with the next batch's ids on
+their way."""
 
 from collections.abc import Iterator
 

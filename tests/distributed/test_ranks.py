@@ -1,4 +1,5 @@
-"""Several processes: checkpoints that move between numbers of ranks, training that does not depend on it, and failures."""
+"""Several processes: checkpoints that move between numbers of ranks, training that does not depend on it, and
+failures."""
 
 import os
 import signal
@@ -122,7 +123,8 @@ def test_ranks_have_pages_read_ahead_for_each_other(
 
 @pytest.mark.parametrize("method", ["tt_rec", "deeplight", "dedup", "autosrh"])
 def test_methods_train_on_ranks(ranks: dict[int, Ranks], data: Path, tmp_path: Path, method: str) -> None:
-    """Methods that combine rows, prune on a schedule, map blocks, search on validation batches; in all of their stages."""
+    """Methods that combine rows, prune on a schedule, map blocks, search on validation batches; in all of their
+    stages."""
     sections = {**PLAIN, "tables": {"dim": 8, "method": method, "budget": 0.6, "plain_below": 20}}
     expected = train(data, tmp_path / "1", **sections)
     first, second = ranks[2].run(jobs.train_here, data, tmp_path / "2", sections, False)
@@ -162,7 +164,8 @@ NORMED: dict[str, dict[str, Any]] = {
 def test_figures_on_ranks_are_those_of_the_served_model(
     ranks: dict[int, Ranks], data: Path, tmp_path: Path, name: str
 ) -> None:
-    """Statistics that each rank keeps of its own rows: the model that was evaluated, the checkpoint and the bundle are one."""
+    """Statistics that each rank keeps of its own rows: the model that was evaluated, the checkpoint and the bundle are
+    one."""
     sections = {**PLAIN, **NORMED[name]}
     result, other = ranks[2].run(jobs.train_here, data, tmp_path / "run", sections, False)
     assert result == other

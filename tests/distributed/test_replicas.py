@@ -1,4 +1,5 @@
-"""Unsharded tables on several processes: evaluation is fine, training is refused, since rows would drift apart in silence."""
+"""Unsharded tables on several processes: evaluation is fine, training is refused, since rows would drift apart in
+silence."""
 
 from collections.abc import Iterator
 

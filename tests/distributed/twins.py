@@ -6,7 +6,8 @@ from embank.tables.rows.torch_rows import TorchRows
 
 
 def sum_lookups(tables: Tables) -> None:
-    """Makes the rows of a collection take the sum of all lookups' gradients at `update_rows`, where each lookup is an update otherwise.
+    """Makes the rows of a collection take the sum of all lookups' gradients at `update_rows`, where each lookup is an
+    update otherwise.
     It may train beside other processes: all do the same."""
     for name, store in list(vars(tables).items()):
         if isinstance(store, RowStore):

@@ -1,7 +1,7 @@
 """Faults at length: `python -m tests.faults --seconds 600 --seed 0 [--kinds killed_train,full_disk]`.
 
-Prints each fault that went wrong with the number that brings it back (`--only NUMBER`), and at the end how many ended how.
-A small file system as `--folder` (`mount -t tmpfs -o size=3m tmpfs DIR`) makes the full disk a real one.
+Prints each fault that went wrong with the number that brings it back (`--only NUMBER`), and at the end how many ended
+how. A small file system as `--folder` (`mount -t tmpfs -o size=3m tmpfs DIR`) makes the full disk a real one.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""`embank` commands in processes of their own, forked from one that has imported everything, and what became of them."""
+"""`embank` commands in processes of their own, forked from one that has imported everything, and what became of
+them."""
 
 import multiprocessing
 import os

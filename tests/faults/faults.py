@@ -1,6 +1,8 @@
-"""Faults, each with what must become of it: refused with a clear message, harmless, or gone on with to the same figures.
+"""Faults, each with what must become of it: refused with a clear message, harmless, or gone on with to the same
+figures.
 
-Every function puts one fault, drawn from `draw`, into copies of a `Place` and returns how it ended in a word. It raises `FaultError` for what
+Every function puts one fault, drawn from `draw`, into copies of a `Place` and returns how it ended in a word. It raises
+`FaultError` for what
 must never be: a traceback or a library's words, figures that differ without a word, data that is lost.
 """
 
@@ -236,7 +238,27 @@ def full_disk(place: Place, draw: random.Random) -> str:
     return "gone on"
 
 
-VALUES = ["null", "-1", "0", "1e400", ".nan", "true", "'x'", "[]", "{}", "[1, [2]]", "2024-02-30", "9" * 5000, "&a [*a]", "!!python/object:os.system x", '"\\ud800"', "~", "0x1F", "1_000", "? x"]  # fmt: skip
+VALUES = [
+    "null",
+    "-1",
+    "0",
+    "1e400",
+    ".nan",
+    "true",
+    "'x'",
+    "[]",
+    "{}",
+    "[1, [2]]",
+    "2024-02-30",
+    "9" * 5000,
+    "&a [*a]",
+    "!!python/object:os.system x",
+    '"\\ud800"',
+    "~",
+    "0x1F",
+    "1_000",
+    "? x",
+]
 
 
 def fuzzed_yaml(place: Place, draw: random.Random) -> str:
@@ -275,7 +297,8 @@ def fuzzed_yaml(place: Place, draw: random.Random) -> str:
         if isinstance(error, EmbankError):
             return "refused"
         raise FaultError(
-            f"{how} in the configuration of {kind}: {type(error).__name__}: {str(error)[:500]}\n{bytes(content)[:1000]!r}"
+            f"{how} in the configuration of {kind}: {type(error).__name__}: "
+            f"{str(error)[:500]}\n{bytes(content)[:1000]!r}"
         ) from error
     return "taken"
 

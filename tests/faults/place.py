@@ -1,4 +1,5 @@
-"""What faults are put into: a raw log, prepared data, a run that was stopped, one that is complete, a bundle; and their figures."""
+"""What faults are put into: a raw log, prepared data, a run that was stopped, one that is complete, a bundle; and their
+figures."""
 
 import json
 import random

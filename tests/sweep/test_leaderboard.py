@@ -283,7 +283,8 @@ def test_a_method_is_compared_at_its_true_bytes() -> None:
 
 
 def test_every_line_of_a_leaderboard_keeps_what_it_says() -> None:
-    """Whatever the results are: lines in order, means within their runs, nothing compared with itself, the front on validation."""
+    """Whatever the results are: lines in order, means within their runs, nothing compared with itself, the front on
+    validation."""
     rng = np.random.default_rng(1)
     for _ in range(20):
         entries = [

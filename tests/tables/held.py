@@ -13,7 +13,8 @@ LEFT_OUT = {"counting", "_indices", "_offsets", "_vbe_B_offsets"}
 
 
 def reachable(root: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
-    """Every tensor that is an attribute or an element of something that is, each once. Specs belong to who made them."""
+    """Every tensor that is an attribute or an element of something that is, each once. Specs belong to who made
+    them."""
     seen = set() if seen is None else seen
     if id(root) in seen or isinstance(root, (str, bytes, int, float, type, TableSpec)):
         return
@@ -39,7 +40,8 @@ def held_nbytes(root: Any) -> int:
 
 
 def constants(tables: Tables) -> int:
-    """Bytes that FBGEMM's modules hold besides rows, their optimizer's state and the caches of a GPU: a few numbers per kernel."""
+    """Bytes that FBGEMM's modules hold besides rows, their optimizer's state and the caches of a GPU: a few numbers per
+    kernel."""
     kernels = [kernel for store in tables.row_stores() for kernel in getattr(store, "kernels", ())]
     inner = [t for kernel in kernels for t in reachable(kernel.tbe)]
     large = {t.untyped_storage().data_ptr() for kernel in kernels for t in kernel.flat.values()}

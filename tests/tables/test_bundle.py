@@ -60,7 +60,8 @@ def outputs(tables: TableCollection, kjt: Any) -> torch.Tensor:
 class TestEveryMethod:
     @pytest.mark.parametrize("pooling", ["sum", "mean"])
     def test_loaded_equals_settled(self, method: str, pooling: str, tmp_path: Path) -> None:
-        """Bags, empty ones among them, of the settled collection; to the bit those of the packed form before it was saved."""
+        """Bags, empty ones among them, of the settled collection; to the bit those of the packed form before it was
+        saved."""
         tables = trained(method, pooling=pooling)
         save_bundle(tmp_path / "b", tables)
         loaded = load_bundle(tmp_path / "b")
@@ -140,7 +141,8 @@ FRESH = """
     kjt = KeyedJaggedTensor(keys=["a"], values=torch.arange(1200), lengths=torch.ones(1200, dtype=torch.int32))
     for method in sys.argv[1:]:
         torch.save(load_bundle(method + "/")(kjt).values(), method + ".pt")
-    assert not [name for name in sys.modules if name.startswith(("embank.pipelines", "embank.ctr_models", "embank.search"))]
+    assert not [name for name in sys.modules if name.startswith(("embank.pipelines", "embank.ctr_models",
+    "embank.search"))]
 """
 
 
@@ -288,22 +290,30 @@ def test_memory(tmp_path: Path, dim: int, copies: float) -> None:
         (lambda b: flip(b / TABLES), "tables.safetensors' has been altered: its SHA-256 differs"),
         (lambda b: flip(b / MANIFEST), "manifest.json' (has been altered|can't be read)"),
         (lambda b: os.truncate(b / MANIFEST, 100), "manifest.json' can't be read"),
-        (lambda b: (b / CHECKSUMS).unlink(), r"is not a complete bundle: it has no checksums.json. Copy the bundle again"),
+        (lambda b: (b / CHECKSUMS).unlink(), r"is not a complete bundle: it has no checksums.json. Copy the bundle "
+        r"again"),
         (lambda b: (b / CHECKSUMS).write_text("[]"), "checksums.json' does not hold a JSON object"),
         (lambda b: (b / CHECKSUMS).write_text('{"a": 1}'), r"checksums.json' is damaged: its entry 'a' is 1"),
         (lambda b: (b / CHECKSUMS).write_text("{}"), r"lacks 'manifest.json' in its checksums"),
-        (lambda b: (b / MANIFEST).unlink(), "holds no bundle: it has no manifest.json. Give a folder that embank export"),
+        (lambda b: (b / MANIFEST).unlink(), "holds no bundle: it has no manifest.json. Give a folder that embank "
+        "export"),
         (lambda b: shutil.rmtree(b), "holds no bundle"),
         (lambda b: rewrite(b, tables=[{"name": "C3"}]), "manifest.json' is damaged"),
         (lambda b: rewrite(b, keys=["b"]), r"has the keys \['b'\], its tables give \['a'\]"),
         (lambda b: rewrite(b, format=None), r"is not a bundle's: its format is None, not 'embank bundle'"),
-        (lambda b: rewrite(b, format_version=2, embank_version="9.9"), r"has format version 2; embank \S+ reads version 1. .*\(9.9\)"),
-        (lambda b: rewrite(b, hash_version=2, embank_version="9.9"), r"hash version 2; embank \S+ has version 1, .* wrote it \(9.9\)"),
-        (lambda b: retable(b, method="teleport"), r"table 'C3' of bundle '.*' can't be loaded: there is no method 'teleport'; .* Install"),
-        (lambda b: retable(b, packed="PackedFul"), "table 'C3' of bundle '.*' is a PackedFul, which method 'full' no longer has"),
+        (lambda b: rewrite(b, format_version=2, embank_version="9.9"), r"has format version 2; embank \S+ reads "
+        r"version 1. .*\(9.9\)"),
+        (lambda b: rewrite(b, hash_version=2, embank_version="9.9"), r"hash version 2; embank \S+ has version 1, .* "
+        r"wrote it \(9.9\)"),
+        (lambda b: retable(b, method="teleport"), r"table 'C3' of bundle '.*' can't be loaded: there is no method "
+        r"'teleport'; .* Install"),
+        (lambda b: retable(b, packed="PackedFul"), "table 'C3' of bundle '.*' is a PackedFul, which method 'full' no "
+        "longer has"),
         (lambda b: retable(b, packed="Full"), "table 'C3' of bundle '.*' is a Full, which method 'full' no longer has"),
-        (lambda b: retable(b, facts={"bits": 4}), r"a saved PackedFull has the facts \['bits'\]; this embank expects \[\]"),
-        (lambda b: retable(b, tensors={"rows": {"key": "C3.row", "shape": [50, 6]}}), "tables.safetensors' can't be read: .*C3.row"),
+        (lambda b: retable(b, facts={"bits": 4}), r"a saved PackedFull has the facts \['bits'\]; this embank expects "
+        r"\[\]"),
+        (lambda b: retable(b, tensors={"rows": {"key": "C3.row", "shape": [50, 6]}}), "tables.safetensors' can't be "
+        "read: .*C3.row"),
     ],
     ids=range(22),
 )  # fmt: skip

@@ -137,7 +137,8 @@ def test_gradient_is_the_dense_one(backend: str, pooling: str) -> None:
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_optimizers_equal_published_ones(backend: str, name: str, dim: int) -> None:
-    """torch's and TorchRec's optimizers on a plain table: the oracle that shares no line with ours, padding included."""
+    """torch's and TorchRec's optimizers on a plain table: the oracle that shares no line with ours, padding
+    included."""
     spec = TableSpec(name="t", num_embeddings=10, embedding_dim=dim, feature_names=["a"])
     tables = TableCollection([spec], backend=backend, optimizer=RowOptimizer(name=name, lr=0.1, eps=1e-3))
     plain = nn.EmbeddingBag.from_pretrained(

@@ -85,7 +85,8 @@ def warmers() -> list[threading.Thread]:
     ],
 )
 def test_prefetch_changes_nothing(backend: str, optimizer: str, tmp_path: Path) -> None:
-    """Memory, disk without and disk with prefetch: outputs, rows and optimizer state to the bit, cold pages included."""
+    """Memory, disk without and disk with prefetch: outputs, rows and optimizer state to the bit, cold pages
+    included."""
     tiers = [RowTier(), *(RowTier(name="disk", directory=tmp_path, prefetch=on) for on in (False, True))]
     collections = [
         TableCollection(specs(), backend=backend, optimizer=RowOptimizer(name=optimizer), tier=t) for t in tiers
@@ -265,7 +266,8 @@ if sys.argv[2] == "die":
 
 @pytest.mark.slow
 def test_the_end_of_the_process(tmp_path: Path) -> None:
-    """With hints under way it neither hangs nor crashes, and no file is left; what a killed one leaves is taken over."""
+    """With hints under way it neither hangs nor crashes, and no file is left; what a killed one leaves is taken
+    over."""
     done = subprocess.run(
         [sys.executable, "-c", EXIT, str(tmp_path), "end"], capture_output=True, text=True, timeout=60
     )
@@ -292,7 +294,10 @@ def test_stores_share_a_folder(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], rows) for name, rows in second.weights().items())
     paths = [file.path for tables in (first, second) for file in files_of(tables)]
     assert len(set(paths)) == len(paths) == len(list(tmp_path.iterdir()))
-    code = "import sys; from embank.tables.rows.disk.mapped import _claim; from pathlib import Path; print(_claim(Path(sys.argv[1]), 'x')[1].name)"
+    code = (
+        "import sys; from embank.tables.rows.disk.mapped import _claim; from pathlib import Path; "
+        "print(_claim(Path(sys.argv[1]), 'x')[1].name)"
+    )
     make(tmp_path, torch.ones(3), name="x")  # let go of at once
     kept = make(tmp_path, torch.ones(3), name="x")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)

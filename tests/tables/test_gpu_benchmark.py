@@ -1,4 +1,5 @@
-"""benchmarks/gpu/tiers.py runs where there is nothing but torch: its checks on a CPU, with FBGEMM and TorchRec out of reach."""
+"""benchmarks/gpu/tiers.py runs where there is nothing but torch: its checks on a CPU, with FBGEMM and TorchRec out of
+reach."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""Lengths of bags that do not match the ids: every way into the tables refuses them, since kernels would read foreign memory."""
+"""Lengths of bags that do not match the ids: every way into the tables refuses them, since kernels would read foreign
+memory."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,5 @@
-"""Methods of several stages side by side: their trainings are made one where that is right, and refused where it is not."""
+"""Methods of several stages side by side: their trainings are made one where that is right, and refused where it is
+not."""
 
 import pytest
 import torch
@@ -73,7 +74,8 @@ def test_pep_beside_autodim_trains_both(methods: tuple[str, ...]) -> None:
         ),
         (
             ("dedup", "pep"),
-            r"'dedup0' .*fine-tune \(0.5 of the epochs, hands over its best\), table 'pep1' .*retrain \(1 of the epochs, new network",
+            r"'dedup0' .*fine-tune \(0.5 of the epochs, hands over its best\), table 'pep1' .*retrain \(1 of the "
+            r"epochs, new network",
         ),
         (("full", "pep", "optembed"), r"supernet \(1 of the epochs, search, hands over its best\)"),
     ],

@@ -74,7 +74,8 @@ def through_a_queue(model: nn.Module) -> nn.Module:
 
 
 def through_a_spawned_process(model: nn.Module) -> nn.Module:
-    """What `multiprocessing` hands to a process that it spawns, which gets nothing of the files and shared memory that are open here."""
+    """What `multiprocessing` hands to a process that it spawns, which gets nothing of the files and shared memory that
+    are open here."""
 
     class Popen:
         def duplicate_for_child(self, fd: int) -> int:
@@ -113,7 +114,8 @@ def test_casts_leave_tables_alone(method: str, backend: str, dtype: torch.dtype,
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_tables_do_not_take_the_defaults_of_the_model_around(method: str, backend: str) -> None:
-    """A language model is made with bf16 as the default type, perhaps on a device without values, or where nothing is differentiated."""
+    """A language model is made with bf16 as the default type, perhaps on a device without values, or where nothing is
+    differentiated."""
     made = [TableCollection(specs(method), backend=backend)]
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -60,7 +60,8 @@ def test_what_has_run_out(error: BaseException, what: str | None) -> None:
 def test_a_limit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: (2**30, 2**31))
     assert out_of("threads") == (
-        "out of threads: this process may use 1,024 MiB of address space (`ulimit -v`), which threads and mapped files take too. Raise the limit."
+        "out of threads: this process may use 1,024 MiB of address space (`ulimit -v`), which threads and mapped "
+        "files take too. Raise the limit."
     )
 
 

@@ -11,7 +11,8 @@ from embank.tables.specs import PhysicalTable, RowInit, TableShard
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad"])
 @pytest.mark.parametrize("dims", [(8, 8), (8, 6)])
 def test_lookups_of_a_table_need_not_be_neighbours(name: str, dims: tuple[int, int]) -> None:
-    """FBGEMM's backward takes lookups of one table for neighbours; the store orders them and gives the caller's order back."""
+    """FBGEMM's backward takes lookups of one table for neighbours; the store orders them and gives the caller's order
+    back."""
     shards = [
         TableShard.whole(PhysicalTable(name=f"t{i}", num_embeddings=9, embedding_dim=dim, init=RowInit(scale=1.0)))
         for i, dim in enumerate(dims)

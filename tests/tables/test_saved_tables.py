@@ -1,4 +1,5 @@
-"""Checkpoints and bundles say what they are of; what does not match is refused by name, and nothing in a file is executed."""
+"""Checkpoints and bundles say what they are of; what does not match is refused by name, and nothing in a file is
+executed."""
 
 import io
 import json
@@ -165,7 +166,8 @@ def test_facts_of_the_caller_do_not_replace_ours(tmp_path: Path) -> None:
     [
         ({"dense": {"x": Path("a")}}, r"besides rows \(`dense`\) can't be loaded again: .*Give tensors, numbers, text"),
         ({"dense": {"x": lambda: 0}}, r"besides rows \(`dense`\) can't be loaded again"),
-        ({"meta": {"x": torch.ones(2)}}, r"facts of a checkpoint \(`meta`\) can't be saved as JSON: .*; give plain values"),
+        ({"meta": {"x": torch.ones(2)}}, r"facts of a checkpoint \(`meta`\) can't be saved as JSON: .*; give plain "
+        r"values"),
     ],
 )  # fmt: skip
 def test_what_could_not_be_loaded_again_is_not_saved(part: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -178,7 +180,8 @@ def test_what_could_not_be_loaded_again_is_not_saved(part: dict[str, Any], messa
     ("damage", "message"),
     [
         (lambda index: {}, "has no 'rows/t'"),
-        (lambda index: {**index, "rows/t": {**index["rows/t"], "pieces": []}}, r"index\.json' is damaged .*pieces hold 0 of 8000"),
+        (lambda index: {**index, "rows/t": {**index["rows/t"], "pieces": []}}, r"index\.json' is damaged .*pieces "
+        r"hold 0 of 8000"),
         (lambda index: {**index, "rows/t": {"size": [1_000, 4], "pieces": []}}, r"index\.json' is damaged"),
         (lambda index: {**index, "rows/t": 5}, r"index\.json' is damaged"),
         (lambda index: _moved(index, file="../dense.pt"), r"is no file of this folder"),
@@ -258,7 +261,8 @@ def test_a_forged_bundle_imports_nothing(home: str, path: str, tmp_path: Path, m
         ({"embedding_dim": 0}, "has embedding_dim 0; it must be a whole number"),
         ({"tensors": {"lookup": {"key": "t.rows", "shape": [400, 8]}}}, "its tensors don't make a PackedFull"),
         ({"tensors": {}}, "its tensors don't make a PackedFull"),
-        ({"tensors": {"rows": {"key": "t.rows", "shape": [400, 9]}}}, r"'t.rows' has 3,200 numbers, not shape \[400, 9\]"),
+        ({"tensors": {"rows": {"key": "t.rows", "shape": [400, 9]}}}, r"'t.rows' has 3,200 numbers, not shape \[400, "
+        r"9\]"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_does_not_fit_its_tensors(change: dict[str, Any], message: str, tmp_path: Path) -> None:

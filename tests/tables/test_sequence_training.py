@@ -28,7 +28,8 @@ BACKENDS = ["fbgemm", "torch"]
 class TestBothBackendsWithAndWithoutDedupe:
     @pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad"])
     def test_ten_steps_equal_published_optimizers(self, backend: str, dedupe: bool, name: str) -> None:
-        """Rows, outputs and what flows on into the layer above, against torch's and TorchRec's optimizers on dense gradients."""
+        """Rows, outputs and what flows on into the layer above, against torch's and TorchRec's optimizers on dense
+        gradients."""
         tables = SequenceCollection(
             plain_specs(), backend=backend, optimizer=RowOptimizer(name=name, lr=0.05, eps=1e-3), dedupe=dedupe
         )
@@ -96,7 +97,8 @@ class TestBothBackendsWithAndWithoutDedupe:
         assert_same_rows(tables, naive)
 
     def test_checkpoints_restore_rows_and_state(self, backend: str, dedupe: bool, tmp_path: Path) -> None:
-        """Saved by one collection, read by another one, with or without de-duplication, and by a pooled one of the same tables."""
+        """Saved by one collection, read by another one, with or without de-duplication, and by a pooled one of the same
+        tables."""
         optimizer = RowOptimizer(name="adagrad", lr=0.1)
         tables = SequenceCollection(plain_specs(), seed=1, backend=backend, optimizer=optimizer, dedupe=dedupe)
         for step in range(3):

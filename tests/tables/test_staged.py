@@ -1,6 +1,7 @@
 """Staged rows against rows that never move: values, gradients, ten optimizer steps; prefetch on and off to the bit.
 
-On a CPU nothing is copied, but everything else happens: the thread, distinct rows, stale batches and what replaces them.
+On a CPU nothing is copied, but everything else happens: the thread, distinct rows, stale batches and what replaces
+them.
 """
 
 import gc
@@ -205,7 +206,8 @@ def test_the_device_keeps_no_more_than_is_needed() -> None:
 
 
 def test_lookups_between_forward_and_backward() -> None:
-    """An evaluation in between changes nothing; a lookup whose backward pass comes after another's update loses neither."""
+    """An evaluation in between changes nothing; a lookup whose backward pass comes after another's update loses
+    neither."""
     staged, plain = pair("rowwise_adagrad")
     first, second = batch(0, max_bag=4), batch(1, max_bag=4)
     for rows in (staged, plain):

@@ -1,4 +1,5 @@
-"""`state_dict` of collections: rows by the names of tables, whatever the order, the backend and the module around them."""
+"""`state_dict` of collections: rows by the names of tables, whatever the order, the backend and the module around
+them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +34,8 @@ SIZES = {"a": 40, "b": 40, "c": 40, "d": 40}
 
 
 def specs() -> list[TableSpec]:
-    """Plain tables of one shape whose names are hard, and methods with several physical tables and with dense parameters."""
+    """Plain tables of one shape whose names are hard, and methods with several physical tables and with dense
+    parameters."""
     common = {"num_embeddings": 40, "embedding_dim": 6}
     return [
         TableSpec(name="user.id", feature_names=["a"], **common),

@@ -178,7 +178,8 @@ def test_another_vocabularys_state_is_refused() -> None:
 
 @pytest.mark.parametrize("policy", MANAGED)
 def test_managed_collisions_keep_the_promises_of_the_interface(policy: str) -> None:
-    """What each slot holds, followed from outside: distinct ids have distinct slots, and a slot that changes hands is reset."""
+    """What each slot holds, followed from outside: distinct ids have distinct slots, and a slot that changes hands is
+    reset."""
     vocabulary = ManagedCollisionConfig(policy=policy).build(name="t", capacity=12)
     owner: dict[int, int] = {}
     totals = StreamCounts()

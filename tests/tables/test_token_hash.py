@@ -1,4 +1,5 @@
-"""Hashing tokens is a contract: the same id everywhere, forever. Columns are checked against the definition in plain integers."""
+"""Hashing tokens is a contract: the same id everywhere, forever. Columns are checked against the definition in plain
+integers."""
 
 import subprocess
 import sys

@@ -1,4 +1,5 @@
-"""When rows are updated: once for each lookup that a backward pass reaches, alike in both backends, and nothing that is left is lost."""
+"""When rows are updated: once for each lookup that a backward pass reaches, alike in both backends, and nothing that is
+left is lost."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,5 @@
-"""A run on the simulated GPU and the same one on the host, as a program of its own: see `tests.contracts.simulated_gpu`.
+"""A run on the simulated GPU and the same one on the host, as a program of its own: see
+`tests.contracts.simulated_gpu`.
 
 python -m tests.training.beside_the_host DATA OUT METHOD
 """

@@ -1,4 +1,5 @@
-"""A small method of two stages, for tests: a search for the better half of a table's columns, and a training of that half."""
+"""A small method of two stages, for tests: a search for the better half of a table's columns, and a training of that
+half."""
 
 import os
 import signal

@@ -1,4 +1,5 @@
-"""Columns without a vocabulary from raw logs to a served bundle: training, checkpoints, evaluation, inspection, refusals."""
+"""Columns without a vocabulary from raw logs to a served bundle: training, checkpoints, evaluation, inspection,
+refusals."""
 
 import json
 import random
@@ -227,7 +228,8 @@ def addresses(data: Path, tables: dict[str, Any]) -> tuple[TableCollection, dict
 
 @pytest.mark.parametrize("method", sorted(TABLES))
 def test_other_columns_leave_a_feature_its_rows(log: Path, data: Path, tmp_path: Path, method: str) -> None:
-    """Prepared again with features removed, added, renamed and in another order: the common one has the same rows and values."""
+    """Prepared again with features removed, added, renamed and in another order: the common one has the same rows and
+    values."""
     frame = pl.read_csv(log, infer_schema=False).with_columns(
         pl.col("shop").alias("market"), pl.col("price").alias("cost")
     )
@@ -263,7 +265,8 @@ REFUSED = [
     ),
     (
         {"method": "hash", "num_rows": 9, "overrides": {"user": {"method": "unified", "budget": 0.5}}},
-        r"table 'user' has no vocabulary .* no plain table that its budget 0\.5 could be a share of; give the number of rows",
+        r"table 'user' has no vocabulary .* no plain table that its budget 0\.5 could be a share of; give the number "
+        r"of rows",
     ),
     (
         {"method": "unified", "rows": 100, "overrides": {"user": {"placement": "exact"}}},
@@ -282,7 +285,10 @@ def test_sizes_that_a_missing_vocabulary_can_not_give(
 
 @pytest.mark.parametrize("method", [name for name in NAMES if name not in WITHOUT])
 def test_methods_that_need_a_vocabulary_say_so(data: Path, tmp_path: Path, method: str) -> None:
-    message = rf"table 'user' has no vocabulary .* but method '{method}' needs one, .* hashes ids \(hash, .*unified\) with a number of rows"
+    message = (
+        rf"table 'user' has no vocabulary .* but method '{method}' needs one, .* hashes ids \(hash, .*unified\) "
+        rf"with a number of rows"
+    )
     with pytest.raises(ConfigError, match=message):
         train(data, tmp_path / "run", model=MODEL, tables={"dim": 8, "method": method})
 

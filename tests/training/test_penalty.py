@@ -92,7 +92,8 @@ def test_the_methods_here_are_of_every_kind() -> None:
 @pytest.mark.parametrize("pooling", ["sum", "mean"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_kind_of_method_pays_for_each_id(method: str, pooling: str, backend: Any) -> None:
-    """Linear ones and others, bags of 0 to 5 ids: the penalty is that of the logical table, an id of a shared row by id."""
+    """Linear ones and others, bags of 0 to 5 ids: the penalty is that of the logical table, an id of a shared row by
+    id."""
     ids, lengths = bags(longest=5)
     counts = torch.bincount(ids, minlength=NUM_IDS)
     tables = TableCollection(

@@ -154,7 +154,8 @@ def test_kill_9_while_a_checkpoint_is_written(data: Path, tmp_path: Path) -> Non
 
 
 def _child_that_dies(raw: dict[str, Any], run: str, moment: str) -> None:
-    """Is killed in its second checkpoint: after the flush of the rows, or after the rows are in an unfinished checkpoint."""
+    """Is killed in its second checkpoint: after the flush of the rows, or after the rows are in an unfinished
+    checkpoint."""
     from embank.pipelines.config.run import parse_config
     from embank.tables.rows.fbgemm import FbgemmRows
     from embank.tables.storage import checkpoint
@@ -285,7 +286,8 @@ def test_full_disk_leaves_the_old_checkpoint(data: Path, tmp_path: Path) -> None
 
 
 def test_a_checkpoint_before_an_evaluation_of_the_same_step(data: Path, tmp_path: Path) -> None:
-    """A signal at the last step of an epoch, or checkpoint_every on it: the evaluation that follows is saved as well."""
+    """A signal at the last step of an epoch, or checkpoint_every on it: the evaluation that follows is saved as
+    well."""
     sections = {"train": {**FREQUENT, "epochs": 2, "checkpoint_every": 10}}
     whole = train(data, tmp_path / "whole", train={**FREQUENT, "epochs": 2, "checkpoint_every": None})
     pair = [timeless(train(data, tmp_path / "run", **sections)), timeless(whole)]

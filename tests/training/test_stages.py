@@ -1,4 +1,5 @@
-"""Methods of several stages: how long they train, what moves what, what is chosen, and that a stopped run ends the same."""
+"""Methods of several stages: how long they train, what moves what, what is chosen, and that a stopped run ends the
+same."""
 
 import json
 import math

@@ -18,7 +18,8 @@ METHODS = frozenset(registered_methods())
 
 
 class Table:
-    """A single logical table with the interface `lookup`, `nbytes`, `pack`; `collection`, of this one table, is what trains it.
+    """A single logical table with the interface `lookup`, `nbytes`, `pack`; `collection`, of this one table, is what
+    trains it.
 
     A method of several stages stands in its last one, as if the ones before had been trained for zero steps.
     """

@@ -58,8 +58,8 @@ class AutoIntConfig:
 class InteractingLayer(nn.Module):
     """relu(attention of each field to all fields + W_res x). Source: Song et al. 2019 (AutoInt), equations 5 to 8.
 
-    Not `nn.MultiheadAttention`: that one has an output projection and biases, and its output is as wide as its input. Queries, keys,
-    values and residual come from one product.
+    Not `nn.MultiheadAttention`: that one has an output projection and biases, and its output is as wide as its input.
+    Queries, keys, values and residual come from one product.
 
     Args:
         in_features: columns of a field.
@@ -100,8 +100,8 @@ class InteractingLayer(nn.Module):
 class AutoInt(Network):
     """Logit = linear layer over the attended fields (+ deep network over the fields, in AutoInt+).
 
-    Source: Song et al. 2019 (AutoInt), section 4. FuxiCTR projects the residual only where the widths differ; the paper always does,
-    and so do we. Numeric inputs are fields x_i * v_i (section 4.3).
+    Source: Song et al. 2019 (AutoInt), section 4. FuxiCTR projects the residual only where the widths differ; the paper
+    always does, and so do we. Numeric inputs are fields x_i * v_i (section 4.3).
     """
 
     Config = AutoIntConfig

@@ -19,8 +19,8 @@ class DCNv2Config:
     """Hyper-parameters of DCN-V2.
 
     Args:
-        structure: "parallel" puts the deep network beside the cross layers, "stacked" on top of them, "stacked_parallel" one in each
-            place, "cross_only" nowhere.
+        structure: "parallel" puts the deep network beside the cross layers, "stacked" on top of them,
+            "stacked_parallel" one in each place, "cross_only" nowhere.
         num_cross_layers: cross layers.
         low_rank: rank of the cross matrices; None for full ones (the paper finds a quarter of the width about as good).
         num_experts: low-rank experts per cross layer; 1 is the plain low-rank form without tanh.
@@ -28,7 +28,8 @@ class DCNv2Config:
         activation: of the hidden layers.
         dropout: after each hidden layer.
         batch_norm: normalise before each activation.
-        embed_numeric: give each numeric input a learned vector (as FuxiCTR does) instead of one raw column (as the paper does).
+        embed_numeric: give each numeric input a learned vector (as FuxiCTR does) instead of one raw column (as the
+            paper does).
     """
 
     __pydantic_config__ = STRICT
@@ -56,7 +57,8 @@ class DCNv2Config:
             )
         if not self.hidden_units and self.structure != "cross_only":
             raise ConfigError(
-                f"model.structure is {self.structure}, but model.hidden_units is empty. Name layers or use structure cross_only."
+                f"model.structure is {self.structure}, but model.hidden_units is empty. Name layers or use structure "
+                "cross_only."
             )
 
 

@@ -37,8 +37,9 @@ class DeepFMConfig:
 class DeepFM(Network):
     """Logit = linear part + factorization machine + deep network over all fields.
 
-    Source: Guo et al. 2017 (DeepFM), equations 1 to 4. Numeric inputs are fields x_i * v_i for both parts, as in the paper and in
-    FuxiCTR. Not `torchrec.modules.deepfm.DeepFM`, which is no more than a concatenation before a module of the caller's.
+    Source: Guo et al. 2017 (DeepFM), equations 1 to 4. Numeric inputs are fields x_i * v_i for both parts, as in the
+    paper and in FuxiCTR. Not `torchrec.modules.deepfm.DeepFM`, which is no more than a concatenation before a module of
+    the caller's.
     """
 
     Config = DeepFMConfig

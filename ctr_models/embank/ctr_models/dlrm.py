@@ -42,12 +42,15 @@ class DLRMConfig:
 
 
 class DLRM(Network):
-    """Top network over the bottom's output and the inner products of all pairs of fields, the bottom's output being one of them.
+    """Top network over the bottom's output and the inner products of all pairs of fields, the bottom's output being one
+    of them.
 
-    Without numeric inputs there is no bottom network and the interactions are those of the embeddings alone, as in FuxiCTR.
+    Without numeric inputs there is no bottom network and the interactions are those of the embeddings alone, as in
+    FuxiCTR.
 
-    Source: Naumov et al. 2019 (arXiv:1906.00091), section 2. Same function as `torchrec.models.dlrm.DLRM`, whose modules we do not use:
-    they have no dropout or batch norm, need a numeric input, and their interaction's backward costs several times ours (layers/pairs.py).
+    Source: Naumov et al. 2019 (arXiv:1906.00091), section 2. Same function as `torchrec.models.dlrm.DLRM`, whose
+    modules we do not use: they have no dropout or batch norm, need a numeric input, and their interaction's backward
+    costs several times ours (layers/pairs.py).
 
     Raises:
         ConfigError: no categorical field, or a single one and no numeric input, so that there is no pair.

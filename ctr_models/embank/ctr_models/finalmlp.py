@@ -26,8 +26,10 @@ class FinalMLPConfig:
         num_heads: blocks of the bilinear fusion (k in the paper); divides the last layer of both streams.
         feature_gating: weight the inputs of each stream by a gate (section 3.2).
         gate_hidden_units: hidden layers of the gates.
-        gate_context_1: categorical fields that steer the first gate (the paper: the user's); empty for a learned constant.
-        gate_context_2: categorical fields that steer the second gate (the paper: the item's); empty for a learned constant.
+        gate_context_1: categorical fields that steer the first gate (the paper: the user's); empty for a learned
+            constant.
+        gate_context_2: categorical fields that steer the second gate (the paper: the item's); empty for a learned
+            constant.
         embed_numeric: give each numeric input a learned vector (FuxiCTR) instead of one raw column.
     """
 
@@ -66,8 +68,8 @@ class FinalMLPConfig:
 class FeatureGate(nn.Module):
     """Weights in (0, 2) for every input column, from the embeddings of some fields or from a learned constant.
 
-    The constant starts at random: from zeros, as in FuxiCTR, no gradient passes the gate's ReLU and only its last bias ever learns.
-    The fields' embeddings are those of the tables; FuxiCTR trains separate ones for the gates.
+    The constant starts at random: from zeros, as in FuxiCTR, no gradient passes the gate's ReLU and only its last bias
+    ever learns. The fields' embeddings are those of the tables; FuxiCTR trains separate ones for the gates.
 
     Source: Mao et al. 2023 (FinalMLP), equations 3 to 5.
 
@@ -186,7 +188,8 @@ def _columns_of(name: str, inputs: Inputs) -> tuple[int, int]:
     """First and last-plus-one embedding column of a field."""
     if name not in inputs.names:
         raise ConfigError(
-            f"model.gate_context_1 and gate_context_2 name fields, and '{name}' is none.{did_you_mean(name, inputs.names)} "
+            f"model.gate_context_1 and gate_context_2 name fields, and '{name}' is "
+            f"none.{did_you_mean(name, inputs.names)} "
             f"There are: {', '.join(inputs.names)}."
         )
     position = inputs.names.index(name)

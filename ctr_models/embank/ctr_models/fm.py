@@ -13,8 +13,8 @@ from embank.tables.errors import ConfigError
 def pairwise_sum(fields_BFD: Tensor) -> Tensor:
     """Sum of <v_i, v_j> over all pairs of fields i < j, in time linear in F: [B, F, D] to [B].
 
-    Not `torchrec.modules.deepfm.FactorizationMachine`: that one flattens fields and dims before it sums, so its result also holds
-    products between different columns of the embeddings, which Rendle's equation 1 does not have.
+    Not `torchrec.modules.deepfm.FactorizationMachine`: that one flattens fields and dims before it sums, so its result
+    also holds products between different columns of the embeddings, which Rendle's equation 1 does not have.
 
     Source: Rendle 2010, lemma 3.1.
     """
@@ -46,7 +46,8 @@ class FM(Network):
         require_fields(inputs, model="fm", instead="lr")
         if inputs.num_fields + inputs.num_dense < 2:
             raise ConfigError(
-                f"model 'fm' multiplies pairs of fields, but '{inputs.names[0]}' is the only one. Add a feature or use lr."
+                f"model 'fm' multiplies pairs of fields, but '{inputs.names[0]}' is the only one. Add a feature or "
+                "use lr."
             )
         self.linear = FirstOrder(inputs)
         self.fields = Fields(inputs)

@@ -37,9 +37,9 @@ class FNNConfig:
 class FNN(Network):
     """Logit = deep network over all inputs side by side.
 
-    Source: Zhang, Du and Wang 2016 (Deep Learning over Multi-field Categorical Data), section 2.1. The paper pre-trains the embeddings
-    with a factorization machine and appends its first-order weight to each; here they are trained from scratch with the rest, as
-    in FuxiCTR's DNN, so the weight is one more column of the embedding.
+    Source: Zhang, Du and Wang 2016 (Deep Learning over Multi-field Categorical Data), section 2.1. The paper pre-trains
+    the embeddings with a factorization machine and appends its first-order weight to each; here they are trained from
+    scratch with the rest, as in FuxiCTR's DNN, so the weight is one more column of the embedding.
     """
 
     Config = FNNConfig

@@ -37,8 +37,9 @@ class IPNNConfig:
 class IPNN(Network):
     """Logit = deep network over [all fields, all inner products <v_i, v_j> with i < j].
 
-    Source: Qu et al. 2016 (Product-based Neural Networks), section III-B. The paper factorises the first layer's weights over the
-    products to save time; we keep them whole, as FuxiCTR does. Numeric inputs are fields x_i * v_i (the paper has none).
+    Source: Qu et al. 2016 (Product-based Neural Networks), section III-B. The paper factorises the first layer's
+    weights over the products to save time; we keep them whole, as FuxiCTR does. Numeric inputs are fields x_i * v_i
+    (the paper has none).
     """
 
     Config = IPNNConfig

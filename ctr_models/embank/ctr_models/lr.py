@@ -19,8 +19,8 @@ class LRConfig:
 class LR(Network):
     """Logit = bias + sum of the ids' weights + sum of w_i * x_i.
 
-    Source: Richardson et al. 2007 (Predicting Clicks), section 5, with weights per id. FuxiCTR gives numeric inputs a weight in
-    the same way.
+    Source: Richardson et al. 2007 (Predicting Clicks), section 5, with weights per id. FuxiCTR gives numeric inputs a
+    weight in the same way.
     """
 
     Config = LRConfig

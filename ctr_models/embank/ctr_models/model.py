@@ -13,8 +13,9 @@ class CTRModel(nn.Module):
     """Look up, then score.
 
     Args:
-        tables: a collection, called with the sparse features; returns a KeyedTensor whose values are [B, E + F]: the fields' embeddings
-            (none for a model without embeddings), then one first-order weight per field (none for a model without them).
+        tables: a collection, called with the sparse features; returns a KeyedTensor whose values are [B, E + F]: the
+            fields' embeddings (none for a model without embeddings), then one first-order weight per field (none for a
+            model without them).
         network: the model over plain tensors.
     """
 
@@ -27,7 +28,8 @@ class CTRModel(nn.Module):
         self.num_first_order_columns = inputs.num_fields if network.first_order else 0
 
     def forward(self, dense_BI: Tensor, sparse: Any) -> Tensor:
-        """Logits [B] of numeric inputs and sparse features (a KeyedJaggedTensor, or what the collection's `address` made of it).
+        """Logits [B] of numeric inputs and sparse features (a KeyedJaggedTensor, or what the collection's `address`
+        made of it).
 
         Raises:
             ConfigError: the tables return another number of columns than the network reads.
@@ -36,7 +38,8 @@ class CTRModel(nn.Module):
         sizes = [self.num_embedding_columns, self.num_first_order_columns]
         if values.shape[1] != sum(sizes):
             raise ConfigError(
-                f"the tables return {values.shape[1]} columns, but {type(self.network).__name__} reads {sizes[0]} of embeddings and "
+                f"the tables return {values.shape[1]} columns, but {type(self.network).__name__} reads {sizes[0]} of "
+                "embeddings and "
                 f"{sizes[1]} of first-order weights. Build the tables from the network's inputs."
             )
         # One split, not two slices: its backward is one concatenation.

@@ -26,7 +26,8 @@ class Inputs:
         num_dense: numeric inputs per row; may be 0.
 
     Raises:
-        ConfigError: names and dims differ in number, a name appears twice, a dim is below 1, or there is no input at all.
+        ConfigError: names and dims differ in number, a name appears twice, a dim is below 1, or there is no input at
+            all.
     """
 
     names: tuple[str, ...]
@@ -94,9 +95,10 @@ class Network(nn.Module, ABC):
     def readers(self) -> dict[str, Tensor]:
         """Weights [O, E] of the linear layers that read the embeddings as they were looked up, by the layer's name.
 
-        Columns are the embeddings' in the order of `Inputs.names`; what lies between them and the layer (an alignment of dims, a
-        constant gate) is multiplied in. Empty for a network whose first step is a product of fields, of which none is linear in them.
-        Layers that read every field by the same weights, such as attention, do not tell fields apart and are left out.
+        Columns are the embeddings' in the order of `Inputs.names`; what lies between them and the layer (an alignment
+        of dims, a constant gate) is multiplied in. Empty for a network whose first step is a product of fields, of
+        which none is linear in them. Layers that read every field by the same weights, such as attention, do not tell
+        fields apart and are left out.
         """
         return {}
 

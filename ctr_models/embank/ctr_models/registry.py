@@ -101,6 +101,7 @@ def build_model(name: str, *, tables: nn.Module, inputs: Inputs, **hyper: Any) -
         **hyper: the model's own hyper-parameters, as in its config dataclass.
 
     Raises:
-        ConfigError: unknown name or hyper-parameter (with the nearest right one), or inputs that the model can't work on.
+        ConfigError: unknown name or hyper-parameter (with the nearest right one), or inputs that the model can't work
+            on.
     """
     return CTRModel(tables, build_network(name, inputs=inputs, **hyper))

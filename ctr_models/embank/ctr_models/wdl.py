@@ -19,7 +19,8 @@ class WDLConfig:
         activation: of the hidden layers.
         dropout: after each hidden layer.
         batch_norm: normalise before each activation.
-        embed_numeric: give each numeric input of the deep part a learned vector (FuxiCTR) instead of one raw column (paper).
+        embed_numeric: give each numeric input of the deep part a learned vector (FuxiCTR) instead of one raw column
+            (paper).
     """
 
     __pydantic_config__ = STRICT
@@ -38,8 +39,9 @@ class WDLConfig:
 class WDL(Network):
     """Logit = linear part over ids and numeric inputs + deep network over the concatenated embeddings.
 
-    Source: Cheng et al. 2016 (Wide & Deep), equation 3. The wide part has a weight per id; the paper's hand-made cross products are
-    features to prepare, as in FuxiCTR. One optimizer for both parts is the caller's choice (the paper: FTRL for the wide one).
+    Source: Cheng et al. 2016 (Wide & Deep), equation 3. The wide part has a weight per id; the paper's hand-made cross
+    products are features to prepare, as in FuxiCTR. One optimizer for both parts is the caller's choice (the paper:
+    FTRL for the wide one).
     """
 
     Config = WDLConfig

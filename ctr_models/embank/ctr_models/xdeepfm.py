@@ -17,8 +17,8 @@ class XDeepFMConfig:
     """Hyper-parameters of xDeepFM.
 
     Args:
-        cin_units: feature maps of each layer of the interaction network. Its cost grows with their product: the paper uses three
-            layers of 100 to 200 on GPUs, FuxiCTR's default is three of 16.
+        cin_units: feature maps of each layer of the interaction network. Its cost grows with their product: the paper
+            uses three layers of 100 to 200 on GPUs, FuxiCTR's default is three of 16.
         hidden_units: hidden layers of the deep part (two of 400 in the paper's section 4.1.4); empty for none.
         activation: of the hidden layers.
         dropout: after each hidden layer (0.5 in the paper).
@@ -44,8 +44,8 @@ class XDeepFMConfig:
 class XDeepFM(Network):
     """Logit = linear part + compressed interaction network + deep network.
 
-    Source: Lian et al. 2018 (xDeepFM), equations 6 to 9, with the identity as the interaction network's activation, as the paper
-    settles on. FuxiCTR's interaction layers have a bias in addition. Numeric inputs are fields x_i * v_i.
+    Source: Lian et al. 2018 (xDeepFM), equations 6 to 9, with the identity as the interaction network's activation, as
+    the paper settles on. FuxiCTR's interaction layers have a bias in addition. Numeric inputs are fields x_i * v_i.
     """
 
     Config = XDeepFMConfig

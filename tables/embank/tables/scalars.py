@@ -40,7 +40,8 @@ def as_whole(value: Any) -> int | None:
 
 
 def plain(value: Any) -> Any:
-    """A value with NumPy's numbers and texts as Python's own, in dicts, lists, tuples and dataclasses too; itself if it has none."""
+    """A value with NumPy's numbers and texts as Python's own, in dicts, lists, tuples and dataclasses too; itself if it
+    has none."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):

@@ -16,10 +16,12 @@ from embank.tables.scalars import plain, whole
 Pooling = Literal["sum", "mean"]
 
 ROWS_PER_CHUNK = 65_536
-"""Rows are initialised in chunks of this many, each from its own seed: any range of rows can be made without the others."""
+"""Rows are initialised in chunks of this many, each from its own seed: any range of rows can be made without the
+others."""
 
 _NORMALS_AT_ONCE = 16
-"""torch makes normal values in groups of so many; what is over at the end, or fewer values than that, it draws in another way."""
+"""torch makes normal values in groups of so many; what is over at the end, or fewer values than that, it draws in
+another way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,8 @@ class TableSpec:
 
     Args:
         name: unique in its collection; seeds and hash salts come from it, so renaming a table changes its values.
-        num_embeddings: number of ids; valid ids are 0 .. num_embeddings - 1. `NUM_TOKEN_IDS` for hashes of tokens, where there
-            is no vocabulary (see `embank.tables.ids.token_hash`).
+        num_embeddings: number of ids; valid ids are 0 .. num_embeddings - 1. `NUM_TOKEN_IDS` for hashes of tokens,
+            where there is no vocabulary (see `embank.tables.ids.token_hash`).
         embedding_dim: width of a logical row.
         feature_names: keys of the KeyedJaggedTensor that are looked up in this table.
         pooling: how the rows of a bag become one: their sum or their mean (an empty bag gives zeros).
@@ -41,11 +43,13 @@ class TableSpec:
         counts: int64 [num_embeddings], occurrences of each id in training, for the methods that use them.
         stage: for methods that train in several stages, the index of the current one.
         found: what the stages before have found (`Advance.found`).
-        fused_pooling: whether the lookup kernel may pool bags, which it can for methods that are linear in their rows. False keeps
-            the ids' rows apart until `TableCollection.look_up` has shown them: for losses per id. Results are the same.
+        fused_pooling: whether the lookup kernel may pool bags, which it can for methods that are linear in their rows.
+            False keeps the ids' rows apart until `TableCollection.look_up` has shown them: for losses per id. Results
+            are the same.
 
     Raises:
-        ConfigError: a size below 1, no feature, a budget outside (0, 1], counts of another length or type, values of other types.
+        ConfigError: a size below 1, no feature, a budget outside (0, 1], counts of another length or type, values of
+            other types.
     """
 
     name: str
@@ -78,7 +82,8 @@ class TableSpec:
             object.__setattr__(self, key, plain(getattr(self, key)))
         if self.num_embeddings > NUM_TOKEN_IDS:
             raise ConfigError(
-                f"table '{self.name}' has num_embeddings {self.num_embeddings}; ids are int64, so use at most {NUM_TOKEN_IDS} (2**63)"
+                f"table '{self.name}' has num_embeddings {self.num_embeddings}; ids are int64, so use at most "
+                f"{NUM_TOKEN_IDS} (2**63)"
             )
         if not self.feature_names:
             raise ConfigError(f"table '{self.name}' has no feature_names; name at least one key of the input")
@@ -97,7 +102,8 @@ class TableSpec:
             )
         if self.counts is not None and self.counts.shape != (self.num_embeddings,):
             raise ConfigError(
-                f"table '{self.name}' has counts of shape {tuple(self.counts.shape)} for {self.num_embeddings} ids; give one per id"
+                f"table '{self.name}' has counts of shape {tuple(self.counts.shape)} for {self.num_embeddings} ids; "
+                "give one per id"
             )
         if self.counts is not None and self.counts.dtype != torch.int64:
             raise ConfigError(f"table '{self.name}' has counts of type {self.counts.dtype}; they must be torch.int64")
@@ -129,12 +135,13 @@ class RowInit:
     """Initial values of a physical table's rows.
 
     Args:
-        kind: "uniform" draws U(mean - scale, mean + scale), "normal" draws N(mean, scale**2), "tails" draws the parts of a normal
-            distribution beyond two standard deviations, whose products are spread more evenly around 0; its own standard
-            deviation is the scale.
+        kind: "uniform" draws U(mean - scale, mean + scale), "normal" draws N(mean, scale**2), "tails" draws the parts
+            of a normal distribution beyond two standard deviations, whose products are spread more evenly around 0; its
+            own standard deviation is the scale.
         scale: half width or standard deviation; 0 sets every value to the mean.
         mean: centre of the distribution.
-        last_column: value of the last column, where that is no weight but a constant of the row; None draws it like the others.
+        last_column: value of the last column, where that is no weight but a constant of the row; None draws it like the
+            others.
     """
 
     kind: Literal["uniform", "normal", "tails"] = "uniform"
@@ -180,8 +187,8 @@ class RowInit:
 
 
 def _tails(uniform: Tensor) -> Tensor:
-    """Standard normal values given that they exceed 2 in size, over their standard deviation, from U(-1, 1) by the inverse of the
-    distribution function."""
+    """Standard normal values given that they exceed 2 in size, over their standard deviation, from U(-1, 1) by the
+    inverse of the distribution function."""
     tail, density = math.erfc(2**0.5) / 2, math.exp(-2) / (2 * math.pi) ** 0.5
     std = (1 + 2 * density / tail) ** 0.5  # by parts, E[x**2 given x > t] = 1 + t * density(t) / tail(t)
     share = uniform.double().abs().clamp(min=1e-9)
@@ -203,15 +210,16 @@ def default_init(spec: TableSpec, *, num_rows: int | None = None) -> RowInit:
 
 
 class RowProjection(Protocol):
-    """What is done to rows after each update of theirs, such as rounding to a grid. A frozen dataclass, so that tables compare."""
+    """What is done to rows after each update of theirs, such as rounding to a grid. A frozen dataclass, so that tables
+    compare."""
 
     def __call__(self, rows_UD: Tensor, rows_U: Tensor, *, seed: int) -> Tensor:
         """New values of rows that were just updated.
 
         Args:
             rows_UD: their values.
-            rows_U: int64, their numbers in the table: with `seed` all that randomness may depend on, so that shards agree with
-                the whole table.
+            rows_U: int64, their numbers in the table: with `seed` all that randomness may depend on, so that shards
+                agree with the whole table.
             seed: differs from update to update and from table to table.
 
         Returns:
@@ -243,7 +251,8 @@ STRIPES = 64
 """Rows of a striped table are dealt to this many stripes, which are stored one after the other."""
 
 _STRIPE_OF = torch.tensor([int(f"{residue:06b}"[::-1], 2) for residue in range(STRIPES)])
-"""Stripe of a row by `row % STRIPES`: bits reversed, so that the first rows lie far apart (van der Corput's sequence)."""
+"""Stripe of a row by `row % STRIPES`: bits reversed, so that the first rows lie far apart (van der Corput's
+sequence)."""
 
 _RESIDUE_OF = _STRIPE_OF.argsort()
 
@@ -252,9 +261,9 @@ _RESIDUE_OF = _STRIPE_OF.argsort()
 class TableShard:
     """The part of a physical table that one process holds: a range of places and columns.
 
-    A row's *place* is its number, except in a striped table. Rows are ranked by frequency, so a plain cut into ranges would
-    give the first process nearly all lookups; stripes spread the frequent rows evenly over any number of processes, and
-    within a stripe they are neighbours still, which is what pages of a disk like.
+    A row's *place* is its number, except in a striped table. Rows are ranked by frequency, so a plain cut into ranges
+    would give the first process nearly all lookups; stripes spread the frequent rows evenly over any number of
+    processes, and within a stripe they are neighbours still, which is what pages of a disk like.
 
     Args:
         table: the physical table.
@@ -287,7 +296,8 @@ class TableShard:
         return num_places(self.table.num_embeddings) if self.is_striped else self.table.num_embeddings
 
     def row_numbers(self, local_N: Tensor | None = None) -> Tensor:
-        """Rows of the table, int64, that some local rows (all, by default) are; `num_embeddings` or more for a place without one."""
+        """Rows of the table, int64, that some local rows (all, by default) are; `num_embeddings` or more for a place
+        without one."""
         places = (torch.arange(self.num_rows) if local_N is None else local_N) + self.first_place
         return rows_of(places, num_rows=self.table.num_embeddings) if self.is_striped else places
 
@@ -299,13 +309,15 @@ class TableShard:
         return held, local[held]
 
     def initial_chunks(self, *, seed: int) -> Iterator[Tensor]:
-        """The table's initial values in the part that is held, in order, a few rows at a time; the same however it is cut.
+        """The table's initial values in the part that is held, in order, a few rows at a time; the same however it is
+        cut.
 
         Args:
             seed: the collection's seed.
 
         Yields:
-            [r, num_columns], r at most `ROWS_PER_CHUNK`; `num_rows` rows in all. A chunk is good until the next one is asked
+            [r, num_columns], r at most `ROWS_PER_CHUNK`; `num_rows` rows in all. A chunk is good until the next one is
+            asked
             for, which may take its memory: fresh memory for each costs more time than drawing the values.
         """
         if self.is_striped:  # in the order of places they would have to be drawn once per stripe: see `scatter_initial`

@@ -1,4 +1,5 @@
-"""What pydantic finds wrong with a configuration, in the words of those who wrote it; and what it lets pass and should not."""
+"""What pydantic finds wrong with a configuration, in the words of those who wrote it; and what it lets pass and should
+not."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ _MAPPINGS = ("model_type", "model_attributes_type", "dataclass_type", "dict_type
 
 
 def problem_in_words(problem: Mapping[str, Any]) -> str:
-    """The message of one entry of `ValidationError.errors()`, without names of classes and with a cure for words that YAML reads as
-    something else.
+    """The message of one entry of `ValidationError.errors()`, without names of classes and with a cure for words that
+    YAML reads as something else.
     """
     if problem["type"] in _MAPPINGS:
         return "it must be a mapping of keys to values"
@@ -32,7 +33,8 @@ def _is_scalar(value: Any) -> bool:
 
 
 def mistaken_boolean(value: Any, wanted: Any) -> str | None:
-    """What a value must be that is true or false where a number is wanted, or the other way round; None when it is neither.
+    """What a value must be that is true or false where a number is wanted, or the other way round; None when it is
+    neither.
 
     pydantic takes true for 1 and 1 for true unless it is strict.
 

@@ -42,7 +42,8 @@ def share_text(nbytes: int, plain_nbytes: int) -> str:
 
 
 def floor_error(spec: TableSpec, *, needs: str, floor_nbytes: int) -> BudgetError:
-    """What to raise when a table's budget is below its method's floor. A table of few ids may be smaller than any form of a method.
+    """What to raise when a table's budget is below its method's floor. A table of few ids may be smaller than any form
+    of a method.
 
     Args:
         spec: of the table.
@@ -70,9 +71,9 @@ def refuse_both(spec: TableSpec, **sizes: int | None) -> None:
 def share(specs: Sequence[TableSpec], costs: Sequence[Cost], *, num_levels: int, nbytes: int) -> list[TableSpec]:
     """Gives every table the highest common level that fits, and what is left to the smallest tables first.
 
-    A table that is no larger plain than at the common level stays plain. What is left buys, from the smallest table to the
-    largest, first the next level for all that it lasts for, then as much as it can. So no table is at a lower level than under a
-    rule of one common level, and the small ones, whose rows are used the most, are higher or plain.
+    A table that is no larger plain than at the common level stays plain. What is left buys, from the smallest table to
+    the largest, first the next level for all that it lasts for, then as much as it can. So no table is at a lower level
+    than under a rule of one common level, and the small ones, whose rows are used the most, are higher or plain.
 
     Args:
         specs: tables of one method.

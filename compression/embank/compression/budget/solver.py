@@ -16,10 +16,10 @@ from embank.tables.method.options import options_of
 def share(specs: Sequence[TableSpec], *, budget: float, plain_below: int = 0) -> list[TableSpec]:
     """Specs whose serving bytes together are at most `budget` of the plain tables' bytes.
 
-    Tables of few ids stay plain, since they cost little and each of their rows is looked up often: the smallest first, as long as
-    together they take at most half of the bytes. The rest goes to the methods of the other tables in proportion to their plain
-    bytes, and each method shares its part out (`Method.allocate`). A table that can't do with what it gets is given its floor, and
-    the others share what is then left.
+    Tables of few ids stay plain, since they cost little and each of their rows is looked up often: the smallest first,
+    as long as together they take at most half of the bytes. The rest goes to the methods of the other tables in
+    proportion to their plain bytes, and each method shares its part out (`Method.allocate`). A table that can't do with
+    what it gets is given its floor, and the others share what is then left.
 
     Args:
         specs: tables with any mix of methods; their own budgets are replaced.
@@ -72,7 +72,8 @@ def _share(specs: Sequence[TableSpec], nbytes: float, small: Mapping[str, TableS
 
 
 def at_floor(spec: TableSpec) -> tuple[TableSpec, int]:
-    """A table at the smallest budget that its method takes, and the bytes of that; the plain table if it takes none, or none alone.
+    """A table at the smallest budget that its method takes, and the bytes of that; the plain table if it takes none, or
+    none alone.
 
     Found by bisection over `build_method`, so that it holds for any method.
     """
@@ -143,6 +144,8 @@ def _infeasible(specs: Sequence[TableSpec], *, budget: float) -> BudgetError:
         floor_nbytes = bisect_left(range(floor_nbytes), True, key=lambda nbytes: _share(specs, nbytes, {}) is not None)
         part = ""
     return BudgetError(
-        f"the budget of {len(specs)} tables is {budget}, {budget * total_nbytes:,.0f} bytes, but their floor is {floor_nbytes:,} bytes, "
-        f"budget {share_text(floor_nbytes, total_nbytes)}{part}. Raise the budget, or choose a method with a lower floor"
+        f"the budget of {len(specs)} tables is {budget}, {budget * total_nbytes:,.0f} bytes, but their floor is "
+        f"{floor_nbytes:,} bytes, "
+        f"budget {share_text(floor_nbytes, total_nbytes)}{part}. Raise the budget, or choose a method with a lower "
+        "floor"
     )

@@ -1,7 +1,7 @@
 """AdaptEmb: private rows for frequent ids, shared rows for the others (Adaptive Embedding of Alibaba's DeepRec).
 
-DeepRec describes it as a feature of the system, not in a paper; it is method 7 of Zhang et al., "Experimental Analysis of
-Large-scale Learnable Vector Storage Compression", PVLDB 17(4), 2023.
+DeepRec describes it as a feature of the system, not in a paper; it is method 7 of Zhang et al., "Experimental Analysis
+of Large-scale Learnable Vector Storage Compression", PVLDB 17(4), 2023.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,8 @@ _CONSTANT_NBYTES = 8
 """The layout, int64."""
 
 _NUM_BITS = 40
-"""Low bits of a layout: the number of private rows. The next one says whether id 0 shares; the rest is of the table's name."""
+"""Low bits of a layout: the number of private rows. The next one says whether id 0 shares; the rest is of the table's
+name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,10 @@ class AdaptConfig:
     """Options of AdaptEmb.
 
     Args:
-        num_rows: rows that are kept, private and shared; None takes what the budget allows, or without a budget one row per id.
-        private: share of these rows that is private, in [0, 1]; None finds it from the counts (see `best_num_private`), and
-            takes one half where there are none. At least one row is shared while there are fewer rows than ids.
+        num_rows: rows that are kept, private and shared; None takes what the budget allows, or without a budget one row
+            per id.
+        private: share of these rows that is private, in [0, 1]; None finds it from the counts (see `best_num_private`),
+            and takes one half where there are none. At least one row is shared while there are fewer rows than ids.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -39,21 +41,25 @@ class AdaptConfig:
 
 
 class Adapt(Method):
-    """One physical table: first the private rows of the F most frequent ids, then S rows that the rarer ids share by a hash.
+    """One physical table: first the private rows of the F most frequent ids, then S rows that the rarer ids share by a
+    hash.
 
-    Id 0, the unknown value, counts as the most frequent one, unless counts say that training never sees it: then it shares.
+    Id 0, the unknown value, counts as the most frequent one, unless counts say that training never sees it: then it
+    shares.
 
     Where it differs from the public implementation (Hetu's EMC):
 
     * It keeps a remap of 4 bytes per id, outside its accounting: at dim 16 its "1%" table holds 7.25%. Ids are ranked
       by frequency here, so nothing is held but the rows and one number, the *layout*: F, and the salt of the hash.
-    * It shares by the order in which rare ids are met. Rows by rank modulo S would do the same here, but then features that are ranked
-      alike (a user and their postal code) share rows alike, and nothing tells two such users apart. A hash differs by table.
+    * It shares by the order in which rare ids are met. Rows by rank modulo S would do the same here, but then features
+      that are ranked alike (a user and their postal code) share rows alike, and nothing tells two such users apart. A
+      hash differs by table.
     * It sets the private share by hand. Here the counts decide.
 
     Raises:
         BudgetError: the budget does not hold one row and the layout.
-        ConfigError: both a budget and a number of rows, a private share outside [0, 1], or counts by which the ids are not ranked.
+        ConfigError: both a budget and a number of rows, a private share outside [0, 1], or counts by which the ids are
+            not ranked.
     """
 
     Config = AdaptConfig
@@ -133,12 +139,13 @@ def private_or_shared(ids_N: Tensor, *, num_rows: int, layout: int) -> Tensor:
 def best_num_private(counts: Tensor, *, num_rows: int) -> int:
     """The number of private rows F whose lookups meet the least traffic of other ids.
 
-    A private id has its row to itself. The traffic of the others, C(F) lookups, is spread over R - F rows by a hash, so that a lookup of
-    id i meets (C(F) - c_i) / (R - F) lookups of other ids in its row on average. Summed over all lookups that is
-    (C(F)^2 - Q(F)) / (R - F), Q(F) the sum of the squared counts, and it is computed for every F. Frequent ids get rows of their own
-    until the rows that are left are too few for what they have to bear.
+    A private id has its row to itself. The traffic of the others, C(F) lookups, is spread over R - F rows by a hash, so
+    that a lookup of id i meets (C(F) - c_i) / (R - F) lookups of other ids in its row on average. Summed over all
+    lookups that is (C(F)^2 - Q(F)) / (R - F), Q(F) the sum of the squared counts, and it is computed for every F.
+    Frequent ids get rows of their own until the rows that are left are too few for what they have to bear.
 
-    Traffic is what counts, not ids: by the mean number of ids in a row, tails of many ids that nobody looks up keep all the rows.
+    Traffic is what counts, not ids: by the mean number of ids in a row, tails of many ids that nobody looks up keep all
+    the rows.
 
     Args:
         counts: int64 [N], ranked, of the ids that may have rows of their own.

@@ -1,5 +1,5 @@
-"""ALPT: low-precision rows whose steps are learned (Li et al., "Adaptive Low-Precision Training for Embeddings in Click-Through
-Rate Prediction", AAAI 2023, arXiv 2212.05735)."""
+"""ALPT: low-precision rows whose steps are learned (Li et al., "Adaptive Low-Precision Training for Embeddings in
+Click-Through Rate Prediction", AAAI 2023, arXiv 2212.05735)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,8 +30,8 @@ class AlptConfig:
     """Options of ALPT.
 
     Args:
-        bits: 8 or 16 for every row. None takes 16 for as many rows as the budget holds, from the most frequent id on, and 8 for
-            the others; without a budget 8 for all.
+        bits: 8 or 16 for every row. None takes 16 for as many rows as the budget holds, from the most frequent id on,
+            and 8 for the others; without a budget 8 for all.
         step_lr: learning rate of the steps, as a share of the rows'. Hetu's EMC takes 2e-5 / 1e-3.
     """
 
@@ -45,25 +45,28 @@ class Alpt(Method):
     """Rows s * (whole numbers of 8 or 16 bits) with a learned step s per row, kept as the physical row's last column.
 
     The published training step (as in Hetu's EMC) has two passes over a batch:
-    (1) forward and backward with the stored rows, w' = s W - lr dL/d(s W); (2) forward and backward with Q(w'), the nearest
-    grid point, for the step's gradient by LSQ (Esser et al., ICLR 2020), s' = s - lr_s g dL/ds; (3) store w' / s', rounded at random.
-    Here rows are updated inside the backward pass, so there is no second one. What replaces it: where no number moves by half
-    a step or more, which is the case this method is made for, Q(w') *is* the row that pass 1 has read. Then the gradients of both
-    passes are the same, and pass 1 has left it behind in the row: dL/dQ = (Q(w') - w') / lr. So the projection that runs after an
-    update has all that the LSQ gradient takes, `learned_steps`. It is also the gradient of half the squared
-    rounding error, which says what these steps learn: to trade rounding against clipping.
+    (1) forward and backward with the stored rows, w' = s W - lr dL/d(s W); (2) forward and backward with Q(w'), the
+    nearest grid point, for the step's gradient by LSQ (Esser et al., ICLR 2020), s' = s - lr_s g dL/ds; (3) store w' /
+    s', rounded at random. Here rows are updated inside the backward pass, so there is no second one. What replaces it:
+    where no number moves by half a step or more, which is the case this method is made for, Q(w') *is* the row that
+    pass 1 has read. Then the gradients of both passes are the same, and pass 1 has left it behind in the row: dL/dQ =
+    (Q(w') - w') / lr. So the projection that runs after an update has all that the LSQ gradient takes, `learned_steps`.
+    It is also the gradient of half the squared rounding error, which says what these steps learn: to trade rounding
+    against clipping.
 
     With plain SGD it is the two-pass step to float rounding (a test runs both), except that
 
     * the network stands still between the passes, where the published step has updated it;
     * numbers that do move by more than half a step give a rounding error in place of their gradient;
-    * with an adaptive row optimizer it is the gradient as preconditioned by it, and that optimizer's own statistics do not cover the
-      steps (row-wise Adagrad averages over D + 1 columns, the last one with gradient 0);
+    * with an adaptive row optimizer it is the gradient as preconditioned by it, and that optimizer's own statistics do
+      not cover the steps (row-wise Adagrad averages over D + 1 columns, the last one with gradient 0);
     * g = 1 / sqrt(D high), as in LSQ, without the batch size, which a row does not know;
-    * a step grows at most to where the whole row fits, and at most halves: it stays positive, which EMC does not ensure;
+    * a step grows at most to where the whole row fits, and at most halves: it stays positive, which EMC does not
+      ensure;
     * a row starts with the step that holds its initial values. EMC's .01 rounds 98% of +-3e-4 to zero.
 
-    Bytes: serving holds codes and an fp32 step per row. Training holds rows in fp32 and the optimizer's state. The last column makes rows one
+    Bytes: serving holds codes and an fp32 step per row. Training holds rows in fp32 and the optimizer's state. The last
+    column makes rows one
     wider: the fbgemm backend takes embedding dims to 2,047.
 
     Raises:
@@ -122,7 +125,8 @@ class LearnedGrid:
 
 
 def learned_steps(values_UD: Tensor, step_U1: Tensor, high_U1: Tensor, *, step_lr: float) -> Tensor:
-    """New steps [U, 1] of rows that were just updated: one step of gradient descent, positive, no larger than the row needs.
+    """New steps [U, 1] of rows that were just updated: one step of gradient descent, positive, no larger than the row
+    needs.
 
     Args:
         values_UD: w', the values after their update, not rounded yet.
@@ -144,7 +148,8 @@ def nearest(values_UD: Tensor, step_U1: Tensor, high_U1: Tensor) -> Tensor:
 
 
 def lsq_gradient(values_UD: Tensor, step_U1: Tensor, high_U1: Tensor, upstream_UD: Tensor) -> Tensor:
-    """dL/ds by LSQ: rounding counts as the identity, so dQ/ds is round(w / s) - w / s inside the range and the outermost code beyond it.
+    """dL/ds by LSQ: rounding counts as the identity, so dQ/ds is round(w / s) - w / s inside the range and the
+    outermost code beyond it.
 
     Args:
         values_UD: w.

@@ -45,18 +45,19 @@ class AutoDimConfig:
 class AutoDim(Method):
     """Two stages: a search, in which a table of every candidate width takes part, and a retraining of the chosen one.
 
-    In the search a row is sum_c p_c norm(T_c row_c + b_c), where norm is batch normalisation without scale and p comes from logits
-    that validation batches move, by a Gumbel softmax whose temperature falls with the stage's steps. Then each table gets one
+    In the search a row is sum_c p_c norm(T_c row_c + b_c), where norm is batch normalisation without scale and p comes
+    from logits that validation batches move, by a Gumbel softmax whose temperature falls with the stage's steps. Then
+    each table gets one
     width: together the likeliest ones that fit the budgets of all tables of the method, which are one pool.
 
     Raises:
         BudgetError: the budget does not hold the smallest width.
         ConfigError: widths that are not ascending within 1 .. dim.
 
-    Source: sections 2 and 3 of the paper. There the choice is the largest logit, whatever it costs, and the temperature falls with
-    the number of samples, here with the share of the search that is done. The public implementation in the VLDB'24 benchmark of Zhang et
-    al. retrains from the weights of the search but drops their normalisation; here all of the model is trained anew, since rows that learned
-    beside those of other widths have learned something else.
+    Source: sections 2 and 3 of the paper. There the choice is the largest logit, whatever it costs, and the temperature
+    falls with the number of samples, here with the share of the search that is done. The public implementation in the
+    VLDB'24 benchmark of Zhang et al. retrains from the weights of the search but drops their normalisation; here all of
+    the model is trained anew, since rows that learned beside those of other widths have learned something else.
     """
 
     Config = AutoDimConfig
@@ -182,7 +183,8 @@ class Projection(nn.Module):
             self.register_buffer("variance", torch.ones(dim))
 
     def forward(self, rows_Nc: Tensor, *, moves_statistics: bool = True) -> Tensor:
-        """Logical rows [N, D]; in training normalised by the batch, whose mean and variance move the running ones if asked for."""
+        """Logical rows [N, D]; in training normalised by the batch, whose mean and variance move the running ones if
+        asked for."""
         projected_ND = rows_Nc @ self.weight + self.bias
         if not self.searched:
             return projected_ND
@@ -205,8 +207,8 @@ def width_nbytes(spec: TableSpec, width: int) -> int:
 def choose(scores: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], *, limit: float) -> list[int]:
     """One option for each of several tables: a high sum of scores at a sum of costs within a limit.
 
-    From each table's best option (the dearest of equals) downwards, always by the step that loses the least score per byte
-    saved, until it fits; then upwards again, by the best steps that still fit.
+    From each table's best option (the dearest of equals) downwards, always by the step that loses the least score per
+    byte saved, until it fits; then upwards again, by the best steps that still fit.
 
     Args:
         scores, costs: by table and option; costs ascend.

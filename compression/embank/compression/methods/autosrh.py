@@ -1,4 +1,5 @@
-"""AutoSrh: which columns matter for hot ids and which for cold ones, learned softly, then cut (Kong et al., TKDE 2023)."""
+"""AutoSrh: which columns matter for hot ids and which for cold ones, learned softly, then cut (Kong et al., TKDE
+2023)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,20 +78,24 @@ def frequency_bounds(counts: Tensor, *, num_groups: int) -> Tensor:
 
 
 class AutoSrh(Method):
-    """Rows times a soft selection alpha in [0, 1] per group of ids and column; entries are pruned by |w alpha|, then retrained.
+    """Rows times a soft selection alpha in [0, 1] per group of ids and column; entries are pruned by |w alpha|, then
+    retrained.
 
-    Three stages: a warm-up of the plain table; a search, in which validation batches move alpha while training batches go on
-    moving rows and network; after the cut to the budget a retraining of what is left from initial values, alpha frozen and at last
-    folded into the rows. The budgets of all tables of the collection that are stored by this method are one pool.
+    Three stages: a warm-up of the plain table; a search, in which validation batches move alpha while training batches
+    go on moving rows and network; after the cut to the budget a retraining of what is left from initial values, alpha
+    frozen and at last folded into the rows. The budgets of all tables of the collection that are stored by this method
+    are one pool.
 
     Raises:
         BudgetError: the budget does not hold one entry.
         ConfigError: both a budget and a density.
 
-    Source: sections 3 and 4 of the paper. The public implementation in the VLDB'24 benchmark of Zhang et al. leaves the network frozen
-    in the search and prunes after the last training; here the network trains on and pruning comes before the retraining, as
-    the paper has it. Retraining goes on from nothing that was trained: what the warm-up and the search overfitted would stay. Gradients of alpha are divided by their group's mean absolute value, as there; the L1 term is added after
-    this division, so that its strength is what it says. Without counts, ids count as ranked by frequency.
+    Source: sections 3 and 4 of the paper. The public implementation in the VLDB'24 benchmark of Zhang et al. leaves the
+    network frozen in the search and prunes after the last training; here the network trains on and pruning comes before
+    the retraining, as the paper has it. Retraining goes on from nothing that was trained: what the warm-up and the
+    search overfitted would stay. Gradients of alpha are divided by their group's mean absolute value, as there; the L1
+    term is added after this division, so that its strength is what it says. Without counts, ids count as ranked by
+    frequency.
     """
 
     Config = AutoSrhConfig

@@ -1,7 +1,7 @@
 """Compositional embeddings: a row is put together from one row of each of several small tables.
 
-Shi, Mudigere, Naumov, Yang, "Compositional Embeddings Using Complementary Partitions for Memory-Efficient Recommendation
-Systems", KDD 2020. With two partitions this is the quotient-remainder trick.
+Shi, Mudigere, Naumov, Yang, "Compositional Embeddings Using Complementary Partitions for Memory-Efficient
+Recommendation Systems", KDD 2020. With two partitions this is the quotient-remainder trick.
 
 Its tables may be shared by several features, see `embank.compression.parts.multiplexed`.
 """
@@ -43,10 +43,11 @@ class CompositionalConfig:
         num_partitions: tables that a row is put together from; None takes two, or as many more as the budget asks for.
         combine: rows are multiplied ("mul") or added ("sum"), element by element.
         divisor: rows of each small table; None takes the smallest that the budget allows, or 4 without a budget.
-        table: features that give the same name (and dim, partitions and number of rows) read the same rows. Their ids are hashed into
-            each partition instead of divided, so that features have independent places.
-        num_rows: with `table`, rows of all its partitions together, dealt out evenly; `Compositional.allocate` sets it from a budget
-            for all features. Without it, under a budget of its own, a feature is hashed into rows of its own.
+        table: features that give the same name (and dim, partitions and number of rows) read the same rows. Their ids
+            are hashed into each partition instead of divided, so that features have independent places.
+        num_rows: with `table`, rows of all its partitions together, dealt out evenly; `Compositional.allocate` sets it
+            from a budget for all features. Without it, under a budget of its own, a feature is hashed into rows of its
+            own.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -74,8 +75,8 @@ def partition_sizes(num_embeddings: int, divisors: Sequence[int]) -> tuple[int, 
 class Partitions:
     """All ways to store a number of ids in a number of tables, by the rows of the small tables together.
 
-    More of these rows mean fewer rows in all, down to `tightest`: `total + num_embeddings / product` is convex in the total,
-    since the product of an even split grows by a factor that falls.
+    More of these rows mean fewer rows in all, down to `tightest`: `total + num_embeddings / product` is convex in the
+    total, since the product of an even split grows by a factor that falls.
     """
 
     num_embeddings: int
@@ -126,21 +127,22 @@ def possible(num_embeddings: int, num_partitions: int | None) -> list[Partitions
 class Compositional(Method):
     """Digits of the id in a mixed radix choose a row in each table; the rows are multiplied or added.
 
-    The digits of `x` are `x mod b0`, `x div b0 mod b1`, ... and the quotient that is left: no two ids have all digits in common.
-    The remainder `x mod b0` chooses from the largest table. After ranking by frequency its rows thus tell the b0 hottest ids apart,
-    and each of these shares its row with colder ones alone.
+    The digits of `x` are `x mod b0`, `x div b0 mod b1`, ... and the quotient that is left: no two ids have all digits
+    in common. The remainder `x mod b0` chooses from the largest table. After ranking by frequency its rows thus tell
+    the b0 hottest ids apart, and each of these shares its row with colder ones alone.
 
-    Differences from public implementations: there the largest table is the quotient's, where neighbours share a row, which are
-    the hottest ids among themselves (on 60,000 rows of Criteo that costs .007 to .013 AUC). The quotient is an integer division (a true
-    division of int64 goes through float32 in PyTorch and is wrong for ids above 2**24). The small tables start near 1 and the large
-    one like the plain table, so that the product starts with the plain table's spread and each factor gets gradients of the plain
-    table's size. The divisor is each table's own and the smallest that its budget allows; where two tables are too large, three are
-    used, and so on.
+    Differences from public implementations: there the largest table is the quotient's, where neighbours share a row,
+    which are the hottest ids among themselves (on 60,000 rows of Criteo that costs .007 to .013 AUC). The quotient is
+    an integer division (a true division of int64 goes through float32 in PyTorch and is wrong for ids above 2**24). The
+    small tables start near 1 and the large one like the plain table, so that the product starts with the plain table's
+    spread and each factor gets gradients of the plain table's size. The divisor is each table's own and the smallest
+    that its budget allows; where two tables are too large, three are used, and so on.
 
-    With a `table` that features share, digits of ids would give all features the same places, and ids that are neighbours the same
-    quotient. There a salted hash chooses the row in each partition, the feature and the partition being in the salt. Partitions of
-    equal size then tell the most ids apart: two ids have all rows in common with probability (k / R)**k in k partitions of R rows
-    in all. The paper of feature multiplexing does not say how it shares quotient and remainder tables.
+    With a `table` that features share, digits of ids would give all features the same places, and ids that are
+    neighbours the same quotient. There a salted hash chooses the row in each partition, the feature and the partition
+    being in the salt. Partitions of
+    equal size then tell the most ids apart: two ids have all rows in common with probability (k / R)**k in k partitions
+    of R rows in all. The paper of feature multiplexing does not say how it shares quotient and remainder tables.
 
     Raises:
         BudgetError: the budget is below the fewest rows that any number of tables needs.
@@ -183,8 +185,8 @@ class Compositional(Method):
 
     @classmethod
     def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """The smallest common divisor that fits, no table's beyond its own best, and what is left to the tables of few ids; equally many
-        rows for tables that share them."""
+        """The smallest common divisor that fits, no table's beyond its own best, and what is left to the tables of few
+        ids; equally many rows for tables that share them."""
         return allocate(specs, nbytes, reader=_reader, alone=cls._allocate_alone)
 
     @classmethod
@@ -207,11 +209,13 @@ def _refuse_mixed(spec: TableSpec, options: CompositionalConfig) -> None:
     refuse_both(spec, divisor=options.divisor)
     if options.table is None and options.num_rows is not None:
         raise ConfigError(
-            f"table '{spec.name}' has num_rows {options.num_rows} but no table to share them; give table='...', or a divisor instead"
+            f"table '{spec.name}' has num_rows {options.num_rows} but no table to share them; give table='...', or a "
+            "divisor instead"
         )
     if options.table is not None and options.divisor is not None:
         raise ConfigError(
-            f"table '{spec.name}' shares the rows '{options.table}', where ids are hashed, but has divisor {options.divisor}; "
+            f"table '{spec.name}' shares the rows '{options.table}', where ids are hashed, but has divisor "
+            f"{options.divisor}; "
             "give num_rows instead"
         )
 
@@ -267,7 +271,8 @@ def _cost(spec: TableSpec, levels: Sequence[tuple[int, int]]) -> "_LevelCost":
 
 @dataclass(frozen=True, kw_only=True)
 class _LevelCost:
-    """Bytes of a table at a level (number of tables, rows of the small ones), from the most and smallest tables to two large ones."""
+    """Bytes of a table at a level (number of tables, rows of the small ones), from the most and smallest tables to two
+    large ones."""
 
     ways: Mapping[int, Partitions]
     levels: Sequence[tuple[int, int]]

@@ -36,11 +36,13 @@ class DedupConfig:
     """Options of the deduplicated table.
 
     Args:
-        rows_per_block: None takes the smallest power of two that makes at most 16,384 blocks, whose map takes at most a quarter of the
-            budget. Small blocks merge with less loss; the paper's are pages of a database, 10,000 rows in the VLDB'24 benchmark.
-        similarity: share of equal entries from which two blocks are duplicates. A budget stops merging earlier or goes on below it.
-        max_difference: up to which two entries are equal; None takes one and a half times the half width of initial values, at which
-            94% of the entries of two untrained blocks are.
+        rows_per_block: None takes the smallest power of two that makes at most 16,384 blocks, whose map takes at most a
+            quarter of the budget. Small blocks merge with less loss; the paper's are pages of a database, 10,000 rows
+            in the VLDB'24 benchmark.
+        similarity: share of equal entries from which two blocks are duplicates. A budget stops merging earlier or goes
+            on below it.
+        max_difference: up to which two entries are equal; None takes one and a half times the half width of initial
+            values, at which 94% of the entries of two untrained blocks are.
         num_projections: random directions in which near blocks are looked for.
         num_candidates: nearest blocks by projection that are compared entry by entry, for each block.
     """
@@ -67,16 +69,16 @@ class Dedup(Method):
     """A plain table is trained, similar blocks of consecutive rows are merged, and what is left is trained on.
 
     Ids are ranked by frequency when data is prepared, so a block holds ids that are about as hot; of two duplicates the
-    hotter block stays. Merging goes from the most similar pair down and ends when the budget is met, if need be below `similarity`.
-    Without a budget, every duplicate is as similar as that to the block that stands for it.
+    hotter block stays. Merging goes from the most similar pair down and ends when the budget is met, if need be below
+    `similarity`. Without a budget, every duplicate is as similar as that to the block that stands for it.
 
     Raises:
         BudgetError: the budget does not hold one block and the map.
 
-    Source: section 4 of the paper. It finds candidates by hashing with p-stable projections and merges whatever collides in
-    enough bands, so that the outcome may miss the budget; here the same projections rank candidates by distance, which gives every block
-    some, and each merge is decided by comparing entries. The VLDB'24 benchmark of Zhang et al. compares to a fixed 0.01, thirty times the
-    width of its initial values, on ids in random order.
+    Source: section 4 of the paper. It finds candidates by hashing with p-stable projections and merges whatever
+    collides in enough bands, so that the outcome may miss the budget; here the same projections rank candidates by
+    distance, which gives every block some, and each merge is decided by comparing entries. The VLDB'24 benchmark of
+    Zhang et al. compares to a fixed 0.01, thirty times the width of its initial values, on ids in random order.
     """
 
     Config = DedupConfig
@@ -216,15 +218,15 @@ def merge_blocks(
 
     Args:
         num_blocks: B.
-        candidates: for the blocks that are left, ascending, pairs worth comparing: int64 [P, 2], the first below the second, at
-            least one pair while two blocks are left.
+        candidates: for the blocks that are left, ascending, pairs worth comparing: int64 [P, 2], the first below the
+            second, at least one pair while two blocks are left.
         compare: similarity of pairs, [P].
         similarity: down to which pairs are duplicates.
         max_blocks: stop there, but get there; None merges all duplicates and nothing else.
 
     Returns:
-        For each block the one that stands for it, int64 [B]. Every duplicate was itself compared to it, unless the budget
-        can't be met otherwise.
+        For each block the one that stands for it, int64 [B]. Every duplicate was itself compared to it, unless the
+        budget can't be met otherwise.
     """
     members: dict[int, list[int]] = {block: [block] for block in range(num_blocks)}
     goal = 1 if max_blocks is None else max_blocks

@@ -56,9 +56,9 @@ def scheduled_sparsity(final: float, progress: float) -> float:
         final: share of zeros at its end.
         progress: 0 at the ramp's beginning, 1 at its end; later it is at its end.
 
-    Source: DeepLight's adaptive sparsity S (1 - D**(t / U)) with its published D = 0.99 and U = 100 steps. Those never end and depend
-    on the batch size; here the ramp is laid over a share of the training, so that progress 1 is the step at which the original
-    has reached 0.999 S, and the rest is cut off there.
+    Source: DeepLight's adaptive sparsity S (1 - D**(t / U)) with its published D = 0.99 and U = 100 steps. Those never
+    end and depend on the batch size; here the ramp is laid over a share of the training, so that progress 1 is the step
+    at which the original has reached 0.999 S, and the rest is cut off there.
     """
     if progress >= 1:
         return final
@@ -66,19 +66,21 @@ def scheduled_sparsity(final: float, progress: float) -> float:
 
 
 class DeepLight(Method):
-    """A plain table whose smallest entries are set to zero every so often: more of them with time, then to the budget exactly.
+    """A plain table whose smallest entries are set to zero every so often: more of them with time, then to the budget
+    exactly.
 
-    There is no mask: pruned entries can grow back until the next pruning. One threshold spans all tables of the collection
-    that are stored by this method, and their budgets are one pool, so a table may end above its own share and another below.
-    The schedule is one for all of them.
+    There is no mask: pruned entries can grow back until the next pruning. One threshold spans all tables of the
+    collection that are stored by this method, and their budgets are one pool, so a table may end above its own share
+    and another below. The schedule is one for all of them.
 
     Raises:
         BudgetError: the budget does not hold one entry.
         ConfigError: both a budget and a density.
 
-    Source: section 3.3 of the paper, for embeddings only (it also prunes networks). The released code finds its threshold by
-    about 20 scans of all weights every 10 steps, and may evaluate and save a table that has grown back above its target;
-    here a pruning takes two scans, and what is evaluated and served is pruned exactly first (`settle`).
+    Source: section 3.3 of the paper, for embeddings only (it also prunes networks). The released code finds its
+    threshold by about 20 scans of all weights every 10 steps, and may evaluate and save a table that has grown back
+    above its target; here a pruning takes two scans, and what is evaluated and served is pruned exactly first
+    (`settle`).
     """
 
     Config = DeepLightConfig

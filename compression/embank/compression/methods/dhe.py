@@ -1,7 +1,7 @@
 """Deep hash embeddings: no table at all, a network maps many hashes of an id to its row.
 
-Kang, Cheng, Yao, Yi, Chen, Hong, Chi, "Learning to Embed Categorical Features without Embedding Tables for Recommendation",
-KDD 2021.
+Kang, Cheng, Yao, Yi, Chen, Hong, Chi, "Learning to Embed Categorical Features without Embedding Tables for
+Recommendation", KDD 2021.
 
 Legend: K hashes of an id, W width of a hidden layer, S ids of a sample.
 """
@@ -56,12 +56,13 @@ class Dhe(Method):
 
     Ids travel as the method's side input; there are no physical tables and nothing to shard.
 
-    Differences from public implementations: the hash is computed in int64, where no product overflows for any id (32 bits do,
-    and make half of the codes negative); each hash has a prime of its own, just below 2**31, so that two ids can't agree in
-    all of them (a prime near the number of buckets makes `x` and `x + p` equal); weights start as He et al. (ICCV 2015) have it
-    and batch norm with the statistics of a sample of ids, so that the decoder tells ids apart before its first step; the last
-    layer is scaled to give rows the plain table's spread; the number of hashes shrinks with the width, where a fixed 1,024 would
-    leave a small budget's weights in the first layer alone. Hidden layers have no bias of their own, batch norm's does its work.
+    Differences from public implementations: the hash is computed in int64, where no product overflows for any id (32
+    bits do, and make half of the codes negative); each hash has a prime of its own, just below 2**31, so that two ids
+    can't agree in all of them (a prime near the number of buckets makes `x` and `x + p` equal); weights start as He et
+    al. (ICCV 2015) have it and batch norm with the statistics of a sample of ids, so that the decoder tells ids apart
+    before its first step; the last layer is scaled to give rows the plain table's spread; the number of hashes shrinks
+    with the width, where a fixed 1,024 would leave a small budget's weights in the first layer alone. Hidden layers
+    have no bias of their own, batch norm's does its work.
 
     A training batch of fewer than two ids has no variance; it is normalised by the running statistics.
 
@@ -191,7 +192,8 @@ def _width(spec: TableSpec, options: DheConfig) -> int:
         raise ConfigError(f"table '{spec.name}' has num_layers {options.num_layers}; it must be at least 1")
     if not MIN_HASHES <= options.num_hashes <= MAX_HASHES or options.num_hashes % 2:
         raise ConfigError(
-            f"table '{spec.name}' has num_hashes {options.num_hashes}; use an even number from {MIN_HASHES} to {MAX_HASHES}"
+            f"table '{spec.name}' has num_hashes {options.num_hashes}; use an even number from {MIN_HASHES} to "
+            f"{MAX_HASHES}"
         )
     limit = budget_nbytes(spec)
     if limit is None:

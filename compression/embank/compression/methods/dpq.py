@@ -26,7 +26,8 @@ class DpqConfig:
 
 
 class Dpq(Method):
-    """A plain table in training, of which every part passes through its nearest centroid; codes and centroids are served.
+    """A plain table in training, of which every part passes through its nearest centroid; codes and centroids are
+    served.
 
     Training takes more memory than the plain table, serving far less. Codes are found anew in every forward pass and at
     packing, so none is stale and ids that training never met have one.

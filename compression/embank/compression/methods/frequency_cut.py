@@ -1,4 +1,5 @@
-"""The frequency cut: rows for the most frequent ids, one row for all others. The baseline that learned methods must beat.
+"""The frequency cut: rows for the most frequent ids, one row for all others. The baseline that learned methods must
+beat.
 
 On Criteo 80% of all ids occur once and carry next to no signal, so this is stronger than it looks.
 """
@@ -19,8 +20,8 @@ class FrequencyCutConfig:
     """Options of the frequency cut.
 
     Args:
-        num_rows: rows that are kept, the shared one included; None takes what the budget allows, or without a budget one
-            row per id.
+        num_rows: rows that are kept, the shared one included; None takes what the budget allows, or without a budget
+            one row per id.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -31,9 +32,9 @@ class FrequencyCutConfig:
 class FrequencyCut(Method):
     """Ids 0 .. K - 1 have rows of their own; the rarer ones read and train row 0, the unknown value's.
 
-    It is the table that preparing the data with a higher `min_count` would give, chosen by bytes instead: rare ids count
-    as unknown, and the unknown row learns from them what an unseen id will need. Ids are ranked by frequency, so the K most
-    frequent ones are a prefix and nothing is held besides the rows.
+    It is the table that preparing the data with a higher `min_count` would give, chosen by bytes instead: rare ids
+    count as unknown, and the unknown row learns from them what an unseen id will need. Ids are ranked by frequency, so
+    the K most frequent ones are a prefix and nothing is held besides the rows.
 
     Raises:
         BudgetError: the budget does not hold one row.

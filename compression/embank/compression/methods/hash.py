@@ -60,14 +60,16 @@ class Hash(Method):
         if options.num_rows is not None:
             if spec.budget is not None:
                 raise ConfigError(
-                    f"table '{spec.name}' has both budget {spec.budget} and num_rows {options.num_rows}; keep one of them"
+                    f"table '{spec.name}' has both budget {spec.budget} and num_rows {options.num_rows}; keep one of "
+                    "them"
                 )
             if options.num_rows < 1:
                 raise ConfigError(f"table '{spec.name}' has num_rows {options.num_rows}; it must be at least 1")
             return options.num_rows
         if not spec.has_vocabulary:
             raise ConfigError(
-                f"table '{spec.name}' has no vocabulary (its ids are hashes of tokens), so its number of rows must be said; "
+                f"table '{spec.name}' has no vocabulary (its ids are hashes of tokens), so its number of rows must be "
+                "said; "
                 "give num_rows=..."
             )
         if spec.budget is None:

@@ -26,9 +26,9 @@ class HashEmbeddingConfig:
     Args:
         num_hashes: k, rows that are summed for an id; 2 as in the paper's experiments.
         num_rows: B; None takes what the budget leaves beside the importances, or a quarter of the ids without one.
-        table: features that give the same name (and dim and number of rows) read the same rows; importances stay each feature's.
-            `HashEmbedding.allocate` sets the rows from a budget for all features; without them, under a budget of its own, a
-            feature has rows of its own.
+        table: features that give the same name (and dim and number of rows) read the same rows; importances stay each
+            feature's. `HashEmbedding.allocate` sets the rows from a budget for all features; without them, under a
+            budget of its own, a feature has rows of its own.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -41,12 +41,12 @@ class HashEmbeddingConfig:
 class HashEmbedding(Method):
     """`sum_i importance[x, i] * rows[hash_i(x)]` over k hashes (the paper's section 2).
 
-    Ids that collide in one hash differ in the others, and an id may learn which of its rows to trust: the importance of one that a
-    hot id dominates goes to zero.
+    Ids that collide in one hash differ in the others, and an id may learn which of its rows to trust: the importance of
+    one that a hot id dominates goes to zero.
 
-    Differences from the paper: every id has importances of its own, where the paper hashes ids into buckets for them as well
-    (its `D_1`), since ids are numbered here; the importances are not appended to the row. They start at k**-0.5 with a small
-    spread, so that the sum starts as spread as its rows.
+    Differences from the paper: every id has importances of its own, where the paper hashes ids into buckets for them as
+    well (its `D_1`), since ids are numbered here; the importances are not appended to the row. They start at k**-0.5
+    with a small spread, so that the sum starts as spread as its rows.
 
     Its floor is high, as every id has k numbers: k / embedding_dim of the plain table, and one row.
 
@@ -98,8 +98,8 @@ class HashEmbedding(Method):
 
     @classmethod
     def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """The largest common share of rows beside the importances, or equally many rows for tables that share them; tables that
-        importances would not make smaller stay plain."""
+        """The largest common share of rows beside the importances, or equally many rows for tables that share them;
+        tables that importances would not make smaller stay plain."""
         return allocate_beside(specs, nbytes, options=_options, fixed_nbytes=_fixed_nbytes)
 
 

@@ -1,8 +1,8 @@
 """Low-precision rows: 8 or 16 bits per number, rounded at random after each update.
 
-Source: Zhang, Yang, Yuen, "Training with Low-precision Embedding Tables", NeurIPS workshop on Systems for ML, 2018, update in fp32 and
-store half-precision floats rounded at random; with whole numbers it is the low-precision training of Li et al., AAAI 2023, and method 8 of
-Zhang et al., PVLDB 17(4), 2023.
+Source: Zhang, Yang, Yuen, "Training with Low-precision Embedding Tables", NeurIPS workshop on Systems for ML, 2018,
+update in fp32 and store half-precision floats rounded at random; with whole numbers it is the low-precision training of
+Li et al., AAAI 2023, and method 8 of Zhang et al., PVLDB 17(4), 2023.
 """
 
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ class LowPrecisionConfig:
     """Options of low-precision rows.
 
     Args:
-        bits: 8 or 16 for every row. None takes 16 for as many rows as the budget holds, from the most frequent id on, and 8 for
-            the others; without a budget 8 for all.
+        bits: 8 or 16 for every row. None takes 16 for as many rows as the budget holds, from the most frequent id on,
+            and 8 for the others; without a budget 8 for all.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -45,23 +45,26 @@ class LowPrecisionConfig:
 class LowPrecision(Method):
     """Rows on a grid: whole numbers of 8 or 16 bits times a power of two that each row has of its own.
 
-    After each update the touched rows are rounded to the grid at random, up or down with the probabilities that make it right on
-    average. The power of two is the smallest with which the row's largest number fits, so nothing is ever clipped; it follows
-    from the row, costs a byte, and changes only when the largest number crosses a power of two. Dividing by it is
-    exact, and numbers on a grid are on every finer one: a row that is not updated, or only gets smaller, loses nothing.
+    After each update the touched rows are rounded to the grid at random, up or down with the probabilities that make it
+    right on average. The power of two is the smallest with which the row's largest number fits, so nothing is ever
+    clipped; it follows from the row, costs a byte, and changes only when the largest number crosses a power of two.
+    Dividing by it is exact, and numbers on a grid are on every finer one: a row that is not updated, or only gets
+    smaller, loses nothing.
 
     Where it differs from the public implementation (Hetu's EMC): that has one fixed step, .01 by default, for the whole
-    table. With it, initial values of +-3e-4 round to 98% zeros, 16 bits are no finer than 8 (both step by .01), and one random
-    number per row correlates the errors of its columns. Here the step follows the row, and random numbers are independent.
+    table. With it, initial values of +-3e-4 round to 98% zeros, 16 bits are no finer than 8 (both step by .01), and one
+    random number per row correlates the errors of its columns. Here the step follows the row, and random numbers are
+    independent.
 
-    What any grid does to small updates: one below half a step is lost by rounding to nearest, each time. Rounded at random it is a
+    What any grid does to small updates: one below half a step is lost by rounding to nearest, each time. Rounded at
+    random it is a
     whole step, rarely: n updates of u move a number by n u on average, with a standard deviation of up to
     sqrt(n u s) for a step s. So a number drifts right once n u > s, and until then it is noise of about a step,
-    1/127 to 1/64 of the row's largest number with 8 bits. One large number in a row coarsens the others; decaying learning rates
-    (row-wise Adagrad) make a hot row's updates smaller while its step stays.
+    1/127 to 1/64 of the row's largest number with 8 bits. One large number in a row coarsens the others; decaying
+    learning rates (row-wise Adagrad) make a hot row's updates smaller while its step stays.
 
-    Bytes: serving holds codes and exponents. Training holds rows in fp32 and the optimizer's state: it costs as much as the
-    plain table's.
+    Bytes: serving holds codes and exponents. Training holds rows in fp32 and the optimizer's state: it costs as much as
+    the plain table's.
 
     Raises:
         BudgetError: the budget does not hold the codes and a byte per row.

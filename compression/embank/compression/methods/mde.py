@@ -38,8 +38,8 @@ class Mde(Method):
 
     Dims are shared out over a collection by `allocate`; a table on its own has the dim that its budget holds.
     Where it differs from the public implementation (Hetu's EMC, kept for comparison in `published_mde`): dims are not
-    rounded to powers of two, which threw away up to 36% of the budget; what is left after the rule is given out one dim at a
-    time; a projection is held only where it saves bytes; factors start so that their product has a plain table's
+    rounded to powers of two, which threw away up to 36% of the budget; what is left after the rule is given out one dim
+    at a time; a projection is held only where it saves bytes; factors start so that their product has a plain table's
     spread.
 
     Raises:
@@ -84,8 +84,8 @@ class Mde(Method):
 def ids_per_lookup(specs: Sequence[TableSpec]) -> list[float]:
     """n_i / k_i of the rule: ids of each table per lookup of it, in units of the most looked-up table's k.
 
-    k is 1 for tables of one id per sample; a multi-valued feature, looked up more often, counts as a smaller table. It takes
-    counts in every table; else k is 1 for all.
+    k is 1 for tables of one id per sample; a multi-valued feature, looked up more often, counts as a smaller table. It
+    takes counts in every table; else k is 1 for all.
     """
     if any(spec.counts is None for spec in specs):
         return [float(spec.num_embeddings) for spec in specs]
@@ -96,8 +96,8 @@ def ids_per_lookup(specs: Sequence[TableSpec]) -> list[float]:
 def ideal_dims(specs: Sequence[TableSpec], sizes: Sequence[float], exponent: float) -> list[float]:
     """The power rule before rounding.
 
-    Up to an exponent of 1 it is the paper's, D (n_min / n_i) ** exponent: the smallest table keeps the whole dim. Tables
-    of nearly one size can't get small by it, so from 1 to 2 all dims shrink together, to 0.
+    Up to an exponent of 1 it is the paper's, D (n_min / n_i) ** exponent: the smallest table keeps the whole dim.
+    Tables of nearly one size can't get small by it, so from 1 to 2 all dims shrink together, to 0.
     """
     alpha, shrink = min(exponent, 1.0), min(1.0, 2.0 - exponent)
     smallest = min(sizes)
@@ -113,8 +113,8 @@ def power_dims(specs: Sequence[TableSpec], sizes: Sequence[float], exponent: flo
 def top_up(specs: Sequence[TableSpec], sizes: Sequence[float], exponent: float, nbytes: int) -> list[int]:
     """Raises dims one by one while bytes are left, first where they are furthest below the rule.
 
-    Among tables of one embedding dim that are looked up equally often, dims still don't rise with size: of two with equal
-    dims the smaller one is further below the rule, and its dim costs less.
+    Among tables of one embedding dim that are looked up equally often, dims still don't rise with size: of two with
+    equal dims the smaller one is further below the rule, and its dim costs less.
     """
     ideal, dims = ideal_dims(specs, sizes, exponent), power_dims(specs, sizes, exponent)
     left = nbytes - _total_nbytes(specs, dims)

@@ -1,7 +1,7 @@
 """MEmCom: ids share rows, and each has a multiplier of its own.
 
-Pansare, Katukuri, Arora, Cipollone, Shaik, Tokgozoglu, Venkataraman, "Learning Compressed Embeddings for On-Device Inference",
-MLSys 2022.
+Pansare, Katukuri, Arora, Cipollone, Shaik, Tokgozoglu, Venkataraman, "Learning Compressed Embeddings for On-Device
+Inference", MLSys 2022.
 
 Its rows may be shared by several features, see `embank.compression.parts.multiplexed`.
 """
@@ -25,11 +25,12 @@ class MemcomConfig:
     """Options of MEmCom.
 
     Args:
-        num_rows: shared rows; None takes what the budget leaves beside the multipliers, or a quarter of the ids without one.
+        num_rows: shared rows; None takes what the budget leaves beside the multipliers, or a quarter of the ids without
+            one.
         bias: each id also has a number that is added to all elements of its row.
-        table: features that give the same name (and dim and number of rows) read the same rows, at places of their own by a hash;
-            multipliers and biases stay each feature's. `Memcom.allocate` sets the rows from a budget for all features; without
-            them, under a budget of its own, a feature is hashed into rows of its own.
+        table: features that give the same name (and dim and number of rows) read the same rows, at places of their own
+            by a hash; multipliers and biases stay each feature's. `Memcom.allocate` sets the rows from a budget for all
+            features; without them, under a budget of its own, a feature is hashed into rows of its own.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -42,10 +43,10 @@ class MemcomConfig:
 class Memcom(Method):
     """`row[x mod m] * multiplier[x]`, plus `bias[x]` if asked for.
 
-    The paper's hash is the remainder. After ranking by frequency it is the right one: the m hottest ids get different rows, and
-    each shares its row with colder ones alone. Multipliers start at 1 with a small spread, so rows start as spread as the
-    plain table's; biases start at 0. Rows that features share are chosen by a hash salted with the feature's name instead, since
-    remainders would put the hot ids of all features into the same rows.
+    The paper's hash is the remainder. After ranking by frequency it is the right one: the m hottest ids get different
+    rows, and each shares its row with colder ones alone. Multipliers start at 1 with a small spread, so rows start as
+    spread as the plain table's; biases start at 0. Rows that features share are chosen by a hash salted with the
+    feature's name instead, since remainders would put the hot ids of all features into the same rows.
 
     Its floor is high, as every id has a number of its own: 1 / embedding_dim of the plain table, and one row.
 
@@ -100,8 +101,8 @@ class Memcom(Method):
 
     @classmethod
     def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """The largest common share of rows beside the multipliers, or equally many rows for tables that share them; tables that
-        multipliers would not make smaller stay plain."""
+        """The largest common share of rows beside the multipliers, or equally many rows for tables that share them;
+        tables that multipliers would not make smaller stay plain."""
         return allocate_beside(specs, nbytes, options=_options, fixed_nbytes=_fixed_nbytes)
 
 

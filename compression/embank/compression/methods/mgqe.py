@@ -36,19 +36,20 @@ class MgqeConfig:
 
 
 class Mgqe(Method):
-    """DPQ whose tail ids choose among the first few centroids of the same codebooks, so that their codes take fewer bits.
+    """DPQ whose tail ids choose among the first few centroids of the same codebooks, so that their codes take fewer
+    bits.
 
-    Ids are ranked by frequency when data is prepared, so the head is a range of ids and needs no flag. Training takes more memory than
-    the plain table, serving far less. Codes are found anew in every forward pass and at packing, so none is stale and
-    ids that training never met have one.
+    Ids are ranked by frequency when data is prepared, so the head is a range of ids and needs no flag. Training takes
+    more memory than the plain table, serving far less. Codes are found anew in every forward pass and at packing, so
+    none is stale and ids that training never met have one.
 
     Raises:
         BudgetError: the budget does not hold the smallest codes and centroids.
         ConfigError: a number of codebooks that does not divide the dim.
 
-    Source: section 3 of the paper, the variant with shared centroids and fewer codes for the tail; see `ProductQuantiser` for
-    what differs in quantisation. The VLDB'24 benchmark of Zhang et al. keeps 4 bytes per id for the head flag and codes from each
-    row's last training step.
+    Source: section 3 of the paper, the variant with shared centroids and fewer codes for the tail; see
+    `ProductQuantiser` for what differs in quantisation. The VLDB'24 benchmark of Zhang et al. keeps 4 bytes per id for
+    the head flag and codes from each row's last training step.
     """
 
     Config = MgqeConfig

@@ -79,22 +79,25 @@ def mean_norm(init: RowInit, dim: int) -> float:
 
 
 class OptEmbed(Method):
-    """Two stages: a supernet with a row threshold and random widths, then a retraining of the rows and columns that were chosen.
+    """Two stages: a supernet with a row threshold and random widths, then a retraining of the rows and columns that
+    were chosen.
 
-    In the supernet a row counts if its L1 norm exceeds the table's threshold t, which is trained with a surrogate gradient, and each looked-up
-    row is cut to a random number of its first columns. At its end an evolution over (rows, width) of every table looks for the best
-    validation score within the budgets of all tables of the method, which are one pool. Rows come in levels: those
-    above the trained threshold, the half of them with the largest norms, a quarter, and so on. Without a score each table keeps as
-    many rows as leave it at least a quarter of its columns, and all columns that its own budget then holds. Pruned ids give zeros.
+    In the supernet a row counts if its L1 norm exceeds the table's threshold t, which is trained with a surrogate
+    gradient, and each looked-up row is cut to a random number of its first columns. At its end an evolution over (rows,
+    width) of every table looks for the best validation score within the budgets of all tables of the method, which are
+    one pool. Rows come in levels: those above the trained threshold, the half of them with the largest norms, a
+    quarter, and so on. Without a score each table keeps as many rows as leave it at least a quarter of its columns, and
+    all columns that its own budget then holds. Pruned ids give zeros.
 
     Raises:
         BudgetError: the budget does not hold the bitmap of kept ids and one entry.
 
-    Source: section 3 of the paper. Thresholds are in units of the mean norm of an initial row, since the surrogate's reach of 1 would
-    otherwise depend on the number of ids. The original has no budget: its rows fall below the threshold only as far as
-    weight decay shrinks stale rows, which sparse updates don't do; the levels make rows a part of the search instead. As there,
-    the search takes the supernet that validation found best, and retraining starts from the initial values. It
-    serves rows of full width with masks; here what is served is the kept columns of the kept rows. See `evolve` for the search.
+    Source: section 3 of the paper. Thresholds are in units of the mean norm of an initial row, since the surrogate's
+    reach of 1 would otherwise depend on the number of ids. The original has no budget: its rows fall below the
+    threshold only as far as weight decay shrinks stale rows, which sparse updates don't do; the levels make rows a part
+    of the search instead. As there, the search takes the supernet that validation found best, and retraining starts
+    from the initial values. It serves rows of full width with masks; here what is served is the kept columns of the
+    kept rows. See `evolve` for the search.
     """
 
     Config = OptEmbedConfig
@@ -199,7 +202,8 @@ class OptEmbed(Method):
     def row_levels(self, rows: LocalRows) -> list[tuple[float, int]]:
         """Thresholds and how many rows exceed them: the trained one, then ones that halve the rows down to one.
 
-        Where the bitmap outweighs what it saves even at width 1, which it does for a few ids, the last level keeps all rows.
+        Where the bitmap outweighs what it saves even at width 1, which it does for a few ids, the last level keeps all
+        rows.
         """
         trained = float(self.threshold.detach())
         levels = [(trained, self._count_above(rows, trained))]
@@ -290,7 +294,8 @@ class Space:
         return tuple(genes)
 
     def _smaller(self, table: int, gene: Gene) -> list[Gene]:
-        """Cheaper genes nearby: one column less, half of the columns, the next level that saves bytes (a bitmap costs some)."""
+        """Cheaper genes nearby: one column less, half of the columns, the next level that saves bytes (a bitmap costs
+        some)."""
         level, width = gene
         narrower: list[Gene] = [(level, w) for w in sorted({width - 1, width // 2}) if w >= 1]
         levels = [*range(level + 1, len(self.counts[table])), *range(level)]
@@ -303,7 +308,8 @@ class Space:
         return level, min(self.specs[table].embedding_dim, width + more)
 
     def default(self) -> Candidate:
-        """Chosen by cost alone: for each table the first level that leaves a quarter of the columns within its own budget."""
+        """Chosen by cost alone: for each table the first level that leaves a quarter of the columns within its own
+        budget."""
         return tuple(self._default(table) for table in range(len(self.specs)))
 
     def _default(self, table: int) -> Gene:

@@ -1,4 +1,5 @@
-"""PEP: learnable thresholds decide which entries of a table live; those are then trained anew (Liu et al., ICLR 2021)."""
+"""PEP: learnable thresholds decide which entries of a table live; those are then trained anew (Liu et al., ICLR
+2021)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,8 +38,8 @@ class PepConfig:
         density: share of entries that is kept, where the table has no budget; None leaves it to the thresholds.
         granularity: one threshold per table, or one per column.
         initial_share: the first thresholds, as a share of the standard deviation of initial values.
-        pull: strength of the penalty pull / 2 * s**2 on the thresholds' parameters s, which raises thresholds until the target
-            density is reached.
+        pull: strength of the penalty pull / 2 * s**2 on the thresholds' parameters s, which raises thresholds until the
+            target density is reached.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -52,7 +53,8 @@ class PepConfig:
         refuse_wrong_types(self)
         if self.initial_share <= 0 or self.pull < 0:
             raise ConfigError(
-                f"initial_share is {self.initial_share} and pull {self.pull}; give a positive share and a pull of 0 or more"
+                f"initial_share is {self.initial_share} and pull {self.pull}; give a positive share and a pull of 0 "
+                "or more"
             )
 
 
@@ -67,10 +69,13 @@ def standard_deviation(init: RowInit) -> float:
 
 
 class Pep(Method):
-    """Stage 1 trains rows and thresholds together, stage 2 trains the surviving entries again from their initial values.
+    """Stage 1 trains rows and thresholds together, stage 2 trains the surviving entries again from their initial
+    values.
 
-    At the end of stage 1 the entries survive that their thresholds leave, those with the largest |S(v, s)| as far as a budget
-    goes: one cut for all tables of the collection, whose budgets are one pool. (In units of the thresholds, |v| / sigmoid(s), tables
+    At the end of stage 1 the entries survive that their thresholds leave, those with the largest |S(v, s)| as far as a
+    budget
+    goes: one cut for all tables of the collection, whose budgets are one pool. (In units of the thresholds, |v| /
+    sigmoid(s), tables
     would not be comparable: thresholds begin in proportion to initial values, which are smaller in larger tables.)
 
     Raises:
@@ -78,9 +83,10 @@ class Pep(Method):
         ConfigError: both a budget and a density.
 
     Source: sections 3.2 and 3.3 of the paper (its "global" and "dimension-wise" thresholds; those per id need a
-    threshold that moves for ids that a batch lacks, which sparse updates don't give). The released code starts s so low that
-    sigmoid and its gradient are 0 in fp32, so that only the weight decay of its optimizer moves it, and stops by hand at a
-    target; here s starts where it has a gradient, the decay is a term of the loss, and it ends when the target is reached.
+    threshold that moves for ids that a batch lacks, which sparse updates don't give). The released code starts s so low
+    that sigmoid and its gradient are 0 in fp32, so that only the weight decay of its optimizer moves it, and stops by
+    hand at a target; here s starts where it has a gradient, the decay is a term of the loss, and it ends when the
+    target is reached.
     """
 
     Config = PepConfig

@@ -30,12 +30,13 @@ class RobeConfig:
     """Options of ROBE.
 
     Args:
-        chunk: Z, how many floats of a row lie side by side in the array (the paper's meaning: a row of dim D has D / Z chunks);
-            None takes the whole row, or 64.
+        chunk: Z, how many floats of a row lie side by side in the array (the paper's meaning: a row of dim D has D / Z
+            chunks); None takes the whole row, or 64.
         signs: each element of each id has a sign by a second hash.
-        num_weights: floats in the array, a multiple of the chunk; None takes what the budget allows, or num_embeddings * dim.
-        array: tables that give the same name share one array; they need the same `chunk`, `num_weights` and `init_std`, which
-            `Robe.allocate` sets.
+        num_weights: floats in the array, a multiple of the chunk; None takes what the budget allows, or num_embeddings
+            * dim.
+        array: tables that give the same name share one array; they need the same `chunk`, `num_weights` and `init_std`,
+            which `Robe.allocate` sets.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -49,17 +50,18 @@ class RobeConfig:
 class Robe(Method):
     """Chunk j of a row is the Z floats from a hashed place on, around the end to the beginning.
 
-    The array is stored as rows of Z floats, so that it shards and FBGEMM updates it like any table: a chunk that starts anywhere
-    lies in one row and the next, which are both looked up and cut by the offset in `side`. The array's size is therefore a multiple
-    of Z, up to Z - 1 floats less than the budget would allow.
+    The array is stored as rows of Z floats, so that it shards and FBGEMM updates it like any table: a chunk that starts
+    anywhere lies in one row and the next, which are both looked up and cut by the offset in `side`. The array's size is
+    therefore a multiple of Z, up to Z - 1 floats less than the budget would allow.
 
-    Differences from public implementations: Z is the chunk's length as in the paper (Hetu's Z is the number of chunks); hashes
-    are 64 bits wide and salted by the table's name, so nothing limits the number of ids; chunks that reach the array's end go on at
-    its beginning without a seam.
+    Differences from public implementations: Z is the chunk's length as in the paper (Hetu's Z is the number of chunks);
+    hashes are 64 bits wide and salted by the table's name, so nothing limits the number of ids; chunks that reach the
+    array's end go on at its beginning without a seam.
 
     Raises:
         BudgetError: the budget does not hold one chunk and the salt.
-        ConfigError: a chunk outside 1 .. 2048, both a budget and a size, or an array that is shared without a common shape.
+        ConfigError: a chunk outside 1 .. 2048, both a budget and a size, or an array that is shared without a common
+            shape.
     """
 
     Config = RobeConfig
@@ -115,8 +117,8 @@ class Robe(Method):
 
     @classmethod
     def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """The same share for every table, what rounding leaves over to the small ones; tables that share an array add theirs up
-        and take the initial spread of the largest of them."""
+        """The same share for every table, what rounding leaves over to the small ones; tables that share an array add
+        theirs up and take the initial spread of the largest of them."""
         fraction = min(1.0, nbytes / sum(spec.plain_nbytes for spec in specs))
         by_array: dict[str, list[TableSpec]] = {}
         for spec in specs:
@@ -160,7 +162,8 @@ def _sharing(specs: Sequence[TableSpec], fraction: float) -> list[TableSpec]:
     if weights < chunk:
         floor = share_text(4 * chunk + _SALT_NBYTES * len(specs), sum(spec.plain_nbytes for spec in specs))
         raise BudgetError(
-            f"array '{name}' of {len(specs)} tables of method 'robe' needs one chunk and the salts, so its floor is budget "
+            f"array '{name}' of {len(specs)} tables of method 'robe' needs one chunk and the salts, so its floor is "
+            "budget "
             f"{floor}; the budget is {fraction:.6g}. Raise the budget"
         )
     largest = max(specs, key=lambda spec: spec.num_embeddings)
@@ -176,11 +179,13 @@ def _refuse_set(spec: TableSpec, *, chunk: int) -> None:
     options = _options(spec)
     if options.num_weights is not None:
         raise ConfigError(
-            f"table '{spec.name}' has num_weights {options.num_weights} while the collection has a budget; keep one of them"
+            f"table '{spec.name}' has num_weights {options.num_weights} while the collection has a budget; keep one "
+            "of them"
         )
     if options.chunk not in (None, chunk):
         raise ConfigError(
-            f"table '{spec.name}' has chunk {options.chunk}, but array '{options.array}' has a table with chunk {chunk}; give all of its "
+            f"table '{spec.name}' has chunk {options.chunk}, but array '{options.array}' has a table with chunk "
+            f"{chunk}; give all of its "
             "tables the same"
         )
 
@@ -190,7 +195,8 @@ def _num_rows(spec: TableSpec, config: RobeConfig, *, chunk: int) -> int:
     refuse_both(spec, num_weights=config.num_weights)
     if config.array is not None and (config.num_weights is None or spec.init_std is None):
         raise ConfigError(
-            f"table '{spec.name}' shares array '{config.array}' but does not say its size; let Robe.allocate share the bytes, or give "
+            f"table '{spec.name}' shares array '{config.array}' but does not say its size; let Robe.allocate share "
+            "the bytes, or give "
             "all tables of the array the same chunk, num_weights and init_std"
         )
     if config.num_weights is not None:

@@ -34,7 +34,8 @@ class TTRecConfig:
     """Options of tensor-train tables.
 
     Args:
-        rank: of both inner bonds, capped at what the shape can use; None takes the largest that the budget allows, or 16.
+        rank: of both inner bonds, capped at what the shape can use; None takes the largest that the budget allows, or
+            16.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -88,8 +89,8 @@ def row_factors(num_embeddings: int) -> Triple:
 def dim_factors(embedding_dim: int) -> Triple:
     """Three factors of a small sum, the smallest in the middle.
 
-    They multiply up to the dim, unless that makes their sum a quarter larger than padding to a few more columns does: 7 is
-    better stored as 2 x 2 x 2, and one column cut off.
+    They multiply up to the dim, unless that makes their sum a quarter larger than padding to a few more columns does: 7
+    is better stored as 2 x 2 x 2, and one column cut off.
     """
     most = 2 * ceil_root(embedding_dim, 3)
     padded = [
@@ -128,13 +129,14 @@ class TTRec(Method):
     """Three digits of the id choose a slice of each core; the slices are multiplied.
 
     With the digits `x = (i0 * n1 + i1) * n2 + i2`, most significant first as `numpy.unravel_index` gives them, a row is
-    `G0[i0] @ G1[i1] @ G2[i2]` with shapes [q0, R], [R, q1 R] and [R, q2], its columns in row-major order of (q0, q1, q2). The
-    first core is the most significant, as in FBTT; Hetu's first core is the least significant, so its rows come in another order.
+    `G0[i0] @ G1[i1] @ G2[i2]` with shapes [q0, R], [R, q1 R] and [R, q2], its columns in row-major order of (q0, q1,
+    q2). The first core is the most significant, as in FBTT; Hetu's first core is the least significant, so its rows
+    come in another order.
 
-    Differences from public implementations: the published initial values have a standard deviation that grows with the rank
-    and forgets that cutting out the middle of a normal distribution makes it wider; here each core's is
-    `(std**2 / (R1 R2)) ** (1/6)`, which gives the materialised table the spread of the plain one at every rank. Ranks are each
-    table's own, and capped where its shape can't use more.
+    Differences from public implementations: the published initial values have a standard deviation that grows with the
+    rank and forgets that cutting out the middle of a normal distribution makes it wider; here each core's is
+    `(std**2 / (R1 R2)) ** (1/6)`, which gives the materialised table the spread of the plain one at every rank. Ranks
+    are each table's own, and capped where its shape can't use more.
 
     Raises:
         BudgetError: the budget is below rank 1.
@@ -266,8 +268,9 @@ class BlockProduct(torch.autograd.Function):
 def contract_distinct(slices: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
     """Rows [N, P] as `contract` makes them, from slices that are there once each and the places of each id's three.
 
-    Ids that share their slices are contracted once, and so are the first two slices of those that share only these, which
-    after ranking by frequency are the neighbours of most ids. Legend: M distinct ids, B distinct pairs of the first two slices.
+    Ids that share their slices are contracted once, and so are the first two slices of those that share only these,
+    which after ranking by frequency are the neighbours of most ids. Legend: M distinct ids, B distinct pairs of the
+    first two slices.
     """
     first, middle, last = slices
     (num_first, q0, _), (_, _, q1, r2), num_last = first.shape, middle.shape, last.shape[0]

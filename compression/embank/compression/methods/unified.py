@@ -1,7 +1,7 @@
 """Unified Embedding: one table of rows for every feature ("feature multiplexing").
 
-Coleman, Kang, Fahrbach, Wang, Hong, Chi, Cheng, "Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML
-Systems", NeurIPS 2023.
+Coleman, Kang, Fahrbach, Wang, Hong, Chi, Cheng, "Unified Embedding: Battle-Tested Feature Representations for Web-Scale
+ML Systems", NeurIPS 2023.
 
 Legend: M rows of the shared table, w their width, c lookups per id.
 """
@@ -30,18 +30,22 @@ class UnifiedConfig:
 
     Args:
         table: tables of one such name read the same rows, as far as these have one width.
-        rows: M, rows of the table that is read. With it a table is shared; without it (or under a budget) it is hashed into rows
-            of its own. `Unified.allocate` sets it from a budget for all tables.
-        width: w; None takes embedding_dim / lookups. A table whose dim is below the width takes one lookup of its own dim.
-        lookups: c; None takes embedding_dim / width, or without a width two lookups, one where the dim is odd. The rows of all
-            lookups lie side by side; where that is not the embedding dim, a learned matrix projects them to it.
+        rows: M, rows of the table that is read. With it a table is shared; without it (or under a budget) it is hashed
+            into rows of its own. `Unified.allocate` sets it from a budget for all tables.
+        width: w; None takes embedding_dim / lookups. A table whose dim is below the width takes one lookup of its own
+            dim.
+        lookups: c; None takes embedding_dim / width, or without a width two lookups, one where the dim is odd. The rows
+            of all lookups lie side by side; where that is not the embedding dim, a learned matrix projects them to it.
         placement: "shared"; "private": hashed into rows of its own; "exact": a plain table; "auto": exact for few ids
             (`exact_below`) without a budget, else shared or private by `rows`.
         exact_below: tables of fewer ids are "few".
-        num_tables: S, tables of M rows each that a shared table consists of: lookup k reads table (first_table + k) mod S, so that
-            S processes with a table each share the work. Sharding row by row does that too and leaves one table to hash into.
-        first_table: where that begins; None takes it from the name that rows are chosen by. `unified_specs` deals tables out evenly.
-        salt_name: the name that rows are chosen by, if not the table's: a renamed table keeps its rows in a shared table.
+        num_tables: S, tables of M rows each that a shared table consists of: lookup k reads table (first_table + k) mod
+            S, so that S processes with a table each share the work. Sharding row by row does that too and leaves one
+            table to hash into.
+        first_table: where that begins; None takes it from the name that rows are chosen by. `unified_specs` deals
+            tables out evenly.
+        salt_name: the name that rows are chosen by, if not the table's: a renamed table keeps its rows in a shared
+            table.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -60,17 +64,17 @@ class UnifiedConfig:
 class Unified(Method):
     """The c rows of an id, chosen by c independent hashes of it, side by side.
 
-    The hash is one 64-bit mixer, salted by the table's *name* and the number of the lookup: a feature that is added, removed or
-    moved leaves the rows of the others alone. (Google's layer in TensorFlow Recommenders salts by the feature's position, so there
-    it does not.) Memory does not depend on c, which costs lookups and collisions only.
+    The hash is one 64-bit mixer, salted by the table's *name* and the number of the lookup: a feature that is added,
+    removed or moved leaves the rows of the others alone. (Google's layer in TensorFlow Recommenders salts by the
+    feature's position, so there it does not.) Memory does not depend on c, which costs lookups and collisions only.
 
-    Do not share rows between tables whose outputs are added before any weight is applied to them (an item's and its position's,
-    as in sequence models): both would get the same gradient, and nothing could tell their values apart.
+    Do not share rows between tables whose outputs are added before any weight is applied to them (an item's and its
+    position's, as in sequence models): both would get the same gradient, and nothing could tell their values apart.
 
     Raises:
         BudgetError: a budget that does not hold one row, the salts and the projection.
-        ConfigError: a size below 1, a width or a number of lookups that does not divide the dim, a shared table without a number
-            of rows, or with a budget of its own.
+        ConfigError: a size below 1, a width or a number of lookups that does not divide the dim, a shared table without
+            a number of rows, or with a budget of its own.
     """
 
     Config = UnifiedConfig
@@ -137,13 +141,15 @@ class Unified(Method):
 
         Raises:
             BudgetError: exact tables and one row for each of the others need more; states the floor.
-            ConfigError: a table that has a number of rows already, or no vocabulary, so that a budget can't be a share of it.
+            ConfigError: a table that has a number of rows already, or no vocabulary, so that a budget can't be a share
+                of it.
         """
         for spec in specs:
             _refuse_no_vocabulary(spec, wants="a budget")
             if _options(spec).rows is not None:
                 raise ConfigError(
-                    f"table '{spec.name}' has rows {_options(spec).rows} while the collection has a budget; keep one of them"
+                    f"table '{spec.name}' has rows {_options(spec).rows} while the collection has a budget; keep one "
+                    "of them"
                 )
         few = {spec.name for spec in specs if _options(spec).placement == "auto" and _has_few(spec)}
         try:
@@ -238,13 +244,15 @@ def shape_of(spec: TableSpec, config: UnifiedConfig) -> tuple[int, int]:
         lookups = (1 if dim % 2 else 2) if lookups is None else min(lookups, dim)
         if dim % lookups:
             raise ConfigError(
-                f"table '{spec.name}' has dim {dim}, which {lookups} lookups do not divide; use another number, or give the width "
+                f"table '{spec.name}' has dim {dim}, which {lookups} lookups do not divide; use another number, or "
+                "give the width "
                 "as well and the rows are projected"
             )
         return dim // lookups, lookups
     if lookups is None and dim % width:
         raise ConfigError(
-            f"table '{spec.name}' has dim {dim}, which is no multiple of its width {width}; use another width, or give the lookups "
+            f"table '{spec.name}' has dim {dim}, which is no multiple of its width {width}; use another width, or "
+            "give the lookups "
             "as well and the rows are projected"
         )
     return width, dim // width if lookups is None else lookups
@@ -301,7 +309,8 @@ def _num_rows(spec: TableSpec, config: UnifiedConfig) -> int:
         return config.rows
     if config.placement == "shared":
         raise ConfigError(
-            f"table '{spec.name}' shares table '{config.table}' but does not say its rows; give all of its tables the same rows=..., "
+            f"table '{spec.name}' shares table '{config.table}' but does not say its rows; give all of its tables the "
+            "same rows=..., "
             "or let Unified.allocate share a budget"
         )
     _refuse_no_vocabulary(spec, wants="rows of its own by default")
@@ -343,8 +352,10 @@ def _allocate(specs: Sequence[TableSpec], nbytes: int, *, exact: set[str]) -> li
     if spare < 0:
         plain, floor = sum(spec.plain_nbytes for spec in specs), nbytes - spare
         raise BudgetError(
-            f"{len(specs)} tables of method 'unified' need {floor:,} bytes for their exact tables, salts, projections and a row of each "
-            f"other table, so their floor is budget {share_text(floor, plain)}; they were given {nbytes:,} bytes ({nbytes / plain:.6g}). "
+            f"{len(specs)} tables of method 'unified' need {floor:,} bytes for their exact tables, salts, projections "
+            "and a row of each "
+            f"other table, so their floor is budget {share_text(floor, plain)}; they were given {nbytes:,} bytes "
+            f"({nbytes / plain:.6g}). "
             "Raise the budget"
         )
     total = sum(weights.values())

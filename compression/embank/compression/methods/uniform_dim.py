@@ -1,4 +1,5 @@
-"""Narrower rows, equally narrow in every table: the baseline of the methods that choose dims (MDE, AutoDim, OptEmbed)."""
+"""Narrower rows, equally narrow in every table: the baseline of the methods that choose dims (MDE, AutoDim,
+OptEmbed)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

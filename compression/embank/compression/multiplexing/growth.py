@@ -1,7 +1,8 @@
-"""Growth of a trained Unified Embedding that leaves every output as it is, bit for bit; further training then separates values.
+"""Growth of a trained Unified Embedding that leaves every output as it is, bit for bit; further training then separates
+values.
 
-The published method has one size for life. Both steps follow from its form: a row is a hash modulo the number of rows, and a
-lookup enters through weights of its own.
+The published method has one size for life. Both steps follow from its form: a row is a hash modulo the number of rows,
+and a lookup enters through weights of its own.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ AnyTables = TypeVar("AnyTables", bound=Tables)
 
 @torch.no_grad()
 def with_doubled_rows(tables: AnyTables, *, table: str = "shared") -> AnyTables:
-    """A collection whose shared table has twice the rows: h mod 2M is h mod M or M more, so row r is copied to r and r + M.
+    """A collection whose shared table has twice the rows: h mod 2M is h mod M or M more, so row r is copied to r and r
+    + M.
 
     Args:
         tables: not sharded; it stays as it is.
@@ -54,7 +56,8 @@ def with_doubled_rows(tables: AnyTables, *, table: str = "shared") -> AnyTables:
 def with_lookups(tables: AnyTables, lookups: Mapping[str, int]) -> AnyTables:
     """A collection in which some tables have more lookups, whose rows enter through a matrix of zeros.
 
-    The embedding dim stays, so a model fits as before. A table that had no projection gets the identity for its old lookups.
+    The embedding dim stays, so a model fits as before. A table that had no projection gets the identity for its old
+    lookups.
 
     Args:
         tables: not sharded; it stays as it is.
@@ -64,7 +67,8 @@ def with_lookups(tables: AnyTables, lookups: Mapping[str, int]) -> AnyTables:
         A new collection with the same outputs; rows and optimizer state are copied.
 
     Raises:
-        ConfigError: an unknown table, one that is exact or of another method, no more lookups than before, or sharded rows.
+        ConfigError: an unknown table, one that is exact or of another method, no more lookups than before, or sharded
+            rows.
     """
     _refuse_sharded(tables)
     methods = {method.spec.name: method for method in _unified(tables) if method.placement != "exact"}
@@ -112,7 +116,8 @@ def _shares(method: Unified, table: str) -> bool:
 def _refuse_sharded(tables: Tables) -> None:
     if tables.sharding is not None:
         raise ConfigError(
-            "the rows are sharded; load a checkpoint in one process, grow the tables there, save them and shard what was saved"
+            "the rows are sharded; load a checkpoint in one process, grow the tables there, save them and shard what "
+            "was saved"
         )
 
 

@@ -14,8 +14,8 @@ from embank.tables.specs import Pooling
 from embank.tables.wording import human_bytes, nearest_or_all
 
 CONCENTRATED = 0.4
-"""Above this share of collisions within features, sharing protects little: published vocabularies have .09 (Criteo, gains grow as the
-table shrinks), .36 (MovieLens-1M) and .49 (Avazu, nearly all of it from one feature)."""
+"""Above this share of collisions within features, sharing protects little: published vocabularies have .09 (Criteo,
+gains grow as the table shrinks), .36 (MovieLens-1M) and .49 (Avazu, nearly all of it from one feature)."""
 
 
 def unified_specs(
@@ -32,7 +32,8 @@ def unified_specs(
     num_tables: int = 1,
     pooling: Pooling = "sum",
 ) -> list[TableSpec]:
-    """One shared table for some features: `unified_specs(rows=100_000, width=8, lookups={"user": 4, "item": 2, "genre": 1})`.
+    """One shared table for some features: `unified_specs(rows=100_000, width=8, lookups={"user": 4, "item": 2, "genre":
+    1})`.
 
     Args:
         rows: M, of the shared table.
@@ -40,13 +41,15 @@ def unified_specs(
         lookups: for each feature the number of its lookups, whose rows lie side by side.
         num_embeddings: by feature, for those that have a vocabulary; the ids of the others are hashes of tokens, see
             `embank.tables.ids.token_hash`.
-        embedding_dim: of every feature, by a learned projection where it is not lookups * width; None takes lookups * width.
+        embedding_dim: of every feature, by a learned projection where it is not lookups * width; None takes lookups *
+            width.
         exact: features that get plain tables, whatever their size.
         private: by feature, rows of a hashed table of its own.
         exact_below: features with a vocabulary of fewer ids get plain tables.
         table: name of the shared table.
-        num_tables: tables of `rows` rows each that it consists of. Lookups are dealt to them in turn, feature after feature, so that
-            their numbers of lookups differ by at most 1; a feature that is added moves those that come after it.
+        num_tables: tables of `rows` rows each that it consists of. Lookups are dealt to them in turn, feature after
+            feature, so that their numbers of lookups differ by at most 1; a feature that is added moves those that come
+            after it.
         pooling: of bags.
 
     Returns:
@@ -60,7 +63,8 @@ def unified_specs(
         for name in names:
             if name not in lookups:
                 raise ConfigError(
-                    f"'{argument}' names feature '{name}', which has no lookups; {nearest_or_all(name, lookups, label='they are given for')}"
+                    f"'{argument}' names feature '{name}', which has no lookups; "
+                    f"{nearest_or_all(name, lookups, label='they are given for')}"
                 )
     for name in exact:
         if name in private:
@@ -102,11 +106,12 @@ class FeatureAdvice:
         name, placement: of the table.
         num_values: N_f; None where neither a vocabulary nor an estimate was given.
         lookups: c_f, rows that are read for one id.
-        intra: expected share of its values that share a row with another of its values *in the same lookup*: they are merged
-            there for good, since the same weights read both.
-        merged: expected share of its values that share their rows in *all* lookups with one other value: equal for the model.
-        inter: expected share of its values that share the row of a lookup with something else: a value of another table, or one
-            in another lookup. A model can learn to read these apart.
+        intra: expected share of its values that share a row with another of its values *in the same lookup*: they are
+            merged there for good, since the same weights read both.
+        merged: expected share of its values that share their rows in *all* lookups with one other value: equal for the
+            model.
+        inter: expected share of its values that share the row of a lookup with something else: a value of another
+            table, or one in another lookup. A model can learn to read these apart.
     """
 
     name: str
@@ -126,8 +131,8 @@ class Advice:
         features: one per table.
         serving_nbytes: bytes of all tables in their inference form, shared rows counted once.
         lookups: rows that are read for an example of one id per feature.
-        concentration: by shared table, sum_f (N_f / N)**2: the part of its colliding pairs, per lookup, that is within features.
-            Separate tables have no other pairs.
+        concentration: by shared table, sum_f (N_f / N)**2: the part of its colliding pairs, per lookup, that is within
+            features. Separate tables have no other pairs.
         warnings: what had better be changed.
     """
 
@@ -165,9 +170,10 @@ def _cells(feature: FeatureAdvice) -> tuple[str, ...]:
 def advise(specs: Sequence[TableSpec], *, num_values: Mapping[str, int] | None = None) -> Advice:
     """Bytes, lookups and expected collisions of tables of method 'unified', in closed form.
 
-    With one hash per lookup, a value escapes one particular other value with probability 1 - 1/M; the rates follow from the number
-    of those that it must escape. The shared table's expected colliding pairs, N**2 / 2M, are as many as those of the best split
-    into separate tables (rows in proportion to values), but there all of them merge values of one feature.
+    With one hash per lookup, a value escapes one particular other value with probability 1 - 1/M; the rates follow from
+    the number of those that it must escape. The shared table's expected colliding pairs, N**2 / 2M, are as many as
+    those of the best split into separate tables (rows in proportion to values), but there all of them merge values of
+    one feature.
 
     Args:
         specs: tables of method 'unified', of their final size.
@@ -198,7 +204,8 @@ def advise(specs: Sequence[TableSpec], *, num_values: Mapping[str, int] | None =
     }
     warnings = [
         f"{share:.0%} of the colliding pairs in '{name}' are within features, mostly of "
-        f"'{max(tables[name], key=lambda m: values[m.spec.name] or 0).spec.name}': sharing protects it little. Give it private rows"
+        f"'{max(tables[name], key=lambda m: values[m.spec.name] or 0).spec.name}': sharing protects it little. Give "
+        "it private rows"
         for name, share in concentration.items()
         if share > CONCENTRATED
     ]

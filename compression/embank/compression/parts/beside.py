@@ -1,4 +1,5 @@
-"""Rows that ids share beside numbers that each id has for itself: how many rows a budget leaves room for (`memcom`, `hash_embedding`)."""
+"""Rows that ids share beside numbers that each id has for itself: how many rows a budget leaves room for (`memcom`,
+`hash_embedding`)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -62,8 +63,8 @@ def allocate_beside(
     options: Callable[[TableSpec], BesideConfig],
     fixed_nbytes: Callable[[TableSpec], int],
 ) -> list[TableSpec]:
-    """The largest common share of rows, or equally many rows for tables that share them; tables that what is fixed would not make
-    smaller stay plain.
+    """The largest common share of rows, or equally many rows for tables that share them; tables that what is fixed
+    would not make smaller stay plain.
 
     Args:
         specs: tables of one method.

@@ -1,4 +1,5 @@
-"""A small evolutionary search over one gene per table, whose candidates are tuples: nothing that was scored can change later."""
+"""A small evolutionary search over one gene per table, whose candidates are tuples: nothing that was scored can change
+later."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -78,9 +79,9 @@ def evolve(
     Returns:
         The best candidate, and the best score after each round, which never falls.
 
-    Source: single-path one-shot search as OptEmbed (Lyu et al., CIKM 2022, section 3.4) uses it. The authors' release mutates parents in
-    place, so that its recorded best is not what was scored, pairs sorted candidates with unsorted scores, cuts for a crossover
-    at a number below the dim instead of the number of fields, and keeps no elites.
+    Source: single-path one-shot search as OptEmbed (Lyu et al., CIKM 2022, section 3.4) uses it. The authors' release
+    mutates parents in place, so that its recorded best is not what was scored, pairs sorted candidates with unsorted
+    scores, cuts for a crossover at a number below the dim instead of the number of fields, and keeps no elites.
     """
     rng = random.Random(seed if config.seed is None else config.seed)
     num_genes = len(first[0])

@@ -19,9 +19,11 @@ HIGH = {8: 2**7 - 1, 16: 2**15 - 1}
 
 
 def noise(rows_U: Tensor, *, num_columns: int, seed: int) -> Tensor:
-    """Uniform numbers from [0, 1), independent for each element, from (seed, row, column) alone: shards draw what the whole table draws.
+    """Uniform numbers from [0, 1), independent for each element, from (seed, row, column) alone: shards draw what the
+    whole table draws.
 
-    (Hetu's kernels draw one number for all columns of a row: unbiased too, but the errors of a row add up instead of cancelling.)
+    (Hetu's kernels draw one number for all columns of a row: unbiased too, but the errors of a row add up instead of
+    cancelling.)
 
     Args:
         rows_U: int64, row numbers.

@@ -1,8 +1,9 @@
 """Pruning by magnitude to a byte budget: one exact threshold over all tables of a method, in two passes.
 
-The bits of a non-negative float, read as an integer, are in the order of the floats. So the k-th largest magnitude is found by
-a radix select: a histogram of the upper 16 bits, then one of the lower 16 bits within the bin that holds the answer. Only
-histograms cross processes, and no copy of a table is made.
+The bits of a non-negative float, read as an integer, are in the order of the floats. So the k-th largest magnitude is
+found by
+a radix select: a histogram of the upper 16 bits, then one of the lower 16 bits within the bin that holds the answer.
+Only histograms cross processes, and no copy of a table is made.
 """
 
 import math
@@ -28,7 +29,8 @@ def magnitudes(rows: LocalRows, table: str, transform: Callable[[Tensor, Tensor]
     Args:
         rows: the rows held by this process.
         table: the physical table.
-        transform: applied to some rows [r, D], given with their numbers [r] in the table, before taking absolute values.
+        transform: applied to some rows [r, D], given with their numbers [r] in the table, before taking absolute
+            values.
     """
 
     def chunks() -> Iterator[Tensor]:
@@ -45,8 +47,8 @@ def cut(tables: Sequence[Magnitudes], *, fits: Callable[[Tensor], Tensor], total
 
     Args:
         tables: T tables.
-        fits: int64 [T, M], entries kept of each table for M thresholds, to bool [M]. Keeping fewer must fit whenever keeping
-            more does, and keeping none must fit.
+        fits: int64 [T, M], entries kept of each table for M thresholds, to bool [M]. Keeping fewer must fit whenever
+            keeping more does, and keeping none must fit.
         total: sums a tensor over all processes.
     """
     coarse = total(_histograms(tables, lambda bits: bits >> 16))

@@ -1,8 +1,9 @@
 """Feature multiplexing for any method: rows that several tables read, each at places of its own.
 
-Coleman, Kang, Fahrbach, Wang, Hong, Chi, Cheng, "Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML
-Systems", NeurIPS 2023, whose principle is to let all features index one parameter space by hashes that differ from feature to
-feature. `unified` is the principle applied to the hashing trick; here is what the other methods that take a `table` need for it.
+Coleman, Kang, Fahrbach, Wang, Hong, Chi, Cheng, "Unified Embedding: Battle-Tested Feature Representations for Web-Scale
+ML Systems", NeurIPS 2023, whose principle is to let all features index one parameter space by hashes that differ from
+feature to feature. `unified` is the principle applied to the hashing trick; here is what the other methods that take a
+`table` need for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ from embank.tables import BudgetError, ConfigError, RowInit, TableSpec, default_
 from embank.tables.ids.hashing import hash_rows, salt64
 
 SHARED_BOUND = 0.05
-"""Rows of a shared table start in U(-0.05, 0.05), unless `init_std` says otherwise: no feature's own size may decide it."""
+"""Rows of a shared table start in U(-0.05, 0.05), unless `init_std` says otherwise: no feature's own size may decide
+it."""
 
 SALT_NBYTES = 8
 
@@ -42,7 +44,8 @@ def physical_name(spec: TableSpec, *, table: str | None, num_rows: int | None) -
 
 
 def shared_num_rows(spec: TableSpec, *, table: str, num_rows: int | None, fixed_nbytes: int, least: int) -> int:
-    """Rows that a table with a name for shared rows reads: those given, or as many of its own as its budget has room for.
+    """Rows that a table with a name for shared rows reads: those given, or as many of its own as its budget has room
+    for.
 
     Args:
         spec: of the table.
@@ -63,7 +66,8 @@ def shared_num_rows(spec: TableSpec, *, table: str, num_rows: int | None, fixed_
     limit, row_nbytes = budget_nbytes(spec), 4 * spec.embedding_dim
     if limit is None:
         raise ConfigError(
-            f"table '{spec.name}' shares the rows '{table}' but does not say how many; give all of its tables the same num_rows=..., or "
+            f"table '{spec.name}' shares the rows '{table}' but does not say how many; give all of its tables the "
+            "same num_rows=..., or "
             "one budget for all of them"
         )
     affordable = (limit - fixed_nbytes) // row_nbytes
@@ -99,10 +103,11 @@ def allocate(
     reader: Callable[[TableSpec], Reader | None],
     alone: Callable[[Sequence[TableSpec], int], list[TableSpec]],
 ) -> list[TableSpec]:
-    """Shares bytes between tables of one method: those of one shared name get equally many rows, whose bytes count once.
+    """Shares bytes between tables of one method: those of one shared name get equally many rows, whose bytes count
+    once.
 
-    Every name gets the part of the bytes that its tables' plain bytes are of all. Tables that are no larger plain than with what
-    they can't share stay plain.
+    Every name gets the part of the bytes that its tables' plain bytes are of all. Tables that are no larger plain than
+    with what they can't share stay plain.
 
     Args:
         specs: tables of one method.
@@ -144,8 +149,10 @@ def _share(specs: Sequence[TableSpec], nbytes: int, *, readers: Sequence[Reader]
     if nbytes < fixed + least * row_nbytes:
         plain, floor = sum(spec.plain_nbytes for spec in specs), fixed + least * row_nbytes
         raise BudgetError(
-            f"the rows '{readers[0].table}' of {len(specs)} tables of method '{specs[0].method}' and what these do not share need "
-            f"{floor:,} bytes, so their floor is budget {floor / plain:.6g}; they were given {nbytes:,} bytes ({nbytes / plain:.6g}). "
+            f"the rows '{readers[0].table}' of {len(specs)} tables of method '{specs[0].method}' and what these do "
+            "not share need "
+            f"{floor:,} bytes, so their floor is budget {floor / plain:.6g}; they were given {nbytes:,} bytes "
+            f"({nbytes / plain:.6g}). "
             "Raise the budget"
         )
     return [

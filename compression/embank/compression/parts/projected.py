@@ -47,7 +47,8 @@ def width_within(spec: TableSpec, *, width: int | None) -> int:
             raise ConfigError(f"table '{spec.name}' has both budget {spec.budget} and width {width}; keep one of them")
         if not 1 <= width <= spec.embedding_dim:
             raise ConfigError(
-                f"table '{spec.name}' has width {width} for its rows; it must lie in 1 .. {spec.embedding_dim} (its embedding dim)"
+                f"table '{spec.name}' has width {width} for its rows; it must lie in 1 .. {spec.embedding_dim} (its "
+                "embedding dim)"
             )
         return width
     if spec.budget is None or spec.budget == 1:
@@ -67,7 +68,8 @@ def with_width(spec: TableSpec, config: type, width: int) -> TableSpec:
     options: Any = options_of(spec, config)
     if options.width is not None:
         raise ConfigError(
-            f"table '{spec.name}' has width {options.width} for its rows while the collection has a budget; keep one of them"
+            f"table '{spec.name}' has width {options.width} for its rows while the collection has a budget; keep one "
+            "of them"
         )
     return replace(spec, budget=None, options=replace(options, width=width))
 
@@ -82,8 +84,10 @@ def refuse_below_floor(specs: Sequence[TableSpec], nbytes: int) -> None:
     if floor_nbytes > nbytes:
         plain_nbytes = sum(spec.plain_nbytes for spec in specs)
         raise BudgetError(
-            f"{len(specs)} tables from '{specs[0].name}' on: method '{specs[0].method}' needs rows of dim 1 and their projections, "
-            f"{floor_nbytes:,} bytes, so its floor is budget {share_text(floor_nbytes, plain_nbytes)}; there are {nbytes:,} bytes. "
+            f"{len(specs)} tables from '{specs[0].name}' on: method '{specs[0].method}' needs rows of dim 1 and their "
+            "projections, "
+            f"{floor_nbytes:,} bytes, so its floor is budget {share_text(floor_nbytes, plain_nbytes)}; there are "
+            f"{nbytes:,} bytes. "
             "Raise the budget"
         )
 

@@ -1,6 +1,8 @@
-"""Product quantisation that is trained with the table: codebooks, codes, their budget and their packed form. DPQ and MGQE stand on it.
+"""Product quantisation that is trained with the table: codebooks, codes, their budget and their packed form. DPQ and
+MGQE stand on it.
 
-A row of width D is cut into C parts; part c is replaced by the nearest of K centroids of codebook c. Legend: N ids in a batch, w = D / C.
+A row of width D is cut into C parts; part c is replaced by the nearest of K centroids of codebook c. Legend: N ids in a
+batch, w = D / C.
 """
 
 import math
@@ -23,7 +25,8 @@ _LOOKUPS_PER_CODE = 8
 
 
 class CodeShape(NamedTuple):
-    """Sizes of a quantised table: `num_codebooks` C; `num_codes` K; ids below `num_head` use all codes, others the first `num_tail_codes`."""
+    """Sizes of a quantised table: `num_codebooks` C; `num_codes` K; ids below `num_head` use all codes, others the
+    first `num_tail_codes`."""
 
     num_codebooks: int
     num_codes: int
@@ -55,8 +58,8 @@ def choose_shape(
 
     Args:
         spec: the table.
-        num_codebooks, num_codes: None leaves them to the budget; without one they are the largest divisor of the dim that makes
-            parts of at least 2 columns, and 256 or the number of ids.
+        num_codebooks, num_codes: None leaves them to the budget; without one they are the largest divisor of the dim
+            that makes parts of at least 2 columns, and 256 or the number of ids.
         num_tail_codes: None takes a quarter of `num_codes`, at least 2.
         head_share: share of ids that use all codes; 1 for all.
 
@@ -67,7 +70,8 @@ def choose_shape(
     dim, num = spec.embedding_dim, spec.num_embeddings
     if num_codebooks is not None and (num_codebooks < 1 or dim % num_codebooks):
         raise ConfigError(
-            f"table '{spec.name}' has dim {dim}, which {num_codebooks} codebooks do not divide; use a divisor of the dim"
+            f"table '{spec.name}' has dim {dim}, which {num_codebooks} codebooks do not divide; use a divisor of the "
+            "dim"
         )
     for name, value in (("num_codes", num_codes), ("num_tail_codes", num_tail_codes)):
         if value is not None and not 1 <= value <= 1 << 16:
@@ -105,10 +109,11 @@ class ProductQuantiser(nn.Module):
     Gradients pass a code unchanged to the row that chose it. Centroids are moved by `loss` alone, towards the rows that
     chose them; there is no term that ties rows to centroids.
 
-    Source: Chen et al., ICML 2020, section 2.3 (DPQ-VQ). Published code averages the squared distance over a batch, which
-    leaves the centroids' step to the batch size and to how often a code is used; here each centroid's term is averaged over its
-    own rows, so that a gradient step of rate 1/2 is a step of k-means. Centroids start as rows do, and those that no row has chosen for
-    long are set upon rows (`restart`); published code starts them at 3e-4 or less and leaves dead ones dead.
+    Source: Chen et al., ICML 2020, section 2.3 (DPQ-VQ). Published code averages the squared distance over a batch,
+    which leaves the centroids' step to the batch size and to how often a code is used; here each centroid's term is
+    averaged over its own rows, so that a gradient step of rate 1/2 is a step of k-means. Centroids start as rows do,
+    and those that no row has chosen for long are set upon rows (`restart`); published code starts them at 3e-4 or less
+    and leaves dead ones dead.
     """
 
     usage: Tensor
@@ -198,7 +203,8 @@ class ProductQuantiser(nn.Module):
     def restart(self, rows: LocalRows, spec: TableSpec, *, step: int) -> None:
         """Sets centroids that nothing has chosen since the last call onto rows, once codes have had a fair chance.
 
-        The rows are drawn by rank with density 1 / rank, about as often as training meets them, and alike in all processes.
+        The rows are drawn by rank with density 1 / rank, about as often as training meets them, and alike in all
+        processes.
         """
         usage_CK = rows.sum(self.usage)
         num_codebooks, num_codes = usage_CK.shape
@@ -225,8 +231,9 @@ def restart_due(step: int, num_steps: int) -> bool:
 def nearest(rows_ND: Tensor, centroids_CKw: Tensor) -> Tensor:
     """For each part of each row the nearest centroid, int64 [N, C].
 
-    |w - c|**2 is compared as |c|**2 - 2 w c, one matrix product per codebook and some rows at a time, so that the scores take little
-    memory. In double precision: the two forms then agree but for exact ties, and mixed precision leaves the codes alone.
+    |w - c|**2 is compared as |c|**2 - 2 w c, one matrix product per codebook and some rows at a time, so that the
+    scores take little memory. In double precision: the two forms then agree but for exact ties, and mixed precision
+    leaves the codes alone.
     """
     num_codebooks, num_codes, width = centroids_CKw.shape
     parts_NCw = rows_ND.detach().view(-1, num_codebooks, width)

@@ -1,8 +1,8 @@
 """What methods share that keep the most frequent ids apart: ids are ranked by frequency, so these are a prefix.
 
-`embank prepare` ranks ids once (0 is the unknown value, then from the most to the least frequent), which costs nothing in the
-table. A remap of 4 bytes per id, as public implementations keep it, would be a quarter of a table of dim 4 and would have to
-be counted; so tables whose ids are not ranked are refused instead.
+`embank prepare` ranks ids once (0 is the unknown value, then from the most to the least frequent), which costs nothing
+in the table. A remap of 4 bytes per id, as public implementations keep it, would be a quarter of a table of dim 4 and
+would have to be counted; so tables whose ids are not ranked are refused instead.
 """
 
 from embank.compression.budget.floors import floor_error
@@ -31,7 +31,8 @@ def num_rows_within(spec: TableSpec, *, num_rows: int | None, constant_nbytes: i
             )
         if not 1 <= num_rows <= spec.num_embeddings:
             raise ConfigError(
-                f"table '{spec.name}' has num_rows {num_rows}; it must lie in 1 .. {spec.num_embeddings} (its number of ids)"
+                f"table '{spec.name}' has num_rows {num_rows}; it must lie in 1 .. {spec.num_embeddings} (its number "
+                "of ids)"
             )
         return num_rows
     if spec.budget is None or spec.budget == 1:
@@ -65,6 +66,7 @@ def refuse_unranked(spec: TableSpec, *, num_private: int) -> None:
     if int(counts[rarest]) < int(counts[commonest]):
         raise ConfigError(
             f"table '{spec.name}': id {rarest} occurs {int(counts[rarest]):,} times and id {commonest} "
-            f"{int(counts[commonest]):,} times, but method '{spec.method}' keeps the ids below {num_private:,} apart as the most "
+            f"{int(counts[commonest]):,} times, but method '{spec.method}' keeps the ids below {num_private:,} apart "
+            "as the most "
             "frequent ones. Rank the ids by frequency (embank prepare does), or leave counts out to keep this order"
         )

@@ -6,10 +6,12 @@ Four forms, of which the smallest is taken. Entries are numbered row by row, e =
 |---|---|---|
 | dense | every entry | 4 E |
 | bitmap | a bit per entry, a rank sample per 512 bits, values in order | E/8 + E/128 + 4 Z |
-| list8, list16 | sorted entries by the low 8 or 16 bits of their numbers, where each 256 or 65,536 entries start, values | E/64 + 5 Z, E/16,384 + 6 Z |
+| list8, list16 | sorted entries as below, values | E/64 + 5 Z, E/16,384 + 6 Z |
 
-All are read in place: rank by popcount in the bitmap, binary search in the lists. For comparison, CSR with 4-byte indices takes
-8 Z + 4 (rows + 1) bytes and COO 12 Z.
+A list holds the low 8 or 16 bits of the entries' numbers, and where each 256 or 65,536 entries start.
+
+All are read in place: rank by popcount in the bitmap, binary search in the lists. For comparison, CSR with 4-byte
+indices takes 8 Z + 4 (rows + 1) bytes and COO 12 Z.
 """
 
 from typing import ClassVar
@@ -72,7 +74,8 @@ def rank_at(words: Tensor, samples: Tensor, positions_N: Tensor) -> Tensor:
 
 
 def word_ranks(words: Tensor) -> Tensor:
-    """Ones before each word, int64: eight times the memory of samples, for ranks that are asked for in every step (`rank_by_word`)."""
+    """Ones before each word, int64: eight times the memory of samples, for ranks that are asked for in every step
+    (`rank_by_word`)."""
     counts = popcount(words)
     return counts.cumsum(0) - counts
 
@@ -187,7 +190,8 @@ class PackedSparse(PackedTable):
         return self.values[places_ND.clamp(0, self.values.numel() - 1)] * held_ND
 
     def _from_list(self, ids_N: Tensor) -> Tensor:
-        """The row's first entry is looked for; of it and the next ones, D at most, those of the row are put in their columns."""
+        """The row's first entry is looked for; of it and the next ones, D at most, those of the row are put in their
+        columns."""
         begin_N = ids_N * self.dim
         places_ND = self._num_below(begin_N)[:, None] + torch.arange(self.dim, device=ids_N.device)
         column_ND = self._entries(places_ND, bucket_N=begin_N >> self._low_bits) - begin_N[:, None]
@@ -208,8 +212,8 @@ class PackedSparse(PackedTable):
         return place_N
 
     def _entries(self, places_ND: Tensor, *, bucket_N: Tensor) -> Tensor:
-        """Entries at places of the list from some bucket on. What lies further on than a row reaches may come out too small, but
-        not smaller than the row's end."""
+        """Entries at places of the list from some bucket on. What lies further on than a row reaches may come out too
+        small, but not smaller than the row's end."""
         high_ND = bucket_N[:, None].expand_as(places_ND).clone()
         for further in range(1, self.dim // (1 << self._low_bits) + 3):
             next_N = (bucket_N + further).clamp_(max=self.starts.numel() - 1)

@@ -18,7 +18,8 @@ def row_chunks(rows_RD: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def numbered_chunks(rows: LocalRows, table: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows of a table that are held here, some at a time, each with its number in the table: int64 [r], fp32 [r, D], on the host.
+    """The rows of a table that are held here, some at a time, each with its number in the table: int64 [r], fp32 [r,
+    D], on the host.
 
     Sums over these, added over all processes, count every row of the table once.
     """

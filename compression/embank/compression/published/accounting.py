@@ -1,8 +1,9 @@
-"""What the published benchmark of compressed tables chooses: one hyper-parameter for all tables, from a share of their floats.
+"""What the published benchmark of compressed tables chooses: one hyper-parameter for all tables, from a share of their
+floats.
 
-Zhang, Zhao, Miao, Shao, Liu, Yang, Cui, "Experimental Analysis of Large-scale Learnable Vector Storage Compression", PVLDB 17(4),
-2023, and its code in Hetu (`tools/EmbeddingMemoryCompression`). For comparisons with that benchmark only: the methods here
-choose for each table, count every byte, and keep the budget that these rules may exceed.
+Zhang, Zhao, Miao, Shao, Liu, Yang, Cui, "Experimental Analysis of Large-scale Learnable Vector Storage Compression",
+PVLDB 17(4), 2023, and its code in Hetu (`tools/EmbeddingMemoryCompression`). For comparisons with that benchmark only:
+the methods here choose for each table, count every byte, and keep the budget that these rules may exceed.
 
 A table is compressed only where that makes it smaller. `rate` is the number of floats over that of the plain tables.
 """

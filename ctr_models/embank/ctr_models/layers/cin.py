@@ -41,7 +41,8 @@ class CompressedInteraction(nn.Module):
 def _interact(base_NF: Tensor, maps_NM: Tensor, weight_HFM: Tensor) -> Tensor:
     """sum over i, j of W_hij base_i maps_j, [N, H], in the order whose intermediate is the smaller one.
 
-    A convolution over the outer product, as in the published code, is slower on a CPU, up to three times for few feature maps.
+    A convolution over the outer product, as in the published code, is slower on a CPU, up to three times for few
+    feature maps.
     """
     num_maps, num_fields, width = weight_HFM.shape
     if num_maps <= width:

@@ -1,8 +1,9 @@
 """Cross layers of DCN and DCN-V2 over flat inputs [B, W].
 
-TorchRec's `LowRankCrossNet` is right and fast, and is used (dcn_v2.py). Its `VectorCrossNet` and `LowRankMixtureCrossNet` compute on
-[B, W, 1], a batch of tiny products, and take several times as long as the same on [B, W] here; its `CrossNet` lacks the padded
-product (layers/mlp.py) that makes an odd W, such as Criteo's 429, a tenth faster.
+TorchRec's `LowRankCrossNet` is right and fast, and is used (dcn_v2.py). Its `VectorCrossNet` and
+`LowRankMixtureCrossNet` compute on [B, W, 1], a batch of tiny products, and take several times as long as the same on
+[B, W] here; its `CrossNet` lacks the padded product (layers/mlp.py) that makes an odd W, such as Criteo's 429, a tenth
+faster.
 """
 
 import torch

@@ -1,4 +1,5 @@
-"""From a batch's columns to what a network works on: aligned fields [B, F, D], flat inputs [B, W], first-order sums [B]."""
+"""From a batch's columns to what a network works on: aligned fields [B, F, D], flat inputs [B, W], first-order sums
+[B]."""
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,12 @@ from embank.ctr_models.network import Inputs
 class FieldAlignment(nn.Module):
     """Bring fields of different dims to the largest one, so that inner products between them exist.
 
-    A field that already has the largest dim passes unchanged; each other one gets a linear projection without bias. When all
-    dims are equal the module has no parameters and returns a view. Projections of fields with the same dim run as one
-    batched product.
+    A field that already has the largest dim passes unchanged; each other one gets a linear projection without bias.
+    When all dims are equal the module has no parameters and returns a view. Projections of fields with the same dim run
+    as one batched product.
 
-    Source: Ginart et al. 2019 (mixed dimension embeddings), section 3, equation 4, where every narrow block is projected likewise.
+    Source: Ginart et al. 2019 (mixed dimension embeddings), section 3, equation 4, where every narrow block is
+    projected likewise.
 
     Args:
         dims: embedding dim of each field.
@@ -45,7 +47,8 @@ class FieldAlignment(nn.Module):
         return torch.stack(columns, dim=1)
 
     def embedding_columns(self, weight_OW: Tensor) -> Tensor:
-        """Of a layer over the aligned fields side by side, [O, F D], the weights of the columns before alignment, [O, E]."""
+        """Of a layer over the aligned fields side by side, [O, F D], the weights of the columns before alignment, [O,
+        E]."""
         blocks = list(weight_OW.reshape(-1, len(self.dims), self.dim).unbind(1))
         for dim, members in self.groups.items():
             for matrix_dD, i in zip(self.weights[str(dim)], members, strict=True):
@@ -54,12 +57,13 @@ class FieldAlignment(nn.Module):
 
 
 class NumericVectors(nn.Module):
-    """A learned vector v_i per numeric input; the input's field is x_i * v_i (DeepFM, section 3.1; FuxiCTR does the same)."""
+    """A learned vector v_i per numeric input; the input's field is x_i * v_i (DeepFM, section 3.1; FuxiCTR does the
+    same)."""
 
     def __init__(self, num_dense: int, dim: int) -> None:
         super().__init__()
-        # Small, as tables start. Numeric inputs reach 10 after a logarithm, and a sum over pairs of fields multiplies two of
-        # them: with Xavier's rule the first logits would be in the hundreds.
+        # Small, as tables start. Numeric inputs reach 10 after a logarithm, and a sum over pairs of fields multiplies
+        # two of them: with Xavier's rule the first logits would be in the hundreds.
         self.weight = nn.Parameter(torch.randn(num_dense, dim) * 0.01)
 
     def forward(self, dense_BI: Tensor) -> Tensor:
@@ -90,7 +94,8 @@ class Fields(nn.Module):
         return torch.cat([fields_BFD, self.numeric(dense_BI).to(fields_BFD.dtype)], dim=1)
 
     def embedding_columns(self, weight_OW: Tensor) -> Tensor:
-        """Of a layer that reads the flattened fields first (and other columns after them), the embeddings' weights [O, E]."""
+        """Of a layer that reads the flattened fields first (and other columns after them), the embeddings' weights [O,
+        E]."""
         return self.alignment.embedding_columns(weight_OW[:, : len(self.alignment.dims) * self.dim])
 
 

@@ -37,8 +37,9 @@ def make_activation(name: Activation) -> nn.Module:
 class AlignedLinear(nn.Linear):
     """A linear layer whose products run on a width that is a multiple of 8.
 
-    The gradient by the input, [B, O] x [O, W], runs at about two thirds of its speed when W is odd (DLRM on Criteo has W = 367), and
-    tensor cores want multiples of 8 as well. Only the products see the zero columns: the parameters keep their true shape.
+    The gradient by the input, [B, O] x [O, W], runs at about two thirds of its speed when W is odd (DLRM on Criteo has
+    W = 367), and tensor cores want multiples of 8 as well. Only the products see the zero columns: the parameters keep
+    their true shape.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -67,8 +68,8 @@ def make_linear(in_features: int, out_features: int, *, bias: bool = True) -> nn
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation that survives a training batch of fewer than two rows.
 
-    The last batch of an epoch may hold one row, whose variance is undefined; torch raises an error there. We use the running
-    statistics for such a batch and leave them as they are.
+    The last batch of an epoch may hold one row, whose variance is undefined; torch raises an error there. We use the
+    running statistics for such a batch and leave them as they are.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Inner products of all pairs of fields: the interaction of DLRM and IPNN.
 
-`torchrec.models.dlrm.InteractionArch` takes the upper triangle by advanced indexing, whose backward scatters into a zeroed
-[B, F, F] tensor and then multiplies twice, once for each factor of X X^T. That gradient, made symmetric, is one gather and one
-product; this file adds no more than that. `index_select` on the flattened matrix is the fastest of the ways to gather here.
+`torchrec.models.dlrm.InteractionArch` takes the upper triangle by advanced indexing, whose backward scatters into a
+zeroed [B, F, F] tensor and then multiplies twice, once for each factor of X X^T. That gradient, made symmetric, is one
+gather and one product; this file adds no more than that. `index_select` on the flattened matrix is the fastest of the
+ways to gather here.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Area under the ROC curve, exact: the chance that a positive row outscores a negative one, a tie counting one half.
 
-Not torchmetrics' `BinaryAUROC`: it turns logits into float32 probabilities, which makes ties of large scores, integrates in float32
-(off by 1e-8 at 10 M rows), and takes two to three times as long.
+Not torchmetrics' `BinaryAUROC`: it turns logits into float32 probabilities, which makes ties of large scores,
+integrates in float32 (off by 1e-8 at 10 M rows), and takes two to three times as long.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,8 @@ def undefined_reason(num_positive: int, num_negative: int, *, split: str | None)
 def roc_auc(scores: Floats, positive: Bools) -> float:
     """Exact AUC of rows that hold both classes.
 
-    Sorting the classes apart and searching one in the other needs no permutation: about twice as fast as an argsort of all rows.
+    Sorting the classes apart and searching one in the other needs no permutation: about twice as fast as an argsort of
+    all rows.
 
     Args:
         scores: [N], finite.

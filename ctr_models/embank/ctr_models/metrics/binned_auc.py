@@ -14,8 +14,9 @@ from embank.ctr_models.metrics.scores import to_numpy
 class BinnedAUC:
     """AUC from counts per bin, whatever the number of rows.
 
-    A bin is all float32 scores that share their leading bits: bins are fine where scores are small and need no range to be known
-    beforehand. Pairs within a bin count one half, so the error is at most half of their share of all pairs; `compute` states it.
+    A bin is all float32 scores that share their leading bits: bins are fine where scores are small and need no range to
+    be known beforehand. Pairs within a bin count one half, so the error is at most half of their share of all pairs;
+    `compute` states it.
 
     Args:
         bits: leading bits of a score that make its bin, 10 to 24; memory is 2**bits * 16 bytes (4 MiB for 18).

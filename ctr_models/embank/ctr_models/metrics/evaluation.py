@@ -20,8 +20,10 @@ class Evaluation:
     Args:
         split: name of the rows, for messages.
         grouped: batches come with group codes.
-        no_group: code of the rows that belong to no group; None where every row has one. Group AUC leaves them out and counts them.
-        exact: keep all scores (5 bytes a row, 13 with groups) for the exact AUC; otherwise 4 MiB of bins and a bound on the error.
+        no_group: code of the rows that belong to no group; None where every row has one. Group AUC leaves them out and
+            counts them.
+        exact: keep all scores (5 bytes a row, 13 with groups) for the exact AUC; otherwise 4 MiB of bins and a bound on
+            the error.
 
     Raises:
         ConfigError: grouped, but not exact.
@@ -55,9 +57,10 @@ class Evaluation:
         """The metrics by name, ready for JSON.
 
         Returns:
-            num_rows, num_positive, auc, auc_max_error (0 if exact), logloss, calibration (mean prediction / mean label); with groups
-            also gauc, gauc_groups and gauc_rows (those that hold both classes), gauc_total_groups, and gauc_rows_without_group, which
-            are in none of them. A metric that is undefined is None; then auc_undefined or gauc_undefined says why.
+            num_rows, num_positive, auc, auc_max_error (0 if exact), logloss, calibration (mean prediction / mean
+            label); with groups also gauc, gauc_groups and gauc_rows (those that hold both classes), gauc_total_groups,
+            and gauc_rows_without_group, which are in none of them. A metric that is undefined is None; then
+            auc_undefined or gauc_undefined says why.
         """
         auc = self._auc()
         values: Values = {

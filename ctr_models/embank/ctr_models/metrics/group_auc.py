@@ -36,7 +36,8 @@ class GroupAUC:
 def ordered_bits(scores: Floats) -> NDArray[np.uint32]:
     """float32 to uint32 such that the order stays and -0.0 equals 0.0."""
     bits = (scores + np.float32(0.0)).view(np.uint32)
-    # A negative float grows towards zero while its bits fall, so they are all flipped; a positive one only gets above those.
+    # A negative float grows towards zero while its bits fall, so they are all flipped; a positive one only gets above
+    # those.
     flips = np.where(bits >> np.uint32(31), np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
     return bits ^ flips
 
@@ -87,7 +88,8 @@ class GroupedAUC:
 
     Args:
         split: name for messages.
-        no_group: code of the rows that belong to no group, which are left out and counted; None where every row has one.
+        no_group: code of the rows that belong to no group, which are left out and counted; None where every row has
+            one.
     """
 
     def __init__(self, *, split: str | None = None, no_group: int | None = None) -> None:

@@ -46,7 +46,8 @@ class LossSums:
         return self.loss / self.num_rows if self.num_rows else None
 
     def calibration(self) -> float | None:
-        """Mean predicted probability / mean label (1 is perfect; above 1 overestimates); None without a positive row."""
+        """Mean predicted probability / mean label (1 is perfect; above 1 overestimates); None without a positive
+        row."""
         return self.predicted / self.num_positive if self.num_positive else None
 
     def merge(self, other: "LossSums") -> None:

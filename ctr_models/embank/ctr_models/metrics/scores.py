@@ -38,7 +38,8 @@ def to_numpy(logits_B: Tensor, labels_B: Tensor, *, split: str | None, num_befor
     """
     if logits_B.ndim != 1 or logits_B.shape != labels_B.shape:
         raise DataError(
-            f"logits have shape {tuple(logits_B.shape)} and labels {tuple(labels_B.shape)}. Give both as one number per row."
+            f"logits have shape {tuple(logits_B.shape)} and labels {tuple(labels_B.shape)}. Give both as one number "
+            "per row."
         )
     scores = logits_B.detach().to(torch.float32).cpu().numpy()
     finite = np.isfinite(scores)
@@ -56,7 +57,8 @@ def to_numpy(logits_B: Tensor, labels_B: Tensor, *, split: str | None, num_befor
     if strange.any():
         row = int(np.argmax(strange))
         raise DataError(
-            f"{int(strange.sum())} labels of {describe(split)} are neither 0 nor 1, the first at row {num_before + row}: "
+            f"{int(strange.sum())} labels of {describe(split)} are neither 0 nor 1, the first at row "
+            f"{num_before + row}: "
             f"{labels[row]}. Give a rule that makes the label 0 or 1."
         )
     return scores, positive

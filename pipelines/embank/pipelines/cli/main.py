@@ -11,8 +11,8 @@ from embank.pipelines.cli import show
 from embank.pipelines.cli.messages import messages
 from embank.pipelines.cli.watched import watch
 
-# Read by OpenMP when torch is imported. Threads that spin while they wait take the cores that the loader's threads need: on
-# two busy cores a training step took thirty times as long.
+# Read by OpenMP when torch is imported. Threads that spin while they wait take the cores that the loader's threads
+# need: on two busy cores a training step took thirty times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
@@ -168,7 +168,8 @@ def sweep(
     budgets: Annotated[
         str | None,
         typer.Option(
-            help="Serving bytes / bytes of the plain tables, for example 0.5,0.1,0.01. Without it, methods have the sizes that their "
+            help="Serving bytes / bytes of the plain tables, for example 0.5,0.1,0.01. Without it, methods have the "
+            "sizes that their "
             "options say, `hash:num_rows=1000,hash:num_rows=100`."
         ),
     ] = None,
@@ -196,7 +197,8 @@ def sweep(
 
     Example: `embank sweep deepfm.yaml --methods full,hash --budgets 0.5,0.1 --seeds 0,1,2 --out sweeps/first`
 
-    With a grid: `embank sweep deepfm.yaml --methods all --budgets 0.1 --grid train.table_lr=0.02,0.05 --out sweeps/tuned`
+    With a grid: `embank sweep deepfm.yaml --methods all --budgets 0.1 --grid train.table_lr=0.02,0.05 --out
+    sweeps/tuned`
     """
     from embank.pipelines.config.file import read_config
     from embank.pipelines.config.run import parse_config
@@ -236,7 +238,8 @@ def plan(
         list[str] | None, typer.Option("--set", help="KEY=VALUE, for example tables.dim=32; may be repeated.")
     ] = None,
 ) -> None:
-    """Show which rank would hold what: tables, rows, shards, bytes and expected lookups. Nothing is started or allocated.
+    """Show which rank would hold what: tables, rows, shards, bytes and expected lookups. Nothing is started or
+    allocated.
 
     Example: `embank plan deepfm.yaml --ranks 8 --memory-per-rank 4000000000`
     """
@@ -261,10 +264,11 @@ def advise(
         list[str] | None, typer.Option("--set", help="KEY=VALUE, for example tables.rows=100000; may be repeated.")
     ] = None,
 ) -> None:
-    """Show what to expect of the tables before training: bytes, lookups, and for method `unified` collisions and warnings.
+    """Show what to expect of the tables before training: bytes, lookups, and for method `unified` collisions and
+    warnings.
 
-    Nothing is allocated. `intra` is the expected share of a feature's values that share a row with another of its values in the same
-    lookup, `merged` in all lookups, `inter` of those whose row something else reads as well.
+    Nothing is allocated. `intra` is the expected share of a feature's values that share a row with another of its
+    values in the same lookup, `merged` in all lookups, `inter` of those whose row something else reads as well.
 
     Example: `embank advise deepfm.yaml --set tables.method=unified --set tables.budget=0.1`
     """
@@ -285,7 +289,8 @@ def diagnose(
         Path | None, typer.Option(help="Where plots/ and diagnosis/ are written; by default the run directory.")
     ] = None,
 ) -> None:
-    """Show how a trained model uses its tables: do features read shared rows apart, where lookups go, how rows have grown.
+    """Show how a trained model uses its tables: do features read shared rows apart, where lookups go, how rows have
+    grown.
 
     Writes `plots/reader_overlap.png`, `plots/row_traffic.png` and the figures as `diagnosis/*.csv`.
 
@@ -305,8 +310,8 @@ def evaluate(
 ) -> None:
     """Evaluate a bundle, or the best checkpoint of a run: AUC, log loss, group AUC if the data has groups, bytes.
 
-    The figures are added to `evaluations.jsonl` in the run directory, or to `BUNDLE.evaluations.jsonl` beside the bundle; where these can't be written, that is
-    said, and the exit code is 0 all the same.
+    The figures are added to `evaluations.jsonl` in the run directory, or to `BUNDLE.evaluations.jsonl` beside the
+    bundle; where these can't be written, that is said, and the exit code is 0 all the same.
 
     Example: `embank evaluate runs/hash --data data/ml-100k --split test`
     """
@@ -340,7 +345,8 @@ def export(
         Path | None, typer.Option(help="The prepared folder of an unfinished run, if it has moved since training.")
     ] = None,
 ) -> None:
-    """Write a run's best checkpoint as a bundle: packed tables, network, checksums. `embank.tables.load_bundle` reads it.
+    """Write a run's best checkpoint as a bundle: packed tables, network, checksums. `embank.tables.load_bundle` reads
+    it.
 
     A complete run has one already, in `RUN/bundle`, which is copied. One that is not complete is packed from its best
     checkpoint, or from the last if none was evaluated.

@@ -1,4 +1,5 @@
-"""How a command ends when it can't go on: one message on stderr and the contract's exit codes, whatever has happened."""
+"""How a command ends when it can't go on: one message on stderr and the contract's exit codes, whatever has
+happened."""
 
 import contextlib
 import signal
@@ -73,7 +74,8 @@ def _what_next(arguments: Sequence[str]) -> str:
     if command not in ("train", "sweep"):
         return _BEGINS_AGAIN
     out = _value_of("--out", arguments)
-    # Names of files, not `RunFolder`: its imports may be what was interrupted, and torch can't be imported a second time.
+    # Names of files, not `RunFolder`: its imports may be what was interrupted, and torch can't be imported a second
+    # time.
     if out is not None and _has_files(out, "result.json"):
         return f"the run in '{out}' is complete; the same command with --resume shows its figures"
     if out is not None and (_has_files(out, "config.yaml", "environment.json") or _has_files(out, "sweep.yaml")):

@@ -40,7 +40,8 @@ class _Warnings(logging.Handler):
 
 
 def quiet_libraries(*, debug: bool = False) -> None:
-    """Leaves the libraries' log messages and deprecations out, which are for their developers; our own warnings are shown."""
+    """Leaves the libraries' log messages and deprecations out, which are for their developers; our own warnings are
+    shown."""
     if not debug:
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
         logging.basicConfig(level=logging.ERROR, handlers=[_Warnings()])
@@ -188,7 +189,8 @@ def plan(made: "Plan", loads: "Sequence[Load]") -> None:
     )
     most_bytes, most_lookups = (imbalance([getattr(load, key) for load in ranks]) for key in ("nbytes", "lookups"))
     out.print(
-        f"largest over mean: bytes {most_bytes:.2f}, lookups {most_lookups:.2f}. Bytes are rows and optimizer state; a replica "
+        f"largest over mean: bytes {most_bytes:.2f}, lookups {most_lookups:.2f}. Bytes are rows and optimizer state; "
+        "a replica "
         "looks up its own rank's samples"
     )
 
@@ -273,7 +275,8 @@ def prepared(folder: Path, schema: "Schema") -> None:
     known = [field.num_embeddings for field in schema.categorical if field.has_vocabulary]
     hashed = len(schema.categorical) - len(known)
     out.print(
-        f"{len(known)} categorical features with {sum(known):,} ids, {f'{hashed} without a vocabulary, ' if hashed else ''}"
+        f"{len(known)} categorical features with {sum(known):,} ids, "
+        f"{f'{hashed} without a vocabulary, ' if hashed else ''}"
         f"{len(schema.numeric)} numeric; see `embank data describe {folder}`",
         markup=False,
     )

@@ -34,7 +34,8 @@ def advice(values: "ConfigAdvice") -> None:
     )
     if any(t.collisions is not None for t in values.tables):
         out.print(
-            "expected share of values that share a row with another of their feature in the same lookup (intra), all rows (merged), or a row "
+            "expected share of values that share a row with another of their feature in the same lookup (intra), all "
+            "rows (merged), or a row "
             "with anything else (inter)"
         )
     out.print(
@@ -48,7 +49,8 @@ def advice(values: "ConfigAdvice") -> None:
         )
     if values.is_estimated:
         out.print(
-            "without a vocabulary, ids are the different values in training, and a plain table would have a row for each of them"
+            "without a vocabulary, ids are the different values in training, and a plain table would have a row for "
+            "each of them"
         )
     for name, part in values.concentration.items():
         out.print(f"{name}: {part:.0%} of colliding pairs are within features", markup=False)
@@ -61,7 +63,8 @@ def _of_plain(values: "ConfigAdvice", nbytes: int) -> str:
 
 
 def _rate(collisions: "FeatureAdvice | None", name: str) -> str:
-    """A collision rate; a dash where there is no closed form, a question mark where the number of values is not known."""
+    """A collision rate; a dash where there is no closed form, a question mark where the number of values is not
+    known."""
     if collisions is None:
         return "-"
     rate = getattr(collisions, name)
@@ -126,7 +129,8 @@ def diagnosis(found: "Diagnosis") -> None:
     if len(found.traffic) > len(shown):
         out.print(f"and {len(found.traffic) - len(shown)} more tables in row_traffic.csv")
     out.print(
-        "norm growth: mean squared norm of the most-read tenth of the rows, trained over initial; a sign of collisions under "
+        "norm growth: mean squared norm of the most-read tenth of the rows, trained over initial; a sign of "
+        "collisions under "
         "binary cross entropy only"
     )
     for file in found.files:

@@ -18,7 +18,8 @@ class Stopped(KeyboardInterrupt):
 def signals_unwind() -> Iterator[None]:
     """Has SIGINT and SIGTERM raise an exception for as long as the context lasts; off the main thread it does nothing.
 
-    While modules are being imported, which is the first seconds of a command, the exception waits until they are there, or until the
+    While modules are being imported, which is the first seconds of a command, the exception waits until they are there,
+    or until the
     same signal comes again: libraries swallow it there, or go on with half of themselves, and crash.
     """
     if threading.current_thread() is not threading.main_thread():

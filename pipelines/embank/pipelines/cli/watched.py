@@ -1,4 +1,5 @@
-"""A process beside the command, where its address space is limited: some libraries end a process whose allocation fails."""
+"""A process beside the command, where its address space is limited: some libraries end a process whose allocation
+fails."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def watch() -> None:
-    """Returns at once without a limit (`ulimit -v`), and in a child process with one; the parent waits, and ends as the child does.
+    """Returns at once without a limit (`ulimit -v`), and in a child process with one; the parent waits, and ends as the
+    child does.
 
     Rust's libraries abort when they get no memory, so nobody in the process can say why. The parent does.
     """

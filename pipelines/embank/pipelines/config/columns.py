@@ -1,7 +1,7 @@
 """What `embank prepare` is told: columns, label rule, split rule, minimum counts; read from YAML, unknown keys refused.
 
-Published formats bring a configuration of their own; a user's YAML replaces its keys one by one (`label` is merged key by
-key, everything else is taken whole).
+Published formats bring a configuration of their own; a user's YAML replaces its keys one by one (`label` is merged key
+by key, everything else is taken whole).
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class _Model(BaseModel):
 class LabelConfig(_Model):
     """Which rows are positive and which negative.
 
-    Without rules the column must hold 0 and 1, true and false, or yes and no. With one rule the other rows are of the other class; with
-    both, rows that match neither are dropped. A rule is an operator and a number, such as ">= 4", or == or != and a word.
+    Without rules the column must hold 0 and 1, true and false, or yes and no. With one rule the other rows are of the
+    other class; with both, rows that match neither are dropped. A rule is an operator and a number, such as ">= 4", or
+    == or != and a word.
     """
 
     column: str
@@ -46,8 +47,8 @@ class NumericConfig(_Model):
 
     Args:
         transform: what is done to its numbers.
-        missing: what stands where a number is missing, after the transform: 0.0, the mean of the training part, or the mean and
-            another column, `NAME_missing`, that is 1 there and else 0.
+        missing: what stands where a number is missing, after the transform: 0.0, the mean of the training part, or the
+            mean and another column, `NAME_missing`, that is 1 there and else 0.
     """
 
     transform: Transform = "none"
@@ -119,9 +120,9 @@ class PrepareConfig(_Model):
             `default` is for the others).
         group: column whose values group rows for the group AUC.
         separator, quote: of CSV and TSV input, one character each; `quote: null` for files without quoting.
-        escape: how a quote inside a quoted cell is written: behind this character (a backslash in files of Spark and MySQL), or doubled
-            where it is the quote itself. None: doubled, and what may be another dialect is refused. With `quote: null`, the character
-            before separators and line ends that belong to a cell.
+        escape: how a quote inside a quoted cell is written: behind this character (a backslash in files of Spark and
+            MySQL), or doubled where it is the quote itself. None: doubled, and what may be another dialect is refused.
+            With `quote: null`, the character before separators and line ends that belong to a cell.
         null_values: spellings of a missing value besides the empty cell, in all columns. In numeric ones, those of
             `embank.pipelines.data.prepare.nulls` count as well.
         row_group_rows: rows per Parquet row group of the output.
@@ -223,12 +224,18 @@ def _feature_problem(config: PrepareConfig) -> str | None:
         return f"column {twice[0]!r} is named twice among the features; name it once"
     for name, indicator in config.indicators.items():
         if indicator in names:
-            return f"numeric.{name}.missing is 'indicator', which makes a feature {indicator!r}, but there is one of that name; rename the column"
+            return (
+                f"numeric.{name}.missing is 'indicator', which makes a feature {indicator!r}, but there is one of "
+                "that name; rename the column"
+            )
     if config.label.column in names:
         return f"the label column {config.label.column!r} is also a feature, which leaks the answer; remove it there"
     for name in names:
         if len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
-            return f"feature {shown(name)} has a name of more than {_MAX_NAME_BYTES} bytes, too long for a file's; rename the column"
+            return (
+                f"feature {shown(name)} has a name of more than {_MAX_NAME_BYTES} bytes, too long for a file's; "
+                "rename the column"
+            )
         if name in (LABEL_COLUMN, GROUP_COLUMN):
             return f"a feature can't be called {name!r}, a name that prepared files use themselves; rename the column"
         if name.startswith("__"):
@@ -248,7 +255,8 @@ def _count_problem(config: PrepareConfig) -> str | None:
             return f"min_count names {name!r}, which is no categorical feature.{hint}"
         if name in config.hashed:
             return (
-                f"min_count names {name!r}, which is hashed: without a vocabulary its values are not counted. Remove it from min_count "
+                f"min_count names {name!r}, which is hashed: without a vocabulary its values are not counted. Remove "
+                "it from min_count "
                 "or from hashed"
             )
     return None

@@ -69,8 +69,8 @@ class TablesConfig:
     Args:
         default: for every feature that is not overridden.
         overrides: by feature.
-        plain_below: under a default budget, tables of fewer ids stay plain (the smallest ones, if they would take more than half of
-            it), and the others get what is left, so that all of them together keep the budget.
+        plain_below: under a default budget, tables of fewer ids stay plain (the smallest ones, if they would take more
+            than half of it), and the others get what is left, so that all of them together keep the budget.
     """
 
     default: TableConfig
@@ -90,15 +90,16 @@ class TrainConfig:
         epochs: passes over the training split.
         lr: peak learning rate of the dense parameters.
         optimizer: of the dense parameters; adam and adamw are the same, since decay is decoupled in both.
-        weight_decay: of the network's weights, decoupled for adam, added to the gradient for sgd and adagrad. Biases, norms and
-            what methods learn are left alone, see `embank.pipelines.train.optimizer`.
-        clip_grad_norm: largest norm of the gradient of all dense parameters together; a longer one is scaled down to it. Rows are
+        weight_decay: of the network's weights, decoupled for adam, added to the gradient for sgd and adagrad. Biases,
+            norms and what methods learn are left alone, see `embank.pipelines.train.optimizer`.
+        clip_grad_norm: largest norm of the gradient of all dense parameters together; a longer one is scaled down to
+            it. Rows are
             neither counted nor scaled: their update is part of the backward pass. None clips nothing.
         table_optimizer: of the rows; adam needs `rows.backend: torch`.
         table_lr: peak learning rate of the rows.
         search_lr: learning rate (Adam) of what methods search for on validation batches, in stages that alternate.
-        embedding_l2: adds embedding_l2 / 2 * (sum of squares of all rows) to the loss of each step, spread over the lookups:
-            see `embank.pipelines.train.penalty`.
+        embedding_l2: adds embedding_l2 / 2 * (sum of squares of all rows) to the loss of each step, spread over the
+            lookups: see `embank.pipelines.train.penalty`.
         warmup_steps: steps in which both learning rates rise linearly from 0.
         decay: of both learning rates after the warm-up. linear and cosine go to 0 at the end of the last epoch; plateau
             divides them by 10 after each evaluation without improvement.
@@ -148,7 +149,8 @@ class RowsConfig:
         device: cpu, or cuda for tables and network on a GPU (with several ranks, each on its own).
         tier: memory of the device, of the host (the same without a GPU), or memory-mapped files.
         directory: of the disk tier's files; None takes `rows/` in the run directory.
-        prefetch: on the disk tier, read the rows of the batches that the loader has made (`data.prefetch`) ahead of their use.
+        prefetch: on the disk tier, read the rows of the batches that the loader has made (`data.prefetch`) ahead of
+            their use.
         planner: who decides which rank holds what, when there are several: embank, or torchrec's own planner.
         plan: a file with a plan, as `embank plan --out` writes it, instead of a planner.
         memory_per_rank: bytes that rows and their optimizer state may take on each rank; None for no limit.
@@ -359,7 +361,8 @@ def _table(raw: Mapping[str, Any], defaults: dict[str, Any], *, path: str, more:
     clash = [name for name in _names(options_class) if name in (*TABLE_KEYS, *COLLECTION_KEYS)]
     if clash:
         raise ConfigError(
-            f"'{path}.method' is '{values['method']}', whose option '{clash[0]}' is a key of every table; its author must give it another name"
+            f"'{path}.method' is '{values['method']}', whose option '{clash[0]}' is a key of every table; its author "
+            "must give it another name"
         )
     known = [*TABLE_KEYS, *more, *_names(options_class)]
     _refuse_unknown(raw, known, path=path)
@@ -403,5 +406,6 @@ def _check_numbers(config: Config) -> None:
         raise ConfigError(f"'train.clip_grad_norm' is {clip}; it must be above 0, or null to clip nothing")
     if config.train.table_optimizer == "adam" and config.rows.backend == "fbgemm":
         raise ConfigError(
-            "'train.table_optimizer' is 'adam', which the fbgemm backend lacks on a CPU; use rowwise_adagrad, or set rows.backend to torch"
+            "'train.table_optimizer' is 'adam', which the fbgemm backend lacks on a CPU; use rowwise_adagrad, or set "
+            "rows.backend to torch"
         )

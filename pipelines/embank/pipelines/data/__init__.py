@@ -1,1 +1,2 @@
-"""Data: raw logs to prepared folders (`prepare`), known data sets (`catalog`), generated logs, and the training loader."""
+"""Data: raw logs to prepared folders (`prepare`), known data sets (`catalog`), generated logs, and the training
+loader."""

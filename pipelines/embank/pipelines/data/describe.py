@@ -30,7 +30,8 @@ class FeatureDescription:
         num_embeddings: ids, the unknown one included; None without a vocabulary, as everything that needs one.
         num_values: without a vocabulary, different values in the training part (see `CategoricalField`).
         unknown_share: split to the share of its ids that are unknown.
-        trains_unknown: whether training has unknown values, so that the unknown row learns something. None without a vocabulary.
+        trains_unknown: whether training has unknown values, so that the unknown row learns something. None without a
+            vocabulary.
         top_share: share of the most frequent id in the training part.
         bytes_at_dim_16: bytes of its plain fp32 table of dim 16.
     """
@@ -109,10 +110,12 @@ def describe_folder(path: str | Path) -> str:
 
 
 def untrained_unknown(names: Sequence[str], *, which: str = "") -> str:
-    """What becomes of new values of features whose training part has none that is unknown; `which` says how these were chosen."""
+    """What becomes of new values of features whose training part has none that is unknown; `which` says how these were
+    chosen."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return (
-        f"training never sees the unknown value in {len(names)} feature{'s' * (len(names) != 1)}{which} ({', '.join(names[:NAMED])}{more}): new values "
+        f"training never sees the unknown value in {len(names)} feature{'s' * (len(names) != 1)}{which} "
+        f"({', '.join(names[:NAMED])}{more}): new values "
         "read a row as it was initialised. min_count: 2 trains it with the values that occur once"
     )
 

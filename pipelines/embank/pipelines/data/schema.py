@@ -1,17 +1,18 @@
-"""The schema of a prepared folder: which features it holds, how large their vocabularies are, how many rows each split has.
+"""The schema of a prepared folder: which features it holds, how large their vocabularies are, how many rows each split
+has.
 
 A prepared folder is what `embank prepare` writes and what the loader reads:
 
     DIR/schema.json               this schema
     DIR/config.yaml               the resolved configuration that made it
-    DIR/vocab/FEATURE.parquet     row i is id i: token, kind (unknown | missing | token), count in the training part; no file for
-                                  a feature without a vocabulary
+    DIR/vocab/FEATURE.parquet     row i is id i: token, kind (unknown | missing | token), count in the training part; no
+                                  file for a feature without a vocabulary
     DIR/{train,valid,test}/part-00000.parquet ...
     DIR/checksums.json            SHA-256 and bytes of every other file
 
-Part files hold `label` (int8), one int32 column per categorical feature, one list<int32> column per multi-valued feature (int64 both
-without a vocabulary), one float32 column per numeric feature (normalised), and `group` (int64) when a group key is configured; nothing is null.
-A row whose group key is missing has the group `NO_GROUP`.
+Part files hold `label` (int8), one int32 column per categorical feature, one list<int32> column per multi-valued
+feature (int64 both without a vocabulary), one float32 column per numeric feature (normalised), and `group` (int64) when
+a group key is configured; nothing is null. A row whose group key is missing has the group `NO_GROUP`.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ DEFAULT_ROW_GROUP_ROWS = 65_536
 class CategoricalField:
     """A feature of ids: one per row, or a bag of 0..many when `multivalued`.
 
-    Ids run from 0 to `num_embeddings - 1`; 0 is the unknown value, the others are ranked by training frequency. Without a vocabulary
-    they are hashes of tokens (`embank.tables.ids.token_hash`), and `num_embeddings` is `NUM_TOKEN_IDS`, 2**63.
+    Ids run from 0 to `num_embeddings - 1`; 0 is the unknown value, the others are ranked by training frequency. Without
+    a vocabulary they are hashes of tokens (`embank.tables.ids.token_hash`), and `num_embeddings` is `NUM_TOKEN_IDS`,
+    2**63.
 
     Args:
-        num_values: without a vocabulary, different values in the training part, see `embank.pipelines.data.prepare.distinct`: exact up to
-            16,383, above that estimated with a standard deviation of 0.8%. None where there is a vocabulary.
+        num_values: without a vocabulary, different values in the training part, see
+            `embank.pipelines.data.prepare.distinct`: exact up to 16,383, above that estimated with a standard deviation
+            of 0.8%. None where there is a vocabulary.
     """
 
     name: str
@@ -71,7 +74,8 @@ class NumericField:
     """A numeric feature, already transformed: everything that is needed to do the same to other rows.
 
     Args:
-        transform: as configured, or `IS_MISSING` for a column that is 1 where the feature before it is missing and else 0.
+        transform: as configured, or `IS_MISSING` for a column that is 1 where the feature before it is missing and else
+            0.
         mean, std: of the training part, for `standard` only.
         missing: zero, mean or indicator, as configured.
         fill: what is written, after the transform, where the number is missing.
@@ -134,7 +138,8 @@ class Schema:
 
     @property
     def num_values(self) -> dict[str, int]:
-        """Different values in training of the features without a vocabulary: what `embank.compression.multiplexing.specs.advise` takes."""
+        """Different values in training of the features without a vocabulary: what
+        `embank.compression.multiplexing.specs.advise` takes."""
         return {field.name: field.num_values for field in self.categorical if field.num_values is not None}
 
     def split(self, name: str) -> Split:
@@ -238,7 +243,8 @@ def _refuse_altered(file: Path) -> None:
         raise DataError(f"{error}. Run `embank prepare` again.") from error
     if expected != digest(file):
         raise DataError(
-            f"{file} has been altered since it was written: its SHA-256 differs. Restore it, or run `embank prepare` again."
+            f"{file} has been altered since it was written: its SHA-256 differs. Restore it, or run `embank prepare` "
+            "again."
         )
 
 
@@ -246,7 +252,8 @@ def _not_prepared(path: Path) -> str:
     moved = sorted(path.parent.glob(f"{glob.escape(path.name)}.old-*/{glob.escape(path.name)}/{SCHEMA_FILE}"))
     if moved and not path.exists():
         return (
-            f"there is no folder {path}: an `embank prepare --overwrite` was killed while it replaced it. What was there before is "
+            f"there is no folder {path}: an `embank prepare --overwrite` was killed while it replaced it. What was "
+            "there before is "
             f"whole, in {moved[-1].parent}: move it back to {path}, or prepare the data again."
         )
     if not path.exists():

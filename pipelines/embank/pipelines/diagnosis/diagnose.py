@@ -1,4 +1,5 @@
-"""Diagnosis of a trained run: overlap of readers, traffic of rows, trend of their norms; as figures, CSV files and pictures."""
+"""Diagnosis of a trained run: overlap of readers, traffic of rows, trend of their norms; as figures, CSV files and
+pictures."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,8 @@ class Diagnosis:
         step: of the checkpoint.
         model: name of its network.
         overlaps: of the readers in each first layer; empty where overlap is not defined, and `undefined` says why.
-        initial_overlaps: the same with the network's initial weights (and what the tables have learned): training with collisions
-            pushes readers apart.
+        initial_overlaps: the same with the network's initial weights (and what the tables have learned): training with
+            collisions pushes readers apart.
         undefined: why there are no overlaps; None where there are.
         traffic: by physical table, over the training split: tables that several features share first, then by rows.
         norms: of the tables that have a trend.
@@ -53,7 +54,8 @@ def diagnose_run(path: str | Path, *, data: str | Path | None = None, out: str |
 
     Args:
         path: the run directory.
-        data: the prepared folder, if it is no longer where the run's configuration says; its training split is read once.
+        data: the prepared folder, if it is no longer where the run's configuration says; its training split is read
+            once.
         out: where `plots/` and `diagnosis/` are written; None takes the run directory.
 
     Raises:
@@ -101,7 +103,8 @@ def _why_undefined(model: str, *, has_readers: bool) -> str:
     if has_readers:
         return "overlap of readers is not defined: no two features have rows of one width"
     return (
-        f"overlap of readers and the rank budget are not defined for model '{model}': no layer of it reads the embeddings by weights of "
+        f"overlap of readers and the rank budget are not defined for model '{model}': no layer of it reads the "
+        "embeddings by weights of "
         "each feature before they are multiplied with one another, so there are no blocks to compare"
     )
 

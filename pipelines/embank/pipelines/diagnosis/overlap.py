@@ -1,9 +1,9 @@
 """Do features read the rows that they share in different directions?
 
-Coleman et al. (NeurIPS 2023, section 4 on gradients of a shared row): a row that a feature t reads by weights A_t gets from every
-other feature s that hits it a gradient in the row space of A_s. It leaves what t reads of the row alone if and only if
-A_t A_s^T = 0, which training pushes towards. Readers of a table of width w that are all orthogonal have ranks that sum up to at
-most w, so w is the budget of ranks that features compete for.
+Coleman et al. (NeurIPS 2023, section 4 on gradients of a shared row): a row that a feature t reads by weights A_t gets
+from every other feature s that hits it a gradient in the row space of A_s. It leaves what t reads of the row alone if
+and only if A_t A_s^T = 0, which training pushes towards. Readers of a table of width w that are all orthogonal have
+ranks that sum up to at most w, so w is the budget of ranks that features compete for.
 
 Legend: O outputs of a first layer, D dim of a feature, w width of a row, c lookups of a feature, F features.
 """
@@ -71,10 +71,11 @@ class Overlap:
 def overlap_of(first_Ow: Tensor, second_Ow: Tensor) -> float:
     """How far two readers have the same row space: ||A B^T|| / sqrt(||A A^T|| ||B B^T||) in Frobenius norms.
 
-    0 if and only if A B^T = 0, so that what one feature teaches a row is invisible to the other; 1 if and only if A^T A and B^T B
-    are multiples of each other; |cos| of the angle for readers of one output. It is the square root of the cosine between A^T A
-    and B^T B, and depends on neither number of outputs nor scale. (Over ||A|| ||B|| instead, a reader of rank r would overlap with
-    itself by r**-0.5.) Two readers that use the whole width evenly overlap by 1: nothing can hide there.
+    0 if and only if A B^T = 0, so that what one feature teaches a row is invisible to the other; 1 if and only if A^T A
+    and B^T B are multiples of each other; |cos| of the angle for readers of one output. It is the square root of the
+    cosine between A^T A and B^T B, and depends on neither number of outputs nor scale. (Over ||A|| ||B|| instead, a
+    reader of rank r would overlap with itself by r**-0.5.) Two readers that use the whole width evenly overlap by 1:
+    nothing can hide there.
 
     Args:
         first_Ow, second_Ow: of one width; their numbers of outputs may differ.
@@ -88,7 +89,8 @@ def overlap_of(first_Ow: Tensor, second_Ow: Tensor) -> float:
 
 
 def effective_rank(weight_Ow: Tensor) -> float:
-    """exp of the entropy of the singular values as shares of their sum (Roy and Vetterli, EUSIPCO 2007); 0 for a zero matrix."""
+    """exp of the entropy of the singular values as shares of their sum (Roy and Vetterli, EUSIPCO 2007); 0 for a zero
+    matrix."""
     values = torch.linalg.svdvals(weight_Ow.double())
     total = float(values.sum())
     if total == 0:
@@ -100,8 +102,9 @@ def effective_rank(weight_Ow: Tensor) -> float:
 def readers_of(method: Method, weight_OD: Tensor) -> list[Reader]:
     """The readers of a feature's physical rows, from the weights of its logical row.
 
-    For Unified Embedding there is one per lookup, projections multiplied in. Of another method it is the whole block, by which rows
-    of its first physical table are read up to what the method does to single rows or elements (a multiplier, a second factor).
+    For Unified Embedding there is one per lookup, projections multiplied in. Of another method it is the whole block,
+    by which rows of its first physical table are read up to what the method does to single rows or elements (a
+    multiplier, a second factor).
     """
     feature, tables = method.spec.feature_names[0], [method.physical[0].name if method.physical else method.spec.name]
     weights = [weight_OD]

@@ -85,7 +85,8 @@ def _heat_map(axes: Any, overlap: Overlap, start: Overlap, *, lowest: float) -> 
 
 
 def _rank_bars(axes: Any, overlap: Overlap) -> None:
-    """A bar per feature, cut into its lookups, in line with the heat map's rows; a line at the width that all of them share."""
+    """A bar per feature, cut into its lookups, in line with the heat map's rows; a line at the width that all of them
+    share."""
     for place, name in enumerate(overlap.features):
         left = 0.0
         for lookup, rank in enumerate(overlap.ranks[name]):

@@ -71,9 +71,9 @@ class Traffic:
 class NormTrend:
     """Mean squared norms of a table's rows, by decile of traffic, the most-read rows first.
 
-    Coleman et al. (NeurIPS 2023): under binary cross entropy of single examples, the part of a row that no reader sees grows with
-    every collision and nothing restores it, so norms grow with the number of values per row. Under a loss over many candidates
-    (softmax) they need not, and norms say nothing there.
+    Coleman et al. (NeurIPS 2023): under binary cross entropy of single examples, the part of a row that no reader sees
+    grows with every collision and nothing restores it, so norms grow with the number of values per row. Under a loss
+    over many candidates (softmax) they need not, and norms say nothing there.
 
     Args:
         table: the physical table's name.
@@ -133,7 +133,8 @@ def _reads(method: Method, table: str) -> bool:
 
 @torch.no_grad()
 def norm_trends(tables: TableCollection, traffic: Mapping[str, Traffic]) -> list[NormTrend]:
-    """Mean squared norms before and after training, for the tables of methods of one stage: rows of later stages start from others."""
+    """Mean squared norms before and after training, for the tables of methods of one stage: rows of later stages start
+    from others."""
     seen: dict[str, PhysicalTable] = {
         table.name: table
         for method in tables.built_methods()

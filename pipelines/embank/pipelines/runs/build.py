@@ -40,8 +40,9 @@ def table_specs(
 ) -> list[TableSpec]:
     """Specs of the embeddings (if the model has them), then of the first-order weights (if it has them).
 
-    First-order weights are tables of dim 1, stored by the feature's own method and counted like any other. Under a default
-    budget, tables of fewer than `tables.plain_below` ids stay plain, as far as half of it allows, and the others share the rest.
+    First-order weights are tables of dim 1, stored by the feature's own method and counted like any other. Under a
+    default budget, tables of fewer than `tables.plain_below` ids stay plain, as far as half of it allows, and the
+    others share the rest.
 
     Args:
         config: the run's configuration.
@@ -57,7 +58,8 @@ def table_specs(
     for feature in config.tables.overrides:
         if feature not in schema.feature_names:
             raise ConfigError(
-                f"'tables.overrides.{feature}' names a feature that '{config.data.path}' lacks.{did_you_mean(feature, schema.feature_names)}"
+                f"'tables.overrides.{feature}' names a feature that '{config.data.path}' "
+                f"lacks.{did_you_mean(feature, schema.feature_names)}"
             )
     network = MODELS[config.model["name"]]
     counts = id_counts(schema, data=data) if counts is None else counts
@@ -97,9 +99,12 @@ def _share_budget(config: Config, specs: list[TableSpec]) -> list[TableSpec]:
     for spec in shared:
         if not spec.has_vocabulary:
             raise ConfigError(
-                f"table '{spec.name}' has no vocabulary (its ids are hashes of tokens), so there is no plain table that 'tables.budget', "
-                f"{budget}, could be a share of. Give it a number of rows: 'tables.overrides.{spec.feature_names[0]}: {{method: hash, "
-                "num_rows: 100000, budget: null}', or for all tables 'method: unified' with 'rows' in place of the budget"
+                f"table '{spec.name}' has no vocabulary (its ids are hashes of tokens), so there is no plain table "
+                "that 'tables.budget', "
+                f"{budget}, could be a share of. Give it a number of rows: 'tables.overrides.{spec.feature_names[0]}: "
+                f"{{method: hash, "
+                "num_rows: 100000, budget: null}', or for all tables 'method: unified' with 'rows' in place of the "
+                "budget"
             )
     within = {spec.name: spec for spec in share(shared, budget=budget, plain_below=config.tables.plain_below)}
     return [within.get(spec.name, spec) for spec in specs]
@@ -118,7 +123,8 @@ def _counts(data: Path, field: CategoricalField) -> torch.Tensor:
     vocabulary = Vocabulary.load(data / VOCAB_FOLDER / f"{field.name}.parquet", name=field.name)
     if len(vocabulary) != field.num_embeddings:
         raise DataError(
-            f"'{data}' has {len(vocabulary)} ids of '{field.name}' in its vocabulary and {field.num_embeddings} in its schema; prepare it again"
+            f"'{data}' has {len(vocabulary)} ids of '{field.name}' in its vocabulary and {field.num_embeddings} in "
+            "its schema; prepare it again"
         )
     return torch.from_numpy(vocabulary.counts.astype(np.int64))
 
@@ -139,7 +145,8 @@ def build_tables(
         schema: of the prepared folder.
         data: the prepared folder.
         rows_folder: where the disk tier's files go, unless the configuration says otherwise.
-        stages: how far the tables' methods are, see `embank.tables.collections.stages.stage_state`; without it they stand at their beginning.
+        stages: how far the tables' methods are, see `embank.tables.collections.stages.stage_state`; without it they
+            stand at their beginning.
         processes: those that train together; their rows are spread by a plan.
 
     Raises:

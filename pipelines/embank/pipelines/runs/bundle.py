@@ -17,8 +17,9 @@ from embank.tables.storage.resources import refuse_exhausted
 def write_bundle(folder: Path, model: CTRModel, *, config: Config, schema: Schema, step: int) -> None:
     """Writes a model as it stands.
 
-    The facts of the bundle: `config`, resolved, without the keys that belong to a machine and don't enter figures, so that equal
-    runs write equal bundles; `inputs` of the network; `schema` of the data, whose fingerprint stands for the vocabularies; `step`.
+    The facts of the bundle: `config`, resolved, without the keys that belong to a machine and don't enter figures, so
+    that equal runs write equal bundles; `inputs` of the network; `schema` of the data, whose fingerprint stands for the
+    vocabularies; `step`.
 
     Args:
         folder: must not exist yet.
@@ -68,7 +69,8 @@ def load_model(bundle: Bundle) -> CTRModel:
     except (KeyError, TypeError, RuntimeError, ConfigError) as error:
         refuse_exhausted(error, doing=f"building the network of bundle '{bundle.path}'")
         raise CheckpointError(
-            f"the network of bundle '{bundle.path}' can't be built: {error}. It was written by embank {bundle.embank_version}: "
+            f"the network of bundle '{bundle.path}' can't be built: {error}. It was written by embank "
+            f"{bundle.embank_version}: "
             "load it with that version, or export it again from its run"
         ) from error
     return model.eval()

@@ -50,8 +50,8 @@ def evaluate(
         max_samples: evaluate about so many samples at most: every k-th batch of the split; None takes all.
 
     Returns:
-        auc, logloss, gauc (if the data has groups) and what else `Evaluation` computes; auc is None where it is undefined,
-        and `auc_undefined` says why.
+        auc, logloss, gauc (if the data has groups) and what else `Evaluation` computes; auc is None where it is
+        undefined, and `auc_undefined` says why.
     """
     tables = model.tables if isinstance(model.tables, TableCollection) else None
     processes = Processes() if tables is None else tables.processes
@@ -103,8 +103,8 @@ def validation_score(
 def best_model(run: RunFolder, *, schema: Schema, data: Path) -> Iterator[tuple[CTRModel, int]]:
     """The model of a run with the weights of its best checkpoint, and that checkpoint's step.
 
-    It is in host memory, wherever it was trained. Rows on the disk tier are laid out in temporary files in the run directory, or
-    where the system has them if it is read-only.
+    It is in host memory, wherever it was trained. Rows on the disk tier are laid out in temporary files in the run
+    directory, or where the system has them if it is read-only.
 
     Args:
         run: the run directory.
@@ -188,7 +188,8 @@ def refuse_other_vocabularies(schema: Schema, *, data: str | Path, trained: str,
     """
     if schema.fingerprint != trained:
         raise ConfigError(
-            f"'{data}' has other vocabularies (fingerprint {schema.fingerprint[:12]}) than the data '{path}' was trained on "
+            f"'{data}' has other vocabularies (fingerprint {schema.fingerprint[:12]}) than the data '{path}' was "
+            "trained on "
             f"({trained[:12]}): its ids mean something else. Prepare it with the training data's vocabularies"
         )
 
@@ -225,7 +226,8 @@ def _of_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
 
 
 def evaluate_bundle(path: str | Path, *, data: str | Path, split: str) -> dict[str, Any]:
-    """Evaluates the model of a bundle and adds the figures to `BUNDLE.evaluations.jsonl` beside it, since bundles don't change.
+    """Evaluates the model of a bundle and adds the figures to `BUNDLE.evaluations.jsonl` beside it, since bundles don't
+    change.
 
     Args:
         path: the bundle of a training run.

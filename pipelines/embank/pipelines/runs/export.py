@@ -14,7 +14,8 @@ from embank.tables.serving.bundle import copy_bundle, is_bundle
 
 
 def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = None) -> Bundle:
-    """Writes the best checkpoint of a run as a bundle: a copy of the run's own if it has one, else packed from the checkpoint.
+    """Writes the best checkpoint of a run as a bundle: a copy of the run's own if it has one, else packed from the
+    checkpoint.
 
     A run that has not been evaluated yet gives its last checkpoint.
 

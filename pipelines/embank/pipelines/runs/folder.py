@@ -38,7 +38,8 @@ MAY_CHANGE = frozenset(
         "train.checkpoint_minutes",
     ]
 )
-"""Keys that a resumed run may have other values for: they don't enter its figures. Data is checked by its fingerprint."""
+"""Keys that a resumed run may have other values for: they don't enter its figures. Data is checked by its
+fingerprint."""
 
 _CHECKPOINT = re.compile(r"^step-\d{9}(-stage-\d+)?(-evaluated)?$")
 _LEFTOVER = re.compile(r"^\.step-\d{9}(-stage-\d+)?(-evaluated)?\.(tmp-\d+|removed)$")
@@ -54,7 +55,8 @@ class RunFolder:
     log.txt              what was told while it ran, with times
     result.json          the final figures; exists when the run is complete
     checkpoints/step-*   the last one and the best one, see `embank.tables.storage.checkpoint`
-    bundle/              the best checkpoint in its inference form, see `embank.tables.serving.bundle`; when the run is complete
+    bundle/              the best checkpoint in its inference form, see `embank.tables.serving.bundle`; when the run is
+                         complete
     plots/*.png          learning curves; more by `embank diagnose`, with figures in diagnosis/*.csv
     """
 
@@ -84,7 +86,8 @@ class RunFolder:
             raise ConfigError(f"'{self.path}' is a file; choose another --out")
         if self.is_run:
             raise ConfigError(
-                f"'{self.path}' already holds a run; continue it with --resume, or choose another --out (nothing was changed)"
+                f"'{self.path}' already holds a run; continue it with --resume, or choose another --out (nothing was "
+                "changed)"
             )
         if self.path.is_dir() and not self._is_unfinished():
             raise ConfigError(
@@ -115,7 +118,8 @@ class RunFolder:
         If nothing has become a run by then, what this process made is removed again; what was there before stays.
 
         Args:
-            begins: a run is to begin here, so that there must be none: another process may have made one since that was last looked at.
+            begins: a run is to begin here, so that there must be none: another process may have made one since that was
+                last looked at.
 
         Raises:
             ConfigError: another process trains or has trained here, or the folder can't be written.
@@ -132,7 +136,8 @@ class RunFolder:
                     self._clear(remove_folder=is_new)
 
     def _clear(self, *, remove_folder: bool) -> None:
-        """Removes the working files of a run that has not begun, which `refuse_used` has found to be ours; nothing else."""
+        """Removes the working files of a run that has not begun, which `refuse_used` has found to be ours; nothing
+        else."""
         remove_row_files(self.path / ROWS)
         for path in (*(path.with_name(f".{path.name}.tmp") for path in self._records), *self._records):
             path.unlink(missing_ok=True)
@@ -220,13 +225,16 @@ class RunFolder:
         refuse_changed_config(self.path, self.read_config(), config)
         if self.fingerprint != fingerprint:
             raise ConfigError(
-                f"'{self.path}' was started on data with fingerprint {self.fingerprint[:12]}, the folder now has {fingerprint[:12]}: "
+                f"'{self.path}' was started on data with fingerprint {self.fingerprint[:12]}, the folder now has "
+                f"{fingerprint[:12]}: "
                 "the ids mean something else. Restore the prepared folder or start a new run in another --out"
             )
         if None not in (self.content, content) and self.content != content:
             raise ConfigError(
-                f"'{self.path}' was started on rows with digest {str(self.content)[:12]}, the folder now has {str(content)[:12]}: the same ids, "
-                "but other rows, labels, numbers or counts (prepared again with another rule or from another log?). Restore the prepared "
+                f"'{self.path}' was started on rows with digest {str(self.content)[:12]}, the folder now has "
+                f"{str(content)[:12]}: the same ids, "
+                "but other rows, labels, numbers or counts (prepared again with another rule or from another log?). "
+                "Restore the prepared "
                 "folder or start a new run in another --out"
             )
 
@@ -264,7 +272,8 @@ class RunFolder:
         write_atomic(self.metrics, "".join(json.dumps(sealed(record)) + "\n" for record in kept))
 
     def saved(self) -> list[Path]:
-        """All checkpoints, the last one last: a folder has its name only when it is complete. Other files are left alone."""
+        """All checkpoints, the last one last: a folder has its name only when it is complete. Other files are left
+        alone."""
         if not self.checkpoints.is_dir():
             return []
         folders = [path for path in self.checkpoints.iterdir() if _CHECKPOINT.match(path.name) and path.is_dir()]

@@ -17,7 +17,8 @@ from embank.tables.storage.checkpoint import verify_checkpoint
 
 
 def inspect_run(path: str | Path, *, data: str | Path | None = None) -> dict[str, Any]:
-    """Tables, methods, shapes and bytes of a run's best checkpoint; all checksums are verified, those of its bundle as well.
+    """Tables, methods, shapes and bytes of a run's best checkpoint; all checksums are verified, those of its bundle as
+    well.
 
     Args:
         path: the run directory.
@@ -48,7 +49,8 @@ def inspect_run(path: str | Path, *, data: str | Path | None = None) -> dict[str
         }
         held = [*model.network.parameters(), *model.network.buffers()]
     notes.append(
-        f"the figures are of step {step}, {'the best on validation' if is_best else 'the last one; no evaluation has chosen one yet'}"
+        f"the figures are of step {step}, "
+        f"{'the best on validation' if is_best else 'the last one; no evaluation has chosen one yet'}"
     )
     return {
         "tables": tables,

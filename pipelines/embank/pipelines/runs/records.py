@@ -1,4 +1,5 @@
-"""A run's records: files that are replaced as a whole, and JSON objects that tell whether they were altered afterwards."""
+"""A run's records: files that are replaced as a whole, and JSON objects that tell whether they were altered
+afterwards."""
 
 import hashlib
 import json
@@ -29,7 +30,8 @@ def write_atomic(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise WorkError(
-            f"'{path}' can't be written: {cause_of(error)}. What it held is untouched; make room and go on with --resume"
+            f"'{path}' can't be written: {cause_of(error)}. What it held is untouched; make room and go on with "
+            "--resume"
         ) from error
 
 
@@ -39,7 +41,8 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record without its checksum, None if it was altered. One of an earlier version has none and is taken as it stands."""
+    """The record without its checksum, None if it was altered. One of an earlier version has none and is taken as it
+    stands."""
     rest = {key: value for key, value in record.items() if key != CHECK}
     return rest if record.get(CHECK, found := _check_of(rest)) == found else None
 

@@ -74,7 +74,8 @@ class SavedRun:
             target.load_state_dict(self.dense[part])
         except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                f"checkpoint '{self.folder}': its {part.replace('_', ' ')} does not fit: {' '.join(str(error).split())}. It was saved by "
+                f"checkpoint '{self.folder}': its {part.replace('_', ' ')} does not fit: "
+                f"{' '.join(str(error).split())}. It was saved by "
                 "another version or from another configuration: load it with those, or train again"
             ) from error
 
@@ -102,13 +103,15 @@ class SavedRun:
         saved, here = list(self.meta["identity"]["tables"]), [spec.name for spec in model.tables.specs]
         if saved != here:
             raise CheckpointError(
-                f"checkpoint '{self.folder}' has the tables in the order {saved}, here it is {here}; the optimizer's state goes by it. "
+                f"checkpoint '{self.folder}' has the tables in the order {saved}, here it is {here}; the optimizer's "
+                "state goes by it. "
                 "Give the tables in that order"
             )
 
 
 def rank_buffers(model: CTRModel) -> dict[str, torch.Tensor]:
-    """What this process has that others have other values of: buffers that forward passes write (running statistics, counts)."""
+    """What this process has that others have other values of: buffers that forward passes write (running statistics,
+    counts)."""
     assert isinstance(model.tables, TableCollection)
     saved = {"network": model.network, "methods": model.tables.methods}
     names = {part: module.state_dict().keys() for part, module in saved.items()}
@@ -137,8 +140,8 @@ def device_generator(device: torch.device) -> torch.Tensor | None:
 def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, progress: Progress) -> None:
     """Writes a checkpoint, unless it is there already.
 
-    Network and methods are saved as they are served, with the means over processes of the statistics that each of them keeps; beside
-    them what each has, so that training goes on as if it had not stopped.
+    Network and methods are saved as they are served, with the means over processes of the statistics that each of them
+    keeps; beside them what each has, so that training goes on as if it had not stopped.
 
     Raises:
         WorkError: something is not finite, or the disk is full.

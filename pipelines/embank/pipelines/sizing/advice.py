@@ -41,9 +41,10 @@ class ConfigAdvice:
         tables: one each, in the order of the collection.
         row_nbytes: of all rows in training, shared ones once, without optimizer state.
         serving_nbytes: of all tables in their inference form; None where that is known only after training or packing.
-        plain_nbytes: of the plain fp32 tables; without a vocabulary, of one with a row for each different value in training. None where
-            these are not known.
-        is_estimated: a table has no vocabulary, so that its number of values, and what is made from it, is as good as the training part.
+        plain_nbytes: of the plain fp32 tables; without a vocabulary, of one with a row for each different value in
+            training. None where these are not known.
+        is_estimated: a table has no vocabulary, so that its number of values, and what is made from it, is as good as
+            the training part.
         lookups: rows that are read for an average training example.
         concentration: by shared table, the part of its colliding pairs that is within features; see `Advice`.
         warnings: what had better be changed.
@@ -124,7 +125,8 @@ def advise_specs(
 
 
 def bag_lengths(schema: Schema, *, data: Path) -> dict[str, float]:
-    """Mean number of ids in an example, by multi-valued feature without a vocabulary, in the first row group of the training part.
+    """Mean number of ids in an example, by multi-valued feature without a vocabulary, in the first row group of the
+    training part.
 
     Raises:
         DataError: the training part is damaged.

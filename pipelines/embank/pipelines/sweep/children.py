@@ -1,6 +1,7 @@
 """Training runs as child processes: so many at a time, stopped together, gone when this process is gone.
 
-They are forked from a server that has imported everything and done nothing, which saves each of them the seconds of importing torch.
+They are forked from a server that has imported everything and done nothing, which saves each of them the seconds of
+importing torch.
 """
 
 import ctypes
@@ -70,10 +71,12 @@ def run_children(
     num_jobs: int,
     stop: StopRequest,
 ) -> None:
-    """Runs children until none is waiting, or until a signal; then asks those that run to save and stop, and waits for them.
+    """Runs children until none is waiting, or until a signal; then asks those that run to save and stop, and waits for
+    them.
 
     Args:
-        waiting: names of what has not ended yet, in order; asked again after each end, since a result may decide what comes next.
+        waiting: names of what has not ended yet, in order; asked again after each end, since a result may decide what
+            comes next.
         child_of: how one of them is started.
         ended: is told of each end.
         busy: those of some names that another process works on. They are not started before it is done with them.
@@ -115,7 +118,8 @@ class _Running:
         self.children[child.name] = (child, process, time.monotonic())
 
     def wait(self, stop: StopRequest, *, seconds: float) -> list[Ended]:
-        """Waits for the end of a child, at most so long. Those that run are asked to stop as soon as that is requested."""
+        """Waits for the end of a child, at most so long. Those that run are asked to stop as soon as that is
+        requested."""
         limit = time.monotonic() + seconds
         while True:
             if stop and not self.is_stopping:
@@ -152,9 +156,10 @@ def _run(arguments: Sequence[str], log: Path, num_threads: int) -> None:
 def _end_with_the_sweep() -> None:
     """Kills this child when the sweep is gone: otherwise it would go on unseen, and keep its run from being resumed.
 
-    A thread waits for the sweep's end of a pipe, which the system closes whatever ends the sweep, also before the thread has begun.
-    The server alone is no sign of it: children hold its pipe as well, so that it lives as long as one of them. Where the server is
-    killed, on Linux its children are too, since the sweep takes them for ended then.
+    A thread waits for the sweep's end of a pipe, which the system closes whatever ends the sweep, also before the
+    thread has begun.
+    The server alone is no sign of it: children hold its pipe as well, so that it lives as long as one of them. Where
+    the server is killed, on Linux its children are too, since the sweep takes them for ended then.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

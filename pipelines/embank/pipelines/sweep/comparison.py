@@ -10,7 +10,8 @@ from embank.pipelines.sweep.latency import Latency
 from embank.pipelines.sweep.plan import Case, split_method
 
 BASELINES = ("hash", "frequency_cut", "uniform_dim")
-"""What every method has to beat at the same size: sharing rows blindly, keeping the frequent ids only, and shorter rows."""
+"""What every method has to beat at the same size: sharing rows blindly, keeping the frequent ids only, and shorter
+rows."""
 
 EQUAL = log(1.05)
 """Sizes that differ by less are taken for equal: whole rows rarely use a budget to the byte."""
@@ -57,8 +58,10 @@ class Difference:
 
     Args:
         baseline: its name.
-        mean, sd: over the seeds that both have; sd is the sample deviation, None for one seed, mean None where no AUC is defined.
-        bytes_ratio: the baseline's bytes / the method's: 1 where they are equal or interpolated, else those of its nearest size.
+        mean, sd: over the seeds that both have; sd is the sample deviation, None for one seed, mean None where no AUC
+            is defined.
+        bytes_ratio: the baseline's bytes / the method's: 1 where they are equal or interpolated, else those of its
+            nearest size.
         validation: of the baseline at that size.
     """
 
@@ -123,8 +126,8 @@ def _auc(result: Mapping[str, Any] | None) -> float:
 def _at_bytes(sizes: Sequence[CaseResults], nbytes: float) -> tuple[list[tuple[CaseResults, float]], float]:
     """Sizes of a baseline with weights that sum to 1, and the bytes that they stand for / `nbytes`.
 
-    The nearest size if it is as large, else a line over the logarithm of bytes between the next smaller and the next larger one;
-    outside of all sizes the nearest one, with its own bytes.
+    The nearest size if it is as large, else a line over the logarithm of bytes between the next smaller and the next
+    larger one; outside of all sizes the nearest one, with its own bytes.
     """
     distance = {id(size): log(size.nbytes / nbytes) for size in sizes}
     nearest = min(sizes, key=lambda size: abs(distance[id(size)]))

@@ -72,7 +72,8 @@ class SweepFolder:
             raise ConfigError(f"'{self.path}' is a file; choose another --out")
         if self.record.is_file():
             raise ConfigError(
-                f"'{self.path}' already holds a sweep; go on with --resume, or choose another --out (nothing was changed)"
+                f"'{self.path}' already holds a sweep; go on with --resume, or choose another --out (nothing was "
+                "changed)"
             )
         if self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir()):
             raise ConfigError(

@@ -22,11 +22,12 @@ COMPLETE, INFEASIBLE, FAILED = "complete", "infeasible", "failed"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A line of the leaderboard. Quality is of the test split; `sd` is the sample deviation over seeds, None for one seed.
+    """A line of the leaderboard. Quality is of the test split; `sd` is the sample deviation over seeds, None for one
+    seed.
 
-    Bytes and training costs are means over seeds; training is counted in all of a method's stages. Differences are paired: the same
-    seed's AUC minus the baseline's for the same model at equal bytes, see `Difference`; the best baseline is the one with the best mean
-    on validation.
+    Bytes and training costs are means over seeds; training is counted in all of a method's stages. Differences are
+    paired: the same seed's AUC minus the baseline's for the same model at equal bytes, see `Difference`; the best
+    baseline is the one with the best mean on validation.
     """
 
     model: str
@@ -130,12 +131,16 @@ def leaderboard_facts(rows: Sequence[Row], *, data: Path, num_jobs: int, num_cor
     runs = "1 run at a time had" if num_jobs == 1 else f"{num_jobs} runs at a time shared"
     return [
         f"Test split of `{data}`, {quality}; checkpoints are chosen on validation.",
-        "Serving bytes are those of the packed tables, everything included; nominal is the ratio as the method's paper counts.",
-        "Differences are paired by seed, for the same model at equal serving bytes: within 5%, or on the line between two sizes of the baseline over "
-        "the logarithm of bytes. Where the baseline has no such sizes, the cell says how many times the line's bytes its nearest size has.",
+        "Serving bytes are those of the packed tables, everything included; nominal is the ratio as the method's "
+        "paper counts.",
+        "Differences are paired by seed, for the same model at equal serving bytes: within 5%, or on the line between "
+        "two sizes of the baseline over "
+        "the logarithm of bytes. Where the baseline has no such sizes, the cell says how many times the line's bytes "
+        "its nearest size has.",
         f"Training time and samples are those of all stages; training bytes include the rows' optimizer state. {runs} "
         f"{num_cores} core{'s' * (num_cores != 1)}.",
-        "Lookups in the packed tables of the first seed, afterwards, one run at a time on one thread: median time for one id, and rows per second at 4,096 ids.",
+        "Lookups in the packed tables of the first seed, afterwards, one run at a time on one thread: median time for "
+        "one id, and rows per second at 4,096 ids.",
     ]
 
 
@@ -206,7 +211,8 @@ def table_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def _budget(row: Row) -> str:
-    """A plain table is the whole of the budget's base; another method without a budget has the size that its options say."""
+    """A plain table is the whole of the budget's base; another method without a budget has the size that its options
+    say."""
     if row.budget is not None:
         return f"{row.budget:g}"
     return "1" if row.method == "full" else "-"

@@ -32,8 +32,8 @@ _INK = "#24292f"
 def plot_pareto(rows: Sequence[Row], path: Path, *, title: str) -> None:
     """One panel per model: a line per method through its budgets, labelled at its right end; deviations as bars.
 
-    The plain table is the reference: a dashed line with a band of its deviation. Points that no smaller table beats on validation are
-    ringed and joined by steps.
+    The plain table is the reference: a dashed line with a band of its deviation. Points that no smaller table beats on
+    validation are ringed and joined by steps.
 
     Args:
         rows: the leaderboard; lines without an AUC are left out.
@@ -142,10 +142,11 @@ class Look:
 
 
 def look_of(method: str, methods: Sequence[str]) -> Look:
-    """How a method is drawn: the same in every picture. Baselines are grey; a second round of colours is hollow and dashed.
+    """How a method is drawn: the same in every picture. Baselines are grey; a second round of colours is hollow and
+    dashed.
 
-    A method that is not known here has a look by the hash of its name. Of one method with several options, only the first has the
-    method's own marker.
+    A method that is not known here has a look by the hash of its name. Of one method with several options, only the
+    first has the method's own marker.
 
     Args:
         method: its name, with options if it has any.
@@ -204,7 +205,8 @@ def _reference(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _label(ends: Sequence[tuple[Look, Row]], axes: Any) -> None:
-    """Markers and names in a column to the right of the panel, spread so that none covers another, joined to their lines."""
+    """Markers and names in a column to the right of the panel, spread so that none covers another, joined to their
+    lines."""
     figure = axes.figure
     figure.draw_without_rendering()
     low, high = axes.get_ylim()

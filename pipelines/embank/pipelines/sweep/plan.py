@@ -31,7 +31,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Its folder under `runs/`. A method that has only one size is at budget 1, one whose options say its size at "own"."""
+        """Its folder under `runs/`. A method that has only one size is at budget 1, one whose options say its size at
+        "own"."""
         takes_budget = method_class(split_method(self.method)[0]).takes_budget
         only = "own" if takes_budget else "1"
         return f"{self.model}/{self.method}/{only if self.budget is None else f'{self.budget:g}'}"
@@ -59,12 +60,12 @@ class Plan:
         config: the configuration that all runs share, as plain dicts.
         models: names; another model than the configuration's takes those of its hyper-parameters that it has as well.
         methods: names, or "name:key=value" for other options; another method's other options take their defaults.
-        budgets: serving bytes / plain bytes; a method that can't be made smaller is trained once. None is the size that the method's
-            options say, or that of the plain table.
+        budgets: serving bytes / plain bytes; a method that can't be made smaller is trained once. None is the size that
+            the method's options say, or that of the plain table.
         seeds: runs of each combination; the first one also runs the whole grid.
         grid: by key, the values to choose from on validation.
-        grid_budget: a method runs the grid once per model, at the budget next to this one that it can reach, and takes what was chosen
-            to its other budgets; None runs it at every budget.
+        grid_budget: a method runs the grid once per model, at the budget next to this one that it can reach, and takes
+            what was chosen to its other budgets; None runs it at every budget.
 
     Raises:
         ConfigError: an unknown name, a budget outside (0, 1], an empty list, a key that the configuration lacks.
@@ -95,7 +96,8 @@ class Plan:
         ]:
             if budget is not None and not (isfinite(budget) and 0 < budget <= 1):
                 raise ConfigError(
-                    f"{option} holds {budget:g}; a budget is serving bytes / bytes of the plain fp32 tables and lies in (0, 1]"
+                    f"{option} holds {budget:g}; a budget is serving bytes / bytes of the plain fp32 tables and lies "
+                    "in (0, 1]"
                 )
         for seed in self.seeds:
             if seed < 0:
@@ -123,7 +125,8 @@ class Plan:
         return [Job(case=case, seed=self.seeds[0], point=",".join(chosen)) for chosen in product(*choices)]
 
     def tuned_with(self, case: Case, feasible: Sequence[Case]) -> Case:
-        """The case whose grid decides a case's point: itself, or the one of its model and method next to the grid's budget.
+        """The case whose grid decides a case's point: itself, or the one of its model and method next to the grid's
+        budget.
 
         Args:
             case: any.
@@ -175,7 +178,8 @@ def split_method(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = part.partition("=")
         if not (key and equals and value) or "/" in value:
             raise ConfigError(
-                f"--methods holds '{text}', whose '{part}' is not of the form key=value (without '/'), as in unified:lookups=4"
+                f"--methods holds '{text}', whose '{part}' is not of the form key=value (without '/'), as in "
+                "unified:lookups=4"
             )
         options[key] = parse_yaml(value, origin=f"--methods '{text}': the value of {key}")
     return name, options

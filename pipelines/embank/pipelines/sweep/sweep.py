@@ -59,8 +59,8 @@ class Sweep:
         """Runs what is missing; writes leaderboard.csv, leaderboard.md and pareto.png.
 
         Args:
-            resume: go on with what a stopped sweep has left, or with a plan of other methods, budgets or seeds. What is complete of earlier
-                plans stays in the leaderboard.
+            resume: go on with what a stopped sweep has left, or with a plan of other methods, budgets or seeds. What is
+                complete of earlier plans stays in the leaderboard.
 
         Returns:
             The leaderboard.
@@ -89,7 +89,8 @@ class Sweep:
         if any(field.has_vocabulary for field in schema.categorical) or self.plan.budgets == [None]:
             return
         raise ConfigError(
-            f"no column of '{self.data}' has a vocabulary (their ids are hashes of tokens), so there are no plain tables that budgets could be "
+            f"no column of '{self.data}' has a vocabulary (their ids are hashes of tokens), so there are no plain "
+            "tables that budgets could be "
             "shares of; leave --budgets out and give sizes with the methods: "
             "--methods hash:num_rows=10000,hash:num_rows=1000,unified:rows=10000"
         )
@@ -115,7 +116,8 @@ class Sweep:
     def _refuse_to_go_on(self) -> None:
         if self.stop:
             raise InterruptedSweepError(
-                f"{self.stop.signal}: stopped after {len(self.results)} complete runs of {self._num_jobs_in_all()}; those that ran are "
+                f"{self.stop.signal}: stopped after {len(self.results)} complete runs of {self._num_jobs_in_all()}; "
+                "those that ran are "
                 f"saved; go on with the same command and --resume (directory '{self.folder.path}')"
             )
 
@@ -138,7 +140,8 @@ class Sweep:
         return sum(len(self.plan.points(case)) - 1 for case in grids) + len(self.plan.seeds) * len(feasible)
 
     def _wanted(self) -> list[Job]:
-        """Every run that is known to be needed: first seeds of grids, and where their points are compared, what takes their choice."""
+        """Every run that is known to be needed: first seeds of grids, and where their points are compared, what takes
+        their choice."""
         wanted: dict[Job, None] = {}
         feasible = self._feasible_cases()
         for case in feasible:
@@ -254,7 +257,8 @@ class Sweep:
                 else f"each method at budget {plan.grid_budget:g} or the next that it reaches"
             )
             facts.append(
-                f"Chosen on validation with seed {plan.seeds[0]}, separately for {lines}, from the grid {grid}; test figures are those of the chosen point."
+                f"Chosen on validation with seed {plan.seeds[0]}, separately for {lines}, from the grid {grid}; test "
+                "figures are those of the chosen point."
             )
         with writing(f"the leaderboard in '{self.folder.path}'", cure="Make room and go on with --resume"):
             write_csv(rows, self.folder.csv)
@@ -266,7 +270,8 @@ class Sweep:
         failed = [row for row in rows if row.status == FAILED]
         if failed:
             raise WorkError(
-                f"runs of {len(failed)} of {len(rows)} lines failed, the first one: {failed[0].note}. The leaderboard is written all the same; "
+                f"runs of {len(failed)} of {len(rows)} lines failed, the first one: {failed[0].note}. The leaderboard "
+                "is written all the same; "
                 f"what the runs printed is in '{self.folder.path / 'logs'}', and --resume tries the failed ones again"
             )
 

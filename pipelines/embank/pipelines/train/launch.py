@@ -1,4 +1,5 @@
-"""Several processes for one run: joining them as torchrun starts them, and refusing those that don't belong together."""
+"""Several processes for one run: joining them as torchrun starts them, and refusing those that don't belong
+together."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,8 @@ class LostRankError(WorkError):
 
 
 def backends() -> str:
-    """What carries tensors between processes: gloo those in host memory, and where there are GPUs nccl those on them."""
+    """What carries tensors between processes: gloo those in host memory, and where there are GPUs nccl those on
+    them."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
 
 
@@ -47,7 +49,8 @@ def joined_processes() -> Iterator[Processes]:
         refuse_exhausted(error, doing=f"joining the other ranks as rank {rank}")
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ConfigError(
-            f"rank {rank} can't join the others at {address}: {str(error).splitlines()[0]}. Is the port in use? Let torchrun choose "
+            f"rank {rank} can't join the others at {address}: {str(error).splitlines()[0]}. Is the port in use? Let "
+            "torchrun choose "
             "one (--standalone), or give another --master-port"
         ) from error
     is_lost = False
@@ -59,7 +62,8 @@ def joined_processes() -> Iterator[Processes]:
         if not is_lost:
             raise
         raise LostRankError(
-            f"rank {rank} lost the connection to another rank, which has ended; its own message, if it had one, is above. Go on "
+            f"rank {rank} lost the connection to another rank, which has ended; its own message, if it had one, is "
+            "above. Go on "
             "from the last checkpoint with the same command and --resume, on any number of ranks"
         ) from error
     finally:
@@ -70,7 +74,8 @@ def joined_processes() -> Iterator[Processes]:
 
 
 def _comes_from_a_lost_rank(error: BaseException) -> bool:
-    """Whether gloo's complaint is the error, or what has led to it (a checkpoint that could not be written, for example)."""
+    """Whether gloo's complaint is the error, or what has led to it (a checkpoint that could not be written, for
+    example)."""
     cause: BaseException | None = error
     while cause is not None:
         if any(sign in str(cause) for sign in _GONE):
@@ -99,11 +104,13 @@ def refuse_differences(
                 )
         if fingerprint != first_fingerprint:
             raise ConfigError(
-                f"rank {rank} sees data with fingerprint {fingerprint[:12]} where rank 0 has {first_fingerprint[:12]}: their "
+                f"rank {rank} sees data with fingerprint {fingerprint[:12]} where rank 0 has "
+                f"{first_fingerprint[:12]}: their "
                 "vocabularies differ, so their ids mean something else. Give all ranks the same prepared folder"
             )
         if rows != first_content:
             raise ConfigError(
-                f"rank {rank} sees rows with digest {str(rows)[:12]} where rank 0 has {str(first_content)[:12]}: their ids are the same, their "
+                f"rank {rank} sees rows with digest {str(rows)[:12]} where rank 0 has {str(first_content)[:12]}: "
+                "their ids are the same, their "
                 "rows, labels or numbers are not. Give all ranks the same prepared folder"
             )

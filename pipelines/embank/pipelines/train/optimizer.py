@@ -16,8 +16,9 @@ def dense_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer that a configuration asks for.
 
-    Weight decay is for matrices of weights. It leaves alone what has one dimension or none (biases, the scales and shifts of norms, slopes of
-    activations) and what methods learn (projections, centroids, thresholds, decoders), whose size means something.
+    Weight decay is for matrices of weights. It leaves alone what has one dimension or none (biases, the scales and
+    shifts of norms, slopes of activations) and what methods learn (projections, centroids, thresholds, decoders), whose
+    size means something.
 
     Args:
         network: all of its parameters are trained.
@@ -40,7 +41,8 @@ def dense_optimizer(
 
 
 def training_nbytes(tables: Tables, optimizers: Iterable[torch.optim.Optimizer]) -> int:
-    """Bytes of tables in training here: what they hold, and what optimizers keep for the dense parameters of their methods."""
+    """Bytes of tables in training here: what they hold, and what optimizers keep for the dense parameters of their
+    methods."""
     kept = [
         state
         for p in tables.dense_parameters()

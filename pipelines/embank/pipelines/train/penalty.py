@@ -1,10 +1,10 @@
 """L2 on embedding rows, without touching rows that a batch did not look up.
 
-The penalty is l2 / 2 * ||W||**2 over every logical table, added to the loss of each step, as libraries with dense tables
-have it. Its gradient is spread over the lookups: an id that is expected n_i times in a batch (batch size * count / rows)
-contributes l2 / (2 n_i) * ||row||**2 at each of them, whether it comes alone or in a bag. Summed over a batch this is the dense penalty
-in expectation, and rare ids get as much of it as frequent ones; a penalty per lookup would leave them alone, and they are what
-overfits.
+The penalty is l2 / 2 * ||W||**2 over every logical table, added to the loss of each step, as libraries with dense
+tables have it. Its gradient is spread over the lookups: an id that is expected n_i times in a batch (batch size * count
+/ rows) contributes l2 / (2 n_i) * ||row||**2 at each of them, whether it comes alone or in a bag. Summed over a batch
+this is the dense penalty in expectation, and rare ids get as much of it as frequent ones; a penalty per lookup would
+leave them alone, and they are what overfits.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,8 @@ class Penalised:
 class RowPenalty:
     """Makes the weights on the loader's thread and the penalty in the step.
 
-    Features that come in bags must not be pooled by the lookup kernel, which is what `TableSpec.fused_pooling=False` says.
+    Features that come in bags must not be pooled by the lookup kernel, which is what `TableSpec.fused_pooling=False`
+    says.
 
     Args:
         tables: the collection; its specs carry the counts of their ids.
@@ -80,7 +81,8 @@ class RowPenalty:
     def _refuse_fused(self, key: str, spec: TableSpec) -> None:
         if key not in self.tables.keys_per_id:
             raise ConfigError(
-                f"feature '{key}' comes in bags, whose ids the embedding penalty weighs one by one, but table '{spec.name}' pools them "
+                f"feature '{key}' comes in bags, whose ids the embedding penalty weighs one by one, but table "
+                f"'{spec.name}' pools them "
                 "as it looks them up; give its TableSpec fused_pooling=False"
             )
 
@@ -103,7 +105,8 @@ def _weights(spec: TableSpec, steps: float) -> Tensor:
     """1 / (expected occurrences in a batch) per id; an id never seen in training counts as seen once."""
     if spec.counts is None:
         raise ConfigError(
-            f"'train.embedding_l2' spreads its penalty by counts, but table '{spec.name}' has none: its column has no vocabulary. Set it to 0, "
+            f"'train.embedding_l2' spreads its penalty by counts, but table '{spec.name}' has none: its column has no "
+            "vocabulary. Set it to 0, "
             "or prepare the column with a vocabulary"
         )
     return (steps / spec.counts.clamp(min=1)).float()

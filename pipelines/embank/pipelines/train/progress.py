@@ -109,11 +109,13 @@ class Progress:
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether the model has been evaluated as it stands; a stage's first evaluation finds its best checkpoint so far."""
+        """Whether the model has been evaluated as it stands; a stage's first evaluation finds its best checkpoint so
+        far."""
         return self.evaluated_step == self.step and self.best_step is not None
 
     def checkpoint_name(self, step: int, *, evaluated: bool) -> str:
-        """Of the checkpoint of one of the current stage's steps, before or after its evaluation; names sort in the order of writing.
+        """Of the checkpoint of one of the current stage's steps, before or after its evaluation; names sort in the
+        order of writing.
 
         A later stage begins at the step at which the one before has ended, and has a checkpoint of its own there.
         """
@@ -185,7 +187,8 @@ class Progress:
         value, other = getattr(chosen, self.monitor), getattr(least, self.monitor)
         label = {"auc": "AUC", "gauc": "group AUC"}[self.monitor]
         return (
-            f"the checkpoint of step {chosen.step:,}, chosen by {label} on validation ({value:.4f}), has a log loss of {chosen.logloss:.4f} there; "
+            f"the checkpoint of step {chosen.step:,}, chosen by {label} on validation ({value:.4f}), has a log loss "
+            f"of {chosen.logloss:.4f} there; "
             f"that of step {least.step:,} had {least.logloss:.4f}"
             + (f" at {label} {other:.4f}" if other is not None else "")
             + ". If predictions are used as probabilities, train with train.monitor=logloss"

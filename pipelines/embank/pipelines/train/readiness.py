@@ -64,11 +64,13 @@ def _say_what_is_lost(run: RunFolder, *, content: str | None, note: Note) -> Non
         note(f"'{run.path}' has no checkpoint: the run starts again from its beginning")
     if run.content is None and content is not None:
         note(
-            f"'{run.path}' was started by an earlier version: whether rows, labels and numbers are the same can't be checked"
+            f"'{run.path}' was started by an earlier version: whether rows, labels and numbers are the same can't be "
+            "checked"
         )
     if damaged := run.num_damaged_metrics:
         note(
-            f"'{run.metrics}': {damaged} damaged line{'s are' if damaged > 1 else ' is'} left out; learning curves lack them"
+            f"'{run.metrics}': {damaged} damaged line{'s are' if damaged > 1 else ' is'} left out; learning curves "
+            "lack them"
         )
 
 
@@ -77,7 +79,8 @@ def refuse_unusable_splits(schema: Schema, *, path: str) -> None:
     for name in ("train", "valid", "test"):
         if not schema.split(name).num_rows:
             raise DataError(
-                f"'{path}' has no rows in its {name} split; training needs train, valid and test. Prepare the data with other split ratios"
+                f"'{path}' has no rows in its {name} split; training needs train, valid and test. Prepare the data "
+                "with other split ratios"
             )
 
 
@@ -85,5 +88,6 @@ def refuse_missing_group(schema: Schema, *, monitor: str, path: str) -> None:
     """Raises ConfigError if checkpoints should be chosen by group AUC on data without a group key."""
     if monitor == "gauc" and schema.group is None:
         raise ConfigError(
-            f"'train.monitor' is 'gauc', but '{path}' has no group key. Prepare the data with 'group: COLUMN', or monitor auc or logloss"
+            f"'train.monitor' is 'gauc', but '{path}' has no group key. Prepare the data with 'group: COLUMN', or "
+            "monitor auc or logloss"
         )

@@ -1,11 +1,13 @@
-"""How a long run tells its caller where it stands. The library is silent; the command line draws a bar, or prints lines."""
+"""How a long run tells its caller where it stands. The library is silent; the command line draws a bar, or prints
+lines."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 LINE_SECONDS, LINE_SHARE, LEAST_SECONDS = 60.0, 0.05, 1.0
-"""A line on progress comes after a minute or a twentieth of the steps, whichever is sooner, and never after less than a second."""
+"""A line on progress comes after a minute or a twentieth of the steps, whichever is sooner, and never after less than a
+second."""
 
 
 class Reporter:
@@ -18,7 +20,8 @@ class Reporter:
         """A training step is done; `loss` is the mean since the last evaluation."""
 
     def measured(self, *, step: int, values: Mapping[str, float]) -> None:
-        """What this very step was like: its loss, learning rates, samples per second; `step` counts through all stages."""
+        """What this very step was like: its loss, learning rates, samples per second; `step` counts through all
+        stages."""
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """An evaluation is done; `record` is the line of metrics.jsonl."""
@@ -107,7 +110,10 @@ class Lines(Reporter):
 def evaluation_line(record: Mapping[str, Any]) -> str:
     """An evaluation in one line."""
     gauc = f"  group AUC {metric(record['gauc'])}" if "gauc" in record else ""
-    return f"{record['split']:>5}  step {record['step']:>7,}  AUC {metric(record['auc'])}  log loss {metric(record['logloss'])}{gauc}"
+    return (
+        f"{record['split']:>5}  step {record['step']:>7,}  AUC {metric(record['auc'])}  log loss "
+        f"{metric(record['logloss'])}{gauc}"
+    )
 
 
 def metric(value: float | None) -> str:

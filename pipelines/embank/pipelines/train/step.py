@@ -96,8 +96,8 @@ class Stepper:
             votes: questions on which processes must agree; they travel with the loss.
 
         Returns:
-            The batch's mean log loss over all processes, without penalties and what methods add to it; and for each vote whether
-            any process has said yes.
+            The batch's mean log loss over all processes, without penalties and what methods add to it; and for each
+            vote whether any process has said yes.
 
         Raises:
             NonFiniteLossError: names the step, the batch and the table or parameter.
@@ -131,7 +131,8 @@ class Stepper:
         return mean, bad > 0, [vote > 0 for vote in raised]
 
     def _refuse(self, batch: Batch, step: int, loss: float) -> None:
-        """Ends training on all processes: the cause is looked for by all, since looking up takes all, and told by those that have it."""
+        """Ends training on all processes: the cause is looked for by all, since looking up takes all, and told by those
+        that have it."""
         message = self._diagnosis(batch, step, loss)
         with self.processes.together():
             if not math.isfinite(loss):
@@ -191,7 +192,10 @@ class Stepper:
         else:
             widest = max(looked_up.keys(), key=lambda key: float(looked_up[key].abs().max()))
             largest = float(looked_up[widest].abs().max())
-            cause = f"the logits overflow; the largest embedding is {largest:.3g} in table '{widest}'; lower train.table_lr or train.lr"
+            cause = (
+                f"the logits overflow; the largest embedding is {largest:.3g} in table '{widest}'; lower "
+                "train.table_lr or train.lr"
+            )
         position = batch.position
         return (
             f"the loss is {value} in step {step} (epoch {position.epoch}, batch {position.batch - 1}): {cause}, or "
@@ -202,8 +206,8 @@ class Stepper:
 class SearchStepper:
     """Moves the methods' search parameters on validation batches, and nothing else.
 
-    The network scores without dropout and with its running statistics, so that nothing of it changes; rows are looked up
-    without a gradient, so that the update that FBGEMM fuses into the backward pass does not happen.
+    The network scores without dropout and with its running statistics, so that nothing of it changes; rows are looked
+    up without a gradient, so that the update that FBGEMM fuses into the backward pass does not happen.
 
     Args:
         model: tables and network.
@@ -211,7 +215,8 @@ class SearchStepper:
         loader: of the validation split.
         start: the loader's position after the last batch of an interrupted run.
 
-    Source: alternation of weights on training and architecture on validation batches, first order: Liu et al., DARTS, ICLR
+    Source: alternation of weights on training and architecture on validation batches, first order: Liu et al., DARTS,
+    ICLR
         2019, section 2.3; Zhao et al., AutoDim, WWW 2021, algorithm 1.
     """
 
@@ -255,7 +260,8 @@ class SearchStepper:
 
 
 def mean_log_loss(logits_B: Tensor, batch: Batch, processes: Processes) -> Tensor:
-    """A process's share of the mean log loss of a batch over all processes, times their number: shares average to the mean."""
+    """A process's share of the mean log loss of a batch over all processes, times their number: shares average to the
+    mean."""
     if processes.count == 1:
         return F.binary_cross_entropy_with_logits(logits_B, batch.labels)
     total = F.binary_cross_entropy_with_logits(logits_B, batch.labels, reduction="sum")

@@ -10,7 +10,8 @@ from embank.tables import ConfigError
 
 
 class TensorBoard(Reporter):
-    """Writes evaluations (`valid/auc`, ...) and every step (`train/loss`, `train/lr`, `train/table_lr`, `train/samples_per_s`).
+    """Writes evaluations (`valid/auc`, ...) and every step (`train/loss`, `train/lr`, `train/table_lr`,
+    `train/samples_per_s`).
 
     Args:
         folder: of the event files.

@@ -34,7 +34,8 @@ from embank.tables.ids.hashing import seed_of
 from embank.tables.sharding.processes import Processes
 
 WARMUP_STEPS = 3
-"""First steps of a process and of a stage that the speed leaves out: memory is touched for the first time, networks are compiled."""
+"""First steps of a process and of a stage that the speed leaves out: memory is touched for the first time, networks are
+compiled."""
 
 
 class InterruptedRunError(WorkError):
@@ -48,8 +49,9 @@ class Trainer:
         config: the configuration.
         run: the run directory.
         reporter: is told how it goes, on the first process.
-        processes: those that train together, each with a trainer of the same configuration; rows are spread over them by a
-            plan, batches divided, and the first one keeps the run directory, on a file system that all of them see.
+        processes: those that train together, each with a trainer of the same configuration; rows are spread over them
+            by a plan, batches divided, and the first one keeps the run directory, on a file system that all of them
+            see.
     """
 
     def __init__(
@@ -288,7 +290,8 @@ class Trainer:
         self._save()
         stage = "" if len(self.stages) == 1 else f" of {self._describe()}"
         raise InterruptedRunError(
-            f"{self.stop.signal or 'a signal to another rank'}: stopped after step {self.progress.stage.steps} of {self.num_steps}{stage}, which is saved; go on "
+            f"{self.stop.signal or 'a signal to another rank'}: stopped after step {self.progress.stage.steps} of "
+            f"{self.num_steps}{stage}, which is saved; go on "
             f"with the same command and --resume (run directory '{self.run.path}')"
         )
 
@@ -359,7 +362,8 @@ class Trainer:
         (is_asked,) = self.processes.any(bool(self.stop))
         if is_asked:
             raise InterruptedRunError(
-                f"{self.stop.signal or 'a signal to another rank'}: stopped at the end of {self._describe()}, which is saved; go on with the same command and "
+                f"{self.stop.signal or 'a signal to another rank'}: stopped at the end of {self._describe()}, which "
+                "is saved; go on with the same command and "
                 f"--resume (run directory '{self.run.path}')"
             )
         config = self.config

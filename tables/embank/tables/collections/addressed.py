@@ -16,10 +16,12 @@ class Addressed:
         pooled: one key per lookup of the methods that are linear in their rows; bags are the input's bags, B per key.
         per_id: one key per lookup of all other methods; every id is a bag of its own, so that pooling can come after
             `combine`. Keys with fewer ids than the longest are filled up with empty bags.
-        distinct: one key per physical table of the methods that ask for each row once: distinct rows, ascending, each a bag of
-            its own, filled up with empty bags to the longest.
-        places: for each pair (table, feature) of such a method, int64 [L, N]: where the row of each id stands in each lookup.
-        bags: for each pair (table, feature) of the methods that are not linear, offsets [B + 1] of its bags among its ids.
+        distinct: one key per physical table of the methods that ask for each row once: distinct rows, ascending, each a
+            bag of its own, filled up with empty bags to the longest.
+        places: for each pair (table, feature) of such a method, int64 [L, N]: where the row of each id stands in each
+            lookup.
+        bags: for each pair (table, feature) of the methods that are not linear, offsets [B + 1] of its bags among its
+            ids.
         sides: for each pair (table, feature) whose method needs more than rows, what `Method.side` made of its ids.
         lengths: for each pair (table, feature) with mean pooling over a linear method, bag lengths [B].
         batch_size: B.
@@ -77,7 +79,8 @@ class AddressedSequence:
 
     Args:
         row_ids: int64, rows of physical tables, lookup after lookup.
-        offsets: int64 [K * S + 1]: every id is a bag of its own, and lookups with fewer than S ids are filled up with empty bags.
+        offsets: int64 [K * S + 1]: every id is a bag of its own, and lookups with fewer than S ids are filled up with
+            empty bags.
         places: where rows were de-duplicated: for each lookup of each use, int64 [N], the bag that has its id's row.
         sides: for each pair (table, group) whose method needs more than rows, what `Method.side` made of its ids.
         shapes: for each group its (B, T), or (N,) where ids came as bags.

@@ -40,9 +40,11 @@ def int64_ids(ids: Tensor) -> Tensor:
 
 
 def out_of_range(source: str, *, low: int, high: int, table: str, num_embeddings: int) -> IdRangeError:
-    """The error for ids between low and high, one of which is outside; `source` is the sentence's subject, "feature 'user'"."""
+    """The error for ids between low and high, one of which is outside; `source` is the sentence's subject, "feature
+    'user'"."""
     return IdRangeError(
-        f"{source} has id {low if low < 0 else high}, outside table '{table}' of {num_embeddings:,} ids (0 .. {num_embeddings - 1:,}); "
+        f"{source} has id {low if low < 0 else high}, outside table '{table}' of {num_embeddings:,} ids (0 .. "
+        f"{num_embeddings - 1:,}); "
         "prepare the data with the vocabulary that the table was made for, or give the table more rows"
     )
 
@@ -62,8 +64,8 @@ class Bags:
         features: ids by feature, unweighted; keys that no table uses are ignored.
 
     Raises:
-        DataError: there are no features, the ids carry weights or are not integers, features have other numbers of rows, or the
-            lengths of bags do not match the ids.
+        DataError: there are no features, the ids carry weights or are not integers, features have other numbers of
+            rows, or the lengths of bags do not match the ids.
     """
 
     def __init__(self, features: KeyedJaggedTensor) -> None:
@@ -79,7 +81,8 @@ class Bags:
         self.starts = self._starts()
 
     def _bag_lengths(self, lengths: Tensor) -> Tensor:
-        """The bags' lengths [F, B] by feature. Unchecked ones would have the kernels read memory that is not the batch's."""
+        """The bags' lengths [F, B] by feature. Unchecked ones would have the kernels read memory that is not the
+        batch's."""
         num_features, batch_size = len(self.places), self.batch_size
         if lengths.numel() != num_features * batch_size:
             raise DataError(
@@ -102,12 +105,14 @@ class Bags:
             starts.append(starts[-1] + size)
             if starts[-1] > self.values.numel():
                 raise DataError(
-                    f"lengths of feature '{feature}' sum to {size:,}, but the batch has {self.values.numel() - starts[-2]:,} ids "
+                    f"lengths of feature '{feature}' sum to {size:,}, but the batch has "
+                    f"{self.values.numel() - starts[-2]:,} ids "
                     "left for it; lengths and ids must come from the same rows"
                 )
         if starts[-1] != self.values.numel():
             raise DataError(
-                f"lengths sum to {starts[-1]:,} up to the last feature, '{feature}', but the batch has {self.values.numel():,} ids; "
+                f"lengths sum to {starts[-1]:,} up to the last feature, '{feature}', but the batch has "
+                f"{self.values.numel():,} ids; "
                 "lengths and ids must come from the same rows"
             )
         return starts
@@ -138,7 +143,8 @@ def output_key(spec: TableSpec, feature: str, *, specs: Sequence[TableSpec]) -> 
 
 
 def refuse_bad_names(specs: Sequence[TableSpec], *, owner: str) -> None:
-    """Raises ConfigError if there is no table, if two have one name, or if a feature's name is one that outputs need."""
+    """Raises ConfigError if there is no table, if two have one name, or if a feature's name is one that outputs
+    need."""
     if not specs:
         raise ConfigError(f"a {owner} needs at least one TableSpec")
     names = [spec.name for spec in specs]

@@ -1,7 +1,8 @@
-"""What every collection of tables is, however it looks ids up: specs, their methods, and the stores that hold their rows.
+"""What every collection of tables is, however it looks ids up: specs, their methods, and the stores that hold their
+rows.
 
-`TableCollection` pools bags, `SequenceCollection` keeps every id's row. Stages, checkpoints and bytes need neither and take
-any `Tables`.
+`TableCollection` pools bags, `SequenceCollection` keeps every id's row. Stages, checkpoints and bytes need neither and
+take any `Tables`.
 """
 
 from abc import ABC, abstractmethod
@@ -61,8 +62,9 @@ class Use(NamedTuple):
 class Tables(nn.Module, ABC):
     """Logical tables, each stored by its own method, and their rows.
 
-    Rows are neither parameters nor buffers: they have an optimizer of their own, and what is done to a model's parameters (casts,
-    moves, clipping, another optimizer) does not reach them. They are part of `state_dict`, see `embank.tables.collections.state`.
+    Rows are neither parameters nor buffers: they have an optimizer of their own, and what is done to a model's
+    parameters (casts, moves, clipping, another optimizer) does not reach them. They are part of `state_dict`, see
+    `embank.tables.collections.state`.
 
     Args:
         specs: the logical tables.
@@ -190,15 +192,16 @@ class Tables(nn.Module, ABC):
 
         Args:
             pairs: methods and the features that they look up, in the order of the lookups.
-            one_lookup_per_table: all uses of a physical table share one lookup, so that a batch may ask for each of its rows
-                once; otherwise each use has lookups of its own.
+            one_lookup_per_table: all uses of a physical table share one lookup, so that a batch may ask for each of its
+                rows once; otherwise each use has lookups of its own.
         """
         pairs = list(pairs)
         tables: dict[str, PhysicalTable] = {}
         for table in (table for method, _ in pairs for table in method.physical):
             if tables.setdefault(table.name, table) != table:
                 raise ConfigError(
-                    f"two methods declare the physical table '{table.name}' with different shapes: {tables[table.name]} and {table}"
+                    f"two methods declare the physical table '{table.name}' with different shapes: "
+                    f"{tables[table.name]} and {table}"
                 )
         places = {name: place for place, name in enumerate(tables)}
         lookups: list[int] = list(places.values()) if one_lookup_per_table else []
@@ -254,11 +257,13 @@ class Tables(nn.Module, ABC):
         return accompanied(self, outputs) if is_training else outputs
 
     def _would_drift(self) -> bool:
-        """Whether a backward pass would update rows here that other processes have too, each by its own part of a batch."""
+        """Whether a backward pass would update rows here that other processes have too, each by its own part of a
+        batch."""
         return self.sharding is None and self.rows_learn and torch.is_grad_enabled() and is_one_of_many()
 
     def begin(self, *, num_steps: int, step: int = 0) -> None:
-        """Says how long a training is, before its first step. Methods with a schedule need it: pruning, temperatures, restarts of codes.
+        """Says how long a training is, before its first step. Methods with a schedule need it: pruning, temperatures,
+        restarts of codes.
 
         Args:
             num_steps: steps of the training; of a method with several stages, of the current one.
@@ -272,7 +277,8 @@ class Tables(nn.Module, ABC):
             load_num_updates(self, step)
 
     def step(self) -> None:
-        """Ends a training step, after the backward pass: finishes the rows' update, and lets methods follow their schedules.
+        """Ends a training step, after the backward pass: finishes the rows' update, and lets methods follow their
+        schedules.
 
         All processes of a sharded collection call it together.
 
@@ -293,8 +299,8 @@ class Tables(nn.Module, ABC):
     def extra_loss(self) -> Tensor | None:
         """What methods add to the loss of the training pass that has just run, to be asked for once; None if nothing.
 
-        A backward pass takes it along by itself, with weight 1, unless it was asked for. Ask for it and add it to the loss to see it,
-        or where the loss is scaled (accumulation over micro-batches).
+        A backward pass takes it along by itself, with weight 1, unless it was asked for. Ask for it and add it to the
+        loss to see it, or where the loss is scaled (accumulation over micro-batches).
         """
         loss = self.training_state.take_loss()
         return summed_losses(self) if loss is None else loss
@@ -318,7 +324,8 @@ class Tables(nn.Module, ABC):
     def weights(self) -> dict[str, Tensor]:
         """Rows [R, D] of each physical table by name: views, not copies.
 
-        They can be written to, but nothing checks what is written: `copy_` spreads one row over all of them. `set_rows` checks.
+        They can be written to, but nothing checks what is written: `copy_` spreads one row over all of them. `set_rows`
+        checks.
         """
         return {name: view for rows in self.row_stores() for name, view in rows.weights().items()}
 
@@ -343,9 +350,9 @@ class Tables(nn.Module, ABC):
         return list(self.methods.parameters())
 
     def nbytes(self, kind: Literal["training", "serving", "nominal"]) -> int:
-        """Bytes held in training by this process (padding, optimizer state and a kernel's caches and constants included; what one batch
-        needs is not, nor is what an optimizer keeps for `dense_parameters`), by the packed form, or of this by what the methods'
-        papers count.
+        """Bytes held in training by this process (padding, optimizer state and a kernel's caches and constants
+        included; what one batch needs is not, nor is what an optimizer keeps for `dense_parameters`), by the packed
+        form, or of this by what the methods' papers count.
 
         Raises:
             ConfigError: another kind.
@@ -361,8 +368,8 @@ class Tables(nn.Module, ABC):
         return distinct_nbytes([t for pack in packs for t in (*pack.parameters(), *pack.buffers())])
 
     def packs(self, *, copied: bool = False) -> list[PackedTable]:
-        """The inference form of each table as it would be settled, in host memory; where rows are there, it may share them unless they
-        are to be copied. The tables themselves stay as they are.
+        """The inference form of each table as it would be settled, in host memory; where rows are there, it may share
+        them unless they are to be copied. The tables themselves stay as they are.
 
         Raises:
             ConfigError: rows are sharded: this process has a part of them.
@@ -379,8 +386,10 @@ class Tables(nn.Module, ABC):
         """Raises ConfigError if rows are sharded, so that what is here is not all of them."""
         if self.sharding is not None:
             raise ConfigError(
-                f"the rows of these tables are spread over {self.processes.count} processes, so they can't be packed here, nor their "
-                "serving bytes be counted: save_checkpoint on all of them, load_checkpoint in one process, and pack there"
+                f"the rows of these tables are spread over {self.processes.count} processes, so they can't be packed "
+                "here, nor their "
+                "serving bytes be counted: save_checkpoint on all of them, load_checkpoint in one process, and pack "
+                "there"
             )
 
     @property

@@ -1,7 +1,8 @@
-"""Copies of whole collections: `copy.deepcopy`, `pickle` and what stands on it (`torch.save` of a model, processes that are spawned).
+"""Copies of whole collections: `copy.deepcopy`, `pickle` and what stands on it (`torch.save` of a model, processes that
+are spawned).
 
-A collection is made again from its arguments, and given the state of the other. Hooks and attributes that somebody has set on it
-are not copied.
+A collection is made again from its arguments, and given the state of the other. Hooks and attributes that somebody has
+set on it are not copied.
 """
 
 import io
@@ -31,7 +32,8 @@ def reduced(tables: "Tables") -> tuple[Any, ...]:
         raise ConfigError(f"tables whose rows are spread over processes can't be copied or pickled. {cure}")
     if tables.tier.name == "disk":
         raise ConfigError(
-            f"tables on the disk tier can't be copied or pickled: their rows are files of this process, in '{tables.tier.directory}'. {cure}"
+            "tables on the disk tier can't be copied or pickled: their rows are files of this process, in "
+            f"'{tables.tier.directory}'. {cure}"
         )
     state = {name: value.clone() for name, value in tables.state_dict().items()}
     facts = {

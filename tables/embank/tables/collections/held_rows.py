@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 
 class HeldRows(LocalRows):
-    """The rows that a collection holds in this process. Views are made when a table is asked for, since a store may have to finish
-    what is on its way first.
+    """The rows that a collection holds in this process. Views are made when a table is asked for, since a store may
+    have to finish what is on its way first.
 
     Args:
         tables: the collection.
-        copied: physical tables of which copies are handed out, which may be written to without changing the collection's rows.
+        copied: physical tables of which copies are handed out, which may be written to without changing the
+            collection's rows.
     """
 
     def __init__(self, tables: "Tables", *, copied: Collection[str] = ()) -> None:

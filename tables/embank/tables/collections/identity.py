@@ -1,6 +1,8 @@
-"""What rows belong to: of each table its method, options, sizes and addresses. Saved beside rows, and compared before they are loaded.
+"""What rows belong to: of each table its method, options, sizes and addresses. Saved beside rows, and compared before
+they are loaded.
 
-Rows by themselves say nothing: the same numbers under another hash, another number of ids or another method are another table.
+Rows by themselves say nothing: the same numbers under another hash, another number of ids or another method are another
+table.
 """
 
 import hashlib
@@ -26,7 +28,8 @@ NUM_PROBES = 256
 
 
 def identity_of(tables: "Tables") -> dict[str, Any]:
-    """What must agree before rows of one collection are loaded into another, as JSON: of each table by name, and of all."""
+    """What must agree before rows of one collection are loaded into another, as JSON: of each table by name, and of
+    all."""
     return {
         "hash_version": HASH_VERSION,
         "token_hash_version": token_hash_version_of(tables.specs),
@@ -63,8 +66,8 @@ def of_tensor(value: Any, *, form: str) -> dict[str, Any]:
 def table_identity(method: Method) -> dict[str, Any]:
     """What rows of one table depend on.
 
-    `addresses` is a digest of the rows of a few ids: it tells of what options don't, such as the counts that decide which ids have
-    rows of their own.
+    `addresses` is a digest of the rows of a few ids: it tells of what options don't, such as the counts that decide
+    which ids have rows of their own.
     """
     spec, options = method.spec, method.options()
     facts = {
@@ -100,7 +103,8 @@ def refuse_other_hashes(saved: Mapping[str, Any], *, what: str) -> None:
     """Raises CheckpointError if rows were addressed by other hash functions."""
     if saved.get("hash_version") != HASH_VERSION:
         raise CheckpointError(
-            f"{what} was addressed by hash version {saved.get('hash_version')}; this embank has version {HASH_VERSION}, "
+            f"{what} was addressed by hash version {saved.get('hash_version')}; this embank has version "
+            f"{HASH_VERSION}, "
             "which gives ids other rows"
         )
     refuse_other_token_hash(saved.get("token_hash_version"), what=what, error=CheckpointError)
@@ -124,7 +128,8 @@ def refuse_other_tables(saved: Mapping[str, Any], tables: "Tables", *, what: str
     if lines:
         more = f", and {len(lines) - 3} more tables" if len(lines) > 3 else ""
         raise CheckpointError(
-            f"{what} is of other tables: {'; '.join(lines[:3])}{more}. Make the tables as they were when it was saved, or train anew"
+            f"{what} is of other tables: {'; '.join(lines[:3])}{more}. Make the tables as they were when it was "
+            "saved, or train anew"
         )
 
 

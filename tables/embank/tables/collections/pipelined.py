@@ -1,4 +1,5 @@
-"""Collections under TorchRec's training pipelines, which send a batch's ids to their ranks while the batch before is computed."""
+"""Collections under TorchRec's training pipelines, which send a batch's ids to their ranks while the batch before is
+computed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +29,14 @@ class LookupContext(Multistreamable):  # type: ignore[misc]
 class PipelinedTables(ShardedModule[Any, Any, Any, LookupContext]):  # type: ignore[misc]
     """Looks up in a collection, in the two steps that `TrainPipelineSparseDist` and its relatives run apart.
 
-    In a model's forward pass call it with an attribute of the batch that holds what the collection's `address` has made on the
-    loader's thread: `self.lookup(batch.sparse)`. While batch i is computed, the pipeline has the ids of batch i + 1 sent.
-    Call `tables.step()` after each `progress`: it finishes the rows' update and lets methods follow their schedules.
+    In a model's forward pass call it with an attribute of the batch that holds what the collection's `address` has made
+    on the loader's thread: `self.lookup(batch.sparse)`. While batch i is computed, the pipeline has the ids of batch i
+    + 1 sent. Call `tables.step()` after each `progress`: it finishes the rows' update and lets methods follow their
+    schedules.
 
     Args:
-        tables: the collection; keep it as a submodule of the model too. It is not one of this module: its parameters would be
-            there twice, and pipelines would rewire the exchanges inside it.
+        tables: the collection; keep it as a submodule of the model too. It is not one of this module: its parameters
+            would be there twice, and pipelines would rewire the exchanges inside it.
     """
 
     def __init__(self, tables: TableCollection | SequenceCollection) -> None:

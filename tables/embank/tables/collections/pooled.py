@@ -68,13 +68,14 @@ class TableCollection(Tables):
         self.num_columns = sum(self.dims)
 
     def _refuse_split_tables(self) -> None:
-        """Methods that look up in another way (see `Method.linear`, `Method.asks_once`) keep their rows apart, so they can't share a
-        physical table."""
+        """Methods that look up in another way (see `Method.linear`, `Method.asks_once`) keep their rows apart, so they
+        can't share a physical table."""
         names = [shard.table.name for rows in self.row_stores() for shard in rows.shards]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(
-                    f"a method that is linear in its rows and one that is not both declare the physical table '{name}'; give one of them another name"
+                    "a method that is linear in its rows and one that is not both declare the physical table "
+                    f"'{name}'; give one of them another name"
                 )
 
     def address(self, features: KeyedJaggedTensor) -> Addressed:
@@ -123,9 +124,11 @@ class TableCollection(Tables):
         )
 
     def prefetch(self, addressed: Addressed) -> None:
-        """A hint that `forward` will be called with this very batch soon, in the order of the hints; results stay the same.
+        """A hint that `forward` will be called with this very batch soon, in the order of the hints; results stay the
+        same.
 
-        On the disk tier a thread reads the rows' pages ahead (unless `RowTier.prefetch` is off). Where rows are sharded, ids
+        On the disk tier a thread reads the rows' pages ahead (unless `RowTier.prefetch` is off). Where rows are
+        sharded, ids
         travel to the processes that hold them: all must call this together, on the thread that calls `forward`.
         """
         stores = (self.pooled_rows, self.per_id_rows, self.distinct_rows)
@@ -134,7 +137,8 @@ class TableCollection(Tables):
                 rows.prefetch(jagged.values(), jagged.offsets())
 
     def announce(self, features: KeyedJaggedTensor) -> Addressed:
-        """What a data loader's thread does with a batch that is going to be trained on: `address`, and `prefetch` where it may."""
+        """What a data loader's thread does with a batch that is going to be trained on: `address`, and `prefetch` where
+        it may."""
         addressed = self.address(features)
         if self.tier.on_gpu:
             addressed = addressed.pin_memory()
@@ -163,10 +167,11 @@ class TableCollection(Tables):
         return self.look_up(features)[0]
 
     def look_up(self, features: KeyedJaggedTensor | Addressed) -> tuple[KeyedTensor, dict[str, Tensor]]:
-        """What `forward` returns, and by output key the logical rows [N, D] of the feature's ids, bag after bag, before pooling.
+        """What `forward` returns, and by output key the logical rows [N, D] of the feature's ids, bag after bag, before
+        pooling.
 
-        Only the lookups in `keys_per_id` have such rows: of methods that are not linear in their rows, and of tables with
-        `fused_pooling=False`.
+        Only the lookups in `keys_per_id` have such rows: of methods that are not linear in their rows, and of tables
+        with `fused_pooling=False`.
         """
         self._begin_pass()
         addressed = features if isinstance(features, Addressed) else self.address(features)
@@ -190,7 +195,8 @@ class TableCollection(Tables):
         pairs = zip(self.keys, self.dims, strict=True)
         key, dim = next((key, dim) for key, dim in pairs if outputs[key].shape[1] != dim)
         return ConfigError(
-            f"the method of '{key}' combines rows of {outputs[key].shape[1]} columns, but its table has embedding_dim {dim}; mend its `combine`"
+            f"the method of '{key}' combines rows of {outputs[key].shape[1]} columns, but its table has embedding_dim "
+            f"{dim}; mend its `combine`"
         )
 
     @property
@@ -200,7 +206,8 @@ class TableCollection(Tables):
 
     @property
     def _is_direct(self) -> bool:
-        """The row store's output is the collection's: every method linear and its rows side by side, every pooling a sum."""
+        """The row store's output is the collection's: every method linear and its rows side by side, every pooling a
+        sum."""
         return (
             len(self.pooled_uses) == len(self.keys)
             and all(use.method.side_by_side for use in self.pooled_uses)
@@ -258,7 +265,8 @@ class TableCollection(Tables):
         return outputs
 
     def row_stores(self) -> list[RowStore]:
-        """The row stores that are in use: at most one for linear methods, one for those that ask for rows once, one for the others."""
+        """The row stores that are in use: at most one for linear methods, one for those that ask for rows once, one for
+        the others."""
         stores = (self.pooled_rows, self.per_id_rows, self.distinct_rows)
         return [rows for rows in stores if rows is not None]
 
@@ -272,7 +280,8 @@ class TableCollection(Tables):
 
 
 def _pooled_late(methods: Sequence[Method]) -> set[str]:
-    """Physical tables whose rows are shown before they are pooled: those of tables that ask for it, and those that share with them."""
+    """Physical tables whose rows are shown before they are pooled: those of tables that ask for it, and those that
+    share with them."""
     late = {table.name for method in methods if not method.spec.fused_pooling for table in method.physical}
     while True:
         names = [{table.name for table in method.physical} for method in methods]

@@ -1,4 +1,5 @@
-"""What stands for rows among a model's parameters, so that what a program does to all parameters reaches them or is refused."""
+"""What stands for rows among a model's parameters, so that what a program does to all parameters reaches them or is
+refused."""
 
 from typing import Any, Protocol, Self
 from weakref import ReferenceType, ref
@@ -16,7 +17,8 @@ class HasRows(Protocol):
 
 
 class RowMark(nn.Parameter):
-    """An empty parameter that no optimizer moves. `requires_grad_(False)` on it holds the rows, and an optimizer for the backward pass
+    """An empty parameter that no optimizer moves. `requires_grad_(False)` on it holds the rows, and an optimizer for
+    the backward pass
     is refused: rows have one.
 
     It never requires a gradient itself: where all parameters must have one (DistributedDataParallel), it is left out.
@@ -49,7 +51,8 @@ class RowMark(nn.Parameter):
     def view_as(self, other: Tensor) -> Tensor:
         """What `apply_optimizer_in_backward` begins with."""
         raise ConfigError(
-            "rows have an optimizer of their own, which runs in the backward pass already: choose it when the tables are made, "
+            "rows have an optimizer of their own, which runs in the backward pass already: choose it when the tables "
+            "are made, "
             "optimizer=RowOptimizer(name='rowwise_adagrad', lr=0.02), and leave them out of apply_optimizer_in_backward"
         )
 

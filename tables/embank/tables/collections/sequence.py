@@ -2,11 +2,11 @@
 
 Two inputs, two outputs, one lookup:
 
-* a dict of id tensors [B, T, H] by group, for hashed n-grams (Engram, Cheng et al., arXiv 2601.07372) and token tables (STEM,
-  arXiv 2601.10639): every token has exactly one id per table, so a tensor says it all, and the rows come as [B, T, sum D]
-  without a copy. Column h of a group is looked up in the h-th table that names the group.
-* a KeyedJaggedTensor, for histories of recommenders: each row has as many ids as it has, and a feature's ids are looked up in
-  every table that names it. Rows come as JaggedTensors, as from `torchrec.EmbeddingCollection`.
+* a dict of id tensors [B, T, H] by group, for hashed n-grams (Engram, Cheng et al., arXiv 2601.07372) and token tables
+  (STEM, arXiv 2601.10639): every token has exactly one id per table, so a tensor says it all, and the rows come as [B,
+  T, sum D] without a copy. Column h of a group is looked up in the h-th table that names the group.
+* a KeyedJaggedTensor, for histories of recommenders: each row has as many ids as it has, and a feature's ids are looked
+  up in every table that names it. Rows come as JaggedTensors, as from `torchrec.EmbeddingCollection`.
 
 `address` may be called earlier, in the data loader; `forward` takes either its result or plain ids, and gives the same.
 """
@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 class SequenceCollection(Tables):
     """Tables looked up without pooling: ids [B, T, H] in, rows [B, T, sum D] out, all groups in one call.
 
-    The tables of a group are those that name it among their `feature_names`, in the order of the specs. Every id is a bag of
-    its own with sum pooling, which is FBGEMM's vectorised path; its unpooled kernels update row by row through a hash map.
+    The tables of a group are those that name it among their `feature_names`, in the order of the specs. Every id is a
+    bag of its own with sum pooling, which is FBGEMM's vectorised path; its unpooled kernels update row by row through a
+    hash map.
 
-    All rows of a collection share one optimizer and learning rate (`set_lr`). Tables with another rate go into a collection of
-    their own.
+    All rows of a collection share one optimizer and learning rate (`set_lr`). Tables with another rate go into a
+    collection of their own.
 
     Args:
         specs: the logical tables, each stored by any registered method; within a group dims may differ.
@@ -48,9 +49,10 @@ class SequenceCollection(Tables):
         optimizer: how rows are updated.
         tier: where rows are held.
         sharding: spreads rows over processes; None holds them all here.
-        dedupe: `address` looks every distinct physical row up once, and rows are spread to their ids afterwards. The same rows
-            come out; sums of gradients may round differently. It pays where a row is dear to fetch; the kernels sum the
-            gradients of repeated rows themselves, so on rows that lie in memory it costs more than it saves.
+        dedupe: `address` looks every distinct physical row up once, and rows are spread to their ids afterwards. The
+            same rows come out; sums of gradients may round differently. It pays where a row is dear to fetch; the
+            kernels sum the gradients of repeated rows themselves, so on rows that lie in memory it costs more than it
+            saves.
 
     Raises:
         ConfigError: no table, two tables of one name, mean pooling, or what methods and backends refuse.
@@ -91,8 +93,8 @@ class SequenceCollection(Tables):
         """Physical rows of a batch: pure, and meant to run ahead of `forward`, on the loader's thread.
 
         Args:
-            ids: by group, integers [B, T, H] of any layout, H the group's number of tables; or jagged ids by feature. Groups
-                that no table names are ignored.
+            ids: by group, integers [B, T, H] of any layout, H the group's number of tables; or jagged ids by feature.
+                Groups that no table names are ignored.
 
         Raises:
             IdRangeError: an id outside its table.
@@ -132,7 +134,8 @@ class SequenceCollection(Tables):
         )
 
     def prefetch(self, addressed: AddressedSequence) -> None:
-        """A hint that `forward` will be called with this batch soon, in the order of the hints. Never changes results."""
+        """A hint that `forward` will be called with this batch soon, in the order of the hints. Never changes
+        results."""
         if self.rows is not None:
             self.rows.prefetch(addressed.row_ids, addressed.offsets)
 
@@ -145,8 +148,8 @@ class SequenceCollection(Tables):
             ids: by group, or what `address` made of them.
 
         Returns:
-            By group [B, T, sum D], tables side by side in their order. For jagged ids by feature ("feature@table" where several
-            tables look it up): JaggedTensors with rows [N, D] and the input's lengths.
+            By group [B, T, sum D], tables side by side in their order. For jagged ids by feature ("feature@table" where
+            several tables look it up): JaggedTensors with rows [N, D] and the input's lengths.
         """
         self._begin_pass()
         addressed = ids if isinstance(ids, AddressedSequence) else self.address(ids)
@@ -189,7 +192,8 @@ class SequenceCollection(Tables):
         return [self.rows.dims[k] for use in self.groups[group] for k in use.positions] if self.rows is not None else []
 
     def _joined(self, group: str, block_NW: Tensor, addressed: AddressedSequence) -> Tensor:
-        """Logical rows [N, sum D] of a group; where these lie side by side they are its physical rows, and nothing is copied."""
+        """Logical rows [N, sum D] of a group; where these lie side by side they are its physical rows, and nothing is
+        copied."""
         if all(use.method.side_by_side for use in self.groups[group]):
             return block_NW
         return torch.cat(self._combined(group, block_NW, addressed), dim=1)
@@ -219,7 +223,8 @@ def _columns(ids_BTH: Tensor, *, group: str, uses: Sequence[Use]) -> list[Tensor
         raise DataError(f"ids of group '{group}' are {ids_BTH.dtype}; they must be integers")
     if ids_BTH.dim() != 3 or ids_BTH.shape[2] != num_tables:
         raise DataError(
-            f"ids of group '{group}' have shape {tuple(ids_BTH.shape)}; give [B, T, {num_tables}], one id per token and table"
+            f"ids of group '{group}' have shape {tuple(ids_BTH.shape)}; give [B, T, {num_tables}], one id per token "
+            "and table"
         )
     ids_HN = ids_BTH.reshape(-1, num_tables).t().long().contiguous()
     if ids_HN.numel():

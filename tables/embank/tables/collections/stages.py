@@ -1,4 +1,5 @@
-"""What happens to the tables of a collection besides steps: pruning on a schedule, settling, going on to the next stage.
+"""What happens to the tables of a collection besides steps: pruning on a schedule, settling, going on to the next
+stage.
 
 Methods act per class, so that one rule (a threshold over all tables, a search over all fields) can span tables.
 """
@@ -24,11 +25,12 @@ AnyTables = TypeVar("AnyTables", bound=Tables)
 
 
 def planned_stages(tables: Tables) -> tuple[Stage, ...]:
-    """The trainings that the collection needs: those of its methods with several, made one. Methods with one train along in all.
+    """The trainings that the collection needs: those of its methods with several, made one. Methods with one train
+    along in all.
 
     Raises:
-        ConfigError: two methods need trainings that can't be made one: another number of them, other lengths, or another beginning
-            or end.
+        ConfigError: two methods need trainings that can't be made one: another number of them, other lengths, or
+            another beginning or end.
     """
     methods = list(tables.built_methods())
     staged = [method for method in methods if len(method.stages) > 1]
@@ -38,8 +40,10 @@ def planned_stages(tables: Tables) -> tuple[Stage, ...]:
     for other in staged[1:]:
         if not _go_together(first.stages, other.stages):
             raise ConfigError(
-                f"table '{first.spec.name}' (method '{first.spec.method}') trains in the stages {_told(first.stages)}, table "
-                f"'{other.spec.name}' (method '{other.spec.method}') in {_told(other.stages)}, which can't be trained as one; store both by "
+                f"table '{first.spec.name}' (method '{first.spec.method}') trains in the stages "
+                f"{_told(first.stages)}, table "
+                f"'{other.spec.name}' (method '{other.spec.method}') in {_told(other.stages)}, which can't be trained "
+                "as one; store both by "
                 "one of these methods, or one of them by a method of one stage"
             )
     distinct = list(dict.fromkeys(method.stages for method in staged))
@@ -47,7 +51,8 @@ def planned_stages(tables: Tables) -> tuple[Stage, ...]:
 
 
 def _go_together(some: Sequence[Stage], others: Sequence[Stage]) -> bool:
-    """Whether two methods may be trained as one, stage by stage: they alternate or not, each by itself, and agree in all else."""
+    """Whether two methods may be trained as one, stage by stage: they alternate or not, each by itself, and agree in
+    all else."""
     plain = [[replace(stage, name="", alternates=False) for stage in stages] for stages in (some, others)]
     return plain[0] == plain[1]
 
@@ -78,7 +83,8 @@ def current_stage(tables: Tables) -> Stage:
 
 
 def stage_state(tables: Tables) -> dict[str, dict[str, Any]]:
-    """By table, its stage and what the stages before have found: what a checkpoint needs to make the collection again."""
+    """By table, its stage and what the stages before have found: what a checkpoint needs to make the collection
+    again."""
     return {spec.name: {"stage": spec.stage, "found": dict(spec.found)} for spec in tables.specs}
 
 
@@ -89,8 +95,8 @@ def restored_specs(specs: Sequence[TableSpec], state: Mapping[str, Mapping[str, 
 
 @contextmanager
 def rows_held(tables: Tables) -> Iterator[None]:
-    """Looks rows up without a gradient: a backward pass leaves them, their optimizer state and their projections alone, and the forward
-    pass leaves the methods' statistics alone (`Method.learns`)."""
+    """Looks rows up without a gradient: a backward pass leaves them, their optimizer state and their projections alone,
+    and the forward pass leaves the methods' statistics alone (`Method.learns`)."""
     did_learn, tables.rows_learn = tables.rows_learn, False
     methods = {method: method.learns for method in tables.built_methods()}
     for method in methods:

@@ -70,8 +70,10 @@ def row_state(tables: "Tables") -> dict[str, Tensor]:
     """
     if tables.sharding is not None:
         raise ConfigError(
-            f"the rows of these tables are spread over {tables.processes.count} processes, and a state_dict here would hold those of "
-            "one. Use save_checkpoint and load_checkpoint of embank.tables.storage.checkpoint, which all processes call together; "
+            f"the rows of these tables are spread over {tables.processes.count} processes, and a state_dict here "
+            "would hold those of "
+            "one. Use save_checkpoint and load_checkpoint of embank.tables.storage.checkpoint, which all processes "
+            "call together; "
             "`tables.methods.state_dict()` has what the methods hold besides rows"
         )
     names = row_names(tables)
@@ -151,7 +153,8 @@ def set_rows(tables: "Tables", table: str, rows_RD: Tensor) -> None:
         )
     if tuple(rows_RD.shape) != shape:
         raise ConfigError(
-            f"the rows for table '{table}' have shape {tuple(rows_RD.shape)}; the table has {shape}: give all of its rows"
+            f"the rows for table '{table}' have shape {tuple(rows_RD.shape)}; the table has {shape}: give all of its "
+            "rows"
         )
     for store in tables.row_stores():
         for shard in store.shards:
@@ -164,7 +167,8 @@ def set_rows(tables: "Tables", table: str, rows_RD: Tensor) -> None:
 
 
 def _refuse_foreign(tables: "Tables", state: Mapping[str, Any], *, prefix: str) -> None:
-    """Refuses rows of other tables by what was saved beside them; without that, only rows of plain tables are what they seem."""
+    """Refuses rows of other tables by what was saved beside them; without that, only rows of plain tables are what they
+    seem."""
     what = "the state_dict"
     if prefix + "_extra_state" in state:
         saved = parse_identity(state[prefix + "_extra_state"])
@@ -177,13 +181,15 @@ def _refuse_foreign(tables: "Tables", state: Mapping[str, Any], *, prefix: str) 
         spec = method.spec
         if not method.is_plain and f"{prefix}{tables.plain_prefix}.{state_name(spec.name)}.weight" in state:
             raise CheckpointError(
-                f"{what} holds plain rows of table '{spec.name}', which has method '{spec.method}' here. Use method 'full', or leave "
+                f"{what} holds plain rows of table '{spec.name}', which has method '{spec.method}' here. Use method "
+                "'full', or leave "
                 "the table out"
             )
         named = [row_names(tables)[table.name] for table in method.physical]
         if not method.is_plain and any(prefix + name in state for name in named):
             raise CheckpointError(
-                f"{what} has rows of table '{spec.name}' but no '{prefix}_extra_state', which tells how they are stored. Keep all names "
+                f"{what} has rows of table '{spec.name}' but no '{prefix}_extra_state', which tells how they are "
+                "stored. Keep all names "
                 "that begin with the tables' own"
             )
 
@@ -201,7 +207,8 @@ def without_tables(network: Mapping[str, Any], tables: "Tables") -> dict[str, Te
             found = set(parse_identity(value)["tables"])
             if found != names:
                 raise ConfigError(
-                    f"the network's '{key}' is of the tables {sorted(found)}, the bundle has {sorted(names)}. Give a network without other "
+                    f"the network's '{key}' is of the tables {sorted(found)}, the bundle has {sorted(names)}. Give a "
+                    "network without other "
                     "tables, or put all tables into one collection"
                 )
             mine.append(key.removesuffix("_extra_state"))

@@ -50,7 +50,8 @@ class TrainingState:
         total, done = as_whole(num_steps), as_whole(step)
         if total is None or done is None or total < 1 or not 0 <= done <= total:
             raise ConfigError(
-                f"a training begins at step {step!r} of {num_steps!r}; give at least 1 step, and from 0 to as many done, in whole numbers"
+                f"a training begins at step {step!r} of {num_steps!r}; give at least 1 step, and from 0 to as many "
+                "done, in whole numbers"
             )
         self.num_steps, self.num_done = total, done
 
@@ -63,7 +64,8 @@ class TrainingState:
         vars(self).update(facts)
 
     def take_loss(self) -> Tensor | None:
-        """The loss of the last training pass, for its caller to add; None if there is none, or its backward pass has taken it along."""
+        """The loss of the last training pass, for its caller to add; None if there is none, or its backward pass has
+        taken it along."""
         loss, self.last = self.last, None
         if loss is None:
             return None
@@ -91,7 +93,8 @@ class _Accompanied(torch.autograd.Function):
 
 
 def accompanied(tables: "Tables", outputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The outputs of a training pass, so that a backward pass from any of them also trains by what methods add to the loss."""
+    """The outputs of a training pass, so that a backward pass from any of them also trains by what methods add to the
+    loss."""
     value = summed_losses(tables)
     loss = PassLoss(value)
     tables.training_state.last = loss
@@ -113,9 +116,11 @@ def summed_losses(tables: "Tables") -> Tensor | None:
 def replica_error() -> ConfigError:
     """For tables that several processes train by themselves."""
     return ConfigError(
-        f"these tables are trained by one of {dist.get_world_size()} processes, each of which would update its own rows, so that they "
+        f"these tables are trained by one of {dist.get_world_size()} processes, each of which would update its own "
+        "rows, so that they "
         "drift apart. Spread the rows over the processes: TableCollection(..., sharding=Sharding(plan=...)), of "
-        "embank.tables.sharding.sharded_rows, as docs/sharding.md shows. To look up without training, use torch.no_grad()"
+        "embank.tables.sharding.sharded_rows, as docs/sharding.md shows. To look up without training, use "
+        "torch.no_grad()"
     )
 
 
@@ -140,7 +145,8 @@ def refuse_unknown_length(tables: "Tables") -> None:
     method = scheduled(tables)
     if method is not None and tables.training_state.num_steps is None:
         raise ConfigError(
-            f"table '{method.spec.name}' (method '{method.spec.method}') follows a schedule over the whole training; say how long it is, "
+            f"table '{method.spec.name}' (method '{method.spec.method}') follows a schedule over the whole training; "
+            "say how long it is, "
             "tables.begin(num_steps=...), before the first step"
         )
 
@@ -150,6 +156,8 @@ def refuse_unfinished(tables: "Tables") -> None:
     method, count = scheduled(tables), tables.training_state.num_unfinished
     if method is not None and count:
         raise ConfigError(
-            f"rows were trained by {count:,} backward pass{'es' if count > 1 else ''} since the last tables.step(), which table "
-            f"'{method.spec.name}' (method '{method.spec.method}') needs for its schedule; call it after each backward pass"
+            f"rows were trained by {count:,} backward pass{'es' if count > 1 else ''} since the last tables.step(), "
+            "which table "
+            f"'{method.spec.name}' (method '{method.spec.method}') needs for its schedule; call it after each "
+            "backward pass"
         )

@@ -1,8 +1,9 @@
-"""Hashing that never changes: the same 64 bits for the same id and name, in any process, on any machine, in any version.
+"""Hashing that never changes: the same 64 bits for the same id and name, in any process, on any machine, in any
+version.
 
 `mix64` is the finaliser of splitmix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA
-2014): a bijection of the 64-bit integers whose every output bit depends on every input bit. A salt is made from a *name*,
-never from a position, so adding, removing or reordering tables leaves the others' rows where they are.
+2014): a bijection of the 64-bit integers whose every output bit depends on every input bit. A salt is made from a
+*name*, never from a position, so adding, removing or reordering tables leaves the others' rows where they are.
 
 torch has no unsigned 64-bit arithmetic worth the name on all devices; int64 wraps on overflow, which is the same thing
 modulo 2**64, and the logical right shift is an arithmetic one with the copied sign bits masked off.
@@ -102,9 +103,11 @@ def generator_of(seed: int, *names: str | int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, *names: str | int) -> Iterator[None]:
-    """torch's global CPU generator as `generator_of` gives it, for code that takes none (`nn.init`); afterwards it is as before.
+    """torch's global CPU generator as `generator_of` gives it, for code that takes none (`nn.init`); afterwards it is
+    as before.
 
-    `torch.manual_seed` would reseed the generators of all devices, and `torch.random.fork_rng` restores those that it is told of.
+    `torch.manual_seed` would reseed the generators of all devices, and `torch.random.fork_rng` restores those that it
+    is told of.
     """
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed_of(seed, *names))

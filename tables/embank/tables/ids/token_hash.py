@@ -1,19 +1,23 @@
 """Ids of tokens without a vocabulary: strings, bytes and integers hash to the same id in any process, on any machine.
 
-A table whose rows are chosen by a hash (`unified`, `hash`) needs no list of its values: give it `num_embeddings=NUM_TOKEN_IDS`
-and ids from here. What each token means:
+A table whose rows are chosen by a hash (`unified`, `hash`) needs no list of its values: give it
+`num_embeddings=NUM_TOKEN_IDS` and ids from here. What each token means:
 
-    text and bytes   hashed by their bytes, text as UTF-8: "é" and b"\\xc3\\xa9" are one token; bytes need not be UTF-8; no length limit
+    text and bytes   hashed by their bytes, text as UTF-8: "é" and b"\\xc3\\xa9" are one token; bytes need not be UTF-8;
+                     no length limit
     ""               a token like any other (preparing data takes it for missing, a hash does not)
-    integers         hashed by their low 64 bits, so the width of their type does not matter, and -1 and 2**64 - 1 are one token
+    integers         hashed by their low 64 bits, so the width of their type does not matter, and -1 and 2**64 - 1 are
+                     one token
     5 and "5"        two tokens: use one type for a feature
     null             a token of its own, `MISSING_ID`; for zeros instead of a row, give an empty bag
 
-The hash of bytes is a sum over their 8-byte words, each mixed with its place, mixed with the length: every word counts on its own,
-so a column is hashed without a loop over tokens or places. Like any hash without a secret it does not withstand someone who
-searches for collisions. Two of n tokens have one id with probability n**2 / 2**64: 5e-6 for ten million.
+The hash of bytes is a sum over their 8-byte words, each mixed with its place, mixed with the length: every word counts
+on its own, so a column is hashed without a loop over tokens or places. Like any hash without a secret it does not
+withstand someone who searches for collisions. Two of n tokens have one id with probability n**2 / 2**64: 5e-6 for ten
+million.
 
-`token_id` is the definition, in plain integers; `token_ids` the same for columns, `embank.tables.ids.hashing.integer_ids` for tensors.
+`token_id` is the definition, in plain integers; `token_ids` the same for columns,
+`embank.tables.ids.hashing.integer_ids` for tensors.
 """
 
 from __future__ import annotations
@@ -84,7 +88,8 @@ def token_ids(tokens: pl.Series | npt.NDArray[np.generic] | Sequence[Token]) -> 
         return token_ids(series.cast(pl.String))
     else:
         raise DataError(
-            f"column '{series.name}' has type {series.dtype}, which is no token; convert it to text, bytes or integers of 64 bits"
+            f"column '{series.name}' has type {series.dtype}, which is no token; convert it to text, bytes or "
+            "integers of 64 bits"
         )
     if series.null_count():
         ids_N[series.is_null().to_numpy()] = MISSING_ID
@@ -109,7 +114,8 @@ def refuse_other_token_hash(version: int | None, *, what: str, error: type[Emban
     """
     if version not in (None, TOKEN_HASH_VERSION):
         raise error(
-            f"{what} has ids of tokens by version {version} of the token hash; this embank has version {TOKEN_HASH_VERSION}, which gives "
+            f"{what} has ids of tokens by version {version} of the token hash; this embank has version "
+            f"{TOKEN_HASH_VERSION}, which gives "
             "tokens other ids. Use the embank that made it, or prepare the data and train again"
         )
 

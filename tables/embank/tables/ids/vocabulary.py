@@ -1,7 +1,7 @@
 """Vocabularies: tokens to ids and back, with the count of each id in the training part.
 
-An id is a rank: 0 is the unknown value, the others go from the most to the least frequent token of the training part (ties
-in the order of the tokens' UTF-8 bytes). A missing value is a value of its own, ranked among the tokens.
+An id is a rank: 0 is the unknown value, the others go from the most to the least frequent token of the training part
+(ties in the order of the tokens' UTF-8 bytes). A missing value is a value of its own, ranked among the tokens.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Vocabulary:
         if outside_N.any():
             position = int(np.argmax(outside_N))
             raise DataError(
-                f"vocabulary {self.name!r} has ids 0 to {len(self) - 1}, but id {ids[position]} occurs (position {position}). "
+                f"vocabulary {self.name!r} has ids 0 to {len(self) - 1}, but id {ids[position]} occurs (position "
+                f"{position}). "
                 "The data and the vocabulary come from different preparations; prepare the data again."
             )
 

@@ -32,10 +32,12 @@ ENTRY_POINTS = "embank.methods"
 class PackedTable(nn.Module, ABC):
     """The inference form of a logical table: what is served, counted in `nbytes` and written to a bundle.
 
-    It holds buffers of any dtype (no submodules, no parameters) and plain attributes; the class lives in its method's module.
+    It holds buffers of any dtype (no submodules, no parameters) and plain attributes; the class lives in its method's
+    module.
 
     Attributes:
-        facts: names of the plain attributes (numbers, strings, lists of them) that a bundle must save besides the buffers.
+        facts: names of the plain attributes (numbers, strings, lists of them) that a bundle must save besides the
+            buffers.
         uncounted: names of buffers that the paper leaves out when it counts bytes, such as a map or a projection.
     """
 
@@ -90,8 +92,8 @@ class Stage:
         alternates: after each step on a training batch comes one on a validation batch, which moves the method's
             `search_parameters` alone.
         is_search: evaluations of this stage never choose the checkpoint that is served.
-        hands_over: what the next stage goes on from: the checkpoint that validation found best, or the end of a stage whose schedule
-            must run out.
+        hands_over: what the next stage goes on from: the checkpoint that validation found best, or the end of a stage
+            whose schedule must run out.
         fresh_network: the network starts anew; otherwise it goes on with the weights of the stage before.
     """
 
@@ -125,10 +127,11 @@ class Advance:
     """What a stage hands to the next one.
 
     Args:
-        found: what was found, as small tensors: dims, maps, masks, thresholds. They become `TableSpec.found`, are saved with
-            every checkpoint of the next stage and decide its physical tables.
+        found: what was found, as small tensors: dims, maps, masks, thresholds. They become `TableSpec.found`, are saved
+            with every checkpoint of the next stage and decide its physical tables.
         carries: by physical table of the next stage; tables that are not named start from their initial values.
-        dense: values of the next stage's parameters and buffers by their names in the method's `state_dict`; others start anew.
+        dense: values of the next stage's parameters and buffers by their names in the method's `state_dict`; others
+            start anew.
     """
 
     found: Mapping[str, Tensor]
@@ -139,28 +142,31 @@ class Advance:
 class Method(nn.Module, ABC):
     """How one logical table is stored.
 
-    Subclasses set `physical` in `__init__`; `lookups` says, for each tensor that `address` returns, which physical table
-    it indexes (by position); by default each table once, in order. Everything else has a default that suits a method of
-    one stage whose rows are looked up, combined and served as they are.
+    Subclasses set `physical` in `__init__`; `lookups` says, for each tensor that `address` returns, which physical
+    table it indexes (by position); by default each table once, in order. Everything else has a default that suits a
+    method of one stage whose rows are looked up, combined and served as they are.
 
     Attributes:
         Config: the frozen dataclass of the method's own options.
-        linear: `combine` is linear in its rows, so a bag's rows may be pooled before it and the pooling is fused into the lookup
-            kernel.
-        is_plain: row i of the one physical table, which is named after its table, is row i of the logical table: what TorchRec calls
-            the table's weight.
-        takes_budget: the method can be made smaller than the plain table; a sweep over budgets trains it once otherwise.
-        takes_token_ids: ids may be hashes of tokens, 0 .. 2**63 - 1, without a vocabulary: nothing depends on their number, counts
-            or order, and `address` is exact for all of them.
-        asks_once: `combine` costs much per row: a `TableCollection` looks each distinct row of a batch up once and calls
-            `combine_distinct`.
-        whole_rows: some step needs whole rows (a norm, a scale per row, a nearest code), so column-wise sharding is refused.
+        linear: `combine` is linear in its rows, so a bag's rows may be pooled before it and the pooling is fused into
+            the lookup kernel.
+        is_plain: row i of the one physical table, which is named after its table, is row i of the logical table: what
+            TorchRec calls the table's weight.
+        takes_budget: the method can be made smaller than the plain table; a sweep over budgets trains it once
+            otherwise.
+        takes_token_ids: ids may be hashes of tokens, 0 .. 2**63 - 1, without a vocabulary: nothing depends on their
+            number, counts or order, and `address` is exact for all of them.
+        asks_once: `combine` costs much per row: a `TableCollection` looks each distinct row of a batch up once and
+            calls `combine_distinct`.
+        whole_rows: some step needs whole rows (a norm, a scale per row, a nearest code), so column-wise sharding is
+            refused.
         stages: the trainings that the method needs, in order; a spec's `stage` is the index of the current one.
-        on_host: names of the buffers that `address` and `side` read: they stay in host memory, where these run, when the method
-            goes to a GPU.
-        learns: whether a training pass may move buffers, such as running statistics and counts of use. A step on search parameters
-            alone switches it off (`stages.rows_held`).
-        common_options: names of options that act on all tables of a collection at once, so that these must agree on them.
+        on_host: names of the buffers that `address` and `side` read: they stay in host memory, where these run, when
+            the method goes to a GPU.
+        learns: whether a training pass may move buffers, such as running statistics and counts of use. A step on search
+            parameters alone switches it off (`stages.rows_held`).
+        common_options: names of options that act on all tables of a collection at once, so that these must agree on
+            them.
         tolerance: largest difference between `PackedTable.lookup` and the settled table's own values, as a share of the
             table's largest value. 0 means up to float rounding.
     """
@@ -197,16 +203,18 @@ class Method(nn.Module, ABC):
 
     @property
     def side_by_side(self) -> bool:
-        """Whether `combine` does no more than put the rows of its lookups side by side, so that what a kernel looked up is the
-        logical row and `combine` need not be called. By default as `linear` says."""
+        """Whether `combine` does no more than put the rows of its lookups side by side, so that what a kernel looked up
+        is the logical row and `combine` need not be called. By default as `linear` says."""
         return self.linear
 
     @abstractmethod
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        """Physical row ids, one int64 [N] per lookup: a pure function of the ids. Runs early, on the loader's thread."""
+        """Physical row ids, one int64 [N] per lookup: a pure function of the ids. Runs early, on the loader's
+        thread."""
 
     def side(self, ids_N: Tensor) -> Tensor | None:
-        """What `combine` must know of the ids besides their rows (offsets, signs, groups, masks), [N, ...]: pure and early too."""
+        """What `combine` must know of the ids besides their rows (offsets, signs, groups, masks), [N, ...]: pure and
+        early too."""
         return None
 
     @abstractmethod
@@ -220,7 +228,8 @@ class Method(nn.Module, ABC):
         """What `combine` makes, from rows that were looked up once each. For methods with `asks_once`.
 
         Args:
-            rows: for each lookup its distinct rows [U, width]: those of all features of the table, perhaps followed by rows of zeros.
+            rows: for each lookup its distinct rows [U, width]: those of all features of the table, perhaps followed by
+                rows of zeros.
             places_LN: for each lookup where each id's row stands among them, int64 [L, N].
             side: as for `combine`.
         """
@@ -231,12 +240,13 @@ class Method(nn.Module, ABC):
         return None
 
     def forget_loss(self) -> None:
-        """Drops what `combine` left for `extra_loss`. Called before each training pass: nobody need have asked for the loss of the one
-        before, whose graph would be kept."""
+        """Drops what `combine` left for `extra_loss`. Called before each training pass: nobody need have asked for the
+        loss of the one before, whose graph would be kept."""
 
     @property
     def has_schedule(self) -> bool:
-        """Whether `after_step` must follow the training in the stage that the method is in. By default where there is an `after_step`."""
+        """Whether `after_step` must follow the training in the stage that the method is in. By default where there is
+        an `after_step`."""
         return type(self).after_step.__func__ is not Method.after_step.__func__  # type: ignore[attr-defined]
 
     @classmethod
@@ -245,12 +255,14 @@ class Method(nn.Module, ABC):
         return cls.settle.__func__ is not Method.settle.__func__  # type: ignore[attr-defined]
 
     def search_parameters(self) -> list[nn.Parameter]:
-        """Parameters that validation batches move in a stage that alternates; training batches leave them alone there."""
+        """Parameters that validation batches move in a stage that alternates; training batches leave them alone
+        there."""
         return []
 
     @classmethod
     def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:
-        """Changes rows in place after a training step (pruning on a schedule). Called once for all tables of the method.
+        """Changes rows in place after a training step (pruning on a schedule). Called once for all tables of the
+        method.
 
         Args:
             methods: the method of each table that is stored by it.
@@ -261,8 +273,8 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def settle(cls, methods: Sequence[Self], rows: LocalRows) -> None:
-        """Makes rows what will be served (pruned to the budget, codes refreshed). Called before each evaluation, checkpoint
-        choice and packing in the last stage; idempotent."""
+        """Makes rows what will be served (pruned to the budget, codes refreshed). Called before each evaluation,
+        checkpoint choice and packing in the last stage; idempotent."""
 
     @classmethod
     def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
@@ -271,7 +283,8 @@ class Method(nn.Module, ABC):
         Args:
             methods: the method of each table that is stored by it.
             rows: what this process holds.
-            score: of the model with the methods as they stand now (they may set masks on themselves between calls); None where there is no model, as in `build_table`: then choose by the budget alone.
+            score: of the model with the methods as they stand now (they may set masks on themselves between calls);
+                None where there is no model, as in `build_table`: then choose by the budget alone.
         """
         raise NotImplementedError(f"{cls.__name__} has one stage")
 
@@ -286,8 +299,9 @@ class Method(nn.Module, ABC):
     def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
         """Shares serving bytes between the tables of a collection that are stored by this method.
 
-        The default gives every table the same share of its plain bytes. A method with a better rule (dims by popularity, ranks
-        by size) returns specs with options or budgets of its own; the sum of serving bytes must stay within `nbytes`.
+        The default gives every table the same share of its plain bytes. A method with a better rule (dims by
+        popularity, ranks by size) returns specs with options or budgets of its own; the sum of serving bytes must stay
+        within `nbytes`.
 
         Raises:
             BudgetError: it can't be done; states the floor.
@@ -374,10 +388,12 @@ def _refuse_no_vocabulary(spec: TableSpec, method: type[Method]) -> None:
     if not method.takes_token_ids:
         able = [name for name in registered_methods() if method_class(name).takes_token_ids]
         raise ConfigError(
-            f"{why}, but method '{spec.method}' needs one, for the number of ids, their counts or their order. Use a method that hashes "
+            f"{why}, but method '{spec.method}' needs one, for the number of ids, their counts or their order. Use a "
+            "method that hashes "
             f"ids ({', '.join(able)}) with a number of rows, or prepare the column with a vocabulary"
         )
     if spec.budget is not None:
         raise ConfigError(
-            f"{why}, so there is no plain table that its budget {spec.budget} could be a share of; give the number of rows in its place"
+            f"{why}, so there is no plain table that its budget {spec.budget} could be a share of; give the number of "
+            "rows in its place"
         )

@@ -1,4 +1,5 @@
-"""What becomes of tables when a model that they are part of is cast or moved, or made under other defaults than torch's."""
+"""What becomes of tables when a model that they are part of is cast or moved, or made under other defaults than
+torch's."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,13 +26,15 @@ def keeping_types(change: Change, *, device: torch.device) -> Change:
     probe = change(torch.zeros(1, device=device))
     if probe.device.type == "cpu" and probe.is_shared():  # type: ignore[no-untyped-call]
         raise ConfigError(
-            "rows can't be put into shared memory with a model, so processes would train copies of their own; give the tables a "
+            "rows can't be put into shared memory with a model, so processes would train copies of their own; give "
+            "the tables a "
             "Sharding over the processes, or train in one"
         )
     is_elsewhere = probe.device.type != device.type or (device.index is not None and probe.device != device)
     if is_elsewhere and probe.device.type != "meta":
         raise ConfigError(
-            f"these tables' rows are on '{device}' and can't be moved to '{probe.device}' with a model; make the tables with "
+            f"these tables' rows are on '{device}' and can't be moved to '{probe.device}' with a model; make the "
+            "tables with "
             f"tier=RowTier(device='{probe.device}'), and move the rest of the model"
         )
     if probe.dtype == torch.float32:
@@ -45,8 +48,8 @@ def keeping_types(change: Change, *, device: torch.device) -> Change:
 
 @contextmanager
 def own_defaults() -> Iterator[None]:
-    """Makes tensors as torch does by itself, whatever the caller has set for the model around: `torch.set_default_dtype`, a `torch.device`
-    block, inference mode. Rows are fp32 and where their tier says."""
+    """Makes tensors as torch does by itself, whatever the caller has set for the model around:
+    `torch.set_default_dtype`, a `torch.device` block, inference mode. Rows are fp32 and where their tier says."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

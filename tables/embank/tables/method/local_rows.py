@@ -1,4 +1,5 @@
-"""What methods are given besides their specs, between the steps of a training: the rows of this process, and a score of the model."""
+"""What methods are given besides their specs, between the steps of a training: the rows of this process, and a score of
+the model."""
 
 from abc import ABC, abstractmethod
 from typing import Protocol

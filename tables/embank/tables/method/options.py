@@ -1,4 +1,5 @@
-"""The options of methods: of the right class, every value of the type that its class states, and alike where they act for all tables."""
+"""The options of methods: of the right class, every value of the type that its class states, and alike where they act
+for all tables."""
 
 import math
 from collections.abc import Sequence
@@ -32,8 +33,8 @@ def options_of(spec: TableSpec, config: type[Config]) -> Config:
         config: the method's `Config`.
 
     Raises:
-        ConfigError: the options are another method's, or a value is of another type than the class states; names table, option
-            and value.
+        ConfigError: the options are another method's, or a value is of another type than the class states; names table,
+            option and value.
     """
     options = spec.options if spec.options is not None else config()
     if not isinstance(options, config):
@@ -46,7 +47,8 @@ def options_of(spec: TableSpec, config: type[Config]) -> Config:
 
 
 def refuse_wrong_types(options: Any, *, where: str = "", prefix: str = "") -> None:
-    """Refuses values of another type than their dataclass states: a text, a boolean or 5.0 for a whole number, NaN for any.
+    """Refuses values of another type than their dataclass states: a text, a boolean or 5.0 for a whole number, NaN for
+    any.
 
     Args:
         options: an instance of a dataclass; those that it holds are checked as well. Anything else passes.
@@ -80,7 +82,8 @@ def refuse_differing(methods: Sequence["Method"]) -> None:
                 other = getattr(method.options(), name)
                 if other != value:
                     raise ConfigError(
-                        f"table '{first.spec.name}' has {name} {value} and table '{method.spec.name}' has {name} {other}, but method "
+                        f"table '{first.spec.name}' has {name} {value} and table '{method.spec.name}' has {name} "
+                        f"{other}, but method "
                         f"'{first.spec.method}' acts on all of its tables at once; give them one {name}"
                     )
 

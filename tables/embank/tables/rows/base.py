@@ -25,9 +25,10 @@ class RowOptimizer:
     """How rows are updated. Only rows that a batch looked up are touched, duplicates summed first.
 
     Args:
-        name: "sgd": w -= lr g. "adagrad": s += g**2, w -= lr g / (sqrt(s) + eps), per element (Duchi et al., JMLR 2011).
-            "rowwise_adagrad": the same with one s per row, the mean of g**2 over the row. "adam": lazy Adam
-            (Kingma and Ba, ICLR 2015; moments of untouched rows stay, bias correction by global step), torch backend only.
+        name: "sgd": w -= lr g. "adagrad": s += g**2, w -= lr g / (sqrt(s) + eps), per element (Duchi et al., JMLR
+            2011). "rowwise_adagrad": the same with one s per row, the mean of g**2 over the row. "adam": lazy Adam
+            (Kingma and Ba, ICLR 2015; moments of untouched rows stay, bias correction by global step), torch backend
+            only.
         lr: learning rate.
         eps: added to the denominator.
         betas: Adam's decay rates.
@@ -63,13 +64,14 @@ class RowTier:
     """Where rows and their optimizer state are held.
 
     Args:
-        name: "device": memory of the device. "host": memory of the host, the same on a CPU. "disk": memory-mapped files, which
-            may exceed memory.
+        name: "device": memory of the device. "host": memory of the host, the same on a CPU. "disk": memory-mapped
+            files, which may exceed memory.
         directory: for "disk": where the files go; they are created, and removed when the store ends.
-        prefetch: whether `RowStore.prefetch` fetches rows ahead of their use: pages of the disk, rows of the host for a GPU.
+        prefetch: whether `RowStore.prefetch` fetches rows ahead of their use: pages of the disk, rows of the host for a
+            GPU.
         device: where lookups come out: "cpu", "cuda" or "cuda:N".
-        cache_load_factor: for "host" under FBGEMM on a GPU: the share of rows that its cache in device memory has room for;
-            0 goes without.
+        cache_load_factor: for "host" under FBGEMM on a GPU: the share of rows that its cache in device memory has room
+            for; 0 goes without.
     """
 
     name: Literal["device", "host", "disk"] = "device"
@@ -110,11 +112,12 @@ class RowTier:
 
 
 class RowStore(nn.Module, ABC):
-    """Rows of several physical tables (or of the parts of them that this process holds), looked up together with sum pooling.
+    """Rows of several physical tables (or of the parts of them that this process holds), looked up together with sum
+    pooling.
 
-    Rows are no parameters of the module: its own optimizer updates them, once for each backward pass that reaches a lookup. What a
-    backward pass leaves to do (a projection, an update of what is on its way) is done by `update`, or at the latest before rows are
-    looked up, read or saved again.
+    Rows are no parameters of the module: its own optimizer updates them, once for each backward pass that reaches a
+    lookup. What a backward pass leaves to do (a projection, an update of what is on its way) is done by `update`, or at
+    the latest before rows are looked up, read or saved again.
 
     Legend: S bags per lookup, K lookups, D_k width of lookup k's table.
 
@@ -158,17 +161,19 @@ class RowStore(nn.Module, ABC):
             offsets: int64 [K * S + 1], where each bag starts in `indices`.
 
         Returns:
-            [S, sum D_k], the lookups side by side. Backward updates the rows; several lookups of one backward pass one after the
-            other.
+            [S, sum D_k], the lookups side by side. Backward updates the rows; several lookups of one backward pass one
+            after the other.
         """
 
     def parts(self, indices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
-        """What `forward` returns, but one tensor [S, D_k] for each lookup: where a store has several kernels, nothing is copied."""
+        """What `forward` returns, but one tensor [S, D_k] for each lookup: where a store has several kernels, nothing
+        is copied."""
         split: tuple[Tensor, ...] = torch.split(self(indices, offsets), self.dims, dim=1)
         return split
 
     def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
-        """A hint that `forward` will be called with these very tensors soon, in the order of the hints. Never changes results.
+        """A hint that `forward` will be called with these very tensors soon, in the order of the hints. Never changes
+        results.
 
         Args:
             indices, offsets: as `forward` takes them; not to be written to until then.

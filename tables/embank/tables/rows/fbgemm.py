@@ -1,8 +1,9 @@
 """Row storage on FBGEMM's training kernels, optimizer fused into the backward pass.
 
-All lookups go into one kernel call where their dims allow: FBGEMM wants widths that are multiples of 4, so odd widths are
-padded with zeros, which stay zero, and sliced off. Row-wise Adagrad averages over the padded width; tables with different
-ratios of real to padded width therefore get kernels of their own (see `rowwise_scale`). So does a table that is looked up several
+All lookups go into one kernel call where their dims allow: FBGEMM wants widths that are multiples of 4, so odd widths
+are padded with zeros, which stay zero, and sliced off. Row-wise Adagrad averages over the padded width; tables with
+different ratios of real to padded width therefore get kernels of their own (see `rowwise_scale`). So does a table that
+is looked up several
 times: as one lookup of so many times the bags, which FBGEMM does on a CPU in about half the time.
 """
 
@@ -85,8 +86,8 @@ class _Kernel(nn.Module):
             **({"device": torch.device(space.tier.device)} if space.tier.on_gpu else {}),
             **({} if self.place.cache_load_factor is None else {"cache_load_factor": self.place.cache_load_factor}),
         )
-        # In a tuple, so that it is no submodule: rows are no parameters of a model, which an optimizer, a change of dtype or
-        # DistributedDataParallel would take for their own.
+        # In a tuple, so that it is no submodule: rows are no parameters of a model, which an optimizer, a change of
+        # dtype or DistributedDataParallel would take for their own.
         self.inner = (tbe,)
         for whole in self.tbe.split_embedding_weights() if space.tier.on_gpu else ():
             whole.zero_()  # padding too
@@ -139,7 +140,8 @@ class _Kernel(nn.Module):
         return torch.cat(torch.split(out, self.pieces, dim=1)[::2], dim=1)
 
     def _merged(self, indices: Tensor, offsets: Tensor) -> Tensor:
-        """Lookups of one table side by side. Where every bag holds one id, these are taken sample by sample, so that the rows come out
+        """Lookups of one table side by side. Where every bag holds one id, these are taken sample by sample, so that
+        the rows come out
         in their places: putting ids in order costs less than rows, and rows are moved twice."""
         if not self._has_one_id_each(offsets) or self.widths[0] != self.pieces[0]:
             return torch.cat(self.parts(indices, offsets), dim=1)
@@ -198,7 +200,8 @@ class _Kernel(nn.Module):
         return {name: {"sum": view} for name, view in zip(names, views, strict=True)}
 
     def held_tensors(self) -> list[Tensor]:
-        """Everything that is held for rows and their optimizer state: FBGEMM's caches, their maps and its constants included."""
+        """Everything that is held for rows and their optimizer state: FBGEMM's caches, their maps and its constants
+        included."""
         return [*self.flat.values(), *tensors_of(self.tbe)]
 
 
@@ -245,13 +248,15 @@ class FbgemmRows(RowStore):
         placement(self.tier)
         if self.optimizer.name not in _OPTIMIZERS:
             raise ConfigError(
-                f"the fbgemm backend has no '{self.optimizer.name}' for rows here; use {', '.join(_OPTIMIZERS)}, or backend='torch'"
+                f"the fbgemm backend has no '{self.optimizer.name}' for rows here; use {', '.join(_OPTIMIZERS)}, or "
+                "backend='torch'"
             )
         for shard in self.shards:
             name = shard.table.name
             if shard.num_columns > MAX_DIM:
                 raise ConfigError(
-                    f"table '{name}' has rows of width {shard.num_columns}; the fbgemm backend takes at most {MAX_DIM}. "
+                    f"table '{name}' has rows of width {shard.num_columns}; the fbgemm backend takes at most "
+                    f"{MAX_DIM}. "
                     "Use a smaller dim or backend='torch'"
                 )
             if shard.num_rows > MAX_ROWS:

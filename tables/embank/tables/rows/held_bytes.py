@@ -12,7 +12,8 @@ def distinct_nbytes(tensors: Iterable[Tensor]) -> int:
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
-    """The parameters and buffers of a module, and tensors that are its public attributes (private ones are left from batches)."""
+    """The parameters and buffers of a module, and tensors that are its public attributes (private ones are left from
+    batches)."""
     plain = [
         value
         for part in module.modules()

@@ -1,8 +1,9 @@
-"""How staged rows travel between the host and the device that looks them up: on streams beside the one that computes, or not at all.
+"""How staged rows travel between the host and the device that looks them up: on streams beside the one that computes,
+or not at all.
 
-A lane hides streams and pinned memory from `staged`: with a GPU, copies run beside the computation and events order them; on a
-CPU nothing is copied and everything has happened when a call returns. Host memory that takes part in a copy is pinned; torch's
-allocator of pinned memory does not give a block away before the copies that use it have ended.
+A lane hides streams and pinned memory from `staged`: with a GPU, copies run beside the computation and events order
+them; on a CPU nothing is copied and everything has happened when a call returns. Host memory that takes part in a copy
+is pinned; torch's allocator of pinned memory does not give a block away before the copies that use it have ended.
 """
 
 from typing import Protocol

@@ -13,8 +13,8 @@ from embank.tables.rows.disk.mapped import MappedFile
 
 _ZEROS = 2**20
 _LARGE = 32 * 2**20
-"""Bytes from which on memory is asked for in huge pages: rows of a batch lie all over a large table, and with small pages nearly
-each of them would cost a walk through the page table besides."""
+"""Bytes from which on memory is asked for in huge pages: rows of a batch lie all over a large table, and with small
+pages nearly each of them would cost a walk through the page table besides."""
 
 
 class RowSpace:

@@ -1,17 +1,17 @@
 """Rows in the host's memory or in mapped files, looked up and updated on a device that has no room for all of them.
 
-The torch path for a GPU. Only the distinct rows of a batch, with their optimizer state, travel: a thread gathers them from the
-host into pinned memory and copies them in on a stream of their own, lookup and update run on the device, and the thread
-writes the updated rows back while the next batch computes. Only what a copy engine reads must be pinned, so the tables
-themselves lie in ordinary memory and may be larger than what can be pinned.
+The torch path for a GPU. Only the distinct rows of a batch, with their optimizer state, travel: a thread gathers them
+from the host into pinned memory and copies them in on a stream of their own, lookup and update run on the device, and
+the thread writes the updated rows back while the next batch computes. Only what a copy engine reads must be pinned, so
+the tables themselves lie in ordinary memory and may be larger than what can be pinned.
 
-Order. One thread gathers and writes back, in the order in which it is asked to. A batch that was announced early may be gathered
-before an update of rows that it shares; what that update made of them is still on the device, and is copied over the stale
-rows before the lookup, update after update. A batch that was not announced is gathered after all updates so far. So a lookup always sees
-every update before it, and prefetch on and off give the same bits.
+Order. One thread gathers and writes back, in the order in which it is asked to. A batch that was announced early may be
+gathered before an update of rows that it shares; what that update made of them is still on the device, and is copied
+over the stale rows before the lookup, update after update. A batch that was not announced is gathered after all updates
+so far. So a lookup always sees every update before it, and prefetch on and off give the same bits.
 
-Tables that somebody else writes to, through what `weights` and `optimizer_state` return, are seen to have changed by their version counters:
-what was gathered before is gathered again.
+Tables that somebody else writes to, through what `weights` and `optimizer_state` return, are seen to have changed by
+their version counters: what was gathered before is gathered again.
 """
 
 import threading
@@ -78,11 +78,12 @@ class _Batch:
 class StagedRows(RowStore):
     """Rows on the host, looked up on a device; see the module. `update` applies sparse updates as `TorchRows` does.
 
-    It has a `TorchRows` on the host, whose arithmetic it uses. `forward` takes host tensors and returns device tensors. The
-    device holds the distinct rows of announced batches, and those of updates that these have not seen.
+    It has a `TorchRows` on the host, whose arithmetic it uses. `forward` takes host tensors and returns device tensors.
+    The device holds the distinct rows of announced batches, and those of updates that these have not seen.
 
-    An update that a backward pass leaves is applied by `update`, or before the next lookup. What `weights` and `optimizer_state`
-    return is up to date until the next update, and may be written to at any time by torch's own operations.
+    An update that a backward pass leaves is applied by `update`, or before the next lookup. What `weights` and
+    `optimizer_state` return is up to date until the next update, and may be written to at any time by torch's own
+    operations.
 
     Args:
         tier: "host" (or "device", the same on a CPU) or "disk"; its device may be "cpu", where nothing is copied.
@@ -209,7 +210,8 @@ class StagedRows(RowStore):
     def _take_gradient(self, batch: _Batch, leaf: Tensor) -> None:
         if batch not in self.alive:
             raise WorkError(
-                "a backward pass has reached a lookup of staged rows whose update is done; look the ids up again for each update"
+                "a backward pass has reached a lookup of staged rows whose update is done; look the ids up again for "
+                "each update"
             )
         if batch not in self.with_grad:
             self.with_grad.append(batch)

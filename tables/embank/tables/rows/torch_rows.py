@@ -23,8 +23,8 @@ class TorchRows(RowStore):
     """Rows in torch tensors with sparse gradients, applied as soon as a backward pass has them.
 
     Args:
-        is_replica: rows are parameters with dense gradients, so that `DistributedDataParallel` can average these over processes, and
-            `update` applies them. Rows whose gradient is 0 throughout count as not looked up.
+        is_replica: rows are parameters with dense gradients, so that `DistributedDataParallel` can average these over
+            processes, and `update` applies them. Rows whose gradient is 0 throughout count as not looked up.
     """
 
     def __init__(
@@ -88,10 +88,12 @@ class TorchRows(RowStore):
         return torch.cat(outputs, dim=1)
 
     def _leaves(self) -> list[Tensor]:
-        """Rows as one lookup's graph begins with them. Views of their own: gradients of other lookups are not added to theirs."""
+        """Rows as one lookup's graph begins with them. Views of their own: gradients of other lookups are not added to
+        theirs."""
         if self.is_replica or not torch.is_grad_enabled():
             return list(self.replicas or self.rows)
-        # Not `detach`: with a version counter in common, the update of one lookup would break the backward pass of another.
+        # Not `detach`: with a version counter in common, the update of one lookup would break the backward pass of
+        # another.
         leaves = [rows.data.requires_grad_() for rows in self.rows]
         for table, leaf in enumerate(leaves):
             leaf.register_post_accumulate_grad_hook(partial(self._take_gradient, table))  # type: ignore[no-untyped-call]

@@ -3,7 +3,8 @@
 A bundle is a folder that is written once and never changed:
 
     manifest.json          versions; of each table its name, shape, features, method, packed class and plain attributes;
-                           the output's keys; what the tables were trained as (options, budget, number of ids); the caller's facts
+                           the output's keys; what the tables were trained as (options, budget, number of ids); the
+                           caller's facts
     tables.safetensors     the tensors of all packed tables, each once, however many tables share it
     network.safetensors    parameters and buffers of the network, if there is one
     checksums.json         SHA-256 and bytes of each file
@@ -108,20 +109,23 @@ def save_bundle(
 ) -> None:
     """Writes tables in their inference form; at every moment either nothing or all of it is at `folder`.
 
-    Rows are settled first (see `Method.settle`), and written from where they are: only those that are padded in memory are copied.
+    Rows are settled first (see `Method.settle`), and written from where they are: only those that are padded in memory
+    are copied.
 
     Args:
         folder: must not exist yet.
         tables: in the last stage of their methods.
-        network: parameters and buffers of the model that reads the tables, by name. What belongs to the tables is left out, so
-            that the `state_dict` of a model that contains them will do.
+        network: parameters and buffers of the model that reads the tables, by name. What belongs to the tables is left
+            out, so that the `state_dict` of a model that contains them will do.
         facts: what else a reader must know, as JSON.
 
     Raises:
         CheckpointError: the folder exists.
-        ConfigError: a table is not in its last stage, rows are sharded, the facts are no JSON, the network holds something else than
-            tensors or the rows of other tables, or a method keeps its packed class in another module.
-        WorkError: rows are not finite, or the bundle can't be written (full disk, no permission); nothing is left behind.
+        ConfigError: a table is not in its last stage, rows are sharded, the facts are no JSON, the network holds
+            something else than tensors or the rows of other tables, or a method keeps its packed class in another
+            module.
+        WorkError: rows are not finite, or the bundle can't be written (full disk, no permission); nothing is left
+            behind.
     """
     folder = Path(folder)
     refuse_no_tables(tables, doing="save_bundle")
@@ -186,7 +190,8 @@ def _written(folder: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         refuse_exhausted(error, doing=f"writing the bundle '{folder}'")
         raise WorkError(
-            f"the bundle '{folder}' can't be written: {cause_of(error)}. Nothing was left behind; make room or choose another folder"
+            f"the bundle '{folder}' can't be written: {cause_of(error)}. Nothing was left behind; make room or choose "
+            "another folder"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -197,7 +202,8 @@ def _entry(spec: TableSpec, pack: PackedTable, stored: "_Stored") -> TableEntry:
     packed = path_of(cls)
     if packed_class(spec.method, packed) is not cls:
         raise ConfigError(
-            f"table '{spec.name}': the packed form {packed} is not in the package of method '{spec.method}', where a bundle looks "
+            f"table '{spec.name}': the packed form {packed} is not in the package of method '{spec.method}', where a "
+            "bundle looks "
             "for it; define it there, at the top of a module"
         )
     return TableEntry(
@@ -241,8 +247,8 @@ def load_bundle(path: str | Path, *, verify: bool = True) -> PackedCollection:
 
     Args:
         path: what `save_bundle`, a training run or `embank export` wrote.
-        verify: False skips the SHA-256 of the files, which reads all of them (their sizes are checked in any case); for tables
-            that are larger than what is looked up.
+        verify: False skips the SHA-256 of the files, which reads all of them (their sizes are checked in any case); for
+            tables that are larger than what is looked up.
 
     Raises:
         CheckpointError: no bundle, or one that is damaged, of another version, or needs a method that is not installed.
@@ -299,24 +305,30 @@ class Bundle:
             return
         inside = f"; the run's bundle is '{self.path / 'bundle'}'" if is_bundle(self.path / "bundle") else ""
         raise CheckpointError(
-            f"'{self.path}' holds no bundle: it has no {MANIFEST}{inside or '. Give a folder that embank export or save_bundle wrote'}"
+            f"'{self.path}' holds no bundle: it has no "
+            f"{MANIFEST}{inside or '. Give a folder that embank export or save_bundle wrote'}"
         )
 
     def _refuse_other_versions(self, manifest: Mapping[str, Any]) -> None:
         if manifest.get("format") != FORMAT:
             raise CheckpointError(
-                f"'{self.path / MANIFEST}' is not a bundle's: its format is {manifest.get('format')!r}, not {FORMAT!r}. "
+                f"'{self.path / MANIFEST}' is not a bundle's: its format is {manifest.get('format')!r}, not "
+                f"{FORMAT!r}. "
                 "Give a folder that embank export or save_bundle wrote"
             )
         if manifest.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
-                f"bundle '{self.path}' has format version {manifest.get('format_version')}; embank {embank_version()} reads version "
-                f"{FORMAT_VERSION}. Load it with the embank that wrote it ({self.embank_version}), or export it again with this one"
+                f"bundle '{self.path}' has format version {manifest.get('format_version')}; embank {embank_version()} "
+                "reads version "
+                f"{FORMAT_VERSION}. Load it with the embank that wrote it ({self.embank_version}), or export it again "
+                "with this one"
             )
         if manifest.get("hash_version") != HASH_VERSION:
             raise CheckpointError(
-                f"bundle '{self.path}' was addressed by hash version {manifest.get('hash_version')}; embank {embank_version()} has version "
-                f"{HASH_VERSION}, which gives ids other rows. Load it with the embank that wrote it ({self.embank_version}), or train again"
+                f"bundle '{self.path}' was addressed by hash version {manifest.get('hash_version')}; embank "
+                f"{embank_version()} has version "
+                f"{HASH_VERSION}, which gives ids other rows. Load it with the embank that wrote it "
+                f"({self.embank_version}), or train again"
             )
         version = manifest.get("token_hash_version")
         refuse_other_token_hash(version, what=f"bundle '{self.path}'", error=CheckpointError)
@@ -353,7 +365,8 @@ class Bundle:
             return tensors[stored.key].view(tuple(stored.shape))
         except (RuntimeError, TypeError) as error:
             raise CheckpointError(
-                f"'{self.path / MANIFEST}' is damaged: '{stored.key}' has {tensors[stored.key].numel():,} numbers, not shape {stored.shape}. {_CURE}"
+                f"'{self.path / MANIFEST}' is damaged: '{stored.key}' has {tensors[stored.key].numel():,} numbers, "
+                f"not shape {stored.shape}. {_CURE}"
             ) from error
 
     def _pack(self, entry: TableEntry, tensors: Mapping[str, Tensor]) -> PackedTable:
@@ -361,11 +374,13 @@ class Bundle:
             cls = packed_class(entry.method, entry.packed)
         except ConfigError as error:
             raise CheckpointError(
-                f"table '{entry.name}' of bundle '{self.path}' can't be loaded: {error}. Install the package that has the method"
+                f"table '{entry.name}' of bundle '{self.path}' can't be loaded: {error}. Install the package that has "
+                "the method"
             ) from error
         if cls is None:
             raise CheckpointError(
-                f"table '{entry.name}' of bundle '{self.path}' is a {entry.packed}, which method '{entry.method}' no longer has. "
+                f"table '{entry.name}' of bundle '{self.path}' is a {entry.packed}, which method '{entry.method}' no "
+                "longer has. "
                 f"Load it with the embank that wrote it ({self.embank_version}), or export it again with this one"
             )
         own = {name: self._shaped(tensors, stored) for name, stored in entry.tensors.items()}

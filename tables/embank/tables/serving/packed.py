@@ -41,7 +41,8 @@ class PackedCollection(nn.Module):
         self.dims = [spec.embedding_dim for spec in specs for _ in spec.feature_names]
 
     def get_extra_state(self) -> Tensor:
-        """What the tensors in a `state_dict` belong to: their tables, and the plain attributes of their packed forms."""
+        """What the tensors in a `state_dict` belong to: their tables, and the plain attributes of their packed
+        forms."""
         return as_tensor({"tables": self._facts()}, form=FORM)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -54,7 +55,8 @@ class PackedCollection(nn.Module):
         wrong = [name for name in mine if name in saved and saved[name] != mine[name]]
         if wrong:
             raise CheckpointError(
-                f"the state_dict is of other packed tables: '{wrong[0]}' was {saved[wrong[0]]} and is {mine[wrong[0]]} here. Load the "
+                f"the state_dict is of other packed tables: '{wrong[0]}' was {saved[wrong[0]]} and is "
+                f"{mine[wrong[0]]} here. Load the "
                 "bundle that it was made from"
             )
 
@@ -114,10 +116,12 @@ class PackedCollection(nn.Module):
 
 @torch.no_grad()
 def pack_collection(tables: TableCollection) -> PackedCollection:
-    """The inference form of a collection, settled. It may share memory with the collection's rows, which stay as they are.
+    """The inference form of a collection, settled. It may share memory with the collection's rows, which stay as they
+    are.
 
     Raises:
-        ConfigError: a table is not in the last stage of its method, its schedule was not followed (`Tables.step`), or rows are sharded.
+        ConfigError: a table is not in the last stage of its method, its schedule was not followed (`Tables.step`), or
+            rows are sharded.
     """
     refuse_no_tables(tables, doing="pack_collection")
     tables.refuse_packing_parts()
@@ -126,7 +130,8 @@ def pack_collection(tables: TableCollection) -> PackedCollection:
         spec, stages = method.spec, method.stages
         if spec.stage + 1 < len(stages):
             raise ConfigError(
-                f"table '{spec.name}' (method '{spec.method}') is in stage '{stages[spec.stage].name}', {spec.stage + 1} of "
+                f"table '{spec.name}' (method '{spec.method}') is in stage '{stages[spec.stage].name}', "
+                f"{spec.stage + 1} of "
                 f"{len(stages)}; only the last one is served. Train it to the end first"
             )
     return PackedCollection(tables.specs, tables.packs())

@@ -1,7 +1,8 @@
-"""How a packed table is found and made again from what was saved of it. Nothing that a file names is imported or called.
+"""How a packed table is found and made again from what was saved of it. Nothing that a file names is imported or
+called.
 
-A file names a method and a class. The method comes from the registry; the class must be one of the packed tables that the
-method's package has defined by then.
+A file names a method and a class. The method comes from the registry; the class must be one of the packed tables that
+the method's package has defined by then.
 """
 
 import sys
@@ -22,7 +23,8 @@ def path_of(cls: type) -> str:
 
 
 def packed_class(method: str, path: str) -> type[PackedTable] | None:
-    """The packed class "package.module.Class" of a method's package; None if there is none. No module is imported for it.
+    """The packed class "package.module.Class" of a method's package; None if there is none. No module is imported for
+    it.
 
     Raises:
         ConfigError: there is no such method.

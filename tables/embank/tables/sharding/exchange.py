@@ -1,4 +1,5 @@
-"""TorchRec's sharded collection with embank's row stores as its lookups: the extension that its "customized kernel" is meant for."""
+"""TorchRec's sharded collection with embank's row stores as its lookups: the extension that its "customized kernel" is
+meant for."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -83,7 +84,8 @@ class ShardedCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
         """Nothing: the stores have their initial values."""
 
     def announce(self, received: Sequence[KeyedJaggedTensor]) -> None:
-        """Tells the row stores what they are going to look up: the ids that have come in, for each kind of placement."""
+        """Tells the row stores what they are going to look up: the ids that have come in, for each kind of
+        placement."""
         for lookup, ids in zip(self._lookups, received, strict=True):
             lookup.announce(ids)
 

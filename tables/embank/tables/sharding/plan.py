@@ -1,7 +1,7 @@
 """A sharding plan: which process holds which part of each physical table. Data that can be read, edited and printed.
 
-The planner here needs sizes and expected lookups only: it allocates nothing and starts nothing, so the plan for a thousand
-ranks is made on a laptop.
+The planner here needs sizes and expected lookups only: it allocates nothing and starts nothing, so the plan for a
+thousand ranks is made on a laptop.
 """
 
 import json
@@ -86,7 +86,8 @@ class Plan:
             wrong = [rank for rank in placement.ranks if not 0 <= rank < self.world_size]
             if wrong:
                 raise ConfigError(
-                    f"the plan puts table '{name}' on rank {wrong[0]} of {self.world_size}; use 0 .. {self.world_size - 1}"
+                    f"the plan puts table '{name}' on rank {wrong[0]} of {self.world_size}; use 0 .. "
+                    f"{self.world_size - 1}"
                 )
             wanted = {"table_wise": len(placement.ranks) == 1, "column_wise": len(placement.ranks) >= 1}
             if not wanted.get(placement.kind, not placement.ranks):
@@ -145,7 +146,8 @@ class Plan:
 
 
 def row_range(table: PhysicalTable, rank: int, world_size: int) -> tuple[int, int]:
-    """Places that a rank holds of a row-wise table: blocks of equal size, the last ones shorter, as TorchRec cuts them."""
+    """Places that a rank holds of a row-wise table: blocks of equal size, the last ones shorter, as TorchRec cuts
+    them."""
     places = num_places(table.num_embeddings)
     block = -(-places // world_size)
     return min(places, rank * block), min(places, (rank + 1) * block)
@@ -202,7 +204,8 @@ def check_plan(plan: Plan, loads: Sequence[Load], *, optimizer: str) -> None:
         table, placement = load.table, plan.placement(load.table.name)
         if placement.kind == "data_parallel" and optimizer == "adam":
             raise ConfigError(
-                f"the plan replicates table '{table.name}', whose optimizer is a lazy adam: replicas don't know which rows were "
+                f"the plan replicates table '{table.name}', whose optimizer is a lazy adam: replicas don't know which "
+                "rows were "
                 "looked up. Use table_wise or row_wise"
             )
         if placement.kind != "column_wise":
@@ -219,7 +222,8 @@ def check_plan(plan: Plan, loads: Sequence[Load], *, optimizer: str) -> None:
             )
         if optimizer == "rowwise_adagrad" and pieces > 1:
             raise ConfigError(
-                f"table '{table.name}' can't be column_wise with rowwise_adagrad: each piece would keep a row statistic of its "
+                f"table '{table.name}' can't be column_wise with rowwise_adagrad: each piece would keep a row "
+                "statistic of its "
                 "own, so results would depend on the number of ranks. Use row_wise, or table_optimizer adagrad or sgd"
             )
 
@@ -234,9 +238,9 @@ def make_plan(
 ) -> Plan:
     """Our plan: small tables replicated, large ones row-wise, the rest whole on the rank with the least to do.
 
-    A table is large if its bytes or its lookups exceed a rank's fair share. Whole tables are dealt largest first to the rank
-    whose larger share (of all bytes, of all lookups) stays smallest. If a rank's memory is too small, the largest whole table
-    on the fullest rank is cut into rows until all fit.
+    A table is large if its bytes or its lookups exceed a rank's fair share. Whole tables are dealt largest first to the
+    rank whose larger share (of all bytes, of all lookups) stays smallest. If a rank's memory is too small, the largest
+    whole table on the fullest rank is cut into rows until all fit.
 
     Args:
         loads: the physical tables.
@@ -282,8 +286,10 @@ def _refuse(loads: Sequence[Load], held: int, memory_per_rank: int, world_size: 
     total = sum(load.nbytes for load in loads)
     raise ConfigError(
         f"the tables don't fit: {held:,} bytes on a rank, the limit is {memory_per_rank:,} bytes; the largest table is "
-        f"'{largest.table.name}' with {largest.nbytes:,} bytes ({largest.table.num_embeddings:,} rows). All tables together have "
-        f"{total:,} bytes: use at least {-(-total // memory_per_rank)} ranks instead of {world_size}, a smaller budget, or the disk tier"
+        f"'{largest.table.name}' with {largest.nbytes:,} bytes ({largest.table.num_embeddings:,} rows). All tables "
+        "together have "
+        f"{total:,} bytes: use at least {-(-total // memory_per_rank)} ranks instead of {world_size}, a smaller "
+        "budget, or the disk tier"
     )
 
 

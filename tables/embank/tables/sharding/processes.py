@@ -83,8 +83,9 @@ class Processes:
 
     @torch.no_grad()
     def average_buffers(self, *modules: nn.Module) -> None:
-        """Replaces the floating-point buffers of modules by their means over processes: batch norm's running statistics, say, which
-        each process takes from its own share of a batch. Counts stay each process's own: they don't enter what is served.
+        """Replaces the floating-point buffers of modules by their means over processes: batch norm's running
+        statistics, say, which each process takes from its own share of a batch. Counts stay each process's own: they
+        don't enter what is served.
 
         Call it before the modules are evaluated, saved or packed; all processes must.
         """

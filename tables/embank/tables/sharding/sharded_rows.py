@@ -1,11 +1,12 @@
 """Row storage over several processes: TorchRec moves ids and rows, local row stores hold and update them.
 
-`DistributedModelParallel` gets an `EmbeddingBagCollection` that describes the physical tables (on the meta device: it holds
-nothing) and a sharder whose lookups are our own row stores. So every backend, optimizer and tier works under TorchRec's
-collectives, with the same initial values and the same updates as in one process. Replicated tables are the exception:
-their dense gradients are averaged by `DistributedDataParallel`.
+`DistributedModelParallel` gets an `EmbeddingBagCollection` that describes the physical tables (on the meta device: it
+holds nothing) and a sharder whose lookups are our own row stores. So every backend, optimizer and tier works under
+TorchRec's collectives, with the same initial values and the same updates as in one process. Replicated tables are the
+exception: their dense gradients are averaged by `DistributedDataParallel`.
 
-Gradients are averaged over ranks, as those of dense parameters are: train with the mean loss of each rank's own samples.
+Gradients are averaged over ranks, as those of dense parameters are: train with the mean loss of each rank's own
+samples.
 """
 
 import warnings
@@ -196,7 +197,8 @@ class ShardedRows(RowStore):
             yield from self._module().stores()
 
     def _stride(self, num_bags: int) -> int:
-        """Bags per lookup on every rank. gloo gathers equal sizes only, so row-wise lookups are filled up with empty bags."""
+        """Bags per lookup on every rank. gloo gathers equal sizes only, so row-wise lookups are filled up with empty
+        bags."""
         if "row_wise" not in self.kinds:
             return num_bags
         largest = torch.tensor(num_bags)

@@ -1,9 +1,9 @@
 """Checkpoints: atomic, checksummed, in a format that reshards.
 
 A checkpoint is a folder: rows and row-optimizer state in torch's distributed format (`rows/`), everything replicated
-(network, its optimizer, generator states) in `dense.pt`, the caller's facts in `meta.json`, and `checksums.json` over all
-of them. It is written under a temporary name, synced and renamed, so a crash or a full disk never leaves half of one and
-never harms an earlier one.
+(network, its optimizer, generator states) in `dense.pt`, the caller's facts in `meta.json`, and `checksums.json` over
+all of them. It is written under a temporary name, synced and renamed, so a crash or a full disk never leaves half of
+one and never harms an earlier one.
 """
 
 import io
@@ -49,17 +49,20 @@ def refuse_no_tables(tables: object, *, doing: str) -> None:
     """Raises ConfigError for what is no collection, such as the model around one."""
     if not isinstance(tables, Tables):
         raise ConfigError(
-            f"{doing} takes a collection of tables, not a {type(tables).__name__}; give the TableCollection or SequenceCollection in it"
+            f"{doing} takes a collection of tables, not a {type(tables).__name__}; give the TableCollection or "
+            "SequenceCollection in it"
         )
 
 
 def refuse_non_finite(tables: Tables) -> None:
     """Raises WorkError if a row holds NaN or infinity, naming its table."""
     for name, weight_RD in tables.weights().items():
-        # Not `weight_RD.isfinite()`, whose temporaries take more memory than the rows; a NaN is the smallest and the largest value.
+        # Not `weight_RD.isfinite()`, whose temporaries take more memory than the rows; a NaN is the smallest and the
+        # largest value.
         if weight_RD.numel() and not bool(torch.stack(weight_RD.aminmax()).isfinite().all()):
             raise WorkError(
-                f"rows of table '{name}' are not finite, so nothing was saved; start again with a lower learning rate for rows"
+                f"rows of table '{name}' are not finite, so nothing was saved; start again with a lower learning rate "
+                "for rows"
             )
 
 
@@ -122,7 +125,8 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
         _remove(temporary, processes)
         refuse_exhausted(error, doing=f"writing the checkpoint '{folder}'")
         raise WorkError(
-            f"the checkpoint '{folder}' can't be written: {cause}. Earlier checkpoints are untouched; make room and resume"
+            f"the checkpoint '{folder}' can't be written: {cause}. Earlier checkpoints are untouched; make room and "
+            "resume"
         ) from error
     except BaseException:
         _remove(temporary, processes)
@@ -146,7 +150,8 @@ def _rest(*, dense: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, byt
         torch.load(buffer, weights_only=True, map_location="meta")
     except Exception as error:  # pickle and torch have many types for what they can't do
         raise ConfigError(
-            f"what is saved besides rows (`dense`) can't be loaded again: {cause_of(error)}. Give tensors, numbers, text, lists and dicts"
+            f"what is saved besides rows (`dense`) can't be loaded again: {cause_of(error)}. Give tensors, numbers, "
+            "text, lists and dicts"
         ) from error
     try:
         text = json.dumps({**meta, "format_version": FORMAT_VERSION}, indent=1)
@@ -182,7 +187,8 @@ def verify_checkpoint(folder: str | Path) -> dict[str, Any]:
     meta = read_json(folder / "meta.json")
     if meta.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"checkpoint '{folder}' has format version {meta.get('format_version')}; this embank reads version {FORMAT_VERSION}. Load it "
+            f"checkpoint '{folder}' has format version {meta.get('format_version')}; this embank reads version "
+            f"{FORMAT_VERSION}. Load it "
             "with the embank that wrote it, or train again"
         )
     if not isinstance(meta.get("identity"), dict) or not isinstance(meta["identity"].get("tables"), dict):

@@ -66,7 +66,8 @@ def verify_checksums(
         size = path.stat().st_size
         if size != expected["nbytes"]:
             raise CheckpointError(
-                f"'{path}' has {size:,} bytes where {expected['nbytes']:,} were written; it is truncated or altered. {cure}"
+                f"'{path}' has {size:,} bytes where {expected['nbytes']:,} were written; it is truncated or altered. "
+                f"{cure}"
             )
     if read:
         with ThreadPoolExecutor(_HASH_THREADS) as pool:  # hashing lets go of the interpreter
@@ -163,8 +164,8 @@ def cause_of(error: BaseException, *, folder: Path | None = None) -> str:
 
     Args:
         error: what was raised.
-        folder: where the work was done. Libraries that lose the system's words (torch says "unexpected pos" on a full disk) are
-            made up for by trying to write there.
+        folder: where the work was done. Libraries that lose the system's words (torch says "unexpected pos" on a full
+            disk) are made up for by trying to write there.
     """
     for refusal in _refusals(error):
         if refusal.errno == errno.ENOSPC:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from embank.tables.errors import WorkError
 
 _MEMORY = re.compile(
-    r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|failed to map segment|memory allocation"
+    r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|failed to map segment|memory "
+    r"allocation"
     r"|bad_alloc|malloc of size|realloc of size",
     re.IGNORECASE,
 )
@@ -58,14 +59,18 @@ def out_of(what: str) -> str:
     limit = address_space_limit()
     if limit is not None:
         return (
-            f"out of {what}: this process may use {limit / 2**20:,.0f} MiB of address space (`ulimit -v`), which threads and mapped files "
+            f"out of {what}: this process may use {limit / 2**20:,.0f} MiB of address space (`ulimit -v`), which "
+            "threads and mapped files "
             "take too. Raise the limit."
         )
     if what == "threads":
         return (
             "out of threads: this process may start no more (`ulimit -u`, or its container's limit). Raise the limit."
         )
-    return "out of memory: the machine, or this process's container, has no more. Use a larger one, or smaller batches and tables."
+    return (
+        "out of memory: the machine, or this process's container, has no more. Use a larger one, or smaller "
+        "batches and tables."
+    )
 
 
 def address_space_limit() -> int | None:

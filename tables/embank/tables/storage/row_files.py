@@ -1,8 +1,10 @@
-"""Rows in torch's distributed checkpoint format: written in bounded pieces by the processes that hold them, read back under any plan.
+"""Rows in torch's distributed checkpoint format: written in bounded pieces by the processes that hold them, read back
+under any plan.
 
-A table is saved in pieces of at most `PIECE_NBYTES`, so saving and loading take that much memory, wherever the rows are. Each
-process reads the pieces that hold rows of its own and puts them where its shards want them. A piece is a range of *places*
-(`TableShard`): of row numbers for most tables, of striped places for those that were row-wise when they were saved.
+A table is saved in pieces of at most `PIECE_NBYTES`, so saving and loading take that much memory, wherever the rows
+are. Each process reads the pieces that hold rows of its own and puts them where its shards want them. A piece is a
+range of *places* (`TableShard`): of row numbers for most tables, of striped places for those that were row-wise when
+they were saved.
 """
 
 import warnings
@@ -82,7 +84,8 @@ def read_rows(folder: Path, tensors: Sequence[RowTensor]) -> None:
         tensors: where they go.
 
     Raises:
-        CheckpointError: a tensor is missing, damaged, or has another shape; before anything was changed, unless a file is damaged.
+        CheckpointError: a tensor is missing, damaged, or has another shape; before anything was changed, unless a file
+            is damaged.
     """
     index = read_index(folder)
     for tensor in tensors:
@@ -92,7 +95,8 @@ def read_rows(folder: Path, tensors: Sequence[RowTensor]) -> None:
         expected = replace(tensor, shard=replace(tensor.shard, is_striped=saved.is_striped)).size
         if saved.size != tuple(expected):
             raise CheckpointError(
-                f"the checkpoint in '{folder}' holds '{tensor.name}' with shape {saved.size}, the table here has {tuple(expected)}"
+                f"the checkpoint in '{folder}' holds '{tensor.name}' with shape {saved.size}, the table here has "
+                f"{tuple(expected)}"
             )
     for tensor in tensors:
         saved = index[tensor.name]

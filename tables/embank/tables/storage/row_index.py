@@ -1,6 +1,7 @@
 """Where each piece of a table lies in the files that torch's distributed checkpoint writes: our own index, in JSON.
 
-torch keeps the same in `.metadata`, by pickle, and reading that executes what it says. Nothing that embank loads may execute.
+torch keeps the same in `.metadata`, by pickle, and reading that executes what it says. Nothing that embank loads may
+execute.
 """
 
 import io

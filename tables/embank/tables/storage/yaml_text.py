@@ -1,7 +1,8 @@
-"""YAML as embank reads it everywhere: words stay words, nothing is taken twice, and what can't be read is named with its line.
+"""YAML as embank reads it everywhere: words stay words, nothing is taken twice, and what can't be read is named with
+its line.
 
-Of YAML 1.1's surprises only those are kept that people rely on (`1_000_000`): `no`, `yes`, `on` and `off` are text, and so are dates,
-times (`12:30` is 750 there) and numbers that start with a zero.
+Of YAML 1.1's surprises only those are kept that people rely on (`1_000_000`): `no`, `yes`, `on` and `off` are text, and
+so are dates, times (`12:30` is 750 there) and numbers that start with a zero.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class _Loader(yaml.SafeLoader):
                 spelled = (key.tag, key.value)
                 if spelled in lines:
                     _refuse(
-                        f"the key {shortened(key.value)!r} stands there twice, first in line {lines[spelled]}; remove one",
+                        f"the key {shortened(key.value)!r} stands there twice, first in line {lines[spelled]}; remove "
+                        "one",
                         key.start_mark,
                     )
                 lines[spelled] = key.start_mark.line + 1
@@ -83,7 +85,8 @@ def parse_yaml(text: str, *, origin: str, error: type[EmbankError] = ConfigError
         error: what to raise.
 
     Raises:
-        EmbankError: of the type `error`: it is no YAML, a key stands twice, a number is too long, or values are nested too deeply.
+        EmbankError: of the type `error`: it is no YAML, a key stands twice, a number is too long, or values are nested
+            too deeply.
     """
     try:
         value = _Loader(text).get_single_data()

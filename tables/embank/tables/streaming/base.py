@@ -46,8 +46,8 @@ class Mapped:
 
     Args:
         slots: int64 [N], in 0 .. R - 1.
-        resets: int64, distinct rows that must start anew before these slots are looked up, and after every earlier batch has
-            been trained on.
+        resets: int64, distinct rows that must start anew before these slots are looked up, and after every earlier
+            batch has been trained on.
         draw: which fresh values they get, see `reset_rows`; differs from batch to batch.
         counts: of this batch.
     """
@@ -68,8 +68,10 @@ class VocabularyConfig(Protocol):
 class IdVocabulary(nn.Module, ABC):
     """Rows of one table for ids in 0 .. 2**63 - 1. Row 0 is shared by all ids that have none of their own.
 
-    A module for the sake of `train`, `eval` and `state_dict`; it has no parameters, and its state stays on the CPU. Only in training mode
-    does a batch change it: evaluation admits, evicts and counts nothing. Its state after a batch depends on the batches so far
+    A module for the sake of `train`, `eval` and `state_dict`; it has no parameters, and its state stays on the CPU.
+    Only in training mode
+    does a batch change it: evaluation admits, evicts and counts nothing. Its state after a batch depends on the batches
+    so far
     and nothing else, but on their order too: map batches in the order in which they are trained on.
 
     Args:
@@ -88,7 +90,8 @@ class IdVocabulary(nn.Module, ABC):
         super().__init__()
         if capacity < 2:
             raise ConfigError(
-                f"table '{name}' has {capacity} row; a streaming vocabulary needs the unknown row and one more: give num_embeddings of "
+                f"table '{name}' has {capacity} row; a streaming vocabulary needs the unknown row and one more: give "
+                "num_embeddings of "
                 "at least 2"
             )
         self.name, self.capacity = name, capacity
@@ -157,7 +160,8 @@ class IdVocabulary(nn.Module, ABC):
         """
         if saved["facts"] != self.facts():
             raise CheckpointError(
-                f"the saved vocabulary of table '{self.name}' has {saved['facts']}, the one here {self.facts()}; make it with the "
+                f"the saved vocabulary of table '{self.name}' has {saved['facts']}, the one here {self.facts()}; make "
+                "it with the "
                 "saved options"
             )
         self.step, self.totals = saved["step"], StreamCounts(**saved["totals"])
@@ -169,7 +173,8 @@ class IdVocabulary(nn.Module, ABC):
         ids_N = ids_N.reshape(-1).long()
         if ids_N.numel() and int(ids_N.min()) < 0:
             raise DataError(
-                f"table '{self.name}' was given id {int(ids_N.min())}; ids of a streaming vocabulary are 0 or more, such as those of "
+                f"table '{self.name}' was given id {int(ids_N.min())}; ids of a streaming vocabulary are 0 or more, "
+                "such as those of "
                 "embank.tables.ids.token_hash"
             )
         return ids_N

@@ -41,18 +41,18 @@ class Streamed:
 class StreamingCollection(nn.Module):
     """Vocabularies that learn, before a collection of tables. KeyedJaggedTensor in, KeyedTensor out, as the collection.
 
-    `map` may run ahead of `forward`, in the data loader, as long as batches keep their order: resets wait for the forward pass of
-    their own batch. A checkpoint that is taken while mapped batches wait has learned them already.
+    `map` may run ahead of `forward`, in the data loader, as long as batches keep their order: resets wait for the
+    forward pass of their own batch. A checkpoint that is taken while mapped batches wait has learned them already.
 
     Args:
         tables: the collection; it goes on owning rows, optimizer and methods.
-        vocabularies: by table, the options of its vocabulary. It has the table's features and as many rows as the table. Other
-            tables that look up these features (first-order weights beside embeddings) are served by it too. Features without a
-            vocabulary pass unchanged.
+        vocabularies: by table, the options of its vocabulary. It has the table's features and as many rows as the
+            table. Other tables that look up these features (first-order weights beside embeddings) are served by it
+            too. Features without a vocabulary pass unchanged.
 
     Raises:
-        ConfigError: a table that is not there, whose rows can't be reset (see `reset_rows`), or that shares some of its features
-            with a table of another size or of further features.
+        ConfigError: a table that is not there, whose rows can't be reset (see `reset_rows`), or that shares some of its
+            features with a table of another size or of further features.
     """
 
     def __init__(self, tables: TableCollection, vocabularies: Mapping[str, VocabularyConfig]) -> None:
@@ -65,7 +65,8 @@ class StreamingCollection(nn.Module):
         for name, config in vocabularies.items():
             if name not in by_name:
                 raise ConfigError(
-                    f"a vocabulary is for table '{name}', which is not there; {nearest_or_all(name, by_name, label='there are')}"
+                    f"a vocabulary is for table '{name}', which is not there; "
+                    f"{nearest_or_all(name, by_name, label='there are')}"
                 )
             spec = by_name[name]
             self.followers[name] = self._served(spec)
@@ -84,14 +85,17 @@ class StreamingCollection(nn.Module):
                 continue
             if other.num_embeddings != spec.num_embeddings or not set(other.feature_names) <= set(spec.feature_names):
                 raise ConfigError(
-                    f"table '{other.name}' ({other.num_embeddings:,} ids, features {list(other.feature_names)}) looks up features of table "
-                    f"'{spec.name}' ({spec.num_embeddings:,} ids, features {list(spec.feature_names)}), whose vocabulary then serves both; "
+                    f"table '{other.name}' ({other.num_embeddings:,} ids, features {list(other.feature_names)}) looks "
+                    "up features of table "
+                    f"'{spec.name}' ({spec.num_embeddings:,} ids, features {list(spec.feature_names)}), whose "
+                    "vocabulary then serves both; "
                     "give them the same num_embeddings, and the vocabulary to the one with more features"
                 )
             taken = [name for name, names in self.followers.items() if other.name in names]
             if taken:
                 raise ConfigError(
-                    f"table '{other.name}' is served by the vocabulary of table '{taken[0]}' already; drop that of table '{spec.name}'"
+                    f"table '{other.name}' is served by the vocabulary of table '{taken[0]}' already; drop that of "
+                    f"table '{spec.name}'"
                 )
             served.append(other.name)
         return served

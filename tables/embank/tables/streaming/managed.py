@@ -1,9 +1,9 @@
 """TorchRec's managed collisions behind the interface of a streaming vocabulary.
 
-What `torchrec.modules.mc_modules` (1.8.0) gives on a CPU: its "MCH" module with three eviction policies. It counts no candidates: an id
-without a row competes with what it has in one batch alone, so there is no admission by count, and under "lfu" a table that
-has been in use for a while takes in hardly anyone. Nobody leaves by age. Its other module, `HashZchManagedCollisionModule`, has a CPU
-kernel for reading only.
+What `torchrec.modules.mc_modules` (1.8.0) gives on a CPU: its "MCH" module with three eviction policies. It counts no
+candidates: an id without a row competes with what it has in one batch alone, so there is no admission by count, and
+under "lfu" a table that has been in use for a while takes in hardly anyone. Nobody leaves by age. Its other module,
+`HashZchManagedCollisionModule`, has a CPU kernel for reading only.
 """
 
 from dataclasses import asdict, dataclass
@@ -38,8 +38,8 @@ class ManagedCollisionConfig:
     """Options of `ManagedVocabulary`.
 
     Args:
-        policy: "lfu": `LFU_EvictionPolicy`; "lru": `LRU_EvictionPolicy`; "distance_lfu": `DistanceLFU_EvictionPolicy`, count over the number
-            of batches since the last one.
+        policy: "lfu": `LFU_EvictionPolicy`; "lru": `LRU_EvictionPolicy`; "distance_lfu": `DistanceLFU_EvictionPolicy`,
+            count over the number of batches since the last one.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -49,7 +49,8 @@ class ManagedCollisionConfig:
     def __post_init__(self) -> None:
         if self.policy not in ("lfu", "lru", "distance_lfu"):
             raise ConfigError(
-                f"TorchRec's managed collisions have no policy '{self.policy}'; use 'lfu', 'lru' or 'distance_lfu', or StreamingConfig"
+                f"TorchRec's managed collisions have no policy '{self.policy}'; use 'lfu', 'lru' or 'distance_lfu', "
+                "or StreamingConfig"
             )
 
     def build(self, *, name: str, capacity: int) -> "ManagedVocabulary":
@@ -58,7 +59,8 @@ class ManagedCollisionConfig:
 
 
 class ManagedVocabulary(IdVocabulary):
-    """`MCHManagedCollisionModule`, evicting after each batch. TorchRec's last row, which is its unknown one, is row 0 here.
+    """`MCHManagedCollisionModule`, evicting after each batch. TorchRec's last row, which is its unknown one, is row 0
+    here.
 
     Args:
         config: the options.
@@ -85,7 +87,8 @@ class ManagedVocabulary(IdVocabulary):
     def _asked(self, ids_N: Tensor) -> Tensor:
         if ids_N.numel() and int(ids_N.max()) == NOBODY:
             raise DataError(
-                f"table '{self.name}' was given id {NOBODY}, which TorchRec's managed collisions keep for rows without an id; use StreamingConfig, "
+                f"table '{self.name}' was given id {NOBODY}, which TorchRec's managed collisions keep for rows "
+                "without an id; use StreamingConfig, "
                 f"which takes all {NUM_TOKEN_IDS:,} ids"
             )
         if not ids_N.numel():
@@ -106,8 +109,10 @@ class ManagedVocabulary(IdVocabulary):
             self.first_size = ids_N.numel()
         elif ids_N.numel() > int(self.first_size * HISTORY_SHARE):
             raise DataError(
-                f"table '{self.name}' was given {ids_N.numel():,} ids in a batch; TorchRec's managed collisions leave out what is beyond "
-                f"{HISTORY_SHARE} times the first batch ({self.first_size:,} ids). Give the largest batch first, or use StreamingConfig"
+                f"table '{self.name}' was given {ids_N.numel():,} ids in a batch; TorchRec's managed collisions leave "
+                "out what is beyond "
+                f"{HISTORY_SHARE} times the first batch ({self.first_size:,} ids). Give the largest batch first, or "
+                "use StreamingConfig"
             )
         in_use = self._in_use()
         self.module.train()

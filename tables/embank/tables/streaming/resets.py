@@ -15,14 +15,15 @@ from embank.tables.wording import nearest_or_all
 def reset_rows(tables: Tables, table: str, rows_U: Tensor, *, draw: int) -> None:
     """Gives rows of a table fresh initial values and sets their row-optimizer state to zero.
 
-    Works through the stores' views, so it is the same for every backend, row optimizer and tier. A batch that was prefetched
-    before sees the new values.
+    Works through the stores' views, so it is the same for every backend, row optimizer and tier. A batch that was
+    prefetched before sees the new values.
 
     Args:
         tables: between two steps; not sharded.
         table: a logical table with one row for each id.
         rows_U: int64, distinct ids of the table.
-        draw: values depend on the collection's seed, the table's name, this number and the place in `rows_U`, nothing else.
+        draw: values depend on the collection's seed, the table's name, this number and the place in `rows_U`, nothing
+            else.
 
     Raises:
         ConfigError: there is no such table, it is sharded, or its method keeps no row that is one id's alone.
@@ -35,7 +36,8 @@ def reset_rows(tables: Tables, table: str, rows_U: Tensor, *, draw: int) -> None
     physical = method.physical[0]
     if int(rows_U.min()) < 0 or int(rows_U.max()) >= physical.num_embeddings:
         raise IdRangeError(
-            f"rows {int(rows_U.min())} to {int(rows_U.max())} of table '{table}' are to be reset; it has 0 to {physical.num_embeddings - 1}"
+            f"rows {int(rows_U.min())} to {int(rows_U.max())} of table '{table}' are to be reset; it has 0 to "
+            f"{physical.num_embeddings - 1}"
         )
     fresh_UD = torch.empty(rows_U.numel(), physical.embedding_dim, dtype=torch.float32)
     physical.init.fill(fresh_UD, seed=seed_of(tables.seed, "reset", draw), table=physical.name)
@@ -48,17 +50,20 @@ def reset_rows(tables: Tables, table: str, rows_U: Tensor, *, draw: int) -> None
 
 
 def refuse_shared_rows(tables: Tables, method: Method) -> None:
-    """Raises ConfigError where rows can't be reset: sharded tables, and methods that keep no row which is one id's alone."""
+    """Raises ConfigError where rows can't be reset: sharded tables, and methods that keep no row which is one id's
+    alone."""
     spec = method.spec
     if tables.sharding is not None:
         raise ConfigError(
-            f"rows of table '{spec.name}' can't be reset: they are sharded, and each process would have to learn the same ids in the "
+            f"rows of table '{spec.name}' can't be reset: they are sharded, and each process would have to learn the "
+            "same ids in the "
             "same order. Train streaming tables in one process"
         )
     reason = _why_not(method)
     if reason is not None:
         raise ConfigError(
-            f"rows of table '{spec.name}' can't be reset: its method '{spec.method}' {reason}. Use method 'full', or a hashed table "
+            f"rows of table '{spec.name}' can't be reset: its method '{spec.method}' {reason}. Use method 'full', or "
+            "a hashed table "
             "without a vocabulary ('unified')"
         )
 

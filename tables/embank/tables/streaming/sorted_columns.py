@@ -27,7 +27,8 @@ class SortedColumns:
         return self.keys.numel()
 
     def find(self, keys_U: Tensor) -> tuple[Tensor, Tensor]:
-        """Where keys are, int64 [U], and whether they are there at all, bool [U]; places of those that are not mean nothing."""
+        """Where keys are, int64 [U], and whether they are there at all, bool [U]; places of those that are not mean
+        nothing."""
         if not len(self):
             return torch.zeros_like(keys_U), torch.zeros_like(keys_U, dtype=torch.bool)
         places_U = torch.searchsorted(self.keys, keys_U).clamp_(max=len(self) - 1)
@@ -64,7 +65,8 @@ def _merged(old: Tensor, new_U: Tensor, places_U: Tensor, is_old: Tensor) -> Ten
 
 
 def smallest(keys: Sequence[Tensor], count: int) -> Tensor:
-    """Places of the `count` smallest entries in ascending order, compared by the first key, ties by the next one and so on.
+    """Places of the `count` smallest entries in ascending order, compared by the first key, ties by the next one and so
+    on.
 
     Args:
         keys: int64 [n] each; together they are distinct.

@@ -1,11 +1,12 @@
 """A vocabulary that learns as it goes: ids come in by their count and leave by use, by recency or by age.
 
-Everything is exact and the same in every run: counts are integers, ties are broken by rules that are stated, and a batch is
-handled as a whole, without a loop over its ids.
+Everything is exact and the same in every run: counts are integers, ties are broken by rules that are stated, and a
+batch is handled as a whole, without a loop over its ids.
 
-Source: admission by count and removal by age are known from Monolith's tables (Liu et al., "Monolith: Real Time Recommendation
-System With Collisionless Embedding Table", ORSUM 2022, section 2.2.1), which grow with their ids. Here the table and the buffer of
-candidates are bounded, time is counted in batches, and ids that are in use may have to make room for others.
+Source: admission by count and removal by age are known from Monolith's tables (Liu et al., "Monolith: Real Time
+Recommendation System With Collisionless Embedding Table", ORSUM 2022, section 2.2.1), which grow with their ids. Here
+the table and the buffer of candidates are bounded, time is counted in batches, and ids that are in use may have to make
+room for others.
 """
 
 from dataclasses import asdict, dataclass
@@ -28,15 +29,17 @@ class StreamingConfig:
     """Options of `StreamingVocabulary`.
 
     Args:
-        admit_after: an id gets a row in the batch in which it is seen for the `admit_after`-th time, if there is room. Until then
-            it looks up the unknown row.
-        policy: who makes room when no row is free. "lru": the id whose last batch is the longest ago (ties: the lower count, then
-            the lower id). "lfu": the id with the lowest count since it was first a candidate (ties: the longer ago, then the lower id), and
-            only for one with a higher count. "age": nobody, but ids leave when `max_age` batches have gone by without them, whether or not
-            there is need. An id of the batch at hand never makes room.
+        admit_after: an id gets a row in the batch in which it is seen for the `admit_after`-th time, if there is room.
+            Until then it looks up the unknown row.
+        policy: who makes room when no row is free. "lru": the id whose last batch is the longest ago (ties: the lower
+            count, then the lower id). "lfu": the id with the lowest count since it was first a candidate (ties: the
+            longer ago, then the lower id), and only for one with a higher count. "age": nobody, but ids leave when
+            `max_age` batches have gone by without them, whether or not there is need. An id of the batch at hand never
+            makes room.
         max_age: for "age": batches.
-        candidates: how many ids without a row are counted at once; None takes the table's rows. Where there are more, those whose last
-            batch is the longest ago are forgotten (ties: the lower count, then the lower id) and begin at 0 when they come again.
+        candidates: how many ids without a row are counted at once; None takes the table's rows. Where there are more,
+            those whose last batch is the longest ago are forgotten (ties: the lower count, then the lower id) and begin
+            at 0 when they come again.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -53,7 +56,8 @@ class StreamingConfig:
             raise ConfigError(f"there is no eviction policy '{self.policy}'; use 'lfu', 'lru' or 'age'")
         if (self.max_age is not None) != (self.policy == "age"):
             raise ConfigError(
-                f"the policy is '{self.policy}' and max_age is {self.max_age}; 'age' needs a max_age, the others take none"
+                f"the policy is '{self.policy}' and max_age is {self.max_age}; 'age' needs a max_age, the others take "
+                "none"
             )
         if self.max_age is not None and self.max_age < 1:
             raise ConfigError(f"max_age is {self.max_age}; it is a number of batches of at least 1")
@@ -68,10 +72,10 @@ class StreamingConfig:
 class StreamingVocabulary(IdVocabulary):
     """Rows for the ids of a stream.
 
-    In training a batch is handled in this order. Counts and last steps of ids that have a row are brought up to date. With the
-    policy "age", ids that are too old leave. The other ids are counted as candidates. Those of them that have been seen often enough
-    get a row, the higher count first (ties: the lower id): free rows from the lowest, then rows that others leave. Then candidates
-    beyond the buffer are forgotten. An id that lost its row begins at 0.
+    In training a batch is handled in this order. Counts and last steps of ids that have a row are brought up to date.
+    With the policy "age", ids that are too old leave. The other ids are counted as candidates. Those of them that have
+    been seen often enough get a row, the higher count first (ties: the lower id): free rows from the lowest, then rows
+    that others leave. Then candidates beyond the buffer are forgotten. An id that lost its row begins at 0.
 
     Args:
         config: the options.
@@ -158,7 +162,8 @@ class StreamingVocabulary(IdVocabulary):
         return slots_W, victims.numel()
 
     def _victims(self, counts_C: Tensor) -> Tensor:
-        """Slots whose ids make room for candidates with these counts, highest first; fewer where there are not as many."""
+        """Slots whose ids make room for candidates with these counts, highest first; fewer where there are not as
+        many."""
         held = ((self.slot_ids != FREE) & (self.slot_seen < self.step)).nonzero().squeeze(1)
         count = min(held.numel(), counts_C.numel())
         if self.config.policy == "age" or not count:

@@ -52,7 +52,8 @@ class Batch:
     num_global_rows: int
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with its numbers and labels on a device. What `sparse` needs there, the tables take along themselves."""
+        """The batch with its numbers and labels on a device. What `sparse` needs there, the tables take along
+        themselves."""
         if device.type == "cpu":
             return self
         return replace(self, dense=self.dense.to(device), labels=self.labels.to(device))

@@ -1,8 +1,11 @@
-"""Prepared data that has changed since `embank prepare` wrote it is refused, before anything is trained or scored on it.
+"""Prepared data that has changed since `embank prepare` wrote it is refused, before anything is trained or scored on
+it.
 
-A prepared folder has `checksums.json` over all of its files. Training checks every split and vocabulary when it begins, and
-evaluation the split that it reads: one pass over the files at the speed of SHA-256, a percent of an epoch. Nothing less tells two
-parts apart that have the same number of rows and bytes. What is damaged later, while it is read, fails the checksum of its Parquet page.
+A prepared folder has `checksums.json` over all of its files. Training checks every split and vocabulary when it begins,
+and
+evaluation the split that it reads: one pass over the files at the speed of SHA-256, a percent of an epoch. Nothing less
+tells two parts apart that have the same number of rows and bytes. What is damaged later, while it is read, fails the
+checksum of its Parquet page.
 """
 
 import hashlib
@@ -62,7 +65,8 @@ def verify_prepared(
         Parts(folder, split, schema=schema)  # row counts and columns, and before the slow part: nothing missing
     if schema.format_version == UNCHECKED_VERSION:
         note(
-            f"'{folder}' was prepared by an earlier version, without checksums: whether its files are undamaged and in their places can't be "
+            f"'{folder}' was prepared by an earlier version, without checksums: whether its files are undamaged and "
+            "in their places can't be "
             "checked. Prepare the data again to have that"
         )
         return

@@ -1,14 +1,15 @@
 """Batches from a prepared folder: shuffled in bounded memory, made ahead on a thread, resumable to the bit.
 
 The order of rows. A split's row groups are laid end to end: in file order, or, when shuffling, in an order drawn from
-(seed, epoch). They are read in blocks: consecutive ones while they have at most `buffer_rows` rows together (at least one row
-group). When shuffling, the rows of a block are permuted by a generator seeded with (seed, epoch, block). Batches are cut from
-the blocks, laid end to end; a batch may span blocks. So every row comes exactly once per epoch, and a row's place is known
+(seed, epoch). They are read in blocks: consecutive ones while they have at most `buffer_rows` rows together (at least
+one row group). When shuffling, the rows of a block are permuted by a generator seeded with (seed, epoch, block).
+Batches are cut from the blocks, laid end to end; a batch may span blocks. So every row comes exactly once per epoch,
+and a row's place is known
 from row counts and seeds alone: resuming reads the block that it resumes in and those after it, nothing before.
 
-Of every batch of B rows, rank r of W gives rows B*r//W to B*(r+1)//W. Batches, their order and places in an epoch are the same
-for any number of ranks, so a run goes on with another number of them. The price: every rank decodes all row groups, though
-it builds tensors of its own rows only.
+Of every batch of B rows, rank r of W gives rows B*r//W to B*(r+1)//W. Batches, their order and places in an epoch are
+the same for any number of ranks, so a run goes on with another number of them. The price: every rank decodes all row
+groups, though it builds tensors of its own rows only.
 
 On the way two threads run ahead: one decodes the next block while the other cuts batches from this one.
 """
@@ -42,7 +43,8 @@ class Loader:
         shuffle: shuffle row groups and rows anew in each epoch, or keep file order.
         seed: seed of the shuffle, >= 0.
         buffer_rows: rows that are shuffled together. Memory is about two such blocks, decoded.
-        rank: which of `world_size` parts of each batch to give. Parts differ by at most one row; one may be empty (B = 0).
+        rank: which of `world_size` parts of each batch to give. Parts differ by at most one row; one may be empty (B =
+            0).
         address: applied to each batch's KeyedJaggedTensor on the loader's thread; its result becomes `Batch.sparse`.
         prefetch: batches to make ahead; 0 works without threads. The batches are the same to the bit.
 
@@ -122,7 +124,8 @@ class Loader:
             )
         if start.order != self._order:
             raise ConfigError(
-                f"the position in epoch {start.epoch} after batch {start.batch} belongs to a loader with another order of "
+                f"the position in epoch {start.epoch} after batch {start.batch} belongs to a loader with another "
+                "order of "
                 "rows. Resume with the same data, split, batch_size, shuffle, seed and buffer_rows."
             )
         return start.batch

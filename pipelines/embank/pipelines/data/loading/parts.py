@@ -132,10 +132,12 @@ class Parts:
     def _id_error(self, piece: Piece, row: int, name: str, value: int, num_embeddings: int) -> DataError:
         if num_embeddings >= NUM_TOKEN_IDS:
             return DataError(
-                f"{self._where(piece, row)}: feature '{name}' has id {value}, but hashes of tokens are 0 or more. Prepare the data again."
+                f"{self._where(piece, row)}: feature '{name}' has id {value}, but hashes of tokens are 0 or more. "
+                "Prepare the data again."
             )
         return DataError(
-            f"{self._where(piece, row)}: feature '{name}' has id {value}, but its saved vocabulary has {num_embeddings} "
+            f"{self._where(piece, row)}: feature '{name}' has id {value}, but its saved vocabulary has "
+            f"{num_embeddings} "
             f"ids (0 to {num_embeddings - 1}). The part files and schema.json are not from the same preparation: "
             "prepare the data again."
         )

@@ -1,8 +1,8 @@
 """Blocks of rows: which rows of which row groups are in memory together, and in what form.
 
 A *piece* is a run of rows of one Parquet row group; a *block* is the pieces that are in memory together. The plan of an
-epoch (which pieces make which block) is a pure function of row counts and seeds, so a place in an epoch is found without
-reading any data.
+epoch (which pieces make which block) is a pure function of row counts and seeds, so a place in an epoch is found
+without reading any data.
 """
 
 from collections.abc import Iterable

@@ -1,10 +1,12 @@
 """How many different values a column without a vocabulary has, in bounded memory.
 
-Kept are the `KEPT` smallest distinct ids. While there are fewer, their number is the answer, exactly. Ids are hashes, so they lie evenly
-in 0 .. 2**63 - 1: if the k-th smallest lies at a share u of that range, there are about (k - 1) / u of them.
+Kept are the `KEPT` smallest distinct ids. While there are fewer, their number is the answer, exactly. Ids are hashes,
+so they lie evenly in 0 .. 2**63 - 1: if the k-th smallest lies at a share u of that range, there are about (k - 1) / u
+of them.
 
-Source: the estimator is that of Beyer, Haas, Reinwald, Sismanis, Gemulla, "On Synopses for Distinct-Value Estimation Under Multiset
-Operations", SIGMOD 2007, section 4.1: unbiased, with a standard deviation of 1 / sqrt(k - 2), 0.8%, whatever the number.
+Source: the estimator is that of Beyer, Haas, Reinwald, Sismanis, Gemulla, "On Synopses for Distinct-Value Estimation
+Under Multiset Operations", SIGMOD 2007, section 4.1: unbiased, with a standard deviation of 1 / sqrt(k - 2), 0.8%,
+whatever the number.
 """
 
 from __future__ import annotations

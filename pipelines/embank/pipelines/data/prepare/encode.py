@@ -1,4 +1,5 @@
-"""First pass: raw chunks to the spool's columns (provisional codes, transformed numbers, labels, split or what decides it)."""
+"""First pass: raw chunks to the spool's columns (provisional codes, transformed numbers, labels, split or what decides
+it)."""
 
 from __future__ import annotations
 
@@ -135,8 +136,9 @@ def _token_columns(config: PrepareConfig) -> list[str]:
 
 
 def group_codes(chunk: Chunk, column: str) -> pa.Array:
-    """Codes that tell group values apart, [N] int64: the stable hash of the token (a collision among a million values has
-    probability 3e-8), so they need no dictionary and agree between data sets. A missing value has the code `NO_GROUP`.
+    """Codes that tell group values apart, [N] int64: the stable hash of the token (a collision among a million values
+    has probability 3e-8), so they need no dictionary and agree between data sets. A missing value has the code
+    `NO_GROUP`.
     """
     tokens = chunk.frame.select(as_tokens(chunk, column)).to_series()
     return pa.array(hash_strings(tokens).view(np.int64))
@@ -151,7 +153,8 @@ def _numbers(chunk: Chunk, name: str, kind: str) -> pa.Array:
 
 
 def id_type(name: str, config: PrepareConfig) -> pa.DataType:
-    """Arrow type of a feature's codes or ids, in the spool and in the part files: 64 bits without a vocabulary, else 32."""
+    """Arrow type of a feature's codes or ids, in the spool and in the part files: 64 bits without a vocabulary, else
+    32."""
     single = pa.int64() if name in config.hashed else pa.int32()
     return pa.list_(pa.field("item", single, nullable=False)) if name in config.multivalued else single
 

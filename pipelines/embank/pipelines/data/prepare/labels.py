@@ -50,7 +50,8 @@ class Rule:
         match = _RULE.fullmatch(text)
         if match is None or not match[2]:
             raise ConfigError(
-                f'{key} is {text!r}; a rule is an operator (>= <= > < == !=) and a number, such as ">= 4", or == or != and a word, '
+                f'{key} is {text!r}; a rule is an operator (>= <= > < == !=) and a number, such as ">= 4", or == or '
+                "!= and a word, "
                 'such as "== yes".'
             )
         operator, operand = match[1], match[2]
@@ -73,7 +74,8 @@ class Rule:
 
 @dataclass
 class LabelRule:
-    """Turns the label column into 0, 1, or -1 for rows to drop. Without rules, the first row decides which pair of words it holds."""
+    """Turns the label column into 0, 1, or -1 for rows to drop. Without rules, the first row decides which pair of
+    words it holds."""
 
     column: str
     positive: Rule | None
@@ -93,7 +95,8 @@ class LabelRule:
         )
         if positive and negative and (positive.number is None) != (negative.number is None):
             raise ConfigError(
-                f"label.positive is {config.positive!r} and label.negative {config.negative!r}; one compares words and the other "
+                f"label.positive is {config.positive!r} and label.negative {config.negative!r}; one compares words "
+                "and the other "
                 "numbers. Compare with words in both, or with numbers."
             )
         return cls(config.column, positive, negative)
@@ -102,7 +105,8 @@ class LabelRule:
         """Label of each row, [N] int8.
 
         Raises:
-            DataError: a label is missing, of another kind than the rules, of no known class without a rule, or matches both rules.
+            DataError: a label is missing, of another kind than the rules, of no known class without a rule, or matches
+                both rules.
         """
         rule = self.positive or self.negative
         if rule is None:
@@ -133,7 +137,8 @@ class LabelRule:
         raw = _text_of_categories(column.cast(pl.String) if column.dtype == pl.Boolean else column)
         if raw.dtype != pl.String:
             raise DataError(
-                f"{chunk.where(0)}: label {self.column!r} has type {raw.dtype}, but the label rule compares it with the word "
+                f"{chunk.where(0)}: label {self.column!r} has type {raw.dtype}, but the label rule compares it with "
+                "the word "
                 f"{rule.word!r}. Compare it with a number."
             )
         _require(

@@ -1,4 +1,5 @@
-"""Spellings of a missing value other than an empty cell: those that the configuration states, and those that no number can be."""
+"""Spellings of a missing value other than an empty cell: those that the configuration states, and those that no number
+can be."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from polars._typing import PolarsDataType
 from embank.pipelines.data.sources.formats.base import Chunk
 
 NULLS_OF_NUMBERS = ("NULL", "Null", "null", "\\N", "None", "none", "NA", "N/A", "n/a", "<NA>", "-")
-"""Missing in numeric columns without being stated, as none of them can be a number. `nan` is not: it may be a computation gone wrong."""
+"""Missing in numeric columns without being stated, as none of them can be a number. `nan` is not: it may be a
+computation gone wrong."""
 
 
 def with_nulls(chunk: Chunk, spellings: Collection[str]) -> Chunk:
-    """The chunk with null in place of cells of these spellings, in columns of text and, where a spelling is a number, of numbers."""
+    """The chunk with null in place of cells of these spellings, in columns of text and, where a spelling is a number,
+    of numbers."""
     if not spellings:
         return chunk
     numbers = [number for number in map(_number, spellings) if number is not None]

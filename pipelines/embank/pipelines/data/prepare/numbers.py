@@ -56,9 +56,11 @@ def read_numeric(chunk: Chunk, name: str) -> Floats:
     if not finite_N.all():
         row = int(np.argmin(finite_N))
         cure = (
-            "a numeric feature needs finite numbers; leave the cell empty if the value is missing, or name it under null_values"
+            "a numeric feature needs finite numbers; leave the cell empty if the value is missing, or name it under "
+            "null_values"
             if readable_N[row]
-            else "it is no number; mend the cell, leave it empty if missing, name it under null_values if it means so, or list the column "
+            else "it is no number; mend the cell, leave it empty if missing, name it under null_values if it means "
+            "so, or list the column "
             "under categorical"
         )
         raise DataError(f"{chunk.where(row)}: column {name!r} is {shown(raw[row])}: {cure}.")
@@ -69,7 +71,8 @@ def transform(values_N: Floats, kind: str) -> Floats:
     """Apply a transform that needs nothing but the value; nan stays nan.
 
     log1p is ln(1 + x) for x > 0, else 0: what the literature does to Criteo's counts. log_squared is floor(ln(x)^2) for
-    x > 2, else x: the discretisation of the winners of the Criteo contest. `standard` is done later, when the mean is known.
+    x > 2, else x: the discretisation of the winners of the Criteo contest. `standard` is done later, when the mean is
+    known.
     """
     if kind == "log1p":
         return np.log1p(np.maximum(values_N, 0.0))

@@ -1,4 +1,5 @@
-"""Numeric features as they are written and as the schema remembers them: scale, and what stands where a number is missing."""
+"""Numeric features as they are written and as the schema remembers them: scale, and what stands where a number is
+missing."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def numeric_fields(config: PrepareConfig, moments: Mapping[str, tuple[float, flo
     """The schema's numeric fields, in the order of `numeric_columns`.
 
     Args:
-        moments: mean and standard deviation of the features that need them, after the transform (for `standard`, before it).
+        moments: mean and standard deviation of the features that need them, after the transform (for `standard`, before
+            it).
     """
     fields = []
     for name, numeric in config.numeric.items():
@@ -59,7 +61,8 @@ def numeric_fields(config: PrepareConfig, moments: Mapping[str, tuple[float, flo
 
 
 def finished(values_N: npt.NDArray[np.floating], field: NumericField) -> npt.NDArray[np.float32]:
-    """Transformed values as they are written, [N] float32: scaled for `standard`, and what `field` says where one is missing (nan)."""
+    """Transformed values as they are written, [N] float32: scaled for `standard`, and what `field` says where one is
+    missing (nan)."""
     missing_N = np.isnan(values_N)
     if field.mean is not None and field.std is not None:
         values_N = (values_N - field.mean) / field.std

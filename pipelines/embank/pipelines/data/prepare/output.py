@@ -26,8 +26,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def output_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) -> Iterator[Path]:
     """A temporary folder that becomes `out` when the block ends well, and vanishes when it does not.
 
-    One process at a time writes an `out`. What is replaced and what replaces it change places in one step where the file system
-    can do that (those of Linux can), so that a kill at any moment leaves one of them at `out`.
+    One process at a time writes an `out`. What is replaced and what replaces it change places in one step where the
+    file system can do that (those of Linux can), so that a kill at any moment leaves one of them at `out`.
 
     Args:
         overwrite: replace an `out` that holds prepared data.
@@ -88,7 +88,8 @@ def _replace(folder: Path, out: Path) -> None:
         sync_entry(out.parent)
         shutil.rmtree(folder, ignore_errors=True)
         return
-    # A kill between the two renames leaves nothing at `out`: `Schema.load` and the next preparation say where its data is.
+    # A kill between the two renames leaves nothing at `out`: `Schema.load` and the next preparation say where its data
+    # is.
     old = Path(tempfile.mkdtemp(prefix=f"{out.name}.old-", dir=out.parent))
     os.rename(out, old / out.name)
     try:

@@ -67,7 +67,8 @@ def _encoded(encoder: Encoder, chunk: Chunk) -> Spooled:
         refuse_exhausted(error, doing=f"reading {chunk.where(0)} and the rows after it")
         columns = listing([f"{name} ({dtype})" for name, dtype in chunk.frame.schema.items()])
         raise DataError(
-            f"{chunk.where(0)} and the {chunk.frame.height - 1:,} rows after it can't be read as the configuration says. Columns and their types: "
+            f"{chunk.where(0)} and the {chunk.frame.height - 1:,} rows after it can't be read as the configuration "
+            "says. Columns and their types: "
             f"{columns}. Convert those of unusual types to text or numbers."
         ) from error
 
@@ -112,7 +113,8 @@ def _rank_feature(
         raise DataError(no_values(name, source))
     if not (counts[1:] >= min_count).any():
         _log.warning(
-            "%s: no value of column %r occurs %s times in training (min_count), so all of them are unknown; its commonest occurs %s times",
+            "%s: no value of column %r occurs %s times in training (min_count), so all of them are unknown; its "
+            "commonest occurs %s times",
             source,
             name,
             f"{min_count:,}",
@@ -133,14 +135,15 @@ def _training_codes(column: pa.Array, splits_N: Codes) -> npt.NDArray[np.int32]:
 def no_values(name: str, source: str) -> str:
     """The message about a feature that is empty in the training part."""
     return (
-        f"{source}: column {name!r} has no value in any training row (all cells are empty), so nothing can be learnt from it. "
+        f"{source}: column {name!r} has no value in any training row (all cells are empty), so nothing can be learnt "
+        "from it. "
         "Remove it from the configuration."
     )
 
 
 def measure_moments(config: PrepareConfig, spool: SpoolReader, plan: SplitPlan) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation over the training part of each numeric feature that needs one: for `standard`, or where numbers are
-    missing.
+    """Mean and standard deviation over the training part of each numeric feature that needs one: for `standard`, or
+    where numbers are missing.
     """
     moments = {name: Moments() for name, numeric in config.numeric.items() if needs_moments(numeric)}
     if moments:

@@ -1,8 +1,9 @@
 """`prepare`: raw files in, a prepared folder out, in two passes and bounded memory.
 
-Pass one parses the input chunk by chunk, gives each token a provisional code and writes codes, numbers and labels to a spool
-file beside the output. Then the splits are fixed, each code is counted in the training part, and codes are ranked. Pass two
-maps the spool's codes to ids and writes the part files. Text is parsed once; in memory are the dictionaries and a few blocks.
+Pass one parses the input chunk by chunk, gives each token a provisional code and writes codes, numbers and labels to a
+spool file beside the output. Then the splits are fixed, each code is counted in the training part, and codes are
+ranked. Pass two maps the spool's codes to ids and writes the part files. Text is parsed once; in memory are the
+dictionaries and a few blocks.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def _resolve(
     elif entry.needs_config:
         if config is None:
             raise ConfigError(
-                f"format {format!r} needs a configuration that names label, features and split. Write a YAML file and give "
+                f"format {format!r} needs a configuration that names label, features and split. Write a YAML file and "
+                "give "
                 "it with --config; `embank prepare --help` shows an example."
             )
         resolved = _parse(None, config)
@@ -122,7 +124,8 @@ def _refuse_other_dialect(config: PrepareConfig, format: str, *, needs_config: b
     for key in ("separator", "quote", "escape"):
         if not needs_config and getattr(config, key) != PrepareConfig.model_fields[key].default:
             raise ConfigError(
-                f"{key} is {getattr(config, key)!r}, but format {format!r} has separators and quotes of its own. Remove the key, or "
+                f"{key} is {getattr(config, key)!r}, but format {format!r} has separators and quotes of its own. "
+                "Remove the key, or "
                 "describe the file with --format csv or tsv."
             )
 

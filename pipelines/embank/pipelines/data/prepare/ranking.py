@@ -64,8 +64,8 @@ def rank(name: str, tokens: pl.Series, counts: Counts, *, min_count: int) -> Ran
 def order_tokens(tokens: pl.Series, counts: Counts) -> npt.NDArray[np.int64]:
     """Positions of tokens by falling count, then rising bytes; null before all tokens.
 
-    Sorting millions of strings is slow, so integers made of their first 8 bytes are sorted, and only tokens that are equal in
-    both count and prefix are compared as strings.
+    Sorting millions of strings is slow, so integers made of their first 8 bytes are sorted, and only tokens that are
+    equal in both count and prefix are compared as strings.
     """
     keys = _prefix_keys(tokens)
     order = np.lexsort((keys, -counts))

@@ -1,8 +1,10 @@
 """What a value of Parquet is as text: one spelling of a value, whatever type holds it.
 
-    whole numbers        decimal digits: 5 of any integer type, 5.0 of any float type and 5.00 of a decimal are "5"; -0.0 is "0"
-    other numbers        the shortest decimal fraction that its type tells from its neighbours, without an exponent: "0.00001";
-                         decimals without trailing zeros: 2.50 is "2.5"; infinities "inf", "-inf"; NaN is missing
+    whole numbers        decimal digits: 5 of any integer type, 5.0 of any float type and 5.00 of a decimal are "5";
+                         -0.0 is "0"
+    other numbers        the shortest decimal fraction that its type tells from its neighbours, without an exponent:
+                         "0.00001"; decimals without trailing zeros: 2.50 is "2.5"; infinities "inf", "-inf"; NaN is
+                         missing
     booleans             "true", "false"
     dates, times         "2024-05-31", "12:00:00", with a fraction of seconds where there is one: "12:00:00.5"
     timestamps           "2024-05-31 12:00:00", with a time zone in UTC and marked so: "2024-05-31 10:00:00Z"

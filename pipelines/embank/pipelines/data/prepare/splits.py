@@ -1,7 +1,7 @@
 """Which split each row belongs to.
 
-`hash` and `column` know it at once, row by row; `ratio` needs the number of rows and `time` the distribution of times, so
-they are decided between the two passes. Everything depends on rows and their order only, never on chunks.
+`hash` and `column` know it at once, row by row; `ratio` needs the number of rows and `time` the distribution of times,
+so they are decided between the two passes. Everything depends on rows and their order only, never on chunks.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ class TimeBounds:
         num_times = len(values) - bool(without)
         if num_times < 3:
             raise DataError(
-                f"time column {self.column!r} has {num_times} different values; a split by time needs at least 3, because "
+                f"time column {self.column!r} has {num_times} different values; a split by time needs at least 3, "
+                "because "
                 "rows of one time stay together. Split by ratio or by hash."
             )
         if without:

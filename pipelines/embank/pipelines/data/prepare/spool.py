@@ -1,7 +1,8 @@
-"""The intermediate file between the two passes: provisional codes, numbers and labels, in blocks of a fixed number of rows.
+"""The intermediate file between the two passes: provisional codes, numbers and labels, in blocks of a fixed number of
+rows.
 
-It holds what the second pass needs so that text is parsed once only. Its blocks do not depend on how the input was chunked,
-which makes everything computed from it independent of that too.
+It holds what the second pass needs so that text is parsed once only. Its blocks do not depend on how the input was
+chunked, which makes everything computed from it independent of that too.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Hashes of tokens that never change: not with the process, the machine, the thread count, or a library's version.
 
-Splits by hash and group codes rest on them, so two people who prepare the same file get the same split. A token's hash is
-FNV-1a (64 bit) over its UTF-8 bytes, finished by the mixer of splitmix64, because FNV alone leaves the high bits of short
-strings poorly mixed. Everything is vectorised over tokens; the loop runs over byte positions.
+Splits by hash and group codes rest on them, so two people who prepare the same file get the same split. A token's hash
+is FNV-1a (64 bit) over its UTF-8 bytes, finished by the mixer of splitmix64, because FNV alone leaves the high bits of
+short strings poorly mixed. Everything is vectorised over tokens; the loop runs over byte positions.
 
-Source: FNV: G. Fowler, L. C. Noll, K.-P. Vo, IETF draft-eastlake-fnv; mixer: G. Steele, D. Lea, C. Flood, "Fast splittable
-pseudorandom number generators", OOPSLA 2014 (the constants of its published Java 8 `SplittableRandom`).
+Source: FNV: G. Fowler, L. C. Noll, K.-P. Vo, IETF draft-eastlake-fnv; mixer: G. Steele, D. Lea, C. Flood, "Fast
+splittable pseudorandom number generators", OOPSLA 2014 (the constants of its published Java 8 `SplittableRandom`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Times as numbers that keep their order: numbers as they are, dates and ISO 8601 text as microseconds since 1970 (UTC).
+"""Times as numbers that keep their order: numbers as they are, dates and ISO 8601 text as microseconds since 1970
+(UTC).
 
-Text is `2024-05-31`, `2024-05-31 12:00`, `2024-05-31T12:00:00.5`, and with an offset `...+02:00`, `+0200`, `+02`, `Z`, `UTC`. All rows
+Text is `2024-05-31`, `2024-05-31 12:00`, `2024-05-31T12:00:00.5`, and with an offset `...+02:00`, `+0200`, `+02`, `Z`,
+`UTC`. All rows
 of a column are of one kind: times with an offset and times without one have no order.
 """
 
@@ -45,7 +47,8 @@ class TimeReader:
         """Times of a chunk, [N] float64, `NO_TIME` where the cell is missing.
 
         Raises:
-            DataError: a time can't be read, is of another kind than the first, or the column's type has no order of time.
+            DataError: a time can't be read, is of another kind than the first, or the column's type has no order of
+                time.
         """
         raw = chunk.frame[self._column]
         present_N = raw.is_not_null().to_numpy()
@@ -70,7 +73,10 @@ class TimeReader:
     def _message(self, chunk: Chunk, row: int) -> str:
         raw = chunk.frame[self._column]
         if raw.dtype not in (pl.String, pl.Boolean) and not (raw.dtype.is_numeric() or raw.dtype.is_temporal()):
-            return f"{chunk.where(row)}: time column {self._column!r} has type {raw.dtype}, which is no time; convert it to a timestamp."
+            return (
+                f"{chunk.where(row)}: time column {self._column!r} has type {raw.dtype}, which is no time; convert "
+                "it to a timestamp."
+            )
         expected = _EXAMPLES.get(str(self._kind), f"{self._kind}, as in the first row")
         value = raw[row]
         if isinstance(value, str) and pl.Series([value]).str.contains(_LIKE_A_DATE).item() and self._kind in _EXAMPLES:
@@ -79,7 +85,10 @@ class TimeReader:
                 expected += "; times with an offset and times without one have no order"
             else:
                 expected += "; there is no such day or hour"
-        return f"{chunk.where(row)}: time column {self._column!r} is {shown(value)}: expected {expected}. Mend or delete the row."
+        return (
+            f"{chunk.where(row)}: time column {self._column!r} is {shown(value)}: expected {expected}. Mend or "
+            "delete the row."
+        )
 
 
 def _kind_of(raw: pl.Series, *, first: int) -> str | None:

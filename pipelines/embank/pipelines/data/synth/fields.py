@@ -1,4 +1,5 @@
-"""The shape of Criteo's Kaggle log: fields, published cardinalities, missing rates, sizes of numbers; and scaled-down sizes."""
+"""The shape of Criteo's Kaggle log: fields, published cardinalities, missing rates, sizes of numbers; and scaled-down
+sizes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,8 @@ class NumberShape:
     std: float
 
 
-# Cardinalities of Criteo's Kaggle data as published (33,762,577 in all). Rates, means and deviations are rounded from a sample.
+# Cardinalities of Criteo's Kaggle data as published (33,762,577 in all). Rates, means and deviations are rounded from a
+# sample.
 _CARDINALITIES = (
     1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194,
     27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
@@ -81,8 +83,8 @@ _WHOLE = 20_000
 def table_sizes(total: int) -> tuple[int, ...]:
     """Sizes of the 26 tables that together have exactly `total` rows.
 
-    Fields of up to 20,000 values keep their published size, larger ones shrink in proportion, to 20,000 at least. If that is
-    too much, all fields are cut off at one common size instead.
+    Fields of up to 20,000 values keep their published size, larger ones shrink in proportion, to 20,000 at least. If
+    that is too much, all fields are cut off at one common size instead.
 
     Raises:
         ConfigError: `total` is below 3 rows per table.

@@ -66,8 +66,8 @@ def synth_prepared(
 ) -> PreparedReport:
     """Write a prepared folder of synthetic rows, and the report as `synth.json` in it.
 
-    The rows are those of `synth`'s model. Unlike after `embank prepare`, vocabularies also hold values that never occur in
-    training (count 0, at the end), so that the tables have exactly the size asked for. Id 0 (unknown) never occurs.
+    The rows are those of `synth`'s model. Unlike after `embank prepare`, vocabularies also hold values that never occur
+    in training (count 0, at the end), so that the tables have exactly the size asked for. Id 0 (unknown) never occurs.
 
     Args:
         out: the folder; it appears under its name when it is complete.
@@ -107,7 +107,8 @@ class _Writer:
         self._ids_of_ranks: list[Ids] = []
 
     def rank_ids(self, num_rows: int, fields: Sequence[CategoricalField]) -> str:
-        """Count the training rows' values, number them by falling count, write the vocabularies; give the fingerprint."""
+        """Count the training rows' values, number them by falling count, write the vocabularies; give the
+        fingerprint."""
         fingerprint = Fingerprint()
         (self._path / VOCAB_FOLDER).mkdir()
         for field, counts_V in zip(CRITEO_FIELDS, self._counts(num_rows), strict=True):

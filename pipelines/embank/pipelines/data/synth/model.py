@@ -1,17 +1,17 @@
 """The planted model behind synthetic logs: who appears how often, and what makes a click.
 
-A row's cells are independent. Field f has `num_tokens` values with Zipf frequencies (exponent alpha) and a missing rate;
-numeric column j is log-logistic. The log odds of a click are
+A row's cells are independent. Field f has `num_tokens` values with Zipf frequencies (exponent alpha) and a missing
+rate; numeric column j is log-logistic. The log odds of a click are
 
     intercept + s_id * sum_f e_f(id) + s_pair * sum_(f,g) a_f(id) b_g(id) + s_number * sum_j w_j z_j
 
 where e, a and b are nearly normal (mean 0, variance 1) functions of a hash of (seed, field, rank), w likewise of
-(seed, column), and z is ln(1 + x), standardised and clipped at 3; a missing value has an effect like any other. So an id's
-effect depends on nothing but seed, field and rank: neither the number of rows nor the table sizes change it. The intercept is
-set on a fixed sample so that the click rate is as asked.
+(seed, column), and z is ln(1 + x), standardised and clipped at 3; a missing value has an effect like any other. So an
+id's effect depends on nothing but seed, field and rank: neither the number of rows nor the table sizes change it. The
+intercept is set on a fixed sample so that the click rate is as asked.
 
-Rows come in units of UNIT_ROWS, each with a random generator of its own: any unit can be drawn alone, and a log of fewer rows
-is a prefix of a longer one.
+Rows come in units of UNIT_ROWS, each with a random generator of its own: any unit can be drawn alone, and a log of
+fewer rows is a prefix of a longer one.
 """
 
 import hashlib

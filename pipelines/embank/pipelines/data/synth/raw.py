@@ -31,17 +31,17 @@ def synth(
 ) -> SynthReport:
     """Write a synthetic click log as text, and the report beside it as `OUT.json`.
 
-    Lines are as in Criteo's Kaggle data: label, 13 integer counts, 26 tokens of 8 hex digits, separated by tabs, without a
-    header, missing cells empty. The content depends on (rows, seed, alpha, scale, click_rate) alone, and fewer rows are a
-    prefix of more. Model and distributions: see `embank.pipelines.data.synth.model`.
+    Lines are as in Criteo's Kaggle data: label, 13 integer counts, 26 tokens of 8 hex digits, separated by tabs,
+    without a header, missing cells empty. The content depends on (rows, seed, alpha, scale, click_rate) alone, and
+    fewer rows are a prefix of more. Model and distributions: see `embank.pipelines.data.synth.model`.
 
     Args:
         like: "criteo".
         rows: number of lines.
         out: the file; it appears under its name when it is complete.
         alpha: exponent of the Zipf distribution of every field's ids.
-        scale: total size of the id spaces relative to the published 33,762,577 (0.03 gives about 1 M); small fields keep
-            their size, see `table_sizes`.
+        scale: total size of the id spaces relative to the published 33,762,577 (0.03 gives about 1 M); small fields
+            keep their size, see `table_sizes`.
         click_rate: expected share of label 1.
         chunk_rows: lines rendered at once; no effect on the content.
         overwrite: replace an existing file.

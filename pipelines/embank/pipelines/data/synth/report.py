@@ -24,8 +24,8 @@ class SynthReport:
         rows, bytes: of the file or part files.
         clicks, click_rate: number and share of label 1.
         distinct: field to the number of different ids that occur (missing not counted).
-        best_auc: AUC of the true click probabilities against the drawn labels: no model can expect to do better. None if a
-            class is absent.
+        best_auc: AUC of the true click probabilities against the drawn labels: no model can expect to do better. None
+            if a class is absent.
         expected_auc: its expectation over the draw of the labels.
         auc_error: bound on the error of both that comes from counting in 65,536 bins of probability.
         table_sizes: field to the number of values it is drawn from (a missing one included).

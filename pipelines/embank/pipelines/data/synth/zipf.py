@@ -11,11 +11,13 @@ NUM_BUCKETS = 1 << 14
 
 
 class Zipf:
-    """P(rank k) proportional to (k + 1) ** -alpha for k in 0 .. num_ranks - 1, by inversion of the distribution function.
+    """P(rank k) proportional to (k + 1) ** -alpha for k in 0 .. num_ranks - 1, by inversion of the distribution
+    function.
 
-    The most frequent K ranks (those with P >= 1 / 16,384) come from an exact table; a guide table finds the place in one
-    step. Beyond them, P(k) is the integral of x ** -alpha over [k + 1/2, k + 3/2], inverted in closed form; it differs from
-    the exact value by a factor below 1 + alpha (alpha + 1) / (24 K ** 2): 1e-6 at alpha 1.1 and ten million ranks.
+    The most frequent K ranks (those with P >= 1 / 16,384) come from an exact table; a guide table finds the place in
+    one step. Beyond them, P(k) is the integral of x ** -alpha over [k + 1/2, k + 3/2], inverted in closed form; it
+    differs from the exact value by a factor below 1 + alpha (alpha + 1) / (24 K ** 2): 1e-6 at alpha 1.1 and ten
+    million ranks.
 
     Args:
         num_ranks: at least 1.

@@ -31,9 +31,9 @@ _ROW_FILE = re.compile(r"\.\d+\.f32$")
 class MappedFile:
     """A float32 tensor that lives in a file of its own, whose space is reserved on the disk.
 
-    It is a working file of this process: locked, so that no other store, here or in another process, takes the same one;
-    removed when the last tensor that views it is let go, and at the process's end. What a killed process leaves behind is
-    taken over by the next store that asks for the name.
+    It is a working file of this process: locked, so that no other store, here or in another process, takes the same
+    one; removed when the last tensor that views it is let go, and at the process's end. What a killed process leaves
+    behind is taken over by the next store that asks for the name.
 
     Args:
         folder: where the file goes; created if need be.
@@ -71,11 +71,13 @@ class MappedFile:
         return self.tensor.data_ptr()
 
     def check(self) -> None:
-        """Raises WorkError if someone has cut the file: touching what is missing would end the process without a word."""
+        """Raises WorkError if someone has cut the file: touching what is missing would end the process without a
+        word."""
         size = os.fstat(self._descriptor).st_size
         if size < self.nbytes:
             raise WorkError(
-                f"'{self.path}' has {size:,} bytes of the {self.nbytes:,} that the disk tier gave it; something has cut it. "
+                f"'{self.path}' has {size:,} bytes of the {self.nbytes:,} that the disk tier gave it; something has "
+                "cut it. "
                 "Keep other programs out of the disk tier's folder and resume from the last checkpoint"
             )
 
@@ -90,7 +92,8 @@ class MappedFile:
             os.fsync(self._descriptor)
         except OSError as error:
             raise WorkError(
-                f"'{self.path}' can't be written: {error.strerror}. Resume from the last checkpoint with the disk tier in another folder"
+                f"'{self.path}' can't be written: {error.strerror}. Resume from the last checkpoint with the disk "
+                "tier in another folder"
             ) from error
 
     def evict(self) -> None:
@@ -110,7 +113,8 @@ def is_row_file(path: Path) -> bool:
 
 
 def remove_row_files(folder: Path) -> None:
-    """Removes the working files in a folder, and the folder if that leaves it empty. Stores that map them keep their rows."""
+    """Removes the working files in a folder, and the folder if that leaves it empty. Stores that map them keep their
+    rows."""
     if not folder.is_dir():
         return
     for path in filter(is_row_file, list(folder.iterdir())):
@@ -161,10 +165,12 @@ def _end(descriptor: int, path: Path, owner: int) -> None:
 
 
 def _fill(path: Path, descriptor: int, chunks: Iterable[Tensor], *, nbytes: int) -> None:
-    """Gives a file its size, reserves its space and writes its first content, in bounded memory and at the disk's speed.
+    """Gives a file its size, reserves its space and writes its first content, in bounded memory and at the disk's
+    speed.
 
-    The content goes past the page cache. Through the cache it would pile up as dirty pages, and Linux (6.16 and later, on
-    ext4; earlier on XFS) would keep it in folios of up to 2 MiB, which are written back whole whenever a row of theirs changes.
+    The content goes past the page cache. Through the cache it would pile up as dirty pages, and Linux (6.16 and later,
+    on ext4; earlier on XFS) would keep it in folios of up to 2 MiB, which are written back whole whenever a row of
+    theirs changes.
     """
     try:
         os.ftruncate(descriptor, 0)

@@ -1,10 +1,11 @@
 """Which pages of mapped files a batch needs, and how they get into memory quickly.
 
-All pages that are missing are asked for at once, which keeps the disk's queue full, and then touched, which waits for them
-and maps them. Most pages of a batch are those of frequent rows, though, and asking for them would cost more than it brings:
+All pages that are missing are asked for at once, which keeps the disk's queue full, and then touched, which waits for
+them and maps them. Most pages of a batch are those of frequent rows, though, and asking for them would cost more than
+it brings:
 
-* Pages that an earlier hint had are passed over. Whether the system has dropped them since is checked on those that were seen
-  longest ago, since the system drops those first; if one is gone, all are looked at anew.
+* Pages that an earlier hint had are passed over. Whether the system has dropped them since is checked on those that
+  were seen longest ago, since the system drops those first; if one is gone, all are looked at anew.
 * While hints find everything in memory, most are only sampled, and looked at in full when a sampled page is missing.
 """
 

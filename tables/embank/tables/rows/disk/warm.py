@@ -1,8 +1,8 @@
 """Prefetch of the disk tier: a thread that reads the pages of rows that are about to be looked up.
 
-A page that is not in memory costs a lookup one disk access, one after the other; the thread asks for all of a batch at once
-(see `pages`). A lookup whose batch was announced waits until its pages are there: were it to go ahead, each page that it
-misses would queue behind all those that the thread has asked for.
+A page that is not in memory costs a lookup one disk access, one after the other; the thread asks for all of a batch at
+once (see `pages`). A lookup whose batch was announced waits until its pages are there: were it to go ahead, each page
+that it misses would queue behind all those that the thread has asked for.
 """
 
 import threading
@@ -75,7 +75,8 @@ class _Hints:
 
 
 class Warmer:
-    """Takes hints and keeps the thread that follows them. The thread starts with the first hint and ends with this object.
+    """Takes hints and keeps the thread that follows them. The thread starts with the first hint and ends with this
+    object.
 
     Args:
         files: of the store.

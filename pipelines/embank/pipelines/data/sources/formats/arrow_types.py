@@ -1,11 +1,13 @@
-"""From the many types of Arrow to the few that `prepare` knows, without a change of value. What has none is refused here, by name.
+"""From the many types of Arrow to the few that `prepare` knows, without a change of value. What has none is refused
+here, by name.
 
     null, bool, int*, uint*, halffloat, float, double      as they are
     decimal*                                               decimal128 of scale 0 or more
     string, large_string, string_view                      large_string
     binary of all kinds, fixed-size too                    large_binary
     date32, date64                                         date32
-    time*, timestamp, duration                             as they are (seconds become milliseconds); time zones become UTC
+    time*, timestamp, duration                             as they are (seconds become milliseconds); time zones become
+                                                           UTC
     dictionary                                             its values
     uuid                                                   large_string, 8-4-4-4-12 hexadecimal digits
     list of all kinds, fixed-size too                      large_list of one of these
@@ -118,7 +120,8 @@ def plain_series(array: pa.Array, *, column: str) -> pl.Series:
         array: of a type that `plain_type` knows.
 
     Raises:
-        pa.ArrowInvalid: a value does not fit, see `first_unfit`: a decimal of more than 38 digits, a date outside the years 1 to 9999.
+        pa.ArrowInvalid: a value does not fit, see `first_unfit`: a decimal of more than 38 digits, a date outside the
+        years 1 to 9999.
     """
     target = plain_type(array.type)
     assert target is not None, array.type

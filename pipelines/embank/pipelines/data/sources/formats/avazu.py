@@ -1,7 +1,7 @@
 """Avazu's click-through rate contest (Kaggle): `train.csv` or `train.gz`, 24 columns with a header.
 
-`hour` is YYMMDDHH. It becomes the features `hour` (of the day, 0-23) and `weekday` (1 Monday - 7 Sunday) and, as `time`, the
-key of the default split, which cuts between hours. `id` is different in every row and is left out.
+`hour` is YYMMDDHH. It becomes the features `hour` (of the day, 0-23) and `weekday` (1 Monday - 7 Sunday) and, as
+`time`, the key of the default split, which cuts between hours. `id` is different in every row and is left out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def open_files(paths: Sequence[Path], options: TextOptions) -> Source:
         names = set(header.names) if header else set()
         if names == set(HEADER) - {"click"}:
             raise DataError(
-                f"{path} has no column 'click': it is Avazu's test file, whose labels are secret. Give the training file "
+                f"{path} has no column 'click': it is Avazu's test file, whose labels are secret. Give the training "
+                "file "
                 "(train.gz); `prepare` makes validation and test splits of it."
             )
     layout = TextLayout(separator=",", required=HEADER)

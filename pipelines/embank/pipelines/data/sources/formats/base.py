@@ -1,4 +1,5 @@
-"""What every raw format looks like to `prepare`: a source of chunks of named raw columns that knows where each row came from."""
+"""What every raw format looks like to `prepare`: a source of chunks of named raw columns that knows where each row came
+from."""
 
 from __future__ import annotations
 
@@ -171,9 +172,9 @@ def _same_when_normalised(column: str, columns: Sequence[str]) -> str:
                 " ".join(f"U+{ord(character):04X}" for character in name if not character.isascii())
                 for name in (other, column)
             )
-            return " It has one that looks the same, with {} where the configuration has {}. Copy the name from the file.".format(
-                *spelled
-            )
+            return (
+                " It has one that looks the same, with {} where the configuration has {}. Copy the name from the file."
+            ).format(*spelled)
     return ""
 
 
@@ -183,7 +184,10 @@ def _other_separator(column: str, columns: Sequence[str]) -> str:
         return f" The first line, {columns[0]!r}, is Excel's word about the separator and no header. Delete it."
     for separator in ";\t|,":
         if separator in columns[0] and column in columns[0].split(separator):
-            return f" The names are separated by {separator!r}: set `separator: {json.dumps(separator)}` in the configuration."
+            return (
+                f" The names are separated by {separator!r}: set `separator: {json.dumps(separator)}` in the "
+                "configuration."
+            )
     return ""
 
 

@@ -1,4 +1,5 @@
-"""Text files as blocks of whole lines: plain or gzip, cut at line ends that are not inside quotes, with line numbers."""
+"""Text files as blocks of whole lines: plain or gzip, cut at line ends that are not inside quotes, with line
+numbers."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class Block:
 
 
 def read_blocks(path: Path, *, dialect: Dialect, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """Cut a text file into blocks of whole rows. Lines that end in a lone carriage return come out ending in a line feed.
+    """Cut a text file into blocks of whole rows. Lines that end in a lone carriage return come out ending in a line
+    feed.
 
     Raises:
         DataError: the file is not text, is damaged, or a quote is never closed.
@@ -80,7 +82,8 @@ def read_blocks(path: Path, *, dialect: Dialect, block_bytes: int = BLOCK_BYTES)
 
 
 def _ends_lines_with_cr(path: Path) -> bool:
-    """Whether lines end in carriage returns alone (old Mac files, some exports of spreadsheets): no line feed in the first MiB."""
+    """Whether lines end in carriage returns alone (old Mac files, some exports of spreadsheets): no line feed in the
+    first MiB."""
     with path.open("rb") as stored:
         head = _read(_open_text(stored, path), _HEAD_BYTES + 1, path)
     return b"\r" in head[:_HEAD_BYTES] and b"\n" not in head

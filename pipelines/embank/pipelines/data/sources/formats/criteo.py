@@ -1,8 +1,8 @@
 """Criteo's click logs: Display Advertising Challenge (Kaggle) `train.txt` and the day files of the Terabyte logs.
 
-Both are tab-separated without a header: label, 13 counts, 26 hashed categories; an empty cell is a missing value. Rows stand
-in time order, so the default split cuts by position. Counts become ln(1 + x), and 0 when negative or missing, as in DLRM and in
-the compression benchmark of Zhang et al. (PVLDB 17(4), 2023).
+Both are tab-separated without a header: label, 13 counts, 26 hashed categories; an empty cell is a missing value. Rows
+stand in time order, so the default split cuts by position. Counts become ln(1 + x), and 0 when negative or missing, as
+in DLRM and in the compression benchmark of Zhang et al. (PVLDB 17(4), 2023).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Which characters separate, quote and escape in a text file, and what its bytes mean by them.
 
-Everything here is about positions in a block of bytes, found with numpy: quotes are few beside bytes, so files without them cost
-nothing, and files with them one pass. A block is cut, checked and (where it has an escape character) rewritten to doubled quotes
-before a parser sees it. A parser that is told the wrong dialect swallows whole lines without a word; the check makes that an error.
+Everything here is about positions in a block of bytes, found with numpy: quotes are few beside bytes, so files without
+them cost nothing, and files with them one pass. A block is cut, checked and (where it has an escape character)
+rewritten to doubled quotes before a parser sees it. A parser that is told the wrong dialect swallows whole lines
+without a word; the check makes that an error.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Dialect:
         separator: one character.
         quote: one character, or None when quotes have no meaning.
         escape: how a quote inside a quoted cell is written: None doubled, where what may be another dialect is refused;
-            the quote itself: doubled, stated by the user, so nothing is in doubt; another character: it stands before the quote.
+            the quote itself: doubled, stated by the user, so nothing is in doubt; another character: it stands before
+                the quote.
             Without quotes: the character before separators and line ends that belong to a cell.
     """
 
@@ -63,7 +65,8 @@ class Dialect:
         return at_Q[~_behind(bytes_B, at_Q, self.escape)] if self.has_escapes else at_Q
 
     def line_ends(self, data: bytes) -> Positions:
-        """Positions of the line feeds that end rows: those outside quotes, and not escaped where cells are escaped alone."""
+        """Positions of the line feeds that end rows: those outside quotes, and not escaped where cells are escaped
+        alone."""
         bytes_B = np.frombuffer(data, dtype=np.uint8)
         ends = np.flatnonzero(bytes_B == _NEWLINE)
         if self.escapes_alone:
@@ -122,11 +125,13 @@ def runs_of(bytes_B: Bytes, character: str) -> tuple[Positions, Positions]:
 def doubled_quotes(data: bytes, dialect: Dialect) -> tuple[bytes, int | None]:
     """The same cells with doubled quotes in place of escaped ones, for a parser that knows these only.
 
-    Inside quotes an escape character before a quote makes it part of the text, and before itself stands for one of itself; before
-    anything else, and outside quotes, it is text, as Spark writes it (MySQL's files with enclosed text read the same way).
+    Inside quotes an escape character before a quote makes it part of the text, and before itself stands for one of
+    itself; before anything else, and outside quotes, it is text, as Spark writes it (MySQL's files with enclosed text
+    read the same way).
 
     Returns:
-        The bytes, and the position of the first escaped quote outside quotes, which has no meaning (None if there is none).
+        The bytes, and the position of the first escaped quote outside quotes, which has no meaning (None if there is
+        none).
     """
     if not dialect.has_escapes or dialect.escape is None or dialect.escape.encode() not in data:
         return data, None
@@ -147,8 +152,9 @@ def doubled_quotes(data: bytes, dialect: Dialect) -> tuple[bytes, int | None]:
 def misplaced_quote(data: bytes, dialect: Dialect) -> int | None:
     """Position of the first quote that is neither at a cell's edge nor doubled; None when there is none.
 
-    No file with escaped quotes passes: such a quote stands behind a backslash, so it can only be a closing one here. Between two of them
-    lies then an odd number of others, but an even number by the dialect that wrote them; and with a single one the last quote is open.
+    No file with escaped quotes passes: such a quote stands behind a backslash, so it can only be a closing one here.
+    Between two of them lies then an odd number of others, but an even number by the dialect that wrote them; and with a
+    single one the last quote is open.
 
     Args:
         data: starts at a row; may end inside a quoted cell.
@@ -179,8 +185,9 @@ def _among(sorted_values: Positions, wanted: Positions) -> npt.NDArray[np.bool_]
 def row_of_whole_lines(data: bytes, dialect: Dialect, num_columns: int) -> int | None:
     """Index of the first row of several lines each of which has a row's number of cells when quotes are not looked at.
 
-    In a file whose quotes are plain characters all rows of several lines are such ones, made where one cell starts with a quote and a
-    later one ends with one; a text that goes over several lines hardly ever has the right number of separators in all of them.
+    In a file whose quotes are plain characters all rows of several lines are such ones, made where one cell starts with
+    a quote and a later one ends with one; a text that goes over several lines hardly ever has the right number of
+    separators in all of them.
     """
     ends = dialect.line_ends(data)
     bytes_B = np.frombuffer(data, dtype=np.uint8)

@@ -1,4 +1,5 @@
-"""The names of a text file's columns, also where some have none or the same one: only columns that are used must be told apart."""
+"""The names of a text file's columns, also where some have none or the same one: only columns that are used must be
+told apart."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ class Header:
         odd = sorted(set(self.names) ^ set(other.names))
         if odd:
             raise DataError(
-                f"{path}, line 1: the header differs from that of {first} in column {odd[0]!r}. Prepare files of one layout together."
+                f"{path}, line 1: the header differs from that of {first} in column {odd[0]!r}. Prepare files of one "
+                "layout together."
             )
 
 

@@ -1,8 +1,8 @@
 """KDD Cup 2012, track 2 (Tencent search advertising): `training.txt`, tab-separated without a header.
 
-A row counts the impressions and clicks of one (user, query, ad, place); it becomes that many rows of its own, first the clicks
-with label 1, then the other impressions with label 0. All ten attributes are categorical. The file has no time, so rows are
-split by the hash of their number.
+A row counts the impressions and clicks of one (user, query, ad, place); it becomes that many rows of its own, first the
+clicks with label 1, then the other impressions with label 0. All ten attributes are categorical. The file has no time,
+so rows are split by the hash of their number.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def _expand(chunk: Chunk, columns: Sequence[str]) -> Iterator[Chunk]:
     if bad_N.any():
         row = int(np.argmax(bad_N))
         raise DataError(
-            f"{chunk.where(row)}: {clicks_N[row]} clicks in {impressions_N[row]} impressions; an impression is needed, and no "
+            f"{chunk.where(row)}: {clicks_N[row]} clicks in {impressions_N[row]} impressions; an impression is "
+            "needed, and no "
             "more clicks than impressions. Mend the line."
         )
     ends_N = np.cumsum(impressions_N)

@@ -22,7 +22,8 @@ def raise_encoding(block: Block, error: UnicodeDecodeError) -> NoReturn:
     """
     line = block.first_line + block.data.count(b"\n", 0, error.start)
     raise DataError(
-        f"{block.path}, line {line}: byte 0x{block.data[error.start]:02X} at offset {block.offset + error.start} of the "
+        f"{block.path}, line {line}: byte 0x{block.data[error.start]:02X} at offset {block.offset + error.start} of "
+        "the "
         f"file is not UTF-8. Convert the file, for example with `iconv -f latin1 -t utf-8 {block.path.name}`."
     )
 
@@ -77,7 +78,10 @@ def _problem(words: str, dialect: Dialect, columns: Sequence[str]) -> str | None
         return f"{fact} Complete or delete the line."
     if num_cells > expected:
         if dialect.quote is None:
-            return f"{fact} Quotes have no meaning here, so no cell can hold a separator ({dialect.separator!r}). Mend the line."
+            return (
+                f"{fact} Quotes have no meaning here, so no cell can hold a separator ({dialect.separator!r}). "
+                "Mend the line."
+            )
         return f"{fact} Quote cells that hold a separator ({dialect.separator!r}), or mend the line."
     return None
 

@@ -15,8 +15,8 @@ from embank.tables.wording import shortened
 
 
 def check_quotes(path: Path, data: bytes, first_line: int, dialect: Dialect, num_columns: int) -> None:
-    """Refuse a block (without escape characters) in which a quote is neither at a cell's edge nor doubled, or that may be in another
-    dialect than the one that was not stated.
+    """Refuse a block (without escape characters) in which a quote is neither at a cell's edge nor doubled, or that may
+    be in another dialect than the one that was not stated.
 
     Raises:
         DataError: naming the line.
@@ -32,8 +32,10 @@ def check_quotes(path: Path, data: bytes, first_line: int, dialect: Dialect, num
     if row is not None:
         line, words = _row(data, first_line, row, dialect)
         raise DataError(
-            f"{path}, line {line}: the quote ({dialect.quote}) in {words!r} is closed in a later line, and each of these lines has "
-            f"{num_columns} cells of its own. Set `quote: null` in the configuration if quotes are plain characters in this file, "
+            f"{path}, line {line}: the quote ({dialect.quote}) in {words!r} is closed in a later line, and each of "
+            "these lines has "
+            f"{num_columns} cells of its own. Set `quote: null` in the configuration if quotes are plain characters "
+            "in this file, "
             f"`escape: '\"'` if quotes inside cells are doubled and this is one cell with line ends in it."
         )
 
@@ -46,7 +48,8 @@ def unclosed(path: Path, data: bytes, first_line: int, dialect: Dialect) -> str:
         return misplaced(path, plain, first_line, position, dialect.doubled)
     line = first_line + plain.count(b"\n", 0, int(dialect.doubled.quotes(plain)[0]))
     return (
-        f"{path}, line {line}: a quote ({dialect.quote}) is opened and not closed. Close it, double it if it belongs to the text, "
+        f"{path}, line {line}: a quote ({dialect.quote}) is opened and not closed. Close it, double it if it belongs "
+        "to the text, "
         "or set `quote: null` in the configuration if the file uses no quotes."
     )
 
@@ -63,9 +66,13 @@ def misplaced(path: Path, data: bytes, first_line: int, position: int, dialect: 
     if trimmed != before and trimmed[-1:] in (b"", separator):
         cure = "Remove the white space before it, or double it and quote the whole cell"
     if dialect.escape is None and f"\\{dialect.quote}".encode() in data[start:end]:
-        cure = f'Set `escape: "\\\\"` in the configuration if `\\{dialect.quote}` stands for a quote; else double it and quote the whole cell'
+        cure = (
+            f'Set `escape: "\\\\"` in the configuration if `\\{dialect.quote}` stands for a quote; else double it '
+            "and quote the whole cell"
+        )
     return (
-        f"{path}, line {line}: a quote ({dialect.quote}) inside cell {_cell(data, position, dialect)} of {shortened(words)!r}. {cure}. "
+        f"{path}, line {line}: a quote ({dialect.quote}) inside cell {_cell(data, position, dialect)} of "
+        f"{shortened(words)!r}. {cure}. "
         "If quotes are plain characters in this file, set `quote: null`."
     )
 

@@ -1,8 +1,8 @@
 """MovieLens: 100K (raw `u.*` or RecBole's atomic files), 1M (`.dat`), and 20M / 25M / 32M (CSV).
 
-All layouts give the same columns: user_id, item_id, rating, timestamp, release_year, genres (joined by "|"), and for 100K and
-1M also age, gender, occupation, zip_code. The files about users and movies are found beside the ratings. Ratings 4-5 are
-positive, 1-2 negative, 3 is dropped, as CTR work on MovieLens does.
+All layouts give the same columns: user_id, item_id, rating, timestamp, release_year, genres (joined by "|"), and for
+100K and 1M also age, gender, occupation, zip_code. The files about users and movies are found beside the ratings.
+Ratings 4-5 are positive, 1-2 negative, 3 is dropped, as CTR work on MovieLens does.
 """
 
 from __future__ import annotations

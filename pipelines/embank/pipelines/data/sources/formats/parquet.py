@@ -27,8 +27,8 @@ class ParquetSource:
     """Parquet files with the same columns, read one after the other; files without rows may have others.
 
     Raises:
-        DataError: a file is missing or damaged, none has rows, or (while reading) one lacks a column that is read, has it twice,
-            or in a type that nothing is read from.
+        DataError: a file is missing or damaged, none has rows, or (while reading) one lacks a column that is read, has
+            it twice, or in a type that nothing is read from.
     """
 
     default = None
@@ -132,7 +132,8 @@ def _column(array: pa.Array, name: str, where: _Where) -> pl.Series:
     except pa.ArrowInvalid:
         row = first_unfit(array)
         raise DataError(
-            f"{where(row)}: column {name!r} is {_shown(array[row])}, which {array.type} can hold and `embank prepare` can't: a decimal of more than "
+            f"{where(row)}: column {name!r} is {_shown(array[row])}, which {array.type} can hold and `embank prepare` "
+            "can't: a decimal of more than "
             "38 digits, or a year outside 1 to 9999. Mend the value."
         ) from None
 

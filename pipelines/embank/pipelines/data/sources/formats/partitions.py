@@ -1,7 +1,8 @@
-"""Folders of files, and the columns that their names hold: `logs/dt=2024-01-01/part-0.parquet`, as Hive and Spark write them.
+"""Folders of files, and the columns that their names hold: `logs/dt=2024-01-01/part-0.parquet`, as Hive and Spark write
+them.
 
-A folder stands for the files in it and in its partitions, `NAME=VALUE` folders to any depth. Each NAME is a column like those
-in the files, text, percent-decoded; `__HIVE_DEFAULT_PARTITION__` is a missing value.
+A folder stands for the files in it and in its partitions, `NAME=VALUE` folders to any depth. Each NAME is a column like
+those in the files, text, percent-decoded; `__HIVE_DEFAULT_PARTITION__` is a missing value.
 """
 
 from __future__ import annotations
@@ -98,13 +99,15 @@ def _refuse_difference(chunk: Chunk, name: str, value: str | None) -> None:
         row = same.arg_min()
         assert row is not None
         raise DataError(
-            f"{chunk.where(row)}: column {name!r} is {tokens[row]!r}, and the folder's name says {value!r}. Leave the column out of the "
+            f"{chunk.where(row)}: column {name!r} is {tokens[row]!r}, and the folder's name says {value!r}. Leave the "
+            "column out of the "
             "files, or rename the folder."
         )
 
 
 def _means(values: pl.Series, tokens: pl.Series, text: str) -> pl.Series:
-    """Whether each value is what a text means in its type, spelled otherwise: 1 and 01, true and True, a time with more digits."""
+    """Whether each value is what a text means in its type, spelled otherwise: 1 and 01, true and True, a time with more
+    digits."""
     if values.dtype == pl.Boolean:
         return (tokens == text.lower()).fill_null(False)
     if values.dtype.is_temporal():
@@ -172,7 +175,8 @@ def _refuse_other_folder(folder: Path, suffixes: Sequence[str]) -> None:
     lost = next((file for suffix in suffixes for file in folder.glob(f"*{suffix}")), None)
     if lost is not None:
         raise DataError(
-            f"{lost} lies in a folder that is no partition (NAME=VALUE), so whether it belongs to the input is not clear. "
+            f"{lost} lies in a folder that is no partition (NAME=VALUE), so whether it belongs to the input is not "
+            "clear. "
             "Name the folders or files that do with --input, each by itself."
         )
 

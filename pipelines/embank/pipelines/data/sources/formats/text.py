@@ -1,8 +1,9 @@
 """Delimited text, with or without a header: the reader under every text format.
 
-The fast path hands each block to polars, after `misquoted` has seen that its quotes fit the dialect. polars fills the missing cells
-of a short row with nulls and says nothing, so the separators of each block are counted (outside quotes) and compared with what its
-rows should have, and line ends with the rows that came out; a block that fails goes to the slow pass of `locate`, which names the line.
+The fast path hands each block to polars, after `misquoted` has seen that its quotes fit the dialect. polars fills the
+missing cells of a short row with nulls and says nothing, so the separators of each block are counted (outside quotes)
+and compared with what its rows should have, and line ends with the rows that came out; a block that fails goes to the
+slow pass of `locate`, which names the line.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class TextSource:
             header.check_same(path, self._headers[0], first=self._paths[0])
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
-        """Yield the named columns of all rows, as strings. A file without rows among others is left out, with a warning."""
+        """Yield the named columns of all rows, as strings. A file without rows among others is left out, with a
+        warning."""
         rows_before = 0
         for path, header in zip(self._paths, self._headers, strict=True):
             num_rows = 0

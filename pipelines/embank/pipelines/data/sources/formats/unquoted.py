@@ -1,6 +1,8 @@
-"""Cells without quotes in which an escape character stands before separators and line ends: MySQL's and PostgreSQL's own text files.
+"""Cells without quotes in which an escape character stands before separators and line ends: MySQL's and PostgreSQL's
+own text files.
 
-The parser knows no such cells, so what is escaped is swapped for bytes that the file doesn't hold, and swapped back in the cells.
+The parser knows no such cells, so what is escaped is swapped for bytes that the file doesn't hold, and swapped back in
+the cells.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ _LETTERS = {"n": _NEWLINE, "t": ord("\t"), "r": ord("\r")}
 
 
 def without_escapes(data: bytes, dialect: Dialect, path: Path) -> bytes:
-    r"""The cells with stand-ins for escaped separators and line ends. `\n`, `\t` and `\r` are a line feed, a tab and a carriage return,
-    and two escape characters are one; before anything else an escape character is text, as in `\N`.
+    r"""The cells with stand-ins for escaped separators and line ends. `\n`, `\t` and `\r` are a line feed, a tab and a
+    carriage return, and two escape characters are one; before anything else an escape character is text, as in `\N`.
 
     Raises:
         DataError: the file holds a byte that would stand for something else.
@@ -30,7 +32,8 @@ def without_escapes(data: bytes, dialect: Dialect, path: Path) -> bytes:
     for stand_in in (_SEPARATOR, _NEWLINE):
         if bytes([stand_in]) in data:
             raise DataError(
-                f"{path} holds the control character 0x{stand_in:02X}, which can't be read with `escape` and `quote: null`. Remove it."
+                f"{path} holds the control character 0x{stand_in:02X}, which can't be read with `escape` and `quote: "
+                "null`. Remove it."
             )
     bytes_B = np.frombuffer(data, dtype=np.uint8)
     becomes = np.zeros(256, dtype=np.uint8)
