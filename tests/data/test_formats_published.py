@@ -11,7 +11,8 @@ import pytest
 from tests.data import naive_prepare as naive
 
 from embank.pipelines.data.prepare.prepare import prepare
-from embank.pipelines.data.sources.formats import FORMATS, avazu, kdd12, text
+from embank.pipelines.data.sources.formats import avazu, kdd12, text
+from embank.pipelines.data.sources.formats.registry import FORMATS
 from embank.tables.errors import ConfigError, DataError
 
 ML_FEATURES = ["user_id", "item_id", "age", "gender", "occupation", "zip_code", "release_year"]

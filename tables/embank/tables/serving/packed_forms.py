@@ -30,8 +30,9 @@ def packed_class(method: str, path: str) -> type[PackedTable] | None:
         ConfigError: there is no such method.
     """
     module, _, name = path.rpartition(".")
-    home = method_class(method).__module__
-    is_near = module.rpartition(".")[0] == home.rpartition(".")[0] if "." in home else module == home
+    folder = method_class(method).__module__.rpartition(".")[0]
+    package = folder.rpartition(".")[0] or folder or method_class(method).__module__
+    is_near = module == package or module.startswith(f"{package}.")
     if not is_near or module not in sys.modules:
         return None
     found = vars(sys.modules[module]).get(name)

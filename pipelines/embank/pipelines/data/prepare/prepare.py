@@ -31,8 +31,8 @@ from embank.pipelines.data.prepare.ranking import Fingerprint
 from embank.pipelines.data.prepare.spool import SpoolReader
 from embank.pipelines.data.progress import NoProgress, ProgressCallback
 from embank.pipelines.data.schema import CONFIG_FILE, VOCAB_FOLDER, CategoricalField, NumericField, Schema, Split
-from embank.pipelines.data.sources.formats import find_format
 from embank.pipelines.data.sources.formats.base import Source, TextOptions, check_columns
+from embank.pipelines.data.sources.formats.registry import find_format
 from embank.tables.errors import ConfigError
 from embank.tables.ids.token_hash import NUM_TOKEN_IDS, TOKEN_HASH_VERSION
 
