@@ -4,7 +4,6 @@ half."""
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -21,15 +20,14 @@ from embank.tables import (
     Stage,
     TableSpec,
     default_init,
+    option_class,
     register_method,
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class NarrowingConfig:
     """No options."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
 
 class Narrowing(Method):

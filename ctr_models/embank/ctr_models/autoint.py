@@ -1,18 +1,17 @@
 """AutoInt: multi-head self-attention over the fields, optionally with a deep network beside it (AutoInt+)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embank.ctr_models.layers.fields import Fields
 from embank.ctr_models.layers.mlp import MLP, Activation, make_linear, squeeze_logits
-from embank.ctr_models.network import STRICT, Inputs, Network, check_dropout, check_positive, require_fields
+from embank.ctr_models.network import Inputs, Network, check_dropout, check_positive, require_fields
+from embank.tables import option_class
 from embank.tables.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class AutoIntConfig:
     """Hyper-parameters of AutoInt; the defaults are those of the paper's section 5.1.4.
 
@@ -28,8 +27,6 @@ class AutoIntConfig:
         dropout: of the attention weights, and after each hidden layer.
         batch_norm: normalise before each activation of the deep part.
     """
-
-    __pydantic_config__ = STRICT
 
     num_layers: int = 3
     num_heads: int = 2

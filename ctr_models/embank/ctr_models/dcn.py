@@ -1,17 +1,16 @@
 """DCN: cross layers with one vector each, beside a deep network."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from embank.ctr_models.layers.cross import VectorCross
 from embank.ctr_models.layers.fields import FlatInputs
 from embank.ctr_models.layers.mlp import MLP, Activation, make_linear, squeeze_logits
-from embank.ctr_models.network import STRICT, Inputs, Network, check_dropout, check_positive
+from embank.ctr_models.network import Inputs, Network, check_dropout, check_positive
+from embank.tables import option_class
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class DCNConfig:
     """Hyper-parameters of DCN.
 
@@ -23,8 +22,6 @@ class DCNConfig:
         batch_norm: normalise before each activation (the paper does).
         embed_numeric: give each numeric input a learned vector (FuxiCTR) instead of one raw column (paper).
     """
-
-    __pydantic_config__ = STRICT
 
     num_cross_layers: int = 3
     hidden_units: tuple[int, ...] = (400, 400, 400)

@@ -1,6 +1,5 @@
 """DCN-V2: cross layers with full or low-rank matrices, beside or below a deep network."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,11 +9,12 @@ from torchrec.modules.crossnet import LowRankCrossNet
 from embank.ctr_models.layers.cross import MatrixCross, MixtureCross
 from embank.ctr_models.layers.fields import FlatInputs
 from embank.ctr_models.layers.mlp import MLP, Activation, make_linear, squeeze_logits
-from embank.ctr_models.network import STRICT, Inputs, Network, check_dropout, check_positive
+from embank.ctr_models.network import Inputs, Network, check_dropout, check_positive
+from embank.tables import option_class
 from embank.tables.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class DCNv2Config:
     """Hyper-parameters of DCN-V2.
 
@@ -31,8 +31,6 @@ class DCNv2Config:
         embed_numeric: give each numeric input a learned vector (as FuxiCTR does) instead of one raw column (as the
             paper does).
     """
-
-    __pydantic_config__ = STRICT
 
     structure: Literal["parallel", "stacked", "stacked_parallel", "cross_only"] = "parallel"
     num_cross_layers: int = 3

@@ -1,6 +1,5 @@
 """DeepFM: a factorization machine and a deep network side by side on the same embeddings."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -8,10 +7,11 @@ from torch import Tensor
 from embank.ctr_models.fm import pairwise_sum
 from embank.ctr_models.layers.fields import Fields, FirstOrder
 from embank.ctr_models.layers.mlp import MLP, Activation, squeeze_logits
-from embank.ctr_models.network import STRICT, Inputs, Network, check_dropout, check_positive, require_fields
+from embank.ctr_models.network import Inputs, Network, check_dropout, check_positive, require_fields
+from embank.tables import option_class
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class DeepFMConfig:
     """Hyper-parameters of DeepFM.
 
@@ -21,8 +21,6 @@ class DeepFMConfig:
         dropout: after each hidden layer (0.5 in the paper, 0 in FuxiCTR).
         batch_norm: normalise before each activation.
     """
-
-    __pydantic_config__ = STRICT
 
     hidden_units: tuple[int, ...] = (400, 400, 400)
     activation: Activation = "relu"

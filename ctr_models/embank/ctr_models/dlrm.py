@@ -1,6 +1,5 @@
 """DLRM: a bottom network for the numeric inputs, inner products of all pairs, a top network."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -9,11 +8,12 @@ from torch import Tensor
 from embank.ctr_models.layers.fields import FieldAlignment
 from embank.ctr_models.layers.mlp import MLP, Activation, num_pad_columns, squeeze_logits
 from embank.ctr_models.layers.pairs import PairProducts
-from embank.ctr_models.network import STRICT, Inputs, Network, check_dropout, check_positive, require_fields
+from embank.ctr_models.network import Inputs, Network, check_dropout, check_positive, require_fields
+from embank.tables import option_class
 from embank.tables.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class DLRMConfig:
     """Hyper-parameters of DLRM; the defaults are those of the Criteo runs of facebookresearch/dlrm.
 
@@ -25,8 +25,6 @@ class DLRMConfig:
         batch_norm: normalise the hidden layers of both networks (none in the paper).
         interaction: "dot" for inner products of all pairs, "cat" for the fields side by side.
     """
-
-    __pydantic_config__ = STRICT
 
     bottom: tuple[int, ...] = (512, 256, 64)
     top: tuple[int, ...] = (512, 256)

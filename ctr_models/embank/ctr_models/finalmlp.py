@@ -1,18 +1,17 @@
 """FinalMLP: two deep networks on differently gated inputs, fused by a bilinear form."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from embank.ctr_models.layers.fields import FlatInputs
 from embank.ctr_models.layers.mlp import MLP, Activation, make_linear, squeeze_logits
-from embank.ctr_models.network import STRICT, Inputs, Network, check_dropout, check_positive
+from embank.ctr_models.network import Inputs, Network, check_dropout, check_positive
+from embank.tables import option_class
 from embank.tables.errors import ConfigError
 from embank.tables.wording import did_you_mean
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class FinalMLPConfig:
     """Hyper-parameters of FinalMLP.
 
@@ -32,8 +31,6 @@ class FinalMLPConfig:
             constant.
         embed_numeric: give each numeric input a learned vector (FuxiCTR) instead of one raw column.
     """
-
-    __pydantic_config__ = STRICT
 
     hidden_units_1: tuple[int, ...] = (400, 400, 400)
     hidden_units_2: tuple[int, ...] = (400, 400, 400)

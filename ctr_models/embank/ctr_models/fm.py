@@ -1,12 +1,12 @@
 """Factorization machine: a weight per id, and an inner product for each pair of fields."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from embank.ctr_models.layers.fields import Fields, FirstOrder
-from embank.ctr_models.network import STRICT, Inputs, Network, require_fields
+from embank.ctr_models.network import Inputs, Network, require_fields
+from embank.tables import option_class
 from embank.tables.errors import ConfigError
 
 
@@ -22,11 +22,9 @@ def pairwise_sum(fields_BFD: Tensor) -> Tensor:
     return 0.5 * (total_BD.square().sum(dim=1) - fields_BFD.square().sum(dim=(1, 2)))
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class FMConfig:
     """A factorization machine has no hyper-parameters besides its dim, which the tables set."""
-
-    __pydantic_config__ = STRICT
 
 
 class FM(Network):

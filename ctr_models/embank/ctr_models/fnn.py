@@ -1,15 +1,14 @@
 """FNN: a deep network over the concatenated embeddings."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from embank.ctr_models.layers.fields import FlatInputs
 from embank.ctr_models.layers.mlp import MLP, Activation, squeeze_logits
-from embank.ctr_models.network import STRICT, Inputs, Network, check_dropout, check_positive
+from embank.ctr_models.network import Inputs, Network, check_dropout, check_positive
+from embank.tables import option_class
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class FNNConfig:
     """Hyper-parameters of FNN.
 
@@ -20,8 +19,6 @@ class FNNConfig:
         batch_norm: normalise before each activation.
         embed_numeric: give each numeric input a learned vector (FuxiCTR) instead of one raw column.
     """
-
-    __pydantic_config__ = STRICT
 
     hidden_units: tuple[int, ...] = (200, 300, 100)
     activation: Activation = "relu"

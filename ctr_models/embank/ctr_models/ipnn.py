@@ -1,17 +1,16 @@
 """IPNN: a deep network over the embeddings and the inner products of all pairs of fields."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from embank.ctr_models.layers.fields import Fields
 from embank.ctr_models.layers.mlp import MLP, Activation, squeeze_logits
 from embank.ctr_models.layers.pairs import PairProducts
-from embank.ctr_models.network import STRICT, Inputs, Network, check_dropout, check_positive, require_fields
+from embank.ctr_models.network import Inputs, Network, check_dropout, check_positive, require_fields
+from embank.tables import option_class
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class IPNNConfig:
     """Hyper-parameters of the inner-product network.
 
@@ -21,8 +20,6 @@ class IPNNConfig:
         dropout: after each hidden layer (0.5 in the paper).
         batch_norm: normalise before each activation.
     """
-
-    __pydantic_config__ = STRICT
 
     hidden_units: tuple[int, ...] = (400, 400, 400)
     activation: Activation = "relu"

@@ -1,19 +1,17 @@
 """Logistic regression: a weight per id and per numeric input."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from embank.ctr_models.layers.fields import FirstOrder
-from embank.ctr_models.network import STRICT, Inputs, Network
+from embank.ctr_models.network import Inputs, Network
+from embank.tables import option_class
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class LRConfig:
     """Logistic regression has no hyper-parameters."""
-
-    __pydantic_config__ = STRICT
 
 
 class LR(Network):

@@ -1,16 +1,16 @@
 """Wide & Deep: a linear model and a deep network, trained together."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from embank.ctr_models.layers.fields import FirstOrder, FlatInputs
 from embank.ctr_models.layers.mlp import MLP, Activation, squeeze_logits
-from embank.ctr_models.network import STRICT, Inputs, Network, check_dropout, check_positive
+from embank.ctr_models.network import Inputs, Network, check_dropout, check_positive
+from embank.tables import option_class
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class WDLConfig:
     """Hyper-parameters of Wide & Deep.
 
@@ -22,8 +22,6 @@ class WDLConfig:
         embed_numeric: give each numeric input of the deep part a learned vector (FuxiCTR) instead of one raw column
             (paper).
     """
-
-    __pydantic_config__ = STRICT
 
     hidden_units: tuple[int, ...] = (1024, 512, 256)
     activation: Activation = "relu"

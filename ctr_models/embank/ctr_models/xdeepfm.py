@@ -1,6 +1,5 @@
 """xDeepFM: a linear part, a compressed interaction network, and a deep network."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -8,11 +7,12 @@ from torch import Tensor
 from embank.ctr_models.layers.cin import CompressedInteraction
 from embank.ctr_models.layers.fields import Fields, FirstOrder
 from embank.ctr_models.layers.mlp import MLP, Activation, make_linear, squeeze_logits
-from embank.ctr_models.network import STRICT, Inputs, Network, check_dropout, check_positive, require_fields
+from embank.ctr_models.network import Inputs, Network, check_dropout, check_positive, require_fields
+from embank.tables import option_class
 from embank.tables.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class XDeepFMConfig:
     """Hyper-parameters of xDeepFM.
 
@@ -24,8 +24,6 @@ class XDeepFMConfig:
         dropout: after each hidden layer (0.5 in the paper).
         batch_norm: normalise before each activation.
     """
-
-    __pydantic_config__ = STRICT
 
     cin_units: tuple[int, ...] = (16, 16, 16)
     hidden_units: tuple[int, ...] = (400, 400)

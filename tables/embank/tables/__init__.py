@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         registered_methods,
     )
     from embank.tables.method.local_rows import LocalRows, Score
+    from embank.tables.method.options import option_class
     from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowStore, RowTier
     from embank.tables.serving.bundle import Bundle, load_bundle, save_bundle
     from embank.tables.serving.packed import PackedCollection, pack_collection
@@ -77,6 +78,7 @@ __all__ = [
     "load_checkpoint",
     "load_plan",
     "method_class",
+    "option_class",
     "pack_collection",
     "plan_tables",
     "register_method",
@@ -126,6 +128,7 @@ _HOME = {
     "load_checkpoint": "storage.checkpoint",
     "load_plan": "sharding.plan",
     "method_class": "method.base",
+    "option_class": "method.options",
     "pack_collection": "serving.packed",
     "plan_tables": "sharding.planner",
     "register_method": "method.base",

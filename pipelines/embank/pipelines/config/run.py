@@ -10,17 +10,15 @@ from pydantic import TypeAdapter, ValidationError
 from embank.ctr_models import MODELS, build_config
 from embank.ctr_models.registry import find_model
 from embank.pipelines.config.file import read_config
-from embank.tables import ConfigError, method_class
+from embank.tables import ConfigError, method_class, option_class
 from embank.tables.rows.base import RowOptimizerName
 from embank.tables.scalars import as_whole, plain
 from embank.tables.specs import Pooling
 from embank.tables.validation import mistaken_boolean, problem_in_words
 from embank.tables.wording import nearest_or_all
 
-_STRICT = {"extra": "forbid"}
 
-
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class DataConfig:
     """Which prepared folder, and how it is read.
 
@@ -31,8 +29,6 @@ class DataConfig:
         buffer_rows: rows that are shuffled together; bounds the loader's memory.
         prefetch: batches that the loader prepares ahead on its thread.
     """
-
-    __pydantic_config__ = _STRICT
 
     path: str
     batch_size: int = 4096
@@ -82,7 +78,7 @@ class TablesConfig:
         return self.overrides.get(feature, self.default)
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class TrainConfig:
     """How a model is trained.
 
@@ -115,8 +111,6 @@ class TrainConfig:
         num_threads: threads of torch; None leaves torch's own choice.
     """
 
-    __pydantic_config__ = _STRICT
-
     epochs: int = 1
     lr: float = 0.001
     optimizer: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
@@ -140,7 +134,7 @@ class TrainConfig:
     num_threads: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class RowsConfig:
     """Where rows are held.
 
@@ -155,8 +149,6 @@ class RowsConfig:
         plan: a file with a plan, as `embank plan --out` writes it, instead of a planner.
         memory_per_rank: bytes that rows and their optimizer state may take on each rank; None for no limit.
     """
-
-    __pydantic_config__ = _STRICT
 
     backend: Literal["fbgemm", "torch"] = "fbgemm"
     device: Literal["cpu", "cuda"] = "cpu"

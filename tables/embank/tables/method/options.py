@@ -3,10 +3,20 @@ for all tables."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from embank.tables.errors import ConfigError
 from embank.tables.specs import TableSpec
@@ -15,6 +25,7 @@ if TYPE_CHECKING:
     from embank.tables.method.base import Method
 
 Config = TypeVar("Config")
+Class = TypeVar("Class")
 
 _WORDS: dict[Any, str] = {
     int: "a whole number",
@@ -23,6 +34,30 @@ _WORDS: dict[Any, str] = {
     str: "a text",
     NoneType: "None",
 }
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+def option_class(cls: type[Class]) -> type[Class]:
+    """A class of options: a frozen dataclass, its fields given by name, which refuses misspelt keys of a configuration.
+
+    For the `Config` of a method or a model, and for sections of a configuration.
+
+    Args:
+        cls: the class, with annotated fields and their defaults.
+
+    Returns:
+        The class as a dataclass.
+
+    Example:
+        >>> from embank.tables import option_class
+        >>> @option_class
+        ... class Config:
+        ...     num_rows: int = 100
+        >>> Config(num_rows=7)
+        Config(num_rows=7)
+    """
+    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined] # pydantic reads it from any dataclass
+    return dataclass(frozen=True, kw_only=True)(cls)
 
 
 def options_of(spec: TableSpec, config: type[Config]) -> Config:
@@ -61,11 +96,11 @@ def refuse_wrong_types(options: Any, *, where: str = "", prefix: str = "") -> No
     if not is_dataclass(options):
         return
     kinds: dict[str, Any] = _types_of(type(options))  # type: ignore[arg-type]
-    for field in fields(options):
-        value, kind = getattr(options, field.name), kinds[field.name]
+    for item in fields(options):
+        value, kind = getattr(options, item.name), kinds[item.name]
         if not _fits(value, kind):
-            raise ConfigError(f"{where}{prefix}{field.name} {value!r}; it must be {_words(kind)}")
-        refuse_wrong_types(value, where=where, prefix=f"{prefix}{field.name}.")
+            raise ConfigError(f"{where}{prefix}{item.name} {value!r}; it must be {_words(kind)}")
+        refuse_wrong_types(value, where=where, prefix=f"{prefix}{item.name}.")
 
 
 def refuse_differing(methods: Sequence["Method"]) -> None:

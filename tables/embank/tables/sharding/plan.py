@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from embank.tables.errors import ConfigError
+from embank.tables.method.options import option_class
 from embank.tables.specs import PhysicalTable, TableShard, num_places
 from embank.tables.storage.folders import writing
 from embank.tables.storage.yaml_text import read_yaml
@@ -27,7 +28,7 @@ REPLICATE_BELOW_BYTES = 2**16
 """Tables up to this size are replicated: averaging their gradient moves less than looking them up elsewhere would."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class Placement:
     """Where one physical table goes.
 
@@ -36,8 +37,6 @@ class Placement:
             "column_wise": columns cut evenly over `ranks`. "data_parallel": a copy on every rank, gradients averaged.
         ranks: for table_wise the one rank, for column_wise the ranks in the order of the columns; else empty.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     kind: Kind
     ranks: tuple[int, ...] = ()
@@ -67,7 +66,7 @@ class Load:
         return self.table.num_embeddings * self.nbytes_per_row
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class Plan:
     """Placements by physical table.
 
@@ -75,8 +74,6 @@ class Plan:
         world_size: number of ranks that it is for.
         tables: placements.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     world_size: int
     tables: Mapping[str, Placement]

@@ -6,7 +6,7 @@ under "lfu" a table that has been in use for a while takes in hardly anyone. Nob
 `HashZchManagedCollisionModule`, has a CPU kernel for reading only.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ from torchrec.modules.mc_modules import (
 
 from embank.tables.errors import ConfigError, DataError
 from embank.tables.ids.token_hash import NUM_TOKEN_IDS
+from embank.tables.method.options import option_class
 from embank.tables.streaming.base import IdVocabulary, StreamCounts
 
 NOBODY = 2**63 - 1
@@ -33,7 +34,7 @@ HISTORY_SHARE = 1.25
 ManagedPolicy = Literal["lfu", "lru", "distance_lfu"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class ManagedCollisionConfig:
     """Options of `ManagedVocabulary`.
 
@@ -41,8 +42,6 @@ class ManagedCollisionConfig:
         policy: "lfu": `LFU_EvictionPolicy`; "lru": `LRU_EvictionPolicy`; "distance_lfu": `DistanceLFU_EvictionPolicy`,
             count over the number of batches since the last one.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     policy: ManagedPolicy = "distance_lfu"
 

@@ -9,13 +9,14 @@ the table and the buffer of candidates are bounded, time is counted in batches, 
 room for others.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from embank.tables.errors import ConfigError
+from embank.tables.method.options import option_class
 from embank.tables.streaming.base import UNKNOWN_SLOT, IdVocabulary, StreamCounts
 from embank.tables.streaming.sorted_columns import SortedColumns, smallest
 
@@ -24,7 +25,7 @@ FREE = -1
 Policy = Literal["lfu", "lru", "age"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class StreamingConfig:
     """Options of `StreamingVocabulary`.
 
@@ -41,8 +42,6 @@ class StreamingConfig:
             those whose last batch is the longest ago are forgotten (ties: the lower count, then the lower id) and begin
             at 0 when they come again.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     admit_after: int = 1
     policy: Policy = "lru"
