@@ -15,6 +15,9 @@ from embank.tables.method import base as method
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+ALL_PAGES = sorted(
+    (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *(ROOT / "docs").rglob("*.md"))
+)
 PAGES = sorted(page for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")) if BLOCK.search(page.read_text()))
 
 Names = dict[str, Any]
@@ -94,13 +97,20 @@ def test_no_block_is_missed() -> None:
         assert len(BLOCK.findall(text)) == len(re.findall(r"```\s*(?:python|py)\b", text)), page
 
 
+def test_lines_are_at_most_120_characters_long() -> None:
+    """Text and code of every page; a row of a table can't be broken."""
+    long = {
+        f"{name_of(page)}:{number}": len(line)
+        for page in ALL_PAGES
+        for number, line in enumerate(page.read_text().splitlines(), 1)
+        if len(line) > 120 and not line.startswith("|")
+    }
+    assert not long
+
+
 def test_links_lead_somewhere() -> None:
     """Of every page to files of this repository."""
-    pages = [
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-        *(ROOT / "docs").rglob("*.md"),
-    ]
-    for page in pages:
+    for page in ALL_PAGES:
         text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text):
             assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -163,13 +164,19 @@ def write_markdown(rows: Sequence[Row], path: Path, *, title: str, facts: Sequen
         facts: sentences about the sweep.
     """
     columns = table_columns(rows)
-    lines = [f"# {title}", "", *(f"- {fact}" for fact in facts), "", "![AUC against serving bytes](pareto.png)", ""]
+    lines = [f"# {title}", "", *map(_bullet, facts), "", "![AUC against serving bytes](pareto.png)", ""]
     lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [f"| {' | '.join(values)} |" for values in zip(*columns.values(), strict=True)]
     failed = [row for row in rows if row.status == FAILED]
     if failed:
         lines += ["", "## Failed runs", "", *(f"- {row.model}, {row.method}: {row.note}" for row in failed)]
     write_atomic(path, "\n".join(lines) + "\n")
+
+
+def _bullet(fact: str) -> str:
+    return textwrap.fill(
+        fact, 120, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def table_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
