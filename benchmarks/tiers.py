@@ -39,7 +39,7 @@ from embank.pipelines.data.synth.zipf import Zipf
 from embank.tables import PhysicalTable, RowInit, RowTier, TableCollection, TableSpec
 from embank.tables.rows.disk.mapped import MappedFile
 from embank.tables.rows.disk.pages import Pages, Region
-from embank.tables.specs import TableShard
+from embank.tables.rows.shards import TableShard
 
 RESULTS = Path(__file__).with_name("results")
 DIM, LOOKUPS, AHEAD = 16, 26, 4

@@ -43,9 +43,10 @@ from torch import Tensor, nn
 
 from embank.tables.ids.hashing import hash_rows
 from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowStore, RowTier
+from embank.tables.rows.physical import PhysicalTable, RowInit
+from embank.tables.rows.shards import TableShard
 from embank.tables.rows.staged import StagedRows
 from embank.tables.rows.torch_rows import TorchRows
-from embank.tables.specs import PhysicalTable, RowInit, TableShard
 
 RESULTS = Path(__file__).with_name("results")
 HEADS, DIM, CONTEXT = 16, 80, 256

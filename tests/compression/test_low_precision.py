@@ -9,7 +9,7 @@ from embank.compression import build_table
 from embank.compression.methods.low_precision import LowPrecisionConfig, PowerOfTwoGrid, fitting_exponents, power_of_two
 from embank.compression.parts.grid import HIGH, clamp_codes, high_codes, noise, round_stochastically
 from embank.tables import BudgetError, RowOptimizer, TableSpec, build_method
-from embank.tables.specs import TableShard
+from embank.tables.rows.shards import TableShard
 from tests.compression.materialised import check_against, lookup
 from tests.tables.batches import random_kjt
 
@@ -128,7 +128,7 @@ class TestSteps:
 def test_shards_round_as_the_whole_table() -> None:
     (table,) = build_method(spec(num=300)).physical
     (whole,) = TableShard.whole(table).initial_chunks(seed=4)
-    shard = TableShard(table=table, first_place=130, num_rows=90, first_column=0, num_columns=12)
+    shard = TableShard(table=table, first_position=130, num_rows=90, first_column=0, num_columns=12)
     (part,) = shard.initial_chunks(seed=4)
     assert torch.equal(whole[130:220], part)
     rows, some = random_rows(300, 12), torch.tensor([7, 130, 299])

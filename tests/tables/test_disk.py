@@ -31,7 +31,7 @@ from embank.tables.rows import build_rows
 from embank.tables.rows.disk import mapped, pages, warm
 from embank.tables.rows.disk.mapped import MappedFile
 from embank.tables.rows.disk.pages import PAGE_BYTES, Pages, Region
-from embank.tables.specs import TableShard
+from embank.tables.rows.shards import TableShard
 from tests.tables.batches import random_kjt
 from tests.tables.products import Product
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embank.tables import ConfigError, PhysicalTable, RowInit, RowOptimizer, TableSpec
+from embank.tables.rows.shards import TableShard, num_positions, positions_of, rows_at
 from embank.tables.sharding.plan import (
     Load,
     Placement,
@@ -21,7 +22,6 @@ from embank.tables.sharding.plan import (
     save_plan,
 )
 from embank.tables.sharding.planner import PlanRequest, plan_tables, table_loads
-from embank.tables.specs import TableShard, num_places, places_of, rows_of
 
 
 def load(name: str, rows: int, *, dim: int = 16, lookups: float = 1.0, counts: torch.Tensor | None = None) -> Load:
@@ -32,13 +32,13 @@ def load(name: str, rows: int, *, dim: int = 16, lookups: float = 1.0, counts: t
 @given(num_rows=st.integers(1, 1000))
 def test_places_are_a_permutation_with_gaps(num_rows: int) -> None:
     rows = torch.arange(num_rows)
-    places = places_of(rows, num_rows=num_rows)
-    assert places.unique().numel() == num_rows
-    assert 0 <= int(places.min()) <= int(places.max()) < num_places(num_rows)
-    assert torch.equal(rows_of(places, num_rows=num_rows), rows)
-    others = torch.ones(num_places(num_rows), dtype=torch.bool)
-    others[places] = False
-    assert (rows_of(others.nonzero().squeeze(1), num_rows=num_rows) >= num_rows).all()
+    positions = positions_of(rows, num_rows=num_rows)
+    assert positions.unique().numel() == num_rows
+    assert 0 <= int(positions.min()) <= int(positions.max()) < num_positions(num_rows)
+    assert torch.equal(rows_at(positions, num_rows=num_rows), rows)
+    others = torch.ones(num_positions(num_rows), dtype=torch.bool)
+    others[positions] = False
+    assert (rows_at(others.nonzero().squeeze(1), num_rows=num_rows) >= num_rows).all()
 
 
 @settings(deadline=None)
@@ -87,7 +87,7 @@ def test_initial_values_are_the_rows_own(
     pieces = torch.empty(sum(cuts), dim + strided)[:, :dim]
     whole = torch.empty(first + len(pieces) + 50, dim)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("embank.tables.specs.ROWS_PER_CHUNK", 128)
+        patched.setattr("embank.tables.rows.physical.ROWS_PER_CHUNK", 128)
         init.fill(whole, seed=3, table="t")
         for piece, begin in zip(pieces.split(cuts), itertools.accumulate(cuts, initial=first), strict=False):
             init.fill(piece, seed=3, table="t", first_row=begin)

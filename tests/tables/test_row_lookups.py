@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from embank.tables.rows import RowOptimizer, RowTier, build_rows
-from embank.tables.specs import PhysicalTable, RowInit, TableShard
+from embank.tables.rows.physical import PhysicalTable, RowInit
+from embank.tables.rows.shards import TableShard
 
 
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad"])

@@ -17,9 +17,10 @@ from torch import Tensor
 from embank.tables import ConfigError, WorkError
 from embank.tables.ids.hashing import mix64
 from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowTier, build_rows
+from embank.tables.rows.physical import PhysicalTable, RowInit
+from embank.tables.rows.shards import TableShard
 from embank.tables.rows.staged import MAX_AGE, StagedRows
 from embank.tables.rows.torch_rows import TorchRows
-from embank.tables.specs import PhysicalTable, RowInit, TableShard
 
 SIZES, DIMS, LOOKUPS = (11, 40, 7), (8, 6, 8), (1, 0, 1, 2)
 BAGS = 6

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from embank.tables.method.local_rows import LocalRows, Score
     from embank.tables.method.options import option_class
     from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowStore, RowTier
+    from embank.tables.rows.physical import PhysicalTable, RowInit, RowProjection, default_init
     from embank.tables.serving.bundle import Bundle, load_bundle, save_bundle
     from embank.tables.serving.packed import PackedCollection, pack_collection
     from embank.tables.sharding.plan import Plan, load_plan, save_plan
     from embank.tables.sharding.planner import PlanRequest, plan_tables
     from embank.tables.sharding.sharded_rows import Sharding
-    from embank.tables.specs import PhysicalTable, RowInit, RowProjection, TableSpec, default_init
+    from embank.tables.specs import TableSpec
     from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint
 
 __all__ = [
@@ -105,12 +106,12 @@ _HOME = {
     "Method": "method.base",
     "PackedCollection": "serving.packed",
     "PackedTable": "method.base",
-    "PhysicalTable": "specs",
+    "PhysicalTable": "rows.physical",
     "Plan": "sharding.plan",
     "PlanRequest": "sharding.planner",
-    "RowInit": "specs",
+    "RowInit": "rows.physical",
     "RowOptimizer": "rows",
-    "RowProjection": "specs",
+    "RowProjection": "rows.physical",
     "RowStore": "rows",
     "RowTier": "rows",
     "Score": "method.local_rows",
@@ -123,7 +124,7 @@ _HOME = {
     "Vocabulary": "ids.vocabulary",
     "WorkError": "errors",
     "build_method": "method.base",
-    "default_init": "specs",
+    "default_init": "rows.physical",
     "load_bundle": "serving.bundle",
     "load_checkpoint": "storage.checkpoint",
     "load_plan": "sharding.plan",

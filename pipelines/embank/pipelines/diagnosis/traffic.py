@@ -11,7 +11,8 @@ from torch import Tensor
 
 from embank.pipelines.data.loading.batch import Batch
 from embank.tables import Method, TableCollection
-from embank.tables.specs import ROWS_PER_CHUNK, PhysicalTable, TableShard
+from embank.tables.rows.physical import ROWS_PER_CHUNK, PhysicalTable
+from embank.tables.rows.shards import TableShard
 
 HOTTEST = (0.001, 0.01, 0.1)
 """Shares of the rows whose share of the lookups is reported."""

@@ -43,8 +43,10 @@ from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
 from embank.tables.rows.base import refuse_bad_lr
 from embank.tables.rows.build import Backend
 from embank.tables.rows.held_bytes import distinct_nbytes
+from embank.tables.rows.physical import PhysicalTable
+from embank.tables.rows.shards import TableShard
 from embank.tables.sharding.processes import Processes, is_one_of_many
-from embank.tables.specs import PhysicalTable, TableShard, TableSpec
+from embank.tables.specs import TableSpec
 
 if TYPE_CHECKING:
     from embank.tables.sharding.sharded_rows import Sharding

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from embank.tables.method.base import Method
 from embank.tables.method.local_rows import LocalRows
-from embank.tables.specs import ROWS_PER_CHUNK, TableShard
+from embank.tables.rows.physical import ROWS_PER_CHUNK
+from embank.tables.rows.shards import TableShard
 
 if TYPE_CHECKING:
     from embank.tables.collections.base import Tables
@@ -65,7 +66,7 @@ class HeldRows(LocalRows):
         physical, first = self.physical[table], int(rows_N.min()) // ROWS_PER_CHUNK * ROWS_PER_CHUNK
         wanted = TableShard(
             table=physical,
-            first_place=first,
+            first_position=first,
             num_rows=int(rows_N.max()) + 1 - first,
             first_column=0,
             num_columns=physical.embedding_dim,

@@ -17,7 +17,8 @@ from embank.tables.collections.held_rows import HeldRows, by_class
 from embank.tables.errors import ConfigError
 from embank.tables.method.base import Advance, Carry, Method, Stage
 from embank.tables.method.local_rows import Score
-from embank.tables.specs import PhysicalTable, TableSpec
+from embank.tables.rows.physical import PhysicalTable
+from embank.tables.specs import TableSpec
 
 ROWS_PER_COPY = 65_536
 

@@ -23,7 +23,8 @@ from embank.tables.ids.hashing import seeded
 from embank.tables.method.casts import own_defaults
 from embank.tables.method.local_rows import LocalRows, Score
 from embank.tables.method.options import options_of
-from embank.tables.specs import PhysicalTable, TableSpec
+from embank.tables.rows.physical import PhysicalTable
+from embank.tables.specs import TableSpec
 from embank.tables.wording import nearest_or_all
 
 ENTRY_POINTS = "embank.methods"

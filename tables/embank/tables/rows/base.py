@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from embank.tables.errors import ConfigError
 from embank.tables.ids.hashing import seed_of
 from embank.tables.rows.held_bytes import distinct_nbytes
+from embank.tables.rows.shards import TableShard
 from embank.tables.scalars import plain
-from embank.tables.specs import TableShard
 
 RowOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 ROW_OPTIMIZERS: tuple[str, ...] = get_args(RowOptimizerName)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from embank.tables.errors import ConfigError
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
-from embank.tables.specs import TableShard
+from embank.tables.rows.shards import TableShard
 
 Backend = Literal["fbgemm", "torch"]
 

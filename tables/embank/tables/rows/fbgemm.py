@@ -23,8 +23,8 @@ from embank.tables.rows.base import RowOptimizer, RowStore, RowTier, padded_dim,
 from embank.tables.rows.disk.warm import Warmer
 from embank.tables.rows.fbgemm_memory import placement
 from embank.tables.rows.held_bytes import tensors_of
+from embank.tables.rows.shards import TableShard
 from embank.tables.rows.space import RowSpace
-from embank.tables.specs import TableShard
 
 MAX_DIM = 2048
 MAX_ROWS = 2**31 - 2

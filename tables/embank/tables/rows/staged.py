@@ -29,8 +29,8 @@ from torch import Tensor
 from embank.tables.errors import WorkError
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
 from embank.tables.rows.lanes import Lane, Mark, lane_to
+from embank.tables.rows.shards import TableShard
 from embank.tables.rows.torch_rows import TorchRows
-from embank.tables.specs import TableShard
 
 MAX_AGE = 32
 """An announced batch that has not come after this many updates is let go; were it to come yet, it is gathered again."""

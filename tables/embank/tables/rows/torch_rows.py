@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier, padded_dim, rowwise_scale
 from embank.tables.rows.disk.warm import Warmer
+from embank.tables.rows.shards import TableShard
 from embank.tables.rows.space import RowSpace
-from embank.tables.specs import TableShard
 
 _STATES = {"sgd": (), "adagrad": ("sum",), "rowwise_adagrad": ("sum",), "adam": ("exp_avg", "exp_avg_sq")}
 

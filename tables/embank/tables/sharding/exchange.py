@@ -17,8 +17,9 @@ from torchrec.distributed.types import ParameterSharding, ShardingEnv
 
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
 from embank.tables.rows.build import Backend, build_rows
+from embank.tables.rows.physical import PhysicalTable
+from embank.tables.rows.shards import TableShard
 from embank.tables.sharding.plan import Plan
-from embank.tables.specs import PhysicalTable, TableShard
 
 
 @dataclass(frozen=True, kw_only=True)

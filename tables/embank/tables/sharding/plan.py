@@ -16,7 +16,8 @@ from torch import Tensor
 
 from embank.tables.errors import ConfigError
 from embank.tables.method.options import option_class
-from embank.tables.specs import PhysicalTable, TableShard, num_places
+from embank.tables.rows.physical import PhysicalTable
+from embank.tables.rows.shards import TableShard, num_positions
 from embank.tables.storage.folders import writing
 from embank.tables.storage.yaml_text import read_yaml
 from embank.tables.validation import problem_in_words
@@ -115,7 +116,7 @@ class Plan:
             first, last = row_range(table, rank, self.world_size)
             return TableShard(
                 table=table,
-                first_place=first,
+                first_position=first,
                 num_rows=last - first,
                 first_column=0,
                 num_columns=table.embedding_dim,
@@ -128,7 +129,7 @@ class Plan:
         width = table.embedding_dim // len(placement.ranks)
         return TableShard(
             table=table,
-            first_place=0,
+            first_position=0,
             num_rows=table.num_embeddings,
             first_column=placement.ranks.index(rank) * width,
             num_columns=width,
@@ -143,11 +144,11 @@ class Plan:
 
 
 def row_range(table: PhysicalTable, rank: int, world_size: int) -> tuple[int, int]:
-    """Places that a rank holds of a row-wise table: blocks of equal size, the last ones shorter, as TorchRec cuts
+    """Positions that a rank holds of a row-wise table: blocks of equal size, the last ones shorter, as TorchRec cuts
     them."""
-    places = num_places(table.num_embeddings)
-    block = -(-places // world_size)
-    return min(places, rank * block), min(places, (rank + 1) * block)
+    positions = num_positions(table.num_embeddings)
+    block = -(-positions // world_size)
+    return min(positions, rank * block), min(positions, (rank + 1) * block)
 
 
 def parse_plan(raw: Any, *, source: str) -> Plan:
@@ -349,7 +350,7 @@ def _lookups(load: Load, shard: TableShard, plan: Plan) -> float:
     if kind == "row_wise" and load.lookups_R is not None:
         rows = shard.row_numbers()
         return float(load.lookups_R[rows[rows < load.table.num_embeddings]].sum())
-    return load.lookups * shard.num_rows / shard.num_places
+    return load.lookups * shard.num_rows / shard.num_positions
 
 
 def imbalance(values: Sequence[float]) -> float:

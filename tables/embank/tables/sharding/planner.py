@@ -10,8 +10,9 @@ from torch import Tensor
 from embank.tables.errors import ConfigError
 from embank.tables.method.base import Method, build_method
 from embank.tables.rows.base import RowOptimizer, padded_dim
+from embank.tables.rows.physical import PhysicalTable
 from embank.tables.sharding.plan import Kind, Load, Placement, Plan, check_plan, make_plan
-from embank.tables.specs import PhysicalTable, TableSpec
+from embank.tables.specs import TableSpec
 
 IDS_PER_PIECE = 2**20
 

@@ -34,10 +34,12 @@ from torchrec.distributed.types import (
 from embank.tables.errors import ConfigError
 from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
 from embank.tables.rows.build import Backend
+from embank.tables.rows.physical import PhysicalTable
+from embank.tables.rows.shards import TableShard, num_positions, positions_of
 from embank.tables.rows.torch_rows import TorchRows
 from embank.tables.sharding.exchange import Holding, RowSharder, ShardedCollection
 from embank.tables.sharding.plan import Plan, row_range
-from embank.tables.specs import PhysicalTable, TableShard, TableSpec, num_places, places_of
+from embank.tables.specs import TableSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +154,7 @@ class ShardedRows(RowStore):
             tables=[
                 EmbeddingBagConfig(
                     name=names[table.name],
-                    num_embeddings=_num_places(table, sharding.plan),
+                    num_embeddings=_num_positions(table, sharding.plan),
                     embedding_dim=table.embedding_dim,
                     feature_names=[_key(k) for k in self.moved if self.tables[self.lookups[k]].name == table.name],
                 )
@@ -206,7 +208,7 @@ class ShardedRows(RowStore):
         return int(largest)
 
     def _jagged(self, indices: Tensor, offsets: Tensor, num_bags: int) -> KeyedJaggedTensor:
-        """The ids of tables that live elsewhere, rows of striped tables replaced by their places."""
+        """The ids of tables that live elsewhere, rows of striped tables replaced by their positions."""
         stride = self._stride(num_bags)
         filling = offsets.new_zeros(stride - num_bags)
         bounds = offsets[::num_bags].tolist() if num_bags else [0] * (len(self.lookups) + 1)
@@ -216,7 +218,7 @@ class ShardedRows(RowStore):
             table = self.lookups[k]
             ids = indices[bounds[k] : bounds[k + 1]]
             if self.kinds[table] == "row_wise":
-                ids = places_of(ids, num_rows=self.tables[table].num_embeddings)
+                ids = positions_of(ids, num_rows=self.tables[table].num_embeddings)
             values.append(ids)
             lengths += [sizes[k * num_bags : (k + 1) * num_bags], filling]
         return KeyedJaggedTensor(
@@ -310,15 +312,15 @@ def _key(lookup: int) -> str:
     return f"lookup{lookup}"
 
 
-def _num_places(table: PhysicalTable, plan: Plan) -> int:
+def _num_positions(table: PhysicalTable, plan: Plan) -> int:
     is_striped = plan.placement(table.name).kind == "row_wise"
-    return num_places(table.num_embeddings) if is_striped else table.num_embeddings
+    return num_positions(table.num_embeddings) if is_striped else table.num_embeddings
 
 
 def _parameter_sharding(table: PhysicalTable, plan: Plan, *, device: str) -> ParameterSharding:
     """A placement in TorchRec's terms: which rank holds which box of the (striped) table."""
     placement = plan.placement(table.name)
-    dim, places = table.embedding_dim, _num_places(table, plan)
+    dim, positions = table.embedding_dim, _num_positions(table, plan)
     boxes: list[tuple[int, list[int], list[int]]] = []
     if placement.kind == "row_wise":
         for rank in range(plan.world_size):
@@ -326,7 +328,7 @@ def _parameter_sharding(table: PhysicalTable, plan: Plan, *, device: str) -> Par
             boxes.append((rank, [first, 0], [last - first, dim]))
     else:
         width = dim // len(placement.ranks)
-        boxes = [(rank, [0, i * width], [places, width]) for i, rank in enumerate(placement.ranks)]
+        boxes = [(rank, [0, i * width], [positions, width]) for i, rank in enumerate(placement.ranks)]
     spec = EnumerableShardingSpec(
         [
             ShardMetadata(offsets, sizes, placement=f"rank:{rank}/{_device_of(rank, device)}")

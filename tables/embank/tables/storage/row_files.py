@@ -3,8 +3,8 @@ under any plan.
 
 A table is saved in pieces of at most `PIECE_NBYTES`, so saving and loading take that much memory, wherever the rows
 are. Each process reads the pieces that hold rows of its own and puts them where its shards want them. A piece is a
-range of *places* (`TableShard`): of row numbers for most tables, of striped places for those that were row-wise when
-they were saved.
+range of *positions* (`TableShard`): of row numbers for most tables, of striped positions for those that were row-wise
+when they were saved.
 """
 
 import warnings
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from embank.tables.errors import CheckpointError
-from embank.tables.specs import TableShard, rows_of
+from embank.tables.rows.shards import TableShard, rows_at
 from embank.tables.storage.row_index import Piece, read_index, read_piece
 
 PIECE_NBYTES = 2**26
@@ -46,13 +46,13 @@ class RowTensor:
     @property
     def size(self) -> torch.Size:
         """Shape of the whole tensor, over all processes."""
-        places = self.shard.num_places
-        return torch.Size([places] if self.view.dim() == 1 else [places, self.shard.table.embedding_dim])
+        positions = self.shard.num_positions
+        return torch.Size([positions] if self.view.dim() == 1 else [positions, self.shard.table.embedding_dim])
 
     def offsets(self, start: int) -> torch.Size:
         """Where local row `start` lies in the whole tensor."""
-        place = self.shard.first_place + start
-        return torch.Size([place] if self.view.dim() == 1 else [place, self.shard.first_column])
+        position = self.shard.first_position + start
+        return torch.Size([position] if self.view.dim() == 1 else [position, self.shard.first_column])
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Ranges of local rows, each of bounded size; an empty one where this process holds nothing."""
@@ -117,7 +117,7 @@ def _overlaps(tensor: RowTensor, piece: Piece, is_striped: bool) -> bool:
     if shard.is_striped != is_striped:
         return True
     first, count = piece.offsets[0], piece.sizes[0]
-    return first < shard.first_place + shard.num_rows and first + count > shard.first_place
+    return first < shard.first_position + shard.num_rows and first + count > shard.first_position
 
 
 def _place(target: RowTensor, piece: Piece, values: Tensor, is_striped: bool) -> None:
@@ -129,14 +129,14 @@ def _place(target: RowTensor, piece: Piece, values: Tensor, is_striped: bool) ->
         view = view[:, first - shard.first_column : last - shard.first_column]
         values = values[:, first - offsets[1] : last - offsets[1]]
     if is_striped == shard.is_striped:
-        start = max(0, offsets[0] - shard.first_place)
-        stop = min(shard.num_rows, offsets[0] + values.shape[0] - shard.first_place)
-        shift = shard.first_place - offsets[0]
+        start = max(0, offsets[0] - shard.first_position)
+        stop = min(shard.num_rows, offsets[0] + values.shape[0] - shard.first_position)
+        shift = shard.first_position - offsets[0]
         view[start:stop] = values[start + shift : stop + shift]
         return
     rows = torch.arange(offsets[0], offsets[0] + values.shape[0])
     if is_striped:
-        rows = rows_of(rows, num_rows=shard.table.num_embeddings)
+        rows = rows_at(rows, num_rows=shard.table.num_embeddings)
         real = rows < shard.table.num_embeddings
         rows, values = rows[real], values[real]
     held, local = shard.local_rows(rows)

@@ -44,7 +44,7 @@ class Saved:
 
     Args:
         size: of the whole tensor.
-        is_striped: whether its first dimension are striped places (`TableShard`), not row numbers.
+        is_striped: whether its first dimension are striped positions (`TableShard`), not row numbers.
         pieces: boxes that fill it.
     """
 
@@ -59,7 +59,7 @@ def write_index(folder: Path, metadata: Metadata, *, striped: Collection[str]) -
     Args:
         folder: where torch saved it.
         metadata: what torch said of it.
-        striped: names of the tensors whose places are striped.
+        striped: names of the tensors whose positions are striped.
     """
     tensors = {
         name: saved for name, saved in metadata.state_dict_metadata.items() if isinstance(saved, TensorStorageMetadata)
