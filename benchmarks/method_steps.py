@@ -17,15 +17,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrec import KeyedJaggedTensor
 
 from embank.compression.budget.solver import share
-from embank.compression.methods.dedup import DedupConfig
 from embank.ctr_models import CTRModel, Inputs, build_network
-from embank.pipelines.config.run import TrainConfig
+from embank.pipelines import TrainConfig
 from embank.pipelines.data.loading.batch import Batch, Position
 from embank.pipelines.data.synth.fields import table_sizes
 from embank.pipelines.data.synth.zipf import Zipf
 from embank.pipelines.train.step import SearchStepper, Stepper
-from embank.tables import Addressed, BudgetError, RowOptimizer, TableCollection, TableSpec, method_class
-from embank.tables.collections.stages import advance, after_step, current_stage, num_stages
+from embank.tables import (
+    Addressed,
+    BudgetError,
+    RowOptimizer,
+    TableCollection,
+    TableSpec,
+    advance,
+    current_stage,
+    method_class,
+    num_stages,
+)
+from embank.tables.collections.stages import after_step
 
 NUM_DENSE, DIM = 13, 16
 BOTTOM, TOP = [512, 256, 64], [512, 256]
@@ -34,7 +43,7 @@ PLAIN_BELOW = 100  # ids; as `embank train` has it
 CONFIG = TrainConfig(lr=1e-3, table_lr=0.02)
 WINDOWS = 20  # work that comes every so many steps is measured over a schedule's 20th part
 LEAST_ROUNDS = 2
-OPTIONS = {"dedup": DedupConfig(similarity=1.0, num_candidates=1)}
+OPTIONS = {"dedup": method_class("dedup").Config(similarity=1.0, num_candidates=1)}
 """Untrained blocks are all alike; merging them as the budget forces, without comparing clusters, takes seconds instead
 of minutes."""
 

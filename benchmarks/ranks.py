@@ -46,9 +46,16 @@ class Worker:
 
     def __init__(self, args: argparse.Namespace, rank: int, world_size: int, kind: str) -> None:
         from embank.ctr_models import CTRModel, Inputs, build_network
-        from embank.tables import RowOptimizer, TableCollection, TableSpec
-        from embank.tables.sharding.plan import Placement, Plan
-        from embank.tables.sharding.planner import PlanRequest, plan_tables
+        from embank.tables import (
+            Placement,
+            Plan,
+            PlanRequest,
+            RowOptimizer,
+            Sharding,
+            TableCollection,
+            TableSpec,
+            plan_tables,
+        )
         from embank.tables.sharding.processes import Processes
 
         sizes = field_sizes(args.rows)
@@ -59,8 +66,6 @@ class Worker:
         ]
         optimizer, sharding = RowOptimizer(name="rowwise_adagrad", lr=0.02), None
         if world_size > 1:
-            from embank.tables.sharding.sharded_rows import Sharding
-
             placements = {
                 name: Placement(kind="row_wise")
                 if kind == "row_wise"

@@ -64,7 +64,7 @@ def zipf(num: int, exponent: float, generator: torch.Generator) -> torch.Tensor:
 
 def batches(args: argparse.Namespace, tokens: int, rows: int) -> list[torch.Tensor]:
     """Ids [B, T, H] of a few batches: the same n-grams for every number of rows."""
-    from embank.tables.ids.hashing import hash_rows
+    from embank.tables import hash_rows
 
     generator = torch.Generator().manual_seed(tokens)
     result = []

@@ -29,9 +29,8 @@ from method_steps import DIM, Inputs26
 from peers.machine import describe
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.methods.hash import HashConfig
-from embank.compression.multiplexing.specs import unified_specs
-from embank.tables import RowOptimizer, TableCollection, TableSpec
+from embank.compression import unified_specs
+from embank.tables import RowOptimizer, TableCollection, TableSpec, method_class
 
 RESULTS = Path(__file__).with_name("results")
 RIVALS = ("plain", "split", "hashed")
@@ -71,7 +70,7 @@ def contestants(drawn: Inputs26, lookups: int) -> dict[str, Contestant]:
         for s in drawn.specs
         for part in range(lookups)
     ]
-    hashed = [replace(s, method="hash", options=HashConfig(num_rows=s.num_embeddings)) for s in split]
+    hashed = [replace(s, method="hash", options=method_class("hash").Config(num_rows=s.num_embeddings)) for s in split]
     shared = unified_specs(
         rows=rows * lookups,
         width=width,

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import yaml
 
-from embank.pipelines.sweep.plan import Plan
-
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 NUM_USERS, NUM_ITEMS = 40, 30
@@ -35,7 +33,7 @@ def write_raw(folder: Path) -> None:
 
 
 def test_the_demo_ends_with_a_table_and_a_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = importlib.util.spec_from_file_location("embank_demo", ROOT / "examples/demo.py")
     assert source is not None
@@ -48,10 +46,11 @@ def test_the_demo_ends_with_a_table_and_a_picture(
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
     write_raw(tmp_path / "demo" / "raw")
     monkeypatch.setattr(demo, "CONFIG", tmp_path / "small.yaml")
-    monkeypatch.setattr(demo, "Plan", lambda **plan: Plan(**{**plan, "seeds": [0, 1], "budgets": [0.5]}))
+    monkeypatch.setattr(demo, "SEEDS", "0,1")
+    monkeypatch.setattr(demo, "BUDGETS", "0.5")
     monkeypatch.setattr(sys, "argv", ["demo.py", str(tmp_path / "demo")])
     demo.main()
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = [line.split() for line in capfd.readouterr().out.splitlines()]
     aucs = {line[0]: float(line[2]) for line in lines if line and line[0] in ("full", "hash", "mgqe")}
     assert set(aucs) == {"full", "hash", "mgqe"}, lines
     assert aucs["full"] > 0.8

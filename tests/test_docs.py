@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,28 @@ def test_no_block_is_missed() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         text = page.read_text()
         assert len(BLOCK.findall(text)) == len(re.findall(r"```\s*(?:python|py)\b", text)), page
+
+
+PRIVATE = re.compile(r"\b(?:from|import)\s+embank\.\w+\.\w+|\bfrom\s+embank\.\w+\s+import\s+[^\n]*\b_\w+")
+"""An import from inside a package, or of a name that it keeps to itself."""
+
+
+def test_pages_and_examples_import_public_names() -> None:
+    """From `embank.tables`, `embank.compression` and so on, never from a path inside them."""
+    sources = [*ALL_PAGES, *(ROOT / "examples").rglob("*.py")]
+    private = {name_of(source): found for source in sources if (found := PRIVATE.findall(source.read_text()))}
+    assert not private
+    assert PRIVATE.search("from embank.tables.specs import TableSpec")
+    assert PRIVATE.search("from embank.tables import _HOME")
+
+
+@pytest.mark.parametrize("package", ["tables", "compression", "ctr_models", "pipelines", "search"])
+def test_public_names_exist(package: str) -> None:
+    module = import_module(f"embank.{package}")
+    names = getattr(module, "__all__", [])  # a package without any has no public names yet
+    for name in names:
+        assert getattr(module, name) is not None, name
+    assert set(getattr(module, "_HOME", names)) == set(names)
 
 
 def test_lines_are_at_most_120_characters_long() -> None:

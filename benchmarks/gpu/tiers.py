@@ -41,9 +41,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from embank.tables.ids.hashing import hash_rows
-from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowStore, RowTier
-from embank.tables.rows.physical import PhysicalTable, RowInit
+from embank.tables import ROW_OPTIMIZERS, PhysicalTable, RowInit, RowOptimizer, RowStore, RowTier, hash_rows
 from embank.tables.rows.shards import TableShard
 from embank.tables.rows.staged import StagedRows
 from embank.tables.rows.torch_rows import TorchRows

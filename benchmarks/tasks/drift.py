@@ -10,7 +10,7 @@ The arms have the same network (DCN-V2), row optimizer (row-wise Adagrad), initi
 tables:
   unified     one shared table, rows chosen by hashes of token ids; no vocabulary
   vocabulary  a table per feature with a row for each value of the first weeks; later values share row 0
-  streaming   tables of the same sizes whose vocabularies go on learning (embank.tables.streaming)
+  streaming   tables of the same sizes whose vocabularies go on learning (docs/streaming.md)
 and beside them, with more bytes, `all ids`: a row for every value of the whole year, known in advance.
 
 Rates, the number of lookups and the eviction policy are chosen for each arm on the first weeks alone: the first half of
@@ -40,12 +40,17 @@ from drift_report import ARMS, FEATURES, FOLLOWED, REFERENCE, draw, markdown, su
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.methods.unified import UnifiedConfig
-from embank.ctr_models import Inputs, build_model
-from embank.ctr_models.metrics import roc_auc
-from embank.tables import RowOptimizer, TableCollection, TableSpec
-from embank.tables.ids.token_hash import NUM_TOKEN_IDS, token_ids
-from embank.tables.streaming import StreamingCollection, StreamingConfig
+from embank.ctr_models import Inputs, build_model, roc_auc
+from embank.tables import (
+    NUM_TOKEN_IDS,
+    RowOptimizer,
+    StreamingCollection,
+    StreamingConfig,
+    TableCollection,
+    TableSpec,
+    method_class,
+    token_ids,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 DIM = 16
@@ -175,7 +180,7 @@ def _unified(sizes: dict[str, int], lookups: int) -> list[TableSpec]:
     """One table for all features, salts included within the bytes of the plain tables."""
     width = DIM // lookups
     rows = (4 * DIM * sum(sizes.values()) - 8 * lookups * len(sizes)) // (4 * width)
-    config = UnifiedConfig(rows=rows, lookups=lookups, placement="shared")
+    config = method_class("unified").Config(rows=rows, lookups=lookups, placement="shared")
     return [
         TableSpec(
             name=name,

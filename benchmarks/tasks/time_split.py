@@ -13,9 +13,7 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
-from embank.pipelines.config.run import parse_config
-from embank.pipelines.data.schema import Schema
-from embank.pipelines.train.trainer import Trainer
+from embank.pipelines import Schema, Trainer, parse_config
 
 RESULTS = Path(__file__).parent.parent / "results"
 HYPER = {

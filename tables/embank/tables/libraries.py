@@ -1,5 +1,9 @@
 """The libraries that embank's metadata can't ask for, because a CPU and a GPU need other builds of them."""
 
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
 _CURES = {
     "torch": "install torch 2.13.0: the CPU build, or the one for your CUDA version",
     "torchrec": (
@@ -25,3 +29,26 @@ def missing_library(error: ModuleNotFoundError) -> str | None:
     """
     library = (error.name or "").partition(".")[0]
     return f"{library} is not installed; {_CURES[library]}" if library in _CURES else None
+
+
+def public_name(package: str, name: str, *, homes: Mapping[str, str]) -> Any:
+    """What a package exports under a name, imported now: the body of its `__getattr__`.
+
+    Args:
+        package: as in `__name__`.
+        name: that was asked for.
+        homes: the module of each public name, below the package.
+
+    Raises:
+        AttributeError: the package has no such name.
+        ImportError: a library is missing; the message says which, and how to install it.
+    """
+    if name not in homes:
+        raise AttributeError(f"module '{package}' has no attribute '{name}'")
+    try:
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
+    except ModuleNotFoundError as error:
+        cure = missing_library(error)
+        if cure is None:
+            raise
+        raise ImportError(f"{package}.{name}: {cure}", name=error.name) from error
