@@ -36,12 +36,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from embank.tables import ROW_OPTIMIZERS, PhysicalTable, RowInit, RowOptimizer, RowStore, RowTier, hash_rows
+from embank.tables.rows import StoreSpec
 from embank.tables.rows.shards import TableShard
 from embank.tables.rows.staged import StagedRows
 from embank.tables.rows.torch_rows import TorchRows
@@ -104,7 +106,7 @@ def check(name: str, max_bag: int, device: str) -> dict:
 
     def built(tier: RowTier, kind: type[StagedRows] | type[TorchRows]) -> RowStore:
         optimizer = RowOptimizer(name=name, lr=0.05)
-        return kind(shards(sizes, dims), lookups=lookups, seed=0, optimizer=optimizer, tier=tier)
+        return kind(StoreSpec(shards=shards(sizes, dims), lookups=lookups, optimizer=optimizer, tier=tier))
 
     plain = built(RowTier(), TorchRows)
     before = tensors_of(plain)[: len(sizes)]
@@ -136,10 +138,8 @@ def check_gradients(device: str) -> float:
     sizes, dims, lookups = [300, 50], [80, 12], [1, 0, 1]
     indices, offsets = check_batch(sizes, lookups, bags=32, max_bag=4, seed=1)
     sgd = RowOptimizer(name="sgd", lr=1.0)
-    plain = TorchRows(shards(sizes, dims), lookups=lookups, seed=0, optimizer=sgd, tier=RowTier())
-    staged = StagedRows(
-        shards(sizes, dims), lookups=lookups, seed=0, optimizer=sgd, tier=RowTier(name="host", device=device)
-    )
+    spec = StoreSpec(shards=shards(sizes, dims), lookups=lookups, optimizer=sgd)
+    plain, staged = TorchRows(spec), StagedRows(replace(spec, tier=RowTier(name="host", device=device)))
     before = [weight.clone() for weight in staged.weights().values()]
     for rows in (plain, staged):
         rows(indices, offsets).sin().sum().backward()
@@ -224,7 +224,7 @@ class Contestant:
         kind = TorchRows if name == "device" else StagedRows
         optimizer = RowOptimizer(name="rowwise_adagrad", lr=0.02)
         made = shards([rows] * HEADS, [DIM] * HEADS)
-        self.rows = kind(made, lookups=list(range(HEADS)), seed=0, optimizer=optimizer, tier=tier)
+        self.rows = kind(StoreSpec(shards=made, lookups=range(HEADS), optimizer=optimizer, tier=tier))
         self.ahead = AHEAD if name == "host_prefetch" else 0
 
     def run(self, batches: list[Batch], steps: int, model: Model | None) -> None:

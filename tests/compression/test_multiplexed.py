@@ -27,7 +27,7 @@ from embank.tables import (
     save_bundle,
 )
 from embank.tables.ids.hashing import salt64
-from embank.tables.rows.base import RowOptimizerName
+from embank.tables.rows.store_spec import RowOptimizerName
 from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint
 from tests.compression.oracles import splitmix64
 from tests.tables.batches import random_kjt

@@ -11,14 +11,7 @@ def sum_lookups(tables: Tables) -> None:
     It may train beside other processes: all do the same."""
     for name, store in list(vars(tables).items()):
         if isinstance(store, RowStore):
-            twin = TorchRows(
-                store.shards,
-                lookups=store.lookups,
-                seed=store.seed,
-                optimizer=store.optimizer,
-                tier=store.tier,
-                is_replica=True,
-            )
+            twin = TorchRows(store.spec, is_replica=True)
             for table, rows in store.weights().items():
                 twin.weights()[table].copy_(rows)
             setattr(tables, name, twin)

@@ -18,6 +18,7 @@ from embank.tables import (
     register_method,
 )
 from embank.tables.method import base as method_module
+from embank.tables.rows import StoreSpec
 from embank.tables.sharding.plan import Plan
 from embank.tables.sharding.sharded_rows import ShardedRows, Sharding
 from tests.tables.batches import random_kjt
@@ -348,13 +349,8 @@ def test_rows_beside_several_gpus_need_fbgemm() -> None:
         ConfigError, match="tier 'host' on 'cuda' with backend 'torch' is for one process; over several"
     ):
         ShardedRows(
-            [],
-            lookups=[],
+            StoreSpec(shards=(), lookups=(), backend="torch", tier=RowTier(name="host", device="cuda")),
             sharding=Sharding(plan=Plan(world_size=2, tables={})),
-            seed=0,
-            backend="torch",
-            optimizer=RowOptimizer(),
-            tier=RowTier(name="host", device="cuda"),
         )
 
 

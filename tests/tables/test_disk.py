@@ -27,7 +27,7 @@ from embank.tables import (
     WorkError,
     register_method,
 )
-from embank.tables.rows import build_rows
+from embank.tables.rows import StoreSpec, build_rows
 from embank.tables.rows.disk import mapped, pages, warm
 from embank.tables.rows.disk.mapped import MappedFile
 from embank.tables.rows.disk.pages import PAGE_BYTES, Pages, Region
@@ -170,7 +170,7 @@ def test_a_shard_without_rows(tmp_path: Path) -> None:
     tables = [PhysicalTable(name=n, num_embeddings=5, embedding_dim=8, init=RowInit(scale=1.0)) for n in "ab"]
     shards = [replace(TableShard.whole(tables[0]), num_rows=0), TableShard.whole(tables[1])]
     tier = RowTier(name="disk", directory=tmp_path)
-    store = build_rows(shards, lookups=[0, 1], seed=0, backend="torch", optimizer=RowOptimizer(), tier=tier)
+    store = build_rows(StoreSpec(shards=shards, lookups=(0, 1), backend="torch", tier=tier))
     indices, offsets = torch.tensor([4, 1]), torch.tensor([0, 0, 2])
     store.prefetch(indices, offsets)
     assert torch.equal(store(indices, offsets)[0, 8:], store.weights()["b"][indices].sum(0))

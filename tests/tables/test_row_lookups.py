@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from embank.tables.rows import RowOptimizer, RowTier, build_rows
+from embank.tables.rows import RowOptimizer, StoreSpec, build_rows
 from embank.tables.rows.physical import PhysicalTable, RowInit
 from embank.tables.rows.shards import TableShard
 
@@ -20,9 +20,7 @@ def test_lookups_of_a_table_need_not_be_neighbours(name: str, dims: tuple[int, i
     ]
     lookups = [1, 0, 1, 0, 0]
     fast, slow = (
-        build_rows(
-            shards, lookups=lookups, seed=0, backend=b, optimizer=RowOptimizer(name=name, lr=0.1), tier=RowTier()
-        )
+        build_rows(StoreSpec(shards=shards, lookups=lookups, backend=b, optimizer=RowOptimizer(name=name, lr=0.1)))
         for b in ("fbgemm", "torch")
     )
     generator = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ them.
 import gc
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from embank.tables import ConfigError, WorkError
 from embank.tables.ids.hashing import mix64
-from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowTier, build_rows
+from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowTier, StoreSpec, build_rows
 from embank.tables.rows.physical import PhysicalTable, RowInit
 from embank.tables.rows.shards import TableShard
 from embank.tables.rows.staged import MAX_AGE, StagedRows
@@ -53,10 +53,8 @@ def pair(
     """Staged rows and their twin in memory."""
     optimizer = RowOptimizer(name=name, lr=0.1)
     made = shards(projection)
-    staged = StagedRows(
-        made, lookups=LOOKUPS, seed=seed, optimizer=optimizer, tier=tier or RowTier(name="host", prefetch=True)
-    )
-    return staged, TorchRows(made, lookups=LOOKUPS, seed=seed, optimizer=optimizer, tier=RowTier())
+    plain = StoreSpec(shards=made, lookups=LOOKUPS, seed=seed, backend="torch", optimizer=optimizer)
+    return StagedRows(replace(plain, tier=tier or RowTier(name="host", prefetch=True))), TorchRows(plain)
 
 
 def batch(seed: int, *, max_bag: int) -> Batch:
@@ -126,8 +124,8 @@ class TestTwins:
 def test_gradients_equal_those_of_rows_in_memory() -> None:
     """One SGD step of rate 1 is the gradient."""
     optimizer = RowOptimizer(name="sgd", lr=1.0)
-    staged = StagedRows(shards(), lookups=LOOKUPS, seed=0, optimizer=optimizer, tier=RowTier(name="host"))
-    plain = TorchRows(shards(), lookups=LOOKUPS, seed=0, optimizer=optimizer, tier=RowTier())
+    spec = StoreSpec(shards=shards(), lookups=LOOKUPS, backend="torch", optimizer=optimizer)
+    staged, plain = StagedRows(replace(spec, tier=RowTier(name="host"))), TorchRows(spec)
     before = {table: weight.clone() for table, weight in staged.weights().items()}
     indices, offsets = batch(0, max_bag=4)
     factor = torch.randn(BAGS, sum(plain.dims), generator=torch.Generator().manual_seed(1))
@@ -349,7 +347,9 @@ def test_a_backward_pass_after_its_update_is_refused() -> None:
 def test_a_gpu_that_is_not_there_is_refused(backend: str, name: str, tmp_path: Path) -> None:
     tier = RowTier(name=name, device="cuda:1", directory=tmp_path)
     with pytest.raises(ConfigError, match="rows are to be on 'cuda:1', but this machine has no GPU that torch can use"):
-        build_rows(shards(), lookups=LOOKUPS, seed=0, backend=backend, optimizer=RowOptimizer(name="sgd"), tier=tier)
+        build_rows(
+            StoreSpec(shards=shards(), lookups=LOOKUPS, backend=backend, optimizer=RowOptimizer(name="sgd"), tier=tier)
+        )
     assert not list(tmp_path.iterdir())
 
 

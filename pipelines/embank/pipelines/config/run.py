@@ -11,7 +11,7 @@ from embank.ctr_models import MODELS, build_config
 from embank.ctr_models.registry import find_model
 from embank.pipelines.config.file import read_config
 from embank.tables import ConfigError, method_class, option_class
-from embank.tables.rows.base import RowOptimizerName
+from embank.tables.rows.store_spec import RowOptimizerName
 from embank.tables.scalars import as_whole, plain
 from embank.tables.specs import Pooling
 from embank.tables.validation import mistaken_boolean, problem_in_words

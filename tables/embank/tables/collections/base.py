@@ -39,12 +39,10 @@ from embank.tables.errors import ConfigError
 from embank.tables.method.base import Method, PackedTable, build_method
 from embank.tables.method.casts import keeping_types, own_defaults
 from embank.tables.method.options import refuse_differing
-from embank.tables.rows import RowOptimizer, RowStore, RowTier, build_rows
-from embank.tables.rows.base import refuse_bad_lr
-from embank.tables.rows.build import Backend
+from embank.tables.rows import Backend, RowOptimizer, RowStore, RowTier, StoreSpec, build_rows
 from embank.tables.rows.held_bytes import distinct_nbytes
 from embank.tables.rows.physical import PhysicalTable
-from embank.tables.rows.shards import TableShard
+from embank.tables.rows.store_spec import refuse_bad_lr
 from embank.tables.sharding.processes import Processes, is_one_of_many
 from embank.tables.specs import TableSpec
 
@@ -220,28 +218,15 @@ class Tables(nn.Module, ABC):
 
     @own_defaults()
     def _store(self, tables: Sequence[PhysicalTable], lookups: Sequence[int]) -> RowStore:
+        how = {"seed": self.seed, "backend": self.backend, "optimizer": self.optimizer, "tier": self.tier}
+        spec = StoreSpec.of_tables(tables, lookups=lookups, **how)
         if self.sharding is None:
-            return build_rows(
-                [TableShard.whole(table) for table in tables],
-                lookups=lookups,
-                seed=self.seed,
-                backend=self.backend,
-                optimizer=self.optimizer,
-                tier=self.tier,
-            )
+            return build_rows(spec)
         from embank.tables.sharding.sharded_rows import (
             ShardedRows,  # TorchRec's distributed half takes a while to import
         )
 
-        return ShardedRows(
-            tables,
-            lookups=lookups,
-            sharding=self.sharding,
-            seed=self.seed,
-            backend=self.backend,
-            optimizer=self.optimizer,
-            tier=self.tier,
-        )
+        return ShardedRows(spec, sharding=self.sharding)
 
     def _begin_pass(self) -> None:
         """To be called first in every forward pass."""

@@ -25,7 +25,7 @@ from embank.tables.collections.base import Tables, Use
 from embank.tables.errors import ConfigError, DataError
 from embank.tables.method.base import Method
 from embank.tables.rows import RowOptimizer, RowStore, RowTier
-from embank.tables.rows.build import Backend
+from embank.tables.rows.store_spec import Backend
 from embank.tables.specs import TableSpec
 
 if TYPE_CHECKING:

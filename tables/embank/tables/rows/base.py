@@ -1,114 +1,14 @@
-"""The interface of row storage, and the optimizers that update rows."""
+"""The interface of row storage."""
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from embank.tables.errors import ConfigError
 from embank.tables.ids.hashing import seed_of
 from embank.tables.rows.held_bytes import distinct_nbytes
 from embank.tables.rows.shards import TableShard
-from embank.tables.scalars import plain
-
-RowOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
-ROW_OPTIMIZERS: tuple[str, ...] = get_args(RowOptimizerName)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowOptimizer:
-    """How rows are updated. Only rows that a batch looked up are touched, duplicates summed first.
-
-    Args:
-        name: "sgd": w -= lr g. "adagrad": s += g**2, w -= lr g / (sqrt(s) + eps), per element (Duchi et al., JMLR
-            2011). "rowwise_adagrad": the same with one s per row, the mean of g**2 over the row. "adam": lazy Adam
-            (Kingma and Ba, ICLR 2015; moments of untouched rows stay, bias correction by global step), torch backend
-            only.
-        lr: learning rate.
-        eps: added to the denominator.
-        betas: Adam's decay rates.
-    """
-
-    name: RowOptimizerName = "rowwise_adagrad"
-    lr: float = 0.02
-    eps: float = 1e-8
-    betas: tuple[float, float] = (0.9, 0.999)
-
-    def __post_init__(self) -> None:
-        for key in ("lr", "eps", "betas"):
-            object.__setattr__(self, key, plain(getattr(self, key)))
-        if self.name not in ROW_OPTIMIZERS:
-            raise ConfigError(f"there is no row optimizer '{self.name}'; use one of {', '.join(ROW_OPTIMIZERS)}")
-        refuse_bad_lr(self.lr)
-        if not 0 <= self.eps < float("inf"):
-            raise ConfigError(f"the rows' eps is {self.eps}; it must be finite and 0 or more")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"the rows' betas are {self.betas}; give two numbers from 0 to below 1")
-
-
-def refuse_bad_lr(lr: float) -> None:
-    """Raises ConfigError for a rate that rows can't be updated with."""
-    if isinstance(lr, bool) or not hasattr(lr, "__float__"):
-        raise ConfigError(f"the rows' learning rate is {lr!r}; it must be a number")
-    if not 0 <= lr < float("inf"):
-        raise ConfigError(f"the rows' learning rate is {lr}; it must be finite and 0 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowTier:
-    """Where rows and their optimizer state are held.
-
-    Args:
-        name: "device": memory of the device. "host": memory of the host, the same on a CPU. "disk": memory-mapped
-            files, which may exceed memory.
-        directory: for "disk": where the files go; they are created, and removed when the store ends.
-        prefetch: whether `RowStore.prefetch` fetches rows ahead of their use: pages of the disk, rows of the host for a
-            GPU.
-        device: where lookups come out: "cpu", "cuda" or "cuda:N".
-        cache_load_factor: for "host" under FBGEMM on a GPU: the share of rows that its cache in device memory has room
-            for; 0 goes without.
-    """
-
-    name: Literal["device", "host", "disk"] = "device"
-    directory: Path | None = None
-    prefetch: bool = True
-    device: str = "cpu"
-    cache_load_factor: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.directory is not None:
-            object.__setattr__(self, "directory", Path(self.directory))
-        if self.name == "disk" and self.directory is None:
-            raise ConfigError("the disk tier needs a directory for its files")
-        if re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is None:
-            raise ConfigError(f"there is no device '{self.device}' for rows; use 'cpu', 'cuda' or 'cuda:N'")
-        if not 0 <= self.cache_load_factor <= 1:
-            raise ConfigError(f"cache_load_factor is {self.cache_load_factor}; it is a share of the rows, from 0 to 1")
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether lookups come out on a GPU."""
-        return self.device != "cpu"
-
-    def refuse_missing_device(self) -> None:
-        """Raises ConfigError if this machine, or this build of torch, has no such device."""
-        if not self.on_gpu:
-            return
-        number = int(self.device.partition(":")[2] or 0)
-        if not torch.cuda.is_available():
-            raise ConfigError(
-                f"rows are to be on '{self.device}', but this machine has no GPU that torch can use; use 'cpu'"
-            )
-        if number >= torch.cuda.device_count():
-            raise ConfigError(
-                f"rows are to be on '{self.device}', but this machine has {torch.cuda.device_count()} GPU(s); "
-                f"use 'cuda:0' to 'cuda:{torch.cuda.device_count() - 1}'"
-            )
+from embank.tables.rows.store_spec import StoreSpec
 
 
 class RowStore(nn.Module, ABC):
@@ -122,35 +22,21 @@ class RowStore(nn.Module, ABC):
     Legend: S bags per lookup, K lookups, D_k width of lookup k's table.
 
     Args:
-        shards: what is held, at most one part of each table.
-        lookups: for each lookup, the index of its shard; a table may be looked up several times.
-        seed: of initial values and of projections.
-        optimizer: how rows are updated.
-        tier: where they are held.
+        spec: what is held and how. Its parts are attributes of the store.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[TableShard],
-        *,
-        lookups: Sequence[int],
-        seed: int,
-        optimizer: RowOptimizer,
-        tier: RowTier,
-    ) -> None:
+    def __init__(self, spec: StoreSpec) -> None:
         super().__init__()
-        self.shards = tuple(shards)
-        self.lookups = tuple(lookups)
-        self.seed = seed
-        self.optimizer = optimizer
-        self.tier = tier
+        self.spec = spec
+        self.shards, self.lookups = tuple(spec.shards), tuple(spec.lookups)
+        self.seed, self.optimizer, self.tier = spec.seed, spec.optimizer, spec.tier
         self.num_updates = 0
         self.is_counted = False  # the update that `update` is going to be called for
 
     @property
     def dims(self) -> list[int]:
         """Width of each lookup."""
-        return [self.shards[t].num_columns for t in self.lookups]
+        return self.spec.dims
 
     @abstractmethod
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:

@@ -1,40 +1,28 @@
 """Chooses the implementation of row storage by its name, never silently."""
 
-from collections.abc import Sequence
-from typing import Literal
-
 from embank.tables.errors import ConfigError
-from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
-from embank.tables.rows.shards import TableShard
-
-Backend = Literal["fbgemm", "torch"]
+from embank.tables.rows.base import RowStore
+from embank.tables.rows.store_spec import StoreSpec
 
 
-def build_rows(
-    shards: Sequence[TableShard],
-    *,
-    lookups: Sequence[int],
-    seed: int,
-    backend: Backend,
-    optimizer: RowOptimizer,
-    tier: RowTier,
-) -> RowStore:
+def build_rows(spec: StoreSpec) -> RowStore:
     """Row storage with initial values.
 
     Raises:
         ConfigError: a backend that does not exist, or that can't do what is asked; a device that is not there.
     """
+    tier = spec.tier
     tier.refuse_missing_device()
-    if backend == "fbgemm":
+    if spec.backend == "fbgemm":
         from embank.tables.rows.fbgemm import FbgemmRows
 
-        return FbgemmRows(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
-    if backend == "torch" and tier.on_gpu and tier.name != "device":
+        return FbgemmRows(spec)
+    if spec.backend == "torch" and tier.on_gpu and tier.name != "device":
         from embank.tables.rows.staged import StagedRows
 
-        return StagedRows(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
-    if backend == "torch":
+        return StagedRows(spec)
+    if spec.backend == "torch":
         from embank.tables.rows.torch_rows import TorchRows
 
-        return TorchRows(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
-    raise ConfigError(f"there is no backend '{backend}'; use 'fbgemm' or 'torch'")
+        return TorchRows(spec)
+    raise ConfigError(f"there is no backend '{spec.backend}'; use 'fbgemm' or 'torch'")

@@ -9,6 +9,7 @@ times: as one lookup of so many times the bags, which FBGEMM does on a CPU in ab
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,12 +20,12 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBat
 from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
-from embank.tables.rows.base import RowOptimizer, RowStore, RowTier, padded_dim, rowwise_scale
+from embank.tables.rows.base import RowStore, padded_dim, rowwise_scale
 from embank.tables.rows.disk.warm import Warmer
 from embank.tables.rows.fbgemm_memory import placement
 from embank.tables.rows.held_bytes import tensors_of
-from embank.tables.rows.shards import TableShard
 from embank.tables.rows.space import RowSpace
+from embank.tables.rows.store_spec import StoreSpec
 
 MAX_DIM = 2048
 MAX_ROWS = 2**31 - 2
@@ -40,22 +41,15 @@ class _Kernel(nn.Module):
     """One FBGEMM module: tables that can share a call, their rows and optimizer state in two flat tensors.
 
     Args:
-        shards: the tables, each looked up once, or one that is looked up any number of times.
-        lookups: for each lookup, the index of its table.
+        spec: tables that are each looked up once, or one that is looked up any number of times.
+        space: where they are held.
+        label: of their files.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[TableShard],
-        lookups: Sequence[int],
-        *,
-        seed: int,
-        optimizer: RowOptimizer,
-        space: RowSpace,
-        label: str,
-    ) -> None:
+    def __init__(self, spec: StoreSpec, *, space: RowSpace, label: str) -> None:
         super().__init__()
-        self.shards = tuple(shards)
+        self.shards, lookups = tuple(spec.shards), spec.lookups
+        seed, optimizer = spec.seed, spec.optimizer
         self.num_merged = max(1, len(lookups)) if len(self.shards) == 1 else 1
         lookups = lookups[:: self.num_merged]
         self.widths = [padded_dim(s.num_columns) for s in self.shards]
@@ -212,18 +206,10 @@ class FbgemmRows(RowStore):
         ConfigError: an optimizer without a CPU kernel (adam), a width above 2048, a table of 2**31 - 1 rows or more.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[TableShard],
-        *,
-        lookups: Sequence[int],
-        seed: int,
-        optimizer: RowOptimizer,
-        tier: RowTier,
-    ) -> None:
-        super().__init__(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
+    def __init__(self, spec: StoreSpec) -> None:
+        super().__init__(spec)
         self._refuse_impossible()
-        self.space = RowSpace(tier)
+        self.space = RowSpace(spec.tier)
         groups = self._groups()
         self.kernels = nn.ModuleList()
         self.kernel_lookups: list[list[int]] = []
@@ -233,10 +219,11 @@ class FbgemmRows(RowStore):
             self.kernel_lookups.append(positions)
             self.kernels.append(
                 _Kernel(
-                    [self.shards[t] for t in members],
-                    [local[self.lookups[k]] for k in positions],
-                    seed=seed,
-                    optimizer=optimizer,
+                    replace(
+                        spec,
+                        shards=[self.shards[t] for t in members],
+                        lookups=[local[self.lookups[k]] for k in positions],
+                    ),
                     space=self.space,
                     label=f"{self.shards[members[0]].table.name}.{number}",
                 )

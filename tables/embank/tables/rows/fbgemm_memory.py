@@ -6,7 +6,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocati
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice
 
 from embank.tables.errors import ConfigError
-from embank.tables.rows.base import RowTier
+from embank.tables.rows.store_spec import RowTier
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from embank.tables.rows.base import RowTier
 from embank.tables.rows.disk.mapped import MappedFile
+from embank.tables.rows.store_spec import RowTier
 
 _ZEROS = 2**20
 _LARGE = 32 * 2**20

@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from weakref import WeakSet
 
@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embank.tables.errors import WorkError
-from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
+from embank.tables.rows.base import RowStore
 from embank.tables.rows.lanes import Lane, Mark, lane_to
-from embank.tables.rows.shards import TableShard
+from embank.tables.rows.store_spec import StoreSpec
 from embank.tables.rows.torch_rows import TorchRows
 
 MAX_AGE = 32
@@ -86,25 +86,19 @@ class StagedRows(RowStore):
     operations.
 
     Args:
-        tier: "host" (or "device", the same on a CPU) or "disk"; its device may be "cpu", where nothing is copied.
+        spec: what is held and how. Its tier is "host" (or "device", the same on a CPU) or "disk"; the tier's device may
+            be "cpu", where nothing is copied.
 
     Raises:
         ConfigError: a device that is not there, files that can't be made.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[TableShard],
-        *,
-        lookups: Sequence[int],
-        seed: int,
-        optimizer: RowOptimizer,
-        tier: RowTier,
-    ) -> None:
-        super().__init__(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
+    def __init__(self, spec: StoreSpec) -> None:
+        super().__init__(spec)
+        tier = spec.tier
         tier.refuse_missing_device()
-        where = RowTier(name="disk" if tier.name == "disk" else "host", directory=tier.directory, prefetch=False)
-        self.held = TorchRows(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=where)
+        on_host = replace(tier, name="disk" if tier.name == "disk" else "host", prefetch=False, device="cpu")
+        self.held = TorchRows(replace(spec, tier=on_host))
         self.lane: Lane = lane_to(tier.device)
         self.kinds = ("weights", *self.held.state[0])
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="embank-stager")

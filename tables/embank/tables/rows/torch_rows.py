@@ -4,17 +4,17 @@ It also serves where FBGEMM has no kernel (Adam on a CPU, rows wider than 2048).
 `embedding_bag` per lookup, sparse gradients, one optimizer, which runs inside the backward pass as FBGEMM's does.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embank.tables.rows.base import RowOptimizer, RowStore, RowTier, padded_dim, rowwise_scale
+from embank.tables.rows.base import RowStore, padded_dim, rowwise_scale
 from embank.tables.rows.disk.warm import Warmer
 from embank.tables.rows.shards import TableShard
 from embank.tables.rows.space import RowSpace
+from embank.tables.rows.store_spec import StoreSpec
 
 _STATES = {"sgd": (), "adagrad": ("sum",), "rowwise_adagrad": ("sum",), "adam": ("exp_avg", "exp_avg_sq")}
 
@@ -23,36 +23,28 @@ class TorchRows(RowStore):
     """Rows in torch tensors with sparse gradients, applied as soon as a backward pass has them.
 
     Args:
+        spec: what is held and how.
         is_replica: rows are parameters with dense gradients, so that `DistributedDataParallel` can average these over
             processes, and `update` applies them. Rows whose gradient is 0 throughout count as not looked up.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[TableShard],
-        *,
-        lookups: Sequence[int],
-        seed: int,
-        optimizer: RowOptimizer,
-        tier: RowTier,
-        is_replica: bool = False,
-    ) -> None:
-        super().__init__(shards, lookups=lookups, seed=seed, optimizer=optimizer, tier=tier)
+    def __init__(self, spec: StoreSpec, *, is_replica: bool = False) -> None:
+        super().__init__(spec)
         self.is_replica = is_replica
         self.rows: list[Tensor] = []
         self.state: list[dict[str, Tensor]] = []
         self.changed: dict[
             int, list[Tensor]
         ] = {}  # by table, rows that backward passes have updated and `_finish` has not seen
-        self.lr = optimizer.lr
-        self.space = RowSpace(tier)
+        self.lr = spec.optimizer.lr
+        self.space = RowSpace(spec.tier)
         for shard in self.shards:
             name, size = shard.table.name, shard.num_rows * shard.num_columns
-            weight = self.space.hold(f"{name}.weights", numel=size, chunks=shard.initial_chunks(seed=seed))
+            weight = self.space.hold(f"{name}.weights", numel=size, chunks=shard.initial_chunks(seed=spec.seed))
             weight_RD = weight.view(shard.num_rows, shard.num_columns)
-            shard.scatter_initial(weight_RD, seed=seed)
+            shard.scatter_initial(weight_RD, seed=spec.seed)
             self.rows.append(weight_RD)
-            self.state.append({kind: self._state(shard, kind) for kind in _STATES[optimizer.name]})
+            self.state.append({kind: self._state(shard, kind) for kind in _STATES[spec.optimizer.name]})
         self.replicas = nn.ParameterList([nn.Parameter(rows) for rows in self.rows] if is_replica else [])
         self.warmer = Warmer.of(self, self.space)
 

@@ -2,7 +2,7 @@
 meant for."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,37 +15,32 @@ from torchrec.distributed.embedding_types import GroupedEmbeddingConfig
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ParameterSharding, ShardingEnv
 
-from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
-from embank.tables.rows.build import Backend, build_rows
+from embank.tables.rows import RowStore, StoreSpec, build_rows
 from embank.tables.rows.physical import PhysicalTable
 from embank.tables.rows.shards import TableShard
 from embank.tables.sharding.plan import Plan
 
 
-@dataclass(frozen=True, kw_only=True)
-class Holding:
-    """What every local store is made with."""
+class RowSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
+    """Tells TorchRec to look up in our row stores.
 
-    seed: int
-    backend: Backend
-    optimizer: RowOptimizer
-    tier: RowTier
+    Args:
+        tables: by the name that TorchRec knows them by.
+        spec: how they are held; each local store holds some of them.
+        plan: who holds what.
+        rank: this process.
+    """
+
+    def __init__(self, tables: dict[str, PhysicalTable], spec: StoreSpec, *, plan: Plan, rank: int) -> None:
+        super().__init__()
+        self.tables, self.spec, self.plan, self.rank = tables, spec, plan, rank
 
     def store(self, shards: Sequence[TableShard], lookups: Sequence[int], *, part: str) -> RowStore:
-        tier = self.tier
+        """A local store, whose files, if it has some, go to a folder of their own."""
+        tier = self.spec.tier
         if tier.directory is not None:
             tier = replace(tier, directory=tier.directory / part)
-        return build_rows(
-            shards, lookups=lookups, seed=self.seed, backend=self.backend, optimizer=self.optimizer, tier=tier
-        )
-
-
-class RowSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
-    """Tells TorchRec to look up in our row stores."""
-
-    def __init__(self, tables: dict[str, PhysicalTable], holding: Holding, *, plan: Plan, rank: int) -> None:
-        super().__init__()
-        self.tables, self.holding, self.plan, self.rank = tables, holding, plan, rank
+        return build_rows(replace(self.spec, shards=shards, lookups=lookups, tier=tier))
 
     def shard(
         self,
@@ -139,7 +134,7 @@ class _Kernel(BaseEmbedding):  # type: ignore[misc]
             assert (shard.num_rows, shard.num_columns) == (table.local_rows, table.local_cols)
             shards.append(shard)
             lookups += [place] * len(table.feature_names)
-        self.store = sharder.holding.store(shards, lookups, part=f"{kind}-{rank}")
+        self.store = sharder.store(shards, lookups, part=f"{kind}-{rank}")
 
     @property
     def config(self) -> GroupedEmbeddingConfig:

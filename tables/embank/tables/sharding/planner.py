@@ -9,8 +9,9 @@ from torch import Tensor
 
 from embank.tables.errors import ConfigError
 from embank.tables.method.base import Method, build_method
-from embank.tables.rows.base import RowOptimizer, padded_dim
+from embank.tables.rows.base import padded_dim
 from embank.tables.rows.physical import PhysicalTable
+from embank.tables.rows.store_spec import RowOptimizer
 from embank.tables.sharding.plan import Kind, Load, Placement, Plan, check_plan, make_plan
 from embank.tables.specs import TableSpec
 

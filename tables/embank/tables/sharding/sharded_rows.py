@@ -32,12 +32,12 @@ from torchrec.distributed.types import (
 )
 
 from embank.tables.errors import ConfigError
-from embank.tables.rows.base import RowOptimizer, RowStore, RowTier
-from embank.tables.rows.build import Backend
+from embank.tables.rows.base import RowStore
 from embank.tables.rows.physical import PhysicalTable
-from embank.tables.rows.shards import TableShard, num_positions, positions_of
+from embank.tables.rows.shards import num_positions, positions_of
+from embank.tables.rows.store_spec import RowTier, StoreSpec
 from embank.tables.rows.torch_rows import TorchRows
-from embank.tables.sharding.exchange import Holding, RowSharder, ShardedCollection
+from embank.tables.sharding.exchange import RowSharder, ShardedCollection
 from embank.tables.sharding.plan import Plan, row_range
 from embank.tables.specs import TableSpec
 
@@ -81,69 +81,49 @@ class ShardedRows(RowStore):
     """Rows of physical tables spread over processes by a plan. Every process calls `forward` the same number of times.
 
     Args:
-        tables: the physical tables.
-        lookups: for each lookup, the index of its table.
+        spec: of whole tables; its tier's directory gets a folder for each rank.
         sharding: who holds what.
-        seed, backend, optimizer, tier: as for local stores; a tier's directory gets a folder for each rank.
+
+    Attributes:
+        shards: the parts of the tables that this process holds.
     """
 
-    def __init__(
-        self,
-        tables: Sequence[PhysicalTable],
-        *,
-        lookups: Sequence[int],
-        sharding: Sharding,
-        seed: int,
-        backend: Backend,
-        optimizer: RowOptimizer,
-        tier: RowTier,
-    ) -> None:
-        if tier.on_gpu and backend == "torch" and tier.name != "device":
+    def __init__(self, spec: StoreSpec, *, sharding: Sharding) -> None:
+        tier = spec.tier
+        if tier.on_gpu and spec.backend == "torch" and tier.name != "device":
             raise ConfigError(
                 f"tier '{tier.name}' on '{tier.device}' with backend 'torch' is for one process; over several, use "
                 "tier 'host' with backend='fbgemm', or tier 'device'"
             )
+        super().__init__(spec)
         plan, self.rank = sharding.plan, sharding.rank
-        self.tables = tuple(tables)
+        self.tables = tables = spec.tables
         self.kinds = [plan.placement(table.name).kind for table in tables]
-        held = [shard for table in tables if (shard := plan.shard(table, self.rank)) is not None]
-        super().__init__(held, lookups=[], seed=seed, optimizer=optimizer, tier=tier)
-        self.lookups = tuple(lookups)
+        self.shards = tuple(shard for table in tables if (shard := plan.shard(table, self.rank)) is not None)
         self.group = sharding.process_group
-        holding = Holding(seed=seed, backend=backend, optimizer=optimizer, tier=tier)
         is_replica = [kind == "data_parallel" for kind in self.kinds]
         self.own = [k for k, t in enumerate(self.lookups) if is_replica[t]]
         # Lookups of one table are neighbours in TorchRec's output, in the order of the tables.
         self.moved = sorted((k for k, t in enumerate(self.lookups) if not is_replica[t]), key=lambda k: self.lookups[k])
-        replicas = self._replicate([t for t, own in zip(tables, is_replica, strict=True) if own], holding)
+        replicas = self._replicate([t for t, own in zip(tables, is_replica, strict=True) if own])
         self.replicated = (replicas,)  # in a tuple, so that they are no parameters of a model: see `RowStore`
-        self.shared = self._share([t for t, own in zip(tables, is_replica, strict=True) if not own], holding, sharding)
+        self.shared = self._share([t for t, own in zip(tables, is_replica, strict=True) if not own], sharding)
         self.started: dict[int, tuple[Tensor, Any, Any]] = {}
 
-    @property
-    def dims(self) -> list[int]:
-        """Width of each lookup."""
-        return [self.tables[t].embedding_dim for t in self.lookups]
-
-    def _replicate(self, tables: Sequence[PhysicalTable], holding: Holding) -> DistributedDataParallel | None:
+    def _replicate(self, tables: Sequence[PhysicalTable]) -> DistributedDataParallel | None:
         if not tables:
             return None
         order = {table.name: i for i, table in enumerate(tables)}
         lookups = [order[self.tables[self.lookups[k]].name] for k in self.own]
-        store = TorchRows(
-            [TableShard.whole(table) for table in tables],
-            lookups=lookups,
-            seed=holding.seed,
-            optimizer=holding.optimizer,
-            tier=RowTier(device=holding.tier.device),
-            is_replica=True,
+        in_memory = RowTier(device=self.tier.device)
+        whole = StoreSpec.of_tables(
+            tables, lookups=lookups, seed=self.seed, backend="torch", optimizer=self.optimizer, tier=in_memory
         )
+        store = TorchRows(whole, is_replica=True)
         # A group of its own: averaging runs beside TorchRec's exchanges in the backward pass, in an order of its own.
         return DistributedDataParallel(store, process_group=dist.new_group(dist.get_process_group_ranks(self.group)))
 
-    def _share(
-        self, tables: Sequence[PhysicalTable], holding: Holding, sharding: Sharding
-    ) -> DistributedModelParallel | None:
+    def _share(self, tables: Sequence[PhysicalTable], sharding: Sharding) -> DistributedModelParallel | None:
         if not tables:
             return None
         names = {
@@ -173,7 +153,7 @@ class ShardedRows(RowStore):
                 plan=ShardingPlan(plan={"": placements}),
                 sharders=[
                     RowSharder(
-                        {names[table.name]: table for table in tables}, holding, plan=sharding.plan, rank=self.rank
+                        {names[table.name]: table for table in tables}, self.spec, plan=sharding.plan, rank=self.rank
                     )
                 ],
                 init_data_parallel=False,
