@@ -1,4 +1,4 @@
-"""The libraries that embank's metadata can't ask for, because a CPU and a GPU need other builds of them."""
+"""The libraries that embank's metadata doesn't ask for: a CPU and a GPU need other builds of them, or few need them."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -10,12 +10,13 @@ _CURES = {
         "install it beside the FBGEMM of this machine: without a GPU 'pip install fbgemm-gpu-cpu==1.8.0' and "
         "'pip install --no-deps torchrec==1.8.0', with one \"pip install 'embank[gpu]'\""
     ),
+    "tokenizers": "pip install 'embank[lm]'",
     "fbgemm_gpu": "without a GPU 'pip install fbgemm-gpu-cpu==1.8.0', with one \"pip install 'embank[gpu]'\"",
 }
 
 
 def missing_library(error: ModuleNotFoundError) -> str | None:
-    """What to install where torch, TorchRec or FBGEMM is missing: a sentence.
+    """What to install where one of these libraries is missing: a sentence.
 
     Args:
         error: as an import raised it.

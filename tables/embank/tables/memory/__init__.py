@@ -1,0 +1,47 @@
+"""Memory tables of language models: rows that token ids address, and the layers that read them.
+
+* `TokenCompression`, `NgramHash`: from token ids to row ids, ahead of the forward pass.
+* `Engram` (Cheng et al., arXiv 2601.07372), `StemFFN` (arXiv 2601.10639), `MemoryFormerLinear` (arXiv 2411.12992): the
+  layers.
+
+Names are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from embank.tables.libraries import missing_library
+
+if TYPE_CHECKING:
+    from embank.tables.memory.history import DEAD, TokenHistory, mark_tokens
+    from embank.tables.memory.ngram_hash import NgramHash
+    from embank.tables.memory.token_compression import TokenCompression
+
+__all__ = ["DEAD", "NgramHash", "TokenCompression", "TokenHistory", "mark_tokens"]
+
+_HOME = {
+    "DEAD": "history",
+    "NgramHash": "ngram_hash",
+    "TokenCompression": "token_compression",
+    "TokenHistory": "history",
+    "mark_tokens": "history",
+}
+"""The module of each name."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'embank.tables.memory' has no attribute '{name}'")
+    try:
+        found = getattr(import_module(f"embank.tables.memory.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        cure = missing_library(error)
+        if cure is None:
+            raise
+        raise ImportError(f"embank.tables.memory.{name}: {cure}", name=error.name) from error
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__
