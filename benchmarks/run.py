@@ -37,6 +37,7 @@ def main() -> None:
             "--folder",
             "runs/bench",
         ],
+        ["training_bytes.py"],
         ["sequence.py", *sequence_rows],
         ["methods.py", "--rows", str(rows), "--rounds", "5" if full else "3"],
         ["unified.py", "--rows", str(rows), "--rounds", "9" if full else "3"],

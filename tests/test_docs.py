@@ -13,6 +13,7 @@ from torchrec import KeyedJaggedTensor
 
 from embank.tables import RowOptimizer, RowTier, TableCollection, TableSpec, save_bundle
 from embank.tables.method import base as method
+from tests.training.runs import write_data
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
@@ -41,6 +42,12 @@ def _readme(folder: Path) -> Names:
     return {"kjt": kjt, "batches": [(torch.rand(8, 13), kjt, torch.ones(8))] * 2}
 
 
+def _data(folder: Path) -> Names:
+    """The prepared folder of the columns file."""
+    write_data(folder / "data/clicks", single={"user_id": 5})
+    return {}
+
+
 def _sharding(folder: Path) -> Names:
     return {"torch": torch, "specs": _specs(), "optimizer": RowOptimizer()}
 
@@ -57,6 +64,7 @@ def _tiers(folder: Path) -> Names:
 
 SETUP: dict[str, Callable[[Path], Names]] = {
     "README.md": _readme,
+    "docs/data.md": _data,
     "docs/sharding.md": _sharding,
     "docs/tiers.md": _tiers,
 }
