@@ -13,18 +13,39 @@ from typing import TYPE_CHECKING, Any
 from embank.tables.libraries import missing_library
 
 if TYPE_CHECKING:
-    from embank.tables.memory.history import DEAD, TokenHistory, mark_tokens
+    from embank.tables.memory.engram import Engram, EngramState
+    from embank.tables.memory.history import DEAD, TokenHistory, mark_tokens, starts_of_positions
+    from embank.tables.memory.memoryformer import MemoryFormerLinear
     from embank.tables.memory.ngram_hash import NgramHash
+    from embank.tables.memory.stem import StemFFN, stem_init_std
     from embank.tables.memory.token_compression import TokenCompression
 
-__all__ = ["DEAD", "NgramHash", "TokenCompression", "TokenHistory", "mark_tokens"]
+__all__ = [
+    "DEAD",
+    "Engram",
+    "EngramState",
+    "MemoryFormerLinear",
+    "NgramHash",
+    "StemFFN",
+    "TokenCompression",
+    "TokenHistory",
+    "mark_tokens",
+    "starts_of_positions",
+    "stem_init_std",
+]
 
 _HOME = {
     "DEAD": "history",
+    "Engram": "engram",
+    "EngramState": "engram",
+    "MemoryFormerLinear": "memoryformer",
     "NgramHash": "ngram_hash",
+    "StemFFN": "stem",
     "TokenCompression": "token_compression",
     "TokenHistory": "history",
     "mark_tokens": "history",
+    "starts_of_positions": "history",
+    "stem_init_std": "stem",
 }
 """The module of each name."""
 
