@@ -133,6 +133,20 @@ def test_evolution_finds_the_optimum_of_a_toy_that_can_be_enumerated() -> None:
     assert all(space.excess(c) <= 0 for c in asked)
 
 
+def test_evolution_makes_the_same_choices_as_ever() -> None:
+    """Golden values from before `offspring` was shared with the Optuna sampler: a seed keeps its result."""
+    specs = [spec(f"t{k}", 50 * (k + 1) ** 2, budget=0.2) for k in range(9)]
+    space = Space(specs, [[s.num_embeddings >> k for k in range(s.num_embeddings.bit_length())] for s in specs])
+
+    def score(candidate: Candidate) -> float:
+        return sum((k % 4 + 1) * width**0.4 * 0.9**level for k, (level, width) in enumerate(candidate))
+
+    config = EvolutionConfig(generations=12)
+    best, history = evolve([space.default()], score=score, draw=space.draw, repair=space.repair, config=config, seed=5)
+    assert best == ((0, 8), (0, 7), (0, 8), (1, 8), (3, 8), (1, 3), (3, 7), (2, 7), (3, 4))
+    assert history[::3] == pytest.approx([34.33089483, 36.43295707, 37.84462733, 39.37291297], abs=1e-8)
+
+
 def test_evolution_beats_random_search_on_many_fields() -> None:
     goal = [random.Random(1).randint(1, 16) for _ in range(26)]
 

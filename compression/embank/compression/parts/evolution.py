@@ -1,9 +1,14 @@
 """A small evolutionary search over one gene per table, whose candidates are tuples: nothing that was scored can change
-later."""
+later.
+
+`offspring` is the one step that `evolve` (OptEmbed's own search) and `embank.search.EvolutionSampler` (an Optuna
+sampler) both take.
+"""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from embank.tables import ConfigError
 from embank.tables.method.options import refuse_wrong_types
@@ -11,7 +16,10 @@ from embank.tables.method.options import refuse_wrong_types
 Gene = tuple[int, ...]
 Candidate = tuple[Gene, ...]
 
-_ATTEMPTS = 20
+AnyCandidate = TypeVar("AnyCandidate", bound=tuple[Any, ...])
+
+ATTEMPTS = 20
+"""Times that a candidate which is known is made anew, before it is taken as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +55,65 @@ class EvolutionConfig:
             raise ConfigError(f"mutation is {self.mutation}; it is a chance and lies in [0, 1]")
 
 
-def mutate(parent: Candidate, *, draw: Callable[[int], Gene], chance: float, rng: random.Random) -> Candidate:
+def mutate(parent: AnyCandidate, *, draw: Callable[[int], Any], chance: float, rng: random.Random) -> AnyCandidate:
     """A copy of which each gene is drawn anew with some chance."""
-    return tuple(draw(i) if rng.random() < chance else gene for i, gene in enumerate(parent))
+    return tuple(draw(i) if rng.random() < chance else gene for i, gene in enumerate(parent))  # type: ignore[return-value]
 
 
-def cross(first: Candidate, second: Candidate, *, rng: random.Random) -> Candidate:
+def cross(first: AnyCandidate, second: AnyCandidate, *, rng: random.Random) -> AnyCandidate:
     """Each gene from one of the two parents."""
-    return tuple(a if rng.random() < 0.5 else b for a, b in zip(first, second, strict=True))
+    pairs = zip(first, second, strict=True)
+    return tuple(a if rng.random() < 0.5 else b for a, b in pairs)  # type: ignore[return-value]
+
+
+def unseen(
+    make: Callable[[], AnyCandidate],
+    *,
+    repair: Callable[[AnyCandidate, random.Random], AnyCandidate],
+    is_known: Callable[[AnyCandidate], bool],
+    rng: random.Random,
+) -> AnyCandidate:
+    """An allowed candidate that is not known, if one turns up in a few attempts; else the last one."""
+    for _ in range(ATTEMPTS):
+        candidate = repair(make(), rng)
+        if not is_known(candidate):
+            break
+    return candidate
+
+
+def offspring(
+    elites: Sequence[AnyCandidate],
+    *,
+    is_mutant: bool,
+    draw: Callable[[int, random.Random], Any],
+    repair: Callable[[AnyCandidate, random.Random], AnyCandidate],
+    is_known: Callable[[AnyCandidate], bool],
+    chance: float,
+    rng: random.Random,
+) -> AnyCandidate:
+    """A new candidate from the best ones so far: a mutant of one of them, or a child of two.
+
+    Args:
+        elites: the parents to choose from.
+        is_mutant: which of the two.
+        draw: a random gene for a position.
+        repair: makes a candidate one that is allowed; must leave an allowed one alone.
+        is_known: whether a candidate was made before.
+        chance: of each gene of a mutant to be drawn anew.
+        rng: of all choices.
+    """
+
+    def make() -> AnyCandidate:
+        if is_mutant:
+            return mutate(rng.choice(elites), draw=lambda i: draw(i, rng), chance=chance, rng=rng)
+        return cross(rng.choice(elites), rng.choice(elites), rng=rng)
+
+    return unseen(make, repair=repair, is_known=is_known, rng=rng)
+
+
+def best_of(scores: Mapping[AnyCandidate, float], count: int) -> list[AnyCandidate]:
+    """The candidates with the highest scores, from the best on; equal scores in the order of the candidates."""
+    return sorted(scores, key=lambda candidate: (-scores[candidate], candidate))[:count]
 
 
 def evolve(
@@ -88,34 +147,32 @@ def evolve(
     scores: dict[Candidate, float] = {}
     history: list[float] = []
 
-    def unseen(make: Callable[[], Candidate], others: Sequence[Candidate]) -> Candidate:
-        """A candidate that is new, if one turns up."""
-        for _ in range(_ATTEMPTS):
-            candidate = repair(make(), rng)
-            if candidate not in scores and candidate not in others:
-                break
-        return candidate
-
     def anew() -> Candidate:
         return tuple(draw(i, rng) for i in range(num_genes))
 
+    def is_known(candidate: Candidate) -> bool:
+        return candidate in scores or candidate in population
+
     population = [repair(candidate, rng) for candidate in first]
     while len(population) < config.num_mutants + config.num_crossovers:
-        population.append(unseen(anew, population))
+        population.append(unseen(anew, repair=repair, is_known=is_known, rng=rng))
     for _ in range(config.generations):
         for candidate in population:
             if candidate not in scores:
                 scores[candidate] = score(candidate)
-        elites = sorted(scores, key=lambda c: (-scores[c], c))[: config.num_elites]
+        elites = best_of(scores, config.num_elites)
         history.append(scores[elites[0]])
-
-        def mutant(parents: list[Candidate] = elites) -> Candidate:
-            return mutate(rng.choice(parents), draw=lambda i: draw(i, rng), chance=config.mutation, rng=rng)
-
-        def child(parents: list[Candidate] = elites) -> Candidate:
-            return cross(rng.choice(parents), rng.choice(parents), rng=rng)
-
         population = []
-        for make in [mutant] * config.num_mutants + [child] * config.num_crossovers:
-            population.append(unseen(make, population))
+        for is_mutant in [True] * config.num_mutants + [False] * config.num_crossovers:
+            population.append(
+                offspring(
+                    elites,
+                    is_mutant=is_mutant,
+                    draw=draw,
+                    repair=repair,
+                    is_known=is_known,
+                    chance=config.mutation,
+                    rng=rng,
+                )
+            )
     return max(scores, key=lambda c: scores[c]), history

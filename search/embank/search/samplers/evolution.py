@@ -1,0 +1,182 @@
+"""OptEmbed's evolution as an Optuna sampler."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseGASampler
+from optuna.search_space import IntersectionSearchSpace
+from optuna.trial import FrozenTrial, TrialState
+
+from embank.compression.parts.evolution import EvolutionConfig, offspring, unseen
+from embank.search.samplers.draws import draw_value
+from embank.search.samplers.known import KnownCandidates, another
+from embank.search.samplers.ranking import best_trials
+from embank.search.spaces import Genes, Space
+
+_DEFAULT = EvolutionConfig()
+_LARGER = (0.3, 1.0)
+"""Chances of a gene to be drawn anew, where offspring of the usual chance is all known."""
+
+
+class EvolutionSampler(BaseGASampler):
+    """An evolution that keeps the best candidates of all rounds, and proposes none twice.
+
+    A round has `num_mutants + num_crossovers` trials. Those of the first round are random; after that each is a mutant
+    of one of the best trials so far, or a child of two of them that takes each gene from either. The state is in the
+    study alone: a study that is resumed goes on as if it had never stopped, and several workers may share one study and
+    one seed, since what is drawn depends on the seed and the trial's number.
+
+    Args:
+        space: what is searched; a table's parameters are one gene. None searches whatever the objective suggests, each
+            parameter a gene, without a budget.
+        nbytes: serving bytes that a candidate may have; those above it are repaired (`Space.repair`).
+        num_mutants, num_crossovers: trials of a round that come from one parent, and from two.
+        num_elites: best trials of all rounds so far, which are the parents of the next. With several objectives they
+            are those on the best fronts, the least crowded first.
+        mutation: chance of each gene of a mutant to be drawn anew.
+        seed: None takes a random one.
+
+    Source: Lyu et al., CIKM 2022, section 3.4, without the faults of the authors' release (see
+    `embank.compression.parts.evolution`, whose step this sampler takes).
+
+    >>> study = optuna.create_study(sampler=EvolutionSampler(seed=0), direction="minimize")
+    >>> study.optimize(lambda trial: trial.suggest_int("x", 0, 1000) ** 2, n_trials=300)
+    >>> study.best_value < 100
+    True
+    """
+
+    def __init__(
+        self,
+        space: Space | None = None,
+        *,
+        nbytes: int | None = None,
+        num_mutants: int = _DEFAULT.num_mutants,
+        num_crossovers: int = _DEFAULT.num_crossovers,
+        num_elites: int = _DEFAULT.num_elites,
+        mutation: float = _DEFAULT.mutation,
+        seed: int | None = None,
+    ) -> None:
+        self.config = EvolutionConfig(
+            num_mutants=num_mutants, num_crossovers=num_crossovers, num_elites=num_elites, mutation=mutation
+        )
+        super().__init__(population_size=num_mutants + num_crossovers)
+        self.space, self.nbytes = space, nbytes
+        self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
+        self._intersection = IntersectionSearchSpace()
+        self._known = KnownCandidates()
+
+    def reseed_rng(self) -> None:
+        """Nothing: what is drawn depends on the trial's number, so workers draw differently with one seed."""
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The space's parameters; without a space those that all trials so far had."""
+        if self.space is not None:
+            return dict(self.space.distributions)
+        found = self._intersection.calculate(study)
+        return {name: held for name, held in found.items() if not held.single()}
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Notes the round, so that enqueued trials, whose parameters are given, count in it too."""
+        self.get_trial_generation(study, trial)
+
+    def select_parent(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        """The best trials so far, enqueued ones included: those that keep their constraints first."""
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return best_trials(complete, study.directions, self.config.num_elites)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Values for all parameters; none in the first round of a search without a space."""
+        if not search_space:
+            return {}
+        generation = self.get_trial_generation(study, trial)
+        parents = best_trials(self.get_parent_population(study, generation), study.directions, self.config.num_elites)
+        rng = random.Random(f"{self.seed}:{trial.number}")
+        if self.space is not None:
+            return self._of_space(self.space, study, trial, parents, rng)
+        return self._of_any(study, trial, parents, search_space, rng)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A random value, for parameters that not all trials have."""
+        return draw_value(param_distribution, random.Random(f"{self.seed}:{trial.number}:{param_name}"))
+
+    def _of_space(
+        self, space: Space, study: optuna.Study, trial: FrozenTrial, parents: Sequence[FrozenTrial], rng: random.Random
+    ) -> dict[str, Any]:
+        known = self._known.of(study, trial, space)
+
+        def repair(genes: Genes, rng: random.Random) -> Genes:
+            return genes if self.nbytes is None else space.repair(genes, nbytes=self.nbytes, rng=rng)
+
+        elites = [space.genes(parent.params) for parent in parents if space.has_all(parent.params)]
+        genes = self._bred(
+            elites,
+            trial,
+            draw=lambda i, rng: space.groups[i].draw(rng),
+            num_genes=len(space.groups),
+            repair=repair,
+            is_known=known.__contains__,
+            rng=rng,
+        )
+        if genes in known:
+            genes = another(space, genes, known, nbytes=self.nbytes, rng=rng)
+        return space.params(genes)
+
+    def _of_any(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        parents: Sequence[FrozenTrial],
+        search_space: Mapping[str, BaseDistribution],
+        rng: random.Random,
+    ) -> dict[str, Any]:
+        names = list(search_space)
+        others = study.get_trials(deepcopy=False)
+        known = {_values(t, names) for t in others if t.number != trial.number and all(n in t.params for n in names)}
+        values = self._bred(
+            [_values(parent, names) for parent in parents if all(name in parent.params for name in names)],
+            trial,
+            draw=lambda i, rng: draw_value(search_space[names[i]], rng),
+            num_genes=len(names),
+            repair=lambda values, rng: values,
+            is_known=known.__contains__,
+            rng=rng,
+        )
+        return dict(zip(names, values, strict=True))
+
+    def _bred(
+        self,
+        elites: Sequence[tuple[Any, ...]],
+        trial: FrozenTrial,
+        *,
+        draw: Callable[[int, random.Random], Any],
+        num_genes: int,
+        repair: Callable[[Any, random.Random], Any],
+        is_known: Callable[[Any], bool],
+        rng: random.Random,
+    ) -> Any:
+        """A random candidate where there are no elites, else their offspring: where that is known, such as the child of
+        one gene, a mutant of more and more genes."""
+        if not elites:
+            return unseen(
+                lambda: tuple(draw(i, rng) for i in range(num_genes)), repair=repair, is_known=is_known, rng=rng
+            )
+        is_mutant = trial.number % (self.config.num_mutants + self.config.num_crossovers) < self.config.num_mutants
+        for chance in (self.config.mutation, *_LARGER):
+            made = offspring(
+                elites, is_mutant=is_mutant, draw=draw, repair=repair, is_known=is_known, chance=chance, rng=rng
+            )
+            if not is_known(made):
+                break
+            is_mutant = True
+        return made
+
+
+def _values(trial: FrozenTrial, names: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(trial.params[name] for name in names)
