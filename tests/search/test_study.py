@@ -22,7 +22,10 @@ SPACE = DimensionSpace([plain("a", 400), plain("b", 90), plain("c", 11, dim=10),
 
 
 def score(candidate: dict, trial: optuna.Trial) -> float:
-    return sum(weight * float(value) ** 0.3 for weight, value in zip((1, 3, 2, 5, 1, 4, 2, 3), candidate.values()))
+    return sum(
+        weight * float(value) ** 0.3
+        for weight, value in zip((1, 3, 2, 5, 1, 4, 2, 3), candidate.values(), strict=False)
+    )
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "gp"])
@@ -58,7 +61,7 @@ def test_candidates_are_scored_first_and_a_known_one_is_not_scored_again() -> No
     uniform = SPACE.uniform(SPACE.allowed_nbytes(0.5))
     study = search(objective, space=SPACE, budget=0.5, num_trials=1, candidates=[uniform])
     study.enqueue_trial(study.trials[0].params)
-    search_again = dict(space=SPACE, budget=0.5, num_trials=2, resume=True, study_name=study.study_name)
+    search_again = {"space": SPACE, "budget": 0.5, "num_trials": 2, "resume": True, "study_name": study.study_name}
     study = search(objective, storage=study._storage, **search_again)
     assert asked == [uniform]
     assert [trial.value for trial in study.trials] == [study.trials[0].value] * 2
@@ -96,7 +99,14 @@ def test_a_resumed_study_is_the_one_that_never_stopped(sampler: str) -> None:
 
 def test_a_study_of_another_search_is_refused_by_name() -> None:
     storage = optuna.storages.InMemoryStorage()
-    same = dict(storage=storage, study_name="s", space=SPACE, budget=0.4, num_trials=2, identity={"supernet": "ab12"})
+    same = {
+        "storage": storage,
+        "study_name": "s",
+        "space": SPACE,
+        "budget": 0.4,
+        "num_trials": 2,
+        "identity": {"supernet": "ab12"},
+    }
     search(score, **same)
     with pytest.raises(ConfigError, match="study 's' exists in that storage, with 2 trials; resume it"):
         search(score, **same)
