@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embank.pipelines.cli import show
+from embank.pipelines.cli import lm, show
 from embank.pipelines.cli.messages import messages
 from embank.pipelines.cli.watched import watch
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Known data sets, generated logs, and what is in a prepared folder.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(lm.app, name="lm")
 
 
 def _print_version(asked: bool) -> None:

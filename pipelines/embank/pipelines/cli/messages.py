@@ -70,7 +70,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _what_next(arguments: Sequence[str]) -> str:
     """What there is to do after a signal outside of the work that can stop by itself."""
-    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    command = next((word for word in words if word != "lm"), "")
     if command not in ("train", "sweep"):
         return _BEGINS_AGAIN
     out = _value_of("--out", arguments)

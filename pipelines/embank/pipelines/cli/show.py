@@ -81,7 +81,7 @@ class _Bar(Reporter):
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} samples/s"),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} {task.fields[unit]}/s"),
             TimeRemainingColumn(),
             console=err,
             transient=True,
@@ -89,7 +89,7 @@ class _Bar(Reporter):
         self.task: Any = None
         self.drawn = 0.0
 
-    def start(self, *, num_steps: int, step: int, describe: str) -> None:
+    def start(self, *, num_steps: int, step: int, describe: str, unit: str = "samples") -> None:
         if step:
             err.print(f"resuming after step {step:,} of {num_steps:,}")
         if describe != "training":
@@ -97,7 +97,7 @@ class _Bar(Reporter):
         self.bar.start()
         if self.task is not None:
             self.bar.remove_task(self.task)
-        self.task = self.bar.add_task(describe, total=num_steps, completed=step, loss=0.0, speed=0.0)
+        self.task = self.bar.add_task(describe, total=num_steps, completed=step, loss=0.0, speed=0.0, unit=unit)
 
     def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
         now = time.monotonic()
@@ -153,6 +153,29 @@ def result(run: Path, values: Mapping[str, Any]) -> None:
         rows.insert(1, ["test group AUC", number(values["gauc"], 5) + without])
     table(["", ""], [[name, str(value)] for name, value in rows], left=2)
     out.print(f"run directory: {run}", markup=False)
+
+
+def lm_result(run: Path, values: Mapping[str, Any]) -> None:
+    """The final figures of a language model's run."""
+    rows = [
+        ["test bits per byte", number(values["bits_per_byte"])],
+        ["validation bits per byte", number(values["valid_bits_per_byte"])],
+        ["dense parameters", f"{values['dense_parameters']:,}"],
+        ["memory", f"{values['memory']}, {values['row_parameters']:,} parameters in rows"],
+        ["training speed", f"{values['tokens_per_s']:,.0f} tokens/s"],
+        ["best step", f"{values['best_step']:,} of {values['num_steps']:,}"],
+    ]
+    table(["", ""], rows, left=2)
+    out.print(f"run directory: {run}", markup=False)
+
+
+def lm_evaluation(values: Mapping[str, Any]) -> None:
+    """How well a language model predicts some text."""
+    out.print(
+        f"{values['split']}, checkpoint of step {values['step']:,}: {number(values['bits_per_byte'])} bits per byte, "
+        f"loss {number(values['loss'])} per token, {values['tokens']:,} tokens, {values['bytes']:,} bytes",
+        markup=False,
+    )
 
 
 def line(text: str) -> None:

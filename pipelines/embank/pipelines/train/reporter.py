@@ -13,8 +13,8 @@ second."""
 class Reporter:
     """Silent; subclasses show what they are told."""
 
-    def start(self, *, num_steps: int, step: int, describe: str) -> None:
-        """A phase begins or goes on at `step` of `num_steps`."""
+    def start(self, *, num_steps: int, step: int, describe: str, unit: str = "samples") -> None:
+        """A phase begins or goes on at `step` of `num_steps`; `unit` is what its speed is told in."""
 
     def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
         """A training step is done; `loss` is the mean since the last evaluation."""
@@ -39,9 +39,9 @@ class Several(Reporter):
     def __init__(self, reporters: Sequence[Reporter]) -> None:
         self.reporters = list(reporters)
 
-    def start(self, *, num_steps: int, step: int, describe: str) -> None:
+    def start(self, *, num_steps: int, step: int, describe: str, unit: str = "samples") -> None:
         for reporter in self.reporters:
-            reporter.start(num_steps=num_steps, step=step, describe=describe)
+            reporter.start(num_steps=num_steps, step=step, describe=describe, unit=unit)
 
     def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
         for reporter in self.reporters:
@@ -75,10 +75,12 @@ class Lines(Reporter):
     def __init__(self, write: Callable[[str], object], *, clock: Callable[[], float] = time.monotonic) -> None:
         self.write, self.clock = write, clock
         self.num_steps = self.said_step = 0
+        self.unit = "samples"
         self.began = (0.0, 0)
         self.said = 0.0
 
-    def start(self, *, num_steps: int, step: int, describe: str) -> None:
+    def start(self, *, num_steps: int, step: int, describe: str, unit: str = "samples") -> None:
+        self.unit = unit
         if step:
             self.write(f"resuming after step {step:,} of {num_steps:,}")
         self.write(f"{describe}: {num_steps:,} steps")
@@ -95,7 +97,7 @@ class Lines(Reporter):
         left = (now - seconds) / max(1, step - first) * (self.num_steps - step)
         self.write(
             f"step {step:,} of {self.num_steps:,} ({step / max(1, self.num_steps):.0%})  loss {loss:.4f}  "
-            f"{samples_per_s:,.0f} samples/s  {duration(left)} left"
+            f"{samples_per_s:,.0f} {self.unit}/s  {duration(left)} left"
         )
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
@@ -108,7 +110,9 @@ class Lines(Reporter):
 
 
 def evaluation_line(record: Mapping[str, Any]) -> str:
-    """An evaluation in one line."""
+    """An evaluation in one line, of clicks or of text."""
+    if "bits_per_byte" in record:
+        return f"{record['split']:>5}  step {record['step']:>7,}  bits per byte {metric(record['bits_per_byte'])}"
     gauc = f"  group AUC {metric(record['gauc'])}" if "gauc" in record else ""
     return (
         f"{record['split']:>5}  step {record['step']:>7,}  AUC {metric(record['auc'])}  log loss "

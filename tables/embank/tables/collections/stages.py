@@ -116,8 +116,7 @@ def after_step(tables: Tables, *, step: int, num_steps: int) -> None:
     tables.training_state.num_unfinished = 0
     for cls, methods in by_class(tables).items():
         if cls.after_step.__func__ is not Method.after_step.__func__:  # type: ignore[attr-defined]
-            with HeldRows(tables) as rows:
-                cls.after_step(methods, rows, step=step, num_steps=num_steps)
+            cls.after_step(methods, HeldRows(tables), step=step, num_steps=num_steps)
 
 
 @torch.no_grad()
@@ -125,8 +124,7 @@ def settle(tables: Tables) -> None:
     """Makes rows what will be served, see `Method.settle`. In stages before the last it does nothing."""
     for cls, methods in by_class(tables).items():
         if methods[0].spec.stage == len(cls.stages) - 1:
-            with HeldRows(tables) as rows:
-                cls.settle(methods, rows)
+            cls.settle(methods, HeldRows(tables))
 
 
 def advance(tables: AnyTables, *, score: Score | None = None) -> AnyTables:
@@ -165,10 +163,10 @@ def advance(tables: AnyTables, *, score: Score | None = None) -> AnyTables:
         else:
             new.load_state_dict({**new.state_dict(), **entry.dense})
             carries = entry.carries
-        with HeldRows(result) as targets:
-            for name, carry in carries.items():
-                table = next(t for t in new.physical if t.name == name)
-                carry_rows(carry, table=table, source=rows, target=targets)
+        targets = HeldRows(result)
+        for name, carry in carries.items():
+            table = next(t for t in new.physical if t.name == name)
+            carry_rows(carry, table=table, source=rows, target=targets)
     return result
 
 

@@ -1,0 +1,1 @@
+"""Language models with memory tables: a small one of our own, and adapters for those of Hugging Face."""

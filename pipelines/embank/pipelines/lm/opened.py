@@ -1,0 +1,94 @@
+"""A trained language model from its run directory."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from embank.pipelines.lm.config import LmConfig, parse_lm_config
+from embank.pipelines.lm.corpus import read_documents
+from embank.pipelines.lm.evaluation import evaluate, figures, predict
+from embank.pipelines.lm.model import LanguageModel, build_model
+from embank.pipelines.lm.state import SavedLm
+from embank.pipelines.lm.tokens import Corpus, corpus_of_run, stream_of
+from embank.pipelines.runs.folder import RunFolder
+from embank.tables.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedLm:
+    """A language model with what it came from.
+
+    Args:
+        model: in evaluation mode.
+        corpus: with its tokenizer.
+        config: of the run.
+        step: of the checkpoint.
+    """
+
+    model: LanguageModel
+    corpus: Corpus
+    config: LmConfig
+    step: int
+
+
+@contextmanager
+def opened_lm(run: str | Path) -> Iterator[OpenedLm]:
+    """The best checkpoint of a run; of an unfinished one without evaluation the last.
+
+    Args:
+        run: a run directory.
+
+    Raises:
+        CheckpointError: no run, no checkpoint, or damaged.
+    """
+    folder = RunFolder(run)
+    config = parse_lm_config(folder.read_config())
+    corpus = _corpus(folder, config)
+    saved = folder.saved()
+    if not saved:
+        raise CheckpointError(f"'{run}' has no checkpoint yet; train it first")
+    last = SavedLm(saved[-1])
+    best = last.progress.best_step
+    chosen = last if best is None else SavedLm(folder.checkpoints / f"step-{best:09d}")
+    with tempfile.TemporaryDirectory() as rows:  # a copy of the disk tier's files, apart from those of training
+        config = replace(config, rows=replace(config.rows, directory=None))
+        model = build_model(config, corpus, rows_folder=Path(rows))
+        chosen.load_model(model)
+        yield OpenedLm(model=model.train(False), corpus=corpus, config=config, step=chosen.progress.step)
+
+
+def _corpus(run: RunFolder, config: LmConfig) -> Corpus:
+    folder = config.corpus.folder
+    corpus = corpus_of_run(run.path) if folder is None else Corpus(Path(folder))
+    if run.fingerprint != corpus.fingerprint:
+        raise CheckpointError(
+            f"'{run.path}' was trained on a corpus with fingerprint {run.fingerprint}, '{corpus.folder}' has "
+            f"{corpus.fingerprint}; restore it, or train again"
+        )
+    return corpus
+
+
+def evaluate_run(
+    run: str | Path, *, split: str, paths: Sequence[str | Path] | None = None, most: int | None = None
+) -> dict[str, Any]:
+    """Bits per byte of a run's best checkpoint.
+
+    Args:
+        run: a run directory.
+        split: of its corpus.
+        paths: text files and folders to read instead.
+        most: tokens to read at most.
+
+    Raises:
+        CheckpointError, DataError: no run, no text.
+    """
+    with opened_lm(run) as lm:
+        if paths is None:
+            found = evaluate(lm.model, lm.corpus, split, most=most)
+        else:
+            stream = stream_of(lm.corpus.tokenizer, read_documents(paths))
+            found = figures(predict(lm.model, stream, most=most), lm.corpus.token_bytes_V)
+        return {"split": split if paths is None else "given text", "step": lm.step, **found}

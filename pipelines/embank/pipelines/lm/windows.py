@@ -1,0 +1,64 @@
+"""Training sequences: windows of a stream of ids, in a seeded order that depends on the step alone."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embank.tables.errors import DataError
+from embank.tables.ids.hashing import seed_of
+
+Order = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Windows:
+    """Windows of T + 1 ids (the last one is only predicted), side by side, epoch after epoch in another order.
+
+    Args:
+        stream: ids [N] of a split.
+        context: T.
+        batch_size: windows per step, over all ranks.
+        seed: of the order.
+
+    Raises:
+        DataError: the stream is shorter than a batch.
+    """
+
+    def __init__(self, stream: Tensor, *, context: int, batch_size: int, seed: int) -> None:
+        self.stream, self.context, self.batch_size, self.seed = stream, context, batch_size, seed
+        self.num_windows = (len(stream) - 1) // context
+        self._known: tuple[int, Order] | None = None
+        if self.num_windows < batch_size:
+            raise DataError(
+                f"a split has {len(stream):,} tokens, which is less than a batch of {batch_size} sequences of "
+                f"{context} tokens; give more text, or a smaller train.batch_size or model.context"
+            )
+
+    @property
+    def epoch_steps(self) -> int:
+        """Full batches of an epoch; what is left over waits for another order."""
+        return self.num_windows // self.batch_size
+
+    def batch(self, step: int, *, rank: int = 0, count: int = 1) -> Tensor:
+        """The windows [B / count, T + 1] of a rank in a step."""
+        epoch, place = divmod(step, self.epoch_steps)
+        first, last = (self.batch_size * r // count for r in (rank, rank + 1))
+        chosen = self.order(epoch)[place * self.batch_size + first : place * self.batch_size + last]
+        starts = chosen[:, None] * self.context + np.arange(self.context + 1)
+        return self.stream[torch.from_numpy(starts)]
+
+    def order(self, epoch: int) -> Order:
+        """The windows of an epoch, in their order."""
+        if self._known is None or self._known[0] != epoch:
+            generator = np.random.default_rng(seed_of(self.seed, "windows", epoch))
+            self._known = (epoch, generator.permutation(self.num_windows))
+        return self._known[1]
+
+    def all(self) -> Iterator[Tensor]:
+        """Every window once, in batches of which the last may be smaller."""
+        order = self.order(0)
+        for start in range(0, self.num_windows, self.batch_size):
+            starts = order[start : start + self.batch_size, None] * self.context + np.arange(self.context + 1)
+            yield self.stream[torch.from_numpy(starts)]

@@ -1,0 +1,61 @@
+"""`embank lm`: from a configuration to text."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from embank.pipelines.cli.main import app
+from embank.pipelines.cli.messages import _what_next
+from embank.tables import ConfigError, EmbankError
+from tests.lm.small import lm_raw
+
+
+def embank(*arguments: object) -> str:
+    """Runs a command in this process; returns what it prints. Its errors come through."""
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False, standalone_mode=False).stdout
+
+
+def test_train_evaluate_generate(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "lm.yaml").write_text(yaml.safe_dump(lm_raw(texts, memory={"kind": "stem"})))
+    run = tmp_path / "run"
+    trained = embank("lm", "train", tmp_path / "lm.yaml", "--set", "train.tokens=256", "--out", run)
+    assert "test bits per byte" in trained
+    assert "4 of 4" in trained
+    assert "valid, checkpoint of step 4: " in embank("lm", "eval", run, "--split", "valid", "--tokens", 100)
+    assert "given text, checkpoint of step 4: " in embank("lm", "eval", run, "--input", texts / "000.txt")
+    made = embank("lm", "generate", run, "--prompt", "kala", "--tokens", 4, "--temperature", 1)
+    assert made.startswith("kala")
+    assert len(made) > len("kala\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lm", "eval", "RUN", "--split", "tests"], "there is no split 'tests'; give one of train, valid, test"),
+        (["lm", "eval", "RUN", "--tokens", "0"], "--tokens is 0"),
+        (["lm", "eval", "nothing"], "'nothing' holds no run"),
+        (["lm", "train", "missing.yaml", "--out", "x"], "the configuration 'missing.yaml' can't be read"),
+    ],
+)
+def test_wrong_use_is_refused(run: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(EmbankError, match=message):
+        embank(*[run if argument == "RUN" else argument for argument in arguments])
+
+
+def test_a_signal_says_how_to_go_on(run: Path) -> None:
+    assert "the run in" in _what_next(["lm", "train", "lm.yaml", "--out", str(run)])
+    assert "start it again" in _what_next(["lm", "generate", str(run)])
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from embank.pipelines.lm.tokenizer import train_tokenizer
+
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(
+        ConfigError, match=r"needs the package 'tokenizers'; install it with `pip install 'embank\[lm\]'`"
+    ):
+        train_tokenizer(["text"], vocab_size=300)

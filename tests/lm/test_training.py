@@ -1,0 +1,152 @@
+"""Runs of language models: what they leave, how they go on after any stop, what they refuse."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embank.pipelines.lm.evaluation import bits_per_byte, predict
+from embank.pipelines.lm.model import build_model
+from embank.pipelines.lm.opened import evaluate_run, opened_lm
+from embank.pipelines.lm.tokens import Corpus
+from embank.pipelines.lm.trainer import LmTrainer
+from embank.pipelines.lm.windows import Windows
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.train.reporter import Reporter
+from embank.pipelines.train.trainer import InterruptedRunError
+from embank.tables import CheckpointError, ConfigError, DataError, WorkError
+from tests.lm.small import lm_config, timeless, train_lm
+
+
+class StopAt(Reporter):
+    """Sends this process a signal after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
+        if step == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_leaves_records_curves_and_a_result(run: Path) -> None:
+    folder = RunFolder(run)
+    result = json.loads((run / "result.json").read_text())
+    assert result["memory"] == "engram"
+    assert result["num_steps"] == result["best_step"] == 24
+    assert [r["split"] for r in folder.read_metrics()] == ["valid", "test"]
+    assert folder.read_metrics()[-1]["bits_per_byte"] == result["bits_per_byte"]
+    assert (run / "plots" / "learning_curves.png").stat().st_size > 1000
+    assert "bits per byte" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("kind", ["none", "engram"])
+def test_a_stopped_run_ends_the_same(texts: Path, tmp_path: Path, kind: str) -> None:
+    options: dict[str, Any] = {"memory": {"kind": kind}, "train": {"eval_every": 9}}
+    whole = train_lm(texts, tmp_path / "whole", **options)
+    with pytest.raises(InterruptedRunError, match="SIGTERM: stopped after step 11 of 24"):
+        LmTrainer(lm_config(texts, **options), tmp_path / "run", reporter=StopAt(11)).train()
+    assert timeless(train_lm(texts, tmp_path / "run", resume=True, **options)) == timeless(whole)
+    records = [RunFolder(tmp_path / name).read_metrics() for name in ("whole", "run")]
+    assert records[0] == records[1]
+    assert train_lm(texts, tmp_path / "run", resume=True, **options)["best_step"] == whole["best_step"]
+
+
+def test_disk_rows_are_memory_rows(texts: Path, tmp_path: Path) -> None:
+    memory, disk = (
+        train_lm(texts, tmp_path / tier, memory={"kind": "engram"}, rows={"tier": tier}) for tier in ("device", "disk")
+    )
+    assert timeless(memory) == timeless(disk)
+
+
+def test_the_best_checkpoint_is_served(texts: Path, tmp_path: Path) -> None:
+    """Rates so high that training gets worse: the first evaluation is the best."""
+    result = train_lm(
+        texts,
+        tmp_path / "run",
+        memory={"kind": "stem"},
+        train={"eval_every": 6, "lr": 3.0, "decay": "none", "warmup_steps": 0, "clip_grad_norm": None},
+    )
+    valid = [r for r in RunFolder(tmp_path / "run").read_metrics() if r["split"] == "valid"]
+    best = min(valid, key=lambda r: r["bits_per_byte"])
+    assert best["step"] < 24
+    assert (result["best_step"], result["valid_bits_per_byte"]) == (best["step"], best["bits_per_byte"])
+    with opened_lm(tmp_path / "run") as lm:
+        assert lm.step == best["step"]
+    again = evaluate_run(tmp_path / "run", split="test", most=131_072)
+    assert again["bits_per_byte"] == result["bits_per_byte"]
+
+
+def test_other_text_is_evaluated_too(run: Path, texts: Path) -> None:
+    text = sorted(texts.iterdir())[0]
+    found = evaluate_run(run, split="test", paths=[text])
+    assert found["split"] == "given text"
+    assert found["bytes"] <= len(text.read_bytes())
+    assert 0 < found["bits_per_byte"] < 8
+
+
+def test_bits_per_byte_of_a_model_that_knows_nothing(texts: Path, corpus: Corpus) -> None:
+    """Every token costs log2 V bits."""
+    model = build_model(lm_config(texts), corpus, rows_folder=Path("unused"))
+    torch.nn.init.zeros_(model.decoder.embedding.weight)
+    stream = corpus.ids("valid")
+    predictions = predict(model, stream)
+    count = (len(stream) - 1) // 16 * 16
+    assert predictions.places_N.tolist() == list(range(1, count + 1))
+    assert torch.equal(predictions.ids_N, stream[1 : count + 1])
+    num_bytes = int(corpus.token_bytes_V[stream[1 : count + 1]].sum())
+    assert bits_per_byte(predictions, corpus.token_bytes_V) == pytest.approx(
+        count * math.log2(corpus.vocab_size) / num_bytes
+    )
+
+
+def test_windows_cover_the_stream_and_ranks_share_a_batch() -> None:
+    windows = Windows(torch.arange(101), context=10, batch_size=4, seed=0)
+    epoch = torch.cat([windows.batch(step) for step in range(2)])
+    assert len(set(epoch[:, 0].tolist())) == 8
+    assert torch.equal(epoch, epoch[:, :1] + torch.arange(11))
+    shares = [windows.batch(1, rank=rank, count=2) for rank in range(2)]
+    assert torch.equal(torch.cat(shares), windows.batch(1))
+    assert not torch.equal(windows.batch(0), windows.batch(2))  # another epoch, another order
+    assert sorted(first for batch in windows.all() for first in batch[:, 0].tolist()) == list(range(0, 100, 10))
+    with pytest.raises(DataError, match="a split has 39 tokens"):
+        Windows(torch.arange(39), context=10, batch_size=4, seed=0)
+
+
+def test_folders_and_changes_are_refused(run: Path, texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train_lm(texts, run)
+    with pytest.raises(ConfigError, match=r"was started with memory.kind = 'engram', the configuration now says"):
+        train_lm(texts, run, resume=True, memory={"kind": "stem"})
+    with pytest.raises(CheckpointError, match="holds no run to resume"):
+        train_lm(texts, tmp_path / "gone", resume=True)
+    with pytest.raises(WorkError, match=r"loss is (nan|inf) in step \d+: .*lower train"):
+        train_lm(texts, tmp_path / "wild", train={"lr": 1e30, "clip_grad_norm": None, "warmup_steps": 0})
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"memory": {"kind": "engrams"}}, "'memory.kind' is 'engrams'"),
+        ({"memory": {"layer": [1]}}, r"unknown key 'memory.layer' in the configuration; did you mean 'layers'\?"),
+        ({"memory": {"kind": "engram", "layers": [2]}}, "block 2, but the model has 2 blocks, numbered from 0"),
+        ({"memory": {"kind": "engram", "layers": [1, 1]}}, "give each block once"),
+        ({"memory": {"kind": "engram", "layers": []}}, "'memory.layers' is empty"),
+        ({"memory": {"max_ngram": 1}}, "n-grams begin at 2"),
+        ({"model": {"dim": 18}}, "give a multiple of 4"),
+        ({"train": {"tokens": 0}}, "'train.tokens' is 0; it must be at least 1"),
+        ({"train": {"lr": -1}}, "'train.lr' is -1"),
+        ({"train": {"row_optimizer": "adam"}}, "fbgemm backend lacks"),
+        ({"corpus": {"vocab_size": 100}}, "from 257 to 65536"),
+        ({"corpus": {"ratios": [1, 0, 0]}}, "three positive shares"),
+        ({"train": {"lr": True}}, "'train.lr' is True: it must be a number"),
+    ],
+)
+def test_wrong_configurations_are_refused(texts: Path, sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        lm_config(texts, **sections)
