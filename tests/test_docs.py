@@ -129,12 +129,12 @@ def test_public_names_exist(package: str) -> None:
 
 
 def test_lines_are_at_most_120_characters_long() -> None:
-    """Text and code of every page; a row of a table can't be broken."""
+    """Of every page; but for the tables that `embank sweep` writes."""
     long = {
         f"{name_of(page)}:{number}": len(line)
         for page in ALL_PAGES
         for number, line in enumerate(page.read_text().splitlines(), 1)
-        if len(line) > 120 and not line.startswith("|")
+        if len(line) > 120 and not (page.name == "leaderboard.md" and line.startswith("|"))
     }
     assert not long
 

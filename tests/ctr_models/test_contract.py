@@ -13,6 +13,7 @@ from embank.tables.errors import ConfigError
 
 INPUTS = Inputs(names=("user", "item", "genres", "hour"), dims=(8, 8, 8, 8), num_dense=3)
 MIXED = Inputs(names=("user", "item", "genres", "hour"), dims=(8, 4, 8, 3), num_dense=3)
+PADDED = Inputs(names=("user", "item", "genres", "hour"), dims=(6, 4, 6, 3), num_dense=3, padded_dim=8)
 NO_DENSE = Inputs(names=("user", "item", "genres", "hour"), dims=(8, 8, 8, 8), num_dense=0)
 ONE_FIELD = Inputs(names=("user",), dims=(8,), num_dense=0)
 ONE_FIELD_AND_DENSE = Inputs(names=("user",), dims=(8,), num_dense=2)
@@ -47,7 +48,7 @@ def hyper_where_known(name: str, **values: object) -> dict[str, object]:
 
 
 @every_model
-@pytest.mark.parametrize("inputs", [INPUTS, MIXED, NO_DENSE, ONE_FIELD_AND_DENSE])
+@pytest.mark.parametrize("inputs", [INPUTS, MIXED, PADDED, NO_DENSE, ONE_FIELD_AND_DENSE])
 @pytest.mark.parametrize("num_rows", [0, 1, 33])
 def test_one_finite_logit_per_row(name: str, inputs: Inputs, num_rows: int) -> None:
     network = make_network(name, inputs)
@@ -59,7 +60,7 @@ def test_one_finite_logit_per_row(name: str, inputs: Inputs, num_rows: int) -> N
 
 
 @every_model
-@pytest.mark.parametrize("inputs", [INPUTS, MIXED, NO_DENSE])
+@pytest.mark.parametrize("inputs", [INPUTS, MIXED, PADDED, NO_DENSE])
 def test_gradient_reaches_every_parameter_and_input(name: str, inputs: Inputs) -> None:
     network = make_network(name, inputs)
     dense, embeddings, weights = make_batch(inputs, 64)

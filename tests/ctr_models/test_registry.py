@@ -93,6 +93,22 @@ def test_alignment_projects_narrow_fields_and_keeps_wide_ones() -> None:
     torch.testing.assert_close(fields[:, 3], embeddings[:, 9:11] @ narrow[1])
 
 
+def test_alignment_pads_narrow_fields_and_adds_no_parameter() -> None:
+    alignment = FieldAlignment((2, 3, 1), padded_dim=4)
+    embeddings = torch.randn(5, 6)
+    fields = alignment(embeddings)
+    assert fields.shape == (5, 3, 4)
+    assert not list(alignment.parameters())
+    expected = [torch.nn.functional.pad(part, (0, 4 - part.shape[1])) for part in embeddings.split([2, 3, 1], dim=1)]
+    torch.testing.assert_close(fields, torch.stack(expected, dim=1), rtol=0, atol=0)
+    assert alignment.flat(fields, embeddings) is embeddings
+
+
+def test_padding_below_the_widest_field_is_refused() -> None:
+    with pytest.raises(ConfigError, match="padded_dim is 3, but a field has dim 4"):
+        Inputs(names=("a", "b"), dims=(4, 2), num_dense=0, padded_dim=3)
+
+
 def test_alignment_of_equal_dims_is_a_view() -> None:
     alignment = FieldAlignment((4, 4))
     embeddings = torch.randn(5, 8)

@@ -1,5 +1,7 @@
 """Rows between steps: fetched when a method asks for them, and held where a step is not to move them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,22 +18,23 @@ KJT = KeyedJaggedTensor(keys=["t"], values=torch.arange(20), lengths=torch.ones(
 
 def test_rows_are_fetched_when_a_method_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store may have to wait for what is on its way, and let go what was announced."""
-    tables = TableCollection(SPECS, backend="torch")
+    tables = TableCollection([*SPECS, replace(SPECS[0], name="other")], backend="torch")
     fetched = []
-    weights = TorchRows.weights
+    weight = TorchRows.weight
 
-    def counted(store: TorchRows) -> dict[str, Tensor]:
-        fetched.append(store)
-        return weights(store)
+    def counted(store: TorchRows, table: str) -> Tensor:
+        fetched.append(table)
+        return weight(store, table)
 
-    monkeypatch.setattr(TorchRows, "weights", counted)
+    monkeypatch.setattr(TorchRows, "weight", counted)
+    monkeypatch.setattr(TorchRows, "weights", lambda _: pytest.fail("rows of tables that nobody has asked for"))
     tables.begin(num_steps=1000)
     tables.step()  # long before DeepLight begins to prune
     rows = HeldRows(tables)
     assert not fetched
     assert rows["t"].shape == (20, 4)
     assert rows["t"] is rows["t"]
-    assert len(fetched) == 1
+    assert fetched == ["t"]
 
 
 def test_copies_may_be_written_to() -> None:

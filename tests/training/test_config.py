@@ -9,7 +9,7 @@ from embank.compression import METHODS
 from embank.compression.methods.full import Full
 from embank.pipelines.config.run import load_config, parse_config, to_plain
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.runs.build import table_specs
+from embank.pipelines.runs.build import initial_network, table_specs
 from embank.tables import BudgetError, ConfigError
 from tests.training.runs import raw_config, write_data
 
@@ -166,6 +166,7 @@ def test_options_must_not_be_named_like_keys_of_every_table(tmp_path: Path, monk
         ("train.compile=1", "'train.compile' is 1: it must be true or false"),
         ("tables.dim=true", "'tables.dim' is True: it must be a number"),
         ("tables.plain_below=true", "'tables.plain_below' is True; it must be a number of ids"),
+        ("tables.alignment=zeros", "'tables.alignment' is 'zeros'; it must be project or pad"),
         ("model.bottom=[512, true]", "model.bottom is [512, True]: it must be a number"),
         ("train.warmth=1", "unknown key 'train.warmth' in the configuration; known keys: epochs,"),
     ],
@@ -174,3 +175,15 @@ def test_booleans_are_no_numbers_and_far_words_no_hints(file: Path, override: st
     with pytest.raises(ConfigError) as error:
         load_config(file, overrides=[override])
     assert str(error.value).startswith(expected)
+
+
+def test_padded_fields_add_nothing_to_the_network(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", single={"user": 50, "item": 20})
+    tables = {"dim": 8, "overrides": {"user": {"dim": 3}}}
+    projected = parse_config(raw_config(data, model={"name": "deepfm", "hidden_units": [4]}, tables=tables))
+    padded = parse_config(to_plain(projected) | {"tables": {**tables, "alignment": "pad"}})
+    schema = Schema.load(data)
+    inputs = initial_network(padded, schema).inputs
+    assert (inputs.dims[inputs.names.index("user")], inputs.padded_dim) == (3, 8)
+    num = [sum(p.numel() for p in initial_network(c, schema).parameters()) for c in (projected, padded)]
+    assert num[0] - num[1] == 3 * 8 + 5 * 4  # the projection, and the first layer's weights of columns that are zero

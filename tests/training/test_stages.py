@@ -397,3 +397,16 @@ def test_a_stage_has_at_least_one_step(data: Path, tmp_path: Path) -> None:
     result = Trainer(settings, tmp_path / "run").train()
     assert [s["steps"] for s in result["stages"]] == [1, 1]
     assert math.isfinite(result["logloss"])
+
+
+def test_a_run_may_end_before_the_stage_that_is_served(data: Path, run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "search"
+    found = Trainer(config(data, tables=TABLES), path, num_stages=1).train()
+    folder = RunFolder(path)
+    assert (found["stage"], found["step"]) == ("search", SEARCH_STEPS)
+    assert not folder.result.exists()
+    assert not folder.bundle.exists()
+    assert {r["split"] for r in folder.read_metrics()} == {"valid"}  # the test split is not read
+    assert Trainer(config(data, tables=TABLES), path, num_stages=1).train(resume=True) == found
+    result = Trainer(config(data, tables=TABLES), path).train(resume=True)  # and goes on as if it had not ended
+    assert timeless(result) == timeless(RunFolder(run).read_result())

@@ -113,7 +113,7 @@ class AutoInt(Network):
         self.deep = None
         if config.hidden_units:
             self.deep = MLP(
-                self.fields.num_fields * self.fields.dim,
+                self.fields.flat_width,
                 config.hidden_units,
                 out_features=1,
                 activation=config.activation,
@@ -126,7 +126,7 @@ class AutoInt(Network):
         fields_BFD = self.fields(dense_BI, embeddings_BE)
         logits_B = squeeze_logits(self.out(self.layers(fields_BFD).flatten(1)))
         if self.deep is not None:
-            logits_B = logits_B + squeeze_logits(self.deep(fields_BFD.flatten(1)))
+            logits_B = logits_B + squeeze_logits(self.deep(self.fields.flat(fields_BFD, embeddings_BE)))
         return logits_B
 
     def readers(self) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ class DeepFM(Network):
         self.linear = FirstOrder(inputs)
         self.fields = Fields(inputs)
         self.deep = MLP(
-            self.fields.num_fields * self.fields.dim,
+            self.fields.flat_width,
             config.hidden_units,
             out_features=1,
             activation=config.activation,
@@ -61,7 +61,9 @@ class DeepFM(Network):
         """Logits [B]."""
         fields_BFD = self.fields(dense_BI, embeddings_BE)
         linear_B: Tensor = self.linear(dense_BI, first_order_BF)
-        return linear_B + pairwise_sum(fields_BFD) + squeeze_logits(self.deep(fields_BFD.flatten(1)))
+        return (
+            linear_B + pairwise_sum(fields_BFD) + squeeze_logits(self.deep(self.fields.flat(fields_BFD, embeddings_BE)))
+        )
 
     def readers(self) -> dict[str, Tensor]:
         return {"deep": self.fields.embedding_columns(self.deep.first_weight)}

@@ -64,7 +64,7 @@ class DLRM(Network):
                 f"model 'dlrm' multiplies pairs of fields, but '{inputs.names[0]}' is the only input. "
                 "Add a feature or set model.interaction to cat."
             )
-        self.alignment = FieldAlignment(inputs.dims)
+        self.alignment = FieldAlignment(inputs.dims, padded_dim=inputs.padded_dim)
         dim = self.alignment.dim
         self.num_fields = inputs.num_fields + (1 if inputs.num_dense else 0)
         self.bottom = None
@@ -76,13 +76,14 @@ class DLRM(Network):
 
     def _top_width(self, dim: int) -> int:
         if self.pairs is None:
-            return self.num_fields * dim
+            return self.alignment.flat_width + (dim if self.bottom is not None else 0)
         num_pairs: int = self.pairs.num_pairs
         return num_pairs + (dim if self.bottom is not None else 0)
 
     def forward(self, dense_BI: Tensor, embeddings_BE: Tensor, first_order_BF: Tensor) -> Tensor:
         """Logits [B]; the first-order columns are not read."""
-        wide_BW: Tensor = self.alignment(embeddings_BE).flatten(1)
+        fields_BFD: Tensor = self.alignment(embeddings_BE)
+        wide_BW = self.alignment.flat(fields_BFD, embeddings_BE) if self.pairs is None else fields_BFD.flatten(1)
         bottom_BD: Tensor | None = None
         if self.bottom is not None:
             bottom_BD = self.bottom(dense_BI)
@@ -99,8 +100,7 @@ class DLRM(Network):
         """The top network's first layer over the fields side by side; none over inner products."""
         if self.pairs is not None:
             return {}
-        num_columns = len(self.alignment.dims) * self.alignment.dim
-        return {"top": self.alignment.embedding_columns(self.top.first_weight[:, -num_columns:])}
+        return {"top": self.alignment.embedding_columns(self.top.first_weight[:, -self.alignment.flat_width :])}
 
 
 def _make_mlp(

@@ -47,7 +47,7 @@ class IPNN(Network):
         self.fields = Fields(inputs)
         self.pairs = PairProducts(self.fields.num_fields)
         self.deep = MLP(
-            self.fields.num_fields * self.fields.dim + self.pairs.num_pairs,
+            self.fields.flat_width + self.pairs.num_pairs,
             config.hidden_units,
             out_features=1,
             activation=config.activation,
@@ -58,7 +58,7 @@ class IPNN(Network):
     def forward(self, dense_BI: Tensor, embeddings_BE: Tensor, first_order_BF: Tensor) -> Tensor:
         """Logits [B]; the first-order columns are not read."""
         fields_BFD = self.fields(dense_BI, embeddings_BE)
-        signals_BW = torch.cat([fields_BFD.flatten(1), self.pairs(fields_BFD)], dim=1)
+        signals_BW = torch.cat([self.fields.flat(fields_BFD, embeddings_BE), self.pairs(fields_BFD)], dim=1)
         return squeeze_logits(self.deep(signals_BW))
 
     def readers(self) -> dict[str, Tensor]:

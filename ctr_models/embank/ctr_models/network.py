@@ -24,6 +24,9 @@ class Inputs:
         names: categorical fields, in the order of the embedding columns.
         dims: embedding dim of each field, same order.
         num_dense: numeric inputs per row; may be 0.
+        padded_dim: where a model multiplies fields, narrower ones come to this dim by zeros behind them, which adds no
+            parameters, and layers that read all fields side by side leave the zeros out. None brings them to the
+            largest dim by a learned matrix per field.
 
     Raises:
         ConfigError: names and dims differ in number, a name appears twice, a dim is below 1, or there is no input at
@@ -33,6 +36,7 @@ class Inputs:
     names: tuple[str, ...]
     dims: tuple[int, ...]
     num_dense: int
+    padded_dim: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.dims):
@@ -43,6 +47,11 @@ class Inputs:
         for name, dim in zip(self.names, self.dims, strict=True):
             if dim < 1:
                 raise ConfigError(f"field '{name}' has dim {dim}. Use a dim of at least 1.")
+        if self.padded_dim is not None and self.padded_dim < max(self.dims, default=0):
+            raise ConfigError(
+                f"padded_dim is {self.padded_dim}, but a field has dim {max(self.dims)}. Pad to the largest dim or "
+                "more."
+            )
         if self.num_dense < 0:
             raise ConfigError(f"num_dense is {self.num_dense}. Use 0 when there is no numeric input.")
         if not self.names and not self.num_dense:
@@ -62,8 +71,8 @@ class Inputs:
 
     @property
     def common_dim(self) -> int:
-        """The dim to which fields of different dims are aligned: the largest one (0 without fields)."""
-        return max(self.dims, default=0)
+        """The dim to which fields of different dims are aligned: `padded_dim`, or the largest (0 without fields)."""
+        return max(self.dims, default=0) if self.padded_dim is None else self.padded_dim
 
 
 class Network(nn.Module, ABC):
@@ -77,7 +86,7 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def __init__(self, config: Any, *, inputs: Inputs) -> None:
         super().__init__()
-        self.inputs = inputs
+        self.config, self.inputs = config, inputs
 
     @abstractmethod
     def forward(self, dense_BI: Tensor, embeddings_BE: Tensor, first_order_BF: Tensor) -> Tensor:

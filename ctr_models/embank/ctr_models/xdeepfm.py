@@ -59,7 +59,7 @@ class XDeepFM(Network):
         self.deep = None
         if config.hidden_units:
             self.deep = MLP(
-                self.fields.num_fields * self.fields.dim,
+                self.fields.flat_width,
                 config.hidden_units,
                 out_features=1,
                 activation=config.activation,
@@ -73,7 +73,7 @@ class XDeepFM(Network):
         logits_B: Tensor = self.linear(dense_BI, first_order_BF)
         logits_B = logits_B + squeeze_logits(self.interaction_out(self.interaction(fields_BFD)))
         if self.deep is not None:
-            logits_B = logits_B + squeeze_logits(self.deep(fields_BFD.flatten(1)))
+            logits_B = logits_B + squeeze_logits(self.deep(self.fields.flat(fields_BFD, embeddings_BE)))
         return logits_B
 
     def readers(self) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from embank.search.knapsack import KnapsackFront, profile_knapsack
+    from embank.search.profile import Profile, profile_plan, read_profile
     from embank.search.samplers import SAMPLERS, EvolutionSampler, FittedSampler, make_sampler
     from embank.search.spaces import Candidate, DimensionSpace, Parameter, Shape, Space, TableSpace
     from embank.search.study import enqueue, search
@@ -25,12 +27,17 @@ __all__ = [
     "DimensionSpace",
     "EvolutionSampler",
     "FittedSampler",
+    "KnapsackFront",
     "Parameter",
+    "Profile",
     "Shape",
     "Space",
     "TableSpace",
     "enqueue",
     "make_sampler",
+    "profile_knapsack",
+    "profile_plan",
+    "read_profile",
     "search",
 ]
 
@@ -45,7 +52,12 @@ _HOME = {
     "Space": "spaces",
     "TableSpace": "spaces",
     "enqueue": "study",
+    "KnapsackFront": "knapsack",
+    "Profile": "profile",
     "make_sampler": "samplers",
+    "profile_knapsack": "knapsack",
+    "profile_plan": "profile",
+    "read_profile": "profile",
     "search": "study",
 }
 """The module of each name."""

@@ -131,12 +131,13 @@ def _matrices(method: Unified) -> Tensor:
 
 def _carry(source: Tables, target: Tables) -> None:
     """Copies rows and their optimizer state, as often as the target has room for: once or twice."""
-    for name, old in source.weights().items():
-        _repeat(old, target.weights()[name])
-    states = target.optimizer_state()
-    for name, state in source.optimizer_state().items():
-        for key, old in state.items():
-            _repeat(old, states[name][key])
+    with target.writing():
+        weights, states = target.weights(), target.optimizer_state()
+        for name, old in source.weights().items():
+            _repeat(old, weights[name])
+        for name, state in source.optimizer_state().items():
+            for key, old in state.items():
+                _repeat(old, states[name][key])
     for old_store, new_store in zip(source.row_stores(), target.row_stores(), strict=True):
         new_store.load_step(old_store.num_updates)
 

@@ -10,24 +10,38 @@ from embank.ctr_models.network import Inputs
 class FieldAlignment(nn.Module):
     """Bring fields of different dims to the largest one, so that inner products between them exist.
 
-    A field that already has the largest dim passes unchanged; each other one gets a linear projection without bias.
-    When all dims are equal the module has no parameters and returns a view. Projections of fields with the same dim run
-    as one batched product.
+    A field that already has the largest dim passes unchanged. Each other one gets a linear projection without bias
+    (those of fields with the same dim run as one batched product), or is padded with zeros. When all dims are equal the
+    module has no parameters and returns a view.
 
     Source: Ginart et al. 2019 (mixed dimension embeddings), section 3, equation 4, where every narrow block is
-    projected likewise.
+    projected likewise. Padding is what a search over nested widths means by a narrow field (Lyu et al. 2022, OptEmbed,
+    section 3.3).
 
     Args:
         dims: embedding dim of each field.
+        padded_dim: pad narrower fields to this dim; None projects them to the largest one.
+
+    Attributes:
+        flat_width: columns of `flat`.
     """
 
-    def __init__(self, dims: tuple[int, ...]) -> None:
+    columns: Tensor | None
+
+    def __init__(self, dims: tuple[int, ...], *, padded_dim: int | None = None) -> None:
         super().__init__()
         self.dims = dims
-        self.dim = max(dims)
+        self.dim = padded_dim or max(dims)
         narrow = sorted({dim for dim in dims if dim < self.dim})
-        self.groups = {dim: [i for i, d in enumerate(dims) if d == dim] for dim in narrow}
         self.weights = nn.ParameterDict()
+        self.groups: dict[int, list[int]] = {}
+        columns = [i * self.dim + column for i, dim in enumerate(dims) for column in range(dim)]
+        pads = padded_dim is not None and bool(narrow)
+        self.flat_width = len(columns) if pads else len(dims) * self.dim
+        # Where the embeddings' columns go; None where nothing is padded.
+        self.register_buffer("columns", torch.tensor(columns) if pads else None, persistent=False)
+        if padded_dim is None:
+            self.groups = {dim: [i for i, d in enumerate(dims) if d == dim] for dim in narrow}
         for dim, members in self.groups.items():
             weight = torch.empty(len(members), dim, self.dim)
             for matrix in weight:
@@ -36,6 +50,9 @@ class FieldAlignment(nn.Module):
 
     def forward(self, embeddings_BE: Tensor) -> Tensor:
         """Align: [B, E] to [B, F, D]."""
+        if self.columns is not None:
+            zeros_BW = embeddings_BE.new_zeros(embeddings_BE.shape[0], len(self.dims) * self.dim)
+            embeddings_BE = zeros_BW.index_copy(1, self.columns, embeddings_BE)
         if not self.groups:
             return embeddings_BE.view(embeddings_BE.shape[0], len(self.dims), self.dim)
         columns = list(torch.split(embeddings_BE, list(self.dims), dim=1))
@@ -46,9 +63,14 @@ class FieldAlignment(nn.Module):
                 columns[i] = wide_BD
         return torch.stack(columns, dim=1)
 
+    def flat(self, fields_BFD: Tensor, embeddings_BE: Tensor) -> Tensor:
+        """The fields side by side for a layer that reads them all, [B, flat_width], without the padding."""
+        return fields_BFD.flatten(1) if self.columns is None else embeddings_BE
+
     def embedding_columns(self, weight_OW: Tensor) -> Tensor:
-        """Of a layer over the aligned fields side by side, [O, F D], the weights of the columns before alignment, [O,
-        E]."""
+        """Of a layer over the flat fields, [O, flat_width], the weights of the columns before alignment, [O, E]."""
+        if self.columns is not None:
+            return weight_OW
         blocks = list(weight_OW.reshape(-1, len(self.dims), self.dim).unbind(1))
         for dim, members in self.groups.items():
             for matrix_dD, i in zip(self.weights[str(dim)], members, strict=True):
@@ -77,14 +99,16 @@ class Fields(nn.Module):
     Attributes:
         num_fields: F + I.
         dim: the common dim D, the largest of the categorical fields.
+        flat_width: columns of `flat`.
     """
 
     def __init__(self, inputs: Inputs) -> None:
         super().__init__()
         self.num_fields = inputs.num_fields + inputs.num_dense
         self.dim = inputs.common_dim
-        self.alignment = FieldAlignment(inputs.dims)
+        self.alignment = FieldAlignment(inputs.dims, padded_dim=inputs.padded_dim)
         self.numeric = NumericVectors(inputs.num_dense, self.dim) if inputs.num_dense else None
+        self.flat_width = self.alignment.flat_width + inputs.num_dense * self.dim
 
     def forward(self, dense_BI: Tensor, embeddings_BE: Tensor) -> Tensor:
         """Build [B, F + I, D]."""
@@ -93,10 +117,21 @@ class Fields(nn.Module):
             return fields_BFD
         return torch.cat([fields_BFD, self.numeric(dense_BI).to(fields_BFD.dtype)], dim=1)
 
+    def flat(self, fields_BFD: Tensor, embeddings_BE: Tensor) -> Tensor:
+        """Every field side by side, [B, flat_width]: what `forward` returned, without the zeros of padded fields.
+
+        Args:
+            fields_BFD: what `forward` returned.
+            embeddings_BE: what it was made of.
+        """
+        if self.alignment.columns is None:
+            return fields_BFD.flatten(1)
+        numeric_BW = fields_BFD[:, len(self.alignment.dims) :].flatten(1)
+        return torch.cat([embeddings_BE.to(fields_BFD.dtype), numeric_BW], dim=1)
+
     def embedding_columns(self, weight_OW: Tensor) -> Tensor:
-        """Of a layer that reads the flattened fields first (and other columns after them), the embeddings' weights [O,
-        E]."""
-        return self.alignment.embedding_columns(weight_OW[:, : len(self.alignment.dims) * self.dim])
+        """Of a layer that reads `flat` first (and other columns after it), the embeddings' weights [O, E]."""
+        return self.alignment.embedding_columns(weight_OW[:, : self.alignment.flat_width])
 
 
 class FlatInputs(nn.Module):

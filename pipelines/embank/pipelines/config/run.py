@@ -58,6 +58,9 @@ class TableConfig:
     options: Any
 
 
+Alignment = Literal["project", "pad"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TablesConfig:
     """Defaults for every feature, and what single features do differently.
@@ -67,11 +70,14 @@ class TablesConfig:
         overrides: by feature.
         plain_below: under a default budget, tables of fewer ids stay plain (the smallest ones, if they would take more
             than half of it), and the others get what is left, so that all of them together keep the budget.
+        alignment: how fields of different dims come to one where the model multiplies them: "project" learns a matrix
+            for each narrow one, "pad" puts zeros behind it up to `tables.dim`, as a search over widths means it.
     """
 
     default: TableConfig
     overrides: Mapping[str, TableConfig]
     plain_below: int = 100
+    alignment: Alignment = "project"
 
     def of(self, feature: str) -> TableConfig:
         """The configuration of one feature's table."""
@@ -187,7 +193,7 @@ TABLE_KEYS: dict[str, tuple[Any, Any]] = {
     "init_std": (float | None, None),
 }
 
-COLLECTION_KEYS = ("overrides", "plain_below")
+COLLECTION_KEYS = ("overrides", "plain_below", "alignment")
 
 
 def load_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
@@ -226,7 +232,7 @@ def to_plain(config: Config) -> dict[str, Any]:
         return plain | asdict(values.options)
 
     tables = table(config.tables.default)
-    tables["plain_below"] = config.tables.plain_below
+    tables["plain_below"], tables["alignment"] = config.tables.plain_below, config.tables.alignment
     tables["overrides"] = {name: table(values) for name, values in config.tables.overrides.items()}
     return {
         "data": asdict(config.data),
@@ -317,6 +323,9 @@ def _tables(raw: Any) -> TablesConfig:
     plain_below = raw.get("plain_below", TablesConfig.plain_below)
     if as_whole(plain_below) is None:
         raise ConfigError(f"'tables.plain_below' is {plain_below!r}; it must be a number of ids")
+    alignment = raw.get("alignment", TablesConfig.alignment)
+    if alignment not in get_args(Alignment):
+        raise ConfigError(f"'tables.alignment' is {alignment!r}; it must be {' or '.join(get_args(Alignment))}")
     overrides = raw.get("overrides") or {}
     if not isinstance(overrides, Mapping):
         raise ConfigError(f"'tables.overrides' must map features to settings; it is {overrides!r}")
@@ -324,6 +333,7 @@ def _tables(raw: Any) -> TablesConfig:
     return TablesConfig(
         default=default,
         plain_below=plain_below,
+        alignment=alignment,
         overrides={
             str(feature): _override(values, own, inherited, path=f"tables.overrides.{feature}")
             for feature, values in overrides.items()

@@ -215,10 +215,10 @@ def initial_network(config: Config, schema: Schema) -> Network:
     Raises:
         ConfigError: what the model refuses.
     """
-    names = schema.feature_names
-    inputs = Inputs(
-        names=names, dims=tuple(config.tables.of(name).dim for name in names), num_dense=len(schema.numeric)
-    )
+    names, tables = schema.feature_names, config.tables
+    dims = tuple(tables.of(name).dim for name in names)
+    padded_dim = max(tables.default.dim, *dims) if dims and tables.alignment == "pad" else None
+    inputs = Inputs(names=names, dims=dims, num_dense=len(schema.numeric), padded_dim=padded_dim)
     hyper = {key: value for key, value in config.model.items() if key != "name"}
     torch.default_generator.manual_seed(config.train.seed)  # other devices' generators are their owners' to seed
     return build_network(config.model["name"], inputs=inputs, **hyper)

@@ -52,6 +52,9 @@ class Trainer:
         processes: those that train together, each with a trainer of the same configuration; rows are spread over them
             by a plan, batches divided, and the first one keeps the run directory, on a file system that all of them
             see.
+        num_stages: train only so many of the methods' stages (OptEmbed's supernet, for example); None trains all. A run
+            that ends before the last stage has checkpoints and no result: the test split is not read, and what it has
+            learned is not served.
     """
 
     def __init__(
@@ -61,8 +64,9 @@ class Trainer:
         *,
         reporter: Reporter | None = None,
         processes: Processes | None = None,
+        num_stages: int | None = None,
     ) -> None:
-        self.processes = processes or Processes()
+        self.processes, self.num_stages = processes or Processes(), num_stages
         self.config, self.run = config, RunFolder(run)
         self.reporter = reporter if reporter is not None and self.processes.is_first else Reporter()
         with self.processes.together():
@@ -124,7 +128,7 @@ class Trainer:
                 while not self.is_last_stage:
                     self._advance()
                     self._train_stage()
-                return self._finish()
+                return self._finish() if self.is_served else self._judged()
             finally:
                 self.reporter.close()
 
@@ -167,7 +171,9 @@ class Trainer:
         self.tables = self.model.tables
         data, train = self.config.data, self.config.train
         self.stages, number = planned_stages(self.tables), len(self.progress.stages) - 1
-        self.stage, self.is_last_stage = self.stages[number], number == len(self.stages) - 1
+        self.stage = self.stages[number]
+        self.is_served = number == len(self.stages) - 1
+        self.is_last_stage = self.is_served or number + 1 == self.num_stages
         num_rows = self.schema.split("train").num_rows
         epoch_steps = -(-num_rows // data.batch_size)
         self.num_steps = max(1, round(self.stage.epochs * train.epochs * epoch_steps))
@@ -310,7 +316,7 @@ class Trainer:
         self.model.train()
         progress.loss_sum, progress.loss_rows, progress.evaluated_step = 0.0, 0, progress.step
         # What counts of a search that is not followed by a training, and of a schedule that must run out, is the end.
-        only_end = self.stage.is_search if self.is_last_stage else self.stage.hands_over == "end"
+        only_end = self.stage.is_search if self.is_served else self.stage.hands_over == "end"
         note = progress.judge(record, monitor=train.monitor, patience=train.patience, only_end=only_end)
         if note is not None:
             self.reporter.note(note)
@@ -376,6 +382,12 @@ class Trainer:
         if best != self.progress.step:
             folder = self._checkpoint(best, evaluated=True)
             SavedRun(folder, processes=self.processes).load_model(self.model)
+
+    def _judged(self) -> dict[str, Any]:
+        """What validation says of the best checkpoint of a stage that is not served."""
+        progress = self.progress
+        assert progress.chosen is not None
+        return {"stage": self.stage.name, "step": progress.best_step, "valid_auc": progress.chosen.auc}
 
     def _finish(self) -> dict[str, Any]:
         """Reads the test split once, with the checkpoint that validation chose."""

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 
+from embank.compression.budget.floors import share_text
 from embank.search.spaces.parameter import Candidate, Gene, Genes, Group, Parameter, Value
 from embank.tables import BudgetError, ConfigError, TableSpec
 from embank.tables.wording import nearest_or_all
@@ -74,10 +75,10 @@ class Space(ABC):
             raise ConfigError(f"the budget is {budget}; it is serving bytes / plain bytes and lies in (0, 1]")
         allowed, floor = int(budget * self.plain_nbytes), self.nbytes_of(self.floor())
         if allowed < floor:
-            share = math.ceil(floor / self.plain_nbytes * 1e6) / 1e6
             raise BudgetError(
                 f"the budget is {budget}, {allowed:,} bytes, but the smallest candidate of this space has {floor:,} "
-                f"bytes, budget {share:.6g}. Raise the budget, or give the space smaller values"
+                f"bytes, budget {share_text(floor, self.plain_nbytes)}. Raise the budget, or give "
+                "the space smaller values"
             )
         return allowed
 

@@ -7,6 +7,7 @@ take any `Tables`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from embank.tables.collections.bags import output_key, refuse_bad_names
 from embank.tables.collections.copying import reduced
-from embank.tables.collections.held_rows import settled_copies
+from embank.tables.collections.held_rows import settled_copies, writing
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.row_mark import RowMarkHolder
 from embank.tables.collections.state import (
@@ -311,10 +312,14 @@ class Tables(nn.Module, ABC):
     def weights(self) -> dict[str, Tensor]:
         """Rows [R, D] of each physical table by name: views, not copies.
 
-        They can be written to, but nothing checks what is written: `copy_` spreads one row over all of them. `set_rows`
-        checks.
+        They can be written to within `writing`, but nothing checks what is written: `copy_` spreads one row over all of
+        them. `set_rows` checks.
         """
         return {name: view for rows in self.row_stores() for name, view in rows.weights().items()}
+
+    def writing(self) -> AbstractContextManager[None]:
+        """For changes in place of what `weights` and `optimizer_state` return, see `RowStore.writing`."""
+        return writing(self)
 
     def set_rows(self, table: str, rows_RD: Tensor) -> None:
         """Replaces the rows of a physical table; its optimizer state stays.

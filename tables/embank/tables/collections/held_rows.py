@@ -1,13 +1,15 @@
 """The rows that a collection holds in this process, as methods see them between steps."""
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from embank.tables.method.base import Method
 from embank.tables.method.local_rows import LocalRows
+from embank.tables.rows.base import RowStore
 from embank.tables.rows.physical import ROWS_PER_CHUNK
 from embank.tables.rows.shards import TableShard
 
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
 
 
 class HeldRows(LocalRows):
-    """The rows that a collection holds in this process. Views are made when a table is asked for, since a store may
+    """The rows that a collection holds in this process. A table's are fetched when it is asked for, since a store may
     have to finish what is on its way first.
+
+    Use it as a context where rows may be written to: a store whose table was asked for is told so (`RowStore.writing`),
+    the others are left alone.
 
     Args:
         tables: the collection.
@@ -34,13 +39,29 @@ class HeldRows(LocalRows):
         self.sharding = tables.sharding
         self.copied = frozenset(copied)
         self.views: dict[str, Tensor] = {}
+        self.is_open = False
+        self.open = ExitStack()  # of the stores that may be written to
+        self.opened: set[RowStore] = set()
+
+    def __enter__(self) -> Self:
+        self.is_open = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.is_open = False
+        self.opened.clear()
+        self.open.close()
 
     def __getitem__(self, table: str) -> Tensor:
         if table not in self.stores:
             return torch.empty(0, self.physical[table].embedding_dim, dtype=torch.float32)
         if table not in self.views:
-            for name, view in self.stores[table].weights().items():
-                self.views[name] = view.clone() if name in self.copied else view
+            store = self.stores[table]
+            if self.is_open and table not in self.copied and store not in self.opened:
+                self.open.enter_context(store.writing())
+                self.opened.add(store)
+            view = store.weight(table)
+            self.views[table] = view.clone() if table in self.copied else view
         return self.views[table]
 
     def row_numbers(self, table: str, first: int, last: int) -> Tensor:
@@ -88,6 +109,15 @@ class HeldRows(LocalRows):
             held, local = shard.local_rows(rows_N)
             parts[held, shard.first_column : shard.first_column + shard.num_columns] = self[table][local].cpu()
         return self.processes.sum(parts)
+
+
+@contextmanager
+def writing(tables: "Tables") -> Iterator[None]:
+    """`RowStore.writing` of all stores of a collection."""
+    with ExitStack() as stack:
+        for store in tables.row_stores():
+            stack.enter_context(store.writing())
+        yield
 
 
 def by_class(tables: "Tables") -> dict[type[Method], list[Method]]:

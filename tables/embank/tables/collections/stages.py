@@ -116,7 +116,8 @@ def after_step(tables: Tables, *, step: int, num_steps: int) -> None:
     tables.training_state.num_unfinished = 0
     for cls, methods in by_class(tables).items():
         if cls.after_step.__func__ is not Method.after_step.__func__:  # type: ignore[attr-defined]
-            cls.after_step(methods, HeldRows(tables), step=step, num_steps=num_steps)
+            with HeldRows(tables) as rows:
+                cls.after_step(methods, rows, step=step, num_steps=num_steps)
 
 
 @torch.no_grad()
@@ -124,7 +125,8 @@ def settle(tables: Tables) -> None:
     """Makes rows what will be served, see `Method.settle`. In stages before the last it does nothing."""
     for cls, methods in by_class(tables).items():
         if methods[0].spec.stage == len(cls.stages) - 1:
-            cls.settle(methods, HeldRows(tables))
+            with HeldRows(tables) as rows:
+                cls.settle(methods, rows)
 
 
 def advance(tables: AnyTables, *, score: Score | None = None) -> AnyTables:
@@ -163,10 +165,10 @@ def advance(tables: AnyTables, *, score: Score | None = None) -> AnyTables:
         else:
             new.load_state_dict({**new.state_dict(), **entry.dense})
             carries = entry.carries
-        targets = HeldRows(result)
-        for name, carry in carries.items():
-            table = next(t for t in new.physical if t.name == name)
-            carry_rows(carry, table=table, source=rows, target=targets)
+        with HeldRows(result) as targets:
+            for name, carry in carries.items():
+                table = next(t for t in new.physical if t.name == name)
+                carry_rows(carry, table=table, source=rows, target=targets)
     return result
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from embank.tables.collections.held_rows import writing
 from embank.tables.collections.identity import (
     as_tensor,
     identity_of,
@@ -132,11 +133,12 @@ def load_row_state(tables: "Tables", state: Mapping[str, Any], *, prefix: str, m
         raise CheckpointError(
             f"the state_dict is of other tables: {'; '.join(wrong[:3])}. Nothing of it was loaded here"
         )
-    for name, value in found.items():
-        if name == NUM_UPDATES:
-            load_num_updates(tables, int(value))
-        else:
-            views[name].copy_(value)
+    with writing(tables):
+        for name, value in found.items():
+            if name == NUM_UPDATES:
+                load_num_updates(tables, int(value))
+            else:
+                views[name].copy_(value)
     return {prefix + name for name in found}
 
 
@@ -162,8 +164,9 @@ def set_rows(tables: "Tables", table: str, rows_RD: Tensor) -> None:
                 numbers = shard.row_numbers()
                 local = (numbers < shape[0]).nonzero().squeeze(1)
                 columns = slice(shard.first_column, shard.first_column + shard.num_columns)
-                view = store.weights()[table]
-                view[local.to(view.device)] = rows_RD[numbers[local].to(rows_RD.device), columns].to(view)
+                view = store.weight(table)
+                with store.writing():
+                    view[local.to(view.device)] = rows_RD[numbers[local].to(rows_RD.device), columns].to(view)
 
 
 def _refuse_foreign(tables: "Tables", state: Mapping[str, Any], *, prefix: str) -> None:

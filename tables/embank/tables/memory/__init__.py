@@ -15,35 +15,58 @@ from embank.tables.libraries import missing_library
 if TYPE_CHECKING:
     from embank.tables.memory.engram import Engram, EngramState
     from embank.tables.memory.history import DEAD, TokenHistory, mark_tokens, starts_of_positions
+    from embank.tables.memory.layouts import EngramConfig, EngramLayout, MemoryLayout, StemConfig, StemLayout
     from embank.tables.memory.memoryformer import MemoryFormerLinear
     from embank.tables.memory.ngram_hash import NgramHash
+    from embank.tables.memory.session import MemoryReader, MemorySession
     from embank.tables.memory.stem import StemFFN, stem_init_std
+    from embank.tables.memory.tables import AddressedMemory, MemoryTables, memory_plan
     from embank.tables.memory.token_compression import TokenCompression
 
 __all__ = [
     "DEAD",
+    "AddressedMemory",
     "Engram",
+    "EngramConfig",
+    "EngramLayout",
     "EngramState",
     "MemoryFormerLinear",
+    "MemoryLayout",
+    "MemoryReader",
+    "MemorySession",
+    "MemoryTables",
     "NgramHash",
+    "StemConfig",
     "StemFFN",
+    "StemLayout",
     "TokenCompression",
     "TokenHistory",
     "mark_tokens",
+    "memory_plan",
     "starts_of_positions",
     "stem_init_std",
 ]
 
 _HOME = {
+    "AddressedMemory": "tables",
     "DEAD": "history",
     "Engram": "engram",
+    "EngramConfig": "layouts",
+    "EngramLayout": "layouts",
     "EngramState": "engram",
     "MemoryFormerLinear": "memoryformer",
+    "MemoryLayout": "layouts",
+    "MemoryReader": "session",
+    "MemorySession": "session",
+    "MemoryTables": "tables",
     "NgramHash": "ngram_hash",
+    "StemConfig": "layouts",
     "StemFFN": "stem",
+    "StemLayout": "layouts",
     "TokenCompression": "token_compression",
     "TokenHistory": "history",
     "mark_tokens": "history",
+    "memory_plan": "tables",
     "starts_of_positions": "history",
     "stem_init_std": "stem",
 }

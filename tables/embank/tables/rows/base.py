@@ -1,6 +1,8 @@
 """The interface of row storage."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -97,11 +99,39 @@ class RowStore(nn.Module, ABC):
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        """Rows [R, D] of each physical table by name: views, not copies; writing to them changes the table."""
+        """Rows [R, D] of each physical table by name: views, not copies; writing to them changes the table, see
+        `writing`."""
+
+    def weight(self, table: str) -> Tensor:
+        """The rows of one physical table, as `weights` has them."""
+        return self.weights()[table]
 
     @abstractmethod
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """Optimizer state by table and name: views, not copies. Row-wise Adagrad's is `sum` [R], see `padded_dim`."""
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """For changes in place of what `weights` and `optimizer_state` return.
+
+            with rows.writing():
+                rows.weight("item")[7] = 0
+
+        What is on its way to the rows is there when the block begins, and what was fetched ahead of the change is not
+        used after it. Nothing is looked up within the block.
+        """
+        self._land()
+        try:
+            yield
+        finally:
+            self._drop_prefetched()
+
+    def _land(self) -> None:
+        """Brings all updates to where rows are held."""
+        self.finish()
+
+    def _drop_prefetched(self) -> None:
+        """Lets go of values that were fetched ahead; nothing to do where none are."""
 
     def load_step(self, step: int) -> None:
         """Tells how many updates have been made: Adam's bias correction and projections depend on it."""

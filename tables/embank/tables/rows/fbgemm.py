@@ -177,10 +177,19 @@ class _Kernel(nn.Module):
         self.changed.clear()
         return {table: torch.unique(torch.cat(some)) for table, some in rows.items()}
 
-    def weights(self) -> dict[str, Tensor]:
-        if self.place.location == EmbeddingLocation.MANAGED_CACHING:  # what is read and written is behind the cache
+    def empty_cache(self) -> None:
+        """Brings rows out of FBGEMM's cache, if there is one, to where they are read and written."""
+        if self.place.location == EmbeddingLocation.MANAGED_CACHING:
             self.tbe.flush()
             self.tbe.reset_cache_states()
+
+    def forget_cache(self) -> None:
+        """Has rows read again that FBGEMM's cache may hold as they were."""
+        if self.place.location == EmbeddingLocation.MANAGED_CACHING:
+            self.tbe.reset_cache_states()
+
+    def weights(self) -> dict[str, Tensor]:
+        self.empty_cache()
         views = self.tbe.split_embedding_weights()
         return {s.table.name: view[:, : s.num_columns] for s, view in zip(self.shards, views, strict=True)}
 
@@ -314,6 +323,20 @@ class FbgemmRows(RowStore):
     def weights(self) -> dict[str, Tensor]:
         self.finish()
         return {name: view for kernel in self._kernels() for name, view in kernel.weights().items()}
+
+    def weight(self, table: str) -> Tensor:
+        self.finish()
+        kernel = next(k for k in self._kernels() if any(shard.table.name == table for shard in k.shards))
+        return kernel.weights()[table]
+
+    def _land(self) -> None:
+        self.finish()
+        for kernel in self._kernels():
+            kernel.empty_cache()
+
+    def _drop_prefetched(self) -> None:
+        for kernel in self._kernels():
+            kernel.forget_cache()
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         self.finish()

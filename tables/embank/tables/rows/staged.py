@@ -10,8 +10,8 @@ gathered before an update of rows that it shares; what that update made of them 
 over the stale rows before the lookup, update after update. A batch that was not announced is gathered after all updates
 so far. So a lookup always sees every update before it, and prefetch on and off give the same bits.
 
-Tables that somebody else writes to, through what `weights` and `optimizer_state` return, are seen to have changed by
-their version counters: what was gathered before is gathered again.
+Rows that somebody else writes to, through what `weights` and `optimizer_state` return, are gathered again where they
+were gathered before. `writing` says so; where it was not used, the version counters of torch tell.
 """
 
 import threading
@@ -43,7 +43,7 @@ class _Batch:
     Args:
         indices, offsets: the batch, on the host.
         as_of: number of updates that its values include.
-        versions: of the host's tensors, as they were before it was gathered.
+        versions: of the host's tensors, as they were before it was gathered, see `StagedRows._versions`.
 
     Attributes:
         gathered: the thread's work on it; what follows is there when it is done.
@@ -82,8 +82,8 @@ class StagedRows(RowStore):
     The device holds the distinct rows of announced batches, and those of updates that these have not seen.
 
     An update that a backward pass leaves is applied by `update`, or before the next lookup. What `weights` and
-    `optimizer_state` return is up to date until the next update, and may be written to at any time by torch's own
-    operations.
+    `optimizer_state` return is up to date until the next update. It may be written to at any time by torch's own
+    operations, and by anything else within `writing`.
 
     Args:
         spec: what is held and how. Its tier is "host" (or "device", the same on a CPU) or "disk"; the tier's device may
@@ -108,6 +108,7 @@ class StagedRows(RowStore):
         self.with_grad: list[_Batch] = []
         self.written: deque[tuple[int, _Batch]] = deque()  # updates that a batch may not have seen, with their numbers
         self.num_written = 0
+        self.num_changes = 0  # by `writing`
         self.writes: deque[Future[None]] = deque()
 
     def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
@@ -126,7 +127,8 @@ class StagedRows(RowStore):
 
     def _versions(self) -> tuple[int, ...]:
         """Changes whenever somebody else writes to the host's tensors."""
-        return tuple(tensor._version for kind in self.kinds for tensor in _host_tensors(self.held, kind))
+        own = (tensor._version for kind in self.kinds for tensor in _host_tensors(self.held, kind))
+        return (self.num_changes, *own)
 
     def _gather_again(self, batch: _Batch) -> None:
         """Brings what somebody else has written into a batch that was gathered before."""
@@ -258,29 +260,42 @@ class StagedRows(RowStore):
         while self.writes and (wait or self.writes[0].done()):
             self.writes.popleft().result()
 
-    def _settle(self) -> None:
-        """All updates are on the host, and nothing that was gathered before is used again."""
+    def _land(self) -> None:
+        """All updates are on the host, and nothing that was announced before is used."""
         self.finish()
         self._raise_failures(wait=True)
+        self._let_go()
+
+    def _let_go(self) -> None:
         with self.lock:
             pending = list(self.announced)
             self.announced.clear()
         for batch in pending:
             batch.gathered.result()
 
+    def _drop_prefetched(self) -> None:
+        """Another thread may have announced batches meanwhile; those that were looked up are gathered again before
+        their update."""
+        self._let_go()
+        self.num_changes += 1
+
     def set_lr(self, lr: float) -> None:
         self.held.set_lr(lr)
 
     def weights(self) -> dict[str, Tensor]:
-        self._settle()
+        self._land()
         return self.held.weights()
 
+    def weight(self, table: str) -> Tensor:
+        self._land()
+        return self.held.weight(table)
+
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        self._settle()
+        self._land()
         return self.held.optimizer_state()
 
     def flush(self) -> None:
-        self._settle()
+        self._land()
         self.held.flush()
 
     def held_tensors(self) -> list[Tensor]:

@@ -175,6 +175,11 @@ class TorchRows(RowStore):
         self.finish()
         return {shard.table.name: rows.detach() for shard, rows in zip(self.shards, self.rows, strict=True)}
 
+    def weight(self, table: str) -> Tensor:
+        self.finish()
+        names = [shard.table.name for shard in self.shards]
+        return self.rows[names.index(table)].detach()
+
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         self.finish()
         return {s.table.name: dict(state) for s, state in zip(self.shards, self.state, strict=True)}

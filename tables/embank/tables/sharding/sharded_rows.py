@@ -11,6 +11,7 @@ samples.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -276,6 +277,17 @@ class ShardedRows(RowStore):
     def weights(self) -> dict[str, Tensor]:
         """Rows that this process holds, by physical table; tables of which it holds nothing are left out."""
         return {name: view for store in self._locals() for name, view in store.weights().items()}
+
+    def weight(self, table: str) -> Tensor:
+        held = next(s for s in self._locals() if any(shard.table.name == table for shard in s.shards))
+        return held.weight(table)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for store in self._locals():
+                stack.enter_context(store.writing())
+            yield
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         return {name: state for store in self._locals() for name, state in store.optimizer_state().items()}

@@ -253,7 +253,8 @@ def load_rows(folder: str | Path, *, tables: Tables, optimizer: bool = True) -> 
     with tables.processes.together():
         _refuse_foreign(folder, meta["identity"], tables, optimizer=optimizer)
         wanted = [t for t in row_tensors(tables) if optimizer or t.name.startswith("rows/")]
-        read_rows(folder / "rows", wanted)
+        with tables.writing():
+            read_rows(folder / "rows", wanted)
     if optimizer and NUM_UPDATES in meta:
         load_num_updates(tables, meta[NUM_UPDATES])
 

@@ -44,9 +44,10 @@ def reset_rows(tables: Tables, table: str, rows_U: Tensor, *, draw: int) -> None
     if physical.projection is not None:
         seed = seed_of(tables.seed, "reset projection", physical.name, draw)
         fresh_UD = physical.projection(fresh_UD, rows_U, seed=seed)
-    tables.weights()[physical.name][rows_U] = fresh_UD
-    for state in tables.optimizer_state()[physical.name].values():
-        state[rows_U] = 0
+    with tables.writing():
+        tables.weights()[physical.name][rows_U] = fresh_UD
+        for state in tables.optimizer_state()[physical.name].values():
+            state[rows_U] = 0
 
 
 def refuse_shared_rows(tables: Tables, method: Method) -> None:

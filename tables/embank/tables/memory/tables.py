@@ -1,0 +1,286 @@
+"""`MemoryTables`: the rows of a language model's memory, beside the model and not in it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import psutil
+import torch.distributed as dist
+from torch import Tensor
+
+from embank.tables.collections.addressed import AddressedSequence
+from embank.tables.collections.sequence import SequenceCollection
+from embank.tables.errors import CheckpointError, ConfigError
+from embank.tables.memory.layouts import MemoryLayout, marked_tokens
+from embank.tables.rows.store_spec import Backend, RowOptimizer, RowTier
+from embank.tables.sharding.plan import Placement, Plan
+from embank.tables.sharding.planner import row_nbytes
+from embank.tables.sharding.sharded_rows import Sharding
+from embank.tables.storage.checkpoint import load_checkpoint, meta_of, save_checkpoint
+from embank.tables.wording import human_bytes
+
+Cut = Literal["rows", "heads"]
+LayerRows = dict[str, dict[int, Tensor]]
+"""By kind of memory and layer what the layer reads, [B, T, row_dim]."""
+
+DEFAULT_OPTIMIZER = RowOptimizer(name="rowwise_adagrad", lr=0.8)
+"""Rows of n-grams are seen a few times each, and want a rate far above the model's. It decides on more than any other
+setting: try .2, .8 and 3.2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddressedMemory:
+    """Rows that a batch asks for, by kind of memory; made ahead of the forward pass.
+
+    Args:
+        by_kind: what `SequenceCollection.address` made.
+        marked_BT: the batch's marked compressed ids, for the history.
+    """
+
+    by_kind: Mapping[str, AddressedSequence]
+    marked_BT: Tensor
+
+
+class MemoryTables:
+    """Rows of all memory layers of a model, looked up in one go before its first block.
+
+    It is no module: `half()`, `state_dict()`, `parameters()` and optimizers of the model don't reach the rows, which
+    have an optimizer and a learning rate of their own, without decay, and are updated in the backward pass. Each kind
+    of memory has a collection of its own.
+
+    Args:
+        layouts: at most one of each kind, all of one tokenizer.
+        optimizer: how rows are updated, for all kinds or by kind; None takes `DEFAULT_OPTIMIZER`. Lazy Adam is in the
+            torch backend.
+        backend, tier, seed, dedupe: as for `SequenceCollection`; on the disk tier each kind gets a folder.
+        cut: how rows are spread over the processes of `group`: "rows" deals each table's rows to all of them, "heads"
+            gives each table to one. None holds them all here.
+        group: the processes; None takes all.
+        row_dtype: of rows in training; "fp32" is what there is.
+
+    Raises:
+        ConfigError: kinds named twice, tokenizers that differ, types that can't be trained, or tables larger than the
+            tier.
+    """
+
+    def __init__(
+        self,
+        layouts: Sequence[MemoryLayout],
+        *,
+        optimizer: RowOptimizer | Mapping[str, RowOptimizer] | None = None,
+        backend: Backend = "fbgemm",
+        tier: RowTier | None = None,
+        cut: Cut | None = None,
+        group: dist.ProcessGroup | None = None,
+        seed: int = 0,
+        dedupe: bool = False,
+        row_dtype: str = "fp32",
+    ) -> None:
+        _refuse_dtype(row_dtype)
+        self.layouts = {layout.kind: layout for layout in layouts}
+        if not layouts or len(self.layouts) < len(layouts):
+            kinds = [layout.kind for layout in layouts]
+            raise ConfigError(f"the memory's tables are of the kinds {kinds}; give at least one, and each once")
+        compressions = [layout.compression for layout in layouts]
+        self.compression = compressions[0]
+        for other in compressions[1:]:
+            if other.digest != self.compression.digest:
+                raise ConfigError("the kinds of memory are made for different tokenizers; make them for one")
+        self.lookback = max(layout.lookback for layout in layouts)
+        self.collections: dict[str, SequenceCollection] = {}
+        for kind, layout in self.layouts.items():
+            own = optimizer.get(kind) if isinstance(optimizer, Mapping) else optimizer
+            own = own or DEFAULT_OPTIMIZER
+            specs = layout.specs
+            sharding = None if cut is None else _sharding([s.name for s in specs], cut, group)
+            own_tier = _tier_of(tier or RowTier(), kind)
+            num_ranks = 1 if sharding is None else sharding.plan.world_size
+            needed = sum(s.num_embeddings * row_nbytes(s.embedding_dim, own) for s in specs) // num_ranks
+            refuse_larger_than_memory(needed, own_tier, kind=kind)
+            self.collections[kind] = SequenceCollection(
+                specs,
+                seed=seed,
+                backend=backend,
+                optimizer=own,
+                tier=own_tier,
+                sharding=sharding,
+                dedupe=dedupe,
+            )
+
+    def address(
+        self,
+        token_ids_BT: Tensor,
+        *,
+        dead_BT: Tensor | None = None,
+        starts_BT: Tensor | None = None,
+        before_BS: Tensor | None = None,
+    ) -> AddressedMemory:
+        """Which rows a batch asks for: pure, and meant to run in the data loader.
+
+        Args:
+            token_ids_BT: int64, as the tokenizer gives them.
+            dead_BT: bool, positions without a token (padding).
+            starts_BT: bool, positions at which another document begins.
+            before_BS: marked compressed ids before them, where sequences come in pieces.
+
+        Raises:
+            DataError: ids that the tokenizer does not have, or other shapes.
+        """
+        marked_BT = marked_tokens(self.compression, token_ids_BT, dead_BT=dead_BT, starts_BT=starts_BT)
+        return AddressedMemory(
+            by_kind={
+                kind: self.collections[kind].address(layout.ids(token_ids_BT, marked_BT, before_BS))
+                for kind, layout in self.layouts.items()
+            },
+            marked_BT=marked_BT,
+        )
+
+    def prefetch(self, addressed: AddressedMemory) -> None:
+        """A hint that `look_up` will be called with this batch soon. Never changes results."""
+        for kind, collection in self.collections.items():
+            collection.prefetch(addressed.by_kind[kind])
+
+    def look_up(self, addressed: AddressedMemory) -> LayerRows:
+        """What every layer reads: a backward pass from it updates the rows."""
+        looked_up: LayerRows = {}
+        for kind, layout in self.layouts.items():
+            rows = cast(dict[str, Tensor], self.collections[kind](addressed.by_kind[kind]))
+            looked_up[kind] = layout.by_layer(rows)
+        return looked_up
+
+    def __call__(self, token_ids_BT: Tensor, **marks: Tensor | None) -> LayerRows:
+        """`look_up` of `address`."""
+        return self.look_up(self.address(token_ids_BT, **marks))
+
+    def step(self) -> None:
+        """Ends a training step, after the backward pass."""
+        for collection in self.collections.values():
+            collection.step()
+
+    def set_lr(self, lr: float | Mapping[str, float]) -> None:
+        """Sets the rows' learning rate for the next step, of all kinds or by kind."""
+        for kind, collection in self.collections.items():
+            if not isinstance(lr, Mapping):
+                collection.set_lr(lr)
+            elif kind in lr:
+                collection.set_lr(lr[kind])
+
+    def train(self, mode: bool = True) -> "MemoryTables":
+        """Training mode or, with False, evaluation mode."""
+        for collection in self.collections.values():
+            collection.train(mode)
+        return self
+
+    def eval(self) -> "MemoryTables":
+        """Evaluation mode."""
+        return self.train(False)
+
+    def nbytes(self) -> int:
+        """Bytes held here for rows and their optimizer state."""
+        return sum(collection.nbytes("training") for collection in self.collections.values())
+
+    def manifest(self) -> dict[str, Any]:
+        """What decides on what rows mean, by kind, as JSON."""
+        return {kind: layout.manifest() for kind, layout in self.layouts.items()}
+
+    def refuse_other(self, manifest: Mapping[str, Any], *, what: str) -> None:
+        """Refuses rows that are not of these very tables.
+
+        Raises:
+            CheckpointError: names the difference.
+        """
+        if set(manifest) != set(self.layouts):
+            raise CheckpointError(
+                f"{what} has memory of the kinds {sorted(manifest)}; here it is {sorted(self.layouts)}"
+            )
+        for kind, layout in self.layouts.items():
+            layout.refuse_other(manifest[kind], what=what)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes rows and their optimizer state: a checkpoint for each kind, which any number of processes can load.
+
+        All processes call it together.
+
+        Raises:
+            CheckpointError: the folder holds one already.
+            WorkError: it can't be written.
+        """
+        for kind, collection in self.collections.items():
+            save_checkpoint(
+                Path(folder) / kind, tables=collection, dense={}, meta={"memory": self.layouts[kind].manifest()}
+            )
+
+    def load(self, folder: str | Path, *, optimizer: bool = True) -> None:
+        """Loads what `save` wrote, after checking that it is of these very tables.
+
+        Args:
+            folder: as given to `save`.
+            optimizer: False leaves the optimizer's state alone.
+
+        Raises:
+            CheckpointError: damaged, or trained with another tokenizer, hash or size.
+        """
+        for kind, layout in self.layouts.items():
+            own = Path(folder) / kind
+            layout.refuse_other(meta_of(own).get("memory") or {}, what=f"the memory in '{own}'")
+        for kind, collection in self.collections.items():
+            load_checkpoint(Path(folder) / kind, tables=collection, optimizer=optimizer)
+
+
+def memory_plan(tables: Sequence[str], *, world_size: int, cut: Cut) -> Plan:
+    """Where tables go: "rows" deals each one's rows to all ranks, "heads" gives whole tables to one rank after the
+    other."""
+    if cut == "rows":
+        return Plan(world_size=world_size, tables={name: Placement(kind="row_wise") for name in tables})
+    if cut != "heads":
+        raise ConfigError(f"rows can't be cut by '{cut}'; use 'rows' or 'heads'")
+    ranks = {name: place % world_size for place, name in enumerate(tables)}
+    return Plan(
+        world_size=world_size,
+        tables={name: Placement(kind="table_wise", ranks=(rank,)) for name, rank in ranks.items()},
+    )
+
+
+def _sharding(tables: Sequence[str], cut: Cut, group: dist.ProcessGroup | None) -> Sharding:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ConfigError(
+            f"rows are to be cut by {cut}, but there are no processes to spread them over; start with torchrun and "
+            "call torch.distributed.init_process_group"
+        )
+    return Sharding(plan=memory_plan(tables, world_size=dist.get_world_size(group), cut=cut), group=group)
+
+
+def _tier_of(tier: RowTier, kind: str) -> RowTier:
+    if tier.directory is None:
+        return tier
+    return RowTier(
+        name=tier.name,
+        directory=tier.directory / kind,
+        prefetch=tier.prefetch,
+        device=tier.device,
+        cache_load_factor=tier.cache_load_factor,
+    )
+
+
+def _refuse_dtype(row_dtype: str) -> None:
+    if row_dtype != "fp32":
+        raise ConfigError(
+            f"rows of type '{row_dtype}' can't be trained: the kernels update fp32 rows, where small steps are not "
+            f"lost. Train in fp32, and export with codec='{row_dtype}'"
+        )
+
+
+def refuse_larger_than_memory(nbytes: int, tier: RowTier, *, kind: str) -> None:
+    """Refuses tables that the machine's memory can't hold; a disk's room is checked when its files are made.
+
+    Raises:
+        ConfigError: names both sizes.
+    """
+    total = psutil.virtual_memory().total
+    if tier.name == "disk" or (tier.on_gpu and tier.name == "device") or nbytes <= total:
+        return
+    raise ConfigError(
+        f"the {kind} tables need {human_bytes(nbytes)} with their optimizer state, and this machine has "
+        f"{human_bytes(total)} of memory; use the tier 'disk', more processes, or fewer rows"
+    )
