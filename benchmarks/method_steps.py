@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.budget.solver import share
+from embank.compression import share
 from embank.ctr_models import CTRModel, Inputs, build_network
 from embank.pipelines import TrainConfig
 from embank.pipelines.data.loading.batch import Batch, Position

@@ -3,6 +3,7 @@
 from embank.tables.libraries import missing_library
 
 try:
+    from embank.compression.budget.solver import share
     from embank.compression.build import METHODS, Packed, Table, build_table
     from embank.compression.multiplexing.growth import with_doubled_rows, with_lookups
     from embank.compression.multiplexing.specs import advise, unified_specs
@@ -17,6 +18,7 @@ __all__ = [
     "Table",
     "advise",
     "build_table",
+    "share",
     "unified_specs",
     "with_doubled_rows",
     "with_lookups",

@@ -22,6 +22,12 @@ class Table:
     trains it.
 
     A method of several stages stands in its last one, as if the ones before had been trained for zero steps.
+
+    Example:
+        >>> table = build_table(method="mgqe", num_embeddings=1000, embedding_dim=8, budget=0.25)
+        >>> table.collection.begin(num_steps=1)  # `collection` is what trains it
+        >>> table.nbytes("training") > table.nbytes("serving")
+        True
     """
 
     def __init__(self, spec: TableSpec, *, seed: int, optimizer: RowOptimizer | None = None) -> None:
@@ -55,7 +61,16 @@ class Table:
 
 
 class Packed:
-    """A packed table that refuses ids out of range."""
+    """A packed table that refuses ids out of range.
+
+    Example:
+        >>> packed = build_table(method="full", num_embeddings=10, embedding_dim=2).pack()
+        >>> packed.lookup(torch.tensor([11]))
+        Traceback (most recent call last):
+            ...
+        embank.tables.collections.bags.IdRangeError: feature 'table' has id 11, outside table 'table' of 10 ids (0
+        .. 9); prepare the data with the vocabulary that the table was made for, or give the table more rows
+    """
 
     def __init__(self, spec: TableSpec, table: PackedTable) -> None:
         self.spec = spec
@@ -112,6 +127,20 @@ def build_table(
     Raises:
         ConfigError: an unknown method, a bad size.
         BudgetError: the budget is below the method's floor.
+
+    Example:
+        >>> table = build_table(method="hash", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        >>> table.lookup(torch.tensor([3, 500])).shape
+        torch.Size([2, 8])
+        >>> table.nbytes("serving")
+        3176
+        >>> table.pack().nbytes()
+        3176
+        >>> build_table(method="full", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.BudgetError: table 'table': method 'full' keeps every row, its floor is budget 1.0
+        (32,000 bytes); the budget is 0.1. Raise the budget, or use another method, such as 'hash'
     """
     spec = TableSpec(
         name=name,

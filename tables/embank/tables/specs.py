@@ -41,6 +41,16 @@ class TableSpec:
     Raises:
         ConfigError: a size below 1, no feature, a budget outside (0, 1], counts of another length or type, values of
             other types.
+
+    Example:
+        >>> TableSpec(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item", "last_item"])
+        TableSpec(name='item', num_embeddings=1000, embedding_dim=8, feature_names=('item', 'last_item'),
+        pooling='sum', method='full', options=None, budget=None, init_std=None, stage=0)
+        >>> TableSpec(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"], budget=2)
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.ConfigError: table 'item' has budget 2; a budget is serving bytes / bytes of the plain
+        fp32 table and lies in (0, 1]
     """
 
     name: str

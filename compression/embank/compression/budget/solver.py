@@ -32,6 +32,15 @@ def share(specs: Sequence[TableSpec], *, budget: float, plain_below: int = 0) ->
     Raises:
         BudgetError: all floors together exceed the budget; states the floor.
         ConfigError: what methods refuse.
+
+    Example:
+        >>> sizes = {"country": 60, "user": 100_000, "item": 20_000}
+        >>> specs = [
+        ...     TableSpec(name=n, num_embeddings=size, embedding_dim=16, feature_names=[n], method="hash")
+        ...     for n, size in sizes.items()
+        ... ]
+        >>> [(spec.name, spec.method, spec.budget) for spec in share(specs, budget=0.1, plain_below=100)]
+        [('country', 'full', None), ('user', 'hash', 0.09955), ('item', 'hash', 0.09955)]
     """
     for spec in specs:
         options_of(spec, method_class(spec.method).Config)

@@ -33,6 +33,15 @@ def with_doubled_rows(tables: AnyTables, *, table: str = "shared") -> AnyTables:
 
     Raises:
         ConfigError: no table shares one of this name, or the rows are sharded.
+
+    Example:
+        >>> tables = TableCollection(unified_specs(rows=100, width=8, lookups={"user": 2}))
+        >>> grown = with_doubled_rows(tables)
+        >>> [(name, rows_RD.shape) for name, rows_RD in grown.weights().items()]
+        [('unified/shared/8', torch.Size([200, 8]))]
+        >>> (rows_RD,), (grown_RD,) = tables.weights().values(), grown.weights().values()
+        >>> torch.equal(grown_RD, torch.cat([rows_RD, rows_RD]))
+        True
     """
     _refuse_sharded(tables)
     sharing = {method.spec.name: method for method in _unified(tables) if _shares(method, table)}
@@ -69,6 +78,14 @@ def with_lookups(tables: AnyTables, lookups: Mapping[str, int]) -> AnyTables:
     Raises:
         ConfigError: an unknown table, one that is exact or of another method, no more lookups than before, or sharded
             rows.
+
+    Example:
+        >>> from torchrec import KeyedJaggedTensor
+        >>> tables = TableCollection(unified_specs(rows=100, width=8, lookups={"user": 2}))
+        >>> grown = with_lookups(tables, {"user": 3})
+        >>> kjt = KeyedJaggedTensor(keys=["user"], values=torch.tensor([7]), lengths=torch.tensor([1]))
+        >>> torch.equal(tables(kjt)["user"], grown(kjt)["user"])
+        True
     """
     _refuse_sharded(tables)
     methods = {method.spec.name: method for method in _unified(tables) if method.placement != "exact"}

@@ -56,7 +56,12 @@ def _largest(plain: Sequence[int], size: Callable[[int, int], int], *, rate: flo
 
 
 def compositional(num_embeddings: Sequence[int], *, rate: float) -> Choice:
-    """The divisor whose size is nearest to the rate, which it may exceed by what rounding adds."""
+    """The divisor whose size is nearest to the rate, which it may exceed by what rounding adds.
+
+    Example:
+        >>> compositional([1000, 50], rate=0.1)
+        Choice(value=14, num_compressed=2, rate=0.09904761904761905)
+    """
     choices = [_compositional_at(num_embeddings, divisor) for divisor in range(1, math.isqrt(sum(num_embeddings)) + 1)]
     return min(choices, key=lambda choice: abs(choice.rate - rate))
 
@@ -132,5 +137,10 @@ def dhe(num_embeddings: Sequence[int], *, embedding_dim: int, rate: float) -> Ch
 
 
 def robe(num_embeddings: Sequence[int], *, embedding_dim: int, rate: float) -> int:
-    """Floats of the array."""
+    """Floats of the array.
+
+    Example:
+        >>> robe([1000, 50], embedding_dim=16, rate=0.1)
+        1680
+    """
     return math.floor(sum(num_embeddings) * embedding_dim * rate)

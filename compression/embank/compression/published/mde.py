@@ -53,7 +53,12 @@ def published_dims(num_embeddings: Sequence[int], *, embedding_dim: int, budget:
 
 
 def power_of_two_dims(num_embeddings: Sequence[int], *, embedding_dim: int, alpha: float) -> list[int]:
-    """max(1, D (n_min / n_i) ** alpha), rounded to a whole number and that to a power of two."""
+    """max(1, D (n_min / n_i) ** alpha), rounded to a whole number and that to a power of two.
+
+    Example:
+        >>> power_of_two_dims([100, 10_000, 1_000_000], embedding_dim=16, alpha=0.3)
+        [16, 4, 1]
+    """
     smallest = min(num_embeddings)
     dims = [round(max(1.0, embedding_dim * (smallest / n) ** alpha)) for n in num_embeddings]
     return [2 ** round(math.log2(dim)) for dim in dims]

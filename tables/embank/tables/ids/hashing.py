@@ -35,6 +35,10 @@ def salt64(*names: str | int) -> int:
 
     Returns:
         An integer in [-2**63, 2**63).
+
+    Example:
+        >>> salt64("item")
+        -8531390824922509182
     """
     digest = hashlib.blake2b(digest_size=8)
     for name in names:
@@ -56,6 +60,10 @@ def mix64(ids: Tensor, *, salt: int = 0) -> Tensor:
 
     Returns:
         int64 of the same shape; for one salt a bijection of the ids.
+
+    Example:
+        >>> mix64(torch.tensor([0, 1, 2]))
+        tensor([-2152535657050944081, -7995527694508729151, -7541218347953203506])
     """
     z = (ids.to(torch.int64) ^ salt) + _GAMMA
     z = _xor_shift(z, 30) * _FIRST
@@ -75,6 +83,10 @@ def hash_rows(ids: Tensor, *, num_rows: int, salt: int) -> Tensor:
 
     Returns:
         int64 of the same shape.
+
+    Example:
+        >>> hash_rows(torch.tensor([0, 1, 2, 3]), num_rows=10, salt=salt64("item"))
+        tensor([2, 2, 7, 8])
     """
     return (mix64(ids, salt=salt) & _POSITIVE) % num_rows
 
@@ -87,6 +99,12 @@ def integer_ids(values: Tensor) -> Tensor:
 
     Returns:
         int64 of the same shape.
+
+    Example:
+        >>> integer_ids(torch.tensor([5, -1]))
+        tensor([3078423676072780866, 7808511447956689915])
+        >>> [token_id(5), token_id(-1)]
+        [3078423676072780866, 7808511447956689915]
     """
     return (mix64(values, salt=INTEGER_SALT) >> 1) & _POSITIVE
 
@@ -108,6 +126,13 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
 
     `torch.manual_seed` would reseed the generators of all devices, and `torch.random.fork_rng` restores those that it
     is told of.
+
+    Example:
+        >>> with seeded(0, "item"):
+        ...     drawn = torch.rand(2)
+        >>> with seeded(0, "item"):
+        ...     print(torch.equal(torch.rand(2), drawn))
+        True
     """
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed_of(seed, *names))

@@ -56,6 +56,14 @@ def token_id(token: Token) -> int:
 
     Raises:
         DataError: a token of another type, or text that is no Unicode (lone surrogates).
+
+    Example:
+        >>> token_id("anna")
+        1803761717057146231
+        >>> token_id("5") == token_id(5)
+        False
+        >>> token_id(None) == MISSING_ID
+        True
     """
     if token is None:
         return MISSING_ID
@@ -76,6 +84,10 @@ def token_ids(tokens: pl.Series | npt.NDArray[np.generic] | Sequence[Token]) -> 
 
     Raises:
         DataError: another type, such as floats, whose spelling is not unique.
+
+    Example:
+        >>> token_ids(["anna", "bob", None]).tolist()
+        [1803761717057146231, 5133568987489982589, 5643126521301297769]
     """
     if not isinstance(tokens, (pl.Series, np.ndarray)):
         return np.array([token_id(token) for token in tokens], dtype=np.int64)
@@ -97,7 +109,15 @@ def token_ids(tokens: pl.Series | npt.NDArray[np.generic] | Sequence[Token]) -> 
 
 
 def token_ids_expr(tokens: pl.Expr) -> pl.Expr:
-    """The same as a polars expression, Int64; for lists, `pl.col("genres").list.eval(token_ids_expr(pl.element()))`."""
+    """The same as a polars expression, Int64; for lists, `pl.col("genres").list.eval(token_ids_expr(pl.element()))`.
+
+    Example:
+        >>> import polars
+        >>> log = polars.DataFrame({"user": ["anna", None], "genres": [["Drama", "War"], []]})
+        >>> genres = polars.col("genres").list.eval(token_ids_expr(polars.element()))
+        >>> log.select(token_ids_expr(polars.col("user")), genres).rows()
+        [(1803761717057146231, [5170268716604007119, 6412002579416916679]), (5643126521301297769, [])]
+    """
     return tokens.map_batches(lambda series: pl.Series(series.name, token_ids(series)), return_dtype=pl.Int64)
 
 

@@ -35,6 +35,15 @@ class Vocabulary:
 
     Raises:
         DataError: the lengths differ, there is no row for the unknown value, or a token occurs twice.
+
+    Example:
+        >>> import polars
+        >>> tokens = polars.Series([None, "Drama", "War"])  # id 0 is the unknown value
+        >>> genres = Vocabulary("genre", tokens, [0, 7, 3])
+        >>> genres.encode(["War", "Drama", "Western"]).tolist()
+        [2, 1, 0]
+        >>> genres.decode([2, 0])
+        ['War', None]
     """
 
     def __init__(self, name: str, tokens: pl.Series, counts: Ids, *, missing_id: int | None = None) -> None:

@@ -31,6 +31,17 @@ class RowInit:
         mean: centre of the distribution.
         last_column: value of the last column, where that is no weight but a constant of the row; None draws it like the
             others.
+
+    Example:
+        >>> rows_RD = torch.empty(2, 3)
+        >>> RowInit(scale=0.1).fill(rows_RD, seed=0, table="item")
+        >>> rows_RD
+        tensor([[ 0.0387,  0.0973, -0.0164],
+                [ 0.0580, -0.0037, -0.0956]])
+        >>> later_RD = torch.empty(1, 3)
+        >>> RowInit(scale=0.1).fill(later_RD, seed=0, table="item", first_row=1)  # a shard equals its part of the table
+        >>> torch.equal(later_RD[0], rows_RD[1])
+        True
     """
 
     kind: Literal["uniform", "normal", "tails"] = "uniform"
@@ -91,6 +102,10 @@ def default_init(spec: TableSpec, *, num_rows: int | None = None) -> RowInit:
     Args:
         spec: of the table.
         num_rows: rows that it is hashed to; their number stands for that of the ids where there is no vocabulary.
+
+    Example:
+        >>> default_init(TableSpec(name="item", num_embeddings=100, embedding_dim=8, feature_names=["item"]))
+        RowInit(kind='uniform', scale=0.1, mean=0.0, last_column=None)
     """
     if spec.init_std is not None:
         return RowInit(kind="normal", scale=spec.init_std)
@@ -127,6 +142,11 @@ class PhysicalTable:
         embedding_dim: width of a row.
         init: initial values.
         projection: applied to rows after each update of theirs, and once to the initial values.
+
+    Example:
+        >>> PhysicalTable(name="item", num_embeddings=1000, embedding_dim=8, init=RowInit(scale=0.1))
+        PhysicalTable(name='item', num_embeddings=1000, embedding_dim=8, init=RowInit(kind='uniform', scale=0.1,
+        mean=0.0, last_column=None), projection=None)
     """
 
     name: str

@@ -30,6 +30,15 @@ class RowOptimizer:
         lr: learning rate.
         eps: added to the denominator.
         betas: Adam's decay rates.
+
+    Example:
+        >>> RowOptimizer(name="adagrad", lr=0.05)
+        RowOptimizer(name='adagrad', lr=0.05, eps=1e-08, betas=(0.9, 0.999))
+        >>> RowOptimizer(name="adamw")
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.ConfigError: there is no row optimizer 'adamw'; use one of sgd, adagrad,
+        rowwise_adagrad, adam
     """
 
     name: RowOptimizerName = "rowwise_adagrad"
@@ -70,6 +79,10 @@ class RowTier:
         device: where lookups come out: "cpu", "cuda" or "cuda:N".
         cache_load_factor: for "host" under FBGEMM on a GPU: the share of rows that its cache in device memory has room
             for; 0 goes without.
+
+    Example:
+        >>> RowTier(name="disk", directory="rows")
+        RowTier(name='disk', directory=PosixPath('rows'), prefetch=True, device='cpu', cache_load_factor=0.2)
     """
 
     name: Literal["device", "host", "disk"] = "device"

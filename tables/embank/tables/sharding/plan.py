@@ -37,6 +37,10 @@ class Placement:
         kind: "table_wise": whole, on one rank. "row_wise": rows dealt to all ranks in stripes (see `TableShard`).
             "column_wise": columns cut evenly over `ranks`. "data_parallel": a copy on every rank, gradients averaged.
         ranks: for table_wise the one rank, for column_wise the ranks in the order of the columns; else empty.
+
+    Example:
+        >>> Placement(kind="table_wise", ranks=(1,))
+        Placement(kind='table_wise', ranks=(1,))
     """
 
     kind: Kind
@@ -74,6 +78,12 @@ class Plan:
     Args:
         world_size: number of ranks that it is for.
         tables: placements.
+
+    Example:
+        >>> rows, whole = Placement(kind="row_wise"), Placement(kind="table_wise", ranks=(1,))
+        >>> Plan(world_size=2, tables={"user": rows, "item": whole})
+        Plan(world_size=2, tables={'user': Placement(kind='row_wise', ranks=()), 'item':
+        Placement(kind='table_wise', ranks=(1,))})
     """
 
     world_size: int
@@ -170,6 +180,12 @@ def load_plan(path: str | Path) -> Plan:
 
     Raises:
         ConfigError: unreadable or wrong.
+
+    Example:
+        >>> plan = Plan(world_size=2, tables={"user": Placement(kind="row_wise")})
+        >>> save_plan(plan, "plan.yaml")
+        >>> load_plan("plan.yaml") == plan
+        True
     """
     raw = read_yaml(path, origin=f"the plan '{path}'")
     return parse_plan(raw, source=str(path))
@@ -180,6 +196,16 @@ def save_plan(plan: Plan, path: str | Path) -> None:
 
     Raises:
         WorkError: it can't be written.
+
+    Example:
+        >>> plan = Plan(world_size=2, tables={"user": Placement(kind="row_wise")})
+        >>> save_plan(plan, "plan.yaml")
+        >>> print(Path("plan.yaml").read_text(), end="")
+        world_size: 2
+        tables:
+          user:
+            kind: row_wise
+            ranks: []
     """
     raw, path = plan.to_json(), Path(path)
     text = json.dumps(raw, indent=1) if path.suffix == ".json" else yaml.safe_dump(raw, sort_keys=False)

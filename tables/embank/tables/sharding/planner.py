@@ -27,6 +27,10 @@ class PlanRequest:
         planner: "embank" or "torchrec".
         memory_per_rank: bytes for rows and optimizer state; None for no limit.
         given: a plan that the user wrote; it is checked and taken.
+
+    Example:
+        >>> PlanRequest(world_size=8, memory_per_rank=4_000_000_000)
+        PlanRequest(world_size=8, planner='embank', memory_per_rank=4000000000, given=None)
     """
 
     world_size: int
@@ -49,6 +53,19 @@ def plan_tables(
     Raises:
         ConfigError: it does not fit, or the plan that was given is wrong.
         BudgetError: a budget below its method's floor.
+
+    Example:
+        >>> specs = [
+        ...     TableSpec(name="user", num_embeddings=100_000, embedding_dim=16, feature_names=["user"]),
+        ...     TableSpec(name="item", num_embeddings=10_000, embedding_dim=16, feature_names=["item"]),
+        ...     TableSpec(name="age", num_embeddings=100, embedding_dim=16, feature_names=["age"]),
+        ... ]
+        >>> plan, loads = plan_tables(specs, PlanRequest(world_size=2), optimizer=RowOptimizer(), num_samples=None)
+        >>> for load in loads:
+        ...     print(load.table.name, load.nbytes, plan.placement(load.table.name))
+        user 6800000 Placement(kind='row_wise', ranks=())
+        item 680000 Placement(kind='table_wise', ranks=(0,))
+        age 6800 Placement(kind='data_parallel', ranks=())
     """
     loads = table_loads(specs, optimizer=optimizer, num_samples=num_samples)
     if request.given is not None:

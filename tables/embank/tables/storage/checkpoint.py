@@ -95,6 +95,15 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
         CheckpointError: the folder exists.
         ConfigError: `dense` or `meta` could not be loaded again, or `tables` are none, a model around them for example.
         WorkError: it can't be written (full disk, no permission); nothing is left behind.
+
+    Example:
+        >>> specs = [TableSpec(name="item", num_embeddings=4, embedding_dim=2, feature_names=["item"])]
+        >>> tables = TableCollection(specs)
+        >>> save_checkpoint("step-10", tables=tables, dense={"bias": torch.zeros(1)}, meta={"step": 10})
+        >>> resumed = TableCollection(specs, seed=1)
+        >>> dense, meta = load_checkpoint("step-10", tables=resumed)
+        >>> meta["step"], torch.equal(tables.weights()["item"], resumed.weights()["item"])
+        (10, True)
     """
     refuse_no_tables(tables, doing="save_checkpoint")
     folder, processes = Path(folder), tables.processes
@@ -214,6 +223,16 @@ def load_checkpoint(
         CheckpointError: damaged, or of other tables: says which are missing, unexpected or of another shape.
 
     All processes of a sharded collection call this together; how many there were when it was saved does not matter.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> item = TableSpec(name="item", num_embeddings=4, embedding_dim=2, feature_names=["item"])
+        >>> save_checkpoint("step-10", tables=TableCollection([item]), dense={}, meta={})
+        >>> load_checkpoint("step-10", tables=TableCollection([replace(item, num_embeddings=8)]))
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.CheckpointError: checkpoint 'step-10' is of other tables: table 'item' was saved with
+        num_embeddings 4 and has 8 here. Make the tables as they were when it was saved, or train anew
     """
     refuse_no_tables(tables, doing="load_checkpoint")
     meta = read_verified(folder, tables)

@@ -53,6 +53,21 @@ class StreamingCollection(nn.Module):
     Raises:
         ConfigError: a table that is not there, whose rows can't be reset (see `reset_rows`), or that shares some of its
             features with a table of another size or of further features.
+
+    Example:
+        >>> from torchrec import KeyedJaggedTensor
+        >>> spec = TableSpec(name="plane", num_embeddings=4, embedding_dim=2, feature_names=["plane"])
+        >>> tables = TableCollection([spec])
+        >>> streaming = StreamingCollection(tables, {"plane": StreamingConfig(admit_after=2)})
+        >>> for planes in (["N14228", "N24211"], ["N14228", "N619AA"]):
+        ...     ids = torch.from_numpy(token_ids(planes))
+        ...     kjt = KeyedJaggedTensor(keys=["plane"], values=ids, lengths=torch.ones(2, dtype=torch.int32))
+        ...     streamed = streaming.map(kjt)
+        ...     print(streamed.mapped["plane"].slots.tolist(), streamed.counts["plane"].admissions)
+        [0, 0] 0
+        [1, 0] 1
+        >>> streaming(streamed)["plane"].shape
+        torch.Size([2, 2])
     """
 
     def __init__(self, tables: TableCollection, vocabularies: Mapping[str, VocabularyConfig]) -> None:

@@ -41,6 +41,10 @@ class ManagedCollisionConfig:
     Args:
         policy: "lfu": `LFU_EvictionPolicy`; "lru": `LRU_EvictionPolicy`; "distance_lfu": `DistanceLFU_EvictionPolicy`,
             count over the number of batches since the last one.
+
+    Example:
+        >>> ManagedCollisionConfig(policy="lru")
+        ManagedCollisionConfig(policy='lru')
     """
 
     policy: ManagedPolicy = "distance_lfu"

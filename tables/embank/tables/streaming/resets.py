@@ -28,6 +28,14 @@ def reset_rows(tables: Tables, table: str, rows_U: Tensor, *, draw: int) -> None
     Raises:
         ConfigError: there is no such table, it is sharded, or its method keeps no row that is one id's alone.
         IdRangeError: an id outside the table.
+
+    Example:
+        >>> spec = TableSpec(name="item", num_embeddings=4, embedding_dim=2, feature_names=["item"])
+        >>> tables = TableCollection([spec])
+        >>> tables.set_rows("item", torch.ones(4, 2))
+        >>> reset_rows(tables, "item", torch.tensor([1]), draw=0)
+        >>> (tables.weights()["item"] == 1).all(1)
+        tensor([ True, False,  True,  True])
     """
     method = _method(tables, table)
     refuse_shared_rows(tables, method)

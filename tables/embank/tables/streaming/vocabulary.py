@@ -41,6 +41,14 @@ class StreamingConfig:
         candidates: how many ids without a row are counted at once; None takes the table's rows. Where there are more,
             those whose last batch is the longest ago are forgotten (ties: the lower count, then the lower id) and begin
             at 0 when they come again.
+
+    Example:
+        >>> StreamingConfig(admit_after=3, policy="age", max_age=1000)
+        StreamingConfig(admit_after=3, policy='age', max_age=1000, candidates=None)
+        >>> StreamingConfig(policy="fifo")
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.ConfigError: there is no eviction policy 'fifo'; use 'lfu', 'lru' or 'age'
     """
 
     admit_after: int = 1
