@@ -7,11 +7,11 @@ import torch
 
 from embank.pipelines.lm.config import memory_layers
 from embank.pipelines.lm.generation import generate, generate_ids
-from embank.pipelines.lm.memory_kinds import EngramMemory
 from embank.pipelines.lm.model import LanguageModel, TextState, build_model
 from embank.pipelines.lm.step import lm_optimizer
 from embank.pipelines.lm.tokens import Corpus
 from embank.tables import ConfigError
+from embank.tables.memory import EngramLayout
 from tests.lm.small import KINDS, lm_config
 
 IDS = torch.randint(1, 300, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -22,9 +22,8 @@ def _model(texts: Path, corpus: Corpus, kind: str, **memory: object) -> Language
     config = lm_config(texts, memory={"kind": kind, **memory})
     model = build_model(config, corpus, rows_folder=Path("unused"))
     generator = torch.Generator().manual_seed(1)
-    if model.tables is not None:
-        for weight_RD in model.tables.weights().values():
-            weight_RD.copy_(torch.randn(weight_RD.shape, generator=generator))
+    for weight_RD in model.row_weights().values():
+        weight_RD.copy_(torch.randn(weight_RD.shape, generator=generator))
     for name, parameter in model.network.named_parameters():
         if name.endswith("conv_weight"):
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
@@ -56,11 +55,11 @@ def test_later_tokens_change_nothing(texts: Path, corpus: Corpus, kind: str) -> 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_part_learns(texts: Path, corpus: Corpus, kind: str) -> None:
     model = _model(texts, corpus, kind, conv=True).train()
-    rows = {} if model.tables is None else {name: w.clone() for name, w in model.tables.weights().items()}
+    rows = {name: weight.clone() for name, weight in model.row_weights().items()}
     model.logits(model.hidden(IDS)).logsumexp(-1).sum().backward()
     if model.tables is not None:
         model.tables.step()
-        assert all(not torch.equal(w, rows[name]) for name, w in model.tables.weights().items())
+        assert all(not torch.equal(w, rows[name]) for name, w in model.row_weights().items())
     for name, parameter in model.network.named_parameters():
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().sum()) > 0, name
@@ -70,26 +69,25 @@ def test_rows_are_no_parameters(texts: Path, corpus: Corpus) -> None:
     model = _model(texts, corpus, "engram")
     held = sum(p.numel() for p in model.network.parameters())
     assert model.num_dense_parameters == held
-    assert model.num_row_parameters == sum(w.numel() for w in model.tables.weights().values()) > 4 * 128 * 4
+    assert model.num_row_parameters == sum(w.numel() for w in model.row_weights().values()) > 4 * 128 * 4
     assert not any("head" in name for name in model.network.state_dict())
 
 
-def test_rows_are_those_of_compressed_ids(texts: Path, corpus: Corpus) -> None:
-    memory = _model(texts, corpus, "engram").memory
-    assert isinstance(memory, EngramMemory)
-    expected = memory.hash(memory.compression(IDS))[1]
-    assert torch.equal(memory.ids(IDS, before_BS=None)["engram1"], expected)
-    plain = _model(texts, corpus, "engram", compress=False).memory
-    assert isinstance(plain, EngramMemory)
-    assert plain.compression.size == 300 > memory.compression.size
+def test_n_grams_are_of_compressed_ids(texts: Path, corpus: Corpus) -> None:
+    sizes = []
+    for compress in (True, False):
+        layout = _model(texts, corpus, "engram", compress=compress).memory.layout
+        assert isinstance(layout, EngramLayout)
+        sizes.append(layout.compression.size)
+    assert sizes[0] < sizes[1] == 300
 
 
 def test_shuffled_rows_are_of_another_sequence(texts: Path, corpus: Corpus) -> None:
-    model, right = (_model(texts, corpus, "engram", shuffle_ids=shuffle).memory for shuffle in (True, False))
-    ids, shuffled = (memory.ids(IDS, before_BS=None)["engram1"] for memory in (right, model))
-    assert torch.equal(shuffled, ids.roll(1, dims=0))
+    right, shuffled = (_model(texts, corpus, "engram", shuffle_ids=shuffle) for shuffle in (False, True))
+    with torch.no_grad():
+        assert torch.equal(shuffled.rows(IDS)[1], right.rows(IDS)[1].roll(1, dims=0))
     with pytest.raises(ConfigError, match="this batch has one"):
-        model.ids(IDS[:1], before_BS=None)
+        shuffled.rows(IDS[:1])
 
 
 def test_default_layers(texts: Path) -> None:

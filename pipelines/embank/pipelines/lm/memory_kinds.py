@@ -1,161 +1,101 @@
 """The kinds of memory: Engram, STEM, MemoryFormer, and the cheap pair of tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from embank.pipelines.lm.config import LmConfig, MemoryConfig, memory_layers
-from embank.pipelines.lm.memories import Given, LmMemory, MemoryState, NoMemory
+from embank.pipelines.lm.config import LmConfig, memory_layers
+from embank.pipelines.lm.memories import Given, LayerRows, LmMemory, MemoryState
 from embank.pipelines.lm.tokens import Corpus
-from embank.tables import ConfigError, TableSpec
+from embank.tables import ConfigError
 from embank.tables.memory import (
     Engram,
+    EngramConfig,
+    EngramLayout,
     EngramState,
     MemoryFormerLinear,
-    NgramHash,
+    StemConfig,
     StemFFN,
+    StemLayout,
     TokenCompression,
-    stem_init_std,
 )
 
 END_ID = 0
 """What stands where n-grams look back before the beginning."""
 
 
+class NoMemory(LmMemory):
+    """The dense decoder."""
+
+    def given(self, rows: LayerRows, state: MemoryState | None) -> Given:
+        return Given()
+
+
 class BigramMemory(LmMemory):
     """A row per hashed pair of tokens, added to the embeddings: the cheap baseline of the modded-nanogpt records.
 
-    Rows start at 0, so that training starts from the dense decoder.
-
-    Args:
-        dim: of the stream.
-        rows: of the table.
-        vocab_size: of the tokenizer.
+    Its layout is that of an Engram with one head and one order, with rows that start at 0.
     """
 
-    lookback = 1
-
-    def __init__(self, *, dim: int, rows: int, vocab_size: int) -> None:
-        super().__init__()
-        self.hash = NgramHash(
-            layer_ids=[0],
-            max_ngram=2,
-            num_heads=1,
-            rows_per_order=[rows],
-            compressed_vocab_size=vocab_size,
-            pad_id=END_ID,
-        )
-        (prime,) = self.hash.primes[0]
-        self.specs = [
-            TableSpec(name="bigram", num_embeddings=prime, embedding_dim=dim, feature_names=["bigram"], init_std=0.0)
-        ]
-
-    def ids(self, ids_BT: Tensor, *, before_BS: Tensor | None) -> dict[str, Tensor]:
-        return {"bigram": self.hash(ids_BT, before_BS=before_BS)[0]}
-
-    def given(self, rows: Mapping[str, Tensor], state: MemoryState | None) -> Given:
-        return Given(input_rows=rows["bigram"])
+    def given(self, rows: LayerRows, state: MemoryState | None) -> Given:
+        return Given(input_rows=rows[0])
 
 
 class EngramMemory(LmMemory):
     """Rows of hashed n-grams, gated into the stream before some blocks.
 
     Args:
-        config: heads, rows, widths.
-        layers: blocks, 0-based.
+        layout: of the tables.
         dim: of the stream.
-        compression: of the tokenizer.
+        conv: whether the layers have the paper's convolution.
     """
 
-    def __init__(self, config: MemoryConfig, *, layers: Sequence[int], dim: int, compression: TokenCompression) -> None:
-        super().__init__()
-        self.config, self.compression = config, compression
-        num_orders = config.max_ngram - 1
-        self.hash = NgramHash(
-            layer_ids=layers,
-            max_ngram=config.max_ngram,
-            num_heads=config.num_heads,
-            rows_per_order=[config.rows] * num_orders,
-            compressed_vocab_size=compression.size,
-            pad_id=compression.one(END_ID),
-        )
-        self.lookback = self.hash.lookback
-        width = self.hash.num_columns * config.row_dim
+    def __init__(self, layout: EngramLayout, *, dim: int, conv: bool) -> None:
+        super().__init__(layout)
         self.engrams = {
-            layer: Engram(dim, width, conv=config.conv, dilation=config.max_ngram) for layer in self.hash.layer_ids
+            layer: Engram(dim, layout.row_dim, conv=conv, dilation=layout.hash.max_ngram) for layer in layout.layer_ids
         }
         self.layers = nn.ModuleDict({str(layer): engram for layer, engram in self.engrams.items()})
-        self.specs = [
-            TableSpec(
-                name=f"engram.layer{layer}.order{2 + column // config.num_heads}.head{column % config.num_heads}",
-                num_embeddings=prime,
-                embedding_dim=config.row_dim,
-                feature_names=[_group(layer)],
-            )
-            for layer in self.hash.layer_ids
-            for column, prime in enumerate(self.hash.primes[layer])
-        ]
 
-    def ids(self, ids_BT: Tensor, *, before_BS: Tensor | None) -> dict[str, Tensor]:
-        before_BS = None if before_BS is None else self.compression(before_BS)
-        found = self.hash(self.compression(ids_BT), before_BS=before_BS)
-        return {_group(layer): self._shuffled(ids_BTH) for layer, ids_BTH in found.items()}
-
-    def _shuffled(self, ids_BTH: Tensor) -> Tensor:
-        """The control: the rows of another sequence of the batch, as frequent ones as the right ones."""
-        if not self.config.shuffle_ids:
-            return ids_BTH
-        if len(ids_BTH) < 2:
-            raise ConfigError(
-                "memory.shuffle_ids gives each sequence the rows of another one of its batch, and this batch has one; "
-                "it is a control for training and evaluation, with train.batch_size of at least 2 on each rank"
-            )
-        return ids_BTH.roll(1, dims=0)
-
-    def given(self, rows: Mapping[str, Tensor], state: MemoryState | None) -> Given:
+    def given(self, rows: LayerRows, state: MemoryState | None) -> Given:
         def before_block(x_BTD: Tensor, block: int) -> Tensor:
             if block not in self.engrams:
                 return x_BTD
             kept = None if state is None else state.layers.setdefault(block, EngramState())
-            added: Tensor = self.engrams[block](x_BTD, rows[_group(block)], state=kept)
+            added: Tensor = self.engrams[block](x_BTD, rows[block], state=kept)
             return x_BTD + added
 
         return Given(before_block=before_block)
+
+
+class ShuffledLayout(EngramLayout):
+    """The control: each sequence of a batch gets the rows of another one, as frequent ones as the right ones."""
+
+    def ids(self, token_ids_BT: Tensor, marked_BT: Tensor, before_BS: Tensor | None) -> dict[str, Tensor]:
+        if len(token_ids_BT) < 2:
+            raise ConfigError(
+                "memory.shuffle_ids gives each sequence the rows of another one of its batch, and this batch has one; "
+                "it is a control for training and evaluation, with train.batch_size of at least 2 on each rank"
+            )
+        found = super().ids(token_ids_BT, marked_BT, before_BS)
+        return {group: ids_BTH.roll(1, dims=0) for group, ids_BTH in found.items()}
 
 
 class StemMemory(LmMemory):
     """A row per token in the feed-forward layers of some blocks.
 
     Args:
-        config: whether rows replace the up-projection or are added to it.
-        layers: blocks, 0-based.
+        layout: of the tables.
         dim: of the stream.
-        ffn_dim: of the feed-forward layers, the width of rows.
-        vocab_size: of the tokenizer.
+        added: rows are added to the up-projection instead of replacing it.
     """
 
-    def __init__(self, config: MemoryConfig, *, layers: Sequence[int], dim: int, ffn_dim: int, vocab_size: int) -> None:
-        super().__init__()
-        self.blocks, self.dim, self.ffn_dim, self.added = tuple(layers), dim, ffn_dim, config.added
-        std = 0.0 if config.added else stem_init_std(vocab_size, ffn_dim)
-        self.specs = [
-            TableSpec(
-                name=f"stem.layer{layer}",
-                num_embeddings=vocab_size,
-                embedding_dim=ffn_dim,
-                feature_names=["stem"],
-                init_std=std,
-            )
-            for layer in self.blocks
-        ]
+    def __init__(self, layout: StemLayout, *, dim: int, added: bool) -> None:
+        super().__init__(layout)
+        self.blocks, self.dim, self.ffn_dim, self.added = layout.layer_ids, dim, layout.row_dim, added
 
-    def ids(self, ids_BT: Tensor, *, before_BS: Tensor | None) -> dict[str, Tensor]:
-        return {"stem": ids_BT[..., None].expand(*ids_BT.shape, len(self.blocks))}
-
-    def given(self, rows: Mapping[str, Tensor], state: MemoryState | None) -> Given:
-        by_block = torch.split(rows["stem"], self.ffn_dim, dim=-1)
-        return Given(ffn_rows=dict(zip(self.blocks, by_block, strict=True)))
+    def given(self, rows: LayerRows, state: MemoryState | None) -> Given:
+        return Given(ffn_rows=rows)
 
     def feed_forward(self, block: int) -> nn.Module | None:
         if block not in self.blocks:
@@ -184,21 +124,18 @@ class MemoryFormerMemory(LmMemory):
     and in use at every step, so they are parameters of the network.
 
     Args:
-        layers: blocks, 0-based.
+        blocks: those blocks, 0-based.
         dim: of the stream.
         bits: signs that address a table.
 
     Source: MemoryFormer, arXiv 2411.12992, section 3.3; its projections of attention stay dense here.
     """
 
-    def __init__(self, *, layers: Sequence[int], dim: int, bits: int) -> None:
+    def __init__(self, *, blocks: Sequence[int], dim: int, bits: int) -> None:
         super().__init__()
-        self.blocks, self.dim, self.bits = tuple(layers), dim, bits
+        self.blocks, self.dim, self.bits = tuple(blocks), dim, bits
 
-    def ids(self, ids_BT: Tensor, *, before_BS: Tensor | None) -> dict[str, Tensor]:
-        return {}
-
-    def given(self, rows: Mapping[str, Tensor], state: MemoryState | None) -> Given:
+    def given(self, rows: LayerRows, state: MemoryState | None) -> Given:
         return Given()
 
     def feed_forward(self, block: int) -> nn.Module | None:
@@ -220,15 +157,36 @@ def build_memory(config: LmConfig, corpus: Corpus) -> LmMemory:
         case "none":
             return NoMemory()
         case "bigram":
-            return BigramMemory(dim=model.dim, rows=memory.rows, vocab_size=corpus.vocab_size)
+            shape = EngramConfig(
+                layer_ids=[0],
+                max_ngram=2,
+                num_heads=1,
+                rows_per_order=memory.rows,
+                memory_dim=model.dim,
+                init_std=0.0,
+            )
+            return BigramMemory(EngramLayout(shape, _compression(corpus, compress=False), pad_token=END_ID))
         case "engram":
-            compression = TokenCompression.from_tokenizer(corpus.tokenizer, compress=memory.compress)
-            return EngramMemory(memory, layers=layers, dim=model.dim, compression=compression)
+            return EngramMemory(_engram_layout(config, corpus), dim=model.dim, conv=memory.conv)
         case "stem":
-            return StemMemory(memory, layers=layers, dim=model.dim, ffn_dim=model.ffn_dim, vocab_size=corpus.vocab_size)
+            stem = StemConfig(layer_ids=layers, ffn_dim=model.ffn_dim, init_std=0.0 if memory.added else None)
+            return StemMemory(StemLayout(stem, _compression(corpus, compress=False)), dim=model.dim, added=memory.added)
         case "memoryformer":
-            return MemoryFormerMemory(layers=layers, dim=model.dim, bits=memory.bits)
+            return MemoryFormerMemory(blocks=layers, dim=model.dim, bits=memory.bits)
 
 
-def _group(layer: int) -> str:
-    return f"engram{layer}"
+def _engram_layout(config: LmConfig, corpus: Corpus) -> EngramLayout:
+    memory = config.memory
+    shape = EngramConfig(
+        layer_ids=memory_layers(config),
+        max_ngram=memory.max_ngram,
+        num_heads=memory.num_heads,
+        rows_per_order=memory.rows,
+        memory_dim=(memory.max_ngram - 1) * memory.num_heads * memory.row_dim,
+    )
+    layout = ShuffledLayout if memory.shuffle_ids else EngramLayout
+    return layout(shape, _compression(corpus, compress=memory.compress), pad_token=END_ID)
+
+
+def _compression(corpus: Corpus, *, compress: bool) -> TokenCompression:
+    return TokenCompression.from_tokenizer(corpus.tokenizer, compress=compress)

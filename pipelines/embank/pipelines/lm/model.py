@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from embank.pipelines.lm.config import LmConfig
 from embank.pipelines.lm.decoder import Cache, Decoder, SwiGLU
-from embank.pipelines.lm.memories import LmMemory, MemoryState
+from embank.pipelines.lm.memories import LayerRows, LmMemory, MemoryState
 from embank.pipelines.lm.memory_kinds import build_memory
 from embank.pipelines.lm.tokens import Corpus
-from embank.tables import PlanRequest, RowOptimizer, RowTier, SequenceCollection, Sharding, plan_tables
-from embank.tables.collections.addressed import AddressedSequence
+from embank.tables import RowOptimizer, RowTier
+from embank.tables.memory import AddressedMemory, MemorySession, MemoryTables
 from embank.tables.sharding.processes import Processes
 
 
@@ -30,47 +30,43 @@ class LanguageModel:
     Args:
         decoder: the network.
         memory: its memory.
+        tables: the memory's rows; None for a dense model.
 
     Attributes:
         network: decoder and the memory's dense layers: what an ordinary optimizer trains.
     """
 
-    def __init__(self, decoder: Decoder, memory: LmMemory) -> None:
-        self.decoder, self.memory = decoder, memory
+    def __init__(self, decoder: Decoder, memory: LmMemory, tables: MemoryTables | None) -> None:
+        self.decoder, self.memory, self.tables = decoder, memory, tables
         self.network = nn.ModuleDict({"decoder": decoder, "memory": memory.layers})
-
-    @property
-    def tables(self) -> SequenceCollection | None:
-        """The memory's rows; None for a dense model."""
-        return self.memory.tables
 
     @property
     def context(self) -> int:
         """Tokens that attention looks back over at most."""
         return self.decoder.config.context
 
-    def address(self, ids_BT: Tensor, *, before_BS: Tensor | None = None) -> AddressedSequence | None:
+    def address(self, ids_BT: Tensor) -> AddressedMemory | None:
         """Physical rows of a batch, ahead of the forward pass."""
-        if self.tables is None:
-            return None
-        return self.tables.address(self.memory.ids(ids_BT, before_BS=before_BS))
+        return None if self.tables is None else self.tables.address(ids_BT)
 
     def hidden(
-        self, ids_BT: Tensor, *, addressed: AddressedSequence | None = None, state: TextState | None = None
+        self,
+        ids_BT: Tensor,
+        *,
+        addressed: AddressedMemory | None = None,
+        state: TextState | None = None,
+        rows: LayerRows | None = None,
     ) -> Tensor:
         """Normed hidden states [B, T, D].
 
         Args:
             ids_BT: tokens; with a state, those after it.
             addressed: what `address` made of them.
-            state: of the tokens before; it gets the new ones too.
+            state: of the tokens before; it gets the new ones too. Rows are then read without gradients.
+            rows: what each layer reads, in place of the tables' own: edits of a single request.
         """
-        rows: dict[str, Tensor] = {}
-        if self.tables is not None:
-            before_BS = None if state is None else state.memory.history
-            addressed = self.address(ids_BT, before_BS=before_BS) if addressed is None else addressed
-            assert addressed is not None
-            rows = dict(self.tables(addressed))
+        if rows is None:
+            rows = self.rows(ids_BT, addressed=addressed, state=state)
         given = self.memory.given(rows, None if state is None else state.memory)
         hidden: Tensor = self.decoder(
             ids_BT,
@@ -79,10 +75,21 @@ class LanguageModel:
             ffn_rows=given.ffn_rows,
             before_block=given.before_block,
         )
-        if state is not None and self.memory.lookback:
-            before = [] if state.memory.history is None else [state.memory.history]
-            state.memory.history = torch.cat([*before, ids_BT], dim=1)[:, -self.memory.lookback :]
         return hidden
+
+    def rows(
+        self, ids_BT: Tensor, *, addressed: AddressedMemory | None = None, state: TextState | None = None
+    ) -> LayerRows:
+        """What each layer reads, [B, T, row_dim]; arguments as for `hidden`."""
+        if self.tables is None:
+            return {}
+        assert self.memory.layout is not None
+        if state is None:
+            addressed = self.tables.address(ids_BT) if addressed is None else addressed
+            return self.tables.look_up(addressed)[self.memory.layout.kind]
+        if state.memory.session is None:
+            state.memory.session = MemorySession(self.tables, len(ids_BT))
+        return state.memory.session.extend(ids_BT)[self.memory.layout.kind]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
@@ -103,7 +110,13 @@ class LanguageModel:
     @property
     def num_row_parameters(self) -> int:
         """Of the memory's rows."""
-        return sum(spec.num_embeddings * spec.embedding_dim for spec in self.memory.specs)
+        specs = [] if self.memory.layout is None else self.memory.layout.specs
+        return sum(spec.num_embeddings * spec.embedding_dim for spec in specs)
+
+    def row_weights(self) -> dict[str, Tensor]:
+        """Rows of each of the memory's tables by name: views, not copies."""
+        collections = {} if self.tables is None else self.tables.collections
+        return {name: w for collection in collections.values() for name, w in collection.weights().items()}
 
 
 def build_model(
@@ -118,7 +131,7 @@ def build_model(
         processes: those that train together; rows are spread over them.
 
     Raises:
-        ConfigError: what tables and planners refuse.
+        ConfigError: sizes that do not go together, or tables that are larger than their tier.
     """
     torch.default_generator.manual_seed(config.train.seed)
     memory = build_memory(config, corpus)
@@ -127,26 +140,18 @@ def build_model(
         return memory.feed_forward(block) or SwiGLU(config.model.dim, config.model.ffn_dim)
 
     decoder = Decoder(config.model, vocab_size=corpus.vocab_size, feed_forward=feed_forward)
-    if memory.specs:
-        memory.tables = _tables(config, memory, rows_folder=rows_folder, processes=processes or Processes())
-    return LanguageModel(decoder, memory)
-
-
-def _tables(config: LmConfig, memory: LmMemory, *, rows_folder: Path, processes: Processes) -> SequenceCollection:
-    rows, train = config.rows, config.train
-    optimizer = RowOptimizer(name=train.row_optimizer, lr=train.row_lr)
-    directory = Path(rows.directory) if rows.directory else rows_folder
-    sharding = None
-    if processes.group is not None:
-        plan, _ = plan_tables(
-            memory.specs, PlanRequest(world_size=processes.count), optimizer=optimizer, num_samples=None
+    tables = None
+    if memory.layout is not None:
+        rows, train = config.rows, config.train
+        directory = Path(rows.directory) if rows.directory else rows_folder
+        group = None if processes is None else processes.group
+        tables = MemoryTables(
+            [memory.layout],
+            optimizer=RowOptimizer(name=train.row_optimizer, lr=train.row_lr),
+            backend=rows.backend,
+            tier=RowTier(name=rows.tier, directory=directory if rows.tier == "disk" else None, prefetch=rows.prefetch),
+            cut=None if group is None else "rows",
+            group=group,
+            seed=train.seed,
         )
-        sharding = Sharding(plan=plan, group=processes.group)
-    return SequenceCollection(
-        memory.specs,
-        seed=train.seed,
-        backend=rows.backend,
-        optimizer=optimizer,
-        tier=RowTier(name=rows.tier, directory=directory if rows.tier == "disk" else None, prefetch=rows.prefetch),
-        sharding=sharding,
-    )
+    return LanguageModel(decoder, memory, tables)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from embank.pipelines.lm.model import LanguageModel
-from embank.tables import CheckpointError, WorkError, load_checkpoint, save_checkpoint
+from embank.tables import CheckpointError, WorkError
 from embank.tables.sharding.processes import Processes
 from embank.tables.storage.folders import (
     cause_of,
@@ -97,7 +97,7 @@ def save_lm(
             if processes.is_first:
                 _write_dense(temporary, dense, {"progress": asdict(progress)})
         if model.tables is not None:
-            save_checkpoint(temporary / ROWS, tables=model.tables, dense={}, meta={})
+            model.tables.save(temporary / ROWS)
         with processes.together():
             if processes.is_first:
                 write_checksums(temporary)
@@ -157,7 +157,7 @@ class SavedLm:
                 "another version or from another configuration: load it with those, or train again"
             ) from error
         if model.tables is not None:
-            load_checkpoint(self.folder / ROWS, tables=model.tables, optimizer=optimizer)
+            model.tables.load(self.folder / ROWS, optimizer=optimizer)
 
     def load_training(self, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
         """Loads the model and everything that its training goes on with."""

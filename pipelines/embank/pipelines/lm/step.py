@@ -12,7 +12,7 @@ from embank.pipelines.lm.model import LanguageModel
 from embank.pipelines.lm.windows import Windows
 from embank.pipelines.train.schedule import lr_factor
 from embank.pipelines.train.step import NonFiniteLossError, average_gradients
-from embank.tables.collections.addressed import AddressedSequence
+from embank.tables.memory import AddressedMemory
 from embank.tables.sharding.processes import Processes
 
 
@@ -49,7 +49,7 @@ class LmStepper:
         self.parameters = [p for p in model.network.parameters() if p.requires_grad]
         self.factor: float | None = None
 
-    def batches(self, first: int) -> Iterator[tuple[Tensor, AddressedSequence | None]]:
+    def batches(self, first: int) -> Iterator[tuple[Tensor, AddressedMemory | None]]:
         """The batches from a step on, each after the rows of the next one were told to the tier that holds them."""
         tables = self.model.tables
         waiting = self._batch(first) if first < self.num_steps else None
@@ -61,12 +61,12 @@ class LmStepper:
             yield waiting
             waiting = following
 
-    def _batch(self, step: int) -> tuple[Tensor, AddressedSequence | None]:
+    def _batch(self, step: int) -> tuple[Tensor, AddressedMemory | None]:
         ids_BS = self.windows.batch(step, rank=self.processes.rank, count=self.processes.count)
         return ids_BS, self.model.address(ids_BS[:, :-1])
 
     def __call__(
-        self, ids_BS: Tensor, addressed: AddressedSequence | None, *, step: int, votes: Sequence[bool] = ()
+        self, ids_BS: Tensor, addressed: AddressedMemory | None, *, step: int, votes: Sequence[bool] = ()
     ) -> tuple[float, list[bool]]:
         """Trains on a batch; all processes call this together.
 
@@ -127,8 +127,7 @@ class LmStepper:
     def _diagnosis(self, step: int, value: float) -> str:
         """Where the first number came from that is not finite."""
         wrong = [name for name, p in self.model.network.named_parameters() if not bool(p.isfinite().all())]
-        tables = self.model.tables
-        rows = [] if tables is None else [n for n, w in tables.weights().items() if not bool(w.isfinite().all())]
+        rows = [name for name, weight in self.model.row_weights().items() if not bool(weight.isfinite().all())]
         if rows:
             cause = f"rows of table '{rows[0]}' are not finite; lower train.row_lr"
         elif wrong:

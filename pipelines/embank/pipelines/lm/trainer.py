@@ -137,16 +137,12 @@ class LmTrainer:
         windows = Windows(stream, context=context, batch_size=train.batch_size, seed=train.seed)
         self.num_steps = max(1, train.tokens // (train.batch_size * context))
         self.model = build_model(self.config, self.corpus, rows_folder=self.run.path / ROWS, processes=self.processes)
-        if self.model.tables is not None:
-            self.model.tables.begin(num_steps=self.num_steps)
         self.stepper = LmStepper(self.model, windows, config=train, num_steps=self.num_steps, processes=self.processes)
         self.progress = LmProgress()
         if saved:
             last = SavedLm(saved[-1], processes=self.processes)
             last.load_training(self.model, self.stepper.optimizer)
             self.progress = last.progress
-            if self.model.tables is not None:
-                self.model.tables.begin(num_steps=self.num_steps, step=self.progress.step)
         if self.processes.is_first:
             self.run.keep_metrics(up_to_step=self.progress.evaluated_step, stages=[STAGE])
 
