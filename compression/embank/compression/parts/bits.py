@@ -16,7 +16,7 @@ def code_bits(num_codes: int) -> int:
 
 def packed_nbytes(num_values: int, bits: int) -> int:
     """Bytes of a stream."""
-    return -(-num_values * bits // 8)
+    return -(-num_values * bits // 8)  # rounded up
 
 
 def pack_values(values: Tensor, *, bits: int) -> Tensor:
@@ -28,6 +28,13 @@ def pack_values(values: Tensor, *, bits: int) -> Tensor:
 
     Returns:
         uint8 [packed_nbytes(values.numel(), bits)].
+
+    Example:
+        >>> stream = pack_values(torch.tensor([5, 1, 7]), bits=3)  # 101, 001, 111, each from its lowest bit
+        >>> [f"{byte:08b}" for byte in stream.tolist()]
+        ['11001101', '00000001']
+        >>> read_values(stream, torch.tensor([2, 0]), bits=3)
+        tensor([7, 5])
     """
     flat = values.reshape(-1)
     stream = torch.empty(packed_nbytes(flat.numel(), bits), dtype=torch.uint8)
@@ -35,6 +42,7 @@ def pack_values(values: Tensor, *, bits: int) -> Tensor:
     weights = 2 ** torch.arange(8)
     for start in range(0, flat.numel() if bits else 0, VALUES_PER_CHUNK):
         chunk = flat[start : start + VALUES_PER_CHUNK].long()
+        # The bits of each value, its lowest first, are the stream's order already; zeros fill up the last byte.
         ones = ((chunk[:, None] >> places) & 1).reshape(-1)
         ones = torch.nn.functional.pad(ones, (0, -ones.numel() % 8)).view(-1, 8)
         first = start * bits // 8
@@ -58,7 +66,9 @@ def read_values(stream: Tensor, positions: Tensor, *, bits: int) -> Tensor:
     first_bit = positions * bits
     first_byte = first_bit >> 3
     value = torch.zeros_like(positions)
-    for i in range((bits + 14) // 8):  # the bytes that a value may touch
+    # A value begins at one of the 8 bits of its first byte, so it touches at most ceil((bits + 7) / 8) bytes. The last
+    # values may touch bytes after the end; whatever is read in their place, the mask below drops it.
+    for i in range((bits + 14) // 8):
         byte = (first_byte + i).clamp_(max=stream.numel() - 1)
         value |= stream[byte].long() << (8 * i)
     return (value >> (first_bit & 7)) & ((1 << bits) - 1)

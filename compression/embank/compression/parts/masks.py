@@ -37,12 +37,20 @@ def find_mask(
 
 
 def mask_of(stream: Tensor, ids_N: Tensor, *, dim: int) -> Tensor:
-    """The mask of some rows, bool [N, D]."""
+    """The mask of some rows, bool [N, D].
+
+    Example:
+        >>> mask_of(torch.tensor([0b00111010], dtype=torch.uint8), torch.tensor([0, 1]), dim=4)
+        tensor([[False,  True, False,  True],
+                [ True,  True, False, False]])
+    """
     starts = torch.arange(0, dim, _WORD_BITS, device=ids_N.device)
     first_bit_NW = ids_N[:, None] * dim + starts
     first_byte_NW, shift_NW = first_bit_NW >> 3, first_bit_NW & 7
     word_NW = torch.zeros_like(first_bit_NW)
-    for i in range((min(dim, _WORD_BITS) + 14) // 8):  # the bytes that a word may touch
+    # 32 columns and up to 7 bits before them fit into one int64, so a word is read at once, as `read_values` does it.
+    for i in range((min(dim, _WORD_BITS) + 14) // 8):
         word_NW |= stream[(first_byte_NW + i).clamp_(max=stream.numel() - 1)].long() << (8 * i)
+    # Each word is shifted to its first column, then once more for each column; what the last word has after `dim` goes.
     bits = (word_NW >> shift_NW)[:, :, None] >> torch.arange(min(dim, _WORD_BITS), device=ids_N.device)
     return (bits & 1).bool().flatten(1)[:, :dim]

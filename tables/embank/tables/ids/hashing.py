@@ -21,10 +21,12 @@ from embank.tables.ids.token_hash import INTEGER_SALT
 HASH_VERSION = 1
 """Stored with everything that was addressed by these functions; a different version must be refused on load."""
 
+# splitmix64's constants, odd and chosen for how well they spread bits: the golden ratio's fraction, and two multipliers
+# from a search (Stafford's variant 13).
 _GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _SECOND = -7723592293110705685  # 0x94D049BB133111EB
-_POSITIVE = 0x7FFF_FFFF_FFFF_FFFF
+_POSITIVE = 0x7FFF_FFFF_FFFF_FFFF  # clears the sign: the 63 bits of a number that is no id below 0
 
 
 def salt64(*names: str | int) -> int:
@@ -43,12 +45,12 @@ def salt64(*names: str | int) -> int:
     digest = hashlib.blake2b(digest_size=8)
     for name in names:
         encoded = str(name).encode()
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)  # or ("ab", "c") would equal ("a", "bc")
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 def _xor_shift(z: Tensor, bits: int) -> Tensor:
-    return z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))
+    return z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))  # int64 shifts copies of the sign in; the mask drops them
 
 
 def mix64(ids: Tensor, *, salt: int = 0) -> Tensor:
@@ -88,7 +90,7 @@ def hash_rows(ids: Tensor, *, num_rows: int, salt: int) -> Tensor:
         >>> hash_rows(torch.tensor([0, 1, 2, 3]), num_rows=10, salt=salt64("item"))
         tensor([2, 2, 7, 8])
     """
-    return (mix64(ids, salt=salt) & _POSITIVE) % num_rows
+    return (mix64(ids, salt=salt) & _POSITIVE) % num_rows  # `%` of a negative int64 would count from the other end
 
 
 def integer_ids(values: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ def integer_ids(values: Tensor) -> Tensor:
         >>> [token_id(5), token_id(-1)]
         [3078423676072780866, 7808511447956689915]
     """
-    return (mix64(values, salt=INTEGER_SALT) >> 1) & _POSITIVE
+    return (mix64(values, salt=INTEGER_SALT) >> 1) & _POSITIVE  # the upper 63 bits, as `token_id` takes them
 
 
 def seed_of(seed: int, *names: str | int) -> int:

@@ -17,7 +17,7 @@ _STRIPE_OF = torch.tensor([int(f"{residue:06b}"[::-1], 2) for residue in range(S
 """Stripe of a row by `row % STRIPES`: bits reversed, so that the first rows lie far apart (van der Corput's
 sequence)."""
 
-_RESIDUE_OF = _STRIPE_OF.argsort()
+_RESIDUE_OF = _STRIPE_OF.argsort()  # the inverse of a permutation is the order that sorts it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class TableShard:
 
     @property
     def num_positions(self) -> int:
-        """Places of the whole table."""
+        """Positions of the whole table."""
         return num_positions(self.table.num_embeddings) if self.is_striped else self.table.num_embeddings
 
     def row_numbers(self, local_N: Tensor | None = None) -> Tensor:
@@ -134,11 +134,22 @@ def num_positions(num_rows: int) -> int:
 
 
 def positions_of(rows_N: Tensor, *, num_rows: int) -> Tensor:
-    """Positions of rows in a striped table of num_rows rows."""
-    return _STRIPE_OF[rows_N % STRIPES] * (-(-num_rows // STRIPES)) + rows_N // STRIPES
+    """Positions of rows in a striped table of num_rows rows.
+
+    Example:
+        >>> positions_of(torch.arange(4), num_rows=640)  # 64 stripes of 10: the first rows are far apart
+        tensor([  0, 320, 160, 480])
+    """
+    per_stripe = -(-num_rows // STRIPES)  # rounded up: all stripes are equally long, the last row of some is empty
+    return _STRIPE_OF[rows_N % STRIPES] * per_stripe + rows_N // STRIPES
 
 
 def rows_at(positions_N: Tensor, *, num_rows: int) -> Tensor:
-    """The inverse of `positions_of`; num_rows or more for a position without a row."""
+    """The inverse of `positions_of`; num_rows or more for a position without a row.
+
+    Example:
+        >>> rows_at(torch.tensor([0, 320, 160, 480]), num_rows=640)
+        tensor([0, 1, 2, 3])
+    """
     per_stripe = -(-num_rows // STRIPES)
     return (positions_N % per_stripe) * STRIPES + _RESIDUE_OF[positions_N // per_stripe]
