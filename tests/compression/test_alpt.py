@@ -249,5 +249,3 @@ def test_sizes_at_the_edge_and_options() -> None:
     assert build_method(spec(num=2**31 + 1, dim=3, budget=1.0)).num_wide == 2**31 + 1
     with pytest.raises(ConfigError, match="step_lr -1; it must be finite and 0 or more"):
         build_method(spec(options=AlptConfig(step_lr=-1)))
-    with pytest.raises(ConfigError, match="has rows of width 2049; the fbgemm backend takes at most 2048"):
-        TableCollection([spec(num=2, dim=2048)])

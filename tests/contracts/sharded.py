@@ -33,6 +33,8 @@ class Case:
     optimizer: str
     training: bool
     shared: bool = False
+    dim: int | None = None
+    """Of the first table, if not the suites' own."""
 
 
 def placed(tables: TableCollection, kind: str, world_size: int) -> Plan:
@@ -50,10 +52,12 @@ def placed(tables: TableCollection, kind: str, world_size: int) -> Plan:
     return Plan(world_size=world_size, tables=placements)
 
 
-def specs(method: str, *, shared: bool = False) -> list[TableSpec]:
+def specs(method: str, *, shared: bool = False, dim: int | None = None) -> list[TableSpec]:
     """Two tables of one method: one of bags under a mean, one that two features share; with `shared` both read the same
     rows."""
     tables = [spec(method, name="t", features=("a",), pooling="mean"), spec(method, name="u", features=("b", "c"))]
+    if dim is not None:
+        tables[0] = replace(tables[0], embedding_dim=dim)
     return [replace(table, budget=None, options=SHARING[method]) for table in tables] if shared else tables
 
 
@@ -68,7 +72,7 @@ def compare(rank: int, case: Case, folder: Path) -> float:
     parameters."""
     world_size = dist.get_world_size()
     optimizer = RowOptimizer(name=case.optimizer, lr=0.05)
-    tables = specs(case.method, shared=case.shared)
+    tables = specs(case.method, shared=case.shared, dim=case.dim)
     whole = finished(TableCollection(tables, backend="torch", optimizer=optimizer))
     sum_lookups(whole)
     plan = placed(whole, case.kind, world_size)

@@ -54,6 +54,17 @@ class TestSharding:
         assert all(two_ranks.run(starts_equal, method, kind))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_that_are_wider_than_fbgemms_kernels(kind: str, two_ranks: Ranks, tmp_path: Path) -> None:
+    """Beside a narrow one; of the columns each rank has still too many for a kernel."""
+    optimizer = "adagrad" if kind == "column_wise" else "rowwise_adagrad"
+    case = Case(
+        method="full", kind=kind, backend="fbgemm", tier="disk", optimizer=optimizer, training=True, dim=2 * 2052
+    )
+    for worst in two_ranks.run(compare, case, tmp_path):
+        assert worst < TOLERANCE, f"largest difference {worst:.1e}"
+
+
 @pytest.mark.parametrize("kind", ["row_wise", "table_wise", "data_parallel"])
 @pytest.mark.parametrize("method", sorted(SHARING))
 def test_rows_that_tables_share_equal_one_process(method: str, kind: str, two_ranks: Ranks, tmp_path: Path) -> None:

@@ -311,10 +311,6 @@ def test_bad_collections() -> None:
         TableCollection([spec], optimizer=RowOptimizer(name="adam"))
     with pytest.raises(ConfigError, match="there is no backend 'cuda'"):
         TableCollection([spec], backend="cuda")
-    wide = TableSpec(name="w", num_embeddings=5, embedding_dim=4096, feature_names=["a"])
-    with pytest.raises(ConfigError, match="at most 2048"):
-        TableCollection([wide])
-    assert TableCollection([wide], backend="torch").weights()["w"].shape == (5, 4096)
 
 
 def test_drop_in_for_embedding_bag_collection() -> None:

@@ -1,7 +1,7 @@
 """The interface of row storage."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -185,3 +185,15 @@ def rowwise_scale(dim: int) -> float:
     Both backends keep s_P, so that a checkpoint of one loads into the other.
     """
     return float((dim / padded_dim(dim)) ** 0.5)
+
+
+def select_lookups(indices: Tensor, offsets: Tensor, positions: Sequence[int], num_bags: int) -> tuple[Tensor, Tensor]:
+    """The part of (indices, offsets) that belongs to some lookups; a view of the indices where they are neighbours."""
+    first, last = positions[0], positions[-1]
+    if list(positions) == list(range(first, last + 1)):
+        part = offsets[first * num_bags : (last + 1) * num_bags + 1]
+        return indices[int(part[0]) : int(part[-1])], part - part[0]
+    bounds = offsets[:: num_bags or 1].tolist() if num_bags else [0] * (max(positions) + 2)
+    selected = torch.cat([indices[bounds[k] : bounds[k + 1]] for k in positions])
+    lengths = torch.cat([offsets[k * num_bags : (k + 1) * num_bags + 1].diff() for k in positions])
+    return selected, torch.cat([offsets.new_zeros(1), lengths.cumsum(0)])

@@ -14,9 +14,9 @@ def build_rows(spec: StoreSpec) -> RowStore:
     tier = spec.tier
     tier.refuse_missing_device()
     if spec.backend == "fbgemm":
-        from embank.tables.rows.fbgemm import FbgemmRows
+        from embank.tables.rows.fbgemm import fbgemm_rows
 
-        return FbgemmRows(spec)
+        return fbgemm_rows(spec)
     if spec.backend == "torch" and tier.on_gpu and tier.name != "device":
         from embank.tables.rows.staged import StagedRows
 

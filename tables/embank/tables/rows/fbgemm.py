@@ -7,7 +7,7 @@ is looked up several
 times: as one lookup of so many times the bags, which FBGEMM does on a CPU in about half the time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,9 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBat
 from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
-from embank.tables.rows.base import RowStore, padded_dim, rowwise_scale
+from embank.tables.rows.base import RowStore, padded_dim, rowwise_scale, select_lookups
+from embank.tables.rows.build import build_rows
+from embank.tables.rows.composite import MixedRows
 from embank.tables.rows.disk.warm import Warmer
 from embank.tables.rows.fbgemm_memory import placement
 from embank.tables.rows.held_bytes import tensors_of
@@ -28,6 +30,8 @@ from embank.tables.rows.space import RowSpace
 from embank.tables.rows.store_spec import StoreSpec
 
 MAX_DIM = 2048
+"""Columns that FBGEMM's kernels take. On a CPU some take more, some end the process."""
+
 MAX_ROWS = 2**31 - 2
 
 _OPTIMIZERS = {
@@ -211,13 +215,16 @@ class _Kernel(nn.Module):
 class FbgemmRows(RowStore):
     """Rows in FBGEMM, updated inside the backward pass.
 
+    Args:
+        spec: what is held and how; of tables of at most `MAX_DIM` columns, see `fbgemm_rows`.
+
     Raises:
-        ConfigError: an optimizer without a CPU kernel (adam), a width above 2048, a table of 2**31 - 1 rows or more.
+        ConfigError: an optimizer without a CPU kernel (adam), a table of 2**31 - 1 rows or more.
     """
 
     def __init__(self, spec: StoreSpec) -> None:
         super().__init__(spec)
-        self._refuse_impossible()
+        _refuse_impossible(spec)
         self.space = RowSpace(spec.tier)
         groups = self._groups()
         self.kernels = nn.ModuleList()
@@ -239,27 +246,6 @@ class FbgemmRows(RowStore):
             )
         self.warmer = Warmer.of(self, self.space)
         self.is_one_call = self.kernel_lookups == [list(range(len(self.lookups)))]
-
-    def _refuse_impossible(self) -> None:
-        placement(self.tier)
-        if self.optimizer.name not in _OPTIMIZERS:
-            raise ConfigError(
-                f"the fbgemm backend has no '{self.optimizer.name}' for rows here; use {', '.join(_OPTIMIZERS)}, or "
-                "backend='torch'"
-            )
-        for shard in self.shards:
-            name = shard.table.name
-            if shard.num_columns > MAX_DIM:
-                raise ConfigError(
-                    f"table '{name}' has rows of width {shard.num_columns}; the fbgemm backend takes at most "
-                    f"{MAX_DIM}. "
-                    "Use a smaller dim or backend='torch'"
-                )
-            if shard.num_rows > MAX_ROWS:
-                raise ConfigError(
-                    f"table '{name}' has {shard.num_rows:,} rows; the fbgemm backend takes at most {MAX_ROWS:,}. "
-                    "Use a method that needs fewer rows, shard the table, or backend='torch'"
-                )
 
     def _groups(self) -> list[list[int]]:
         """Tables that can share a kernel, in order of their first appearance."""
@@ -350,13 +336,34 @@ class FbgemmRows(RowStore):
         return [tensor for kernel in self._kernels() for tensor in kernel.held_tensors()]
 
 
-def select_lookups(indices: Tensor, offsets: Tensor, positions: Sequence[int], num_bags: int) -> tuple[Tensor, Tensor]:
-    """The part of (indices, offsets) that belongs to some lookups; a view of the indices where they are neighbours."""
-    first, last = positions[0], positions[-1]
-    if list(positions) == list(range(first, last + 1)):
-        part = offsets[first * num_bags : (last + 1) * num_bags + 1]
-        return indices[int(part[0]) : int(part[-1])], part - part[0]
-    bounds = offsets[:: num_bags or 1].tolist() if num_bags else [0] * (max(positions) + 2)
-    selected = torch.cat([indices[bounds[k] : bounds[k + 1]] for k in positions])
-    lengths = torch.cat([offsets[k * num_bags : (k + 1) * num_bags + 1].diff() for k in positions])
-    return selected, torch.cat([offsets.new_zeros(1), lengths.cumsum(0)])
+def fbgemm_rows(spec: StoreSpec) -> RowStore:
+    """A store of the backend "fbgemm". Tables wider than its kernels take are held and updated by torch's operations.
+
+    A kernel would have to take such rows in parts, each with a statistic of its own, where row-wise Adagrad's step
+    needs the whole row.
+
+    Raises:
+        ConfigError: an optimizer without a CPU kernel (adam), a table of 2**31 - 1 rows or more.
+    """
+    wide = [index for index, shard in enumerate(spec.shards) if shard.num_columns > MAX_DIM]
+    if not wide:
+        return FbgemmRows(spec)
+    _refuse_impossible(spec)
+    by_torch = build_rows(replace(MixedRows.subset(spec, wide), backend="torch"))
+    narrow = [index for index in range(len(spec.shards)) if index not in wide]
+    return MixedRows(spec, [FbgemmRows(MixedRows.subset(spec, narrow)), by_torch]) if narrow else by_torch
+
+
+def _refuse_impossible(spec: StoreSpec) -> None:
+    placement(spec.tier)
+    if spec.optimizer.name not in _OPTIMIZERS:
+        raise ConfigError(
+            f"the fbgemm backend has no '{spec.optimizer.name}' for rows here; use {', '.join(_OPTIMIZERS)}, or "
+            "backend='torch'"
+        )
+    for shard in spec.shards:
+        if shard.num_rows > MAX_ROWS:
+            raise ConfigError(
+                f"table '{shard.table.name}' has {shard.num_rows:,} rows; the fbgemm backend takes at most "
+                f"{MAX_ROWS:,}. Use a method that needs fewer rows, shard the table, or backend='torch'"
+            )

@@ -11,7 +11,6 @@ samples.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +32,8 @@ from torchrec.distributed.types import (
 )
 
 from embank.tables.errors import ConfigError
-from embank.tables.rows.base import RowStore
+from embank.tables.rows.base import RowStore, select_lookups
+from embank.tables.rows.composite import CompositeRows
 from embank.tables.rows.physical import PhysicalTable
 from embank.tables.rows.shards import num_positions, positions_of
 from embank.tables.rows.store_spec import RowTier, StoreSpec
@@ -78,7 +78,7 @@ class Sharding:
         return group
 
 
-class ShardedRows(RowStore):
+class ShardedRows(CompositeRows):
     """Rows of physical tables spread over processes by a plan. Every process calls `forward` the same number of times.
 
     Args:
@@ -172,7 +172,7 @@ class ShardedRows(RowStore):
         assert isinstance(module, ShardedCollection)
         return module
 
-    def _locals(self) -> Iterator[RowStore]:
+    def parts_held(self) -> Iterator[RowStore]:
         if self.replicas is not None:
             assert isinstance(self.replicas.module, TorchRows)
             yield self.replicas.module
@@ -240,7 +240,7 @@ class ShardedRows(RowStore):
             exchange = self._module().compute_and_output_dist(context, jagged.wait())
         if self.replicas is not None:
             dims = [self.dims[k] for k in self.own]
-            out = self.replicas(*_select(indices, offsets, self.own, num_bags))
+            out = self.replicas(*select_lookups(indices, offsets, self.own, num_bags))
             parts |= dict(zip(self.own, out.split(dims, dim=1), strict=True))
         if exchange is not None:
             received = exchange.wait()
@@ -248,56 +248,6 @@ class ShardedRows(RowStore):
             columns = dict(zip(received.keys(), values.split(received.length_per_key(), dim=1), strict=True))
             parts |= {k: columns[_key(k)] for k in self.moved}
         return torch.cat([parts[k] for k in range(len(self.lookups))], dim=1)
-
-    def update(self) -> None:
-        self.num_updates += 1
-        for store in self._locals():
-            store.update()
-
-    def finish(self) -> None:
-        for store in self._locals():
-            store.finish()
-
-    @property
-    def is_pending(self) -> bool:
-        return any(store.is_pending for store in self._locals())
-
-    def _finish(self) -> None:
-        self.finish()
-
-    def set_lr(self, lr: float) -> None:
-        for store in self._locals():
-            store.set_lr(lr)
-
-    def load_step(self, step: int) -> None:
-        super().load_step(step)
-        for store in self._locals():
-            store.load_step(step)
-
-    def weights(self) -> dict[str, Tensor]:
-        """Rows that this process holds, by physical table; tables of which it holds nothing are left out."""
-        return {name: view for store in self._locals() for name, view in store.weights().items()}
-
-    def weight(self, table: str) -> Tensor:
-        held = next(s for s in self._locals() if any(shard.table.name == table for shard in s.shards))
-        return held.weight(table)
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for store in self._locals():
-                stack.enter_context(store.writing())
-            yield
-
-    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        return {name: state for store in self._locals() for name, state in store.optimizer_state().items()}
-
-    def flush(self) -> None:
-        for store in self._locals():
-            store.flush()
-
-    def held_tensors(self) -> list[Tensor]:
-        return [tensor for store in self._locals() for tensor in store.held_tensors()]
 
 
 def _key(lookup: int) -> str:
@@ -338,12 +288,3 @@ def _parameter_sharding(table: PhysicalTable, plan: Plan, *, device: str) -> Par
 def _device_of(rank: int, device: str) -> str:
     """The device of a rank, given this process's own: of GPUs, machine by machine one after the other."""
     return device if device == "cpu" else f"cuda:{rank % torch.cuda.device_count()}"
-
-
-def _select(indices: Tensor, offsets: Tensor, lookups: Sequence[int], num_bags: int) -> tuple[Tensor, Tensor]:
-    """The part of (indices, offsets) that belongs to some lookups."""
-    lengths = offsets.diff()
-    bounds = offsets[::num_bags].tolist() if num_bags else [0] * (max(lookups) + 2)
-    chosen = torch.cat([indices[bounds[k] : bounds[k + 1]] for k in lookups])
-    sizes = torch.cat([lengths[k * num_bags : (k + 1) * num_bags] for k in lookups])
-    return chosen, torch.cat([offsets.new_zeros(1), sizes.cumsum(0)])
