@@ -72,7 +72,7 @@ def test_the_plan_is_the_whole_and_one_table_at_a_time() -> None:
 
 def test_ladders_take_every_value_of_what_has_no_order_and_halves_of_what_has() -> None:
     method = Parameter(name="method.a", values=("x", "y"), is_ordered=False)
-    rows = Parameter(name="rows.a", values=tuple(range(1, 101)), when=("method.a", "y"))
+    rows = Parameter(name="rows.a", values=tuple(range(1, 101)), when=("method.a", ("y",)))
     group = Group(name="a", parameters=(method, rows))
     assert [gene[1] + 1 for gene in measured_genes(group, (0, 0)) if gene[0] == 1] == [1, 2, 3, 6, 12, 25, 50, 100]
     assert (0, 0) in measured_genes(group, (0, 0))

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from embank.search.knapsack import KnapsackFront, profile_knapsack
     from embank.search.profile import Profile, profile_plan, read_profile
     from embank.search.samplers import SAMPLERS, EvolutionSampler, FittedSampler, make_sampler
-    from embank.search.spaces import Candidate, DimensionSpace, Parameter, Shape, Space, TableSpace
+    from embank.search.spaces import (
+        Candidate,
+        DimensionSpace,
+        MethodSpace,
+        Parameter,
+        Shape,
+        Space,
+        TableSpace,
+        UnifiedSpace,
+    )
     from embank.search.study import enqueue, search
 
 __all__ = [
@@ -28,11 +37,13 @@ __all__ = [
     "EvolutionSampler",
     "FittedSampler",
     "KnapsackFront",
+    "MethodSpace",
     "Parameter",
     "Profile",
     "Shape",
     "Space",
     "TableSpace",
+    "UnifiedSpace",
     "enqueue",
     "make_sampler",
     "profile_knapsack",
@@ -47,10 +58,12 @@ _HOME = {
     "DimensionSpace": "spaces",
     "EvolutionSampler": "samplers",
     "FittedSampler": "samplers",
+    "MethodSpace": "spaces",
     "Parameter": "spaces",
     "Shape": "spaces",
     "Space": "spaces",
     "TableSpace": "spaces",
+    "UnifiedSpace": "spaces",
     "enqueue": "study",
     "KnapsackFront": "knapsack",
     "Profile": "profile",

@@ -1,7 +1,8 @@
 """What a search chooses: parameters with finitely many values, in groups: one per table, and one for what all share."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from random import Random
@@ -32,14 +33,16 @@ class Parameter:
         name: unique in its space, `kind.table`.
         values: in rising order where they are ordered.
         is_ordered: whether neighbours in the list are alike (widths, rows), or not (methods, codecs).
-        when: the name and the value of an earlier parameter of the group; with any other value of that one, this one
-            does not count.
+        when: the name of an earlier parameter of the group and some of its values; with any other, this one does not
+            count.
+        least: for those values the index below which all values mean the same: that of this index.
     """
 
     name: str
     values: tuple[Value, ...]
     is_ordered: bool = True
-    when: tuple[str, Value] | None = None
+    when: tuple[str, tuple[Value, ...]] | None = None
+    least: Mapping[Value, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -133,26 +136,31 @@ class Group:
 
     def canonical(self, gene: Gene) -> Gene:
         """The gene with every parameter that does not count at index 0: equal genes mean equal tables."""
-        names = {parameter.name: place for place, parameter in enumerate(self.parameters)}
-        counted: list[int] = []
-        for index, parameter in zip(gene, self.parameters, strict=True):
-            if parameter.when is not None:
-                place = names[parameter.when[0]]
-                is_off = (
-                    not self._counts(place, counted)
-                    or self.parameters[place].values[counted[place]] != (parameter.when[1])
-                )
-                index = 0 if is_off else index
-            counted.append(index)
-        return tuple(counted)
+        made: list[int] = []
+        for place, (index, parameter) in enumerate(zip(gene, self.parameters, strict=True)):
+            value = self._ruling(place, made)
+            if value is not None:
+                index = max(index, parameter.least.get(value, 0))
+            made.append(index if parameter.when is None or value is not None else 0)
+        return tuple(made)
 
-    def _counts(self, place: int, gene: list[int] | Gene) -> bool:
+    def _counts(self, place: int, gene: Gene) -> bool:
         """Whether a parameter counts in a gene."""
+        return self.parameters[place].when is None or self._ruling(place, gene) is not None
+
+    def _ruling(self, place: int, gene: Sequence[int]) -> Value | None:
+        """The value of the parameter that a parameter depends on, if it is one that lets it count."""
         when = self.parameters[place].when
         if when is None:
-            return True
-        other = next(k for k, parameter in enumerate(self.parameters) if parameter.name == when[0])
-        return self._counts(other, gene) and self.parameters[other].values[gene[other]] == when[1]
+            return None
+        other = self._places[when[0]]
+        value = self.parameters[other].values[gene[other]]
+        is_ruling = value in when[1] and (self.parameters[other].when is None or self._ruling(other, gene) is not None)
+        return value if is_ruling else None
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {parameter.name: place for place, parameter in enumerate(self.parameters)}
 
     def values(self, gene: Gene) -> Candidate:
         """The values of the parameters that count."""

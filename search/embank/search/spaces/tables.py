@@ -102,9 +102,9 @@ class DimensionSpace(TableSpace):
         row_levels: number of levels of rows: all, a half, a quarter, ... of the most frequent ids; 1 keeps all rows.
         extra: parameters without bytes, such as learning rates.
 
-    A candidate's parameters are `width.TABLE` and, with several levels, `rows.TABLE`. Its tables are plain ones of
-    embedding dim `width`, cut to their most frequent ids (`frequency_cut`) where rows are left out, so that a table has
-    4 * rows * width serving bytes.
+    A candidate's parameters are `width.TABLE` and `rows.TABLE`, where there is more than one value. Its tables are
+    plain ones of embedding dim `width`, cut to their most frequent ids (`frequency_cut`) where rows are left out, so
+    that a table has 4 * rows * width serving bytes.
 
     >>> from embank.tables import TableSpec
     >>> sizes = {"a": 9, "b": 5}
@@ -161,14 +161,16 @@ class DimensionSpace(TableSpace):
         )
 
     def _widths(self, spec: TableSpec) -> tuple[Value, ...]:
-        return self.parameters[f"width.{spec.name}"].values
+        parameter = self.parameters.get(f"width.{spec.name}")
+        return (spec.embedding_dim,) if parameter is None else parameter.values
 
     def _at_share(self, share: float) -> Candidate:
         found: Candidate = {}
         for spec in self.tables:
             widths = [int(width) for width in self._widths(spec)]
             fits = [width for width in widths if width <= share * spec.embedding_dim]
-            found[f"width.{spec.name}"] = max(fits, default=widths[0])
+            if len(widths) > 1:
+                found[f"width.{spec.name}"] = max(fits, default=widths[0])
             if f"rows.{spec.name}" in self.parameters:
                 found[f"rows.{spec.name}"] = spec.num_embeddings
         return found
@@ -176,16 +178,18 @@ class DimensionSpace(TableSpace):
 
 def _shape_of(spec: TableSpec, values: Candidate) -> Shape:
     rows = values.get(f"rows.{spec.name}", spec.num_embeddings)
-    return Shape(rows=int(rows), width=int(values[f"width.{spec.name}"]))
+    width = values.get(f"width.{spec.name}", spec.embedding_dim)
+    return Shape(rows=int(rows), width=int(width))
 
 
 def _shape_parameters(spec: TableSpec, widths: Widths, row_levels: int) -> tuple[Parameter, ...]:
     name = spec.name
-    parameters = [Parameter(name=f"width.{name}", values=widths_of(spec.embedding_dim, widths))]
-    if row_levels > 1:
-        rows = sorted({max(1, spec.num_embeddings >> level) for level in range(row_levels)})
-        parameters.append(Parameter(name=f"rows.{name}", values=tuple(rows)))
-    return tuple(parameters)
+    rows = sorted({max(1, spec.num_embeddings >> level) for level in range(row_levels)})
+    choices: list[tuple[str, tuple[Value, ...]]] = [
+        (f"width.{name}", widths_of(spec.embedding_dim, widths)),
+        (f"rows.{name}", tuple(rows)),
+    ]
+    return tuple(Parameter(name=name, values=values) for name, values in choices if len(values) > 1)
 
 
 def widths_of(dim: int, widths: Widths) -> tuple[int, ...]:
