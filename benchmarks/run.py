@@ -39,6 +39,7 @@ def main() -> None:
         ],
         ["training_bytes.py"],
         ["sequence.py", *sequence_rows],
+        ["memory_decoding.py", "--rounds", "5" if full else "3"],
         ["methods.py", "--rows", str(rows), "--rounds", "5" if full else "3"],
         ["unified.py", "--rows", str(rows), "--rounds", "9" if full else "3"],
         ["ranks.py", "--repeats", "7" if full else "3"],
