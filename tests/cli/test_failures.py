@@ -18,6 +18,16 @@ from embank.tables.errors import ConfigError, WorkError
 LONG = "n" * 300
 
 
+def _refuses(capsys: pytest.CaptureFixture[str], path: str) -> None:
+    """The command of `sys.argv` ends with exit code 2 and names the path, in words of ours."""
+    with pytest.raises(SystemExit) as caught:
+        main()
+    said = capsys.readouterr().err
+    assert caught.value.code == 2, said
+    assert path in said
+    assert "Errno" not in said
+
+
 def test_errors_of_ours_speak_for_themselves() -> None:
     assert explain(ConfigError("wrong")) == ("wrong", 2)
     assert explain(WorkError("full")) == ("full", 1)
@@ -65,12 +75,7 @@ def test_every_path_of_prepare(
     monkeypatch.setattr(
         sys, "argv", ["embank", "prepare", "--format", "csv", *(word for pair in arguments.items() for word in pair)]
     )
-    with pytest.raises(SystemExit) as caught:
-        main()
-    said = capsys.readouterr().err
-    assert caught.value.code == 2, said
-    assert path[:30] in said
-    assert "Errno" not in said
+    _refuses(capsys, path[:30])
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "inspect", "export", "describe", "diagnose", "plan"])
@@ -90,12 +95,7 @@ def test_every_path_of_other_commands(
         "describe": ["data", "describe", path],
     }.get(command, [command, path])
     monkeypatch.setattr(sys, "argv", ["embank", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    said = capsys.readouterr().err
-    assert caught.value.code == 2, said
-    assert path[:90] in said
-    assert "Errno" not in said
+    _refuses(capsys, path[:90])
 
 
 def test_a_child_that_a_library_ended(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,6 @@
 """TorchRec's training pipelines over sharded collections: the results of the plain loop, with the next batch's ids on
 their way."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -10,13 +8,6 @@ from tests.distributed import pipelines
 from tests.distributed.ranks import Ranks
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    group = Ranks(2)
-    yield group
-    group.close()
 
 
 @pytest.mark.parametrize("kind", ["table_wise", "row_wise"])

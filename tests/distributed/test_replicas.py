@@ -1,8 +1,6 @@
 """Unsharded tables on several processes: evaluation is fine, training is refused, since rows would drift apart in
 silence."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -10,13 +8,6 @@ from tests.distributed import replicas
 from tests.distributed.ranks import Ranks
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    group = Ranks(2)
-    yield group
-    group.close()
 
 
 @pytest.mark.parametrize("backend", ["fbgemm", "torch"])

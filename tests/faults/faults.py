@@ -50,18 +50,23 @@ def _flip(folder: Path, draw: random.Random) -> str:
     return f"{how} of '{path.relative_to(folder)}' at {place}"
 
 
-def damaged_data(place: Place, draw: random.Random) -> str:
-    """Training on prepared data with a damaged file."""
-    data, run = place.copy(place.data, "data"), place.folder / "broken" / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    what = _flip(data, draw)
-    ended = embank(*place.train(run, data=data), log=place.folder / "log.txt")
+def _refused_or_harmless(ended: Ended, run: Path, place: Place, what: str) -> str:
+    """How a run ended that met a damaged file; other figures without a word are a fault."""
     _check(ended, what)
     if ended.code:
         return "refused"
     if figures_of(run) != place.figures:
         raise FaultError(f"{what}: other figures without a word, {figures_of(run)} instead of {place.figures}")
     return "harmless"
+
+
+def damaged_data(place: Place, draw: random.Random) -> str:
+    """Training on prepared data with a damaged file."""
+    data, run = place.copy(place.data, "data"), place.folder / "broken" / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    what = _flip(data, draw)
+    ended = embank(*place.train(run, data=data), log=place.folder / "log.txt")
+    return _refused_or_harmless(ended, run, place, what)
 
 
 def damaged_run(place: Place, draw: random.Random) -> str:
@@ -69,12 +74,7 @@ def damaged_run(place: Place, draw: random.Random) -> str:
     run = place.copy(place.stopped, "run")
     what = _flip(run, draw)
     ended = embank(*place.train(run, "--resume"), log=place.folder / "log.txt")
-    _check(ended, what)
-    if ended.code:
-        return "refused"
-    if figures_of(run) != place.figures:
-        raise FaultError(f"{what}: other figures without a word, {figures_of(run)} instead of {place.figures}")
-    return "harmless"
+    return _refused_or_harmless(ended, run, place, what)
 
 
 def damaged_end(place: Place, draw: random.Random) -> str:

@@ -1,6 +1,5 @@
 """Two ranks train what one process trains: dense parts by their mean gradient, rows spread over both."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,20 @@ from tests.lm.small import train_lm
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    group = Ranks(2)
-    yield group
-    group.close()
-
-
 @pytest.mark.parametrize("kind", ["none", "engram", "stem"])
-def test_two_ranks_are_one_process(ranks: Ranks, texts: Path, tmp_path: Path, kind: str) -> None:
+def test_two_ranks_are_one_process(two: Ranks, texts: Path, tmp_path: Path, kind: str) -> None:
     sections: dict[str, Any] = {"memory": {"kind": kind}, "train": {"eval_every": 12}}
     alone = train_lm(texts, tmp_path / "alone", **sections)
-    first, second = ranks.run(train_on_rank, texts, tmp_path / "both", False, sections)
+    first, second = two.run(train_on_rank, texts, tmp_path / "both", False, sections)
     assert first["bits_per_byte"] == second["bits_per_byte"] == pytest.approx(alone["bits_per_byte"], rel=1e-4)
     assert first["valid_bits_per_byte"] == pytest.approx(alone["valid_bits_per_byte"], rel=1e-4)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(ranks: Ranks, texts: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_another_number_of_ranks(two: Ranks, texts: Path, tmp_path: Path) -> None:
     from embank.pipelines.runs.folder import RunFolder
 
     sections: dict[str, Any] = {"memory": {"kind": "engram"}, "train": {"checkpoint_every": 10}}
-    whole, _ = ranks.run(train_on_rank, texts, tmp_path / "run", False, sections)
+    whole, _ = two.run(train_on_rank, texts, tmp_path / "run", False, sections)
     folder = RunFolder(tmp_path / "run")
     folder.result.unlink()
     assert len(folder.saved()) == 1  # the last one, which is the best one
@@ -41,6 +33,6 @@ def test_a_run_goes_on_with_another_number_of_ranks(ranks: Ranks, texts: Path, t
     assert again["bits_per_byte"] == pytest.approx(whole["bits_per_byte"], rel=1e-5)
 
 
-def test_uneven_batches_are_refused(ranks: Ranks, texts: Path, tmp_path: Path) -> None:
-    said = ranks.run(train_on_rank, texts, tmp_path / "run", False, {"train": {"batch_size": 3}})
+def test_uneven_batches_are_refused(two: Ranks, texts: Path, tmp_path: Path) -> None:
+    said = two.run(train_on_rank, texts, tmp_path / "run", False, {"train": {"batch_size": 3}})
     assert all("'train.batch_size' is 3, which 2 ranks can't share evenly" in message for message in said)

@@ -1,6 +1,5 @@
 """A memory over two processes, cut by rows and by heads: the rows, updates and checkpoints of one."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,6 @@ from tests.memory import ranks as jobs
 from tests.memory.small import memory, tokens, weights_of
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    group = Ranks(2)
-    yield group
-    group.close()
 
 
 def alone(name: str = "rowwise_adagrad") -> tuple[list[torch.Tensor], object]:

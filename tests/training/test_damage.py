@@ -33,11 +33,6 @@ class Notes(Reporter):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "prepared")
-
-
-@pytest.fixture(scope="module")
 def stopped_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.raises(InterruptedRunError):

@@ -23,11 +23,6 @@ pytestmark = pytest.mark.slow
 FREQUENT = {"epochs": 3, "table_lr": 0.05, "num_threads": 1, "checkpoint_every": 3}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "prepared")
-
-
 class StopAt:
     """A reporter that sends this process a signal after a step."""
 

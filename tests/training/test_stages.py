@@ -28,17 +28,12 @@ from embank.pipelines.train.trainer import InterruptedRunError, Trainer
 from embank.tables import TableCollection
 from embank.tables.collections.stages import search_parameters
 from tests.training.narrowing import Narrowing
-from tests.training.runs import config, raw_config, timeless, train, write_data
+from tests.training.runs import config, raw_config, timeless, train
 
 pytestmark = pytest.mark.slow
 
 TABLES = {"dim": 4, "method": "test_narrowing", "overrides": {"item": {"method": "full"}}}
 SEARCH_STEPS, TRAIN_STEPS = 15, 30  # half of 3 epochs of 10 steps, and all of them
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "prepared")
 
 
 @pytest.fixture(scope="module")

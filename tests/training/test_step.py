@@ -14,12 +14,7 @@ from embank.pipelines.runs.build import build
 from embank.pipelines.train.optimizer import dense_optimizer
 from embank.pipelines.train.step import Stepper
 from embank.tables import ConfigError, TableCollection
-from tests.training.runs import config, raw_config, write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "prepared")
+from tests.training.runs import config, raw_config
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "adagrad", "sgd"])

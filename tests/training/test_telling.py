@@ -10,12 +10,7 @@ import pytest
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.train.reporter import Lines, Reporter
 from embank.pipelines.train.trainer import InterruptedRunError, Trainer
-from tests.training.runs import config, train, write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "prepared")
+from tests.training.runs import config, train
 
 
 def lines_of(num_steps: int, *, seconds_a_step: float) -> list[str]:

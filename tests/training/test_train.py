@@ -33,11 +33,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "prepared")
-
-
-@pytest.fixture(scope="module")
 def signal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough rows to tell a model that has learned from one that has not."""
     rows = {"train": 3000, "valid": 500, "test": 1000}
