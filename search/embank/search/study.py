@@ -199,7 +199,7 @@ class _Run:
     def _same(self, trial: optuna.Trial, genes: Genes) -> FrozenTrial | None:
         """An earlier trial that has scored the same candidate."""
         for other in trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            if self.space.has_all(other.params) and self.space.genes(other.params) == genes:
+            if self._known.genes_of(trial.study, other, self.space) == genes:
                 return other
         return None
 

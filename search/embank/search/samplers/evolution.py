@@ -114,7 +114,8 @@ class EvolutionSampler(BaseGASampler):
         def repair(genes: Genes, rng: random.Random) -> Genes:
             return genes if self.nbytes is None else space.repair(genes, nbytes=self.nbytes, rng=rng)
 
-        elites = [space.genes(parent.params) for parent in parents if space.has_all(parent.params)]
+        bred = [self._known.genes_of(study, parent, space) for parent in parents]
+        elites = [genes for genes in bred if genes is not None]
         genes = self._bred(
             elites,
             trial,

@@ -24,18 +24,22 @@ class KnownCandidates:
             trial: the one that is left out, if any.
             space: of the candidates.
         """
-        known: set[Genes] = set()
-        for other in study.get_trials(deepcopy=False):
-            if other.state == TrialState.FAIL or (trial is not None and other.number == trial.number):
-                continue
-            key = (study.study_name, other.number)
-            if key not in self._by_trial:
-                params = other.params or other.system_attrs.get("fixed_params", {})  # those of an enqueued trial
-                if not space.has_all(params):
-                    continue
-                self._by_trial[key] = space.genes(params)
-            known.add(self._by_trial[key])
-        return known
+        known = {
+            self.genes_of(study, other, space)
+            for other in study.get_trials(deepcopy=False)
+            if other.state != TrialState.FAIL and (trial is None or other.number != trial.number)
+        }
+        return {genes for genes in known if genes is not None}
+
+    def genes_of(self, study: optuna.Study, trial: FrozenTrial, space: Space) -> Genes | None:
+        """Genes of one trial, those of an enqueued one included; None if it lacks a parameter."""
+        key = (study.study_name, trial.number)
+        if key not in self._by_trial:
+            params = trial.params or trial.system_attrs.get("fixed_params", {})
+            if not space.has_all(params):
+                return None
+            self._by_trial[key] = space.genes(params)
+        return self._by_trial[key]
 
 
 def another(space: Space, genes: Genes, known: set[Genes], *, nbytes: int | None, rng: random.Random) -> Genes:
