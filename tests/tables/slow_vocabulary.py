@@ -12,16 +12,16 @@ class SlowVocabulary:
     config: StreamingConfig
     capacity: int
     step: int = 0
-    slot_of: dict[int, int] = field(default_factory=dict)
-    uses: dict[int, int] = field(default_factory=dict)  # of ids with a slot
+    row_of: dict[int, int] = field(default_factory=dict)
+    uses: dict[int, int] = field(default_factory=dict)  # of ids with a row
     seen: dict[int, int] = field(default_factory=dict)
     candidates: dict[int, list[int]] = field(default_factory=dict)  # id: count, last step
-    given: set[int] = field(default_factory=set)  # slots that had an id once
+    given: set[int] = field(default_factory=set)  # rows that had an id once
 
     def learn(self, ids: list[int]) -> tuple[list[int], list[int], StreamCounts]:
         self.step += 1
         for id_ in ids:
-            if id_ in self.slot_of:
+            if id_ in self.row_of:
                 self.uses[id_] += 1
                 self.seen[id_] = self.step
             else:
@@ -31,25 +31,25 @@ class SlowVocabulary:
         evictions = self._expire()
         resets: list[int] = []
         admissions = 0
-        waiting = [i for i in set(ids) if i not in self.slot_of and self.candidates[i][0] >= self.config.admit_after]
+        waiting = [i for i in set(ids) if i not in self.row_of and self.candidates[i][0] >= self.config.admit_after]
         for id_ in sorted(waiting, key=lambda i: (-self.candidates[i][0], i)):
-            slot = self._free_slot()
-            if slot is None:
+            row = self._free_row()
+            if row is None:
                 victim = self._victim(self.candidates[id_][0])
                 if victim is None:
                     break
-                slot = self._evict(victim)
+                row = self._evict(victim)
                 evictions += 1
             admissions += 1
-            if slot in self.given:
-                resets.append(slot)
-            self.given.add(slot)
-            self.slot_of[id_], self.uses[id_], self.seen[id_] = slot, self.candidates.pop(id_)[0], self.step
+            if row in self.given:
+                resets.append(row)
+            self.given.add(row)
+            self.row_of[id_], self.uses[id_], self.seen[id_] = row, self.candidates.pop(id_)[0], self.step
         self._forget()
-        slots = [self.slot_of.get(id_, 0) for id_ in ids]
-        hits = sum(slot > 0 for slot in slots)
+        rows = [self.row_of.get(id_, 0) for id_ in ids]
+        hits = sum(row > 0 for row in rows)
         return (
-            slots,
+            rows,
             resets,
             StreamCounts(
                 lookups=len(ids),
@@ -64,17 +64,17 @@ class SlowVocabulary:
     def _expire(self) -> int:
         if self.config.max_age is None:
             return 0
-        old = [id_ for id_ in self.slot_of if self.step - self.seen[id_] > self.config.max_age]
+        old = [id_ for id_ in self.row_of if self.step - self.seen[id_] > self.config.max_age]
         for id_ in old:
             self._evict(id_)
         return len(old)
 
-    def _free_slot(self) -> int | None:
-        taken = set(self.slot_of.values())
-        return next((slot for slot in range(1, self.capacity) if slot not in taken), None)
+    def _free_row(self) -> int | None:
+        taken = set(self.row_of.values())
+        return next((row for row in range(1, self.capacity) if row not in taken), None)
 
     def _victim(self, count: int) -> int | None:
-        idle = [id_ for id_ in self.slot_of if self.seen[id_] < self.step]
+        idle = [id_ for id_ in self.row_of if self.seen[id_] < self.step]
         if self.config.policy == "age" or not idle:
             return None
         if self.config.policy == "lru":
@@ -84,7 +84,7 @@ class SlowVocabulary:
 
     def _evict(self, id_: int) -> int:
         del self.uses[id_], self.seen[id_]
-        return self.slot_of.pop(id_)
+        return self.row_of.pop(id_)
 
     def _forget(self) -> None:
         limit = self.capacity if self.config.candidates is None else self.config.candidates

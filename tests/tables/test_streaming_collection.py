@@ -128,7 +128,7 @@ def test_output_is_that_of_rows_by_hand(backend: str, config: VocabularyConfig) 
         optimizer=RowOptimizer(name="sgd", lr=0.05),
     )
     streaming = StreamingCollection(tables, {"t": config})
-    rows = {slot: row.clone() for slot, row in enumerate(tables.weights()["t"])}
+    rows = {number: held.clone() for number, held in enumerate(tables.weights()["t"])}
     for number in range(40):
         generator = torch.Generator().manual_seed(number)
         ids = integer_ids(torch.randint(0, 6, (7,), generator=generator) + number // 3)
@@ -136,16 +136,16 @@ def test_output_is_that_of_rows_by_hand(backend: str, config: VocabularyConfig) 
         streamed = streaming.map(kjt)
         mapped = streamed.mapped["t"]
         out = streaming(streamed).values()
-        for slot in mapped.resets.tolist():
-            assert not torch.equal(rows[slot], tables.weights()["t"][slot])
-            rows[slot] = tables.weights()["t"][slot].clone()
-        expected = torch.stack([rows[slot] for slot in mapped.slots.tolist()])
+        for row in mapped.resets.tolist():
+            assert not torch.equal(rows[row], tables.weights()["t"][row])
+            rows[row] = tables.weights()["t"][row].clone()
+        expected = torch.stack([rows[row] for row in mapped.rows.tolist()])
         torch.testing.assert_close(out.detach(), expected, rtol=1e-5, atol=1e-6)
         (out - 1).square().sum().backward()
         tables.update_rows()
         gradient = 2 * (expected - 1)
-        for place, slot in enumerate(mapped.slots.tolist()):
-            rows[slot] = rows[slot] - 0.05 * gradient[place]
+        for place, row in enumerate(mapped.rows.tolist()):
+            rows[row] = rows[row] - 0.05 * gradient[place]
     assert streaming.vocabulary("t").totals.resets > 5
 
 
@@ -314,5 +314,5 @@ def test_what_is_learned_in_inference_mode_is_learned_on(config: VocabularyConfi
         for _ in range(3):
             streaming(kjt).values().sum().backward()
             streaming.tables.step()
-    mapped = [streaming.eval().map(kjt).mapped["t"].slots for streaming in streams]
+    mapped = [streaming.eval().map(kjt).mapped["t"].rows for streaming in streams]
     assert torch.equal(*mapped)

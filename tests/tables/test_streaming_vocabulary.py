@@ -57,13 +57,13 @@ def test_equals_the_slow_twin(
     totals = StreamCounts()
     for batch in batches:
         mapped = fast(torch.tensor(batch, dtype=torch.int64))
-        slots, resets, counts = slow.learn(batch)
-        assert mapped.slots.tolist() == slots
+        rows, resets, counts = slow.learn(batch)
+        assert mapped.rows.tolist() == rows
         assert mapped.resets.tolist() == resets
         assert mapped.counts == counts
         totals = totals + counts
     assert fast.totals == totals
-    assert fast.num_ids == len(slow.slot_of) == totals.admissions - totals.evictions
+    assert fast.num_ids == len(slow.row_of) == totals.admissions - totals.evictions
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -73,42 +73,42 @@ def test_equals_the_slow_twin_over_a_long_drifting_stream(policy: dict) -> None:
     for batch in range(150):
         ids = with_a_rush(batch)
         mapped = fast(ids)
-        assert (mapped.slots.tolist(), mapped.resets.tolist(), mapped.counts) == slow.learn(ids.tolist())
+        assert (mapped.rows.tolist(), mapped.resets.tolist(), mapped.counts) == slow.learn(ids.tolist())
     for name in ("hits", "misses", "admissions", "evictions", "resets"):
         assert getattr(fast.totals, name) > 4, f"the stream never tried {name}"
 
 
 def test_admission_by_count() -> None:
     vocabulary = build(admit_after=3)
-    assert vocabulary(torch.tensor([7, 7])).slots.tolist() == [0, 0]
-    assert vocabulary(torch.tensor([7, 9])).slots.tolist() == [1, 0], "the third time, over batches"
-    assert vocabulary(torch.tensor([9, 9])).slots.tolist() == [2, 2], "and for all of the batch"
+    assert vocabulary(torch.tensor([7, 7])).rows.tolist() == [0, 0]
+    assert vocabulary(torch.tensor([7, 9])).rows.tolist() == [1, 0], "the third time, over batches"
+    assert vocabulary(torch.tensor([9, 9])).rows.tolist() == [2, 2], "and for all of the batch"
     assert vocabulary.totals == StreamCounts(lookups=6, hits=3, misses=3, admissions=2)
 
 
 def test_lfu_protects_what_is_used_more() -> None:
     vocabulary = StreamingConfig(policy="lfu").build(name="t", capacity=3)
     vocabulary(torch.tensor([1, 1, 2]))
-    assert vocabulary(torch.tensor([3])).slots.tolist() == [0], "a count of 1 does not displace a count of 1"
+    assert vocabulary(torch.tensor([3])).rows.tolist() == [0], "a count of 1 does not displace a count of 1"
     mapped = vocabulary(torch.tensor([3]))
-    assert (mapped.slots.tolist(), mapped.resets.tolist()) == ([2], [2]), "a count of 2 displaces id 2"
-    assert vocabulary(torch.tensor([1, 2, 3])).slots.tolist() == [1, 0, 2]
+    assert (mapped.rows.tolist(), mapped.resets.tolist()) == ([2], [2]), "a count of 2 displaces id 2"
+    assert vocabulary(torch.tensor([1, 2, 3])).rows.tolist() == [1, 0, 2]
 
 
 def test_age_makes_room_without_need_and_does_not_make_room_for_need() -> None:
     vocabulary = StreamingConfig(policy="age", max_age=2).build(name="t", capacity=3)
     vocabulary(torch.tensor([1, 2]))
-    assert vocabulary(torch.tensor([3, 1])).slots.tolist() == [0, 1], "there is no room"
+    assert vocabulary(torch.tensor([3, 1])).rows.tolist() == [0, 1], "there is no room"
     assert vocabulary(torch.tensor([1])).counts.evictions == 0
     assert vocabulary(torch.tensor([1])).counts == StreamCounts(lookups=1, hits=1, evictions=1), "id 2 is 3 batches old"
     mapped = vocabulary(torch.tensor([3]))
-    assert (mapped.slots.tolist(), mapped.resets.tolist()) == ([2], [2])
+    assert (mapped.rows.tolist(), mapped.resets.tolist()) == ([2], [2])
 
 
 def test_a_batch_never_evicts_its_own_ids() -> None:
     vocabulary = StreamingConfig(policy="lru").build(name="t", capacity=3)
     vocabulary(torch.tensor([1, 2]))
-    assert vocabulary(torch.tensor([1, 2, 3])).slots.tolist() == [1, 2, 0]
+    assert vocabulary(torch.tensor([1, 2, 3])).rows.tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("config", [StreamingConfig(admit_after=2), ManagedCollisionConfig(policy="lru")])
@@ -121,10 +121,10 @@ def test_evaluation_changes_nothing(config: StreamingConfig) -> None:
     for batch in range(5, 9):
         mapped = vocabulary(drifting(batch))
         assert not mapped.resets.numel()
-        assert mapped.counts.hits == int((mapped.slots > 0).sum())
+        assert mapped.counts.hits == int((mapped.rows > 0).sum())
         assert (mapped.counts.admissions, mapped.counts.evictions) == (0, 0)
     assert equal_state(vocabulary.state_dict(), before)
-    assert int(vocabulary(seen).slots.max()) > 0
+    assert int(vocabulary(seen).rows.max()) > 0
     vocabulary.train()
     vocabulary(drifting(9))
     assert not equal_state(vocabulary.state_dict(), before)
@@ -160,7 +160,7 @@ def test_state_goes_on_bit_for_bit(config: StreamingConfig, tmp_path) -> None:
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for batch in range(10, 30):
         one, other = whole(drifting(batch)), second(drifting(batch))
-        assert torch.equal(one.slots, other.slots)
+        assert torch.equal(one.rows, other.rows)
         assert torch.equal(one.resets, other.resets)
         assert (one.counts, one.draw) == (other.counts, other.draw)
     assert equal_state(whole.state_dict(), second.state_dict())
@@ -178,7 +178,7 @@ def test_another_vocabularys_state_is_refused() -> None:
 
 @pytest.mark.parametrize("policy", MANAGED)
 def test_managed_collisions_keep_the_promises_of_the_interface(policy: str) -> None:
-    """What each slot holds, followed from outside: distinct ids have distinct slots, and a slot that changes hands is
+    """What each row holds, followed from outside: distinct ids have distinct rows, and a row that changes hands is
     reset."""
     vocabulary = ManagedCollisionConfig(policy=policy).build(name="t", capacity=12)
     owner: dict[int, int] = {}
@@ -187,12 +187,12 @@ def test_managed_collisions_keep_the_promises_of_the_interface(policy: str) -> N
         ids = with_a_rush(batch)
         mapped = vocabulary(ids)
         totals = totals + mapped.counts
-        pairs = {(slot, id_) for slot, id_ in zip(mapped.slots.tolist(), ids.tolist(), strict=True) if slot}
-        assert len({slot for slot, _ in pairs}) == len(pairs)
-        for slot, id_ in pairs:
-            assert (slot in mapped.resets.tolist()) == (slot in owner and owner[slot] != id_)
-        for slot in mapped.resets.tolist():
-            assert slot in owner
+        pairs = {(row, id_) for row, id_ in zip(mapped.rows.tolist(), ids.tolist(), strict=True) if row}
+        assert len({row for row, _ in pairs}) == len(pairs)
+        for row, id_ in pairs:
+            assert (row in mapped.resets.tolist()) == (row in owner and owner[row] != id_)
+        for row in mapped.resets.tolist():
+            assert row in owner
         owner |= dict(pairs)
         assert mapped.counts.hits + mapped.counts.misses == 40
         assert vocabulary.num_ids == totals.admissions - totals.evictions
@@ -205,7 +205,7 @@ def test_what_torchrec_does_not_give(policy: str) -> None:
     """An id without a row never adds up its counts over batches, and a batch beyond 1.25 times the first is cut."""
     vocabulary = ManagedCollisionConfig(policy=policy).build(name="t", capacity=3)
     vocabulary(torch.tensor([1, 1, 1, 2, 2, 2]))
-    rows = [int(vocabulary(torch.tensor([3])).slots) for _ in range(10)]
+    rows = [int(vocabulary(torch.tensor([3])).rows) for _ in range(10)]
     assert (max(rows) == 0) == (policy == "lfu"), "seen ten times, and under lfu still behind ids with a count of 3"
     with pytest.raises(
         DataError, match=r"8 ids in a batch; .* leave out what is beyond 1.25 times the first batch \(6 ids\)"
@@ -213,7 +213,7 @@ def test_what_torchrec_does_not_give(policy: str) -> None:
         vocabulary(torch.arange(8))
     with pytest.raises(DataError, match="was given id 9223372036854775807, which TorchRec's managed collisions keep"):
         vocabulary(torch.tensor([2**63 - 1]))
-    assert build()(torch.tensor([2**63 - 1])).slots.tolist() == [1], "ours takes all ids"
+    assert build()(torch.tensor([2**63 - 1])).rows.tolist() == [1], "ours takes all ids"
 
 
 def test_torchrecs_other_module_has_no_training_on_a_cpu() -> None:
@@ -231,8 +231,8 @@ def test_torchrecs_other_module_has_no_training_on_a_cpu() -> None:
 def test_empty_batches_and_refused_ids(config: StreamingConfig) -> None:
     vocabulary: IdVocabulary = config.build(name="t", capacity=8)
     mapped = vocabulary(torch.empty(0, dtype=torch.int64))
-    assert (mapped.slots.numel(), mapped.resets.numel(), mapped.counts) == (0, 0, StreamCounts())
-    assert vocabulary(torch.tensor([[5], [6]], dtype=torch.int32)).slots.shape == (2,)
+    assert (mapped.rows.numel(), mapped.resets.numel(), mapped.counts) == (0, 0, StreamCounts())
+    assert vocabulary(torch.tensor([[5], [6]], dtype=torch.int32)).rows.shape == (2,)
     with pytest.raises(DataError, match="table 't' was given id -3; ids of a streaming vocabulary are 0 or more"):
         vocabulary(torch.tensor([4, -3]))
     with pytest.raises(DataError, match=r"ids of table 't' are torch.float32; they must be integers"):
@@ -265,7 +265,7 @@ def test_other_refusals() -> None:
         StreamingConfig().build(name="t", capacity=1)
 
 
-def test_bytes_are_those_of_slots_index_and_candidates() -> None:
+def test_bytes_are_those_of_rows_index_and_candidates() -> None:
     vocabulary = build(admit_after=2)
     assert vocabulary.nbytes() == 8 * 3 * 8
     vocabulary(torch.tensor([1, 1, 2, 3]))

@@ -11,10 +11,10 @@ A table whose rows are chosen by a hash (`unified`, `hash`) needs no list of its
     5 and "5"        two tokens: use one type for a feature
     null             a token of its own, `MISSING_ID`; for zeros instead of a row, give an empty bag
 
-The hash of bytes is a sum over their 8-byte words, each mixed with its place, mixed with the length: every word counts
-on its own, so a column is hashed without a loop over tokens or places. Like any hash without a secret it does not
-withstand someone who searches for collisions. Two of n tokens have one id with probability n**2 / 2**64: 5e-6 for ten
-million.
+The hash of bytes is a sum over their 8-byte words, each mixed with its position, mixed with the length: every word
+counts on its own, so a column is hashed without a loop over tokens or positions. Like any hash without a secret it does
+not withstand someone who searches for collisions. Two of n tokens have one id with probability n**2 / 2**64: 5e-6 for
+ten million.
 
 `token_id` is the definition, in plain integers; `token_ids` the same for columns,
 `embank.tables.ids.hashing.integer_ids` for tensors.
@@ -72,7 +72,9 @@ def token_id(token: Token) -> int:
         return _mix(number & _ALL ^ INTEGER_SALT) >> 1
     data = token if isinstance(token, bytes) else _encoded(token)
     words = [int.from_bytes(data[start : start + 8], "little") for start in range(0, len(data), 8)]
-    total = sum(_mix(word ^ _mix(place)) for place, word in enumerate(words))
+    # Words are mixed with their position, since a sum has no order, and the total with the length, or texts would be
+    # equal that differ in zero bytes at their end. One bit goes: ids are not negative.
+    total = sum(_mix(word ^ _mix(position)) for position, word in enumerate(words))
     return _mix(total & _ALL ^ _mix(len(data))) >> 1
 
 
@@ -158,7 +160,7 @@ def _mix(value: int) -> int:
 
 
 def _mix_words(words: Words) -> Words:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # unsigned products wrap, which is what modulo 2**64 means
         z = words + np.uint64(_GAMMA)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
@@ -182,11 +184,14 @@ def _bytes_ids(series: pl.Series) -> npt.NDArray[np.int64]:
     data = np.frombuffer(b"" if buffer is None else buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
     lengths_N = np.diff(offsets)
     ends_N = np.concatenate([[0], np.cumsum(-(-lengths_N // 8))])
+    # Text n starts at word ends_N[n]; its bytes move by the difference between that and where Arrow has them.
     padded = np.zeros(8 * int(ends_N[-1]), dtype=np.uint8)
     padded[np.arange(len(data)) + np.repeat(8 * ends_N[:-1] - (offsets[:-1] - offsets[0]), lengths_N)] = data
-    places = np.arange(int(ends_N[-1])) - np.repeat(ends_N[:-1], np.diff(ends_N))
-    mixed = _mix_words(padded.view("<u8").astype(np.uint64) ^ _mix_words(places.astype(np.uint64)))
-    with np.errstate(over="ignore"):
+    positions = np.arange(int(ends_N[-1])) - np.repeat(ends_N[:-1], np.diff(ends_N))
+    mixed = _mix_words(padded.view("<u8").astype(np.uint64) ^ _mix_words(positions.astype(np.uint64)))
+    with np.errstate(
+        over="ignore"
+    ):  # a sum per text is the difference of two running sums, right also where these wrap
         sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)])
         totals_N = sums[ends_N[1:]] - sums[ends_N[:-1]]
     return _ids(totals_N ^ _mix_words(lengths_N.astype(np.uint64)))

@@ -117,9 +117,9 @@ def temporary_beside(folder: Path) -> Path:
 
 def publish(temporary: Path, folder: Path) -> None:
     """Gives a complete folder its name, durably."""
-    sync_folder(temporary)
+    sync_folder(temporary)  # first: a name that outlives a crash must not lead to files that did not
     temporary.rename(folder)
-    sync_entry(folder.parent)
+    sync_entry(folder.parent)  # the name itself is written with the folder around it
 
 
 def sync_entry(path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from embank.tables.errors import CheckpointError, ConfigError, DataError
 
-UNKNOWN_SLOT = 0
+UNKNOWN_ROW = 0
 """The row of every id that has none of its own."""
 
 
@@ -45,14 +45,14 @@ class Mapped:
     """A batch of ids as rows of the table.
 
     Args:
-        slots: int64 [N], in 0 .. R - 1.
-        resets: int64, distinct rows that must start anew before these slots are looked up, and after every earlier
+        rows: int64 [N], in 0 .. R - 1.
+        resets: int64, distinct rows that must start anew before these rows are looked up, and after every earlier
             batch has been trained on.
         draw: which fresh values they get, see `reset_rows`; differs from batch to batch.
         counts: of this batch.
     """
 
-    slots: Tensor
+    rows: Tensor
     resets: Tensor
     draw: int
     counts: StreamCounts
@@ -109,22 +109,22 @@ class IdVocabulary(nn.Module, ABC):
         """
         ids_N = self._checked(ids_N)
         if not self.training:
-            slots_N, nothing = self.look_up(ids_N), torch.empty(0, dtype=torch.int64)
-            return Mapped(slots=slots_N, resets=nothing, draw=self.step, counts=_counted(slots_N))
+            rows_N, nothing = self.look_up(ids_N), torch.empty(0, dtype=torch.int64)
+            return Mapped(rows=rows_N, resets=nothing, draw=self.step, counts=_counted(rows_N))
         self.step += 1
         with torch.inference_mode(False):  # what is kept must be of use outside it as well
-            slots_N, resets, changes = self.learn(ids_N)
-        counts = _counted(slots_N) + changes
+            rows_N, resets, changes = self.learn(ids_N)
+        counts = _counted(rows_N) + changes
         self.totals = self.totals + counts
-        return Mapped(slots=slots_N, resets=resets, draw=self.step, counts=counts)
+        return Mapped(rows=rows_N, resets=resets, draw=self.step, counts=counts)
 
     @abstractmethod
     def look_up(self, ids_N: Tensor) -> Tensor:
-        """Slots int64 [N] as things are."""
+        """Rows int64 [N] as things are."""
 
     @abstractmethod
     def learn(self, ids_N: Tensor) -> tuple[Tensor, Tensor, StreamCounts]:
-        """Batch number `step`: its slots [N], rows to reset, and how many ids came and went."""
+        """Batch number `step`: its rows [N], rows to reset, and how many ids came and went."""
 
     @property
     @abstractmethod
@@ -180,6 +180,6 @@ class IdVocabulary(nn.Module, ABC):
         return ids_N
 
 
-def _counted(slots_N: Tensor) -> StreamCounts:
-    hits = int((slots_N != UNKNOWN_SLOT).sum())
-    return StreamCounts(lookups=slots_N.numel(), hits=hits, misses=slots_N.numel() - hits)
+def _counted(rows_N: Tensor) -> StreamCounts:
+    hits = int((rows_N != UNKNOWN_ROW).sum())
+    return StreamCounts(lookups=rows_N.numel(), hits=hits, misses=rows_N.numel() - hits)

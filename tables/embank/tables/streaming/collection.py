@@ -63,7 +63,7 @@ class StreamingCollection(nn.Module):
         ...     ids = torch.from_numpy(token_ids(planes))
         ...     kjt = KeyedJaggedTensor(keys=["plane"], values=ids, lengths=torch.ones(2, dtype=torch.int32))
         ...     streamed = streaming.map(kjt)
-        ...     print(streamed.mapped["plane"].slots.tolist(), streamed.counts["plane"].admissions)
+        ...     print(streamed.mapped["plane"].rows.tolist(), streamed.counts["plane"].admissions)
         [0, 0] 0
         [1, 0] 1
         >>> streaming(streamed)["plane"].shape
@@ -139,12 +139,12 @@ class StreamingCollection(nn.Module):
             start = 0
             for span in spans:
                 size = span.stop - span.start
-                values[span] = mapped[table].slots[start : start + size]
+                values[span] = mapped[table].rows[start : start + size]
                 start += size
-        slots = KeyedJaggedTensor(
+        rows = KeyedJaggedTensor(
             keys=features.keys(), values=values, lengths=features.lengths(), stride=features.stride()
         )
-        return Streamed(addressed=self.tables.address(slots), mapped=mapped)
+        return Streamed(addressed=self.tables.address(rows), mapped=mapped)
 
     @staticmethod
     def _span(bags: Bags, feature: str, *, table: str) -> slice:

@@ -97,8 +97,8 @@ class ManagedVocabulary(IdVocabulary):
         if not ids_N.numel():
             return ids_N
         jagged = JaggedTensor(values=ids_N, lengths=torch.ones_like(ids_N, dtype=torch.int32))
-        places_N: Tensor = self.module({self.name: jagged})[self.name].values()
-        return (places_N + 1) % self.capacity
+        positions_N: Tensor = self.module({self.name: jagged})[self.name].values()
+        return (positions_N + 1) % self.capacity
 
     def learn(self, ids_N: Tensor) -> tuple[Tensor, Tensor, StreamCounts]:
         """As `IdVocabulary.learn`.
@@ -119,14 +119,14 @@ class ManagedVocabulary(IdVocabulary):
             )
         in_use = self._in_use()
         self.module.train()
-        slots_N = self._asked(ids_N)
+        rows_N = self._asked(ids_N)
         given = self.module.evict()
         given = (given + 1) % self.capacity if given is not None else ids_N[:0]
         resets = given[in_use[given]]
-        return slots_N, resets, StreamCounts(admissions=given.numel(), evictions=resets.numel(), resets=resets.numel())
+        return rows_N, resets, StreamCounts(admissions=given.numel(), evictions=resets.numel(), resets=resets.numel())
 
     def _in_use(self) -> Tensor:
-        """Whether each slot has an id, bool [R]."""
+        """Whether each row has an id, bool [R]."""
         held = self.module.get_buffer("_mch_sorted_raw_ids") != NOBODY
         in_use = torch.zeros(self.capacity, dtype=torch.bool)
         in_use[(self.module.get_buffer("_mch_remapped_ids_mapping")[held] + 1) % self.capacity] = True

@@ -27,30 +27,31 @@ class SortedColumns:
         return self.keys.numel()
 
     def find(self, keys_U: Tensor) -> tuple[Tensor, Tensor]:
-        """Where keys are, int64 [U], and whether they are there at all, bool [U]; places of those that are not mean
+        """Where keys are, int64 [U], and whether they are there at all, bool [U]; positions of those that are not mean
         nothing."""
         if not len(self):
             return torch.zeros_like(keys_U), torch.zeros_like(keys_U, dtype=torch.bool)
-        places_U = torch.searchsorted(self.keys, keys_U).clamp_(max=len(self) - 1)
-        return places_U, self.keys[places_U] == keys_U
+        positions_U = torch.searchsorted(self.keys, keys_U).clamp_(max=len(self) - 1)
+        return positions_U, self.keys[positions_U] == keys_U
 
     def insert(self, keys_U: Tensor, *columns_U: Tensor) -> None:
         """Adds distinct keys that are not there yet, in any order."""
         if not keys_U.numel():
             return
         keys_U, order = keys_U.sort()
-        places_U = torch.searchsorted(self.keys, keys_U) + torch.arange(keys_U.numel())
+        # Each new key moves those after it on by one, the new ones before it included.
+        positions_U = torch.searchsorted(self.keys, keys_U) + torch.arange(keys_U.numel())
         is_old = torch.ones(len(self) + keys_U.numel(), dtype=torch.bool)
-        is_old[places_U] = False
-        self.keys = _merged(self.keys, keys_U, places_U, is_old)
+        is_old[positions_U] = False
+        self.keys = _merged(self.keys, keys_U, positions_U, is_old)
         pairs = zip(self.columns, columns_U, strict=True)
-        self.columns = [_merged(old, new[order], places_U, is_old) for old, new in pairs]
+        self.columns = [_merged(old, new[order], positions_U, is_old) for old, new in pairs]
 
-    def remove(self, places: Tensor) -> None:
-        """Takes out the keys at some places."""
-        if places.numel():
+    def remove(self, positions: Tensor) -> None:
+        """Takes out the keys at some positions."""
+        if positions.numel():
             stays = torch.ones(len(self), dtype=torch.bool)
-            stays[places] = False
+            stays[positions] = False
             self.keys, self.columns = self.keys[stays], [column[stays] for column in self.columns]
 
     def tensors(self) -> list[Tensor]:
@@ -58,9 +59,9 @@ class SortedColumns:
         return [self.keys, *self.columns]
 
 
-def _merged(old: Tensor, new_U: Tensor, places_U: Tensor, is_old: Tensor) -> Tensor:
+def _merged(old: Tensor, new_U: Tensor, positions_U: Tensor, is_old: Tensor) -> Tensor:
     merged = torch.empty(is_old.numel(), dtype=torch.int64)
-    merged[is_old], merged[places_U] = old, new_U
+    merged[is_old], merged[positions_U] = old, new_U
     return merged
 
 
@@ -79,6 +80,6 @@ def smallest(keys: Sequence[Tensor], count: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64)
     bound = keys[0].kthvalue(count).values  # only those up to it are sorted
     chosen = (keys[0] <= bound).nonzero().squeeze(1)
-    for key in reversed(keys):
+    for key in reversed(keys):  # stable sorts from the last key to the first leave ties in the order of the later keys
         chosen = chosen[key[chosen].argsort(stable=True)]
     return chosen[:count]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from embank.tables.errors import ConfigError
 from embank.tables.method.options import option_class
-from embank.tables.streaming.base import UNKNOWN_SLOT, IdVocabulary, StreamCounts
+from embank.tables.streaming.base import UNKNOWN_ROW, IdVocabulary, StreamCounts
 from embank.tables.streaming.sorted_columns import SortedColumns, smallest
 
 FREE = -1
@@ -94,56 +94,56 @@ class StreamingVocabulary(IdVocabulary):
         super().__init__(name=name, capacity=capacity)
         self.config = config
         self.max_candidates = capacity if config.candidates is None else config.candidates
-        self.slot_ids = torch.full((capacity,), FREE)
-        self.slot_counts = torch.zeros(capacity, dtype=torch.int64)
-        self.slot_seen = torch.zeros(capacity, dtype=torch.int64)
-        self.index = SortedColumns(1)  # ids: their slots
+        self.held_ids = torch.full((capacity,), FREE)
+        self.held_counts = torch.zeros(capacity, dtype=torch.int64)
+        self.held_seen = torch.zeros(capacity, dtype=torch.int64)
+        self.index = SortedColumns(1)  # ids: their rows
         self.candidates = SortedColumns(2)  # ids: count, last step
-        self.num_used = 1  # slots below have been given out before
+        self.num_used = 1  # rows below have been given out before
 
     def look_up(self, ids_N: Tensor) -> Tensor:
-        places_N, found_N = self.index.find(ids_N)
-        slots_N = torch.full_like(ids_N, UNKNOWN_SLOT)
-        slots_N[found_N] = self.index.columns[0][places_N[found_N]]
-        return slots_N
+        positions_N, known_N = self.index.find(ids_N)
+        rows_N = torch.full_like(ids_N, UNKNOWN_ROW)
+        rows_N[known_N] = self.index.columns[0][positions_N[known_N]]
+        return rows_N
 
     def learn(self, ids_N: Tensor) -> tuple[Tensor, Tensor, StreamCounts]:
         ids_U, inverse_N, counts_U = torch.unique(ids_N, return_inverse=True, return_counts=True)
-        slots_U = self.look_up(ids_U)
-        is_new = slots_U == UNKNOWN_SLOT
-        known = slots_U[~is_new]
-        self.slot_counts[known] += counts_U[~is_new]
-        self.slot_seen[known] = self.step
-        num_expired = self._expire()
+        rows_U = self.look_up(ids_U)
+        is_new = rows_U == UNKNOWN_ROW
+        known = rows_U[~is_new]
+        self.held_counts[known] += counts_U[~is_new]
+        self.held_seen[known] = self.step
+        num_expired = self._expire()  # before anyone is admitted: it makes room
         ids_A = ids_U[is_new]
         counts_A = self._count(ids_A, counts_U[is_new])
-        slots_W, num_evicted = self._admit(ids_A, counts_A)
+        rows_W, num_evicted = self._admit(ids_A, counts_A)
         self._forget()
-        resets = slots_W[slots_W < self.num_used]
-        if slots_W.numel():
-            self.num_used = max(self.num_used, int(slots_W.max()) + 1)
-        changes = StreamCounts(admissions=slots_W.numel(), evictions=num_expired + num_evicted, resets=resets.numel())
+        resets = rows_W[rows_W < self.num_used]  # a row that nobody had before still has its initial values
+        if rows_W.numel():
+            self.num_used = max(self.num_used, int(rows_W.max()) + 1)
+        changes = StreamCounts(admissions=rows_W.numel(), evictions=num_expired + num_evicted, resets=resets.numel())
         return self.look_up(ids_U)[inverse_N], resets, changes
 
     def _expire(self) -> int:
         """Takes the rows of ids that are too old; how many."""
         if self.config.max_age is None:
             return 0
-        is_old = (self.slot_ids != FREE) & (self.slot_seen < self.step - self.config.max_age)
+        is_old = (self.held_ids != FREE) & (self.held_seen < self.step - self.config.max_age)
         old = is_old.nonzero().squeeze(1)
         self._evict(old)
         return old.numel()
 
     def _count(self, ids_A: Tensor, counts_A: Tensor) -> Tensor:
         """Adds a batch's counts to those of its candidates; their counts so far."""
-        places_A, found_A = self.candidates.find(ids_A)
+        positions_A, known_A = self.candidates.find(ids_A)
         counts, seen = self.candidates.columns
-        counts[places_A[found_A]] += counts_A[found_A]
-        seen[places_A[found_A]] = self.step
+        counts[positions_A[known_A]] += counts_A[known_A]
+        seen[positions_A[known_A]] = self.step
         totals_A = counts_A.clone()
-        totals_A[found_A] = counts[places_A[found_A]]
-        first = ids_A[~found_A]
-        self.candidates.insert(first, counts_A[~found_A], torch.full_like(first, self.step))
+        totals_A[known_A] = counts[positions_A[known_A]]
+        first = ids_A[~known_A]
+        self.candidates.insert(first, counts_A[~known_A], torch.full_like(first, self.step))
         return totals_A
 
     def _admit(self, ids_A: Tensor, counts_A: Tensor) -> tuple[Tensor, int]:
@@ -158,35 +158,36 @@ class StreamingVocabulary(IdVocabulary):
         ids_C = ids_A[is_ready][order]
         if not ids_C.numel():
             return ids_C, 0
-        free = (self.slot_ids[1:] == FREE).nonzero().squeeze(1)[: ids_C.numel()] + 1
+        free = (self.held_ids[1:] == FREE).nonzero().squeeze(1)[: ids_C.numel()] + 1
         victims = self._victims(counts_C[free.numel() :])
         self._evict(victims)
-        slots_W = torch.cat([free, victims])
-        ids_W, counts_W = ids_C[: slots_W.numel()], counts_C[: slots_W.numel()]
-        self.slot_ids[slots_W], self.slot_counts[slots_W], self.slot_seen[slots_W] = ids_W, counts_W, self.step
-        self.index.insert(ids_W, slots_W)
+        rows_W = torch.cat([free, victims])
+        ids_W, counts_W = ids_C[: rows_W.numel()], counts_C[: rows_W.numel()]
+        self.held_ids[rows_W], self.held_counts[rows_W], self.held_seen[rows_W] = ids_W, counts_W, self.step
+        self.index.insert(ids_W, rows_W)
         self.candidates.remove(self.candidates.find(ids_W)[0])
-        return slots_W, victims.numel()
+        return rows_W, victims.numel()
 
     def _victims(self, counts_C: Tensor) -> Tensor:
-        """Slots whose ids make room for candidates with these counts, highest first; fewer where there are not as
+        """Rows whose ids make room for candidates with these counts, highest first; fewer where there are not as
         many."""
-        held = ((self.slot_ids != FREE) & (self.slot_seen < self.step)).nonzero().squeeze(1)
+        # An id of the batch at hand never makes room: its row may be looked up in this very step.
+        held = ((self.held_ids != FREE) & (self.held_seen < self.step)).nonzero().squeeze(1)
         count = min(held.numel(), counts_C.numel())
         if self.config.policy == "age" or not count:
             return held[:0]
-        uses, seen, ids = self.slot_counts[held], self.slot_seen[held], self.slot_ids[held]
+        uses, seen, ids = self.held_counts[held], self.held_seen[held], self.held_ids[held]
         if self.config.policy == "lru":
             return held[smallest((seen, uses, ids), count)]
         victims = held[smallest((uses, seen, ids), count)]
-        return victims[
-            counts_C[:count] > self.slot_counts[victims]
-        ]  # the first so many: one side falls, the other rises
+        # Candidates come by falling counts, victims by rising ones: the pairs in which the candidate has the higher
+        # count are the first ones.
+        return victims[counts_C[:count] > self.held_counts[victims]]
 
-    def _evict(self, slots: Tensor) -> None:
-        if slots.numel():
-            self.index.remove(self.index.find(self.slot_ids[slots])[0])
-            self.slot_ids[slots], self.slot_counts[slots], self.slot_seen[slots] = FREE, 0, 0
+    def _evict(self, rows: Tensor) -> None:
+        if rows.numel():
+            self.index.remove(self.index.find(self.held_ids[rows])[0])
+            self.held_ids[rows], self.held_counts[rows], self.held_seen[rows] = FREE, 0, 0
 
     def _forget(self) -> None:
         """Drops candidates beyond the buffer."""
@@ -200,20 +201,20 @@ class StreamingVocabulary(IdVocabulary):
         return len(self.index)
 
     def nbytes(self) -> int:
-        held = [self.slot_ids, self.slot_counts, self.slot_seen, *self.index.tensors(), *self.candidates.tensors()]
+        held = [self.held_ids, self.held_counts, self.held_seen, *self.index.tensors(), *self.candidates.tensors()]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def facts(self) -> dict[str, Any]:
         return {"capacity": self.capacity, **asdict(self.config)}
 
     def state(self) -> dict[str, Any]:
-        held = (self.slot_ids, self.slot_counts, self.slot_seen, *self.candidates.tensors())
+        held = (self.held_ids, self.held_counts, self.held_seen, *self.candidates.tensors())
         return {"num_used": self.num_used, "tensors": [tensor.clone() for tensor in held]}
 
     def load_state(self, state: dict[str, Any]) -> None:
         tensors = [tensor.clone() for tensor in state["tensors"]]
         self.num_used = state["num_used"]
-        self.slot_ids, self.slot_counts, self.slot_seen, self.candidates.keys, *self.candidates.columns = tensors
-        slots = (self.slot_ids != FREE).nonzero().squeeze(1)
-        self.index = SortedColumns(1)
-        self.index.insert(self.slot_ids[slots], slots)
+        self.held_ids, self.held_counts, self.held_seen, self.candidates.keys, *self.candidates.columns = tensors
+        rows = (self.held_ids != FREE).nonzero().squeeze(1)
+        self.index = SortedColumns(1)  # not saved: it says what `held_ids` says, the other way round
+        self.index.insert(self.held_ids[rows], rows)
