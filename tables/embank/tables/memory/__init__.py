@@ -13,19 +13,25 @@ from typing import TYPE_CHECKING, Any
 from embank.tables.libraries import missing_library
 
 if TYPE_CHECKING:
+    from embank.tables.memory.editing import Edit, EditSession
     from embank.tables.memory.engram import Engram, EngramState
     from embank.tables.memory.history import DEAD, TokenHistory, mark_tokens, starts_of_positions
     from embank.tables.memory.layouts import EngramConfig, EngramLayout, MemoryLayout, StemConfig, StemLayout
     from embank.tables.memory.memoryformer import MemoryFormerLinear
     from embank.tables.memory.ngram_hash import NgramHash
+    from embank.tables.memory.overlays import apply_overlay, save_overlay
+    from embank.tables.memory.position_edits import PositionEdit, occurrences, readings
     from embank.tables.memory.session import MemoryReader, MemorySession
     from embank.tables.memory.stem import StemFFN, stem_init_std
     from embank.tables.memory.tables import AddressedMemory, MemoryTables, memory_plan
     from embank.tables.memory.token_compression import TokenCompression
+    from embank.tables.memory.trigger_rows import TriggerRows
 
 __all__ = [
     "DEAD",
     "AddressedMemory",
+    "Edit",
+    "EditSession",
     "Engram",
     "EngramConfig",
     "EngramLayout",
@@ -36,13 +42,19 @@ __all__ = [
     "MemorySession",
     "MemoryTables",
     "NgramHash",
+    "PositionEdit",
     "StemConfig",
     "StemFFN",
     "StemLayout",
     "TokenCompression",
     "TokenHistory",
+    "TriggerRows",
+    "apply_overlay",
     "mark_tokens",
     "memory_plan",
+    "occurrences",
+    "readings",
+    "save_overlay",
     "starts_of_positions",
     "stem_init_std",
 ]
@@ -50,6 +62,8 @@ __all__ = [
 _HOME = {
     "AddressedMemory": "tables",
     "DEAD": "history",
+    "Edit": "editing",
+    "EditSession": "editing",
     "Engram": "engram",
     "EngramConfig": "layouts",
     "EngramLayout": "layouts",
@@ -60,13 +74,19 @@ _HOME = {
     "MemorySession": "session",
     "MemoryTables": "tables",
     "NgramHash": "ngram_hash",
+    "PositionEdit": "position_edits",
     "StemConfig": "layouts",
     "StemFFN": "stem",
     "StemLayout": "layouts",
     "TokenCompression": "token_compression",
     "TokenHistory": "history",
+    "TriggerRows": "trigger_rows",
+    "apply_overlay": "overlays",
     "mark_tokens": "history",
     "memory_plan": "tables",
+    "occurrences": "position_edits",
+    "readings": "position_edits",
+    "save_overlay": "overlays",
     "starts_of_positions": "history",
     "stem_init_std": "stem",
 }
