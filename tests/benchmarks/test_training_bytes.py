@@ -1,6 +1,5 @@
 """The benchmark of training memory, in this process at a size that takes a second."""
 
-import importlib.util
 import json
 import re
 import sys
@@ -8,21 +7,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.scripts import ROOT, script
 
 from embank.compression import METHODS
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results/training_bytes.json"
 
 
 @pytest.fixture(name="benchmark", scope="module")
 def _benchmark() -> ModuleType:
-    found = importlib.util.spec_from_file_location("training_bytes", ROOT / "benchmarks/training_bytes.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    return script("training_bytes")
 
 
 def test_every_stage_is_measured(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
