@@ -107,8 +107,8 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
     """
     refuse_no_tables(tables, doing="save_checkpoint")
     folder, processes = Path(folder), tables.processes
-    temporary = Path(processes.first(str(temporary_beside(folder))))
-    with processes.together():
+    temporary = Path(processes.first(str(temporary_beside(folder))))  # its name has the first process's id
+    with processes.together():  # whoever fails in one of these blocks fails for all, or the others would wait for ever
         if folder.exists():
             raise CheckpointError(f"'{folder}' exists already; a checkpoint is never written over another one")
         refuse_non_finite(tables)
@@ -127,10 +127,10 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
                 write_index(temporary / "rows", metadata, striped=striped)
                 for name, content in rest.items():
                     (temporary / name).write_bytes(content)
-                write_checksums(temporary)
+                write_checksums(temporary)  # over all other files, so it comes last
                 publish(temporary, folder)
     except (OSError, RuntimeError, CheckpointException) as error:
-        cause = cause_of(error, folder=temporary)
+        cause = cause_of(error, folder=temporary)  # before the folder goes: it may have to try the disk again
         _remove(temporary, processes)
         refuse_exhausted(error, doing=f"writing the checkpoint '{folder}'")
         raise WorkError(

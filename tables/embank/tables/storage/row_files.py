@@ -98,7 +98,7 @@ def read_rows(folder: Path, tensors: Sequence[RowTensor]) -> None:
                 f"the checkpoint in '{folder}' holds '{tensor.name}' with shape {saved.size}, the table here has "
                 f"{tuple(expected)}"
             )
-    for tensor in tensors:
+    for tensor in tensors:  # a second loop: what does not fit is refused before the first row is overwritten
         saved = index[tensor.name]
         for piece in saved.pieces:
             if _overlaps(tensor, piece, saved.is_striped):
@@ -114,7 +114,7 @@ def _overlaps(tensor: RowTensor, piece: Piece, is_striped: bool) -> bool:
         first, width = piece.offsets[1], piece.sizes[1]
         if first >= shard.first_column + shard.num_columns or first + width <= shard.first_column:
             return False
-    if shard.is_striped != is_striped:
+    if shard.is_striped != is_striped:  # rows and positions are in another order: any piece may hold some of them
         return True
     first, count = piece.offsets[0], piece.sizes[0]
     return first < shard.first_position + shard.num_rows and first + count > shard.first_position
@@ -128,12 +128,13 @@ def _place(target: RowTensor, piece: Piece, values: Tensor, is_striped: bool) ->
         last = min(offsets[1] + values.shape[1], shard.first_column + shard.num_columns)
         view = view[:, first - shard.first_column : last - shard.first_column]
         values = values[:, first - offsets[1] : last - offsets[1]]
-    if is_striped == shard.is_striped:
+    if is_striped == shard.is_striped:  # the same order on disk and here: a plain slice
         start = max(0, offsets[0] - shard.first_position)
         stop = min(shard.num_rows, offsets[0] + values.shape[0] - shard.first_position)
         shift = shard.first_position - offsets[0]
         view[start:stop] = values[start + shift : stop + shift]
         return
+    # Cut in stripes there and not here, or the other way round: row by row, by the numbers of the rows.
     rows = torch.arange(offsets[0], offsets[0] + values.shape[0])
     if is_striped:
         rows = rows_at(rows, num_rows=shard.table.num_embeddings)
