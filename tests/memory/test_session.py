@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from embank.tables import ConfigError, DataError, RowTier, SequenceCollection, TableSpec
-from embank.tables.memory import MemoryReader, MemorySession, MemoryTables, starts_of_positions
+from embank.tables.memory import EngramLayout, MemoryReader, MemorySession, MemoryTables, starts_of_positions
 from embank.tables.memory.flat_rows import FlatRows
 from tests.memory.small import NUM_TOKENS, engram, memory, stem, tokens, train
 
@@ -111,3 +111,22 @@ def test_a_memory_of_one_kind() -> None:
         tables = MemoryTables([layout], tier=RowTier())
         ids = tokens()
         assert same(MemorySession(tables, 3).next(ids[:, 0].tolist()), tables(ids), slice(0, 1))
+
+
+class Reversed(EngramLayout):
+    """Addresses rows in its own way."""
+
+    def ids(self, token_ids_BT: torch.Tensor, marked_BT: torch.Tensor, before_BS: torch.Tensor | None) -> dict:
+        return {group: ids.flip(0) for group, ids in super().ids(token_ids_BT, marked_BT, before_BS).items()}
+
+
+def test_a_memory_without_a_read_path_is_read_through_its_collections() -> None:
+    usual = engram()
+    tables = MemoryTables([Reversed(usual.config, usual.compression, pad_token=4)])
+    ids = tokens(length=6)
+    with pytest.raises(ConfigError, match="a Reversed addresses rows in a way of its own, which has no read path"):
+        MemoryReader(tables)
+    wanted, session = tables(ids), MemorySession(tables, 3)
+    assert same(session.extend(ids[:, :4]), wanted, slice(0, 4))
+    assert same(session.next(ids[:, 4].tolist()), wanted, slice(4, 5))
+    assert session.length == 5

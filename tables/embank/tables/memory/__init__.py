@@ -15,12 +15,14 @@ from embank.tables.libraries import missing_library
 if TYPE_CHECKING:
     from embank.tables.memory.editing import Edit, EditSession
     from embank.tables.memory.engram import Engram, EngramState
+    from embank.tables.memory.export import export_memory, import_rows, open_memory
     from embank.tables.memory.history import DEAD, TokenHistory, mark_tokens, starts_of_positions
     from embank.tables.memory.layouts import EngramConfig, EngramLayout, MemoryLayout, StemConfig, StemLayout
     from embank.tables.memory.memoryformer import MemoryFormerLinear
     from embank.tables.memory.ngram_hash import NgramHash
     from embank.tables.memory.overlays import apply_overlay, save_overlay
     from embank.tables.memory.position_edits import PositionEdit, occurrences, readings
+    from embank.tables.memory.released import dequantized, fill_layer, load_demo_layer
     from embank.tables.memory.session import MemoryReader, MemorySession
     from embank.tables.memory.stem import StemFFN, stem_init_std
     from embank.tables.memory.tables import AddressedMemory, MemoryTables, memory_plan
@@ -50,9 +52,15 @@ __all__ = [
     "TokenHistory",
     "TriggerRows",
     "apply_overlay",
+    "dequantized",
+    "export_memory",
+    "fill_layer",
+    "import_rows",
+    "load_demo_layer",
     "mark_tokens",
     "memory_plan",
     "occurrences",
+    "open_memory",
     "readings",
     "save_overlay",
     "starts_of_positions",
@@ -82,9 +90,15 @@ _HOME = {
     "TokenHistory": "history",
     "TriggerRows": "trigger_rows",
     "apply_overlay": "overlays",
+    "dequantized": "released",
+    "export_memory": "export",
+    "fill_layer": "released",
+    "import_rows": "export",
+    "load_demo_layer": "released",
     "mark_tokens": "history",
     "memory_plan": "tables",
     "occurrences": "position_edits",
+    "open_memory": "export",
     "readings": "position_edits",
     "save_overlay": "overlays",
     "starts_of_positions": "history",

@@ -117,6 +117,7 @@ class EngramLayout:
         rows = config.rows_per_order
         self.config = config
         self.compression = compression
+        self.pad_token = pad_token
         self.hash = NgramHash(
             layer_ids=config.layer_ids,
             max_ngram=config.max_ngram,

@@ -6,6 +6,7 @@ that they may not see (as DeepSeek-V4.1's ports have it; the demo knows the sequ
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -241,6 +242,10 @@ class NgramHash:
                 break
         return windows
 
+    def offsets(self, layer: int) -> list[int]:
+        """The first row of each head where a layer's heads lie one after the other in one table, as released."""
+        return [0, *accumulate(self.primes[layer][:-1])]
+
     def manifest(self) -> dict[str, Any]:
         """Everything that decides on rows, as JSON: derived numbers too, so that a reader need not draw them again."""
         return {
@@ -255,6 +260,7 @@ class NgramHash:
             "stop_rule": "sticky",
             "multipliers": {str(layer): list(m) for layer, m in self.multipliers.items()},
             "primes": {str(layer): list(p) for layer, p in self.primes.items()},
+            "offsets": {str(layer): self.offsets(layer) for layer in self.layer_ids},
         }
 
     @classmethod

@@ -31,16 +31,18 @@ class MemoryReader:
         self.engram: EngramLayout | None = None
         self.stem: StemLayout | None = None
         for layout in memory.layouts.values():
-            if isinstance(layout, EngramLayout):
+            if isinstance(layout, EngramLayout) and type(layout).ids is EngramLayout.ids:
                 self.engram = layout
                 firsts = self.flat[layout.kind].first_rows
                 self._offsets = [[firsts[name] for name in layout.table_names(layer)] for layer in layout.layer_ids]
-            elif isinstance(layout, StemLayout):
+            elif isinstance(layout, StemLayout) and type(layout).ids is StemLayout.ids:
                 self.stem = layout
                 firsts = self.flat[layout.kind].first_rows
                 self._token_rows = [firsts[layout.table_name(layer)] for layer in layout.layer_ids]
             else:
-                raise ConfigError(f"memory of kind '{layout.kind}' has no read path of its own")
+                raise ConfigError(
+                    f"a {type(layout).__name__} addresses rows in a way of its own, which has no read path"
+                )
 
     def read(self, token_ids: Sequence[int], marked: Sequence[Sequence[int]]) -> LayerRows:
         """What every layer reads at one position of each of B sequences, [B, 1, row_dim].
@@ -76,14 +78,15 @@ class MemorySession:
     Args:
         memory: whose rows are read.
         num_sequences: B.
-        reader: of the memory, where several sessions share one; None makes one.
+        reader: of the memory, where several sessions share one. None makes one; a memory that has none (rows of other
+            processes, tables that compute them) is read through its collections.
 
     Example: see `docs/memory.md`.
     """
 
     def __init__(self, memory: MemoryTables, num_sequences: int, *, reader: MemoryReader | None = None) -> None:
         self.memory = memory
-        self.reader = reader or MemoryReader(memory)
+        self.reader = reader or _reader_of(memory)
         self.history = TokenHistory(num_sequences)
 
     @property
@@ -108,7 +111,8 @@ class MemorySession:
         num = len(self.history.rows)
         if token_ids_BT.dim() != 2 or len(token_ids_BT) != num:
             raise DataError(f"token ids of shape {tuple(token_ids_BT.shape)} do not go on from {num} sequences")
-        if token_ids_BT.shape[1] == 1 and num <= FEW and dead_BT is None and starts_BT is None:
+        is_plain = dead_BT is None and starts_BT is None
+        if self.reader is not None and token_ids_BT.shape[1] == 1 and num <= FEW and is_plain:
             return self.next(token_ids_BT.view(-1).tolist())
         before_BS = self.history.last(self.memory.lookback)
         with torch.no_grad():
@@ -126,6 +130,8 @@ class MemorySession:
         marked = self.history.rows
         if len(token_ids) != len(marked):
             raise DataError(f"{len(token_ids)} tokens do not go on from {len(marked)} sequences")
+        if self.reader is None:
+            return self.extend(torch.tensor(token_ids, dtype=torch.int64).view(-1, 1))
         compressed = [self.reader.compression.one(token) for token in token_ids]
         for row, token in zip(marked, compressed, strict=True):
             row.append(token)
@@ -138,3 +144,10 @@ class MemorySession:
     def reorder(self, sequences: Sequence[int]) -> None:
         """Goes on from other sequences, as beam search does: b from what `sequences[b]` was."""
         self.history.reorder(sequences)
+
+
+def _reader_of(memory: MemoryTables) -> MemoryReader | None:
+    try:
+        return MemoryReader(memory)
+    except ConfigError:
+        return None

@@ -1,0 +1,213 @@
+"""A memory as a folder of safetensors: rows by layer, order and head, with everything that says what they mean.
+
+manifest.json                               settings, multipliers, primes, offsets, the tokenizer's digest
+tokens.safetensors                          the compressed id of each token
+rows/engram.layer1.order2.head0.safetensors "rows" [prime, D], without padding
+checksums.json                              SHA-256 and bytes of each file
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embank.tables.errors import CheckpointError, ConfigError
+from embank.tables.memory.layouts import EngramConfig, EngramLayout, MemoryLayout, StemConfig, StemLayout
+from embank.tables.memory.tables import MemoryTables
+from embank.tables.memory.tensor_files import reading_tensors, write_tensors
+from embank.tables.memory.token_compression import TokenCompression
+from embank.tables.storage.folders import (
+    publish,
+    read_json,
+    temporary_beside,
+    verify_checksums,
+    write_checksums,
+    writing,
+)
+
+FORMAT_VERSION = 1
+MANIFEST, TOKENS, ROWS = "manifest.json", "tokens.safetensors", "rows"
+ROW_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CURE = "Export the memory again"
+
+
+def export_memory(memory: MemoryTables, folder: str | Path, *, codec: str = "fp32") -> None:
+    """Writes rows for serving, one table at a time; at every moment either nothing or all of it is at `folder`.
+
+    Args:
+        memory: all of whose rows are in this process, in plain tables.
+        folder: must not exist yet.
+        codec: "fp32", "bf16" or "fp16".
+
+    Raises:
+        ConfigError: another codec, rows that it can't hold, or rows of other processes.
+        CheckpointError: the folder exists.
+        WorkError: it can't be written.
+    """
+    folder = Path(folder)
+    if codec not in ROW_TYPES:
+        raise ConfigError(f"rows of a memory can't be exported as '{codec}'; use {', '.join(ROW_TYPES)}")
+    if folder.exists():
+        raise CheckpointError(f"'{folder}' exists already; an export is never written over another one")
+    temporary = temporary_beside(folder)
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "codec": codec,
+        "memory": memory.manifest(),
+        "pad_tokens": {"engram": e.pad_token} if (e := _engram_of(memory)) is not None else {},
+    }
+    try:
+        with writing(f"the export '{folder}'", cure="Make room, or choose another place"):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            (temporary / MANIFEST).write_text(json.dumps(facts, indent=1))
+            write_tensors(temporary / TOKENS, {"ids": memory.compression.ids_V}, facts={}, what="the export")
+            for table, rows_RD in _tables_of(memory):
+                cast = _cast(rows_RD, codec, table=table)
+                write_tensors(temporary / ROWS / f"{table}.safetensors", {"rows": cast}, facts={}, what="the export")
+            write_checksums(temporary)
+            publish(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def import_rows(memory: MemoryTables, folder: str | Path) -> None:
+    """Fills a memory with exported rows, after checking that they are of these very tables. Rows become fp32.
+
+    Raises:
+        CheckpointError: damaged, or of another tokenizer, hash or size; nothing was written.
+    """
+    folder = Path(folder)
+    facts = _verified(folder)
+    memory.refuse_other(_kinds_of(facts, folder), what=f"the export '{folder}'")
+    dtype = ROW_TYPES[facts["codec"]]
+    shapes = {s.name: (s.num_embeddings, s.embedding_dim) for c in memory.collections.values() for s in c.specs}
+    for table, shape in shapes.items():  # all of them before the first is written
+        with reading_tensors(folder / ROWS / f"{table}.safetensors", what="the export's rows") as (_, get):
+            found = get("rows")
+            if tuple(found.shape) != shape or found.dtype != dtype:
+                raise CheckpointError(
+                    f"the export '{folder}' has rows of {found.dtype} and shape {tuple(found.shape)} for table "
+                    f"'{table}'; they must be {dtype} and {shape}. {_CURE}"
+                )
+    for collection in memory.collections.values():
+        for spec in collection.specs:
+            with reading_tensors(folder / ROWS / f"{spec.name}.safetensors", what="the export's rows") as (_, get):
+                collection.set_rows(spec.name, get("rows").float())
+
+
+def open_memory(folder: str | Path, tokenizer: Any, *, num_layers: int | None = None, **options: Any) -> MemoryTables:
+    """A memory from an export, for serving or to train on.
+
+    Args:
+        folder: what `export_memory` wrote.
+        tokenizer: the one of the training; another one is refused.
+        num_layers: of the model, where it is known.
+        options: of `MemoryTables`.
+
+    Raises:
+        CheckpointError: damaged, or trained with another tokenizer.
+    """
+    folder = Path(folder)
+    facts = _verified(folder)
+    what = f"the export '{folder}'"
+    layouts: list[MemoryLayout] = []
+    for kind, manifest in _kinds_of(facts, folder).items():
+        compression = _compression(tokenizer, manifest.get("tokenizer") or {}, what=what)
+        layouts.append(_layout(kind, manifest, compression, facts, num_layers=num_layers, what=what))
+    memory = MemoryTables(layouts, **options)
+    import_rows(memory, folder)
+    return memory
+
+
+def _compression(tokenizer: Any, manifest: Mapping[str, Any], *, what: str) -> TokenCompression:
+    """The map of a tokenizer that an export was made with: compressed or not, as its digest tells."""
+    plain = TokenCompression.from_tokenizer(tokenizer, compress=False)
+    if plain.digest == manifest.get("digest"):
+        return plain
+    compression = TokenCompression.from_tokenizer(tokenizer)
+    compression.refuse_other(manifest, what=what)
+    return compression
+
+
+def _layout(
+    kind: str,
+    manifest: Mapping[str, Any],
+    compression: TokenCompression,
+    facts: Mapping[str, Any],
+    *,
+    num_layers: int | None,
+    what: str,
+) -> MemoryLayout:
+    try:
+        if kind == "engram":
+            hash = manifest["hash"]
+            engram = EngramConfig(
+                layer_ids=hash["layer_ids"],
+                rows_per_order=hash["rows_per_order"],
+                memory_dim=manifest["memory_dim"],
+                max_ngram=hash["max_ngram"],
+                num_heads=hash["num_heads"],
+                seed=hash["seed"],
+            )
+            return EngramLayout(engram, compression, pad_token=facts["pad_tokens"]["engram"], num_layers=num_layers)
+        if kind == "stem":
+            stem = StemConfig(layer_ids=manifest["layer_ids"], ffn_dim=manifest["ffn_dim"])
+            return StemLayout(stem, compression, num_layers=num_layers)
+    except KeyError as error:
+        raise CheckpointError(f"{what} does not say its {error.args[0]}. {_CURE}") from error
+    raise CheckpointError(f"{what} has memory of kind '{kind}', which this embank does not know")
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """The facts of an export, after all of its files were checked."""
+    checksums = verify_checksums(folder, kind="export of a memory", cure=_CURE)
+    if MANIFEST not in checksums:
+        raise CheckpointError(f"'{folder}' is no export of a memory: it has no {MANIFEST}. {_CURE}")
+    facts = read_json(folder / MANIFEST)
+    if facts.get("format_version") != FORMAT_VERSION or facts.get("codec") not in ROW_TYPES:
+        raise CheckpointError(
+            f"the export '{folder}' has format version {facts.get('format_version')} and codec {facts.get('codec')}; "
+            f"this embank reads version {FORMAT_VERSION} with {', '.join(ROW_TYPES)}"
+        )
+    return facts
+
+
+def _kinds_of(facts: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    kinds = facts.get("memory")
+    if not isinstance(kinds, dict) or not all(isinstance(manifest, dict) for manifest in kinds.values()):
+        raise CheckpointError(f"the export '{folder}' does not say what its memory is. {_CURE}")
+    return kinds
+
+
+def _engram_of(memory: MemoryTables) -> EngramLayout | None:
+    layout = memory.layouts.get("engram")
+    return layout if isinstance(layout, EngramLayout) else None
+
+
+def _tables_of(memory: MemoryTables) -> Iterator[tuple[str, Tensor]]:
+    for collection in memory.collections.values():
+        if collection.sharding is not None:
+            raise ConfigError(
+                "the rows are spread over processes and can't be exported here; save the memory and load it into one"
+            )
+        for method in collection.built_methods():
+            if not method.is_plain:
+                raise ConfigError(
+                    f"table '{method.spec.name}' has method '{method.spec.method}', which computes its rows; only "
+                    "plain tables are exported as rows"
+                )
+        yield from collection.weights().items()
+
+
+def _cast(rows_RD: Tensor, codec: str, *, table: str) -> Tensor:
+    cast = rows_RD.to(ROW_TYPES[codec])
+    if not bool(torch.stack(cast.aminmax()).isfinite().all()):
+        raise ConfigError(
+            f"rows of table '{table}' are not finite as {codec}; use 'fp32' or 'bf16', or train with a lower rate"
+        )
+    return cast
