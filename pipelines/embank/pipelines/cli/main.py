@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from embank.pipelines.cli import lm, show
+from embank.pipelines.cli import search as search_command
 from embank.pipelines.cli.messages import messages
 from embank.pipelines.cli.watched import watch
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Known data sets, generated logs, and what is in a prepared folder.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(lm.app, name="lm")
+app.command()(search_command.search)
 
 
 def _print_version(asked: bool) -> None:

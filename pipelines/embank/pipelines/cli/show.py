@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 import sys
 import time
 import warnings
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for
     from embank.pipelines.data.schema import Schema
     from embank.pipelines.data.sources.catalog import Dataset, Fetched
     from embank.pipelines.data.synth import SynthReport
+    from embank.pipelines.search.folder import SearchFolder
     from embank.pipelines.sweep.folder import SweepFolder
     from embank.pipelines.sweep.leaderboard import Row
     from embank.tables.sharding.plan import Load, Plan
@@ -227,6 +229,34 @@ def leaderboard(rows: "Sequence[Row]", folder: "SweepFolder") -> None:
     left = sum(name in ("model", "method") for name in names)
     table(names, list(zip(*(columns[name] for name in names), strict=True)), left=left)
     out.print(f"leaderboard: {folder.markdown}, {folder.csv}\nAUC against bytes: {folder.plot}", markup=False)
+
+
+@contextlib.contextmanager
+def dashboard(storage: str | None, *, port: int) -> Iterator[None]:
+    """Optuna's dashboard on a storage while the context lasts, and then until Ctrl-C; nothing without a storage."""
+    if storage is None:
+        yield
+        return
+    from embank.pipelines.search.dashboard import dashboard as serve
+
+    with serve(storage, port=port) as address:
+        line(f"dashboard: {address}")
+        yield
+        line(f"the dashboard stays at {address} until Ctrl-C")
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+def search(folder: "SearchFolder", *, budgets: "Sequence[float | None]") -> None:
+    """Where a search's results are."""
+    out.print(f"results: {folder.markdown}, {folder.csv}", markup=False)
+    pictures = (folder.pareto, folder.history, folder.importance, folder.slices)
+    out.print(f"pictures: {', '.join(str(path) for path in pictures)}", markup=False)
+    for budget in budgets:
+        path = folder.best(budget, is_only=len(budgets) == 1)
+        if path.is_file():
+            told = "" if budget is None else f" within budget {budget:g}"
+            out.print(f"best configuration{told}: {path}, for `embank train {path} --out RUN`", markup=False)
 
 
 def evaluation(values: Mapping[str, Any], *, recorded: Path | None) -> None:

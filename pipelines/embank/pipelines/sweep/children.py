@@ -113,7 +113,9 @@ class _Running:
 
     def start(self, child: Child) -> None:
         child.log.parent.mkdir(parents=True, exist_ok=True)
-        process = self.context.Process(target=_run, args=(child.arguments, child.log, self.num_threads), daemon=True)
+        process = self.context.Process(
+            target=run_command, args=(child.arguments, child.log, self.num_threads), daemon=True
+        )
         process.start()
         self.children[child.name] = (child, process, time.monotonic())
 
@@ -138,9 +140,9 @@ class _Running:
         return Ended(name=name, message=message, seconds=time.monotonic() - begun)
 
 
-def _run(arguments: Sequence[str], log: Path, num_threads: int) -> None:
+def run_command(arguments: Sequence[str], log: Path, num_threads: int) -> None:
     """In the child: `embank` with these arguments, its output in the log."""
-    _end_with_the_sweep()
+    end_with_parent()
     with log.open("ab") as file, open(os.devnull, "rb") as nothing:
         for stream, target in ((nothing, 0), (file, 1), (file, 2)):
             os.dup2(stream.fileno(), target)
@@ -153,7 +155,7 @@ def _run(arguments: Sequence[str], log: Path, num_threads: int) -> None:
     main()
 
 
-def _end_with_the_sweep() -> None:
+def end_with_parent() -> None:
     """Kills this child when the sweep is gone: otherwise it would go on unseen, and keep its run from being resumed.
 
     A thread waits for the sweep's end of a pipe, which the system closes whatever ends the sweep, also before the

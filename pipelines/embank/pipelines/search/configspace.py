@@ -1,0 +1,186 @@
+"""Whole configurations as a space: methods, dims, learning rates, models; and a method for each feature."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from embank.ctr_models import MODELS
+from embank.pipelines.config.run import COLLECTION_KEYS, TABLE_KEYS, Config, parse_config, to_plain
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.build import id_counts, table_specs
+from embank.pipelines.search.fields import plain_config
+from embank.pipelines.search.methodspace import FeatureMethodSpace
+from embank.pipelines.search.plan import SearchPlan
+from embank.search.spaces import Candidate, Genes, Group, Parameter, Space, Value
+from embank.tables import ConfigError, TableSpec, method_class, registered_methods
+
+BUDGET = "budget"
+METHODS = (
+    *("uniform_dim", "mde", "frequency_cut", "hash", "compositional", "low_precision", "tt_rec", "dpq", "mgqe"),
+    *("hash_embedding", "unified"),
+)
+"""Methods that a search tries by default: those that train in one stage and do best at some size of some data."""
+
+_BASELINES = ("uniform_dim", "mde", "frequency_cut")
+_LR, _TABLE_LR, _DIM = (1 / 3, 1.0, 3.0), (0.25, 0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
+
+
+class ConfigSpace(Space):
+    """Values at some keys of a configuration.
+
+    The bytes of a candidate are what its budget allows, which its method never exceeds. A budget is a share of the
+    plain tables at the configuration's own `tables.dim`, whatever dim the candidate has: equal budgets mean equal
+    bytes.
+
+    Args:
+        config: all other keys.
+        choices: by key, its values; `budget` is the share of all tables.
+        budget: of all candidates, where it is not among the choices.
+    """
+
+    def __init__(self, config: Config, choices: Mapping[str, Sequence[Value]], *, budget: float | None) -> None:
+        self.base, self.budget = to_plain(config), budget
+        self.choices = {key: _ordered(values) for key, values in choices.items()}
+        self.data = Path(config.data.path)
+        self.schema = Schema.load(self.data)
+        self.counts = id_counts(self.schema, data=self.data)
+        groups = [
+            Group(name=key, parameters=(Parameter(name=key, values=values, is_ordered=_is_ordered(values)),))
+            for key, values in self.choices.items()
+        ]
+        super().__init__(groups, plain_nbytes=self._plain_nbytes(plain_config(config)))
+        for candidate in self.first_candidates():
+            self.config(candidate)
+
+    def _plain_nbytes(self, config: Config) -> int:
+        specs = table_specs(config, self.schema, data=self.data, counts=self.counts)
+        return sum(spec.plain_nbytes for spec in specs if spec.has_vocabulary)
+
+    def config(self, candidate: Mapping[str, Value]) -> Config:
+        raw = deepcopy(self.base)
+        values = {key: value for key, value in candidate.items() if key != BUDGET}
+        _set_model(raw, values.pop("model.name", None))
+        method = str(values.pop("tables.method", raw["tables"]["method"]))
+        if method != raw["tables"]["method"]:
+            general = (*TABLE_KEYS, *COLLECTION_KEYS)
+            raw["tables"] = {k: v for k, v in raw["tables"].items() if k in general} | {"method": method}
+        for key, value in values.items():
+            section, _, name = key.partition(".")
+            raw[section][name] = value
+        raw["tables"]["budget"] = self._share(raw, candidate.get(BUDGET, self.budget))
+        return parse_config(raw)
+
+    def _share(self, raw: Mapping[str, Any], budget: Value | None) -> float | None:
+        """A budget at the candidate's dim."""
+        if budget is None or not method_class(raw["tables"]["method"]).takes_budget:
+            return None
+        if raw["tables"]["dim"] == self.base["tables"]["dim"]:
+            return float(budget)
+        plain = parse_config({**self.base, "tables": {**self._plain_tables, "dim": raw["tables"]["dim"]}})
+        return min(1.0, int(float(budget) * self.plain_nbytes) / self._plain_nbytes(plain))
+
+    @property
+    def _plain_tables(self) -> dict[str, Any]:
+        general = (*TABLE_KEYS, *COLLECTION_KEYS)
+        kept = {key: value for key, value in self.base["tables"].items() if key in general}
+        return kept | {"method": "full", "budget": None}
+
+    def nbytes_of(self, genes: Genes) -> int:
+        budget = self.decode(genes).get(BUDGET, self.budget)
+        return self.plain_nbytes if budget is None else int(float(budget) * self.plain_nbytes)
+
+    def specs(self, candidate: Mapping[str, Value]) -> list[TableSpec]:
+        return table_specs(self.config(candidate), self.schema, data=self.data, counts=self.counts)
+
+    def floor(self) -> Genes:
+        return min((self._at(**{BUDGET: b}) for b in self.choices.get(BUDGET, (None,))), key=self.nbytes_of)
+
+    def ceiling(self) -> Genes:
+        return max((self._at(**{BUDGET: b}) for b in self.choices.get(BUDGET, (None,))), key=self.nbytes_of)
+
+    def _at(self, **values: Value | None) -> Genes:
+        return self.encode(
+            {key: _nearest(own, values.get(key) or self._base(key)) for key, own in self.choices.items()}
+        )
+
+    def _base(self, key: str) -> Any:
+        """What the configuration has at a key."""
+        section, _, name = key.partition(".")
+        return self.budget if key == BUDGET else self.base[section].get(name)
+
+    def first_candidates(self) -> list[Candidate]:
+        """The baselines among the methods, everything else as in the configuration; at each budget."""
+        methods: list[str | None] = [m for m in _BASELINES if m in self.choices.get("tables.method", ())]
+        budgets: Sequence[Value | None] = self.choices.get(BUDGET, (None,))
+        return [self.decode(self._at(**{"tables.method": m, BUDGET: b})) for b in budgets for m in methods or [None]]
+
+
+def config_space(plan: SearchPlan, *, budget: float | None) -> ConfigSpace | FeatureMethodSpace:
+    """The space of a plan that trains.
+
+    Args:
+        plan: the search; with `front` the budgets are part of the space.
+        budget: of the study.
+
+    Raises:
+        ConfigError: an unknown key, or a value that its configuration refuses.
+    """
+    config, options = plan.parsed, dict(plan.options)
+    if plan.space == "methods":
+        methods = options.pop("methods", ("full", "frequency_cut", "hash", "uniform_dim", "mgqe"))
+        shares = options.pop("shares", (0.05, 0.1, 0.2, 0.5))
+        if options:
+            raise ConfigError(f"space 'methods' has no option '{next(iter(options))}'; it has methods and shares")
+        return FeatureMethodSpace(config, methods=methods, shares=shares)
+    choices: dict[str, Sequence[Value]] = {**_default_choices(config), **options}
+    for key, values in choices.items():
+        if not isinstance(values, list | tuple) or not values:
+            raise ConfigError(f"the space's '{key}' is {values!r}; give a list of values, for example [0.001, 0.003]")
+        if key.partition(".")[0] not in ("model", "tables", "train") or "." not in key:
+            raise ConfigError(
+                f"the space has a key '{key}'; it knows those of the configuration's sections model, tables and train, "
+                "for example train.lr"
+            )
+    budgets = [b for b in plan.budgets if b is not None]
+    if plan.front and budgets:
+        choices = {BUDGET: sorted(budgets), **choices}
+    return ConfigSpace(config, choices, budget=budget)
+
+
+def _default_choices(config: Config) -> dict[str, Sequence[Value]]:
+    dim, train = config.tables.default.dim, config.train
+    known = registered_methods()
+    return {
+        "tables.method": [method for method in METHODS if method in known],
+        "tables.dim": sorted({max(1, round(dim * factor)) for factor in _DIM}),
+        "train.lr": [float(f"{train.lr * factor:.2g}") for factor in _LR],
+        "train.table_lr": [float(f"{train.table_lr * factor:.2g}") for factor in _TABLE_LR],
+    }
+
+
+def _set_model(raw: dict[str, Any], name: Value | None) -> None:
+    """Another model, with those of the old one's hyper-parameters that it has as well."""
+    if name is None or name == raw["model"]["name"]:
+        return
+    if name not in MODELS:
+        parse_config({**raw, "model": {"name": name}})  # says which there are
+    known = {field.name for field in fields(MODELS[str(name)].Config)}
+    raw["model"] = {"name": name, **{key: value for key, value in raw["model"].items() if key in known}}
+
+
+def _is_ordered(values: Sequence[Value]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _ordered(values: Sequence[Value]) -> tuple[Value, ...]:
+    """Numbers rising; each value once."""
+    own = tuple(dict.fromkeys(values))
+    return tuple(sorted(own)) if _is_ordered(own) else own
+
+
+def _nearest(values: Sequence[Value], wanted: Any) -> Value:
+    if wanted in values or not _is_ordered(values) or not isinstance(wanted, int | float):
+        return wanted if wanted in values else values[0]
+    return min(values, key=lambda value: abs(float(value) - wanted))

@@ -1,0 +1,153 @@
+"""What of a configuration is searched: its fields as a space of widths and rows, and candidates as configurations."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from embank.ctr_models import MODELS
+from embank.pipelines.config.run import COLLECTION_KEYS, TABLE_KEYS, Config, parse_config, to_plain
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.build import id_counts, table_specs
+from embank.search.spaces import Candidate, DimensionSpace, Genes, Shape, Value
+from embank.search.spaces.tables import Widths
+from embank.tables import ConfigError, TableCollection, TableSpec
+
+
+class FieldSpace(DimensionSpace):
+    """Widths and rows of the features of a configuration that have no override.
+
+    Serving bytes are those of all tables of the run: the embeddings of the searched features, their first-order weights
+    (of models that have them, cut to the same rows), and the tables that `tables.overrides` fixes.
+
+    Args:
+        searched: plain embeddings of the features that are searched.
+        has_first_order: each of them also has a weight per id.
+        fixed_nbytes: serving bytes of all other tables.
+        fixed_plain_nbytes: their bytes as plain fp32 tables.
+        widths, row_levels: see `DimensionSpace`.
+    """
+
+    def __init__(
+        self,
+        searched: list[TableSpec],
+        *,
+        has_first_order: bool,
+        fixed_nbytes: int = 0,
+        fixed_plain_nbytes: int = 0,
+        widths: Widths = 4,
+        row_levels: int = 1,
+    ) -> None:
+        self.has_first_order, self.fixed_nbytes, self.row_levels = has_first_order, fixed_nbytes, row_levels
+        super().__init__(searched, widths=widths, row_levels=row_levels)
+        self.plain_nbytes += fixed_plain_nbytes
+        if has_first_order:
+            self.plain_nbytes += 4 * sum(spec.num_embeddings for spec in searched)
+
+    def form_nbytes(self, spec: TableSpec, values: Mapping[str, Value]) -> int:
+        rows = int(values.get(f"rows.{spec.name}", spec.num_embeddings))
+        return super().form_nbytes(spec, dict(values)) + (4 * rows if self.has_first_order else 0)
+
+    def nbytes_of(self, genes: Genes) -> int:
+        return super().nbytes_of(genes) + self.fixed_nbytes
+
+    def uniform_candidates(self, nbytes: int | None) -> list[Candidate]:
+        """What a search is measured by: the same share of every table's columns, as wide as some bytes allow; of its
+        rows, too, where narrow rows alone don't keep them. None where even the fewest rows don't."""
+        allowed = self.plain_nbytes if nbytes is None else nbytes
+        for level in range(self.row_levels):
+            found = [self._at_level(self._at_share(share), level) for share in self._shares()]
+            fitting = [candidate for candidate in found if self.nbytes(candidate) <= allowed]
+            if fitting:
+                return [max(fitting, key=self.nbytes)]
+        return []
+
+    def _shares(self) -> list[float]:
+        return sorted({int(width) / spec.embedding_dim for spec in self.tables for width in self._widths(spec)})
+
+    def _at_level(self, candidate: Candidate, level: int) -> Candidate:
+        """The candidate with a half, a quarter, ... of the rows of each table, as the space has them."""
+        rows = {f"rows.{spec.name}": max(1, spec.num_embeddings >> level) for spec in self.tables}
+        return candidate | {name: value for name, value in rows.items() if name in self.parameters}
+
+
+def field_space(config: Config, *, widths: Widths = 4, row_levels: int = 1) -> FieldSpace:
+    """The space of a configuration's features.
+
+    Args:
+        config: features with an override keep it; all others are searched, from one column and row up to `tables.dim`
+            columns and all rows.
+        widths, row_levels: see `DimensionSpace`.
+
+    Raises:
+        ConfigError: no feature is left to search, or the model has no embeddings.
+        DataError: the prepared folder can't be read.
+    """
+    data = Path(config.data.path)
+    schema = Schema.load(data)
+    network = MODELS[config.model["name"]]
+    if not network.embeddings:
+        raise ConfigError(f"model '{config.model['name']}' has no embeddings, so there are no widths to search")
+    specs = table_specs(plain_config(config), schema, data=data, counts=id_counts(schema, data=data))
+    searched = [
+        spec for spec in specs if spec.name in schema.feature_names and spec.name not in config.tables.overrides
+    ]
+    fixed = [spec for spec in specs if spec.feature_names[0] in config.tables.overrides]
+    hashed = [spec.name for spec in searched if not spec.has_vocabulary]
+    if hashed:
+        raise ConfigError(
+            f"feature '{hashed[0]}' has no vocabulary (its ids are hashes of tokens), so its rows can't be ranked; fix "
+            f"it by 'tables.overrides.{hashed[0]}'"
+        )
+    if not searched:
+        raise ConfigError("every feature has an override, so nothing is left to search; remove some of them")
+    return FieldSpace(
+        searched,
+        has_first_order=network.first_order,
+        fixed_nbytes=TableCollection(fixed, backend="torch").nbytes("serving") if fixed else 0,
+        fixed_plain_nbytes=sum(spec.plain_nbytes for spec in fixed if spec.has_vocabulary),
+        widths=widths,
+        row_levels=row_levels,
+    )
+
+
+def plain_config(config: Config) -> Config:
+    """The configuration with plain tables in place of its default method; overrides stay."""
+    return _with_tables(config, {"method": "full", "budget": None})
+
+
+def supernet_config(config: Config) -> Config:
+    """The configuration whose first stage trains the supernet: OptEmbed's, for every feature without an override."""
+    return _with_tables(config, {"method": "optembed", "budget": None, "alignment": "pad"})
+
+
+def candidate_config(config: Config, shapes: Mapping[str, Shape]) -> Config:
+    """The configuration that trains a candidate.
+
+    Each searched feature has an override with its dim, and where rows are left out, with `frequency_cut`. Narrow fields
+    are padded with zeros, as they are in the supernet.
+
+    Args:
+        config: the search's.
+        shapes: by searched feature.
+    """
+    raw = to_plain(plain_config(config))
+    rows = _num_ids(config)
+    for name, shape in shapes.items():
+        own: dict[str, Any] = {"dim": shape.width, "method": "full", "budget": None}
+        if shape.rows < rows[name]:
+            own |= {"method": "frequency_cut", "num_rows": shape.rows}
+        raw["tables"]["overrides"][name] = own
+    raw["tables"]["alignment"] = "pad"
+    return parse_config(raw)
+
+
+def _num_ids(config: Config) -> dict[str, int]:
+    return {field.name: field.num_embeddings for field in Schema.load(config.data.path).categorical}
+
+
+def _with_tables(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The default method and budget changed; its options take their defaults."""
+    raw = to_plain(config)
+    general = (*TABLE_KEYS, *COLLECTION_KEYS)
+    raw["tables"] = {key: value for key, value in raw["tables"].items() if key in general} | dict(changes)
+    return parse_config(raw)

@@ -1,0 +1,240 @@
+"""Whole searches: from a configuration to the best one, resumed, shared, by training."""
+
+import csv
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+from tests.search.supernets import plan_of, scored
+from tests.training.runs import write_data
+from typer.testing import CliRunner
+
+from embank.pipelines.cli.main import app
+from embank.pipelines.config.run import parse_config
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.search.dashboard import dashboard
+from embank.pipelines.search.report import markdown
+from embank.pipelines.search.retrain import Entry, kendall_tau
+from embank.pipelines.search.search import Search
+from embank.tables import BudgetError, CheckpointError, ConfigError
+
+PICTURES = ("pareto.png", "history.png", "importance.png", "slices.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "prepared")
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[float | None, optuna.Study]]:
+    out = tmp_path_factory.mktemp("searches") / "search"
+    return out, Search(plan_of(data, out), out).run()
+
+
+@pytest.mark.slow
+def test_a_search_ends_with_a_model_within_the_budget(data: Path, done: tuple[Path, Any]) -> None:
+    out, studies = done
+    (study,) = studies.values()
+    with scored(out / "supernet", data, row_levels=6) as (_, space, scorer):
+        allowed = space.allowed_nbytes(0.4)
+        trials = [t for t in study.trials if t.state == TrialState.COMPLETE]
+        assert len(trials) == 8
+        assert (
+            trials[0].user_attrs["candidate"] == space.uniform_candidates(allowed)[0]
+        )  # enqueued: first and unchanged
+        assert all(t.user_attrs["nbytes"] <= allowed for t in trials)
+        best = study.best_trial
+        assert scorer(space.shapes(best.user_attrs["candidate"])) == best.value  # what was stored is what it scores
+        with (out / "candidates.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["name"] for row in rows] == ["1", "uniform"]
+        for row in rows:
+            (run,) = (out / "runs").glob(f"{row['nbytes']}-*/0")
+            result = RunFolder(run).read_result()
+            assert result["serving_bytes"] == int(row["nbytes"]) <= allowed
+            assert float(row["auc"]) == result["auc"]
+            assert float(row["validation"]) == result["valid_auc"]
+        chosen = max(rows, key=lambda row: float(row["validation"]))
+        assert chosen["is_best"] == "True"
+        config = parse_config(yaml.safe_load((out / "best.yaml").read_text()))
+        assert config.tables.of("user").dim == int(chosen["width.user"])
+    for name in PICTURES:
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    assert "**best**" in (out / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_with_more_trials_and_refuses_another(data: Path, done: tuple[Path, Any]) -> None:
+    out, _ = done
+    with pytest.raises(ConfigError, match="already holds a search"):
+        Search(plan_of(data, out), out).run()
+    with pytest.raises(ConfigError, match="has sampler 'ea', this one 'random'"):
+        Search(plan_of(data, out, sampler="random"), out).run(resume=True)
+    with pytest.raises(ConfigError, match="has space 'rows', this one 'widths'"):
+        Search(plan_of(data, out, space="widths", budgets=[0.9]), out).run(resume=True)
+    said: list[str] = []
+    (study,) = Search(plan_of(data, out, num_trials=11), out, say=said.append).run(resume=True).values()
+    assert sum(t.state == TrialState.COMPLETE for t in study.trials) == 11
+    assert "11 trials, best" in said[1]
+
+
+@pytest.mark.slow
+def test_a_study_of_another_supernet_is_refused_by_name(data: Path, done: tuple[Path, Any], tmp_path: Path) -> None:
+    out, _ = done
+    storage = str(out / "study.journal")
+    shared = plan_of(data, tmp_path / "same", storage=storage, supernet=str(out / "supernet"), num_trials=11)
+    Search(shared, tmp_path / "same").run()  # joins, since it is the same search
+    other = plan_of(data, tmp_path / "other", storage=storage, sections={"train": {"epochs": 1, "seed": 1}})
+    with pytest.raises(CheckpointError, match=r"was made with supernet '\w+'; this search has supernet '\w+'"):
+        Search(other, tmp_path / "other").run()
+
+
+@pytest.mark.slow
+def test_workers_share_the_trials(data: Path, done: tuple[Path, Any], tmp_path: Path) -> None:
+    out, _ = done
+    settings = {"supernet": str(out / "supernet"), "num_trials": 40, "workers": 2, "num_retrained": 0}
+    plan = plan_of(data, tmp_path / "two", storage=f"sqlite:///{tmp_path / 'two.db'}", **settings)
+    (study,) = Search(plan, tmp_path / "two").run().values()
+    complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
+    assert len(complete) == 40
+    assert len({t.user_attrs["embank:lease"]["pid"] for t in complete if "embank:lease" in t.user_attrs}) == 2
+    assert (tmp_path / "two" / "best" / "manifest.json").exists() or any((tmp_path / "two" / "best").iterdir())
+
+
+@pytest.mark.slow
+def test_a_front_has_the_best_of_every_size(data: Path, done: tuple[Path, Any], tmp_path: Path) -> None:
+    out, _ = done
+    settings = {"supernet": str(out / "supernet"), "budgets": [0.6, 0.3], "front": True, "sampler": "nsga2"}
+    plan = plan_of(data, tmp_path / "front", num_trials=30, num_retrained=0, **settings)
+    studies = Search(plan, tmp_path / "front").run()
+    assert len({id(study) for study in studies.values()}) == 1
+    study = studies[0.6]
+    front = sorted((t.values[1], t.values[0]) for t in study.best_trials)
+    assert [score for _, score in front] == sorted(score for _, score in front)
+    assert not any(t.intermediate_values for t in study.trials)  # several objectives can't be pruned
+    assert (tmp_path / "front" / "best-0.3.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_whole_configurations_are_trained(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "full"
+    space = tmp_path / "space.yaml"
+    methods = ["uniform_dim", "hash", "full"]
+    space.write_text(
+        yaml.safe_dump({"space": "full", "tables.method": methods, "tables.dim": [4, 8], "train.lr": [0.01]})
+    )
+    plan = plan_of(data, out, space=str(space), sampler="tpe", num_trials=4, sections={"train": {"epochs": 2}})
+    (study,) = Search(plan, out).run().values()
+    complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
+    assert complete
+    first = study.trials[0].user_attrs
+    assert first["candidate"]["tables.method"] == "uniform_dim"
+    for trial in complete:
+        result = RunFolder(trial.user_attrs["run"]).read_result()
+        assert trial.value == result["valid_auc"]
+        assert result["serving_bytes"] <= trial.user_attrs["nbytes"]
+    best = parse_config(yaml.safe_load((out / "best.yaml").read_text()))
+    assert best.tables.default.method == study.best_trial.user_attrs["candidate"]["tables.method"]
+    assert (out / "slices.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_method_for_each_feature_is_trained(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "methods"
+    plan = plan_of(data, out, space="methods", num_trials=2, budgets=[0.7])
+    (study,) = Search(plan, out).run().values()
+    complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
+    assert complete
+    for trial in complete:
+        assert trial.user_attrs["serving_bytes"] <= trial.user_attrs["nbytes"]
+
+
+@pytest.mark.slow
+def test_the_command_and_its_dashboard(data: Path, done: tuple[Path, Any], tmp_path: Path) -> None:
+    out, _ = done
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(yaml.safe_load((out / "search.yaml").read_text())["config"]))
+    arguments = ["--space", "rows", "--budget", "0.4", "--trials", "3", "--retrain", "0", "--out", str(tmp_path / "s")]
+    found = CliRunner().invoke(app, ["search", str(config), "--supernet", str(out / "supernet"), *arguments])
+    assert found.exit_code == 0, found.output
+    assert "best configuration within budget 0.4" in found.output
+    pytest.importorskip("optuna_dashboard")
+    with dashboard(str(tmp_path / "s" / "study.journal")) as address:
+        with urllib.request.urlopen(f"{address}api/studies", timeout=30) as answer:
+            studies = json.load(answer)["study_summaries"]
+        with urllib.request.urlopen(f"{address}dashboard/", timeout=30) as answer:
+            assert b"<title>Optuna Dashboard</title>" in answer.read()
+    assert [study["study_name"] for study in studies] == ["prepared-deepfm-rows-0.4"]
+
+
+def test_a_budget_below_the_floor_is_refused_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="the smallest candidate of this space"):
+        Search(plan_of(data, tmp_path / "s", space="widths", budgets=[0.01]), tmp_path / "s").run()
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"space": "wide"}, "--space is 'wide'"),
+        ({"sampler": "bayes"}, "--sampler is 'bayes'"),
+        ({"budgets": [2.0]}, "--budget holds 2"),
+        ({"num_trials": 0}, "--trials is 0"),
+        ({"workers": 0}, "--workers is 0"),
+        ({"space": "full", "sampler": "profile"}, "--sampler profile measures one table at a time"),
+    ],
+)
+def test_plans_that_can_not_be_are_refused(data: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(data, tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"space": "wide"}, "must be a mapping with 'space: NAME'"),
+        ({"space": "widths", "width": 4}, "the space has an option 'width'"),
+        ({"space": "full", "train.lr": 0.1}, "the space's 'train.lr' is 0.1; give a list"),
+        ({"space": "full", "lr": [0.1]}, "the space has a key 'lr'"),
+        ({"space": "methods", "method": ["full"]}, "space 'methods' has no option 'method'"),
+    ],
+)
+def test_spaces_that_can_not_be_are_refused(data: Path, tmp_path: Path, space: Any, message: str) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(yaml.safe_dump(space))
+
+    def begin() -> None:
+        Search(plan_of(data, tmp_path / "s", space=str(file)), tmp_path / "s").run()
+
+    with pytest.raises(ConfigError, match=message):
+        begin()
+
+
+def test_rank_correlation_is_kendalls() -> None:
+    from scipy.stats import kendalltau
+
+    pairs = [(0.1, 3.0), (0.4, 1.0), (0.4, 2.0), (0.9, 5.0), (0.2, 3.0)]
+    assert kendall_tau(pairs) == pytest.approx(kendalltau(*zip(*pairs, strict=True)).statistic)
+    assert kendall_tau([(1.0, 1.0)]) is None
+
+
+def test_the_table_says_what_failed() -> None:
+    entry = Entry(
+        budget=0.1,
+        name="1",
+        trial=3,
+        candidate={"width.a": 4},
+        nbytes=100,
+        score=0.7,
+        results={},
+        failures={2: "no memory"},
+    )
+    text = markdown([entry], title="t", facts=["f"], plain_nbytes=1000, pictures=[])
+    assert "| 0.1 | 1 **best** | 100 | 0.1000 | 0.7000 | - | - | - |" in text
+    assert "- 1 at 0.1, seed 2: no memory" in text
