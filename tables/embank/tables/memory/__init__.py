@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from embank.tables.memory.ngram_hash import NgramHash
     from embank.tables.memory.overlays import apply_overlay, save_overlay
     from embank.tables.memory.position_edits import PositionEdit, occurrences, readings
+    from embank.tables.memory.records import NgramRecords, write_records
     from embank.tables.memory.released import dequantized, fill_layer, load_demo_layer
     from embank.tables.memory.session import MemoryReader, MemorySession
     from embank.tables.memory.stem import StemFFN, stem_init_std
@@ -44,6 +45,7 @@ __all__ = [
     "MemorySession",
     "MemoryTables",
     "NgramHash",
+    "NgramRecords",
     "PositionEdit",
     "StemConfig",
     "StemFFN",
@@ -65,6 +67,7 @@ __all__ = [
     "save_overlay",
     "starts_of_positions",
     "stem_init_std",
+    "write_records",
 ]
 
 _HOME = {
@@ -82,6 +85,7 @@ _HOME = {
     "MemorySession": "session",
     "MemoryTables": "tables",
     "NgramHash": "ngram_hash",
+    "NgramRecords": "records",
     "PositionEdit": "position_edits",
     "StemConfig": "layouts",
     "StemFFN": "stem",
@@ -103,6 +107,7 @@ _HOME = {
     "save_overlay": "overlays",
     "starts_of_positions": "history",
     "stem_init_std": "stem",
+    "write_records": "records",
 }
 """The module of each name."""
 

@@ -138,7 +138,10 @@ class NgramHash:
         Raises:
             DataError: ids outside the compressed vocabulary, or of another shape or type.
         """
-        windows = self._windows(self._joined(ids_BT, before_BS), ids_BT.shape[1])
+        return self.rows_of(self.windows(ids_BT, before_BS=before_BS))
+
+    def rows_of(self, windows: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Row ids of n-grams, given as w_0 .. w_{N-1}, int64 [B, T] each."""
         rows = {}
         for layer, multipliers, orders in self._flat:
             mix_BT = windows[0] * multipliers[0]
@@ -166,8 +169,9 @@ class NgramHash:
         absent = ids_BT.new_full((len(ids_BT), self.lookback - before_BS.shape[1]), DEAD)
         return torch.cat([absent, before_BS, ids_BT], dim=1)
 
-    def _windows(self, marked_BS: Tensor, length: int) -> list[Tensor]:
-        """w_0 .. w_{N-1}, int64 [B, T] each."""
+    def windows(self, ids_BT: Tensor, *, before_BS: Tensor | None = None) -> list[Tensor]:
+        """w_0 .. w_{N-1}, int64 [B, T] each, of what `__call__` takes."""
+        marked_BS, length = self._joined(ids_BT, before_BS), ids_BT.shape[1]
         is_start_BS = marked_BS < DEAD
         ids_BS = torch.where(is_start_BS, -2 - marked_BS, marked_BS)
         self._refuse_outside(int(ids_BS.max()) if ids_BS.numel() else 0)
@@ -218,7 +222,7 @@ class NgramHash:
         Args:
             marked: marked ids up to the position, which is the last; the last N of them decide.
         """
-        windows = self._window(marked)
+        windows = self.window(marked)
         rows: dict[int, list[int]] = {}
         for layer, multipliers, orders in self._flat:
             mix = windows[0] * multipliers[0]
@@ -229,7 +233,7 @@ class NgramHash:
             rows[layer] = columns
         return rows
 
-    def _window(self, marked: Sequence[int]) -> list[int]:
+    def window(self, marked: Sequence[int]) -> list[int]:
         """w_0 .. w_{N-1} of the last position."""
         windows = [self.pad_id] * self.max_ngram
         last = len(marked) - 1

@@ -9,6 +9,7 @@ from embank.tables.errors import ConfigError, DataError
 from embank.tables.memory.flat_rows import FlatRows
 from embank.tables.memory.history import TokenHistory
 from embank.tables.memory.layouts import EngramLayout, StemLayout
+from embank.tables.memory.records import NgramRecords
 from embank.tables.memory.tables import LayerRows, MemoryTables
 
 FEW = 8
@@ -20,12 +21,14 @@ class MemoryReader:
 
     Args:
         memory: whose rows are read; it may go on training.
+        records: of the memory's n-grams, whose rows are frozen then; n-grams without one are read row by row.
 
     Raises:
         ConfigError: rows of other processes, or of tables that compute them.
     """
 
-    def __init__(self, memory: MemoryTables) -> None:
+    def __init__(self, memory: MemoryTables, *, records: NgramRecords | None = None) -> None:
+        self.records = records
         self.compression = memory.compression
         self.flat = {kind: FlatRows(collection) for kind, collection in memory.collections.items()}
         self.engram: EngramLayout | None = None
@@ -54,20 +57,36 @@ class MemoryReader:
         num = len(token_ids)
         rows: LayerRows = {}
         if self.engram is not None:
-            layout = self.engram
-            wanted: list[int] = []
-            for one in marked:
-                hashed = layout.hash.position(one)
-                for layer, offsets in zip(layout.layer_ids, self._offsets, strict=True):
-                    wanted += map(int.__add__, hashed[layer], offsets)
-            taken = self.flat[layout.kind].take(wanted).view(num, len(layout.layer_ids), layout.row_dim)
-            rows[layout.kind] = {layer: taken[:, i : i + 1] for i, layer in enumerate(layout.layer_ids)}
+            taken = self._recorded(marked)
+            taken = self._hashed(self.engram, marked) if taken is None else taken
+            rows["engram"] = {layer: taken[:, i : i + 1] for i, layer in enumerate(self.engram.layer_ids)}
         if self.stem is not None:
             stem = self.stem
             wanted = [first + token for token in token_ids for first in self._token_rows]
             taken = self.flat[stem.kind].take(wanted).view(num, len(stem.layer_ids), stem.row_dim)
             rows[stem.kind] = {layer: taken[:, i : i + 1] for i, layer in enumerate(stem.layer_ids)}
         return rows
+
+    def _hashed(self, layout: EngramLayout, marked: Sequence[Sequence[int]]) -> Tensor:
+        """What the Engram layers read, [B, layers, row_dim], row by row."""
+        wanted: list[int] = []
+        for one in marked:
+            hashed = layout.hash.position(one)
+            for layer, offsets in zip(layout.layer_ids, self._offsets, strict=True):
+                wanted += map(int.__add__, hashed[layer], offsets)
+        return self.flat[layout.kind].take(wanted).view(len(marked), len(layout.layer_ids), layout.row_dim)
+
+    def _recorded(self, marked: Sequence[Sequence[int]]) -> Tensor | None:
+        """The same in one read for each sequence; None where an n-gram has no record."""
+        if self.records is None:
+            return None
+        found: list[int] = []
+        for one in marked:
+            record = self.records.find(one)
+            if record is None:
+                return None
+            found.append(record)
+        return self.records.take(found)
 
 
 class MemorySession:
