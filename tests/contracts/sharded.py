@@ -35,6 +35,8 @@ class Case:
     shared: bool = False
     dim: int | None = None
     """Of the first table, if not the suites' own."""
+    dtype: str = "fp32"
+    """Of the sharded rows; their twin has fp32."""
 
 
 def placed(tables: TableCollection, kind: str, world_size: int) -> Plan:
@@ -76,7 +78,11 @@ def compare(rank: int, case: Case, folder: Path) -> float:
     whole = finished(TableCollection(tables, backend="torch", optimizer=optimizer))
     sum_lookups(whole)
     plan = placed(whole, case.kind, world_size)
-    tier = RowTier(name="disk", directory=folder) if case.tier == "disk" else RowTier()
+    tier = RowTier(
+        name="disk" if case.tier == "disk" else "device",
+        directory=folder,
+        dtype=case.dtype,  # type: ignore[arg-type]
+    )
     sharded = TableCollection(
         whole.specs, backend=case.backend, optimizer=optimizer, tier=tier, sharding=Sharding(plan=plan)
     )
@@ -115,7 +121,8 @@ def _copy_rows(source: TableCollection, target: TableCollection) -> None:
             numbers = shard.row_numbers()
             real = numbers < shard.table.num_embeddings
             columns = slice(shard.first_column, shard.first_column + shard.num_columns)
-            weights[shard.table.name][real] = rows[shard.table.name][numbers[real], columns]
+            weight = weights[shard.table.name]
+            weight[real] = rows[shard.table.name][numbers[real], columns].to(weight.dtype)
 
 
 def _loss(tables: TableCollection, out: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from embank.tables import method_class
-from tests.contracts.sharded import Case, compare, starts_equal
+from tests.contracts.sharded import STEPS, Case, compare, starts_equal
 from tests.contracts.specs import BATCH_DEPENDENT, NAMES, SHARING
 from tests.distributed.ranks import Ranks
 
@@ -63,6 +63,15 @@ def test_tables_that_are_wider_than_fbgemms_kernels(kind: str, two_ranks: Ranks,
     )
     for worst in two_ranks.run(compare, case, tmp_path):
         assert worst < TOLERANCE, f"largest difference {worst:.1e}"
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "column_wise"])
+def test_rows_of_two_bytes(kind: str, dtype: str, two_ranks: Ranks, tmp_path: Path) -> None:
+    """Within ten roundings of fp32's, of values below 1."""
+    case = Case(method="full", kind=kind, backend="torch", tier="disk", optimizer="adagrad", training=True, dtype=dtype)
+    for worst in two_ranks.run(compare, case, tmp_path):
+        assert 0 < worst < STEPS * {"fp16": 2**-10, "bf16": 2**-7}[dtype], f"largest difference {worst:.1e}"
 
 
 @pytest.mark.parametrize("kind", ["row_wise", "table_wise", "data_parallel"])

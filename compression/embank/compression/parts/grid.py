@@ -10,40 +10,13 @@ from torch import Tensor
 
 from embank.compression.budget.floors import floor_error
 from embank.tables import TableSpec
-from embank.tables.ids.hashing import mix64, salt64
+from embank.tables.rows.rounding import noise as noise
+from embank.tables.rows.rounding import round_stochastically as round_stochastically
 
 Bits = Literal[8, 16]
 
 HIGH = {8: 2**7 - 1, 16: 2**15 - 1}
 """Largest code by bits."""
-
-
-def noise(rows_U: Tensor, *, num_columns: int, seed: int) -> Tensor:
-    """Uniform numbers from [0, 1), independent for each element, from (seed, row, column) alone: shards draw what the
-    whole table draws.
-
-    (Hetu's kernels draw one number for all columns of a row: unbiased too, but the errors of a row add up instead of
-    cancelling.)
-
-    Args:
-        rows_U: int64, row numbers.
-        num_columns: of the whole table.
-        seed: see `RowProjection`.
-
-    Returns:
-        float32 [U, num_columns], multiples of 2**-24.
-    """
-    places_UD = rows_U[:, None] * num_columns + torch.arange(num_columns, device=rows_U.device)
-    return ((mix64(places_UD, salt=salt64("noise", seed)) >> 40) & 0xFF_FFFF).float() * 2.0**-24
-
-
-def round_stochastically(values_UD: Tensor, noise_UD: Tensor) -> Tensor:
-    """Whole numbers next to the values, the upper one with the fraction as its probability: right on average.
-
-    Whole numbers stay, whatever the noise. (floor(value + noise) would not do: the sum rounds up at times.)
-    """
-    lower_UD = values_UD.floor()
-    return lower_UD + (noise_UD < values_UD - lower_UD)
 
 
 def clamp_codes(codes_UD: Tensor, high_U1: Tensor) -> Tensor:

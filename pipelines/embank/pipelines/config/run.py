@@ -148,6 +148,7 @@ class RowsConfig:
         backend: fbgemm, or its slow twin torch (which has adam).
         device: cpu, or cuda for tables and network on a GPU (with several ranks, each on its own).
         tier: memory of the device, of the host (the same without a GPU), or memory-mapped files.
+        dtype: fp32, or fp16 and bf16 in half the memory (on a CPU with backend torch).
         directory: of the disk tier's files; None takes `rows/` in the run directory.
         prefetch: on the disk tier, read the rows of the batches that the loader has made (`data.prefetch`) ahead of
             their use.
@@ -159,6 +160,7 @@ class RowsConfig:
     backend: Literal["fbgemm", "torch"] = "fbgemm"
     device: Literal["cpu", "cuda"] = "cpu"
     tier: Literal["device", "host", "disk"] = "device"
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     directory: str | None = None
     prefetch: bool = True
     planner: Literal["embank", "torchrec"] = "embank"

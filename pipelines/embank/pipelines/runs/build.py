@@ -175,6 +175,7 @@ def row_tier(config: Config, *, directory: Path, processes: Processes | None) ->
         directory=directory if rows.tier == "disk" else None,
         prefetch=rows.prefetch,
         device=device,
+        dtype=rows.dtype,
     )
 
 
@@ -204,6 +205,7 @@ def plan_run(config: Config, schema: Schema, specs: Sequence[TableSpec], *, worl
         planner=rows.planner,
         memory_per_rank=rows.memory_per_rank,
         given=None if rows.plan is None else load_plan(Path(rows.plan)),
+        row_dtype=rows.dtype,
     )
     num_samples = schema.split("train").num_rows
     return plan_tables(specs, request, optimizer=row_optimizer(config), num_samples=num_samples)

@@ -10,6 +10,7 @@ from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.evaluation import best_checkpoint, best_model, data_of, refuse_neither
 from embank.pipelines.runs.folder import RunFolder
 from embank.tables import Bundle, ConfigError, TableCollection
+from embank.tables.collections.held_rows import fp32_rows
 from embank.tables.rows.held_bytes import distinct_nbytes
 from embank.tables.serving.bundle import is_bundle
 from embank.tables.specs import plain_nbytes_of
@@ -117,7 +118,7 @@ def _shape(name: str, tensor: torch.Tensor) -> str:
 
 
 def _tables(tables: TableCollection) -> list[dict[str, Any]]:
-    weights, state = tables.weights(), tables.optimizer_state()
+    weights, state, rows_packed = tables.weights(), tables.optimizer_state(), fp32_rows(tables)
 
     def held(name: str) -> int:
         tensors: list[torch.Tensor] = [weights[name], *state[name].values()]
@@ -133,7 +134,7 @@ def _tables(tables: TableCollection) -> list[dict[str, Any]]:
                 "num_embeddings": spec.num_embeddings,
                 "dim": spec.embedding_dim,
                 "rows": " + ".join(shapes),
-                "serving_bytes": method.pack(weights).nbytes(),
+                "serving_bytes": method.pack(rows_packed).nbytes(),
                 "training_bytes": sum(held(table.name) for table in method.physical),
                 "plain_bytes": plain_nbytes_of([spec]),
             }

@@ -15,6 +15,7 @@ from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.evaluation import best_model
 from embank.pipelines.runs.folder import RunFolder
 from embank.tables import PackedTable, TableCollection
+from embank.tables.collections.held_rows import fp32_rows
 
 BATCH = 4096
 SINGLES = 64
@@ -46,7 +47,7 @@ def measure(run: Path, *, data: Path) -> Latency:
     try:
         with best_model(RunFolder(run), schema=Schema.load(data), data=data) as (model, _), torch.inference_mode():
             assert isinstance(model.tables, TableCollection)
-            rows = model.tables.weights()
+            rows = fp32_rows(model.tables)
             batch = next(iter(Loader(data, "test", batch_size=BATCH, shuffle=False, prefetch=0).epoch(0)))
             packs = [
                 (method.pack(rows), some_ids(batch.sparse, feature=method.spec.feature_names[0]))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from embank.tables.collections.bags import output_key, refuse_bad_names
 from embank.tables.collections.copying import reduced
-from embank.tables.collections.held_rows import settled_copies, writing
+from embank.tables.collections.held_rows import fp32_rows, settled_copies, writing
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.row_mark import RowMarkHolder
 from embank.tables.collections.state import (
@@ -369,7 +369,7 @@ class Tables(nn.Module, ABC):
         self.refuse_packing_parts()
         rows = {
             name: weight.clone().cpu() if copied else weight.cpu()
-            for name, weight in {**self.weights(), **settled_copies(self)}.items()
+            for name, weight in {**fp32_rows(self), **settled_copies(self)}.items()
         }
         methods = self.built_methods()
         return [(deepcopy(m).cpu() if self.tier.on_gpu else m).pack(rows) for m in methods]

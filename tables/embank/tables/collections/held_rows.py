@@ -22,7 +22,7 @@ class HeldRows(LocalRows):
     have to finish what is on its way first.
 
     Use it as a context where rows may be written to: a store whose table was asked for is told so (`RowStore.writing`),
-    the others are left alone.
+    the others are left alone. Rows of fewer bits are handed out as fp32 and written back when the context ends.
 
     Args:
         tables: the collection.
@@ -42,13 +42,18 @@ class HeldRows(LocalRows):
         self.is_open = False
         self.open = ExitStack()  # of the stores that may be written to
         self.opened: set[RowStore] = set()
+        self.widened: dict[str, Tensor] = {}  # to be written back
 
     def __enter__(self) -> Self:
         self.is_open = True
         return self
 
+    @torch.no_grad()
     def __exit__(self, *error: object) -> None:
         self.is_open = False
+        for table, values in self.widened.items():
+            self.stores[table].weight(table).copy_(values)
+        self.widened.clear()
         self.opened.clear()
         self.open.close()
 
@@ -61,7 +66,10 @@ class HeldRows(LocalRows):
                 self.open.enter_context(store.writing())
                 self.opened.add(store)
             view = store.weight(table)
-            self.views[table] = view.clone() if table in self.copied else view
+            is_half = view.dtype != torch.float32
+            self.views[table] = view.float() if is_half else view.clone() if table in self.copied else view
+            if is_half and store in self.opened and table not in self.copied:
+                self.widened[table] = self.views[table]
         return self.views[table]
 
     def row_numbers(self, table: str, first: int, last: int) -> Tensor:
@@ -109,6 +117,11 @@ class HeldRows(LocalRows):
             held, local = shard.local_rows(rows_N)
             parts[held, shard.first_column : shard.first_column + shard.num_columns] = self[table][local].cpu()
         return self.processes.sum(parts)
+
+
+def fp32_rows(tables: "Tables") -> dict[str, Tensor]:
+    """The rows that a collection holds in this process, by physical table: views, and copies of those of fewer bits."""
+    return {name: view.float() for name, view in tables.weights().items()}
 
 
 @contextmanager

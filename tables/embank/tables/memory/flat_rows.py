@@ -61,6 +61,7 @@ class FlatRows:
         else:
             parts = [self._parts[t][row - self._bounds[t]] for row in rows if (t := bisect(self._bounds, row) - 1) >= 0]
             taken_ND = torch.stack(parts) if parts else torch.empty(0, self.dim)
+        taken_ND = taken_ND.float()
         return taken_ND if taken_ND.device == self.device else taken_ND.to(self.device, non_blocking=True)
 
 

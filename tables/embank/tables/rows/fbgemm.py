@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation, PoolingMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
@@ -80,6 +80,8 @@ class _Kernel(nn.Module):
             eps=optimizer.eps * self.scale,
             pooling_mode=PoolingMode.SUM,
             bounds_check_mode=BoundsCheckMode.NONE,
+            weights_precision=SparseType(space.tier.dtype),
+            output_dtype=SparseType.FP32,
             preallocated_host_buffers=self.flat or None,
             **({"device": torch.device(space.tier.device)} if space.tier.on_gpu else {}),
             **({} if self.place.cache_load_factor is None else {"cache_load_factor": self.place.cache_load_factor}),
@@ -361,6 +363,12 @@ def _refuse_impossible(spec: StoreSpec) -> None:
             f"the fbgemm backend has no '{spec.optimizer.name}' for rows here; use {', '.join(_OPTIMIZERS)}, or "
             "backend='torch'"
         )
+    if spec.tier.is_half and not spec.tier.on_gpu:
+        raise ConfigError(
+            f"rows are to be {spec.tier.dtype}; FBGEMM's kernels for a CPU train fp32 only (in fp16 they lose small "
+            "updates, bf16 they don't have). Use backend='torch', or dtype 'fp32'"
+        )
+    spec.refuse_half_projected()
     for shard in spec.shards:
         if shard.num_rows > MAX_ROWS:
             raise ConfigError(

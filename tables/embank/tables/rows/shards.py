@@ -116,7 +116,7 @@ class TableShard:
         for rows in torch.split(torch.arange(self.table.num_embeddings), ROWS_PER_CHUNK):
             held, local = self.local_rows(rows)
             if held.numel():
-                out_RD[local] = self._initial_values(rows, memory, seed=seed)[held].to(out_RD.device)
+                out_RD[local] = self._initial_values(rows, memory, seed=seed)[held].to(out_RD)
 
     def _initial_values(self, rows_N: Tensor, memory: Tensor, *, seed: int) -> Tensor:
         """Initial values of consecutive rows of the table, in the columns that are held, drawn into some memory."""

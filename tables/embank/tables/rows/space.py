@@ -31,13 +31,21 @@ class RowSpace:
         self.tier = tier
         self.files: list[MappedFile] = []
 
-    def hold(self, name: str, *, numel: int, chunks: Iterable[Tensor] | None = None) -> Tensor:
-        """A float32 tensor.
+    def hold(
+        self,
+        name: str,
+        *,
+        numel: int,
+        chunks: Iterable[Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Memory for numbers.
 
         Args:
             name: of its file, if it gets one.
             numel: number of elements.
             chunks: initial values in order, `numel` elements in all; None means zeros.
+            dtype: of the numbers; what is given is rounded to it.
 
         Returns:
             [numel], on the tier's device if the tier is "device", else in the host's memory.
@@ -48,11 +56,17 @@ class RowSpace:
         if self.tier.name == "disk" and numel:
             assert self.tier.directory is not None
             self.files.append(
-                MappedFile(self.tier.directory, name, numel=numel, chunks=_zeros(numel) if chunks is None else chunks)
+                MappedFile(
+                    self.tier.directory,
+                    name,
+                    numel=numel,
+                    chunks=_zeros(numel) if chunks is None else chunks,
+                    dtype=dtype,
+                )
             )
             return self.files[-1].tensor
         on_host = self.tier.name != "device" or not self.tier.on_gpu
-        held = _memory(numel) if on_host else torch.zeros(numel, dtype=torch.float32, device=self.tier.device)
+        held = _memory(numel, dtype) if on_host else torch.zeros(numel, dtype=dtype, device=self.tier.device)
         start = 0
         for chunk in chunks or ():
             held[start : start + chunk.numel()] = chunk.reshape(-1)
@@ -74,15 +88,15 @@ class RowSpace:
             file.flush()
 
 
-def _memory(numel: int) -> Tensor:
+def _memory(numel: int, dtype: torch.dtype) -> Tensor:
     """Zeros in the host's memory, in huge pages where there are many and the system has such pages."""
-    nbytes = 4 * numel
+    nbytes = dtype.itemsize * numel
     if nbytes < _LARGE or sys.platform != "linux":
-        return torch.zeros(numel, dtype=torch.float32)
+        return torch.zeros(numel, dtype=dtype)
     region = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
         region.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(region, dtype=torch.float32)
+    return torch.frombuffer(region, dtype=dtype)
 
 
 def _zeros(numel: int) -> Iterator[Tensor]:

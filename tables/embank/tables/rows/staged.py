@@ -29,6 +29,7 @@ from torch import Tensor
 from embank.tables.errors import WorkError
 from embank.tables.rows.base import RowStore
 from embank.tables.rows.lanes import Lane, Mark, lane_to
+from embank.tables.rows.shards import TableShard
 from embank.tables.rows.store_spec import StoreSpec
 from embank.tables.rows.torch_rows import TorchRows
 
@@ -237,11 +238,20 @@ class StagedRows(RowStore):
                     values = {kind: self._view(batch, kind, table) for kind in self.kinds}
                     rows_UD, every_U = values.pop("weights"), torch.arange(len(grad_UD), device=grad_UD.device)
                     self.held.apply_gradient(shard, rows_UD, values, every_U, grad_UD, number=self.num_updates)
-                    if shard.table.projection is not None:
-                        numbers_U = shard.row_numbers(batch.rows[table]).to(grad_UD.device)
-                        self.project(shard, rows_UD, every_U, numbers_U=numbers_U)
+                    self._settle_rows(shard, rows_UD, batch.rows[table])
             batch.grad = None
             self._write_back(batch)
+
+    def _settle_rows(self, shard: TableShard, rows_UD: Tensor, local_U: Tensor) -> None:
+        """What the update of local rows ends with: rounding to what the host holds, or the table's projection."""
+        if not self.tier.is_half and shard.table.projection is None:
+            return
+        numbers_U = shard.row_numbers(local_U).to(rows_UD.device)
+        if self.tier.is_half:
+            rows_UD.copy_(self.held.rounded(shard, rows_UD, numbers_U, number=self.num_updates))
+        else:
+            every_U = torch.arange(len(rows_UD), device=rows_UD.device)
+            self.project(shard, rows_UD, every_U, numbers_U=numbers_U)
 
     def _write_back(self, batch: _Batch) -> None:
         with self.lock:
@@ -347,7 +357,10 @@ def _gather(batch: _Batch, held: TorchRows, lane: Lane) -> None:
         flat = lane.staging(size, torch.float32)
         views = _views(flat, batch.rows, widths)
         for source, rows_U, view in zip(_host_tensors(held, kind), batch.rows, views, strict=True):
-            torch.index_select(source, 0, rows_U, out=view)
+            if source.dtype == view.dtype:
+                torch.index_select(source, 0, rows_U, out=view)
+            else:
+                view.copy_(source.index_select(0, rows_U))
         staged.append(flat)
     (batch.numbers, batch.places, batch.offsets_there, *values), batch.uploaded = lane.upload(staged)
     batch.values = dict(zip(kinds, values, strict=True))
@@ -360,6 +373,5 @@ def _scatter(batch: _Batch, held: TorchRows, lane: Lane, after: Mark) -> None:
     for kind, flat in zip(batch.values, landed, strict=True):
         views = _views(flat, batch.rows, _widths(held, kind))
         for target, rows_U, view in zip(_host_tensors(held, kind), batch.rows, views, strict=True):
-            target.data.index_copy_(
-                0, rows_U, view
-            )  # not a change by somebody else: `data` has a version counter of its own
+            # Not a change by somebody else: `data` has a version counter of its own.
+            target.data.index_copy_(0, rows_U, view.to(target.dtype))

@@ -14,6 +14,8 @@ from embank.tables.rows.shards import TableShard
 from embank.tables.scalars import plain
 
 Backend = Literal["fbgemm", "torch"]
+RowDtype = Literal["fp32", "fp16", "bf16"]
+ROW_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RowOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 ROW_OPTIMIZERS: tuple[str, ...] = get_args(RowOptimizerName)
 
@@ -77,6 +79,9 @@ class RowTier:
         prefetch: whether `RowStore.prefetch` fetches rows ahead of their use: pages of the disk, rows of the host for a
             GPU.
         device: where lookups come out: "cpu", "cuda" or "cuda:N".
+        dtype: of rows: "fp32", or "fp16" and "bf16" in half the memory. Updates are made in fp32 and rounded at random,
+            to either neighbour with the probability that makes the mean right, so that small ones count. Optimizer
+            state stays fp32. On a CPU the torch backend has them.
         cache_load_factor: for "host" under FBGEMM on a GPU: the share of rows that its cache in device memory has room
             for; 0 goes without.
 
@@ -89,6 +94,7 @@ class RowTier:
     directory: Path | None = None
     prefetch: bool = True
     device: str = "cpu"
+    dtype: RowDtype = "fp32"
     cache_load_factor: float = 0.2
 
     def __post_init__(self) -> None:
@@ -98,6 +104,8 @@ class RowTier:
             raise ConfigError("the disk tier needs a directory for its files")
         if re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is None:
             raise ConfigError(f"there is no device '{self.device}' for rows; use 'cpu', 'cuda' or 'cuda:N'")
+        if self.dtype not in ROW_DTYPES:
+            raise ConfigError(f"there are no rows of dtype '{self.dtype}'; use {', '.join(ROW_DTYPES)}")
         if not 0 <= self.cache_load_factor <= 1:
             raise ConfigError(f"cache_load_factor is {self.cache_load_factor}; it is a share of the rows, from 0 to 1")
 
@@ -105,6 +113,16 @@ class RowTier:
     def on_gpu(self) -> bool:
         """Whether lookups come out on a GPU."""
         return self.device != "cpu"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of the rows."""
+        return ROW_DTYPES[self.dtype]
+
+    @property
+    def is_half(self) -> bool:
+        """Whether a row's number takes two bytes."""
+        return self.dtype != "fp32"
 
     def refuse_missing_device(self) -> None:
         """Raises ConfigError if this machine, or this build of torch, has no such device."""
@@ -156,6 +174,15 @@ class StoreSpec:
             how: seed, backend, optimizer and tier.
         """
         return cls(shards=[TableShard.whole(table) for table in tables], lookups=lookups, **how)
+
+    def refuse_half_projected(self) -> None:
+        """Raises ConfigError where rows of few bits would have to be on a grid of their method's besides."""
+        table = next((table for table in self.tables if table.projection is not None), None)
+        if self.tier.is_half and table is not None:
+            raise ConfigError(
+                f"the method of table '{table.name}' puts rows on a grid after each update, which {self.tier.dtype} "
+                "can't hold; use rows of dtype fp32, or another method"
+            )
 
     @property
     def tables(self) -> tuple[PhysicalTable, ...]:

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embank.tables.ids.hashing import seed_of
 from embank.tables.rows.base import RowStore, padded_dim, rowwise_scale
 from embank.tables.rows.disk.warm import Warmer
+from embank.tables.rows.rounding import noise, round_to
 from embank.tables.rows.shards import TableShard
 from embank.tables.rows.space import RowSpace
 from embank.tables.rows.store_spec import StoreSpec
@@ -30,6 +32,7 @@ class TorchRows(RowStore):
 
     def __init__(self, spec: StoreSpec, *, is_replica: bool = False) -> None:
         super().__init__(spec)
+        spec.refuse_half_projected()
         self.is_replica = is_replica
         self.rows: list[Tensor] = []
         self.state: list[dict[str, Tensor]] = []
@@ -40,7 +43,8 @@ class TorchRows(RowStore):
         self.space = RowSpace(spec.tier)
         for shard in self.shards:
             name, size = shard.table.name, shard.num_rows * shard.num_columns
-            weight = self.space.hold(f"{name}.weights", numel=size, chunks=shard.initial_chunks(seed=spec.seed))
+            chunks = shard.initial_chunks(seed=spec.seed)
+            weight = self.space.hold(f"{name}.weights", numel=size, chunks=chunks, dtype=self.tier.torch_dtype)
             weight_RD = weight.view(shard.num_rows, shard.num_columns)
             shard.scatter_initial(weight_RD, seed=spec.seed)
             self.rows.append(weight_RD)
@@ -66,18 +70,65 @@ class TorchRows(RowStore):
         bounds = offsets.tolist() if num_bags == 0 else offsets[::num_bags].tolist()
         device = self.rows[0].device
         indices, offsets = indices.to(device, non_blocking=True), offsets.to(device, non_blocking=True)
-        weights, outputs = self._leaves(), []
+        ids = [indices[bounds[k] : bounds[k + 1]] if num_bags else indices[:0] for k in range(len(self.lookups))]
+        weights, ids = self._widened(ids) if self.tier.is_half else (self._leaves(), ids)
+        is_sparse, outputs = not self.is_replica and not self.tier.is_half, []
         for k, table in enumerate(self.lookups):
             weight = weights[table]
             if num_bags == 0:
-                outputs.append(weight[:0] if self.is_replica else F.embedding(indices[:0], weight, sparse=True))
+                outputs.append(F.embedding(ids[k], weight, sparse=True) if is_sparse else weight[:0])
                 continue
-            ids = indices[bounds[k] : bounds[k + 1]]
             part = offsets[k * num_bags : (k + 1) * num_bags + 1] - bounds[k]
             outputs.append(
-                F.embedding_bag(ids, weight, part, mode="sum", sparse=not self.is_replica, include_last_offset=True)
+                F.embedding_bag(ids[k], weight, part, mode="sum", sparse=is_sparse, include_last_offset=True)
             )
         return torch.cat(outputs, dim=1)
+
+    def _widened(self, ids: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows in fp32, where they are held in fewer bits: those that one lookup asks for, and where each id's is."""
+        weights, found = [], list(ids)
+        for table, rows in enumerate(self.rows):
+            own = [k for k, used in enumerate(self.lookups) if used == table]
+            asked = torch.cat([ids[k] for k in own]) if own else torch.zeros(0, dtype=torch.int64, device=rows.device)
+            rows_U, local_N = torch.unique(asked, return_inverse=True)
+            leaf = rows.data[rows_U].float()
+            if torch.is_grad_enabled():
+                leaf.requires_grad_()
+                leaf.register_post_accumulate_grad_hook(partial(self._take_widened, table, rows_U))  # type: ignore[no-untyped-call]
+            weights.append(leaf)
+            for k, part in zip(own, local_N.split([ids[k].numel() for k in own]), strict=True):
+                found[k] = part
+        return weights, found
+
+    @torch.no_grad()
+    def _take_widened(self, table: int, rows_U: Tensor, leaf: Tensor) -> None:
+        """Updates a table's rows by the gradient of what `_widened` has made of them."""
+        assert leaf.grad is not None
+        shard, rows, number = self.shards[table], self.rows[table], self.num_updates + 1
+        values_UD, state = rows[rows_U].float(), {kind: value[rows_U] for kind, value in self.state[table].items()}
+        every_U = torch.arange(rows_U.numel(), device=rows.device)
+        self.apply_gradient(shard, values_UD, state, every_U, leaf.grad, number=number)
+        leaf.grad = None
+        for kind, value in state.items():
+            self.state[table][kind][rows_U] = value
+        rows[rows_U] = self.rounded(
+            shard, values_UD, shard.row_numbers(rows_U.cpu() if shard.is_striped else rows_U), number=number
+        )
+        self.changed.setdefault(table, []).append(rows_U)
+
+    def rounded(self, shard: TableShard, values_UD: Tensor, numbers_U: Tensor, *, number: int) -> Tensor:
+        """Updated rows as they are held, where that is in fewer bits than they were updated in.
+
+        Args:
+            shard: whose rows they are.
+            values_UD: float32.
+            numbers_U: their numbers in the table.
+            number: of the update, from 1.
+        """
+        seed = seed_of(self.seed, "rounding", shard.table.name, number)
+        columns = slice(shard.first_column, shard.first_column + shard.num_columns)
+        noise_UD = noise(numbers_U.to(values_UD.device), num_columns=shard.table.embedding_dim, seed=seed)[:, columns]
+        return round_to(self.tier.torch_dtype, values_UD, noise_UD)
 
     def _leaves(self) -> list[Tensor]:
         """Rows as one lookup's graph begins with them. Views of their own: gradients of other lookups are not added to

@@ -11,8 +11,8 @@ from embank.tables.errors import ConfigError
 from embank.tables.method.base import Method, build_method
 from embank.tables.rows.base import padded_dim
 from embank.tables.rows.physical import PhysicalTable
-from embank.tables.rows.store_spec import RowOptimizer
-from embank.tables.sharding.plan import Kind, Load, Placement, Plan, check_plan, make_plan
+from embank.tables.rows.store_spec import ROW_DTYPES, RowDtype, RowOptimizer
+from embank.tables.sharding.plan import REPLICATE_BELOW_BYTES, Kind, Load, Placement, Plan, check_plan, make_plan
 from embank.tables.specs import TableSpec
 
 IDS_PER_PIECE = 2**20
@@ -27,16 +27,18 @@ class PlanRequest:
         planner: "embank" or "torchrec".
         memory_per_rank: bytes for rows and optimizer state; None for no limit.
         given: a plan that the user wrote; it is checked and taken.
+        row_dtype: of the rows, see `RowTier`; those of two bytes are not replicated.
 
     Example:
         >>> PlanRequest(world_size=8, memory_per_rank=4_000_000_000)
-        PlanRequest(world_size=8, planner='embank', memory_per_rank=4000000000, given=None)
+        PlanRequest(world_size=8, planner='embank', memory_per_rank=4000000000, given=None, row_dtype='fp32')
     """
 
     world_size: int
     planner: Literal["embank", "torchrec"] = "embank"
     memory_per_rank: int | None = None
     given: Plan | None = None
+    row_dtype: RowDtype = "fp32"
 
 
 def plan_tables(
@@ -67,7 +69,7 @@ def plan_tables(
         item 680000 Placement(kind='table_wise', ranks=(0,))
         age 6800 Placement(kind='data_parallel', ranks=())
     """
-    loads = table_loads(specs, optimizer=optimizer, num_samples=num_samples)
+    loads = table_loads(specs, optimizer=optimizer, num_samples=num_samples, row_dtype=request.row_dtype)
     if request.given is not None:
         plan = request.given
         if plan.world_size != request.world_size:
@@ -82,13 +84,16 @@ def plan_tables(
             loads,
             world_size=request.world_size,
             memory_per_rank=request.memory_per_rank,
+            replicate_below_bytes=REPLICATE_BELOW_BYTES if request.row_dtype == "fp32" else -1,
             optimizer=optimizer.name,
         )
     check_plan(plan, loads, optimizer=optimizer.name)
     return plan, loads
 
 
-def table_loads(specs: Sequence[TableSpec], *, optimizer: RowOptimizer, num_samples: int | None) -> list[Load]:
+def table_loads(
+    specs: Sequence[TableSpec], *, optimizer: RowOptimizer, num_samples: int | None, row_dtype: RowDtype = "fp32"
+) -> list[Load]:
     """Bytes and expected lookups of each physical table."""
     loads: dict[str, Load] = {}
     for spec in specs:
@@ -103,7 +108,7 @@ def table_loads(specs: Sequence[TableSpec], *, optimizer: RowOptimizer, num_samp
                 weights_R = weights_R + before.lookups_R if both else None  # type: ignore[operator]
             loads[table.name] = Load(
                 table=table,
-                nbytes_per_row=row_nbytes(table.embedding_dim, optimizer),
+                nbytes_per_row=row_nbytes(table.embedding_dim, optimizer, dtype=row_dtype),
                 lookups=lookups,
                 lookups_R=weights_R,
                 whole_rows=method.whole_rows or (before is not None and before.whole_rows),
@@ -111,10 +116,11 @@ def table_loads(specs: Sequence[TableSpec], *, optimizer: RowOptimizer, num_samp
     return list(loads.values())
 
 
-def row_nbytes(dim: int, optimizer: RowOptimizer) -> int:
+def row_nbytes(dim: int, optimizer: RowOptimizer, *, dtype: RowDtype = "fp32") -> int:
     """Bytes of a row and its optimizer state, padded as FBGEMM holds it."""
     width = 4 * padded_dim(dim)
-    return {"sgd": width, "rowwise_adagrad": width + 4, "adagrad": 2 * width, "adam": 3 * width}[optimizer.name]
+    state = {"sgd": 0, "rowwise_adagrad": 4, "adagrad": width, "adam": 2 * width}[optimizer.name]
+    return ROW_DTYPES[dtype].itemsize * padded_dim(dim) + state
 
 
 def _lookups_per_sample(method: Method, place: int, num_samples: int | None) -> float:

@@ -96,6 +96,12 @@ class ShardedRows(CompositeRows):
                 f"tier '{tier.name}' on '{tier.device}' with backend 'torch' is for one process; over several, use "
                 "tier 'host' with backend='fbgemm', or tier 'device'"
             )
+        copied = next((table.name for table in spec.tables if sharding.is_replicated(table.name)), None)
+        if tier.is_half and copied is not None:
+            raise ConfigError(
+                f"the plan replicates table '{copied}', whose rows are {tier.dtype}: replicas train fp32 only. Use "
+                "table_wise or row_wise"
+            )
         super().__init__(spec)
         plan, self.rank = sharding.plan, sharding.rank
         self.tables = tables = spec.tables

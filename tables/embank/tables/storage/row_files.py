@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from embank.tables.errors import CheckpointError
 from embank.tables.rows.shards import TableShard, rows_at
+from embank.tables.rows.store_spec import ROW_DTYPES
 from embank.tables.storage.row_index import Piece, read_index, read_piece
 
 PIECE_NBYTES = 2**26
@@ -97,6 +98,12 @@ def read_rows(folder: Path, tensors: Sequence[RowTensor]) -> None:
             raise CheckpointError(
                 f"the checkpoint in '{folder}' holds '{tensor.name}' with shape {saved.size}, the table here has "
                 f"{tuple(expected)}"
+            )
+        if ROW_DTYPES[saved.dtype] != tensor.view.dtype:
+            raise CheckpointError(
+                f"the checkpoint in '{folder}' holds '{tensor.name}' as {saved.dtype}, the table here has "
+                f"{str(tensor.view.dtype).removeprefix('torch.')}. Load it into tables with RowTier(dtype="
+                f"'{saved.dtype}') (rows.dtype in a configuration)"
             )
     for tensor in tensors:  # a second loop: what does not fit is refused before the first row is overwritten
         saved = index[tensor.name]

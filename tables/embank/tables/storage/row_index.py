@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from embank.tables.errors import CheckpointError
+from embank.tables.rows.store_spec import ROW_DTYPES
 from embank.tables.storage.folders import cause_of, read_json
 
 INDEX = "index.json"
+
+_NAMES = {dtype: name for name, dtype in ROW_DTYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,13 @@ class Saved:
     Args:
         size: of the whole tensor.
         is_striped: whether its first dimension are striped positions (`TableShard`), not row numbers.
+        dtype: of its numbers, a key of `ROW_DTYPES`.
         pieces: boxes that fill it.
     """
 
     size: tuple[int, ...]
     is_striped: bool
+    dtype: str
     pieces: tuple[Piece, ...]
 
 
@@ -82,6 +87,7 @@ def write_index(folder: Path, metadata: Metadata, *, striped: Collection[str]) -
         name: {
             "size": list(tensors[name].size),
             "is_striped": name in striped,
+            "dtype": _NAMES[tensors[name].properties.dtype],
             "pieces": [asdict(piece) for piece in held],
         }
         for name, held in sorted(pieces.items())
@@ -125,7 +131,10 @@ def _parse(values: Mapping[str, Any]) -> Saved:
         raise ValueError(f"pieces hold {covered} of {torch.Size(size).numel()} numbers")
     if type(values["is_striped"]) is not bool:
         raise ValueError(f"is_striped is {values['is_striped']!r}")
-    return Saved(size=size, is_striped=values["is_striped"], pieces=pieces)
+    dtype = values.get("dtype", "fp32")  # before rows could be anything else, it was not said
+    if dtype not in ROW_DTYPES:
+        raise ValueError(f"dtype is {dtype!r}")
+    return Saved(size=size, is_striped=values["is_striped"], dtype=dtype, pieces=pieces)
 
 
 def _numbers(values: Any) -> tuple[int, ...]:

@@ -53,7 +53,8 @@ def reset_rows(tables: Tables, table: str, rows_U: Tensor, *, draw: int) -> None
         seed = seed_of(tables.seed, "reset projection", physical.name, draw)
         fresh_UD = physical.projection(fresh_UD, rows_U, seed=seed)
     with tables.writing():
-        tables.weights()[physical.name][rows_U] = fresh_UD
+        weight = tables.weights()[physical.name]
+        weight[rows_U] = fresh_UD.to(weight.dtype)
         for state in tables.optimizer_state()[physical.name].values():
             state[rows_U] = 0
 

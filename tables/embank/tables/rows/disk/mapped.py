@@ -24,12 +24,12 @@ BUFFER_BYTES = 8 * 2**20
 BLOCK_BYTES = 4096
 """What direct writes must be multiples of."""
 
-_FLOAT_BYTES = 4
-_ROW_FILE = re.compile(r"\.\d+\.f32$")
+_SUFFIXES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+_ROW_FILE = re.compile(rf"\.\d+\.({'|'.join(_SUFFIXES.values())})$")
 
 
 class MappedFile:
-    """A float32 tensor that lives in a file of its own, whose space is reserved on the disk.
+    """A tensor that lives in a file of its own, whose space is reserved on the disk.
 
     It is a working file of this process: locked, so that no other store, here or in another process, takes the same
     one; removed when the last tensor that views it is let go, and at the process's end. What a killed process leaves
@@ -40,6 +40,7 @@ class MappedFile:
         name: what the file is called after.
         numel: number of elements, at least 1.
         chunks: initial values in order, `numel` elements in all.
+        dtype: of the elements, a floating-point type of 2 or 4 bytes; initial values are rounded to it.
 
     Attributes:
         path: the file.
@@ -51,11 +52,13 @@ class MappedFile:
         WorkError: no room for it.
     """
 
-    def __init__(self, folder: Path, name: str, *, numel: int, chunks: Iterable[Tensor]) -> None:
-        self.nbytes = _FLOAT_BYTES * numel
-        self._descriptor, self.path = _claim(folder, name)
+    def __init__(
+        self, folder: Path, name: str, *, numel: int, chunks: Iterable[Tensor], dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.nbytes = dtype.itemsize * numel
+        self._descriptor, self.path = _claim(folder, name, suffix=_SUFFIXES[dtype])
         try:
-            _fill(self.path, self._descriptor, chunks, nbytes=self.nbytes)
+            _fill(self.path, self._descriptor, chunks, nbytes=self.nbytes, dtype=dtype)
             self._mapping = mmap.mmap(self._descriptor, self.nbytes)
         except BaseException:
             _end(self._descriptor, self.path, os.getpid())
@@ -63,7 +66,7 @@ class MappedFile:
         weakref.finalize(self._mapping, _end, self._descriptor, self.path, os.getpid())
         # A row is read by itself: read-ahead around it costs disk time and memory, up to megabytes for each row.
         self._mapping.madvise(mmap.MADV_RANDOM)
-        self.tensor = torch.frombuffer(self._mapping, dtype=torch.float32, count=numel)
+        self.tensor = torch.frombuffer(self._mapping, dtype=dtype, count=numel)
 
     @property
     def address(self) -> int:
@@ -123,13 +126,13 @@ def remove_row_files(folder: Path) -> None:
         folder.rmdir()
 
 
-def _claim(folder: Path, name: str) -> tuple[int, Path]:
+def _claim(folder: Path, name: str, *, suffix: str) -> tuple[int, Path]:
     """Opens and locks the first file of that name, with a number, that no one else holds."""
     stem = quote(name, safe="")[:100]  # the number keeps files apart, not the stem
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number in itertools.count():
-            path = folder / f"{stem}.{number}.f32"
+            path = folder / f"{stem}.{number}.{suffix}"
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if _lock(descriptor, path):
                 return descriptor, path
@@ -164,7 +167,7 @@ def _end(descriptor: int, path: Path, owner: int) -> None:
     os.close(descriptor)
 
 
-def _fill(path: Path, descriptor: int, chunks: Iterable[Tensor], *, nbytes: int) -> None:
+def _fill(path: Path, descriptor: int, chunks: Iterable[Tensor], *, nbytes: int, dtype: torch.dtype) -> None:
     """Gives a file its size, reserves its space and writes its first content, in bounded memory and at the disk's
     speed.
 
@@ -175,7 +178,7 @@ def _fill(path: Path, descriptor: int, chunks: Iterable[Tensor], *, nbytes: int)
     try:
         os.ftruncate(descriptor, 0)
         os.posix_fallocate(descriptor, 0, nbytes)  # a sparse file would end in SIGBUS on a full disk
-        with _Writer(path) as writer:
+        with _Writer(path, dtype) as writer:
             for chunk in chunks:
                 writer.write(chunk)
         os.ftruncate(descriptor, nbytes)  # the last block was filled up
@@ -191,11 +194,11 @@ def _refused(error: OSError) -> type[EmbankError]:
 
 
 class _Writer:
-    """Writes float32 tensors one after the other into a file, in large aligned pieces."""
+    """Writes tensors one after the other into a file, in large aligned pieces."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: torch.dtype) -> None:
         self.buffer = mmap.mmap(-1, BUFFER_BYTES)  # aligned to a page, as direct writes need
-        self.floats = torch.frombuffer(self.buffer, dtype=torch.float32)
+        self.numbers = torch.frombuffer(self.buffer, dtype=dtype)
         self.num_held = self.offset = 0
         self.is_direct = True
         try:
@@ -212,7 +215,7 @@ class _Writer:
     def __exit__(self, *error: object) -> None:
         try:
             if error[0] is None and self.num_held:
-                nbytes = -(-_FLOAT_BYTES * self.num_held // BLOCK_BYTES) * BLOCK_BYTES
+                nbytes = -(-self.numbers.element_size() * self.num_held // BLOCK_BYTES) * BLOCK_BYTES
                 self._put(nbytes)
         finally:
             os.close(self.descriptor)
@@ -221,10 +224,10 @@ class _Writer:
         """Appends a tensor's elements."""
         values = values.reshape(-1)
         while values.numel():
-            count = min(values.numel(), self.floats.numel() - self.num_held)
-            self.floats[self.num_held : self.num_held + count] = values[:count]
+            count = min(values.numel(), self.numbers.numel() - self.num_held)
+            self.numbers[self.num_held : self.num_held + count] = values[:count]
             self.num_held, values = self.num_held + count, values[count:]
-            if self.num_held == self.floats.numel():
+            if self.num_held == self.numbers.numel():
                 self._put(BUFFER_BYTES)
 
     def _put(self, nbytes: int) -> None:
