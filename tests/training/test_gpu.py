@@ -1,4 +1,4 @@
-"""Runs with tables and network on a GPU: as far as a CPU can tell."""
+"""Runs with rows elsewhere than in fp32 beside a CPU: on a GPU, as far as a CPU can tell, and in two bytes."""
 
 import json
 import subprocess
@@ -57,9 +57,31 @@ def test_every_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.
     assert row_tier(config(tmp_path), directory=tmp_path, processes=_Second()).device == "cpu"
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_rows_have_the_type_of_the_configuration(dtype: str, tmp_path: Path) -> None:
+    given = {"backend": "torch", "dtype": dtype}
+    made = config(tmp_path, rows=given)
+    assert row_tier(made, directory=tmp_path, processes=None).dtype == dtype
+
+
 def test_gpus_talk_over_nccl_and_hosts_over_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
     assert backends() == "cpu:gloo,cuda:nccl"
     monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: False)
     assert backends() == "gloo"
+
+
+def test_a_run_with_rows_of_two_bytes_serves_what_it_scored(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    for dtype in ("fp32", "bf16"):
+        train(data, tmp_path / dtype, rows={"backend": "torch", "dtype": dtype})
+    full, half = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("fp32", "bf16"))
+    assert half["serving_bytes"] == full["serving_bytes"]
+    assert half["training_bytes"] < full["training_bytes"]
+    assert half["auc"] == pytest.approx(full["auc"], abs=0.02)
+    for scored in (
+        evaluate_run(tmp_path / "bf16", data=data, split="test"),
+        evaluate_bundle(tmp_path / "bf16" / "bundle", data=data, split="test"),
+    ):
+        assert scored["auc"] == pytest.approx(half["auc"], abs=1e-6)
