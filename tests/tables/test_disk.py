@@ -296,7 +296,7 @@ def test_stores_share_a_folder(tmp_path: Path) -> None:
     assert len(set(paths)) == len(paths) == len(list(tmp_path.iterdir()))
     code = (
         "import sys; from embank.tables.rows.disk.mapped import _claim; from pathlib import Path; "
-        "print(_claim(Path(sys.argv[1]), 'x')[1].name)"
+        "print(_claim(Path(sys.argv[1]), 'x', suffix='f32')[1].name)"
     )
     make(tmp_path, torch.ones(3), name="x")  # let go of at once
     kept = make(tmp_path, torch.ones(3), name="x")
