@@ -179,7 +179,7 @@ def test_children_take_each_gene_from_a_parent_and_mutants_few_from_elsewhere() 
     child = cross(first, second, rng=rng)
     assert all(gene in (a, b) for gene, a, b in zip(child, first, second, strict=True))
     assert 400 < sum(gene == a for gene, a in zip(child, first, strict=True)) < 600
-    mutant = mutate(first, draw=lambda i: (5000,), chance=0.1, rng=rng)
+    mutant = mutate(first, draw=lambda i, gene: (5000,), chance=0.1, rng=rng)
     assert 60 < mutant.count((5000,)) < 140
 
 

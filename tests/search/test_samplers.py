@@ -20,9 +20,9 @@ from optuna.testing.pytest_samplers import (
 )
 from optuna.trial import TrialState, create_trial
 
-from embank.search import DimensionSpace, EvolutionSampler, make_sampler, search
-from embank.search.samplers.draws import draw_value
-from embank.search.samplers.known import another
+from embank.search import DimensionSpace, EvolutionSampler, MethodSpace, make_sampler, search
+from embank.search.known import another
+from embank.search.samplers.draws import draw_value, near_value
 from embank.search.samplers.ranking import best_trials, crowding
 from embank.tables import ConfigError, TableSpec
 
@@ -65,19 +65,19 @@ def test_it_beats_random_search_by_far() -> None:
 def test_the_best_so_far_is_always_a_parent_and_is_what_was_scored() -> None:
     study = search(score, space=SPACE, num_trials=150, budget=0.5)
     sampler = EvolutionSampler(SPACE)
-    for generation in range(1, 7):
+    for generation in range(1, 14):
         before = [t for t in study.trials if t.system_attrs["EvolutionSampler:generation"] < generation]
         parents = sampler.get_parent_population(study, generation)
         assert max(t.value for t in before) == max(parent.value for parent in parents)
-        assert len(parents) == 15
+        assert len(parents) == 10
     for trial in study.trials:
         assert score(SPACE.decode(SPACE.genes(trial.params))) == trial.value
 
 
 def test_mutants_and_children_take_their_genes_from_parents() -> None:
     """At most a few genes of a mutant come from elsewhere, none of a child, and neither is one of its parents."""
-    study = search(score, space=SPACE, num_trials=200)
-    sampler = EvolutionSampler(SPACE)
+    sampler = EvolutionSampler(SPACE, num_mutants=10, num_crossovers=10, child_mutation=0.0, seed=0)
+    study = search(score, space=SPACE, sampler=sampler, num_trials=200)
     fresh: list[int] = []
     for trial in study.trials[20:]:
         generation = trial.system_attrs["EvolutionSampler:generation"]
@@ -87,8 +87,43 @@ def test_mutants_and_children_take_their_genes_from_parents() -> None:
         if trial.number % 20 < 10:
             fresh.append(min(sum(a != b for a, b in zip(genes, parent, strict=True)) for parent in parents))
         else:
-            assert sum(any(parent[k] == gene for parent in parents) for k, gene in enumerate(genes)) >= 7
+            assert sum(any(parent[k] == gene for parent in parents) for k, gene in enumerate(genes)) >= 7, "or a walk"
     assert 1 <= sum(fresh) / len(fresh) < 3
+
+
+def test_steps_are_near_and_draws_anywhere() -> None:
+    rng, group = random.Random(0), SPACE.groups[0]
+    assert {group.step((7,), rng)[0] - 7 for _ in range(200)} == {-2, -1, 1, 2}
+    assert {group.step((0,), rng)[0] for _ in range(200)} == {0, 1, 2}
+    methods = MethodSpace([plain("a", 1000)], methods=["full", "hash", "robe"], shares=[0.1, 0.2, 0.5]).groups[0]
+    assert {methods.step((1, 0), rng) for _ in range(300)} == {(0, 0), (1, 0), (2, 0), (1, 1)}
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        IntDistribution(1, 64),
+        IntDistribution(0, 1),
+        IntDistribution(1, 1000, log=True),
+        FloatDistribution(0.0, 1.0, step=0.1),
+        FloatDistribution(1e-5, 1.0, log=True),
+        FloatDistribution(-1.0, 1.0),
+    ],
+)
+def test_near_values_are_within_an_eighth_of_the_range(distribution: object) -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        value = draw_value(distribution, rng)
+        near = near_value(distribution, value, rng)
+        assert distribution._contains(distribution.to_internal_repr(near))
+        if distribution.log:
+            octaves = math.log(distribution.high / distribution.low) / 8
+            assert abs(math.log(near / value)) <= octaves + (math.log(1.5 / 0.5) if near < 4 else 0.2)
+        else:
+            slack = distribution.step or 0
+            assert abs(near - value) <= (distribution.high - distribution.low) / 8 + slack + 1e-9
+    moved = {near_value(distribution, distribution.high, rng) for _ in range(100)}
+    assert len(moved) > 1
 
 
 def test_parents_are_left_as_they_were() -> None:

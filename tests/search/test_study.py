@@ -5,7 +5,7 @@ import json
 import optuna
 import pytest
 
-from embank.search import SAMPLERS, DimensionSpace, search
+from embank.search import SAMPLERS, DimensionSpace, EvolutionSampler, search
 from embank.tables import BudgetError, CheckpointError, ConfigError, TableSpec
 
 
@@ -116,6 +116,7 @@ def test_a_study_of_another_search_is_refused_by_name() -> None:
         ({"space": other_space}, "was made with space '"),
         ({"sampler": "tpe"}, "was made with sampler 'ea'; this search has sampler 'tpe'"),
         ({"sampler": optuna.samplers.RandomSampler()}, "this search has sampler 'RandomSampler'"),
+        ({"sampler": EvolutionSampler(SPACE, num_elites=3, seed=0)}, r"has sampler 'EvolutionSampler\(num_mutants=5, "),
         ({"seed": 1}, "was made with seed 0; this search has seed 1"),
         ({"budget": 0.5}, "was made with budget 0.4"),
         ({"identity": {"supernet": "cd34"}}, "was made with supernet 'ab12'; this search has supernet 'cd34'"),

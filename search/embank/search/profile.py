@@ -1,13 +1,14 @@
 """The profile of a supernet: what each table's choices cost in score, one table at a time; and what a knapsack makes of
 it for any budget."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from embank.search.knapsack import KnapsackFront, profile_knapsack
+from embank.search.known import KnownCandidates
 from embank.search.spaces import Candidate, Gene, Genes, Group, Parameter, Space, TableSpace
 from embank.search.spaces.base import with_gene
 from embank.tables import ConfigError, WorkError
@@ -113,15 +114,21 @@ def read_profile(study: optuna.Study, space: Space) -> Profile:
     """
     plan = set(profile_plan(space))
     assert isinstance(space, TableSpace)
-    return Profile(space, scores_of(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), space, plan))
+    return Profile(space, planned_scores(study, space, plan, KnownCandidates()))
 
 
-def scores_of(trials: Sequence[FrozenTrial], space: Space, wanted: set[Genes]) -> dict[Genes, float]:
-    """Scores (the first objective) of those trials that hold a wanted candidate, the first of each."""
-    found: dict[Genes, float] = {}
-    for trial in trials:
-        if space.has_all(trial.params):
-            genes = space.genes(trial.params)
-            if genes in wanted:
-                found.setdefault(genes, trial.values[0])
-    return found
+def planned_scores(study: optuna.Study, space: Space, plan: set[Genes], known: KnownCandidates) -> dict[Genes, float]:
+    """Scores (the first objective) of the candidates of a plan, as far as a study has them.
+
+    Args:
+        study: whose trials.
+        space: of the candidates.
+        plan: the candidates that are wanted.
+        known: what was decoded before.
+    """
+    scores: dict[Genes, float] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        genes = known.genes_of(study, trial, space)
+        if genes is not None and genes in plan:
+            scores.setdefault(genes, trial.values[0])
+    return scores

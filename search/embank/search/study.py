@@ -11,7 +11,8 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from embank.search.samplers.known import KnownCandidates
+from embank.search.known import KnownCandidates
+from embank.search.samplers.evolution import EvolutionSampler
 from embank.search.samplers.named import make_sampler
 from embank.search.samplers.profile import ProfileSampler
 from embank.search.spaces import Candidate, Genes, Space, Value
@@ -91,7 +92,7 @@ def search(
     allowed = None if budget is None else space.allowed_nbytes(budget)
     if front and pruner is not None and not isinstance(pruner, NopPruner):
         raise ConfigError("a search for a front can't prune: Optuna has no pruning for several objectives")
-    named = sampler if isinstance(sampler, str) else type(sampler).__name__
+    named = _name_of(sampler)
     if isinstance(sampler, str):
         sampler = make_sampler(sampler, space=space, nbytes=allowed, seed=seed)
     study = optuna.create_study(
@@ -130,6 +131,13 @@ def enqueue(study: optuna.Study, space: Space, candidates: Iterable[Mapping[str,
     """
     for candidate in candidates:
         study.enqueue_trial(space.params(space.encode(candidate)), skip_if_exists=True)
+
+
+def _name_of(sampler: str | BaseSampler) -> str:
+    """What a study is compared by: Optuna's samplers do not tell their settings."""
+    if isinstance(sampler, EvolutionSampler):
+        return repr(sampler)
+    return sampler if isinstance(sampler, str) else type(sampler).__name__
 
 
 def _is_new(study: optuna.Study, facts: Mapping[str, Any], *, resume: bool) -> bool:

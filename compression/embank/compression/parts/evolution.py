@@ -55,9 +55,10 @@ class EvolutionConfig:
             raise ConfigError(f"mutation is {self.mutation}; it is a chance and lies in [0, 1]")
 
 
-def mutate(parent: AnyCandidate, *, draw: Callable[[int], Any], chance: float, rng: random.Random) -> AnyCandidate:
-    """A copy of which each gene is drawn anew with some chance."""
-    return tuple(draw(i) if rng.random() < chance else gene for i, gene in enumerate(parent))  # type: ignore[return-value]
+def mutate(parent: AnyCandidate, *, draw: Callable[[int, Any], Any], chance: float, rng: random.Random) -> AnyCandidate:
+    """A copy of which each gene is drawn anew with some chance; `draw` is given its place and what it was."""
+    genes = enumerate(parent)
+    return tuple(draw(i, gene) if rng.random() < chance else gene for i, gene in genes)  # type: ignore[return-value]
 
 
 def cross(first: AnyCandidate, second: AnyCandidate, *, rng: random.Random) -> AnyCandidate:
@@ -85,28 +86,33 @@ def offspring(
     elites: Sequence[AnyCandidate],
     *,
     is_mutant: bool,
-    draw: Callable[[int, random.Random], Any],
+    draw: Callable[[int, Any, random.Random], Any],
     repair: Callable[[AnyCandidate, random.Random], AnyCandidate],
     is_known: Callable[[AnyCandidate], bool],
     chance: float,
     rng: random.Random,
+    child_chance: float = 0.0,
 ) -> AnyCandidate:
     """A new candidate from the best ones so far: a mutant of one of them, or a child of two.
 
     Args:
         elites: the parents to choose from.
         is_mutant: which of the two.
-        draw: a random gene for a position.
+        draw: a new gene for a position, given the old one.
         repair: makes a candidate one that is allowed; must leave an allowed one alone.
         is_known: whether a candidate was made before.
         chance: of each gene of a mutant to be drawn anew.
         rng: of all choices.
+        child_chance: the same for a child.
     """
 
     def make() -> AnyCandidate:
         if is_mutant:
-            return mutate(rng.choice(elites), draw=lambda i: draw(i, rng), chance=chance, rng=rng)
-        return cross(rng.choice(elites), rng.choice(elites), rng=rng)
+            return mutate(rng.choice(elites), draw=lambda i, gene: draw(i, gene, rng), chance=chance, rng=rng)
+        child = cross(rng.choice(elites), rng.choice(elites), rng=rng)
+        if not child_chance:
+            return child
+        return mutate(child, draw=lambda i, gene: draw(i, gene, rng), chance=child_chance, rng=rng)
 
     return unseen(make, repair=repair, is_known=is_known, rng=rng)
 
@@ -168,7 +174,7 @@ def evolve(
                 offspring(
                     elites,
                     is_mutant=is_mutant,
-                    draw=draw,
+                    draw=lambda i, gene, rng: draw(i, rng),
                     repair=repair,
                     is_known=is_known,
                     chance=config.mutation,

@@ -1,4 +1,4 @@
-"""Random values of Optuna's distributions, from a generator of Python's."""
+"""Random values of Optuna's distributions, from a generator of Python's: anywhere, or near another value."""
 
 import math
 import random
@@ -34,3 +34,19 @@ def draw_value(distribution: BaseDistribution, rng: random.Random) -> Any:
     raise ConfigError(
         f"{type(distribution).__name__} is no distribution that is known; use Optuna's float, int or categorical"
     )
+
+
+def near_value(distribution: BaseDistribution, value: Any, rng: random.Random) -> Any:
+    """A value at most an eighth of the range away, on the distribution's own scale; of categories any."""
+    if not isinstance(distribution, IntDistribution | FloatDistribution):
+        return draw_value(distribution, rng)
+    low, high = float(distribution.low), float(distribution.high)
+    if distribution.log:
+        moved = float(value) * (high / low) ** (rng.uniform(-1, 1) / 8)
+    else:
+        moved = float(value) + max((high - low) / 8, float(distribution.step or 0)) * rng.uniform(-1, 1)
+    moved = min(high, max(low, moved))
+    if distribution.step is not None and not distribution.log:
+        steps = round((moved - low) / distribution.step)
+        moved = min(high, low + steps * distribution.step)
+    return round(moved) if isinstance(distribution, IntDistribution) else moved

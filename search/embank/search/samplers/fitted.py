@@ -10,7 +10,7 @@ from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from embank.compression.parts.evolution import ATTEMPTS
-from embank.search.samplers.known import KnownCandidates, another
+from embank.search.known import KnownCandidates, another
 from embank.search.spaces import Genes, Space
 from embank.tables.ids.hashing import seed_of
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from embank.search.profile import Profile, profile_plan, scores_of
+from embank.search.profile import Profile, planned_scores, profile_plan
 from embank.search.samplers.evolution import EvolutionSampler
 from embank.search.spaces import Genes, Space, TableSpace
 
@@ -35,6 +35,7 @@ class ProfileSampler(EvolutionSampler):
     def __init__(self, space: Space, *, nbytes: int | None = None, seed: int | None = None, **settings: Any) -> None:
         super().__init__(space, nbytes=nbytes, seed=seed, **settings)
         self.plan = profile_plan(space)
+        self._planned = set(self.plan)
         self._chosen: tuple[int, list[Genes]] = (0, [])
 
     def enqueue(self, study: optuna.Study) -> None:
@@ -55,8 +56,7 @@ class ProfileSampler(EvolutionSampler):
     def _choices(self, study: optuna.Study) -> list[Genes]:
         """What the knapsack makes of the trials so far."""
         assert isinstance(self.space, TableSpace)
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        scores = scores_of(complete, self.space, set(self.plan))
+        scores = planned_scores(study, self.space, self._planned, self._known)
         if len(scores) > self._chosen[0] and self.space.ceiling() in scores:
             profile = Profile(self.space, scores)
             is_front = len(study.directions) > 1

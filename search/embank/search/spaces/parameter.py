@@ -174,6 +174,17 @@ class Group:
         """Every value of a parameter is as likely."""
         return self.canonical(tuple(rng.randrange(len(parameter.values)) for parameter in self.parameters))
 
+    def step(self, gene: Gene, rng: Random) -> Gene:
+        """One parameter moved: an ordered one by up to an eighth of its values, of an unordered one any value."""
+        place = rng.choice([k for k in range(len(gene)) if self._counts(k, gene)])
+        parameter, last = self.parameters[place], len(self.parameters[place].values) - 1
+        if parameter.is_ordered:
+            moved = gene[place] + rng.choice((-1, 1)) * rng.randint(1, max(1, (last + 1) // 8))
+            index = min(last, max(0, moved))
+        else:
+            index = rng.randint(0, last)
+        return self.canonical((*gene[:place], index, *gene[place + 1 :]))
+
     def near(self, gene: Gene) -> list[Gene]:
         """Genes one choice away: a neighbouring value of one ordered parameter, any other of an unordered one."""
         found: dict[Gene, None] = {}
