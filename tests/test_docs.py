@@ -106,17 +106,21 @@ def test_no_block_is_missed() -> None:
         assert len(BLOCK.findall(text)) == len(re.findall(r"```\s*(?:python|py)\b", text)), page
 
 
-PRIVATE = re.compile(r"\b(?:from|import)\s+embank\.\w+\.\w+|\bfrom\s+embank\.\w+\s+import\s+[^\n]*\b_\w+")
+PRIVATE = re.compile(
+    r"\b(?:from|import)\s+embank\.(?!tables\.memory\s+import)\w+\.\w+|\bfrom\s+embank[\w.]+\s+import\s+[^\n]*\b_\w+"
+)
 """An import from inside a package, or of a name that it keeps to itself."""
 
 
 def test_pages_and_examples_import_public_names() -> None:
-    """From `embank.tables`, `embank.compression` and so on, never from a path inside them."""
+    """From `embank.tables`, `embank.tables.memory`, `embank.compression` and so on, never from a path inside them."""
     sources = [*ALL_PAGES, *(ROOT / "examples").rglob("*.py")]
     private = {name_of(source): found for source in sources if (found := PRIVATE.findall(source.read_text()))}
     assert not private
     assert PRIVATE.search("from embank.tables.specs import TableSpec")
     assert PRIVATE.search("from embank.tables import _HOME")
+    assert PRIVATE.search("from embank.tables.memory.session import MemorySession")
+    assert not PRIVATE.search("from embank.tables.memory import MemorySession")
 
 
 @pytest.mark.parametrize("package", ["tables", "compression", "ctr_models", "pipelines", "search"])
