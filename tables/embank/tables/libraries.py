@@ -11,6 +11,7 @@ _CURES = {
         "'pip install --no-deps torchrec==1.8.0', with one \"pip install 'embank[gpu]'\""
     ),
     "tokenizers": "pip install 'embank[lm]'",
+    "transformers": "pip install 'embank[lm]'",
     "fbgemm_gpu": "without a GPU 'pip install fbgemm-gpu-cpu==1.8.0', with one \"pip install 'embank[gpu]'\"",
 }
 

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from embank.pipelines.lm.extra import require
-
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -21,7 +19,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "Tokenizer":
         texts: of the training split.
         vocab_size: ids, at least 257: each byte has one.
     """
-    tokenizers = require("tokenizers", what="training a tokenizer")
+    import tokenizers
+
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()

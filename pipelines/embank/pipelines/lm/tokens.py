@@ -14,7 +14,6 @@ from torch import Tensor
 
 from embank.pipelines.lm.config import CorpusConfig
 from embank.pipelines.lm.corpus import SPLITS, Document, read_documents, split_documents
-from embank.pipelines.lm.extra import require
 from embank.pipelines.lm.tokenizer import encode, token_bytes, train_tokenizer
 from embank.pipelines.runs.records import digest_of, write_record
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
@@ -66,8 +65,9 @@ class Corpus:
     @cached_property
     def tokenizer(self) -> "Tokenizer":
         """The tokenizer that made the ids."""
-        tokenizers = require("tokenizers", what="reading a tokenizer")
-        result: Tokenizer = tokenizers.Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        from tokenizers import Tokenizer
+
+        result: Tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         return result
 
     @cached_property

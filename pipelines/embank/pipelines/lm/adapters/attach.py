@@ -1,0 +1,167 @@
+"""`add_engram` and `add_stem`: memory tables for a model that is trained already. It starts as it was."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from embank.pipelines.lm.adapters.model_memory import ModelMemory
+from embank.pipelines.lm.adapters.structure import decoder_of, hidden_size, layers_of, up_projection
+from embank.tables import ConfigError, RowOptimizer, RowTier
+from embank.tables.memory import (
+    Engram,
+    EngramConfig,
+    EngramLayout,
+    MemoryTables,
+    StemConfig,
+    StemLayout,
+    TokenCompression,
+)
+
+
+def add_engram(
+    model: Any,
+    tokenizer: Any,
+    *,
+    layers: Sequence[int],
+    rows: int = 100_000,
+    memory_dim: int | None = None,
+    max_ngram: int = 3,
+    num_heads: int = 8,
+    pad_token: int | None = None,
+    compress: bool = True,
+    seed: int = 0,
+    optimizer: RowOptimizer | None = None,
+    tier: RowTier | None = None,
+) -> ModelMemory:
+    """Adds Engram tables: rows of hashed n-grams, gated into the residual stream before some layers.
+
+    The value projections start at zero, so that the model says what it said. Training moves them and the rows.
+
+    Args:
+        model: a causal language model built as Llama and Qwen are.
+        tokenizer: the model's own, of transformers or tokenizers.
+        layers: 0-based numbers of decoder layers.
+        rows: of each head at least.
+        memory_dim: the total width that a layer reads; None takes 16 per head.
+        max_ngram: the longest n-gram; all from 2 on are looked up.
+        num_heads: hashes per order.
+        pad_token: whose compressed id stands where a look-back ends; None takes the tokenizer's first of begin, pad and
+            end of text, or 0.
+        compress: hash normalised tokens (case, accents, spaces) instead of the tokenizer's own.
+        seed: of the hash and of initial values.
+        optimizer: of the rows; None takes row-wise Adagrad at .8.
+        tier: where rows are held.
+
+    Raises:
+        ConfigError: layers that the model does not have, sizes that do not go together, a model built in another way.
+
+    Example:
+        memory = add_engram(model, tokenizer, layers=[1])
+        optimizer = torch.optim.AdamW([*model.parameters(), *memory.parameters()])
+        ...
+        loss.backward(); optimizer.step(); memory.update_rows()
+    """
+    compression = _compression(model, tokenizer, compress=compress)
+    columns = (max_ngram - 1) * num_heads
+    config = EngramConfig(
+        layer_ids=list(layers),
+        rows_per_order=rows,
+        memory_dim=16 * columns if memory_dim is None else memory_dim,
+        max_ngram=max_ngram,
+        num_heads=num_heads,
+        seed=seed,
+    )
+    pad = _pad_token(tokenizer) if pad_token is None else pad_token
+    layout = EngramLayout(config, compression, pad_token=pad, num_layers=len(layers_of(model)))
+    return attach_engram(model, layout, seed=seed, optimizer=optimizer, tier=tier)
+
+
+def attach_engram(
+    model: Any,
+    layout: EngramLayout,
+    *,
+    seed: int = 0,
+    optimizer: RowOptimizer | None = None,
+    tier: RowTier | None = None,
+) -> ModelMemory:
+    """A memory of a layout on a model, with initial values."""
+    dim, like = hidden_size(model), next(decoder_of(model).parameters())
+    with torch.random.fork_rng(devices=[]):  # other draws of the program stay what they are
+        torch.default_generator.manual_seed(seed)
+        dense = {layer: Engram(dim, layout.row_dim, conv=False, identity=True) for layer in layout.layer_ids}
+    for module in dense.values():
+        module.to(device=like.device, dtype=like.dtype)
+    return ModelMemory(model, MemoryTables([layout], optimizer=optimizer, tier=tier, seed=seed), layers=dense)
+
+
+def add_stem(
+    model: Any,
+    tokenizer: Any,
+    *,
+    layers: Sequence[int],
+    seed: int = 0,
+    optimizer: RowOptimizer | None = None,
+    tier: RowTier | None = None,
+) -> ModelMemory:
+    """Adds STEM tables: a row per token, added to the up-projection of some layers' feed-forward parts.
+
+    Rows start at zero, so that the model says what it said.
+
+    Args:
+        model, tokenizer, layers, seed, optimizer, tier: as for `add_engram`.
+
+    Raises:
+        ConfigError: layers that the model does not have, or that have no up-projection.
+    """
+    compression = _compression(model, tokenizer, compress=False)
+    num_layers = len(layers_of(model))
+    chosen = [layer for layer in layers if 0 <= layer < num_layers]
+    widths = {up_projection(model, layer).out_features for layer in chosen}
+    if len(widths) > 1:
+        raise ConfigError(
+            f"the up-projections of layers {list(layers)} have widths {sorted(widths)}; add STEM tables to "
+            "layers of one width"
+        )
+    width = widths.pop() if widths else 1
+    config = StemConfig(layer_ids=list(layers), ffn_dim=width, init_std=0.0)
+    layout = StemLayout(config, compression, num_layers=num_layers)
+    return attach_stem(model, layout, seed=seed, optimizer=optimizer, tier=tier)
+
+
+def attach_stem(
+    model: Any,
+    layout: StemLayout,
+    *,
+    seed: int = 0,
+    optimizer: RowOptimizer | None = None,
+    tier: RowTier | None = None,
+) -> ModelMemory:
+    """A memory of a layout on a model."""
+    return ModelMemory(model, MemoryTables([layout], optimizer=optimizer, tier=tier, seed=seed), layers={})
+
+
+def _compression(model: Any, tokenizer: Any, *, compress: bool) -> TokenCompression:
+    """The tokenizer's compression.
+
+    Raises:
+        ConfigError: it has tokens that the model does not have.
+    """
+    compression = TokenCompression.from_tokenizer(tokenizer, compress=compress)
+    refuse_larger_vocabulary(model, compression)
+    return compression
+
+
+def refuse_larger_vocabulary(model: Any, compression: TokenCompression) -> None:
+    """Raises ConfigError if a tokenizer has more tokens than a model: it is another model's."""
+    vocab_size = int(model.config.get_text_config().vocab_size)
+    if compression.num_tokens > vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {compression.num_tokens:,} tokens and the model {vocab_size:,}; give the model's own, "
+            "or enlarge the model first (resize_token_embeddings)"
+        )
+
+
+def _pad_token(tokenizer: Any) -> int:
+    names = ("bos_token_id", "pad_token_id", "eos_token_id")
+    return next((int(found) for name in names if (found := getattr(tokenizer, name, None)) is not None), 0)

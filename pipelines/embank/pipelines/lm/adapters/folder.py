@@ -1,0 +1,173 @@
+"""Adapter folders: a memory without its model.
+
+    manifest.json          kind, layout, model type and width, and what decides on every row (hash, tokenizer's digest)
+    compression.safetensors  the map from tokens to compressed ids
+    layers.safetensors     the dense parts
+    rows/                  rows and their optimizer's state, see `embank.tables.memory.MemoryTables.save`
+    checksums.json         over all of them
+
+Whatever does not fit the model or the tokenizer is refused.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from embank.pipelines.lm.adapters.attach import attach_engram, attach_stem, refuse_larger_vocabulary
+from embank.pipelines.lm.adapters.model_memory import ModelMemory
+from embank.pipelines.lm.adapters.structure import hidden_size, layers_of
+from embank.tables import CheckpointError, ConfigError, RowOptimizer, RowTier
+from embank.tables.memory import EngramConfig, EngramLayout, StemConfig, StemLayout, TokenCompression
+from embank.tables.storage.folders import (
+    publish,
+    read_json,
+    temporary_beside,
+    verify_checksums,
+    write_checksums,
+    writing,
+)
+
+MANIFEST, FORMAT_VERSION = "manifest.json", 1
+_CURE = "Restore it, or save the memory again"
+
+
+def save_memory(memory: ModelMemory, folder: str | Path) -> None:
+    """Writes an adapter folder; at every moment either nothing or all of it is there. See `ModelMemory.save`."""
+    folder = Path(folder)
+    if folder.exists():
+        raise CheckpointError(f"'{folder}' exists already; a memory is never written over another one")
+    temporary = temporary_beside(folder)
+    try:
+        with writing(f"'{folder}'", cure="Make room, or choose another folder"):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            (temporary / MANIFEST).write_text(json.dumps(_manifest(memory), indent=1))
+            save_file({"ids": memory.tables.compression.ids_V}, temporary / "compression.safetensors")
+            dense = {name: value.detach().cpu().contiguous() for name, value in memory.layers.state_dict().items()}
+            save_file(dense, temporary / "layers.safetensors")
+            memory.tables.save(temporary / "rows")
+            write_checksums(temporary)
+            publish(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _manifest(memory: ModelMemory) -> dict[str, Any]:
+    config: Any = memory.layout.config  # type: ignore[attr-defined]
+    shape: dict[str, Any]
+    if isinstance(config, EngramConfig):
+        shape = {
+            "rows_per_order": list(memory.layout.hash.rows_per_order),  # type: ignore[attr-defined]
+            "memory_dim": config.memory_dim,
+            "max_ngram": config.max_ngram,
+            "num_heads": config.num_heads,
+            "seed": config.seed,
+            "pad_id": memory.layout.hash.pad_id,  # type: ignore[attr-defined]
+        }
+    else:
+        shape = {"ffn_dim": config.ffn_dim}
+    (optimizer,) = {collection.optimizer for collection in memory.tables.collections.values()}
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": memory.layout.kind,
+        "layers": list(memory.layout.layer_ids),
+        "layer_base": 0,
+        "model_type": memory.model.config.model_type,
+        "hidden_size": hidden_size(memory.model),
+        "num_layers": len(layers_of(memory.model)),
+        "shape": shape,
+        "optimizer": {"name": optimizer.name, "lr": optimizer.lr, "eps": optimizer.eps, "betas": list(optimizer.betas)},
+        "layout": memory.layout.manifest(),
+    }
+
+
+def load_memory(model: Any, folder: str | Path, *, tokenizer: Any = None, tier: RowTier | None = None) -> ModelMemory:
+    """A memory from its folder, on a model.
+
+    Args:
+        model: the model that it was trained on, or one of the same type and shape.
+        folder: what `ModelMemory.save` wrote.
+        tokenizer: the model's; where it is given, it must be the one of the training. Give it: ids that mean other
+            tokens read other rows, and nothing else would tell.
+        tier: where rows are held.
+
+    Raises:
+        CheckpointError: damaged, or of another tokenizer or another model.
+        ConfigError: the model has a memory of this kind already.
+    """
+    folder = Path(folder)
+    verify_checksums(folder, kind="memory", cure=_CURE)
+    manifest = read_json(folder / MANIFEST)
+    _refuse_other_model(manifest, model, folder)
+    compression = _compression(manifest, folder, tokenizer)
+    refuse_larger_vocabulary(model, compression)
+    layout = _layout(manifest, compression, num_layers=len(layers_of(model)), what=f"the memory in '{folder}'")
+    layout.refuse_other(manifest["layout"], what=f"the memory in '{folder}'")
+    values = manifest["optimizer"]
+    optimizer = RowOptimizer(**{**values, "betas": tuple(values["betas"])})
+    if isinstance(layout, EngramLayout):
+        memory = attach_engram(model, layout, optimizer=optimizer, tier=tier)
+    else:
+        memory = attach_stem(model, layout, optimizer=optimizer, tier=tier)
+    try:
+        memory.tables.load(folder / "rows")
+        memory.layers.load_state_dict(load_file(folder / "layers.safetensors"))
+    except BaseException as error:
+        memory.remove()
+        if isinstance(error, RuntimeError):
+            raise CheckpointError(f"the memory in '{folder}' has other dense parts: {error}. {_CURE}") from error
+        raise
+    return memory
+
+
+def _refuse_other_model(manifest: dict[str, Any], model: Any, folder: Path) -> None:
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"the memory in '{folder}' has format version {manifest.get('format_version')}; this embank reads version "
+            f"{FORMAT_VERSION}. Load it with the embank that wrote it"
+        )
+    here = {
+        "model_type": model.config.model_type,
+        "hidden_size": hidden_size(model),
+        "num_layers": len(layers_of(model)),
+    }
+    for key, value in here.items():
+        if manifest.get(key) != value:
+            raise CheckpointError(
+                f"the memory in '{folder}' was trained on a model with {key} {manifest.get(key)!r}; this one has "
+                f"{value!r}. Load it onto its own model"
+            )
+
+
+def _compression(manifest: dict[str, Any], folder: Path, tokenizer: Any) -> TokenCompression:
+    saved = manifest["layout"]["tokenizer"]
+    ids_V = load_file(folder / "compression.safetensors")["ids"]
+    kept = TokenCompression(ids_V, digest=saved["digest"])
+    kept.refuse_other(saved, what=f"the memory in '{folder}'")
+    if tokenizer is not None:
+        compress = kept.size < kept.num_tokens
+        given = TokenCompression.from_tokenizer(tokenizer, compress=compress)
+        given.refuse_other(saved, what=f"the memory in '{folder}'")
+        if not torch.equal(given.ids_V, ids_V):
+            raise CheckpointError(f"the memory in '{folder}' has another map of tokens than its digest says. {_CURE}")
+    return kept
+
+
+def _layout(
+    manifest: dict[str, Any], compression: TokenCompression, *, num_layers: int, what: str
+) -> EngramLayout | StemLayout:
+    shape, layers = manifest["shape"], manifest["layers"]
+    try:
+        if manifest["kind"] == "stem":
+            return StemLayout(
+                StemConfig(layer_ids=layers, ffn_dim=shape["ffn_dim"], init_std=0.0), compression, num_layers=num_layers
+            )
+        pad = int((compression.ids_V == shape["pad_id"]).nonzero()[0])
+        config = EngramConfig(layer_ids=layers, **{key: value for key, value in shape.items() if key != "pad_id"})
+        return EngramLayout(config, compression, pad_token=pad, num_layers=num_layers)
+    except (ConfigError, IndexError) as error:
+        raise CheckpointError(f"{what} has sizes that can't be: {error}. {_CURE}") from error
