@@ -70,7 +70,7 @@ def rival(drawn: Drawn) -> Int8Table:
     Raises:
         AssertionError: it does not hold them to half a step of its grid.
     """
-    rows_RD = build_table(method="full", num_embeddings=drawn.num_ids, embedding_dim=DIM).pack().table.rows
+    rows_RD = build_table(method="full", num_embeddings=drawn.num_ids, embedding_dim=DIM).collection.weights()["table"]
     rows_RD = rows_RD / rows_RD.std()
     table, wanted_ND = Int8Table(rows_RD), rows_RD[drawn.batch64]
     span_N1 = wanted_ND.amax(1, keepdim=True) - wanted_ND.amin(1, keepdim=True)
@@ -110,7 +110,7 @@ def _packed(method: str, drawn: Drawn, budget: float) -> tuple[Packed, float | N
         "options": OPTIONS.get(method),
     }
     with torch.inference_mode(False):
-        if method_class(method).takes_budget:
+        if method_class(method).traits.allocation.takes_budget:
             try:
                 return build_table(method=method, budget=budget, **shape).pack(), budget
             except BudgetError:

@@ -108,7 +108,7 @@ def specs_of(method: str, plain: Sequence[TableSpec], *, budget: float) -> tuple
     """Tables of a method within a budget over all of them, and that budget: None where the method takes none or can't
     keep it."""
     asked = [replace(spec, method=method, options=OPTIONS.get(method)) for spec in plain]
-    if method_class(method).takes_budget:
+    if method_class(method).traits.allocation.takes_budget:
         try:
             return share(asked, budget=budget, plain_below=PLAIN_BELOW), budget
         except BudgetError:
@@ -186,13 +186,15 @@ def touched_bytes(tables: TableCollection, addressed: Addressed) -> int:
     """Bytes of rows that a step can't avoid: each lookup's row and gradient once; each distinct row read and written
     once more for its update, and its word of optimizer state."""
     total = 0
-    stores = (tables.pooled_rows, tables.per_id_rows, tables.distinct_rows)
-    for store, jagged in zip(stores, (addressed.pooled, addressed.per_id, addressed.distinct), strict=True):
-        if store is None or jagged is None:
+    for kind, path in tables.paths.items():
+        store, ids = path.store, addressed.paths[kind]
+        if store is None:
             continue
+        num_bags = (ids.offsets.numel() - 1) // len(store.lookups)
+        bounds = ids.offsets[::num_bags].tolist()
         ids_by_table: dict[int, list[Tensor]] = {}
-        for table, ids_N in zip(store.lookups, (jagged[key].values() for key in jagged.keys()), strict=True):  # noqa: SIM118
-            ids_by_table.setdefault(table, []).append(ids_N)
+        for lookup, table in enumerate(store.lookups):
+            ids_by_table.setdefault(table, []).append(ids.row_ids[bounds[lookup] : bounds[lookup + 1]])
         for table, ids in ids_by_table.items():
             row_nbytes = 4 * store.shards[table].num_columns
             all_ids = torch.cat(ids)

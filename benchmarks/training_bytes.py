@@ -45,7 +45,7 @@ def collection(method: str, args: argparse.Namespace, *, budget: float | None) -
 
 def built(method: str, args: argparse.Namespace) -> tuple[TableCollection, float | None]:
     """The method's table within the budget, or of its own size, and the budget."""
-    if method_class(method).takes_budget:
+    if method_class(method).traits.allocation.takes_budget:
         try:
             return collection(method, args, budget=args.budget), args.budget
         except BudgetError:

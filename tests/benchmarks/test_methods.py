@@ -31,7 +31,7 @@ def test_every_stage_and_pack_is_measured(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "methods.json").read_text())
     assert report["missing"] == []
     stages = [(entry["method"], entry["stage"]) for entry in report["train"]["stages"]]
-    assert stages == [(name, stage.name) for name in METHODS for stage in method_class(name).stages]
+    assert stages == [(name, stage.name) for name in METHODS for stage in method_class(name).traits.schedule.stages]
     assert [entry["method"] for entry in report["packed"]] == METHODS
     for entry in report["train"]["stages"]:
         assert 0 < entry["ratio"]["min"] <= entry["ratio"]["median"] <= entry["ratio"]["max"]

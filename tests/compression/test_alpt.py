@@ -223,7 +223,7 @@ def test_packed_codes_are_exact_after_training(bits: int) -> None:
     packed = table.pack()
     everything = torch.arange(400)
     assert torch.equal(packed.lookup(everything), table.lookup(everything).detach())
-    codes, high = (packed.table.wide, 32767) if bits == 16 else (packed.table.narrow, 127)
+    codes, high = (packed.table.coded[0].wide, 32767) if bits == 16 else (packed.table.coded[0].narrow, 127)
     assert codes.max() <= high
     assert codes.min() >= -high - 1
     assert codes.abs().max() > high // 2

@@ -8,7 +8,7 @@ from torch import nn
 from torchrec import KeyedJaggedTensor
 
 from embank.compression.methods.autodim import AutoDimConfig, Projection, choose, width_nbytes
-from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method
+from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method, pack_table
 from embank.tables.collections.stages import advance, after_step, finished, search_parameters
 
 
@@ -169,7 +169,7 @@ def test_edge_sizes(num: int, dim: int) -> None:
     tables = finished(TableCollection([spec(num=num, dim=dim)]))
     (method,) = tables.built_methods()
     ids = torch.arange(num)
-    torch.testing.assert_close(method.pack(tables.weights()).lookup(ids), lookup(tables, ids).detach())
+    torch.testing.assert_close(pack_table(method, tables.weights()).lookup(ids), lookup(tables, ids).detach())
 
 
 def test_addresses_beyond_31_bits() -> None:

@@ -9,7 +9,7 @@ from torchrec import KeyedJaggedTensor
 
 from embank.compression.methods.autosrh import AutoSrhConfig, frequency_bounds
 from embank.compression.parts.masks import mask_of
-from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method
+from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method, pack_table
 from embank.tables.collections.stages import advance, after_step, finished, search_parameters
 
 COUNTS = (1e4 / torch.arange(1, 301) ** 1.2).long() + 1
@@ -120,7 +120,7 @@ def test_pruning_keeps_the_largest_products_and_folding_changes_nothing() -> Non
     assert set(kept) == set(np.argpartition(-products, len(kept))[: len(kept)])
     allowed = 0.25 * tables.plain_nbytes
     assert allowed - 8 <= tables.nbytes("serving") <= allowed
-    folded = method.pack(tables.weights()).lookup(torch.arange(300))
+    folded = pack_table(method, tables.weights()).lookup(torch.arange(300))
     assert torch.equal(folded, lookup(tables, torch.arange(300)).detach())
     torch.testing.assert_close(folded, rows * alpha[method.groups(torch.arange(300))] * mask)
 
@@ -148,7 +148,7 @@ def test_floor_and_bad_options() -> None:
 def test_edge_sizes(num: int, dim: int) -> None:
     tables = finished(TableCollection([spec(num=num, dim=dim)]))
     (method,) = tables.built_methods()
-    packed = method.pack(tables.weights())
+    packed = pack_table(method, tables.weights())
     assert torch.equal(packed.lookup(torch.tensor([num - 1])), tables.weights()["t"][num - 1 :])
 
 

@@ -1,6 +1,7 @@
 """What every registered method says to input that it can't use, and what it does at the edges of what it can: one id,
 2**31 + 1 ids, dims 1, 3, 2048 and 2501, packs of another version."""
 
+import copy
 import json
 import math
 import re
@@ -20,12 +21,14 @@ from embank.tables import (
     CheckpointError,
     ConfigError,
     DataError,
+    PackedTable,
     RowOptimizer,
     TableCollection,
     TableSpec,
     build_method,
     load_bundle,
     method_class,
+    pack_table,
     save_bundle,
 )
 from embank.tables.collections.stages import finished, settle
@@ -34,7 +37,7 @@ from tests.contracts.specs import BATCH_DEPENDENT
 from tests.tables.test_bundle import rewrite
 
 NAMES = sorted(name for name in METHODS if not name.startswith("test_"))  # other tests register methods of theirs
-TAKES_BUDGET = [name for name in NAMES if method_class(name).takes_budget]
+TAKES_BUDGET = [name for name in NAMES if method_class(name).traits.allocation.takes_budget]
 MANY = 2**31 + 1
 SHARED = {"hash", "unified", "robe", "dhe"}
 """Methods that hash ids, so that two may agree in all that they read."""
@@ -138,7 +141,7 @@ def test_a_table_of_one_id(method: str, backend: Any) -> None:
         assert (after - 1).square().mean() < (before - 1).square().mean()
     settle(tables)
     (built,) = tables.built_methods()
-    packed = built.pack(tables.weights())
+    packed = pack_table(built, tables.weights())
     assert packed.lookup(torch.zeros(2, dtype=torch.int64)).shape == (2, 8)
     with pytest.raises(IndexError, match=r"feature 'a' has id 1, outside table 't' of 1 ids \(0 \.\. 0\)"):
         look_up(tables, torch.tensor([0, 1]))
@@ -159,11 +162,10 @@ def test_addresses_beyond_31_bits(method: str, budget: float | None) -> None:
         [0, 1, 2, 2**16, 2**24 + 1, 2**31 - 2, 2**31 - 1, 2**31, *range(MANY - 200, MANY - 1), MANY - 1]
     ).unique()
     addressed = built.address(ids_N)
-    assert len(addressed) == len(built.lookups)
-    for place, rows_N in zip(built.lookups, addressed, strict=True):
+    for table, rows_N in zip(built.physical, addressed, strict=True):
         assert rows_N.dtype == torch.int64
         assert int(rows_N.min()) >= 0
-        assert int(rows_N.max()) < built.physical[place].num_embeddings
+        assert int(rows_N.max()) < table.num_embeddings
     side = built.side(ids_N)
     if side is not None:
         assert side.shape[0] == ids_N.numel()
@@ -187,7 +189,7 @@ def test_dims_at_the_edges(method: str, dim: int, backend: Any) -> None:
     assert not torch.equal(before, after)
     (built,) = tables.built_methods()
     settle(tables)
-    assert built.pack(tables.weights()).lookup(ids).shape == (4, dim)
+    assert pack_table(built, tables.weights()).lookup(ids).shape == (4, dim)
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -224,24 +226,29 @@ class TestPacks:
         tables = finished(TableCollection([spec(method)], backend="torch"))
         settle(tables)
         (built,) = tables.built_methods()
-        packed = built.pack(tables.weights())
-        cls, facts, tensors = type(packed), packed.manifest(), packed.state_dict()
+        packed = pack_table(built, tables.weights())
+        manifest, tensors = packed.manifest(), packed.state_dict()
         ids = torch.arange(300)
-        assert torch.equal(cls.restore(facts, tensors).lookup(ids), packed.lookup(ids))
-        message = (
-            rf"a saved {cls.__name__} has the facts .*; this embank expects .* written by another version: "
-            rf"export it again"
-        )
-        with pytest.raises(CheckpointError, match=message):
-            cls.restore({**facts, "another": 1}, tensors)
-        for fact in facts:
-            with pytest.raises(CheckpointError, match=message):
-                cls.restore({key: value for key, value in facts.items() if key != fact}, tensors)
+        assert torch.equal(PackedTable.restore(method, manifest, tensors).lookup(ids), packed.lookup(ids))
+        message = r"a saved \w+ has the facts .*; this embank expects .* written by another version: export it again"
+        parts = [("facts", manifest["facts"]), *(("matrices", m["facts"]) for m in manifest["matrices"])]
+        for number, (part, facts) in enumerate(parts):
+            for wrong in ({**facts, "another": 1}, *({k: v for k, v in facts.items() if k != key} for key in facts)):
+                changed = copy.deepcopy(manifest)
+                if part == "facts":
+                    changed["facts"] = wrong
+                else:
+                    changed["matrices"][number - 1]["facts"] = wrong
+                with pytest.raises(CheckpointError, match=message):
+                    PackedTable.restore(method, changed, tensors)
+        with pytest.raises(CheckpointError, match="what it says of its parts has the keys"):
+            PackedTable.restore(method, {**manifest, "another": 1}, tensors)
 
     def test_a_bundle_names_the_table(self, method: str, tmp_path: Path) -> None:
         save_bundle(tmp_path / "b", finished(TableCollection([spec(method)], backend="torch")))
         (entry,) = json.loads((tmp_path / "b" / "manifest.json").read_text())["tables"]
-        rewrite(tmp_path / "b", tables=[{**entry, "facts": {**entry["facts"], "another": 1}}])
+        served = {**entry["served"], "facts": {**entry["served"]["facts"], "another": 1}}
+        rewrite(tmp_path / "b", tables=[{**entry, "served": served}])
         with pytest.raises(
             CheckpointError,
             match=r"table 't' of bundle '.*b': a saved \w+ has the facts .*'another'.*; this embank expects",
@@ -257,13 +264,13 @@ class TestPacks:
             ),
             (
                 {"format_version": 9},
-                r"has format version 9; embank \S+ reads version 1\. Load it with the embank that wrote it",
+                r"has format version 9; embank \S+ reads versions 1 and 2\. Load it with the embank that wrote it",
             ),
         ):
             rewrite(tmp_path / "b", **changes)
             with pytest.raises(CheckpointError, match=message):
                 load_bundle(tmp_path / "b")
-            rewrite(tmp_path / "b", hash_version=1, format_version=1)
+            rewrite(tmp_path / "b", hash_version=1, format_version=2)
 
     def test_checkpoints_of_another_hash(self, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save_checkpoint(tmp_path / "c", tables=TableCollection([spec(method)], backend="torch"), dense={}, meta={})

@@ -143,13 +143,13 @@ def test_one_budget_for_all_keeps_it_where_single_tables_cannot() -> None:
     plain = sum(spec.plain_nbytes for spec in specs)
     with pytest.raises(BudgetError):
         built(100, 8, budget=0.1)
-    shared = Compositional.allocate(specs, plain // 10)
+    shared = Compositional.traits.allocation.share(specs, plain // 10)
     assert [spec.method for spec in shared] == ["full", "full", "compositional"]
     methods = [build_method(spec) for spec in shared]
     held = sum(4 * t.num_embeddings * t.embedding_dim for method in methods for t in method.physical)
     assert 0.09 * plain < held <= plain // 10
     with pytest.raises(BudgetError, match="3 tables of method 'compositional' need .* so their floor is budget"):
-        Compositional.allocate(specs, 100)
+        Compositional.traits.allocation.share(specs, 100)
 
 
 @pytest.mark.parametrize("num_partitions", [None, 2, 3])
@@ -164,7 +164,7 @@ def test_levels_never_shrink_a_table(num_partitions: int | None) -> None:
     ]
     before = [0, 0, 0]
     for nbytes in range(6000, 4 * 4 * 20_730, 5000):
-        shared = Compositional.allocate(specs, nbytes)
+        shared = Compositional.traits.allocation.share(specs, nbytes)
         held = [sum(4 * t.num_embeddings * t.embedding_dim for t in build_method(spec).physical) for spec in shared]
         assert sum(held) <= nbytes
         assert held[2] >= 0.97 * before[2]

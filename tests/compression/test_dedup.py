@@ -13,7 +13,7 @@ from embank.compression.methods.dedup import (
     similarity,
     table_nbytes,
 )
-from embank.tables import BudgetError, ConfigError, LocalRows, TableCollection, TableSpec, build_method
+from embank.tables import BudgetError, ConfigError, LocalRows, TableCollection, TableSpec, build_method, pack_table
 from embank.tables.collections.stages import HeldRows, advance, finished
 
 
@@ -128,7 +128,7 @@ def test_projections_follow_the_seed() -> None:
     def projected(seed: int) -> torch.Tensor:
         tables = TableCollection([spec()], seed=seed)
         tables.weights()["t"].fill_(1.0)
-        return project_blocks(HeldRows(tables), tables.specs[0], rows_per_block=10, num_projections=8)
+        return project_blocks(HeldRows(tables), tables.specs[0], rows_per_block=10, num_projections=8, seed=tables.seed)
 
     assert torch.equal(projected(1), projected(1))
     assert not torch.equal(projected(1), projected(2))
@@ -137,7 +137,7 @@ def test_projections_follow_the_seed() -> None:
 def test_projections_keep_distances_and_shards_add_up() -> None:
     tables = trained()
     rows = tables.weights()["t"]
-    whole = project_blocks(HeldRows(tables), tables.specs[0], rows_per_block=10, num_projections=512)
+    whole = project_blocks(HeldRows(tables), tables.specs[0], rows_per_block=10, num_projections=512, seed=tables.seed)
     blocks = torch.nn.functional.pad(rows, (0, 0, 0, 7)).view(21, 60)
     ratio = torch.pdist(whole) / torch.pdist(blocks)
     assert ratio.min() > 0.8
@@ -160,7 +160,7 @@ def test_projections_keep_distances_and_shards_add_up() -> None:
             return values
 
     parts = [
-        project_blocks(Shard(*cut), tables.specs[0], rows_per_block=10, num_projections=512)
+        project_blocks(Shard(*cut), tables.specs[0], rows_per_block=10, num_projections=512, seed=tables.seed)
         for cut in ((0, 37), (37, 38), (38, 203))
     ]
     torch.testing.assert_close(sum(parts), whole, rtol=1e-4, atol=1e-4)
@@ -207,7 +207,7 @@ def test_edge_sizes(num: int, dim: int) -> None:
     tables = finished(TableCollection([spec(num, dim)]))
     (method,) = tables.built_methods()
     ids = torch.arange(num)
-    assert torch.equal(method.pack(tables.weights()).lookup(ids), lookup(tables, ids))
+    assert torch.equal(pack_table(method, tables.weights()).lookup(ids), lookup(tables, ids))
 
 
 def test_addresses_beyond_31_bits() -> None:

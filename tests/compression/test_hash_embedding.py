@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embank.compression.methods.hash_embedding import HashEmbedding, HashEmbeddingConfig
-from embank.tables import BudgetError, ConfigError, TableSpec, build_method
+from embank.tables import BudgetError, ConfigError, TableSpec, build_method, physical_tables
 from embank.tables.ids.hashing import salt64
 from tests.compression.oracles import Weights, check_against_dense, materialised, spec_of, splitmix64, table_of
 
@@ -70,7 +70,7 @@ def test_rows_fill_what_the_budget_leaves_beside_the_importances(num: int, dim: 
     except BudgetError:
         assert fixed + 4 * dim > limit - 1
         return
-    held = sum(4 * table.num_embeddings * table.embedding_dim for table in method.physical) + 8 * k
+    held = sum(4 * table.num_embeddings * table.embedding_dim for table in physical_tables(method)) + 8 * k
     assert held == fixed + 4 * dim * method.num_rows <= limit
     assert method.num_rows == num or held + 4 * dim > limit - 1
 
@@ -95,10 +95,10 @@ def test_one_budget_for_all_keeps_tables_plain_that_importances_would_not_shrink
         for num, dim in ((1000, 16), (50_000, 16), (1000, 2))
     ]
     nbytes = sum(spec.plain_nbytes for spec in specs) // 4
-    shared = HashEmbedding.allocate(specs, nbytes)
+    shared = HashEmbedding.traits.allocation.share(specs, nbytes)
     assert [spec.method for spec in shared] == ["hash_embedding", "hash_embedding", "full"]
     methods = [build_method(spec) for spec in shared]
-    held = [4 * t.num_embeddings * t.embedding_dim for method in methods for t in method.physical]
+    held = [4 * t.num_embeddings * t.embedding_dim for method in methods for t in physical_tables(method)]
     assert 0.99 * nbytes < sum(held) + 2 * 16 <= nbytes
 
 

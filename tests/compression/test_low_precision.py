@@ -177,10 +177,10 @@ def test_packed_codes_are_exact_after_training(bits: int) -> None:
     packed = table.pack()
     everything = torch.arange(400)
     assert torch.equal(packed.lookup(everything), table.lookup(everything).detach())
-    codes = packed.table.wide if bits == 16 else packed.table.narrow
+    codes = packed.table.coded[0].wide if bits == 16 else packed.table.coded[0].narrow
     assert codes.shape == (400, 5)
     assert codes.abs().max() > HIGH[bits] // 2
-    steps = [2.0**k for k in packed.table.exponents.tolist()]
+    steps = [2.0**k for k in packed.table.coded[0].exponents.tolist()]
     by_hand = [[code * step for code in row] for row, step in zip(codes.tolist(), steps, strict=True)]
     assert packed.lookup(everything).tolist() == by_hand
     assert packed.nbytes() == 400 * (5 * bits // 8 + 1)

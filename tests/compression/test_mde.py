@@ -64,7 +64,7 @@ def test_the_power_rule() -> None:
 def test_a_collection_uses_its_budget(sizes: tuple[int, ...]) -> None:
     plain = 16 * sum(sizes)
     for budget in (0.5, 0.2, 0.1, 0.065):
-        given = Mde.allocate(tables_of(sizes), int(budget * 4 * plain))
+        given = Mde.traits.allocation.share(tables_of(sizes), int(budget * 4 * plain))
         held = numbers_held(given)
         assert held <= budget * plain
         by_size = sorted(given, key=lambda s: s.num_embeddings)
@@ -74,7 +74,7 @@ def test_a_collection_uses_its_budget(sizes: tuple[int, ...]) -> None:
             assert held / (budget * plain) > published_dims(sizes, embedding_dim=16, budget=budget).ratio / budget
         assert budget * plain - held < max(sizes) + 16, "what is left would hold one more dim of every table"
     with pytest.raises(BudgetError, match="floor is budget 0.0625"):
-        Mde.allocate(tables_of(sizes), int(0.06 * 4 * plain))
+        Mde.traits.allocation.share(tables_of(sizes), int(0.06 * 4 * plain))
 
 
 def test_small_collections_keep_bytes_and_order_and_leave_no_room_for_a_dim() -> None:
@@ -86,7 +86,7 @@ def test_small_collections_keep_bytes_and_order_and_leave_no_room_for_a_dim() ->
         floor = sum(min(8 * n, n + 8) for n in sizes)
         if floor > allowed:
             continue
-        given = Mde.allocate(specs, 4 * allowed)
+        given = Mde.traits.allocation.share(specs, 4 * allowed)
         dims = [s.options.width for s in given]
         assert numbers_held(given) <= allowed
         for n, dim in zip(sizes, dims, strict=True):
@@ -99,9 +99,9 @@ def test_small_collections_keep_bytes_and_order_and_leave_no_room_for_a_dim() ->
 
 
 def test_tables_of_one_size_share_evenly() -> None:
-    given = Mde.allocate(tables_of((1000, 1000, 1000)), int(0.4 * 4 * 48_000))
+    given = Mde.traits.allocation.share(tables_of((1000, 1000, 1000)), int(0.4 * 4 * 48_000))
     assert sorted(s.options.width for s in given) == [6, 6, 6]
-    (alone,) = Mde.allocate([spec()], int(0.4 * 4 * 6000))
+    (alone,) = Mde.traits.allocation.share([spec()], int(0.4 * 4 * 6000))
     assert alone.options.width == build_method(spec(budget=0.4)).dim == 4
 
 
@@ -112,7 +112,7 @@ def test_a_feature_that_is_looked_up_more_often_counts_as_smaller() -> None:
         replace(s, counts=torch.full((s.num_embeddings,), n // s.num_embeddings))
         for s, n in zip(pair, lookups, strict=True)
     ]
-    given = Mde.allocate(counted, int(0.4 * sum(s.plain_nbytes for s in pair)))
+    given = Mde.traits.allocation.share(counted, int(0.4 * sum(s.plain_nbytes for s in pair)))
     single, bags, large = (s.options.width for s in given)
     assert bags > single > large
 
@@ -123,7 +123,9 @@ def test_nominal_bytes_leave_projections_out() -> None:
 
 def test_sizes_at_the_edge_and_options() -> None:
     assert build_method(spec(1, 2048)).dim == 2048
-    given = Mde.allocate([spec(2**31 + 1, 3, name="a"), spec(1, 3, name="b")], int(0.5 * 4 * 3 * (2**31 + 2)))
+    given = Mde.traits.allocation.share(
+        [spec(2**31 + 1, 3, name="a"), spec(1, 3, name="b")], int(0.5 * 4 * 3 * (2**31 + 2))
+    )
     assert [build_method(s).dim for s in given] == [1, 3]
     with pytest.raises(BudgetError, match="floor is budget"):
         build_method(spec(budget=0.01))

@@ -86,7 +86,7 @@ def test_one_budget_for_all_keeps_tables_plain_that_multipliers_would_not_shrink
         for num, dim in ((1000, 16), (50_000, 16), (1000, 1))
     ]
     nbytes = sum(spec.plain_nbytes for spec in specs) // 5
-    shared = Memcom.allocate(specs, nbytes)
+    shared = Memcom.traits.allocation.share(specs, nbytes)
     assert [spec.method for spec in shared] == ["memcom", "memcom", "full"]
     held = [4 * t.num_embeddings * t.embedding_dim for spec in shared for t in build_method(spec).physical]
     assert 0.99 * nbytes < sum(held) <= nbytes

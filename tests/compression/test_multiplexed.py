@@ -196,7 +196,7 @@ def test_features_have_independent_places(method: str) -> None:
         build_method(replace(spec, num_embeddings=num)) for spec in specs_of(method, "user", "item", options=options)
     ]
     first, second = (m.address(torch.arange(num)) for m in methods)
-    places = [i for i, table in enumerate(methods[0].lookups) if methods[0].physical[table] in methods[1].physical]
+    places = [i for i, table in enumerate(methods[0].physical) if table in methods[1].physical]
     std = (num / rows) ** 0.5
     for i in places:
         assert abs(int((first[i] == second[i]).sum()) - num / rows) < 4 * std
@@ -284,11 +284,11 @@ def test_budgets_too_small_are_refused_with_their_floor(method: str) -> None:
     with pytest.raises(
         BudgetError, match=f"the rows 'pool' of 3 tables of method '{method}' .* floor is budget"
     ) as info:
-        method_class(method).allocate(specs, 40)
+        method_class(method).traits.allocation.share(specs, 40)
     floor = int(str(info.value).split("need ")[1].split(" bytes")[0].replace(",", ""))
     with pytest.raises(BudgetError):
-        method_class(method).allocate(specs, floor - 1)
-    tables = TableCollection(method_class(method).allocate(specs, floor))
+        method_class(method).traits.allocation.share(specs, floor - 1)
+    tables = TableCollection(method_class(method).traits.allocation.share(specs, floor))
     assert tables.nbytes("serving") == floor < plain
 
 
@@ -301,7 +301,7 @@ def test_refusals(method: str) -> None:
     with pytest.raises(ConfigError, match=rf"table 'user' has both budget 0\.5 and num_rows {ROWS}; keep one of them"):
         build_method(replace(given, budget=0.5))
     with pytest.raises(ConfigError, match=f"has num_rows {ROWS} while the collection has a budget; keep one of them"):
-        method_class(method).allocate([given], 4000)
+        method_class(method).traits.allocation.share([given], 4000)
     with pytest.raises(BudgetError, match="rows and what is not shared, .* so its floor is budget"):
         build_method(replace(spec, budget=1e-3))
     other = replace(given, name="item", options=replace(given.options, num_rows=ROWS + 2))

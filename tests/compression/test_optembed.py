@@ -10,7 +10,16 @@ from torchrec import KeyedJaggedTensor
 from embank.compression.methods.optembed import OptEmbedConfig, Space, Step, mean_norm, shape_nbytes
 from embank.compression.parts.evolution import Candidate, EvolutionConfig, cross, evolve, mutate
 from embank.compression.parts.sparse import bit_at
-from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method, default_init
+from embank.tables import (
+    BudgetError,
+    ConfigError,
+    RowOptimizer,
+    TableCollection,
+    TableSpec,
+    build_method,
+    default_init,
+    pack_table,
+)
 from embank.tables.collections.stages import HeldRows, advance, finished
 
 
@@ -249,7 +258,7 @@ def test_retraining_starts_from_the_values_that_the_kept_rows_began_with() -> No
     )
     done = advance(tables)
     (method,) = done.built_methods()
-    kept = method.pack(done.weights()).lookup(rows).any(1).nonzero()[:, 0]
+    kept = pack_table(method, done.weights()).lookup(rows).any(1).nonzero()[:, 0]
     assert len(kept) == method.num_kept > 1000
     assert torch.equal(done.weights()["t"], began[kept, : method.width])
 
@@ -260,7 +269,7 @@ def test_pruned_ids_give_zeros_and_bytes_are_the_formula() -> None:
     (method,) = done.built_methods()
     assert method.num_kept < 300
     assert 1 < method.width < 8
-    packed = method.pack(done.weights())
+    packed = pack_table(method, done.weights())
     out = packed.lookup(torch.arange(300))
     assert int(out.any(1).sum()) == method.num_kept
     assert torch.equal(out, lookup(done, torch.arange(300)).detach())
@@ -320,7 +329,7 @@ def test_edge_sizes(num: int, dim: int, threshold: float) -> None:
     (method,) = done.built_methods()
     ids = torch.arange(num)
     out = lookup(done, ids).detach()
-    assert torch.equal(method.pack(done.weights()).lookup(ids), out)
+    assert torch.equal(pack_table(method, done.weights()).lookup(ids), out)
     assert bool(out.any()) == (threshold == 0)
 
 

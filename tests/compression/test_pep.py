@@ -7,7 +7,16 @@ from torchrec import KeyedJaggedTensor
 
 from embank.compression.methods.pep import PepConfig, soft_threshold
 from embank.compression.parts.masks import find_mask, mask_of
-from embank.tables import BudgetError, ConfigError, LocalRows, RowOptimizer, TableCollection, TableSpec, build_method
+from embank.tables import (
+    BudgetError,
+    ConfigError,
+    LocalRows,
+    RowOptimizer,
+    TableCollection,
+    TableSpec,
+    build_method,
+    pack_table,
+)
 from embank.tables.collections.stages import advance, after_step, finished
 
 
@@ -78,7 +87,7 @@ def test_retraining_starts_from_the_initial_values_and_leaves_pruned_entries_alo
     assert torch.equal(step(tables, torch.arange(500)), initial * mask)
     moved = tables.weights()["t"] != initial
     assert torch.equal(moved, mask)
-    packed = method.pack(tables.weights())
+    packed = pack_table(method, tables.weights())
     assert torch.equal(packed.lookup(torch.arange(500)), tables.weights()["t"] * mask)
 
 
@@ -89,7 +98,7 @@ def test_pull_raises_thresholds_until_the_target_is_reached() -> None:
     history = []
     for number in range(1, 301):
         optimizer.zero_grad()
-        method.extra_loss().backward()
+        tables.extra_loss().backward()
         torch.testing.assert_close(method.thresholds.grad, method.is_pulling * method.thresholds.detach())
         optimizer.step()
         after_step(tables, step=number, num_steps=300)
@@ -140,7 +149,7 @@ def test_floor_and_bad_options() -> None:
 def test_edge_sizes(num: int, dim: int) -> None:
     tables = finished(TableCollection([spec(num=num, dim=dim, options=PepConfig(granularity="table"))]))
     (method,) = tables.built_methods()
-    assert method.pack(tables.weights()).lookup(torch.tensor([num - 1])).shape == (1, dim)
+    assert pack_table(method, tables.weights()).lookup(torch.tensor([num - 1])).shape == (1, dim)
 
 
 def test_addresses_beyond_31_bits() -> None:

@@ -9,7 +9,7 @@ from embank.compression.methods.memcom import Memcom
 from embank.compression.methods.robe import Robe
 from embank.compression.methods.tt_rec import TTRec
 from embank.compression.published import accounting as published
-from embank.tables import BudgetError, Method, TableSpec, build_method, method_class
+from embank.tables import BudgetError, Method, TableSpec, build_method, method_class, physical_tables
 from tests.compression.cardinalities import AVAZU, CRITEO, DIM
 
 DATA = {"criteo": CRITEO, "avazu": AVAZU}
@@ -27,17 +27,17 @@ def plain_nbytes(data: str) -> int:
 
 
 def allocated(data: str, method: str, rate: float) -> list[TableSpec]:
-    return method_class(method).allocate(specs_of(data, method), int(rate * plain_nbytes(data)))
+    return method_class(method).traits.allocation.share(specs_of(data, method), int(rate * plain_nbytes(data)))
 
 
 def nbytes_of(method: Method) -> int:
-    return sum(4 * table.num_embeddings * table.embedding_dim for table in method.physical)
+    return sum(4 * table.num_embeddings * table.embedding_dim for table in physical_tables(method))
 
 
 def floor_of(data: str, method: str) -> float:
     """The floor that the refusal of one byte states."""
     with pytest.raises(BudgetError) as refused:
-        method_class(method).allocate(specs_of(data, method), 1)
+        method_class(method).traits.allocation.share(specs_of(data, method), 1)
     return float(str(refused.value).split("floor is budget ")[1].split(";")[0])
 
 

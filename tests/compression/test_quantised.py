@@ -7,10 +7,11 @@ from scipy.cluster.vq import vq
 from torchrec import KeyedJaggedTensor
 
 from embank.compression import build_table
+from embank.compression.codecs.codes import decode, nearest
 from embank.compression.methods.dpq import DpqConfig
 from embank.compression.methods.mgqe import MgqeConfig
-from embank.compression.parts.quantiser import CodeShape, decode, nearest
-from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method
+from embank.compression.parts.quantiser import CodeShape
+from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method, pack_table
 from embank.tables.collections.stages import after_step
 
 
@@ -121,7 +122,7 @@ def test_training_evaluation_and_packed_form_give_the_same_rows(method: str) -> 
     ids = torch.arange(400)
     training = lookup(tables, ids).detach()
     evaluation = lookup(tables.eval(), ids).detach()
-    packed = built.pack(tables.weights())
+    packed = pack_table(built, tables.weights())
     assert torch.equal(training, evaluation)
     assert torch.equal(packed.lookup(ids), evaluation)
     assert packed.nbytes() == built.quantiser.shape.nbytes(400, 8)

@@ -156,7 +156,7 @@ def shared(names: list[str], **options: object) -> list[TableSpec]:
 def test_tables_that_share_an_array_count_it_once_and_add_up_their_gradients() -> None:
     specs = [*shared(["a", "b"], array="both"), *shared(["c"])]
     plain = sum(spec.plain_nbytes for spec in specs)
-    allocated = Robe.allocate(specs, plain // 4)
+    allocated = Robe.traits.allocation.share(specs, plain // 4)
     tables = TableCollection(allocated, backend="fbgemm", optimizer=RowOptimizer(name="sgd", lr=1.0))
     assert sorted(tables.weights()) == ["c", "robe/both"]
     size = tables.weights()["robe/both"].numel()
@@ -226,7 +226,7 @@ def test_refusals() -> None:
     with pytest.raises(ConfigError, match="table 't' shares array 'x' but does not say its size; let Robe.allocate"):
         built(100, 16, budget=0.5, options=RobeConfig(array="x"))
     with pytest.raises(BudgetError, match="array 'both' of 2 tables of method 'robe' needs one chunk and the salts"):
-        Robe.allocate(shared(["a", "b"], array="both"), 40)
+        Robe.traits.allocation.share(shared(["a", "b"], array="both"), 40)
 
 
 @pytest.mark.parametrize("dim", [1, 3, 2048])

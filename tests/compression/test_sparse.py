@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from embank.compression.codecs.sparse import SparseRows
 from embank.compression.parts.bits import code_bits, pack_values, packed_nbytes, read_values
 from embank.compression.parts.magnitude import Magnitudes, cut, cut_to_bytes, cut_to_count
 from embank.compression.parts.masks import mask_of
 from embank.compression.parts.sparse import (
     FORMS,
-    PackedSparse,
     bit_at,
     form_nbytes,
     max_nonzeros,
@@ -81,19 +81,19 @@ def sparse_rows(num: int, dim: int, density: float) -> torch.Tensor:
 @pytest.mark.parametrize("density", [0.0, 0.004, 0.2, 1.0])
 def test_lookup_is_that_of_scipy(form: str, num: int, dim: int, density: float) -> None:
     rows = sparse_rows(num, dim, density)
-    packed = PackedSparse(rows, form=form)
+    packed = SparseRows(rows, form=form)
     csr = sparse.csr_matrix(sparse.coo_matrix(rows.numpy()))
     for ids in (torch.tensor([0]), torch.tensor([num - 1]), torch.randint(0, num, (200,)), torch.empty(0).long()):
-        np.testing.assert_array_equal(packed.lookup(ids).numpy(), csr[ids.numpy()].toarray().reshape(-1, dim))
+        np.testing.assert_array_equal(packed.take(ids).numpy(), csr[ids.numpy()].toarray().reshape(-1, dim))
     assert packed.nbytes() == int(form_nbytes(form, num * dim, torch.tensor(csr.nnz)))
 
 
 def test_the_smallest_form_is_taken() -> None:
-    chosen = {density: PackedSparse(sparse_rows(5000, 16, density)).form for density in (0.0003, 0.02, 0.3, 1.0)}
+    chosen = {density: SparseRows(sparse_rows(5000, 16, density)).form for density in (0.0003, 0.02, 0.3, 1.0)}
     assert chosen == {0.0003: "list16", 0.02: "list8", 0.3: "bitmap", 1.0: "dense"}
     rows = sparse_rows(5000, 16, 0.02)
-    sizes = {form: PackedSparse(rows, form=form).nbytes() for form in FORMS}
-    assert PackedSparse(rows).nbytes() == min(sizes.values())
+    sizes = {form: SparseRows(rows, form=form).nbytes() for form in FORMS}
+    assert SparseRows(rows).nbytes() == min(sizes.values())
     csr = sparse.csr_matrix(rows.numpy())
     assert min(sizes.values()) < csr.data.nbytes + csr.indices.nbytes + csr.indptr.nbytes
 
@@ -156,7 +156,7 @@ def test_tables_share_their_bytes() -> None:
     threshold = cut_to_bytes(specs, [magnitudes(t) for t in tables], nbytes=9000, total=lambda t: t)
 
     def nbytes(at: float) -> int:
-        return sum(PackedSparse(torch.where(t.abs() >= at, t, 0)).nbytes() for t in tables)
+        return sum(SparseRows(torch.where(t.abs() >= at, t, 0)).nbytes() for t in tables)
 
     below = max(float(t.abs()[t.abs() < threshold].max()) for t in tables)
     assert nbytes(threshold) <= 9000 < nbytes(below)

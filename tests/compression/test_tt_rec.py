@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from embank.compression import Table
 from embank.compression.methods.tt_rec import TTRec, TTRecConfig, ceil_root, dim_factors, row_factors
-from embank.tables import BudgetError, ConfigError, RowInit, RowOptimizer, TableCollection, TableSpec, build_method
+from embank.tables import (
+    BudgetError,
+    ConfigError,
+    RowInit,
+    RowOptimizer,
+    TableCollection,
+    TableSpec,
+    build_method,
+    pack_table,
+)
 from tests.compression.oracles import Weights, check_against_dense, materialised, spec_of, table_of
 from tests.tables.batches import random_kjt
 
@@ -178,7 +187,7 @@ def test_wide_core_slices_are_split_for_fbgemm_and_give_the_same() -> None:
             tables.update_rows()
     for name, rows in pair[0].weights().items():
         torch.testing.assert_close(rows, pair[1].weights()[name], rtol=1e-4, atol=1e-5)
-    packed = next(pair[0].built_methods()).pack(pair[0].weights())
+    packed = pack_table(next(pair[0].built_methods()), pair[0].weights())
     assert packed.nbytes() == built(8000, 16, rank=40).tensor_train.nbytes
 
 
@@ -216,7 +225,7 @@ def test_allocation_gives_a_common_rank_and_the_rest_to_small_tables() -> None:
         for num in (50, 4000, 300_000)
     ]
     nbytes = sum(spec.plain_nbytes for spec in specs) // 100
-    shared = TTRec.allocate(specs, nbytes)
+    shared = TTRec.traits.allocation.share(specs, nbytes)
     assert shared[0].method == "full"
     small, large = (build_method(spec) for spec in shared[1:])
     assert isinstance(small, TTRec)

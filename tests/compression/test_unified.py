@@ -356,10 +356,10 @@ def test_a_budget_for_a_collection_is_kept_and_used() -> None:
         assert budget * plain - 200 <= tables.nbytes("serving") <= budget * plain
         assert sorted(tables.weights()) == ["gender", "tag", "unified/shared/1", "unified/shared/8"]
         assert tables.weights()["unified/shared/1"].shape[0] == tables.weights()["unified/shared/8"].shape[0]
-    least = Unified.allocate(specs, 2300)
+    least = Unified.traits.allocation.share(specs, 2300)
     assert {spec.options.placement for spec in least} == {"shared", "private"}, "too little for an exact table"
     with pytest.raises(BudgetError, match=r"5 tables of method 'unified' need 2,204 bytes .* so their floor is budget"):
-        Unified.allocate(specs, 2203)
+        Unified.traits.allocation.share(specs, 2203)
 
 
 def test_placements() -> None:
@@ -396,7 +396,7 @@ def test_refusals_of_budgets() -> None:
     with pytest.raises(ConfigError, match=r"has the placement 'exact' and budget 0\.5; keep one of them"):
         built(spec_of("unified", 5000, 8, budget=0.5, options=UnifiedConfig(placement="exact")))
     with pytest.raises(ConfigError, match="has rows 9 while the collection has a budget; keep one of them"):
-        Unified.allocate([spec_of("unified", 5000, 8, options=UnifiedConfig(rows=9))], 1000)
+        Unified.traits.allocation.share([spec_of("unified", 5000, 8, options=UnifiedConfig(rows=9))], 1000)
     for options in (UnifiedConfig(), UnifiedConfig(placement="exact")):
         with pytest.raises(ConfigError, match=r"table 't' has no vocabulary .* give the number of rows"):
             built(spec_of("unified", NUM_TOKEN_IDS, 8, options=options))

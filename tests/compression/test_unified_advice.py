@@ -93,7 +93,7 @@ def test_bytes_and_lookups_are_the_collections() -> None:
     advice = advise(specs)
     tables = TableCollection(specs)
     assert advice.serving_nbytes == tables.nbytes("serving")
-    assert advice.lookups == sum(len(method.lookups) for method in tables.built_methods()) == 2 + 1 + 3 + 1
+    assert advice.lookups == sum(len(method.physical) for method in tables.built_methods()) == 2 + 1 + 3 + 1
     assert [feature.placement for feature in advice.features] == ["shared", "shared", "private", "exact"]
 
 

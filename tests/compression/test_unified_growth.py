@@ -109,7 +109,7 @@ def test_growth_lets_training_separate_values_that_were_one() -> None:
 def test_more_lookups(backend: str, tmp_path: Path) -> None:
     tables = tables_of(backend=backend, tier=RowTier(name="disk", directory=tmp_path))
     grown = with_lookups(tables, {"user": 3, "item": 5})
-    assert [len(method.lookups) for method in grown.built_methods()] == [3, 5, 1]
+    assert [len(method.physical) for method in grown.built_methods()] == [3, 5, 1]
     assert torch.equal(outputs(tables), outputs(grown))
     assert torch.equal(outputs(with_doubled_rows(with_lookups(grown, {"user": 4}))), outputs(tables))
     assert grown.weights().keys() == tables.weights().keys()

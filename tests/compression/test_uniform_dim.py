@@ -54,7 +54,7 @@ def test_a_collection_gets_the_largest_common_dim() -> None:
 
     for budget in (1.0, 0.9, 0.8, 0.7, 0.3, 0.2, 0.15, 0.12):
         nbytes = int(budget * sum(s.plain_nbytes for s in specs))
-        given = UniformDim.allocate(specs, nbytes)
+        given = UniformDim.traits.allocation.share(specs, nbytes)
         best = max(w for w in range(1, 17) if sum(held(s, w) for s in specs) <= nbytes)
         for table, made in zip(specs, given, strict=True):
             built = build_method(made)
@@ -62,7 +62,7 @@ def test_a_collection_gets_the_largest_common_dim() -> None:
             is_plain = held(table, width) == table.plain_nbytes
             assert built.dim == (table.embedding_dim if is_plain else width)
     with pytest.raises(BudgetError, match="6 tables from 't2' on: .* so its floor is budget"):
-        UniformDim.allocate(specs, 1000)
+        UniformDim.traits.allocation.share(specs, 1000)
 
 
 def test_sizes_at_the_edge_and_options() -> None:
@@ -73,4 +73,4 @@ def test_sizes_at_the_edge_and_options() -> None:
     with pytest.raises(ConfigError, match="both budget 0.5 and width 3"):
         build_method(spec(options=UniformDimConfig(width=3), budget=0.5))
     with pytest.raises(ConfigError, match="width 3 for its rows while the collection has a budget"):
-        UniformDim.allocate([spec(options=UniformDimConfig(width=3))], 10_000)
+        UniformDim.traits.allocation.share([spec(options=UniformDimConfig(width=3))], 10_000)

@@ -67,7 +67,7 @@ def through_all_stages(method: str, where: RowTier) -> list[Tensor]:
     rows = RowOptimizer(name="rowwise_adagrad", lr=0.05)
     tables = TableCollection([spec(method)], backend="torch", optimizer=rows, tier=where)
     seen = train(tables, bags, seed=1)
-    while any(m.spec.stage + 1 < len(m.stages) for m in tables.built_methods()):
+    while any(m.spec.stage + 1 < len(m.traits.schedule.stages) for m in tables.built_methods()):
         seen += [p.detach().clone().cpu() for p in search_parameters(tables)]
         tables = advance(tables)
         seen += train(tables, bags, seed=2)

@@ -64,7 +64,7 @@ def test_global_generators_stay_where_they_are(method: str, monkeypatch: pytest.
                 tables.eval()(random_kjt({"a": NUM}, batch_size=4, seed=0))
                 after_step(tables, step=1, num_steps=2)
                 settle(tables)
-                if tables.specs[0].stage + 1 == len(method_class(method).stages):
+                if tables.specs[0].stage + 1 == len(method_class(method).traits.schedule.stages):
                     break
                 tables = advance(tables, score=score)
         tables.nbytes("serving")
@@ -81,7 +81,7 @@ def test_a_seed_decides_everything_that_is_not_drawn_in_a_forward_pass(method: s
 
     def run(seed: int) -> dict[str, torch.Tensor]:
         tables = TableCollection([spec(method)], seed=seed, optimizer=RowOptimizer(lr=0.05))
-        for stage in range(len(method_class(method).stages)):
+        for stage in range(len(method_class(method).traits.schedule.stages)):
             if stage:
                 tables = advance(tables)
             for step in range(1, 9):

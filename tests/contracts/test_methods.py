@@ -18,6 +18,7 @@ from embank.tables import (
     BudgetError,
     ConfigError,
     DataError,
+    PackedTable,
     RowOptimizer,
     RowTier,
     SequenceCollection,
@@ -183,7 +184,7 @@ class TestMethod:
 
     def test_every_stage_trains_and_the_last_one_keeps_the_budget(self, method: str) -> None:
         tables = TableCollection([spec(method)], optimizer=RowOptimizer(lr=0.05))
-        for stage in range(len(method_class(method).stages)):
+        for stage in range(len(method_class(method).traits.schedule.stages)):
             if stage:
                 tables = advance(tables)
             before = logical_table(tables)
@@ -227,7 +228,7 @@ class TestMethod:
             train(table.collection, steps=steps, seed=steps)
             packed = table.pack()
             expected = logical_table(table.collection)
-            slack = method_class(method).tolerance * float(expected.abs().max())
+            slack = method_class(method).traits.tolerance * float(expected.abs().max())
             torch.testing.assert_close(packed.lookup(train_ids), expected, rtol=1e-5, atol=1e-6 + slack)
             torch.testing.assert_close(packed.lookup(torch.tensor([5]))[0], packed.lookup(train_ids)[5])
             assert packed.lookup(torch.empty(0, dtype=torch.int64)).shape == (0, DIM)
@@ -249,7 +250,7 @@ class TestMethod:
         buffer = io.BytesIO()
         torch.save(packed.state_dict(), buffer)
         buffer.seek(0)
-        other = type(packed).restore(facts, torch.load(buffer, weights_only=True))
+        other = PackedTable.restore(method, facts, torch.load(buffer, weights_only=True))
         assert other.nbytes() == packed.nbytes()
         assert torch.equal(packed.lookup(torch.arange(NUM)), other.lookup(torch.arange(NUM)))
 
@@ -284,7 +285,7 @@ class TestMethod:
         ids = torch.tensor([5, 700, 5, 0])
         alone, among = table.lookup(ids), table.lookup(torch.cat([torch.arange(NUM), ids]))[-4:]
         torch.testing.assert_close(alone, among)
-        slack = method_class(method).tolerance * float(packed.lookup(torch.arange(NUM)).abs().max())
+        slack = method_class(method).traits.tolerance * float(packed.lookup(torch.arange(NUM)).abs().max())
         torch.testing.assert_close(alone, packed.lookup(ids), rtol=1e-5, atol=1e-6 + slack)
         assert not alone.requires_grad
         assert table.collection.extra_loss() is None or table.collection.extra_loss().grad_fn is None
@@ -300,7 +301,7 @@ class TestMethod:
         them again."""
         for backend in ("fbgemm", "torch"):
             tables = TableCollection([spec(method)], backend=backend, optimizer=RowOptimizer(lr=0.05))
-            for stage in range(len(method_class(method).stages)):
+            for stage in range(len(method_class(method).traits.schedule.stages)):
                 if stage:
                     tables = advance(tables)
                 train(tables, steps=2)
@@ -340,9 +341,9 @@ class TestMethod:
         permutation = torch.randperm(NUM, generator=torch.Generator().manual_seed(0))
         for a, b in zip(built.address(ids), built.address(ids[permutation]), strict=True):
             assert torch.equal(a[permutation], b)
-        for rows, position in zip(built.address(ids), built.lookups, strict=True):
+        for rows, table in zip(built.address(ids), built.physical, strict=True):
             assert rows.min() >= 0
-            assert rows.max() < built.physical[position].num_embeddings
+            assert rows.max() < table.num_embeddings
 
     @pytest.mark.slow
     def test_every_odd_size_works(self, method: str) -> None:

@@ -62,7 +62,7 @@ def losses(tables: TableCollection, *, begin: bool = True) -> Iterator[float]:
 def test_what_is_packed_is_what_was_trained(method: str, backend: str) -> None:
     torch.manual_seed(0)
     tables = TableCollection([spec(method)], backend=backend, optimizer=RowOptimizer(name="adagrad", lr=0.1))
-    for stage in range(len(method_class(method).stages)):
+    for stage in range(len(method_class(method).traits.schedule.stages)):
         if stage:
             tables = advance(tables)
         before = live(tables)
@@ -70,7 +70,7 @@ def test_what_is_packed_is_what_was_trained(method: str, backend: str) -> None:
         assert not torch.equal(before, live(tables)), f"stage {stage} learns nothing"
     trained, rows = live(tables), {name: view.clone() for name, view in tables.weights().items()}
     packed = pack_collection(tables)
-    slack = method_class(method).tolerance * float(trained.abs().max())
+    slack = method_class(method).traits.tolerance * float(trained.abs().max())
     torch.testing.assert_close(packed(everything()).values(), trained, rtol=1e-5, atol=1e-6 + slack)
     assert all(torch.equal(rows[name], view) for name, view in tables.weights().items())
     assert torch.equal(live(tables), trained), "packing leaves the tables as they are"

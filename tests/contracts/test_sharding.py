@@ -33,7 +33,7 @@ class TestSharding:
     def test_equals_one_process(self, method: str, kind: str, two_ranks: Ranks, tmp_path: Path) -> None:
         """Outputs, rows and dense parameters over ten steps; column-wise row-wise Adagrad is refused, so adagrad is
         used there."""
-        if kind == "column_wise" and method_class(method).whole_rows:
+        if kind == "column_wise" and method_class(method).traits.whole_rows:
             return  # refused, see tests/tables/test_plan.py
         for backend in ("fbgemm", "torch"):
             for tier in ("device", "disk"):
@@ -49,7 +49,7 @@ class TestSharding:
                     assert worst < ROUNDED.get(method, TOLERANCE), f"{backend}, {tier}: largest difference {worst:.1e}"
 
     def test_starts_with_the_same_outputs(self, method: str, kind: str, two_ranks: Ranks) -> None:
-        if kind == "column_wise" and method_class(method).whole_rows:
+        if kind == "column_wise" and method_class(method).traits.whole_rows:
             return
         assert all(two_ranks.run(starts_equal, method, kind))
 

@@ -46,7 +46,7 @@ def test_tiny_tables_go_through_all_stages_and_keep_their_budget(method: str, wo
         except BudgetError:
             continue
         train(tables, num=num)
-        for _ in method_class(method).stages[1:]:
+        for _ in method_class(method).traits.schedule.stages[1:]:
             if worst:
                 prune_everything(tables)
             tables = advance(tables, score=None if worst else lambda max_samples=None: scores.random())
@@ -58,5 +58,5 @@ def test_tiny_tables_go_through_all_stages_and_keep_their_budget(method: str, wo
         rows = tables.eval()(KeyedJaggedTensor(keys=["a"], values=ids, lengths=torch.ones(num, dtype=torch.int32)))
         served = tables.packs()[0].lookup(ids)
         assert bool(served.isfinite().all())
-        slack = method_class(method).tolerance * float(served.abs().max())
+        slack = method_class(method).traits.tolerance * float(served.abs().max())
         torch.testing.assert_close(served, rows.values().detach(), rtol=1e-4, atol=1e-4 + slack)

@@ -66,7 +66,8 @@ def test_the_layout_of_every_method_has_the_bytes_of_its_packed_form(method: str
             halved = layout.nbytes(lambda rows, columns: 2 * rows * columns)
             assert halved == packed - 2 * sum(rows * columns for rows, columns in layout.matrices)
     else:
-        assert len(method_class(method).stages) > 1 or method_class(method).settles()
+        schedule = method_class(method).traits.schedule
+        assert len(schedule.stages) > 1 or schedule.settles
         assert packed <= layout.nbytes() <= spec.plain_nbytes * (budget or 1)
 
 

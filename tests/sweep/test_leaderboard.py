@@ -179,7 +179,7 @@ def test_a_floor_is_the_smallest_budget_that_works(data: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [name for name in OWN if method_class(name).takes_budget])
+@pytest.mark.parametrize("method", [name for name in OWN if method_class(name).traits.allocation.takes_budget])
 def test_a_method_has_one_floor_whatever_budget_was_asked(data: Path, method: str) -> None:
     def config(budget: float) -> Config:
         return parse_config(raw_config(data, tables={"method": method, "budget": budget}))

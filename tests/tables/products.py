@@ -1,12 +1,11 @@
 """A method that is not linear in its rows, for tests of what the registry's linear methods don't reach."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from embank.tables import Method, PackedTable, PhysicalTable, RowInit, TableSpec
+from embank.tables import Method, PhysicalTable, RowInit, TableSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +19,8 @@ class Product(Method):
     Config = ProductConfig
     divisor = 7
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        self.options()
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
         quotients = -(-spec.num_embeddings // self.divisor)
         init = RowInit(scale=0.5, mean=0.5)
         self.physical = tuple(
@@ -36,6 +34,3 @@ class Product(Method):
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         return rows[0] * rows[1] * self.scale
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        raise AssertionError("not needed here")

@@ -10,11 +10,12 @@ from embank.tables import (
     Advance,
     Carry,
     Method,
-    PackedTable,
     PhysicalTable,
+    Schedule,
     SequenceCollection,
     Stage,
     TableSpec,
+    Traits,
     default_init,
     register_method,
 )
@@ -30,8 +31,8 @@ class Signs(Method):
     Config = ProductConfig
     physical = ()
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
         self.row = nn.Parameter(torch.ones(spec.embedding_dim))
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
@@ -44,19 +45,24 @@ class Signs(Method):
         assert side is not None
         return side[:, None] * self.row
 
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        raise AssertionError("not needed here")
+
+class _TwoStages(Schedule):
+    stages = (Stage(name="find", is_search=True), Stage(name="train"))
+
+    def advance(self, methods, rows, *, score, seed):
+        return [
+            Advance(found={}, carries={f"{m.spec.name}/1": Carry(table=f"{m.spec.name}/0")}, dense={}) for m in methods
+        ]
 
 
 class Doubled(Method):
     """Two stages: the second goes on with the rows of the first."""
 
     Config = ProductConfig
-    linear = True
-    stages = (Stage(name="find", is_search=True), Stage(name="train"))
+    traits = Traits(schedule=_TwoStages())
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
         name = f"{spec.name}/{spec.stage}"
         self.physical = (
             PhysicalTable(
@@ -66,21 +72,6 @@ class Doubled(Method):
                 init=default_init(spec),
             ),
         )
-
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return (ids_N,)
-
-    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        return rows[0]
-
-    @classmethod
-    def advance(cls, methods, rows, *, score):
-        return [
-            Advance(found={}, carries={f"{m.spec.name}/1": Carry(table=f"{m.spec.name}/0")}, dense={}) for m in methods
-        ]
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        raise AssertionError("not needed here")
 
 
 register_method("test_product", Product)

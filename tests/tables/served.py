@@ -1,67 +1,77 @@
-"""Methods for tests of bundles: one whose tables share their rows, one of two stages, one that is packed elsewhere."""
+"""Methods for tests of bundles: one whose tables share their rows, one of two stages, one with a spine of another
+module."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from embank.compression.methods import full
-from embank.tables import Method, PackedTable, PhysicalTable, RowInit, Stage, TableSpec, register_method
+from embank.compression.methods import optembed
+from embank.tables import (
+    Held,
+    Method,
+    PhysicalTable,
+    RowInit,
+    Schedule,
+    Served,
+    Spine,
+    Stage,
+    TableSpec,
+    Traits,
+    option_class,
+    register_method,
+)
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class NoConfig:
     """No options."""
 
 
-class PackedRows(PackedTable):
-    """Rows as they are, or seen as one flat array."""
+class Flat(Spine):
+    """Rows of several columns, from a matrix that holds them one number a row."""
 
-    rows: Tensor
-    facts = ("dim",)
+    held = Held(facts=("dim",))
 
-    def __init__(self, rows: Tensor, *, dim: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.register_buffer("rows", rows.detach())
 
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        return self.rows.view(-1, self.dim)[ids_N]
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        return tuple(ids_N * self.dim + column for column in range(self.dim))
 
 
 class OneArray(Method):
     """All tables of the method have the same rows; every other one sees them as a flat array."""
 
     Config = NoConfig
-    linear = True
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
         init = RowInit(scale=0.5)
         self.physical = (PhysicalTable(name="shared", num_embeddings=400, embedding_dim=spec.embedding_dim, init=init),)
 
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return (ids_N,)
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
+        if self.spec.name != "y":
+            return super().served(rows)
+        dim = self.spec.embedding_dim
+        return Served(spine=Flat(dim), matrices={"flat": rows["shared"].view(-1, 1)}, lookups=("flat",) * dim)
 
-    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        return rows[0]
 
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        shared = rows["shared"]
-        return PackedRows(shared.view(-1) if self.spec.name == "y" else shared, dim=self.spec.embedding_dim)
+class _Searched(Schedule):
+    stages = (Stage(name="search", is_search=True), Stage(name="train"))
 
 
 class TwoStages(OneArray):
     """The same with a search before it."""
 
-    stages = (Stage(name="search", is_search=True), Stage(name="train"))
+    traits = Traits(schedule=_Searched())
 
 
 class Elsewhere(OneArray):
-    """Packed by a class of another module."""
+    """Served by a spine of another module."""
 
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        return full.PackedFull(rows["shared"])
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
+        return Served.of_rows(rows["shared"], spine=optembed.Kept(dim=self.spec.embedding_dim, bitmap=None))
 
 
 register_method("test_elsewhere", Elsewhere)

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from embank.compression.methods.tt_rec import TTRec
-from embank.tables import Method, RowOptimizer, TableCollection, TableSpec, method_class
-from embank.tables.collections.addressed import each_once
+from embank.tables import DistinctMethod, RowOptimizer, TableCollection, TableSpec, method_class
+from embank.tables.collections import paths
+from embank.tables.collections.paths import each_once
 from tests.tables.batches import random_kjt
 
 NUM, DIM = 400, 12
@@ -48,13 +48,13 @@ def trained(method: str, *, steps: int = 3, **options: Any) -> tuple[torch.Tenso
 @pytest.mark.parametrize("method", METHODS)
 def test_asking_once_equals_a_row_per_id(method: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cls = method_class(method)
-    assert cls.asks_once
+    assert issubclass(cls, DistinctMethod)
     once, rows_once = trained(method, backend=backend)
     with monkeypatch.context() as patch:
-        patch.setattr(cls, "combine_distinct", Method.combine_distinct)
+        patch.setattr(cls, "combine_distinct", DistinctMethod.combine_distinct)
         spread, rows_spread = trained(method, backend=backend)
     with monkeypatch.context() as patch:
-        patch.setattr(cls, "asks_once", False)
+        patch.setattr(paths, "_path_of", lambda method, late: "pooled" if method.spec.name == "v" else "per id")
         per_id, rows_per_id = trained(method, backend=backend)
     assert rows_once.keys() == rows_spread.keys() == rows_per_id.keys()
     for out, rows in ((spread, rows_spread), (per_id, rows_per_id)):
@@ -67,7 +67,7 @@ def test_wide_slices_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embank.compression.methods.tt_rec.MAX_WIDTH", 10)
     once, rows_once = trained("tt_rec")
     assert any(name.endswith("core1.2") for name in rows_once)
-    monkeypatch.setattr(TTRec, "asks_once", False)
+    monkeypatch.setattr(paths, "_path_of", lambda method, late: "pooled" if method.spec.name == "v" else "per id")
     per_id, rows_per_id = trained("tt_rec")
     torch.testing.assert_close(once, per_id, rtol=2e-5, atol=2e-6)
     for name, value in rows_once.items():
@@ -84,10 +84,9 @@ def test_parts_are_the_columns_of_forward(dims: tuple[int, ...], backend: str) -
     ]
     tables = TableCollection(specs, backend=backend)
     (store,) = tables.row_stores()
-    addressed = tables.address(random_kjt({f"f{i}": 30 for i in range(len(dims))}, batch_size=9, seed=0)).pooled
-    assert addressed is not None
-    whole = store(addressed.values(), addressed.offsets())
-    parts = store.parts(addressed.values(), addressed.offsets())
+    ids = tables.address(random_kjt({f"f{i}": 30 for i in range(len(dims))}, batch_size=9, seed=0)).paths["pooled"]
+    whole = store(ids.row_ids, ids.offsets)
+    parts = store.parts(ids.row_ids, ids.offsets)
     assert [part.shape[1] for part in parts] == list(dims)
     assert torch.equal(torch.cat(parts, dim=1), whole)
 

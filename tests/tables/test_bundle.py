@@ -68,7 +68,7 @@ class TestEveryMethod:
         kjt = random_kjt({"a": NUM}, batch_size=50, seed=3)
         assert (kjt.lengths() == 0).any()
         expected = outputs(tables, kjt)
-        slack = method_class(method).tolerance * float(expected.abs().max()) * int(kjt.lengths().max())
+        slack = method_class(method).traits.tolerance * float(expected.abs().max()) * int(kjt.lengths().max())
         torch.testing.assert_close(loaded(kjt).values(), expected, rtol=1e-5, atol=1e-6 + slack)
         assert torch.equal(loaded(kjt).values(), pack_collection(tables)(kjt).values())
         assert not loaded(kjt).values()[kjt.lengths() == 0].any()
@@ -99,7 +99,7 @@ class TestEveryMethod:
             ours, loaded = tables.eval()(kjt), load_bundle(tmp_path / "b")(kjt)
         assert ours.keys() == loaded.keys() == ["a", "b@t", "b@u", "c"]
         assert ours.length_per_key() == loaded.length_per_key()
-        slack = 4 * method_class(method).tolerance * float(ours.values().abs().max())
+        slack = 4 * method_class(method).traits.tolerance * float(ours.values().abs().max())
         torch.testing.assert_close(loaded.values(), ours.values(), rtol=1e-5, atol=1e-6 + slack)
 
     def test_ids_out_of_range(self, method: str, tmp_path: Path) -> None:
@@ -301,19 +301,20 @@ def test_memory(tmp_path: Path, dim: int, copies: float) -> None:
         (lambda b: rewrite(b, tables=[{"name": "C3"}]), "manifest.json' is damaged"),
         (lambda b: rewrite(b, keys=["b"]), r"has the keys \['b'\], its tables give \['a'\]"),
         (lambda b: rewrite(b, format=None), r"is not a bundle's: its format is None, not 'embank bundle'"),
-        (lambda b: rewrite(b, format_version=2, embank_version="9.9"), r"has format version 2; embank \S+ reads "
-        r"version 1. .*\(9.9\)"),
+        (lambda b: rewrite(b, format_version=3, embank_version="9.9"), r"has format version 3; embank \S+ reads "
+        r"versions 1 and 2. .*\(9.9\)"),
         (lambda b: rewrite(b, hash_version=2, embank_version="9.9"), r"hash version 2; embank \S+ has version 1, .* "
         r"wrote it \(9.9\)"),
         (lambda b: retable(b, method="teleport"), r"table 'C3' of bundle '.*' can't be loaded: there is no method "
         r"'teleport'; .* Install"),
-        (lambda b: retable(b, packed="PackedFul"), "table 'C3' of bundle '.*' is a PackedFul, which method 'full' no "
+        (lambda b: reserve(b, spine="Ful"), "table 'C3' of bundle '.*': it is served by a Ful, which method 'full' no "
         "longer has"),
-        (lambda b: retable(b, packed="Full"), "table 'C3' of bundle '.*' is a Full, which method 'full' no longer has"),
-        (lambda b: retable(b, facts={"bits": 4}), r"a saved PackedFull has the facts \['bits'\]; this embank expects "
+        (lambda b: reserve(b, matrices=[{"codec": "fp33", "facts": {}}]), "there is no codec 'fp33'; did you "
+        "mean"),
+        (lambda b: reserve(b, facts={"bits": 4}), r"a saved Full has the facts \['bits'\]; this embank expects "
         r"\[\]"),
-        (lambda b: retable(b, tensors={"rows": {"key": "C3.row", "shape": [50, 6]}}), "tables.safetensors' can't be "
-        "read: .*C3.row"),
+        (lambda b: retable(b, tensors={"matrices.0.rows": {"key": "C3.row", "shape": [50, 6]}}), "tables.safetensors' "
+        "can't be read: .*C3.row"),
     ],
     ids=range(22),
 )  # fmt: skip
@@ -327,6 +328,11 @@ def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+def reserve(bundle: Path, **changes: Any) -> None:
+    (table,) = json.loads((bundle / MANIFEST).read_text())["tables"]
+    retable(bundle, served={**table["served"], **changes})
 
 
 def retable(bundle: Path, **changes: Any) -> None:
@@ -388,7 +394,8 @@ def test_what_can_not_be_saved(tmp_path: Path) -> None:
         save_bundle(tmp_path / "b", broken)
     table = TableSpec(name="p", num_embeddings=400, embedding_dim=4, feature_names=["a"], method="test_elsewhere")
     with pytest.raises(
-        ConfigError, match=r"table 'p': .*full.PackedFull is not in the package of method 'test_elsewhere'"
+        ConfigError,
+        match=r"table 'p': its spine \S+optembed.Kept is not named in the module of method 'test_elsewhere'",
     ):
         save_bundle(tmp_path / "b", TableCollection([table]))
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from embank.tables import (
     TableSpec,
     register_method,
 )
-from embank.tables.method import base as method_module
+from embank.tables.method.registry import METHODS
 from embank.tables.rows import StoreSpec
 from embank.tables.sharding.plan import Plan
 from embank.tables.sharding.sharded_rows import ShardedRows, Sharding
@@ -62,8 +62,7 @@ def reference(tables: TableCollection, kjt: KeyedJaggedTensor) -> torch.Tensor:
             rows = []
             for ids in bags:
                 physical = tuple(
-                    weights[method.physical[k].name][a]
-                    for k, a in zip(method.lookups, method.address(ids), strict=True)
+                    weights[table.name][a] for table, a in zip(method.physical, method.address(ids), strict=True)
                 )
                 logical = method.combine(physical, None)
                 total = logical.sum(0)
@@ -235,7 +234,7 @@ def test_bytes_are_those_of_the_held_tensors(backend: str) -> None:
     rows = (4 * 6 * 100 // 2 - 8) // 24
     assert tables.nbytes("serving") == rows * 24 + 8
     width = 8 if backend == "fbgemm" else 6
-    assert tables.nbytes("training") == rows * width * 4 + rows * 4 + constants(tables)
+    assert tables.nbytes("training") == rows * width * 4 + rows * 4 + 8 + constants(tables)  # the salt is held too
     with pytest.raises(ConfigError, match="no 'disk' bytes"):
         tables.nbytes("disk")
 
@@ -365,7 +364,7 @@ class Narrow(Product):
 
 
 def test_a_method_must_combine_rows_as_wide_as_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method_module, "_LOCAL", {**method_module._LOCAL, "test_narrow": Narrow})
+    monkeypatch.setitem(METHODS.local, "test_narrow", Narrow)
     spec = TableSpec(name="t", num_embeddings=50, embedding_dim=4, feature_names=["a"], method="test_narrow")
     with pytest.raises(
         ConfigError, match="the method of 'a' combines rows of 2 columns, but its table has embedding_dim 4"

@@ -123,21 +123,21 @@ def test_prefetch_of_other_tiers_does_nothing(tmp_path: Path) -> None:
 def test_a_hint_brings_in_the_pages_of_its_rows_and_no_others(backend: str, tmp_path: Path) -> None:
     """Against the definition: every byte of every row and of its state, page by page."""
     tables = TableCollection(specs()[:4], backend=backend, tier=RowTier(name="disk", directory=tmp_path))
-    store, files = tables.pooled_rows, files_of(tables)
+    store, files = tables.row_stores()[0], files_of(tables)
     kjt = random_kjt(SIZES, batch_size=3, seed=1, max_bag=2)
-    jagged = tables.address(kjt).pooled
+    ids = tables.address(kjt).paths["pooled"]
     for file in files:
         file.evict()
     assert not any(resident(file).any() for file in files)
     reader = Pages(files, store.warmer.lookups)
-    bounds = jagged.offsets()[:: kjt.stride()].numpy()
-    num_asked = reader.warm(jagged.values().numpy(), np.diff(bounds))
+    bounds = ids.offsets[:: kjt.stride()].numpy()
+    num_asked = reader.warm(ids.row_ids.numpy(), np.diff(bounds))
     expected = [np.zeros(-(-file.nbytes // PAGE_BYTES), bool) for file in files]
     for lookup, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
         name = store.shards[store.lookups[lookup]].table.name
         for view in (store.weights()[name], *store.optimizer_state()[name].values()):
             (number,) = [i for i, f in enumerate(files) if f.address <= view.data_ptr() < f.address + f.nbytes]
-            for row in jagged.values()[low:high].tolist():
+            for row in ids.row_ids[low:high].tolist():
                 first = view[row].data_ptr() - files[number].address
                 for byte in range(first, first + max(1, view[row].numel()) * 4):
                     expected[number][byte // PAGE_BYTES] = True
@@ -185,7 +185,7 @@ def test_lookups_wait_for_their_pages(tmp_path: Path, monkeypatch: pytest.Monkey
         return 0
 
     monkeypatch.setattr(Pages, "warm", slow)
-    store = TableCollection(specs()[:1], tier=RowTier(name="disk", directory=tmp_path)).pooled_rows
+    store = TableCollection(specs()[:1], tier=RowTier(name="disk", directory=tmp_path)).row_stores()[0]
     hints = [(torch.tensor([i]), torch.tensor([0, 1])) for i in range(3)]
     for hint in hints:
         store.prefetch(*hint)
@@ -199,7 +199,7 @@ def test_lookups_wait_for_their_pages(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_hints_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
     monkeypatch.setattr(Pages, "warm", lambda *_: go.wait(30))
-    store = TableCollection(specs()[:1], tier=RowTier(name="disk", directory=tmp_path)).pooled_rows
+    store = TableCollection(specs()[:1], tier=RowTier(name="disk", directory=tmp_path)).row_stores()[0]
     given = []
 
     def give() -> None:
@@ -253,7 +253,7 @@ import sys, torch
 from pathlib import Path
 from embank.tables import RowTier, TableCollection, TableSpec
 spec = TableSpec(name="t", num_embeddings=200_000, embedding_dim=16, feature_names=["f"])
-store = TableCollection([spec], tier=RowTier(name="disk", directory=Path(sys.argv[1]))).pooled_rows
+store = TableCollection([spec], tier=RowTier(name="disk", directory=Path(sys.argv[1]))).row_stores()[0]
 store.space.files[0].evict()
 for _ in range(20):
     store.prefetch(torch.randint(0, 200_000, (50_000,)), torch.tensor([0, 50_000]))
@@ -337,7 +337,7 @@ def test_a_file_that_was_cut(tmp_path: Path) -> None:
     (path,) = tmp_path.glob("*weights*")
     os.truncate(path, 1000)
     message = r"weights.0.f32' has 1,000 bytes of the 192,000 that the disk tier gave it; something has cut it"
-    for act in (lambda: tables(kjt), lambda: tables.prefetch(addressed), tables.pooled_rows.flush):
+    for act in (lambda: tables(kjt), lambda: tables.prefetch(addressed), tables.row_stores()[0].flush):
         with pytest.raises(WorkError, match=message):
             act()
 
@@ -347,7 +347,7 @@ def test_a_file_that_was_removed_does_no_harm(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         path.unlink()
     tables(random_kjt(SIZES, batch_size=4, seed=0)).values().sum().backward()
-    tables.pooled_rows.flush()
+    tables.row_stores()[0].flush()
 
 
 FULL = """

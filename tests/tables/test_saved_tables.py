@@ -29,7 +29,6 @@ from embank.tables.sharding.plan import Placement, Plan
 from embank.tables.sharding.sharded_rows import Sharding
 from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
 from embank.tables.storage.folders import write_checksums
-from tests.tables import served
 from tests.tables.batches import random_kjt
 
 PLAIN = TableSpec(name="t", num_embeddings=1_000, embedding_dim=8, feature_names=["a"])
@@ -229,40 +228,50 @@ def test_a_forged_checkpoint_executes_nothing(file: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("home", "path"),
+    ("change", "message"),
     [
-        ("forged.method", "forged.other.Packed"),
-        ("forged_flat", "other_flat.Packed"),
-        ("forged.method", "forged.other"),
-        ("forged.method", "os.path.join"),
+        (
+            {"spine": "forged.other.Spine"},
+            "served by a forged.other.Spine, which method 'test_one_array' no longer has",
+        ),
+        ({"spine": "os.path.join"}, "served by a os.path.join, which method 'test_one_array' no longer has"),
+        ({"spine": "replace"}, "served by a replace, which method 'test_one_array' no longer has"),
+        ({"matrices": [{"codec": "forged.other:Codec", "facts": {}}]}, "there is no codec 'forged.other:Codec'"),
     ],
 )
-def test_a_forged_bundle_imports_nothing(home: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forged_bundle_imports_nothing(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_bundle(tmp_path / "b", TableCollection([replace(PLAIN, method="test_one_array", num_embeddings=400)]))
     marker, code = tmp_path / "marker", f"from pathlib import Path\nPath({str(tmp_path / 'marker')!r}).touch()\n"
     (tmp_path / "forged").mkdir()
-    for file in ("forged/__init__.py", "forged/other.py", "other_flat.py"):
+    for file in ("forged/__init__.py", "forged/other.py"):
         (tmp_path / file).write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(served.OneArray, "__module__", home)
     (entry,) = json.loads((tmp_path / "b" / "manifest.json").read_text())["tables"]
-    altered(tmp_path / "b" / "manifest.json", tables=[{**entry, "packed": path}])
-    with pytest.raises(CheckpointError, match=f"is a {path}, which method 'test_one_array' no longer has"):
+    altered(tmp_path / "b" / "manifest.json", tables=[{**entry, "served": {**entry["served"], **change}}])
+    with pytest.raises(CheckpointError, match=message):
         load_bundle(tmp_path / "b")
     assert not marker.exists()
-    assert not {"forged", "forged.other", "other_flat"} & set(sys.modules)
+    assert not {"forged", "forged.other"} & set(sys.modules)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_embeddings": 500}, "its tensors don't make a PackedFull: index 499 is out of bounds"),
+        ({"num_embeddings": 500}, "its tensors don't make a Full: index out of range"),
         ({"embedding_dim": 6}, "its tensors give rows of width 8, where the table has dim 6"),
         ({"embedding_dim": 0}, "has embedding_dim 0; it must be a whole number"),
-        ({"tensors": {"lookup": {"key": "t.rows", "shape": [400, 8]}}}, "its tensors don't make a PackedFull"),
-        ({"tensors": {}}, "its tensors don't make a PackedFull"),
-        ({"tensors": {"rows": {"key": "t.rows", "shape": [400, 9]}}}, r"'t.rows' has 3,200 numbers, not shape \[400, "
-        r"9\]"),
+        (
+            {"tensors": {"matrices.0.lookup": {"key": "t.matrices.0.rows", "shape": [400, 8]}}},
+            "its tensors don't make a Full",
+        ),
+        ({"tensors": {}}, "its tensors don't make a Full"),
+        (
+            {"tensors": {"matrices.0.rows": {"key": "t.matrices.0.rows", "shape": [400, 9]}}},
+            r"'t.matrices.0.rows' has 3,200 numbers, not shape \[400, "
+            r"9\]",
+        ),
     ],
 )  # fmt: skip
 def test_a_manifest_that_does_not_fit_its_tensors(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -86,10 +86,10 @@ def test_dedupe_asks_for_each_row_once() -> None:
     tables = SequenceCollection(plain_specs(), dedupe=True)
     ids = {"first": torch.zeros(4, 5, 3, dtype=torch.int64), "second": torch.ones(4, 5, 2, dtype=torch.int64)}
     addressed = tables.address(ids)
-    lengths = addressed.offsets.diff().view(4, 2)
-    assert addressed.row_ids.tolist() == [0, 1, 0, 0, 1]
+    lengths = addressed.paths["rows"].offsets.diff().view(4, 2)
+    assert addressed.paths["rows"].row_ids.tolist() == [0, 1, 0, 0, 1]
     assert lengths.tolist() == [[1, 1], [1, 0], [1, 0], [1, 0]]
-    assert SequenceCollection(plain_specs()).address(ids).row_ids.numel() == 4 * 5 * 5
+    assert SequenceCollection(plain_specs()).address(ids).paths["rows"].row_ids.numel() == 4 * 5 * 5
 
 
 def test_jagged_ids_as_in_embedding_collection() -> None:
@@ -197,5 +197,5 @@ def test_bytes_are_those_of_the_held_tensors() -> None:
     tables = SequenceCollection(specs)
     rows = (4 * 8 * 40 // 2 - 8) // 32
     assert tables.nbytes("serving") == rows * 32 + 8
-    assert tables.nbytes("training") == rows * 32 + rows * 4 + constants(tables)
+    assert tables.nbytes("training") == rows * 32 + rows * 4 + 8 + constants(tables)  # the salt is held too
     assert tables.plain_nbytes == 4 * 8 * 40

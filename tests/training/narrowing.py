@@ -4,7 +4,7 @@ half."""
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from embank.tables import (
     Advance,
     Carry,
+    Combined,
+    Held,
     LocalRows,
     Method,
-    PackedTable,
-    PhysicalTable,
+    Schedule,
     Score,
+    Served,
+    Spine,
     Stage,
     TableSpec,
-    default_init,
+    Traits,
     option_class,
+    own_table,
     register_method,
 )
 
@@ -30,66 +34,28 @@ class NarrowingConfig:
     """No options."""
 
 
-class Narrowing(Method):
-    """Stage "search": whole rows, each half behind a gate that validation batches move. Stage "train": the half that
-    validation likes better, carried over."""
+class _Halves(Schedule):
+    """Narrows tables to the better half of their columns between two stages."""
 
-    Config = NarrowingConfig
     stages = (Stage(name="search", epochs=0.5, alternates=True, is_search=True), Stage(name="train"))
     dies_after_scores: ClassVar[int | None] = None
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        self.width = max(1, spec.embedding_dim // 2)
-        self.masked: int | None = None
-        self.losses: list[Tensor] = []
-        width = self.width
-        if spec.stage == 0:
-            self.gates = nn.Parameter(torch.zeros(2))
-            width = spec.embedding_dim
-        else:
-            self.scale = nn.Parameter(torch.ones(()))
-        self.physical = (
-            PhysicalTable(
-                name=spec.name, num_embeddings=spec.num_embeddings, embedding_dim=width, init=default_init(spec)
-            ),
-        )
+    def search_parameters(self, method: "Narrowing") -> list[nn.Parameter]:
+        return [method.gates] if method.spec.stage == 0 else []
 
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return (ids_N,)
-
-    def half_of(self, column: int) -> int:
-        return min(1, column // self.width)
-
-    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        if self.spec.stage:
-            return spread(rows[0] * self.scale, int(self.spec.found["half"]), self.spec.embedding_dim)
-        gates = 2 * self.gates.softmax(0)
-        self.losses = [1e-3 * gates.square().sum()]
-        if self.training:
-            gates = gates + 0.01 * torch.randn(2)
-        if self.masked is not None:
-            gates = gates * (torch.arange(2) != self.masked)
-        return rows[0] * gates[torch.tensor([self.half_of(c) for c in range(self.spec.embedding_dim)])]
-
-    def extra_loss(self) -> Tensor | None:
-        return self.losses.pop() if self.losses else None
-
-    def search_parameters(self) -> list[nn.Parameter]:
-        return [self.gates] if self.spec.stage == 0 else []
-
-    @classmethod
-    def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:
+    def after_step(
+        self, methods: "Sequence[Narrowing]", rows: LocalRows, *, step: int, num_steps: int, seed: int
+    ) -> None:
         for method in methods:
             rows[method.spec.name][0] *= 1 - step / num_steps / 10
 
-    @classmethod
-    def settle(cls, methods: Sequence[Self], rows: LocalRows) -> None:
+    def settle(self, methods: "Sequence[Narrowing]", rows: LocalRows) -> None:
         for method in methods:
             rows[method.spec.name][-1] = 0
 
-    @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
+    def advance(
+        self, methods: "Sequence[Narrowing]", rows: LocalRows, *, score: Score | None, seed: int
+    ) -> list[Advance]:
         advances = []
         for method in methods:
             half = int(method.gates.argmax())
@@ -98,7 +64,7 @@ class Narrowing(Method):
                 for masked in (1, 0):
                     method.masked = masked
                     scores.append(score())
-                    cls._die()
+                    self._die()
                 half, method.masked = int(scores[1] > scores[0]), None
             half = half if method.spec.embedding_dim > 1 else 0
             carry = Carry(table=method.spec.name, first_column=half * method.width)
@@ -108,43 +74,84 @@ class Narrowing(Method):
 
     @classmethod
     def _die(cls) -> None:
-        if cls.dies_after_scores is None:
+        if _Halves.dies_after_scores is None:
             return
-        cls.dies_after_scores -= 1
-        if cls.dies_after_scores == 0:
+        _Halves.dies_after_scores -= 1
+        if _Halves.dies_after_scores == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
+
+class Half(Spine):
+    """The half that is kept."""
+
+    held = Held(facts=("half", "dim"))
+
+    def __init__(self, *, half: int, dim: int) -> None:
+        super().__init__()
+        self.half, self.dim = half, dim
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        return spread(rows[0], self.half, self.dim)
+
+
+class Narrowing(Method):
+    """Stage "search": whole rows, each half behind a gate that validation batches move. Stage "train": the half that
+    validation likes better, carried over."""
+
+    Config = NarrowingConfig
+    traits = Traits(adds_loss=True, schedule=_Halves())
+
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        self.width = max(1, spec.embedding_dim // 2)
+        self.masked: int | None = None
+        width = self.width
+        if spec.stage == 0:
+            self.gates = nn.Parameter(torch.zeros(2))
+            width = spec.embedding_dim
+        else:
+            self.scale = nn.Parameter(torch.ones(()))
+        self.physical = (own_table(spec, width=width),)
+
+    def half_of(self, column: int) -> int:
+        return min(1, column // self.width)
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor | Combined:
+        if self.spec.stage:
+            return spread(rows[0] * self.scale, int(self.spec.found["half"]), self.spec.embedding_dim)
+        gates = 2 * self.gates.softmax(0)
+        loss = 1e-3 * gates.square().sum()
+        if self.training:
+            gates = gates + 0.01 * torch.randn(2)
+        if self.masked is not None:
+            gates = gates * (torch.arange(2) != self.masked)
+        gated = rows[0] * gates[torch.tensor([self.half_of(c) for c in range(self.spec.embedding_dim)])]
+        return Combined(gated, loss) if self.training else gated
+
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
         half = int(self.spec.found["half"]) if self.spec.stage else 0
-        scale = self.scale if self.spec.stage else torch.ones(())
-        return PackedNarrowing(rows[self.spec.name] * scale, half=half, dim=self.spec.embedding_dim)
+        scale = self.scale.detach() if self.spec.stage else torch.ones(())
+        return Served.of_rows(rows[self.spec.name] * scale, spine=Half(half=half, dim=self.spec.embedding_dim))
+
+
+class _HalvesAnew(_Halves):
+    stages = (_Halves.stages[0], Stage(name="train", fresh_network=True))
 
 
 class NarrowingAnew(Narrowing):
     """The same with a fresh network for the second stage."""
 
-    stages = (Narrowing.stages[0], Stage(name="train", fresh_network=True))
+    traits = Traits(adds_loss=True, schedule=_HalvesAnew())
+
+
+class _OneSearch(_Halves):
+    stages = (Stage(name="search", alternates=True, is_search=True),)
 
 
 class SearchOnly(Narrowing):
     """A single stage that searches."""
 
-    stages = (Stage(name="search", alternates=True, is_search=True),)
-
-
-class PackedNarrowing(PackedTable):
-    """The half that is kept."""
-
-    facts = ("half", "dim")
-    rows: Tensor
-
-    def __init__(self, rows_RW: Tensor, *, half: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("rows", rows_RW.detach())
-        self.half, self.dim = half, dim
-
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        return spread(self.rows[ids_N], self.half, self.dim)
+    traits = Traits(adds_loss=True, schedule=_OneSearch())
 
 
 def spread(half_NW: Tensor, half: int, dim: int) -> Tensor:

@@ -53,7 +53,7 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 MODEL = {"name": "deepfm", "hidden_units": [8]}
 NAMES = sorted(name for name in METHODS if not name.startswith("test_"))
-WITHOUT = [name for name in NAMES if method_class(name).takes_token_ids]
+WITHOUT = [name for name in NAMES if method_class(name).traits.takes_token_ids]
 
 
 def write_log(path: Path, num_rows: int = 900, *, seed: int = 0) -> Path:

@@ -8,9 +8,9 @@ from torchrec import KeyedJaggedTensor
 
 from embank.compression.methods.unified import UnifiedConfig
 from embank.pipelines.train.penalty import RowPenalty
-from embank.tables import ConfigError, RowOptimizer, TableCollection, TableSpec
+from embank.tables import ConfigError, RowOptimizer, TableCollection, TableSpec, build_method
+from embank.tables.collections.paths import choose_paths
 from embank.tables.collections.stages import settle
-from embank.tables.method.base import method_class
 
 NUM_IDS, NUM_ROWS, BATCH, L2 = 40, 96, 32, 0.3
 
@@ -84,8 +84,13 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def test_the_methods_here_are_of_every_kind() -> None:
-    classes = [method_class(name) for name in METHODS]
-    assert {(c.linear, c.asks_once) for c in classes} == {(True, False), (False, True), (False, False)}
+    methods = [
+        build_method(
+            TableSpec(name=name, num_embeddings=50, embedding_dim=4, feature_names=["a"], method=name, **METHODS[name])
+        )
+        for name in METHODS
+    ]
+    assert set(choose_paths(methods).values()) == {"pooled", "per id", "distinct"}
 
 
 @pytest.mark.parametrize("backend", ["fbgemm", "torch"])

@@ -27,7 +27,7 @@ from embank.pipelines.train.step import SearchStepper, Stepper
 from embank.pipelines.train.trainer import InterruptedRunError, Trainer
 from embank.tables import TableCollection
 from embank.tables.collections.stages import search_parameters
-from tests.training.narrowing import Narrowing
+from tests.training.narrowing import _Halves
 from tests.training.runs import config, raw_config, timeless, train
 
 pytestmark = pytest.mark.slow
@@ -293,7 +293,7 @@ class Dies(Reporter):
 def _child(raw: dict[str, Any], run: str, resume: bool, moment: str, scores: int | None) -> None:
     from embank.pipelines.config.run import parse_config
 
-    Narrowing.dies_after_scores = scores
+    _Halves.dies_after_scores = scores
     Trainer(parse_config(raw), Path(run), reporter=Dies(moment)).train(resume=resume)
 
 

@@ -18,7 +18,7 @@ def share(specs: Sequence[TableSpec], *, budget: float, plain_below: int = 0) ->
 
     Tables of few ids stay plain, since they cost little and each of their rows is looked up often: the smallest first,
     as long as together they take at most half of the bytes. The rest goes to the methods of the other tables in
-    proportion to their plain bytes, and each method shares its part out (`Method.allocate`). A table that can't do with
+    proportion to their plain bytes, and each method shares its part out (`Allocation`). A table that can't do with
     what it gets is given its floor, and the others share what is then left.
 
     Args:
@@ -110,7 +110,7 @@ def _allocate(specs: Sequence[TableSpec], nbytes: int) -> tuple[dict[str, TableS
     for group in groups.values():
         own_nbytes = nbytes * sum(spec.plain_nbytes for spec in group) // plain_nbytes
         try:
-            allocated = method_class(group[0].method).allocate(group, own_nbytes)
+            allocated = method_class(group[0].method).traits.allocation.share(group, own_nbytes)
         except BudgetError:
             failed += group
             continue

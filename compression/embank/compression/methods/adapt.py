@@ -4,15 +4,11 @@ DeepRec describes it as a feature of the system, not in a paper; it is method 7 
 of Large-scale Learnable Vector Storage Compression", PVLDB 17(4), 2023.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from embank.compression.parts.ranked import num_rows_within, refuse_unranked
-from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables import ConfigError, Held, Method, TableSpec, option_class, own_table
 from embank.tables.ids.hashing import hash_rows, salt64
 
 _CONSTANT_NBYTES = 8
@@ -23,7 +19,7 @@ _NUM_BITS = 40
 name."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class AdaptConfig:
     """Options of AdaptEmb.
 
@@ -33,8 +29,6 @@ class AdaptConfig:
         private: share of these rows that is private, in [0, 1]; None finds it from the counts (see `best_num_private`),
             and takes one half where there are none. At least one row is shared while there are fewer rows than ids.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     num_rows: int | None = None
     private: float | None = None
@@ -63,51 +57,29 @@ class Adapt(Method):
     """
 
     Config = AdaptConfig
-    linear: ClassVar[bool] = True
-
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        options: AdaptConfig = self.options()
-        num_rows = num_rows_within(spec, num_rows=options.num_rows, constant_nbytes=_CONSTANT_NBYTES)
-        first = 1 if spec.counts is not None and spec.counts[0] == 0 else 0
-        self.num_private = _num_private(spec, options, num_rows=num_rows, first=first)
-        self.num_rows = num_rows
-        self.layout = layout_of(spec.name, num_private=self.num_private, first=first)
-        refuse_unranked(spec, num_private=self.num_private + first)
-        self.physical = (
-            PhysicalTable(
-                name=spec.name, num_embeddings=num_rows, embedding_dim=spec.embedding_dim, init=default_init(spec)
-            ),
-        )
-
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return (private_or_shared(ids_N, num_rows=self.num_rows, layout=self.layout),)
-
-    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        return rows[0]
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        is_whole = self.num_rows == self.spec.num_embeddings
-        return PackedAdaptive(rows[self.spec.name], layout=None if is_whole else self.layout)
-
-
-class PackedAdaptive(PackedTable):
-    """The rows and their layout; without one, each id has its own."""
-
-    uncounted: ClassVar[tuple[str, ...]] = ("layout",)
-    rows: Tensor
+    held = Held(facts=("num_rows", "num_private", "first"), uncounted=("layout",), on_host=("layout",))
     layout: Tensor
 
-    def __init__(self, rows_RD: Tensor, *, layout: int | None) -> None:
-        super().__init__()
-        self.register_buffer("rows", rows_RD.detach())
-        if layout is not None:
-            self.register_buffer("layout", torch.tensor(layout))
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        options: AdaptConfig = self.options
+        self.num_rows = num_rows_within(spec, num_rows=options.num_rows, constant_nbytes=_CONSTANT_NBYTES)
+        self.first = 1 if spec.counts is not None and spec.counts[0] == 0 else 0
+        self.num_private = _num_private(spec, options, num_rows=self.num_rows, first=self.first)
+        if self.num_private < self.num_rows:
+            layout = layout_of(spec.name, num_private=self.num_private, first=self.first)
+            self.register_buffer("layout", torch.tensor(layout), persistent=False)
+        refuse_unranked(spec, num_private=self.num_private + self.first)
+        self.physical = (own_table(spec, num_rows=self.num_rows),)
 
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        if "layout" not in self._buffers:
-            return self.rows[ids_N]
-        return self.rows[private_or_shared(ids_N, num_rows=self.rows.shape[0], layout=int(self.layout))]
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        if self.num_private == self.num_rows:
+            return (ids_N,)
+        num_shared = self.num_rows - self.num_private
+        shared_N = self.num_private + hash_rows(ids_N, num_rows=num_shared, salt=self.layout)
+        own_N = ids_N - self.first
+        is_private_N = (own_N >= 0) & (own_N < self.num_private)
+        return (torch.where(is_private_N, own_N, shared_N),)
 
 
 def layout_of(name: str, *, num_private: int, first: int) -> int:
@@ -122,18 +94,9 @@ def layout_of(name: str, *, num_private: int, first: int) -> int:
     return (high << (_NUM_BITS + 1)) | (first << _NUM_BITS) | num_private
 
 
-def private_or_shared(ids_N: Tensor, *, num_rows: int, layout: int) -> Tensor:
-    """Rows [N] of ids: their own for the F ids from the first one on, else one of the rows after these, by a hash."""
-    num_private, first = layout & ((1 << _NUM_BITS) - 1), layout >> _NUM_BITS & 1
-    if num_private == num_rows:
-        return ids_N
-    places_N = ids_N - first if first else ids_N
-    is_private_N = places_N < num_private
-    if first:
-        is_private_N &= places_N >= 0
-    return torch.where(
-        is_private_N, places_N, num_private + hash_rows(ids_N, num_rows=num_rows - num_private, salt=layout)
-    )
+def layout_parts(layout: int) -> tuple[int, int]:
+    """The number of private rows and the first id that has one, from a layout."""
+    return layout & ((1 << _NUM_BITS) - 1), layout >> _NUM_BITS & 1
 
 
 def best_num_private(counts: Tensor, *, num_rows: int) -> int:

@@ -3,29 +3,27 @@ Click-Through Rate Prediction", AAAI 2023, arXiv 2212.05735)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from embank.compression.codecs.grids import SteppedRows
 from embank.compression.parts.grid import (
     Bits,
     clamp_codes,
-    gather_codes,
     high_codes,
     noise,
     num_wide_rows,
-    pack_codes,
     round_stochastically,
 )
-from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables import ConfigError, Method, Served, TableSpec, Traits, default_init, option_class, own_table
 
 _STEP_NBYTES = 4
 _SMALLEST_STEP = 2.0**-100
 """Of a row of zeros; far below any row's."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class AlptConfig:
     """Options of ALPT.
 
@@ -34,8 +32,6 @@ class AlptConfig:
             and 8 for the others; without a budget 8 for all.
         step_lr: learning rate of the steps, as a share of the rows'. Hetu's EMC takes 2e-5 / 1e-3.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     bits: Bits | None = None
     step_lr: float = 0.02
@@ -75,32 +71,23 @@ class Alpt(Method):
     """
 
     Config = AlptConfig
-    whole_rows: ClassVar[bool] = True
+    traits = Traits(whole_rows=True)
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        options: AlptConfig = self.options()
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        options: AlptConfig = self.options
         if not 0 <= options.step_lr < float("inf"):
             raise ConfigError(f"table '{spec.name}' has step_lr {options.step_lr}; it must be finite and 0 or more")
         self.num_wide = num_wide_rows(spec, bits=options.bits, step_nbytes=_STEP_NBYTES)
-        self.physical = (
-            PhysicalTable(
-                name=spec.name,
-                num_embeddings=spec.num_embeddings,
-                embedding_dim=spec.embedding_dim + 1,
-                init=replace(default_init(spec), last_column=0.0),
-                projection=LearnedGrid(num_wide=self.num_wide, step_lr=options.step_lr),
-            ),
-        )
-
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return (ids_N,)
+        grid = LearnedGrid(num_wide=self.num_wide, step_lr=options.step_lr)
+        init = replace(default_init(spec), last_column=0.0)
+        self.physical = (own_table(spec, width=spec.embedding_dim + 1, init=init, projection=grid),)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         return rows[0][:, :-1]
 
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        return PackedAlpt(rows[self.spec.name], num_wide=self.num_wide)
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
+        return Served.of_rows(SteppedRows(rows[self.spec.name], num_wide=self.num_wide))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,24 +153,3 @@ def lsq_gradient(values_UD: Tensor, step_U1: Tensor, high_U1: Tensor, upstream_U
     inside_UD = (scaled_UD >= -high_U1 - 1) & (scaled_UD <= high_U1)
     slope_UD = torch.where(inside_UD, scaled_UD.round() - scaled_UD, clamp_codes(scaled_UD, high_U1))
     return (upstream_UD * slope_UD).sum(dim=1, keepdim=True)
-
-
-class PackedAlpt(PackedTable):
-    """int16 codes of the first rows, int8 codes of the others, and one fp32 step per row."""
-
-    wide: Tensor
-    narrow: Tensor
-    steps: Tensor
-
-    def __init__(self, rows_RX: Tensor, *, num_wide: int) -> None:
-        super().__init__()
-        rows_RX = rows_RX.detach()
-        high_R1 = high_codes(torch.arange(rows_RX.shape[0]), num_wide=num_wide)
-        codes_RD = clamp_codes((rows_RX[:, :-1] / rows_RX[:, -1:]).round(), high_R1)
-        wide_RD, narrow_RD = pack_codes(codes_RD, num_wide=num_wide)
-        self.register_buffer("wide", wide_RD)
-        self.register_buffer("narrow", narrow_RD)
-        self.register_buffer("steps", rows_RX[:, -1].clone())
-
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        return gather_codes(self.wide, self.narrow, ids_N) * self.steps[ids_N][:, None]

@@ -1,35 +1,38 @@
 """AutoDim: a width for each table, chosen by training a mixture of widths (Zhao et al., WWW 2021)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embank.compression.budget.floors import floor_error
-from embank.compression.methods.full import PackedFull
+from embank.compression.parts.projected import Projected
 from embank.tables import (
     Advance,
     ConfigError,
     LocalRows,
     Method,
-    PackedTable,
     PhysicalTable,
+    Schedule,
     Score,
+    Served,
     Stage,
     TableSpec,
+    Traits,
     default_init,
+    option_class,
 )
-from embank.tables.method.modes import evaluating
+from embank.tables.ids.hashing import seeded
+from embank.tables.method.modes import evaluating, statistics_move
 
 _MIN_TEMPERATURE = 0.01
 _MOMENTUM = 0.1
 _EPS = 1e-5
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class AutoDimConfig:
     """Options of the table whose width is searched.
 
@@ -37,9 +40,42 @@ class AutoDimConfig:
         widths: candidates, ascending; None takes the powers of two below the dim, and the dim.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
-
     widths: tuple[int, ...] | None = None
+
+
+class _Search(Schedule):
+    """A temperature that falls in the search, and the choice of widths at its end."""
+
+    stages: ClassVar[tuple[Stage, ...]] = (
+        Stage(name="search", alternates=True, is_search=True, hands_over="end"),
+        Stage(name="retrain", fresh_network=True),
+    )
+
+    def search_parameters(self, method: "AutoDim") -> list[nn.Parameter]:
+        return [method.logits] if method.spec.stage == 0 else []
+
+    def is_followed(self, method: "AutoDim") -> bool:
+        return method.spec.stage == 0
+
+    def after_step(
+        self, methods: Sequence["AutoDim"], rows: LocalRows, *, step: int, num_steps: int, seed: int
+    ) -> None:
+        if methods[0].spec.stage == 0:
+            for method in methods:
+                method.temperature.fill_(max(_MIN_TEMPERATURE, 1 - step / num_steps))
+
+    def advance(
+        self, methods: Sequence["AutoDim"], rows: LocalRows, *, score: Score | None, seed: int
+    ) -> list[Advance]:
+        limited = [m for m in methods if m.spec.budget is not None]
+        limit = sum((m.spec.budget or 1) * m.spec.plain_nbytes for m in limited)
+        chosen: dict[str, int] = {}
+        for group, bound in ((limited, limit), ([m for m in methods if m not in limited], float("inf"))):
+            costs = [[width_nbytes(m.spec, width) for width in m.widths] for m in group]
+            picks = choose([m.logits.log_softmax(0).tolist() for m in group], costs, limit=bound)
+            chosen |= {m.spec.name: pick for m, pick in zip(group, picks, strict=True)}
+        widths = [torch.tensor(method.widths[chosen[method.spec.name]]) for method in methods]
+        return [Advance(found={"width": width}, carries={}, dense={}) for width in widths]
 
 
 class AutoDim(Method):
@@ -61,16 +97,12 @@ class AutoDim(Method):
     """
 
     Config = AutoDimConfig
-    whole_rows: ClassVar[bool] = True
+    traits = Traits(whole_rows=True, schedule=_Search())
     temperature: Tensor
-    stages: ClassVar[tuple[Stage, ...]] = (
-        Stage(name="search", alternates=True, is_search=True, hands_over="end"),
-        Stage(name="retrain", fresh_network=True),
-    )
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        options: AutoDimConfig = self.options()
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        options: AutoDimConfig = self.options
         dim = spec.embedding_dim
         self.widths = options.widths or (*(1 << b for b in range((dim - 1).bit_length())), dim)
         if list(self.widths) != sorted(set(self.widths)) or not 1 <= self.widths[0] <= self.widths[-1] <= dim:
@@ -89,7 +121,9 @@ class AutoDim(Method):
             )
             for width in self.widths
         )
-        self.projections = nn.ModuleList([Projection(width, dim, searched=spec.stage == 0) for width in self.widths])
+        with seeded(seed, "method", spec.name):
+            projections = [Projection(width, dim, searched=spec.stage == 0) for width in self.widths]
+        self.projections = nn.ModuleList(projections)
         if spec.stage == 0:
             self.logits = nn.Parameter(torch.zeros(len(self.widths)))
             self.register_buffer("temperature", torch.ones(()))
@@ -105,7 +139,7 @@ class AutoDim(Method):
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         pairs = zip(self.projections, rows, strict=True)
-        outputs = [projection(part, moves_statistics=self.learns) for projection, part in pairs]
+        outputs = [projection(part) for projection, part in pairs]
         if self.spec.stage == 1:
             only_ND: Tensor = outputs[0]
             return only_ND
@@ -118,46 +152,17 @@ class AutoDim(Method):
             logits_C = logits_C - torch.empty_like(logits_C).exponential_().log()
         return (logits_C / self.temperature).softmax(0)
 
-    def search_parameters(self) -> list[nn.Parameter]:
-        return [self.logits] if self.spec.stage == 0 else []
-
-    @property
-    def has_schedule(self) -> bool:
-        return self.spec.stage == 0
-
-    @classmethod
-    def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:
-        if methods[0].spec.stage == 0:
-            for method in methods:
-                method.temperature.fill_(max(_MIN_TEMPERATURE, 1 - step / num_steps))
-
-    @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
-        limited = [m for m in methods if m.spec.budget is not None]
-        limit = sum((m.spec.budget or 1) * m.spec.plain_nbytes for m in limited)
-        chosen: dict[str, int] = {}
-        for group, bound in ((limited, limit), ([m for m in methods if m not in limited], float("inf"))):
-            costs = [[width_nbytes(m.spec, width) for width in m.widths] for m in group]
-            picks = choose([m.logits.log_softmax(0).tolist() for m in group], costs, limit=bound)
-            chosen |= {m.spec.name: pick for m, pick in zip(group, picks, strict=True)}
-        widths = [torch.tensor(method.widths[chosen[method.spec.name]]) for method in methods]
-        return [Advance(found={"width": width}, carries={}, dense={}) for width in widths]
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
+        if self.spec.stage == 0:  # in the search: the logical table itself
+            with evaluating(self):
+                return Served.of_rows(self.combine(tuple(rows[table.name] for table in self.physical), None))
         projection = self.projections[0]
         assert isinstance(projection, Projection)
-        if self.spec.stage == 0:
-            return self._pack_mixture(rows)
-        weight_cD, bias_D = (t.detach().clone() for t in (projection.weight, projection.bias))
+        weight_cD, bias_D = projection.weight.detach(), projection.bias.detach()
         values_Rc = rows[self.physical[0].name]
         if values_Rc.shape[0] * self.spec.embedding_dim <= values_Rc.numel() + weight_cD.numel() + bias_D.numel():
-            return PackedFull(values_Rc @ weight_cD + bias_D)
-        return PackedProjection(values_Rc, weight_cD, bias_D)
-
-    def _pack_mixture(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        """In the search: the logical table itself."""
-        with evaluating(self):
-            return PackedFull(self.combine(tuple(rows[table.name] for table in self.physical), None))
+            return Served.of_rows(values_Rc @ weight_cD + bias_D)
+        return Served.of_rows(values_Rc, spine=Projected(weight_cD, bias_D))
 
 
 class Projection(nn.Module):
@@ -182,15 +187,14 @@ class Projection(nn.Module):
             self.register_buffer("mean", torch.zeros(dim))
             self.register_buffer("variance", torch.ones(dim))
 
-    def forward(self, rows_Nc: Tensor, *, moves_statistics: bool = True) -> Tensor:
-        """Logical rows [N, D]; in training normalised by the batch, whose mean and variance move the running ones if
-        asked for."""
+    def forward(self, rows_Nc: Tensor) -> Tensor:
+        """Logical rows [N, D]; in training normalised by the batch, whose mean and variance move the running ones."""
         projected_ND = rows_Nc @ self.weight + self.bias
         if not self.searched:
             return projected_ND
         if not self.training or projected_ND.shape[0] < 2:  # one row has no variance
             return (projected_ND - self.mean) * (self.variance + _EPS).rsqrt()
-        if moves_statistics:
+        if statistics_move():
             with torch.no_grad():
                 variance_D, mean_D = torch.var_mean(projected_ND, dim=0)
                 self.mean.lerp_(mean_D, _MOMENTUM)
@@ -239,21 +243,3 @@ def choose(scores: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], *,
             return picks
         _, table, option = max(better)
         picks[table] = option
-
-
-class PackedProjection(PackedTable):
-    """Narrow rows and their projection."""
-
-    uncounted: ClassVar[tuple[str, ...]] = ("weight", "bias")
-    rows: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, rows_Rc: Tensor, weight_cD: Tensor, bias_D: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("rows", rows_Rc.detach())
-        self.register_buffer("weight", weight_cD)
-        self.register_buffer("bias", bias_D)
-
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        return self.rows[ids_N] @ self.weight + self.bias

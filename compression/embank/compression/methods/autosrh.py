@@ -2,35 +2,37 @@
 2023)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from embank.compression.codecs.sparse import SparseRows
 from embank.compression.parts.magnitude import allowed_nbytes, cut_to_bytes, magnitudes
 from embank.compression.parts.masks import find_mask, mask_of
-from embank.compression.parts.sparse import PackedSparse
 from embank.compression.parts.walks import row_chunks
 from embank.tables import (
     Advance,
     Carry,
     ConfigError,
+    Held,
     LocalRows,
     Method,
-    PackedTable,
-    PhysicalTable,
+    Schedule,
     Score,
+    Served,
     Stage,
     TableSpec,
-    default_init,
+    Traits,
+    option_class,
+    own_table,
 )
 from embank.tables.method.options import refuse_wrong_types
 
 _RETRAIN = 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class AutoSrhConfig:
     """Options of the table with soft selection.
 
@@ -39,8 +41,6 @@ class AutoSrhConfig:
         num_groups: groups of ids by frequency.
         l1: push of the soft selection towards 0, in units of a group's mean absolute gradient.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     density: float | None = None
     num_groups: int = 6
@@ -77,6 +77,54 @@ def frequency_bounds(counts: Tensor, *, num_groups: int) -> Tensor:
     return torch.tensor(bounds, dtype=torch.int64)
 
 
+class _SoftSelection(Schedule):
+    """A warm-up, a search that moves the soft selection by validation, and a retraining of what it leaves."""
+
+    stages: ClassVar[tuple[Stage, ...]] = (
+        Stage(name="warm-up", is_search=True),
+        Stage(name="search", epochs=0.5, alternates=True, is_search=True),
+        Stage(name="retrain", fresh_network=True),
+    )
+
+    def is_followed(self, method: "AutoSrh") -> bool:
+        return False
+
+    def search_parameters(self, method: "AutoSrh") -> list[nn.Parameter]:
+        return [method.alpha] if method.spec.stage == 1 else []
+
+    def after_step(
+        self, methods: "Sequence[AutoSrh]", rows: LocalRows, *, step: int, num_steps: int, seed: int
+    ) -> None:
+        if methods[0].spec.stage == 1:
+            for method in methods:
+                method.alpha.clamp_(0, 1)
+
+    def advance(
+        self, methods: "Sequence[AutoSrh]", rows: LocalRows, *, score: Score | None, seed: int
+    ) -> list[Advance]:
+        if methods[0].spec.stage == 0:
+            return [Advance(found={}, carries={m.spec.name: Carry(table=m.spec.name)}, dense={}) for m in methods]
+        threshold = cut_to_bytes(
+            [m.spec for m in methods],
+            [magnitudes(rows, m.spec.name, m.selected) for m in methods],
+            nbytes=sum(m.nbytes for m in methods),
+            total=rows.sum,
+        )
+        return [
+            Advance(
+                found={
+                    "mask": find_mask(
+                        rows, m.spec.name, shape=(m.spec.num_embeddings, m.spec.embedding_dim), keep=m.kept(threshold)
+                    ),
+                    "chosen": m.alpha.detach().clamp(0, 1).clone(),
+                },
+                carries={},
+                dense={},
+            )
+            for m in methods
+        ]
+
+
 class AutoSrh(Method):
     """Rows times a soft selection alpha in [0, 1] per group of ids and column; entries are pruned by |w alpha|, then
     retrained.
@@ -99,28 +147,16 @@ class AutoSrh(Method):
     """
 
     Config = AutoSrhConfig
-    whole_rows: ClassVar[bool] = True
-    on_host: ClassVar[tuple[str, ...]] = ("mask", "chosen")
+    traits = Traits(whole_rows=True, schedule=_SoftSelection())
+    held = Held(on_host=("mask", "chosen"))
     mask: Tensor
     chosen: Tensor
-    stages: ClassVar[tuple[Stage, ...]] = (
-        Stage(name="warm-up", is_search=True),
-        Stage(name="search", epochs=0.5, alternates=True, is_search=True),
-        Stage(name="retrain", fresh_network=True),
-    )
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        self.config: AutoSrhConfig = self.options()
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        self.config: AutoSrhConfig = self.options
         self.nbytes = allowed_nbytes(spec, density=self.config.density)
-        self.physical = (
-            PhysicalTable(
-                name=spec.name,
-                num_embeddings=spec.num_embeddings,
-                embedding_dim=spec.embedding_dim,
-                init=default_init(spec),
-            ),
-        )
+        self.physical = (own_table(spec),)
         self.bounds = None
         self.num_groups = min(self.config.num_groups, spec.num_embeddings)
         if spec.counts is not None:
@@ -148,9 +184,6 @@ class AutoSrh(Method):
         scaled_GD: Tensor = (grad_GD / (mean_G1 + 1e-8) + self.config.l1) * (mean_G1 > 0)
         return scaled_GD
 
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return (ids_N,)
-
     def side(self, ids_N: Tensor) -> Tensor | None:
         if self.spec.stage == 0:
             return None
@@ -169,57 +202,20 @@ class AutoSrh(Method):
         clipped_GD = self.alpha + (self.alpha.clamp(0, 1) - self.alpha).detach()  # gradients pass at the bounds too
         return rows[0] * clipped_GD[side]
 
-    def search_parameters(self) -> list[nn.Parameter]:
-        return [self.alpha] if self.spec.stage == 1 else []
-
-    @property
-    def has_schedule(self) -> bool:
-        return False
-
-    @classmethod
-    def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:
-        if methods[0].spec.stage == 1:
-            for method in methods:
-                method.alpha.clamp_(0, 1)
-
-    @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
-        if methods[0].spec.stage == 0:
-            return [Advance(found={}, carries={m.spec.name: Carry(table=m.spec.name)}, dense={}) for m in methods]
-        threshold = cut_to_bytes(
-            [m.spec for m in methods],
-            [magnitudes(rows, m.spec.name, m._selected) for m in methods],
-            nbytes=sum(m.nbytes for m in methods),
-            total=rows.sum,
-        )
-        return [
-            Advance(
-                found={
-                    "mask": find_mask(
-                        rows, m.spec.name, shape=(m.spec.num_embeddings, m.spec.embedding_dim), keep=m._kept(threshold)
-                    ),
-                    "chosen": m.alpha.detach().clamp(0, 1).clone(),
-                },
-                carries={},
-                dense={},
-            )
-            for m in methods
-        ]
-
-    def _selected(self, rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
+    def selected(self, rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
         """Rows of the table, given with their numbers, times alpha."""
         return rows_rD * self.alpha.detach().cpu().clamp(0, 1)[self.groups(numbers_r)]
 
-    def _kept(self, threshold: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def kept(self, threshold: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Rows to which of their entries stay."""
-        return lambda rows_rD, numbers_r: self._selected(rows_rD, numbers_r).abs() >= threshold
+        return lambda rows_rD, numbers_r: self.selected(rows_rD, numbers_r).abs() >= threshold
 
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
         values_RD = rows[self.spec.name]
         if self.spec.stage == 0:
-            return PackedSparse(values_RD)
+            return Served.of_rows(SparseRows(values_RD))
         scaled = []
         for first, chunk in row_chunks(values_RD):
             ids_r = torch.arange(first, first + len(chunk))
-            scaled.append(self._selected(chunk, ids_r) if self.spec.stage == 1 else chunk * self._scale(ids_r))
-        return PackedSparse(torch.cat(scaled))
+            scaled.append(self.selected(chunk, ids_r) if self.spec.stage == 1 else chunk * self._scale(ids_r))
+        return Served.of_rows(SparseRows(torch.cat(scaled)))

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,14 +20,25 @@ from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_
 from embank.compression.parts.multiplexed import (
     SALT_NBYTES,
     Reader,
-    allocate,
-    hashed_places,
+    hashed_rows,
     lookup_salts,
     physical_name,
+    share_rows,
     shared_init,
     shared_num_rows,
 )
-from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
+from embank.tables import (
+    Allocation,
+    ConfigError,
+    Held,
+    Method,
+    PhysicalTable,
+    RowInit,
+    TableSpec,
+    Traits,
+    default_init,
+    option_class,
+)
 from embank.tables.method.options import options_of
 
 Combine = Literal["mul", "sum"]
@@ -35,7 +46,7 @@ Combine = Literal["mul", "sum"]
 _DIVISOR = 4  # ids per row of the large table, as in most of the paper's experiments
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class CompositionalConfig:
     """Options of compositional embeddings.
 
@@ -49,8 +60,6 @@ class CompositionalConfig:
             from a budget for all features. Without it, under a budget of its own, a feature is hashed into rows of its
             own.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     num_partitions: int | None = None
     combine: Combine = "mul"
@@ -124,6 +133,25 @@ def possible(num_embeddings: int, num_partitions: int | None) -> list[Partitions
     return [Partitions(num_embeddings, count) for count in counts]
 
 
+class _Shares(Allocation):
+    """The smallest common divisor that fits, no table's beyond its own best, and what is left to the tables of few ids;
+    equally many rows for tables that share them."""
+
+    def share(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        return share_rows(specs, nbytes, reader=_reader, alone=self._alone)
+
+    @staticmethod
+    def _alone(specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        largest = max(spec.num_embeddings for spec in specs)
+        levels = [
+            (ways.num_partitions, total)
+            for ways in reversed(possible(largest, None))
+            for total in range(ways.tightest, ways.loosest - 1, -1)
+        ]
+        costs = [_cost(spec, levels) for spec in specs]
+        return share(specs, costs, num_levels=len(levels), nbytes=nbytes)
+
+
 class Compositional(Method):
     """Digits of the id in a mixed radix choose a row in each table; the rows are multiplied or added.
 
@@ -150,19 +178,25 @@ class Compositional(Method):
     """
 
     Config = CompositionalConfig
+    traits = Traits(allocation=_Shares())
+    held = Held(facts=("sizes", "how", "is_hashed"), on_host=("salts",))
+    sizes: tuple[int, ...]
+    salts: Tensor
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        options: CompositionalConfig = self.options()
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        options: CompositionalConfig = self.options
         _refuse_mixed(spec, options)
         if options.num_partitions is not None and options.num_partitions < 2:
             raise ConfigError(
                 f"table '{spec.name}' has num_partitions {options.num_partitions}; use at least 2, or method 'full'"
             )
         self.how: Combine = options.combine
-        self.sizes = _sizes(spec, options) if options.table is None else _shared_sizes(spec, options)
-        self.salts = () if options.table is None else lookup_salts("compositional", spec.name, len(self.sizes))
-        plain = default_init(spec) if options.table is None else shared_init(spec)
+        self.is_hashed = options.table is not None
+        self.sizes = _shared_sizes(spec, options) if self.is_hashed else _sizes(spec, options)
+        if self.is_hashed:
+            self.register_buffer("salts", lookup_salts("compositional", spec.name, len(self.sizes)), persistent=False)
+        plain = shared_init(spec) if self.is_hashed else default_init(spec)
         name = physical_name(spec, table=options.table, num_rows=options.num_rows)
         self.physical = tuple(
             PhysicalTable(
@@ -175,30 +209,12 @@ class Compositional(Method):
         )
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return places(ids_N, sizes=self.sizes, salts=self.salts)
+        if self.is_hashed:
+            return hashed_rows(ids_N, sizes=self.sizes, salts=self.salts)
+        return tuple(digits(ids_N, self.sizes))
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         return combined(rows, self.how)
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        return PackedCompositional([rows[table.name] for table in self.physical], combine=self.how, salts=self.salts)
-
-    @classmethod
-    def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """The smallest common divisor that fits, no table's beyond its own best, and what is left to the tables of few
-        ids; equally many rows for tables that share them."""
-        return allocate(specs, nbytes, reader=_reader, alone=cls._allocate_alone)
-
-    @classmethod
-    def _allocate_alone(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        largest = max(spec.num_embeddings for spec in specs)
-        levels = [
-            (ways.num_partitions, total)
-            for ways in reversed(possible(largest, None))
-            for total in range(ways.tightest, ways.loosest - 1, -1)
-        ]
-        costs = [_cost(spec, levels) for spec in specs]
-        return share(specs, costs, num_levels=len(levels), nbytes=nbytes)
 
 
 def _options(spec: TableSpec) -> CompositionalConfig:
@@ -306,39 +322,9 @@ def digits(ids_N: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
     yield ids_N
 
 
-def places(ids_N: Tensor, *, sizes: Sequence[int], salts: Sequence[int]) -> tuple[Tensor, ...]:
-    """The row in each table: by digits without salts, by hashes with them."""
-    return hashed_places(ids_N, sizes=sizes, salts=salts) if salts else tuple(digits(ids_N, sizes))
-
-
 def combined(rows: Sequence[Tensor], how: Combine) -> Tensor:
     """Product or sum of rows [N, D], element by element."""
     out_ND = rows[0]
     for row_ND in rows[1:]:
         out_ND = out_ND * row_ND if how == "mul" else out_ND + row_ND
     return out_ND
-
-
-class PackedCompositional(PackedTable):
-    """The rows of each table, whose number says how ids are divided; and the salts where they are hashed."""
-
-    facts: ClassVar[tuple[str, ...]] = ("num_tables", "combine", "is_hashed")
-    num_tables: int
-    combine: Combine
-    is_hashed: bool
-
-    def __init__(self, tables: Sequence[Tensor], *, combine: Combine, salts: Sequence[int]) -> None:
-        super().__init__()
-        self.num_tables = len(tables)
-        self.combine = combine
-        self.is_hashed = bool(salts)
-        for i, rows_RD in enumerate(tables):
-            self.register_buffer(f"table{i}", rows_RD.detach())
-        if self.is_hashed:
-            self.register_buffer("salts", torch.tensor(salts))
-
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        tables = [self.get_buffer(f"table{i}") for i in range(self.num_tables)]
-        salts = self.get_buffer("salts").tolist() if self.is_hashed else ()
-        rows = places(ids_N, sizes=[rows_RD.shape[0] for rows_RD in tables], salts=salts)
-        return combined([rows_RD[rows_N] for rows_RD, rows_N in zip(tables, rows, strict=True)], self.combine)

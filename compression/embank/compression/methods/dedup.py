@@ -1,28 +1,31 @@
 """Dedup: blocks of rows that training has left alike become one block (Zhou et al., PVLDB 15(10), 2022)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from embank.compression.budget.floors import floor_error
-from embank.compression.methods.full import PackedFull
 from embank.compression.parts.bits import code_bits, pack_values, packed_nbytes, read_values
 from embank.compression.parts.walks import ENTRIES_PER_CHUNK, fetch, numbered_chunks
 from embank.tables import (
     Advance,
     Carry,
     ConfigError,
+    Held,
     LocalRows,
     Method,
-    PackedTable,
-    PhysicalTable,
+    Schedule,
     Score,
+    Served,
+    Spine,
     Stage,
     TableSpec,
+    Traits,
     default_init,
+    option_class,
+    own_table,
 )
 from embank.tables.ids.hashing import generator_of
 from embank.tables.method.options import refuse_wrong_types
@@ -31,7 +34,7 @@ _MAX_BLOCKS = 1 << 14
 _MAP_SHARE = 0.25
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class DedupConfig:
     """Options of the deduplicated table.
 
@@ -47,8 +50,6 @@ class DedupConfig:
         num_candidates: nearest blocks by projection that are compared entry by entry, for each block.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
-
     rows_per_block: int | None = None
     similarity: float = 0.7
     max_difference: float | None = None
@@ -63,6 +64,15 @@ class DedupConfig:
             raise ConfigError(f"similarity is {self.similarity}; it is a share of a block's entries and lies in (0, 1]")
         if self.num_projections < 1 or self.num_candidates < 1:
             raise ConfigError("num_projections and num_candidates must be at least 1")
+
+
+class _Merging(Schedule):
+    """Blocks are merged between two trainings."""
+
+    stages: ClassVar[tuple[Stage, ...]] = (Stage(name="full", is_search=True), Stage(name="fine-tune", epochs=0.5))
+
+    def advance(self, methods: "Sequence[Dedup]", rows: LocalRows, *, score: Score | None, seed: int) -> list[Advance]:
+        return [method.merged(rows, seed=seed) for method in methods]
 
 
 class Dedup(Method):
@@ -82,15 +92,13 @@ class Dedup(Method):
     """
 
     Config = DedupConfig
-    linear: ClassVar[bool] = True
-    whole_rows: ClassVar[bool] = True
+    traits = Traits(whole_rows=True, schedule=_Merging())
+    held = Held(on_host=("blocks",))
     blocks: Tensor
-    on_host: ClassVar[tuple[str, ...]] = ("blocks",)
-    stages: ClassVar[tuple[Stage, ...]] = (Stage(name="full", is_search=True), Stage(name="fine-tune", epochs=0.5))
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        self.config: DedupConfig = self.options()
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        self.config: DedupConfig = self.options
         self.rows_per_block, self.max_blocks = self._shape()
         self.num_blocks = -(-spec.num_embeddings // self.rows_per_block)
         num_rows = spec.num_embeddings
@@ -100,11 +108,7 @@ class Dedup(Method):
             is_last_kept = int((self.blocks == self.blocks[-1]).sum()) == 1  # the last block may have fewer rows
             missing = self.num_blocks * self.rows_per_block - spec.num_embeddings
             num_rows = num_kept * self.rows_per_block - (missing if is_last_kept else 0)
-        self.physical = (
-            PhysicalTable(
-                name=spec.name, num_embeddings=num_rows, embedding_dim=spec.embedding_dim, init=default_init(spec)
-            ),
-        )
+        self.physical = (own_table(spec, num_rows=num_rows),)
 
     def _shape(self) -> tuple[int, int | None]:
         """Rows per block, and how many blocks the budget keeps (None without one)."""
@@ -130,15 +134,8 @@ class Dedup(Method):
         block_N = self.blocks[ids_N // self.rows_per_block].long()
         return (block_N * self.rows_per_block + ids_N % self.rows_per_block,)
 
-    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        return rows[0]
-
-    @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
-        return [method._advance(rows) for method in methods]
-
-    def _advance(self, rows: LocalRows) -> Advance:
-        target_B = self._merge(rows)
+    def merged(self, rows: LocalRows, *, seed: int) -> Advance:
+        target_B = self._merge(rows, seed=seed)
         kept_K, blocks_B = torch.unique(target_B, return_inverse=True)
         rows_Kb = kept_K[:, None] * self.rows_per_block + torch.arange(self.rows_per_block)
         carried = rows_Kb[rows_Kb < self.spec.num_embeddings]
@@ -148,11 +145,15 @@ class Dedup(Method):
             dense={},
         )
 
-    def _merge(self, rows: LocalRows) -> Tensor:
+    def _merge(self, rows: LocalRows, *, seed: int) -> Tensor:
         """For each block the one that stands for it, int64 [B]; those stand for themselves."""
         config = self.config
         projections_BL = project_blocks(
-            rows, self.spec, rows_per_block=self.rows_per_block, num_projections=config.num_projections
+            rows,
+            self.spec,
+            rows_per_block=self.rows_per_block,
+            num_projections=config.num_projections,
+            seed=seed,
         )
         max_difference = config.max_difference
         if max_difference is None:
@@ -172,11 +173,33 @@ class Dedup(Method):
             max_blocks=self.max_blocks,
         )
 
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
         values_RD = rows[self.spec.name]
         if self.spec.stage == 0 or int(self.blocks.max()) + 1 == self.num_blocks:
-            return PackedFull(values_RD)
-        return PackedBlocks(values_RD, self.blocks, rows_per_block=self.rows_per_block)
+            return Served.of_rows(values_RD)
+        return Served.of_rows(values_RD, spine=Blocks(self.blocks, rows_per_block=self.rows_per_block))
+
+
+class Blocks(Spine):
+    """For each block of ids the number of the block of rows that stands for it, at the bits that this takes.
+
+    Args:
+        blocks_B: int64 or int32, by block of ids.
+        rows_per_block: ids per block.
+    """
+
+    held = Held(facts=("rows_per_block", "bits"), uncounted=("map",))
+    map: Tensor
+
+    def __init__(self, blocks_B: Tensor, *, rows_per_block: int) -> None:
+        super().__init__()
+        self.rows_per_block = rows_per_block
+        self.bits = code_bits(int(blocks_B.max()) + 1)
+        self.register_buffer("map", pack_values(blocks_B, bits=self.bits))
+
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        block_N = read_values(self.map, ids_N // self.rows_per_block, bits=self.bits)
+        return (block_N * self.rows_per_block + ids_N % self.rows_per_block,)
 
 
 def map_nbytes(spec: TableSpec, rows_per_block: int, num_kept: int) -> int:
@@ -255,10 +278,10 @@ def merge_blocks(
     return target_B
 
 
-def project_blocks(rows: LocalRows, spec: TableSpec, *, rows_per_block: int, num_projections: int) -> Tensor:
+def project_blocks(rows: LocalRows, spec: TableSpec, *, rows_per_block: int, num_projections: int, seed: int) -> Tensor:
     """Each block's entries in random directions, [B, L]: distances between them follow those between blocks."""
     dim, num_blocks = spec.embedding_dim, -(-spec.num_embeddings // rows_per_block)
-    generator = generator_of(rows.seed, "dedup", spec.name)
+    generator = generator_of(seed, "dedup", spec.name)
     directions_bDL = (
         torch.randn(rows_per_block, dim, num_projections, dtype=torch.float32, generator=generator)
         / num_projections**0.5
@@ -304,30 +327,3 @@ def similarity(
         equal_pb = ((left - right).abs() <= max_difference).sum(2) * exists_pb
         shares.append(equal_pb.sum(1) / (exists_pb.sum(1) * spec.embedding_dim))
     return torch.cat(shares)
-
-
-class PackedBlocks(PackedTable):
-    """The blocks that are kept, and for each block of ids the number of its block at the bits that this takes.
-
-    Attributes:
-        rows_per_block: ids per block.
-        bits: of a number in the map.
-    """
-
-    facts: ClassVar[tuple[str, ...]] = ("rows_per_block", "bits")
-    uncounted: ClassVar[tuple[str, ...]] = ("map",)
-    rows_per_block: int
-    bits: int
-    rows: Tensor
-    map: Tensor
-
-    def __init__(self, rows_RD: Tensor, blocks_B: Tensor, *, rows_per_block: int) -> None:
-        super().__init__()
-        self.rows_per_block = rows_per_block
-        self.bits = code_bits(int(blocks_B.max()) + 1)
-        self.register_buffer("rows", rows_RD.detach())
-        self.register_buffer("map", pack_values(blocks_B, bits=self.bits))
-
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        block_N = read_values(self.map, ids_N // self.rows_per_block, bits=self.bits)
-        return self.rows[block_N * self.rows_per_block + ids_N % self.rows_per_block]

@@ -1,13 +1,13 @@
 """DeepLight: magnitude pruning while training, ever more of it (Deng et al., WSDM 2021)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embank.compression.codecs.sparse import SparseRows
 from embank.compression.parts.magnitude import (
     allowed_nbytes,
     cut_to_bytes,
@@ -15,16 +15,25 @@ from embank.compression.parts.magnitude import (
     kept_by_bytes,
     magnitudes,
 )
-from embank.compression.parts.sparse import PackedSparse
 from embank.compression.parts.walks import row_chunks
-from embank.tables import ConfigError, LocalRows, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables import (
+    ConfigError,
+    LocalRows,
+    Method,
+    Schedule,
+    Served,
+    TableSpec,
+    Traits,
+    option_class,
+    own_table,
+)
 from embank.tables.method.options import refuse_wrong_types
 
 _RAMP_HUNDREDS = 687.32
 """Hundreds of steps after which 1 - 0.99**(t / 100) is 0.999: what the published schedule calls its end."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class DeepLightConfig:
     """Options of the pruned table.
 
@@ -33,8 +42,6 @@ class DeepLightConfig:
         begin, end: shares of the steps at which pruning begins and at which it has reached its final density.
         num_prunings: prunings between begin and end; later ones, against regrowth, keep their rhythm.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     density: float | None = None
     begin: float = 0.1
@@ -65,6 +72,41 @@ def scheduled_sparsity(final: float, progress: float) -> float:
     return final * (1 - float(0.99 ** (_RAMP_HUNDREDS * max(0.0, progress))))
 
 
+class _Pruning(Schedule):
+    """Ever more of the smallest entries become zero; what is served keeps the budget exactly."""
+
+    common_options: ClassVar[tuple[str, ...]] = ("begin", "end", "num_prunings")
+
+    def after_step(
+        self, methods: "Sequence[DeepLight]", rows: LocalRows, *, step: int, num_steps: int, seed: int
+    ) -> None:
+        options = methods[0].config
+        first, last = options.begin * num_steps, options.end * num_steps
+        every = max(1, int((last - first) / options.num_prunings))
+        if step < first or step % every:
+            return
+        num_entries = sum(m.spec.num_embeddings * m.spec.embedding_dim for m in methods)
+        kept = sum(kept_by_bytes(m.spec, m.nbytes) for m in methods)
+        sparsity = scheduled_sparsity(1 - kept / num_entries, (step - first) / (last - first))
+        tables = [magnitudes(rows, m.spec.name) for m in methods]
+        count = num_entries - int(sparsity * num_entries)
+        self._prune(methods, rows, threshold=cut_to_count(tables, count=count, total=rows.sum))
+
+    def settle(self, methods: "Sequence[DeepLight]", rows: LocalRows) -> None:
+        tables = [magnitudes(rows, m.spec.name) for m in methods]
+        nbytes = sum(m.nbytes for m in methods)
+        threshold = cut_to_bytes([m.spec for m in methods], tables, nbytes=nbytes, total=rows.sum)
+        self._prune(methods, rows, threshold=threshold)
+
+    def _prune(self, methods: "Sequence[DeepLight]", rows: LocalRows, *, threshold: float) -> None:
+        below = float(
+            torch.nextafter(torch.tensor(threshold), torch.zeros(()))
+        )  # hardshrink drops what equals its bound
+        for method in methods:
+            for _, chunk in row_chunks(rows[method.spec.name]):
+                chunk.copy_(F.hardshrink(chunk, below))
+
+
 class DeepLight(Method):
     """A plain table whose smallest entries are set to zero every so often: more of them with time, then to the budget
     exactly.
@@ -84,57 +126,13 @@ class DeepLight(Method):
     """
 
     Config = DeepLightConfig
-    linear: ClassVar[bool] = True
-    common_options: ClassVar[tuple[str, ...]] = ("begin", "end", "num_prunings")
+    traits = Traits(schedule=_Pruning())
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        self.config: DeepLightConfig = self.options()
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        self.config: DeepLightConfig = self.options
         self.nbytes = allowed_nbytes(spec, density=self.config.density)
-        self.physical = (
-            PhysicalTable(
-                name=spec.name,
-                num_embeddings=spec.num_embeddings,
-                embedding_dim=spec.embedding_dim,
-                init=default_init(spec),
-            ),
-        )
+        self.physical = (own_table(spec),)
 
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return (ids_N,)
-
-    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        return rows[0]
-
-    @classmethod
-    def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:
-        options = methods[0].config
-        first, last = options.begin * num_steps, options.end * num_steps
-        every = max(1, int((last - first) / options.num_prunings))
-        if step < first or step % every:
-            return
-        num_entries = sum(m.spec.num_embeddings * m.spec.embedding_dim for m in methods)
-        kept = sum(kept_by_bytes(m.spec, m.nbytes) for m in methods)
-        sparsity = scheduled_sparsity(1 - kept / num_entries, (step - first) / (last - first))
-        tables = [magnitudes(rows, m.spec.name) for m in methods]
-        count = num_entries - int(sparsity * num_entries)
-        cls._prune(methods, rows, threshold=cut_to_count(tables, count=count, total=rows.sum))
-
-    @classmethod
-    def settle(cls, methods: Sequence[Self], rows: LocalRows) -> None:
-        tables = [magnitudes(rows, m.spec.name) for m in methods]
-        nbytes = sum(m.nbytes for m in methods)
-        threshold = cut_to_bytes([m.spec for m in methods], tables, nbytes=nbytes, total=rows.sum)
-        cls._prune(methods, rows, threshold=threshold)
-
-    @classmethod
-    def _prune(cls, methods: Sequence[Self], rows: LocalRows, *, threshold: float) -> None:
-        below = float(
-            torch.nextafter(torch.tensor(threshold), torch.zeros(()))
-        )  # hardshrink drops what equals its bound
-        for method in methods:
-            for _, chunk in row_chunks(rows[method.spec.name]):
-                chunk.copy_(F.hardshrink(chunk, below))
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        return PackedSparse(rows[self.spec.name])
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
+        return Served.of_rows(SparseRows(rows[self.spec.name]))

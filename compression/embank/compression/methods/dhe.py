@@ -8,18 +8,29 @@ Legend: K hashes of an id, W width of a hidden layer, S ids of a sample.
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both, share
-from embank.tables import ConfigError, Method, PackedTable, TableSpec, default_init
-from embank.tables.ids.hashing import hash_rows, salt64
+from embank.tables import (
+    Allocation,
+    ConfigError,
+    Held,
+    Method,
+    Served,
+    Spine,
+    TableSpec,
+    Traits,
+    default_init,
+    option_class,
+)
+from embank.tables.ids.hashing import hash_rows, salt64, seeded
+from embank.tables.method.modes import is_followed, statistics_move
 from embank.tables.method.options import options_of
 
 Encoding = Literal["uniform", "gaussian"]
@@ -32,7 +43,7 @@ _SAMPLE = 256
 _IDS_PER_CHUNK = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class DheConfig:
     """Options of deep hash embeddings.
 
@@ -43,12 +54,18 @@ class DheConfig:
         encoding: hashes become numbers in [-1, 1] ("uniform") or, two by two, of a normal distribution ("gaussian").
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
-
     width: int | None = None
     num_layers: int = 5
     num_hashes: int = 1024
     encoding: Encoding = "uniform"
+
+
+class _CommonWidth(Allocation):
+    """The largest common width that fits, and what is left to the small tables."""
+
+    def share(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        costs = [partial(_nbytes_at, spec, _options(spec)) for spec in specs]
+        return share(specs, costs, num_levels=_num_levels(nbytes), nbytes=nbytes)
 
 
 class Dhe(Method):
@@ -72,19 +89,20 @@ class Dhe(Method):
     """
 
     Config = DheConfig
+    traits = Traits(allocation=_CommonWidth())
     hash_constants: Tensor
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        options: DheConfig = self.options()
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        options: DheConfig = self.options
         self.encoding: Encoding = options.encoding
-        self.physical = ()
         widths = layer_widths(spec, options, width=_width(spec, options))
         self.register_buffer("hash_constants", hash_constants(widths[0], salt=salt64("dhe", spec.name)))
-        self.hidden = nn.ModuleList([nn.Linear(a, b, bias=False) for a, b in pairwise(widths[:-1])])
-        self.norms = nn.ModuleList([nn.BatchNorm1d(width) for width in widths[1:-1]])
-        self.last = nn.Linear(widths[-2], widths[-1])
-        self._initialise()
+        with seeded(seed, "method", spec.name):
+            self.hidden = nn.ModuleList([nn.Linear(a, b, bias=False) for a, b in pairwise(widths[:-1])])
+            self.norms = nn.ModuleList([nn.BatchNorm1d(width) for width in widths[1:-1]])
+            self.last = nn.Linear(widths[-2], widths[-1])
+            self._initialise()
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -114,8 +132,8 @@ class Dhe(Method):
         return list(zip(self.hidden, self.norms, strict=True))  # type: ignore[arg-type]
 
     def _normalise(self, norm: nn.BatchNorm1d, x_NW: Tensor, *, by_batch: bool) -> Tensor:
-        """By the batch, which then moves the running statistics unless `learns` says no, or by these."""
-        needs_running = not by_batch or self.learns
+        """By the batch, which then moves the running statistics unless these are held, or by these."""
+        needs_running = not by_batch or statistics_move()
         return F.batch_norm(
             x_NW,
             norm.running_mean if needs_running else None,
@@ -141,23 +159,57 @@ class Dhe(Method):
         out_ND: Tensor = self.last(x_NW)
         return out_ND
 
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        weights, biases = [], []
+    def folded_layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each hidden layer, with the running statistics of its batch norm folded in."""
+        layers = []
         for linear, norm in self._layers():
             assert norm.running_mean is not None
             assert norm.running_var is not None
             scale_W = norm.weight / (norm.running_var + norm.eps).sqrt()
-            weights.append(linear.weight * scale_W[:, None])
-            biases.append(norm.bias - norm.running_mean * scale_W)
-        weights.append(self.last.weight)
-        biases.append(self.last.bias)
-        return PackedDhe(weights, biases, hash_constants=self.hash_constants, encoding=self.encoding)
+            layers.append((linear.weight * scale_W[:, None], norm.bias - norm.running_mean * scale_W))
+        return layers
 
-    @classmethod
-    def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """The largest common width that fits, and what is left to the small tables."""
-        costs = [partial(_nbytes_at, spec, _options(spec)) for spec in specs]
-        return share(specs, costs, num_levels=_num_levels(nbytes), nbytes=nbytes)
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
+        return Served(spine=Decoder(self), matrices={}, lookups=())
+
+
+class Decoder(Spine):
+    """The network as it is served: batch norm is part of its weights.
+
+    Args:
+        method: the trained network.
+    """
+
+    held = Held(facts=("num_layers", "encoding"))
+    hash_constants: Tensor
+
+    def __init__(self, method: Dhe) -> None:
+        super().__init__()
+        self.encoding = method.encoding
+        self.register_buffer("hash_constants", method.hash_constants)
+        layers = [*method.folded_layers(), (method.last.weight, method.last.bias)]
+        self.num_layers = len(layers) - 1
+        for i, (weight, bias) in enumerate(layers):
+            self.register_buffer(f"weight{i}", weight.detach())
+            self.register_buffer(f"bias{i}", bias.detach())
+
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def side(self, ids_N: Tensor) -> Tensor:
+        return ids_N
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        assert side is not None
+        if is_followed() or side.numel() <= _IDS_PER_CHUNK:
+            return self._decoded(side)
+        return torch.cat([self._decoded(part) for part in torch.split(side, _IDS_PER_CHUNK)])
+
+    def _decoded(self, ids_N: Tensor) -> Tensor:
+        x_NW = encode(ids_N, self.hash_constants, self.encoding)
+        for i in range(self.num_layers):
+            x_NW = F.mish(F.linear(x_NW, self.get_buffer(f"weight{i}"), self.get_buffer(f"bias{i}")))
+        return F.linear(x_NW, self.get_buffer(f"weight{self.num_layers}"), self.get_buffer(f"bias{self.num_layers}"))
 
 
 def _options(spec: TableSpec) -> DheConfig:
@@ -243,32 +295,3 @@ def encode(ids_N: Tensor, hash_constants: Tensor, encoding: Encoding) -> Tensor:
     radius = (-2 * first.log()).sqrt()
     angle = 2 * torch.pi * second
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
-
-
-class PackedDhe(PackedTable):
-    """The decoder with batch norm folded into its weights, and the hash constants."""
-
-    facts: ClassVar[tuple[str, ...]] = ("num_layers", "encoding")
-    num_layers: int
-    encoding: Encoding
-    hash_constants: Tensor
-
-    def __init__(
-        self, weights: Sequence[Tensor], biases: Sequence[Tensor], *, hash_constants: Tensor, encoding: Encoding
-    ) -> None:
-        super().__init__()
-        self.num_layers = len(weights) - 1
-        self.encoding = encoding
-        self.register_buffer("hash_constants", hash_constants.clone())
-        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            self.register_buffer(f"weight{i}", weight.detach().clone())
-            self.register_buffer(f"bias{i}", bias.detach().clone())
-
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        return torch.cat([self._decode(part) for part in torch.split(ids_N, _IDS_PER_CHUNK)])
-
-    def _decode(self, ids_N: Tensor) -> Tensor:
-        x_NW = encode(ids_N, self.hash_constants, self.encoding)
-        for i in range(self.num_layers):
-            x_NW = F.mish(F.linear(x_NW, self.get_buffer(f"weight{i}"), self.get_buffer(f"bias{i}")))
-        return F.linear(x_NW, self.get_buffer(f"weight{self.num_layers}"), self.get_buffer(f"bias{self.num_layers}"))

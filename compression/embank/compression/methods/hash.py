@@ -1,28 +1,22 @@
 """The hashing trick: fewer rows than ids, several ids to a row (Weinberger et al., ICML 2009)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from embank.compression.budget.floors import floor_error
-from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables import ConfigError, Held, Method, TableSpec, Traits, option_class, own_table
 from embank.tables.ids.hashing import hash_rows, salt64
 
 _SALT_NBYTES = 8
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class HashConfig:
     """Options of the hashed table.
 
     Args:
         num_rows: rows that are kept; None takes what the budget allows, or without a budget one row per id.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     num_rows: int | None = None
 
@@ -39,21 +33,15 @@ class Hash(Method):
     """
 
     Config = HashConfig
-    linear: ClassVar[bool] = True
-    takes_token_ids: ClassVar[bool] = True
+    traits = Traits(takes_token_ids=True)
+    held = Held(facts=("num_rows",), on_host=("salt",))
+    salt: Tensor
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        self.num_rows = self._num_rows(self.options())
-        self.salt = salt64("hash", spec.name)
-        self.physical = (
-            PhysicalTable(
-                name=spec.name,
-                num_embeddings=self.num_rows,
-                embedding_dim=spec.embedding_dim,
-                init=default_init(spec, num_rows=self.num_rows),
-            ),
-        )
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        self.num_rows = self._num_rows(self.options)
+        self.register_buffer("salt", torch.tensor(salt64("hash", spec.name)), persistent=False)
+        self.physical = (own_table(spec, num_rows=self.num_rows),)
 
     def _num_rows(self, options: HashConfig) -> int:
         spec = self.spec
@@ -82,24 +70,3 @@ class Hash(Method):
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         return (hash_rows(ids_N, num_rows=self.num_rows, salt=self.salt),)
-
-    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        return rows[0]
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        return PackedHash(rows[self.spec.name], salt=self.salt)
-
-
-class PackedHash(PackedTable):
-    """The rows and the salt."""
-
-    rows: Tensor
-    salt: Tensor
-
-    def __init__(self, rows_RD: Tensor, *, salt: int) -> None:
-        super().__init__()
-        self.register_buffer("rows", rows_RD.detach())
-        self.register_buffer("salt", torch.tensor(salt))
-
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        return self.rows[hash_rows(ids_N, num_rows=self.rows.shape[0], salt=int(self.salt))]

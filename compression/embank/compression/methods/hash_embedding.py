@@ -7,19 +7,27 @@ Its rows may be shared by several features, see `embank.compression.parts.multip
 Legend: k hashes, B rows that are hashed into, N ids.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from embank.compression.parts.beside import allocate_beside, rows_beside
-from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_places, lookup_salts, physical_name, shared_init
-from embank.tables import ConfigError, Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
+from embank.compression.parts.beside import BesideShares, rows_beside
+from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts, physical_name, shared_init
+from embank.tables import (
+    ConfigError,
+    Held,
+    Method,
+    PhysicalTable,
+    RowInit,
+    TableSpec,
+    Traits,
+    default_init,
+    option_class,
+)
 from embank.tables.method.options import options_of
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class HashEmbeddingConfig:
     """Options of hash embeddings.
 
@@ -31,11 +39,18 @@ class HashEmbeddingConfig:
             budget of its own, a feature has rows of its own.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
-
     num_hashes: int = 2
     num_rows: int | None = None
     table: str | None = None
+
+
+def _options(spec: TableSpec) -> HashEmbeddingConfig:
+    return options_of(spec, HashEmbeddingConfig)
+
+
+def _fixed_nbytes(spec: TableSpec) -> int:
+    """Bytes of the importances and the salts."""
+    return (4 * spec.num_embeddings + SALT_NBYTES) * _options(spec).num_hashes
 
 
 class HashEmbedding(Method):
@@ -56,51 +71,41 @@ class HashEmbedding(Method):
     """
 
     Config = HashEmbeddingConfig
+    traits = Traits(
+        allocation=BesideShares(options=lambda spec: _options(spec), fixed_nbytes=lambda spec: _fixed_nbytes(spec))
+    )
+    held = Held(facts=("num_rows",), on_host=("salts",))
+    salts: Tensor
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        options: HashEmbeddingConfig = self.options()
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        options: HashEmbeddingConfig = self.options
         if options.num_hashes < 1:
             raise ConfigError(f"table '{spec.name}' has num_hashes {options.num_hashes}; it must be at least 1")
-        self.num_hashes = options.num_hashes
         needs = f"{options.num_hashes} numbers per id, as many salts and one row"
         self.num_rows = rows_beside(spec, options, fixed_nbytes=_fixed_nbytes(spec), needs=needs)
-        self.salts = lookup_salts("hash_embedding", spec.name, options.num_hashes)
-        self.physical = (
-            PhysicalTable(
-                name=f"{physical_name(spec, table=options.table, num_rows=options.num_rows)}/rows",
-                num_embeddings=self.num_rows,
-                embedding_dim=spec.embedding_dim,
-                init=default_init(spec) if options.table is None else shared_init(spec),
-            ),
-            PhysicalTable(
-                name=f"{spec.name}/importances",
-                num_embeddings=spec.num_embeddings,
-                embedding_dim=options.num_hashes,
-                init=RowInit(kind="normal", scale=0.01, mean=options.num_hashes**-0.5),
-            ),
+        salts = lookup_salts("hash_embedding", spec.name, options.num_hashes)
+        self.register_buffer("salts", salts, persistent=False)
+        shared = PhysicalTable(
+            name=f"{physical_name(spec, table=options.table, num_rows=options.num_rows)}/rows",
+            num_embeddings=self.num_rows,
+            embedding_dim=spec.embedding_dim,
+            init=default_init(spec) if options.table is None else shared_init(spec),
         )
-
-    @property
-    def lookups(self) -> tuple[int, ...]:
-        return (*[0] * self.num_hashes, 1)
+        importances = PhysicalTable(
+            name=f"{spec.name}/importances",
+            num_embeddings=spec.num_embeddings,
+            embedding_dim=options.num_hashes,
+            init=RowInit(kind="normal", scale=0.01, mean=options.num_hashes**-0.5),
+        )
+        self.physical = (*[shared] * options.num_hashes, importances)
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return (*hashed_places(ids_N, sizes=[self.num_rows] * self.num_hashes, salts=self.salts), ids_N)
+        return (*hashed_rows(ids_N, sizes=[self.num_rows] * len(self.salts), salts=self.salts), ids_N)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         *hashed, importance_Nk = rows
         return weighted(hashed, importance_Nk)
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        hashed, importances = (rows[table.name] for table in self.physical)
-        return PackedHashEmbedding(hashed, importances, salts=self.salts)
-
-    @classmethod
-    def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """The largest common share of rows beside the importances, or equally many rows for tables that share them;
-        tables that importances would not make smaller stay plain."""
-        return allocate_beside(specs, nbytes, options=_options, fixed_nbytes=_fixed_nbytes)
 
 
 def weighted(rows: Sequence[Tensor], importance_Nk: Tensor) -> Tensor:
@@ -109,31 +114,3 @@ def weighted(rows: Sequence[Tensor], importance_Nk: Tensor) -> Tensor:
     for i, row_ND in enumerate(rows[1:], start=1):
         out_ND = out_ND + row_ND * importance_Nk[:, i : i + 1]
     return out_ND
-
-
-def _options(spec: TableSpec) -> HashEmbeddingConfig:
-    return options_of(spec, HashEmbeddingConfig)
-
-
-def _fixed_nbytes(spec: TableSpec) -> int:
-    """Bytes of the importances and the salts."""
-    return (4 * spec.num_embeddings + SALT_NBYTES) * _options(spec).num_hashes
-
-
-class PackedHashEmbedding(PackedTable):
-    """The rows [B, D], which several tables may share, the importances [N, k] and the salts [k]."""
-
-    rows: Tensor
-    importances: Tensor
-    salts: Tensor
-
-    def __init__(self, rows_BD: Tensor, importances_Nk: Tensor, *, salts: Sequence[int]) -> None:
-        super().__init__()
-        self.register_buffer("rows", rows_BD.detach())
-        self.register_buffer("importances", importances_Nk.detach())
-        self.register_buffer("salts", torch.tensor(salts))
-
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        salts = self.salts.tolist()
-        places = hashed_places(ids_N, sizes=[self.rows.shape[0]] * len(salts), salts=salts)
-        return weighted([self.rows[rows_N] for rows_N in places], self.importances[ids_N])

@@ -1,25 +1,20 @@
 """Mixed Dimension Embeddings (Ginart et al., ISIT 2021, arXiv 1909.11810): narrower rows in larger tables."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from embank.compression.parts.projected import (
-    Widening,
+    NarrowRows,
     held_dim,
     held_nbytes,
-    narrow_table,
     refuse_below_floor,
-    width_within,
     with_width,
 )
-from embank.tables import Method, PackedTable, TableSpec
+from embank.tables import Allocation, TableSpec, Traits, option_class
 
 _BISECTIONS = 50
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class MdeConfig:
     """Options of a mixed-dimension table.
 
@@ -28,12 +23,27 @@ class MdeConfig:
             budget of all its tables), or without a budget the whole embedding dim.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
-
     width: int | None = None
 
 
-class Mde(Method):
+class PowerRule(Allocation):
+    """Dims by the power rule, the largest that fit, and the bytes that rounding left given out dim by dim."""
+
+    def share(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        refuse_below_floor(specs, nbytes)
+        sizes = ids_per_lookup(specs)
+        low, high = 0.0, 2.0  # the rule's dims fall with its exponent; at 2 every dim is 1
+        if _total_nbytes(specs, power_dims(specs, sizes, low)) <= nbytes:
+            high = low
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            fits = _total_nbytes(specs, power_dims(specs, sizes, middle)) <= nbytes
+            low, high = (low, middle) if fits else (middle, high)
+        dims = top_up(specs, sizes, high, nbytes)
+        return [with_width(spec, MdeConfig, dim) for spec, dim in zip(specs, dims, strict=True)]
+
+
+class Mde(NarrowRows):
     """Rows of a width that fits the table's size, and one learned projection to the embedding dim, without a bias.
 
     Dims are shared out over a collection by `allocate`; a table on its own has the dim that its budget holds.
@@ -48,37 +58,7 @@ class Mde(Method):
     """
 
     Config = MdeConfig
-
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        self.dim = width_within(spec, width=self.options().width)
-        self.physical = (narrow_table(spec, self.dim),)
-        self.widening = Widening(self.dim, spec.embedding_dim)
-
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return (ids_N,)
-
-    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        logical_ND: Tensor = self.widening(rows[0])
-        return logical_ND
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        return self.widening.pack(rows[self.spec.name])
-
-    @classmethod
-    def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """Dims by the power rule, the largest that fit, and the bytes that rounding left given out dim by dim."""
-        refuse_below_floor(specs, nbytes)
-        sizes = ids_per_lookup(specs)
-        low, high = 0.0, 2.0  # the rule's dims fall with its exponent; at 2 every dim is 1
-        if _total_nbytes(specs, power_dims(specs, sizes, low)) <= nbytes:
-            high = low
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            fits = _total_nbytes(specs, power_dims(specs, sizes, middle)) <= nbytes
-            low, high = (low, middle) if fits else (middle, high)
-        dims = top_up(specs, sizes, high, nbytes)
-        return [with_width(spec, cls.Config, dim) for spec, dim in zip(specs, dims, strict=True)]
+    traits = Traits(allocation=PowerRule())
 
 
 def ids_per_lookup(specs: Sequence[TableSpec]) -> list[float]:

@@ -2,15 +2,14 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from dataclasses import field
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embank.compression.budget.floors import floor_error
-from embank.compression.methods.full import PackedFull
 from embank.compression.parts.evolution import Candidate, EvolutionConfig, Gene, evolve
 from embank.compression.parts.magnitude import cut_to_count, magnitudes
 from embank.compression.parts.masks import find_mask
@@ -27,22 +26,27 @@ from embank.compression.parts.walks import numbered_chunks
 from embank.tables import (
     Advance,
     Carry,
+    Held,
     LocalRows,
     Method,
-    PackedTable,
-    PhysicalTable,
     RowInit,
+    Schedule,
     Score,
+    Served,
+    Spine,
     Stage,
     TableSpec,
+    Traits,
     default_init,
+    option_class,
+    own_table,
 )
 
 _BELOW_ALL = -1.0
 """A threshold that every norm exceeds."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class OptEmbedConfig:
     """Options of the table whose rows and width are searched.
 
@@ -50,8 +54,6 @@ class OptEmbedConfig:
         alpha: strength of the term alpha * exp(-t) that raises the threshold t.
         evolution: sizes of the search over widths; one for all tables of a collection.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     alpha: float = 1e-4
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
@@ -78,6 +80,43 @@ def mean_norm(init: RowInit, dim: int) -> float:
     return dim * init.scale * (0.5 if init.kind == "uniform" else (2 / torch.pi) ** 0.5)
 
 
+class _Supernet(Schedule):
+    """A supernet, a search over its rows and widths, and a retraining of what the search chose."""
+
+    common_options: ClassVar[tuple[str, ...]] = ("evolution",)
+    stages: ClassVar[tuple[Stage, ...]] = (
+        Stage(name="supernet", is_search=True),
+        Stage(name="retrain", fresh_network=True),
+    )
+
+    def loss(self, method: "OptEmbed") -> Tensor | None:
+        return method.config.alpha * torch.exp(-method.threshold) if method.spec.stage == 0 else None
+
+    def advance(
+        self, methods: "Sequence[OptEmbed]", rows: LocalRows, *, score: Score | None, seed: int
+    ) -> list[Advance]:
+        levels = [method.row_levels(rows) for method in methods]
+        space = Space([m.spec for m in methods], [[count for _, count in own] for own in levels])
+        best = space.default()
+        if score is not None:
+            config = methods[0].config.evolution
+
+            def score_of(candidate: Candidate) -> float:
+                for method, own, (level, width) in zip(methods, levels, candidate, strict=True):
+                    method.trial = (own[level][0], width)
+                return score(max_samples=config.max_samples)
+
+            try:
+                best, _ = evolve([best], score=score_of, draw=space.draw, repair=space.repair, config=config, seed=seed)
+            finally:  # a search may be interrupted
+                for method in methods:
+                    method.trial = None
+        return [
+            method.chosen(rows, threshold=own[level][0], width=width)
+            for method, own, (level, width) in zip(methods, levels, best, strict=True)
+        ]
+
+
 class OptEmbed(Method):
     """Two stages: a supernet with a row threshold and random widths, then a retraining of the rows and columns that
     were chosen.
@@ -101,19 +140,14 @@ class OptEmbed(Method):
     """
 
     Config = OptEmbedConfig
-    whole_rows: ClassVar[bool] = True
-    common_options: ClassVar[tuple[str, ...]] = ("evolution",)
-    on_host: ClassVar[tuple[str, ...]] = ("words", "ranks")
+    traits = Traits(whole_rows=True, schedule=_Supernet())
+    held = Held(on_host=("words", "ranks"))
     words: Tensor
     ranks: Tensor
-    stages: ClassVar[tuple[Stage, ...]] = (
-        Stage(name="supernet", is_search=True),
-        Stage(name="retrain", fresh_network=True),
-    )
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        self.config: OptEmbedConfig = self.options()
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        self.config: OptEmbedConfig = self.options
         self._refuse_small_budget()
         self.unit = mean_norm(default_init(spec), spec.embedding_dim) or 1.0
         self.width, self.num_kept = spec.embedding_dim, spec.num_embeddings
@@ -125,14 +159,7 @@ class OptEmbed(Method):
             self.register_buffer("words", words, persistent=False)
             self.register_buffer("ranks", word_ranks(words), persistent=False)
             self.width, self.num_kept = int(spec.found["width"]), int(popcount(words).sum())
-        self.physical = (
-            PhysicalTable(
-                name=spec.name,
-                num_embeddings=max(1, self.num_kept),
-                embedding_dim=self.width,
-                init=default_init(spec),
-            ),
-        )
+        self.physical = (own_table(spec, num_rows=max(1, self.num_kept), width=self.width),)
 
     def _refuse_small_budget(self) -> None:
         spec = self.spec
@@ -171,34 +198,6 @@ class OptEmbed(Method):
         """L1 norms in units of an initial row's, [N]."""
         return rows_ND.abs().sum(1) / self.unit
 
-    def extra_loss(self) -> Tensor | None:
-        return self.config.alpha * torch.exp(-self.threshold) if self.spec.stage == 0 else None
-
-    @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
-        levels = [method.row_levels(rows) for method in methods]
-        space = Space([m.spec for m in methods], [[count for _, count in own] for own in levels])
-        best = space.default()
-        if score is not None:
-            config = methods[0].config.evolution
-
-            def score_of(candidate: Candidate) -> float:
-                for method, own, (level, width) in zip(methods, levels, candidate, strict=True):
-                    method.trial = (own[level][0], width)
-                return score(max_samples=config.max_samples)
-
-            try:
-                best, _ = evolve(
-                    [best], score=score_of, draw=space.draw, repair=space.repair, config=config, seed=rows.seed
-                )
-            finally:  # a search may be interrupted
-                for method in methods:
-                    method.trial = None
-        return [
-            method._chosen(rows, threshold=own[level][0], width=width)
-            for method, own, (level, width) in zip(methods, levels, best, strict=True)
-        ]
-
     def row_levels(self, rows: LocalRows) -> list[tuple[float, int]]:
         """Thresholds and how many rows exceed them: the trained one, then ones that halve the rows down to one.
 
@@ -224,7 +223,7 @@ class OptEmbed(Method):
         counts = [(self.norms(chunk) > threshold).sum() for _, chunk in numbered_chunks(rows, self.spec.name)]
         return int(rows.sum(torch.stack([torch.zeros((), dtype=torch.int64), *counts]).sum()))
 
-    def _chosen(self, rows: LocalRows, *, threshold: float, width: int) -> Advance:
+    def chosen(self, rows: LocalRows, *, threshold: float, width: int) -> Advance:
         name, num = self.spec.name, self.spec.num_embeddings
         kept = find_mask(
             rows, name, shape=(num, 1), keep=lambda rows_rD, numbers_r: (self.norms(rows_rD) > threshold)[:, None]
@@ -237,13 +236,44 @@ class OptEmbed(Method):
             dense={},
         )
 
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
         values_RD = rows[self.spec.name]
         if self.spec.stage == 0:
-            return PackedFull(values_RD * (self.norms(values_RD) > self.threshold.detach())[:, None])
+            return Served.of_rows(values_RD * (self.norms(values_RD) > self.threshold.detach())[:, None])
+        bitmap = None if self.keeps_all else rank_octets(self.spec.found["kept"])
+        return Served.of_rows(values_RD, spine=Kept(dim=self.spec.embedding_dim, bitmap=bitmap))
+
+
+class Kept(Spine):
+    """The kept columns of the kept rows, and in a bitmap which ids have one.
+
+    Args:
+        dim: width of a logical row.
+        bitmap: words and samples, see `rank_bits`; None where every id has a row.
+    """
+
+    held = Held(facts=("dim", "keeps_all"), uncounted=("words", "samples"))
+    words: Tensor
+    samples: Tensor
+
+    def __init__(self, *, dim: int, bitmap: tuple[Tensor, Tensor] | None) -> None:
+        super().__init__()
+        self.dim, self.keeps_all = dim, bitmap is None
+        if bitmap is not None:
+            self.register_buffer("words", bitmap[0])
+            self.register_buffer("samples", bitmap[1])
+
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         if self.keeps_all:
-            return PackedKept(values_RD, dim=self.spec.embedding_dim)
-        return PackedKept(values_RD, dim=self.spec.embedding_dim, bitmap=rank_octets(self.spec.found["kept"]))
+            return (ids_N,)
+        return (rank_at(self.words, self.samples, ids_N) * bit_at(self.words, ids_N),)
+
+    def side(self, ids_N: Tensor) -> Tensor | None:
+        return None if self.keeps_all else bit_at(self.words, ids_N)
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        kept_Nw = rows[0] if side is None else rows[0] * side[:, None]
+        return F.pad(kept_Nw, (0, self.dim - kept_Nw.shape[1]))
 
 
 def shape_nbytes(spec: TableSpec, *, num_kept: int, width: int) -> int:
@@ -325,36 +355,3 @@ class Space:
                 return level, width
             widest = max(widest, (width, level))
         return widest[1], max(1, widest[0])
-
-
-class PackedKept(PackedTable):
-    """The kept columns of the kept rows, and in a bitmap which ids have one.
-
-    Attributes:
-        dim: width of a logical row.
-        keeps_all: every id has a row, and there is no bitmap.
-    """
-
-    facts: ClassVar[tuple[str, ...]] = ("dim", "keeps_all")
-    uncounted: ClassVar[tuple[str, ...]] = ("words", "samples")
-    dim: int
-    keeps_all: bool
-    rows: Tensor
-    words: Tensor
-    samples: Tensor
-
-    def __init__(self, rows_KD: Tensor, *, dim: int, bitmap: tuple[Tensor, Tensor] | None = None) -> None:
-        super().__init__()
-        self.dim = dim
-        self.keeps_all = bitmap is None
-        self.register_buffer("rows", rows_KD.detach())
-        if bitmap is not None:
-            self.register_buffer("words", bitmap[0])
-            self.register_buffer("samples", bitmap[1])
-
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        if self.keeps_all:
-            return F.pad(self.rows[ids_N], (0, self.dim - self.rows.shape[1]))
-        is_kept_N = bit_at(self.words, ids_N)
-        kept_Nw = self.rows[rank_at(self.words, self.samples, ids_N) * is_kept_N] * is_kept_N[:, None]
-        return F.pad(kept_Nw, (0, self.dim - self.rows.shape[1]))

@@ -2,35 +2,39 @@
 2021)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from embank.compression.codecs.sparse import SparseRows
 from embank.compression.parts.magnitude import allowed_nbytes, cut_to_bytes, magnitudes
 from embank.compression.parts.masks import find_mask, mask_of
-from embank.compression.parts.sparse import PackedSparse, sparse_nbytes
+from embank.compression.parts.sparse import sparse_nbytes
 from embank.compression.parts.walks import numbered_chunks, row_chunks
 from embank.tables import (
     Advance,
     ConfigError,
+    Held,
     LocalRows,
     Method,
-    PackedTable,
-    PhysicalTable,
     RowInit,
+    Schedule,
     Score,
+    Served,
     Stage,
     TableSpec,
+    Traits,
     default_init,
+    option_class,
+    own_table,
 )
 from embank.tables.method.options import refuse_wrong_types
 
 _CHECKS = 100
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class PepConfig:
     """Options of the thresholded table.
 
@@ -41,8 +45,6 @@ class PepConfig:
         pull: strength of the penalty pull / 2 * s**2 on the thresholds' parameters s, which raises thresholds until the
             target density is reached.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     density: float | None = None
     granularity: Literal["table", "dimension"] = "dimension"
@@ -68,6 +70,59 @@ def standard_deviation(init: RowInit) -> float:
     return init.scale if init.kind == "normal" else init.scale / 3**0.5
 
 
+class _Thresholds(Schedule):
+    """Thresholds are pulled up until the target is reached; what they leave is trained again."""
+
+    stages: ClassVar[tuple[Stage, ...]] = (
+        Stage(name="thresholds", is_search=True, hands_over="end"),
+        Stage(name="retrain", fresh_network=True),
+    )
+
+    def is_followed(self, method: "Pep") -> bool:
+        return method.spec.stage == 0 and method.nbytes is not None
+
+    def loss(self, method: "Pep") -> Tensor | None:
+        if method.spec.stage:
+            return None
+        return method.is_pulling * method.config.pull / 2 * method.thresholds.square().sum()
+
+    def after_step(self, methods: "Sequence[Pep]", rows: LocalRows, *, step: int, num_steps: int, seed: int) -> None:
+        aiming = [m for m in methods if m.nbytes is not None]
+        if methods[0].spec.stage or not aiming or step % max(1, num_steps // _CHECKS):
+            return
+        counts = torch.zeros(len(aiming), dtype=torch.int64)
+        for i, method in enumerate(aiming):
+            limits = method.thresholds.cpu().sigmoid()
+            for _, chunk in numbered_chunks(rows, method.spec.name):
+                counts[i] += (chunk.abs() > limits).sum()
+        counts = rows.sum(counts)
+        entries = [m.spec.num_embeddings * m.spec.embedding_dim for m in aiming]
+        held = sum(int(sparse_nbytes(size, count)) for size, count in zip(entries, counts, strict=True))
+        for method in aiming:
+            method.is_pulling.fill_(held > sum(m.nbytes or 0 for m in aiming))
+
+    def advance(self, methods: "Sequence[Pep]", rows: LocalRows, *, score: Score | None, seed: int) -> list[Advance]:
+        aiming = [m for m in methods if m.nbytes is not None]
+        cut = 0.0
+        if aiming:
+            cut = cut_to_bytes(
+                [m.spec for m in aiming],
+                [magnitudes(rows, m.spec.name, m.thresholded) for m in aiming],
+                nbytes=sum(m.nbytes or 0 for m in aiming),
+                total=rows.sum,
+            )
+        masks = [
+            find_mask(
+                rows,
+                m.spec.name,
+                shape=(m.spec.num_embeddings, m.spec.embedding_dim),
+                keep=m.kept(cut if m.nbytes is not None else 0.0),
+            )
+            for m in methods
+        ]
+        return [Advance(found={"mask": mask}, carries={}, dense={}) for mask in masks]
+
+
 class Pep(Method):
     """Stage 1 trains rows and thresholds together, stage 2 trains the surviving entries again from their initial
     values.
@@ -90,26 +145,18 @@ class Pep(Method):
     """
 
     Config = PepConfig
-    whole_rows: ClassVar[bool] = True
-    on_host: ClassVar[tuple[str, ...]] = ("mask",)
+    traits = Traits(whole_rows=True, schedule=_Thresholds())
+    held = Held(on_host=("mask",))
     mask: Tensor
     is_pulling: Tensor
-    stages: ClassVar[tuple[Stage, ...]] = (
-        Stage(name="thresholds", is_search=True, hands_over="end"),
-        Stage(name="retrain", fresh_network=True),
-    )
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        self.config: PepConfig = self.options()
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        self.config: PepConfig = self.options
         aims = spec.budget is not None or self.config.density is not None
         self.nbytes = allowed_nbytes(spec, density=self.config.density) if aims else None
         init = default_init(spec)
-        self.physical = (
-            PhysicalTable(
-                name=spec.name, num_embeddings=spec.num_embeddings, embedding_dim=spec.embedding_dim, init=init
-            ),
-        )
+        self.physical = (own_table(spec, init=init),)
         if spec.stage == 0:
             size = spec.embedding_dim if self.config.granularity == "dimension" else 1
             first = torch.tensor(min(0.5, self.config.initial_share * standard_deviation(init)))
@@ -117,9 +164,6 @@ class Pep(Method):
             self.register_buffer("is_pulling", torch.tensor(aims))
         else:
             self.register_buffer("mask", spec.found["mask"], persistent=False)
-
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return (ids_N,)
 
     def side(self, ids_N: Tensor) -> Tensor | None:
         if self.spec.stage == 0:
@@ -129,73 +173,26 @@ class Pep(Method):
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         return soft_threshold(rows[0], self.thresholds) if side is None else rows[0] * side
 
-    def extra_loss(self) -> Tensor | None:
-        if self.spec.stage:
-            return None
-        return self.is_pulling * self.config.pull / 2 * self.thresholds.square().sum()
-
-    @property
-    def has_schedule(self) -> bool:
-        return self.spec.stage == 0 and self.nbytes is not None
-
-    @classmethod
-    def after_step(cls, methods: Sequence[Self], rows: LocalRows, *, step: int, num_steps: int) -> None:
-        aiming = [m for m in methods if m.nbytes is not None]
-        if methods[0].spec.stage or not aiming or step % max(1, num_steps // _CHECKS):
-            return
-        counts = torch.zeros(len(aiming), dtype=torch.int64)
-        for i, method in enumerate(aiming):
-            limits = method.thresholds.cpu().sigmoid()
-            for _, chunk in numbered_chunks(rows, method.spec.name):
-                counts[i] += (chunk.abs() > limits).sum()
-        counts = rows.sum(counts)
-        entries = [m.spec.num_embeddings * m.spec.embedding_dim for m in aiming]
-        held = sum(int(sparse_nbytes(size, count)) for size, count in zip(entries, counts, strict=True))
-        for method in aiming:
-            method.is_pulling.fill_(held > sum(m.nbytes or 0 for m in aiming))
-
-    def _thresholded(self, rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
+    def thresholded(self, rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
         """What the thresholds leave of some entries."""
         return soft_threshold(rows_rD, self.thresholds.detach().cpu())
 
-    def _kept(self, cut: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def kept(self, cut: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Rows to which of their entries survive the thresholds and reach the cut."""
 
-        def kept(rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
-            size_rD = self._thresholded(rows_rD, numbers_r).abs()
+        def is_kept(rows_rD: Tensor, numbers_r: Tensor) -> Tensor:
+            size_rD = self.thresholded(rows_rD, numbers_r).abs()
             return (size_rD >= cut) & (size_rD > 0)
 
-        return kept
+        return is_kept
 
-    @classmethod
-    def advance(cls, methods: Sequence[Self], rows: LocalRows, *, score: Score | None) -> list[Advance]:
-        aiming = [m for m in methods if m.nbytes is not None]
-        cut = 0.0
-        if aiming:
-            cut = cut_to_bytes(
-                [m.spec for m in aiming],
-                [magnitudes(rows, m.spec.name, m._thresholded) for m in aiming],
-                nbytes=sum(m.nbytes or 0 for m in aiming),
-                total=rows.sum,
-            )
-        masks = [
-            find_mask(
-                rows,
-                m.spec.name,
-                shape=(m.spec.num_embeddings, m.spec.embedding_dim),
-                keep=m._kept(cut if m.nbytes is not None else 0.0),
-            )
-            for m in methods
-        ]
-        return [Advance(found={"mask": mask}, carries={}, dense={}) for mask in masks]
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
         values_RD = rows[self.spec.name]
         if self.spec.stage == 0:
-            return PackedSparse(soft_threshold(values_RD, self.thresholds.detach()))
+            return Served.of_rows(SparseRows(soft_threshold(values_RD, self.thresholds.detach())))
         dim = self.spec.embedding_dim
         kept = [
             chunk * mask_of(self.mask, torch.arange(first, first + len(chunk)), dim=dim)
             for first, chunk in row_chunks(values_RD)
         ]
-        return PackedSparse(torch.cat(kept))
+        return Served.of_rows(SparseRows(torch.cat(kept)))

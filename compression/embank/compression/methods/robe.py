@@ -6,16 +6,26 @@ Compression and 3.1x Faster Inference", MLSys 2022.
 Legend: Z floats per chunk, C chunks per row, R physical rows; the array has R Z floats.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both, share, share_text
-from embank.tables import BudgetError, ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables import (
+    Allocation,
+    BudgetError,
+    ConfigError,
+    Held,
+    Method,
+    PhysicalTable,
+    TableSpec,
+    Traits,
+    default_init,
+    option_class,
+)
 from embank.tables.ids.hashing import hash_rows, mix64, salt64
 from embank.tables.method.options import options_of
 
@@ -25,7 +35,7 @@ _BITS = 64
 _LEVELS = 1_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class RobeConfig:
     """Options of ROBE.
 
@@ -39,12 +49,30 @@ class RobeConfig:
             which `Robe.allocate` sets.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
-
     chunk: int | None = None
     signs: bool = False
     num_weights: int | None = None
     array: str | None = None
+
+
+class _Shares(Allocation):
+    """The same share for every table, what rounding leaves over to the small ones; tables that share an array add
+    theirs up and take the initial spread of the largest of them."""
+
+    def share(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        fraction = min(1.0, nbytes / sum(spec.plain_nbytes for spec in specs))
+        by_array: dict[str, list[TableSpec]] = {}
+        for spec in specs:
+            name = _options(spec).array
+            if name:
+                by_array.setdefault(name, []).append(spec)
+        shared = {spec.name: spec for group in by_array.values() for spec in _sharing(group, fraction)}
+        alone = [spec for spec in specs if spec.name not in shared]
+        if alone:
+            rest = nbytes - sum(int(fraction * sum(spec.plain_nbytes for spec in group)) for group in by_array.values())
+            costs = [partial(_nbytes_at, spec) for spec in alone]
+            shared |= {spec.name: spec for spec in share(alone, costs, num_levels=_LEVELS, nbytes=rest)}
+        return [shared[spec.name] for spec in specs]
 
 
 class Robe(Method):
@@ -65,26 +93,25 @@ class Robe(Method):
     """
 
     Config = RobeConfig
+    traits = Traits(allocation=_Shares())
+    held = Held(facts=("chunk", "num_chunks", "num_rows", "has_signs", "dim"), on_host=("salt",))
+    salt: Tensor
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        self.config: RobeConfig = self.options()
-        self.chunk = _chunk(spec, self.config)
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        config: RobeConfig = self.options
+        self.dim, self.has_signs = spec.embedding_dim, config.signs
+        self.chunk = _chunk(spec, config)
         self.num_chunks = -(-spec.embedding_dim // self.chunk)
-        self.num_rows = _num_rows(spec, self.config, chunk=self.chunk)
-        self.salt = salt64("robe", spec.name)
-        self.physical = (
-            PhysicalTable(
-                name=f"robe/{self.config.array}" if self.config.array else spec.name,
-                num_embeddings=self.num_rows,
-                embedding_dim=self.chunk,
-                init=default_init(spec),
-            ),
+        self.num_rows = _num_rows(spec, config, chunk=self.chunk)
+        self.register_buffer("salt", torch.tensor(salt64("robe", spec.name)), persistent=False)
+        array = PhysicalTable(
+            name=f"robe/{config.array}" if config.array else spec.name,
+            num_embeddings=self.num_rows,
+            embedding_dim=self.chunk,
+            init=default_init(spec),
         )
-
-    @property
-    def lookups(self) -> tuple[int, ...]:
-        return (0,) * (2 * self.num_chunks)
+        self.physical = (array,) * (2 * self.num_chunks)
 
     def _starts(self, ids_N: Tensor) -> Tensor:
         return chunk_starts(ids_N, num_chunks=self.num_chunks, num_weights=self.num_rows * self.chunk, salt=self.salt)
@@ -96,42 +123,16 @@ class Robe(Method):
     def side(self, ids_N: Tensor) -> Tensor:
         """Offsets [N, C] of the chunks in their first rows, then the words [N, ...] of 64 signs each."""
         offsets_NC = self._starts(ids_N) % self.chunk
-        if not self.config.signs:
+        if not self.has_signs:
             return offsets_NC
-        return torch.cat([offsets_NC, sign_words(ids_N, dim=self.spec.embedding_dim, salt=self.salt)], dim=1)
+        return torch.cat([offsets_NC, sign_words(ids_N, dim=self.dim, salt=self.salt)], dim=1)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         assert side is not None
         pairs_NCW = torch.cat(rows, dim=1).view(-1, self.num_chunks, 2 * self.chunk)
         places_NCZ = side[:, : self.num_chunks, None] + torch.arange(self.chunk, device=side.device)
-        out_ND = pairs_NCW.gather(2, places_NCZ).flatten(1)[:, : self.spec.embedding_dim]
-        return out_ND * signs_of(side[:, self.num_chunks :], out_ND) if self.config.signs else out_ND
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        return PackedRobe(
-            rows[self.physical[0].name],
-            embedding_dim=self.spec.embedding_dim,
-            has_signs=self.config.signs,
-            salt=self.salt,
-        )
-
-    @classmethod
-    def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """The same share for every table, what rounding leaves over to the small ones; tables that share an array add
-        theirs up and take the initial spread of the largest of them."""
-        fraction = min(1.0, nbytes / sum(spec.plain_nbytes for spec in specs))
-        by_array: dict[str, list[TableSpec]] = {}
-        for spec in specs:
-            name = _options(spec).array
-            if name:
-                by_array.setdefault(name, []).append(spec)
-        shared = {spec.name: spec for group in by_array.values() for spec in _sharing(group, fraction)}
-        alone = [spec for spec in specs if spec.name not in shared]
-        if alone:
-            rest = nbytes - sum(int(fraction * sum(spec.plain_nbytes for spec in group)) for group in by_array.values())
-            costs = [partial(_nbytes_at, spec) for spec in alone]
-            shared |= {spec.name: spec for spec in share(alone, costs, num_levels=_LEVELS, nbytes=rest)}
-        return [shared[spec.name] for spec in specs]
+        out_ND = pairs_NCW.gather(2, places_NCZ).flatten(1)[:, : self.dim]
+        return out_ND * signs_of(side[:, self.num_chunks :], out_ND) if self.has_signs else out_ND
 
 
 def _options(spec: TableSpec) -> RobeConfig:
@@ -215,13 +216,13 @@ def _num_rows(spec: TableSpec, config: RobeConfig, *, chunk: int) -> int:
     return num_rows
 
 
-def chunk_starts(ids_N: Tensor, *, num_chunks: int, num_weights: int, salt: int) -> Tensor:
+def chunk_starts(ids_N: Tensor, *, num_chunks: int, num_weights: int, salt: int | Tensor) -> Tensor:
     """Where each chunk starts in the array, int64 [N, C]: a hash of the id, the table's salt and the chunk's number."""
     mixed_NC = mix64(ids_N, salt=salt)[:, None] + torch.arange(num_chunks, device=ids_N.device)
     return hash_rows(mixed_NC, num_rows=num_weights, salt=0)
 
 
-def sign_words(ids_N: Tensor, *, dim: int, salt: int) -> Tensor:
+def sign_words(ids_N: Tensor, *, dim: int, salt: int | Tensor) -> Tensor:
     """A random bit for each element of each row, in int64 words of 64."""
     words = torch.arange(-(-dim // _BITS), device=ids_N.device)
     return mix64(mix64(ids_N, salt=salt)[:, None] - 1 - words)
@@ -231,28 +232,3 @@ def signs_of(words: Tensor, like_ND: Tensor) -> Tensor:
     """+1 or -1 by the bits of the words, least significant first."""
     bits = words[:, :, None] >> torch.arange(_BITS, device=words.device) & 1
     return (2 * bits.flatten(1)[:, : like_ND.shape[1]] - 1).to(like_ND.dtype)
-
-
-class PackedRobe(PackedTable):
-    """The array, as physical rows, and the salt."""
-
-    facts: ClassVar[tuple[str, ...]] = ("embedding_dim", "has_signs")
-    embedding_dim: int
-    has_signs: bool
-    rows: Tensor
-    salt: Tensor
-
-    def __init__(self, rows_RZ: Tensor, *, embedding_dim: int, has_signs: bool, salt: int) -> None:
-        super().__init__()
-        self.embedding_dim = embedding_dim
-        self.has_signs = has_signs
-        self.register_buffer("rows", rows_RZ.detach())
-        self.register_buffer("salt", torch.tensor(salt))
-
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        num_rows, chunk = self.rows.shape
-        size, salt, dim = num_rows * chunk, int(self.salt), self.embedding_dim
-        starts_NC = chunk_starts(ids_N, num_chunks=-(-dim // chunk), num_weights=size, salt=salt)
-        places_ND = ((starts_NC[:, :, None] + torch.arange(chunk)) % size).flatten(1)[:, :dim]
-        out_ND = self.rows[places_ND // chunk, places_ND % chunk]
-        return out_ND * signs_of(sign_words(ids_N, dim=dim, salt=salt), out_ND) if self.has_signs else out_ND

@@ -8,16 +8,26 @@ Legend: R rank, n and q the factors of the table's rows and of its dim, P column
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both, share
-from embank.tables import Method, PackedTable, PhysicalTable, RowInit, TableSpec, default_init
+from embank.tables import (
+    Allocation,
+    DistinctMethod,
+    Held,
+    PhysicalTable,
+    RowInit,
+    TableSpec,
+    Traits,
+    default_init,
+    option_class,
+)
 
 Triple = tuple[int, int, int]
 
@@ -25,11 +35,9 @@ MAX_WIDTH = 2048
 """FBGEMM's widest row; wider core slices are stored in several tables, side by side."""
 
 _RANK = 16
-_MANY = 16
-"""Ids from which sharing slices saves more than finding out who shares costs."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class TTRecConfig:
     """Options of tensor-train tables.
 
@@ -37,8 +45,6 @@ class TTRecConfig:
         rank: of both inner bonds, capped at what the shape can use; None takes the largest that the budget allows, or
             16.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     rank: int | None = None
 
@@ -125,7 +131,15 @@ def full_rank(spec: TableSpec) -> int:
     return max(train_of(spec, spec.num_embeddings * spec.embedding_dim).ranks)
 
 
-class TTRec(Method):
+class _CommonRank(Allocation):
+    """The largest common rank that fits, capped by each table's shape, and what is left to the small tables."""
+
+    def share(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        costs = [partial(_nbytes_at, spec) for spec in specs]
+        return share(specs, costs, num_levels=max(full_rank(spec) for spec in specs), nbytes=nbytes)
+
+
+class TTRec(DistinctMethod):
     """Three digits of the id choose a slice of each core; the slices are multiplied.
 
     With the digits `x = (i0 * n1 + i1) * n2 + i2`, most significant first as `numpy.unravel_index` gives them, a row is
@@ -144,16 +158,23 @@ class TTRec(Method):
     """
 
     Config = TTRecConfig
-    asks_once: ClassVar[bool] = True
+    traits = Traits(allocation=_CommonRank())
+    held = Held(facts=("row_factors", "slice_shapes", "num_parts", "dim"))
+    row_factors: Sequence[int]
+    slice_shapes: Sequence[Sequence[int]]
+    num_parts: Sequence[int]
 
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        self.tensor_train = train_of(spec, _rank(spec, self.options()))
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        self.tensor_train = train_of(spec, _rank(spec, self.options))
+        self.row_factors = self.tensor_train.rows
+        self.slice_shapes = tuple(shape[1:] for shape in self.tensor_train.core_shapes)
+        self.dim = spec.embedding_dim
         init = RowInit(kind="tails", scale=_core_std(spec, self.tensor_train))
-        self.core_parts: list[list[PhysicalTable]] = []
+        core_parts: list[list[PhysicalTable]] = []
         for core, shape in enumerate(self.tensor_train.core_shapes):
             width = math.prod(shape[1:])
-            self.core_parts.append(
+            core_parts.append(
                 [
                     PhysicalTable(
                         name=f"{spec.name}/core{core}" + (f".{part}" if width > MAX_WIDTH else ""),
@@ -164,39 +185,27 @@ class TTRec(Method):
                     for part, start in enumerate(range(0, width, MAX_WIDTH))
                 ]
             )
-        self.physical = tuple(itertools.chain.from_iterable(self.core_parts))
+        self.num_parts = tuple(len(parts) for parts in core_parts)
+        self.physical = tuple(itertools.chain.from_iterable(core_parts))
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        rows = digits(ids_N, self.tensor_train.rows)
-        return tuple(row_N for row_N, parts in zip(rows, self.core_parts, strict=True) for _ in parts)
+        rows = digits(ids_N, self.row_factors)
+        return tuple(row_N for row_N, num in zip(rows, self.num_parts, strict=True) for _ in range(num))
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        return contract(self._slices(rows))[:, : self.spec.embedding_dim]
+        return contract(self._slices(rows))[:, : self.dim]
 
     def combine_distinct(self, rows: tuple[Tensor, ...], places_LN: Tensor, side: Tensor | None) -> Tensor:
-        firsts = itertools.accumulate((len(parts) for parts in self.core_parts[:-1]), initial=0)
+        firsts = itertools.accumulate(self.num_parts[:-1], initial=0)
         places = [places_LN[first] for first in firsts]  # the parts of a core are looked up alike
-        return contract_distinct(self._slices(rows), places)[:, : self.spec.embedding_dim]
+        return contract_distinct(self._slices(rows), places)[:, : self.dim]
 
     def _slices(self, rows: tuple[Tensor, ...]) -> list[Tensor]:
         """Slices [N, q0, R1], [N, R1, q1, R2] and [N, R2, q2] from the rows of all parts."""
         parts = iter(rows)
-        shapes = [shape[1:] for shape in self.tensor_train.core_shapes]
-        joined = [torch.cat(list(itertools.islice(parts, len(core))), dim=1) for core in self.core_parts]
-        return [slice_NW.view(-1, *shape) for slice_NW, shape in zip(joined, shapes, strict=True)]
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        cores = [
-            torch.cat([rows[table.name] for table in parts], dim=1).view(shape)
-            for parts, shape in zip(self.core_parts, self.tensor_train.core_shapes, strict=True)
-        ]
-        return PackedTTRec(cores, embedding_dim=self.spec.embedding_dim)
-
-    @classmethod
-    def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """The largest common rank that fits, capped by each table's shape, and what is left to the small tables."""
-        costs = [partial(_nbytes_at, spec) for spec in specs]
-        return share(specs, costs, num_levels=max(full_rank(spec) for spec in specs), nbytes=nbytes)
+        cores = [list(itertools.islice(parts, num)) for num in self.num_parts]
+        joined = [own[0] if len(own) == 1 else torch.cat(own, dim=1) for own in cores]
+        return [slice_NW.view(-1, *shape) for slice_NW, shape in zip(joined, self.slice_shapes, strict=True)]
 
 
 def _nbytes_at(spec: TableSpec, level: int) -> int:
@@ -222,7 +231,7 @@ def _core_std(spec: TableSpec, train: TensorTrain) -> float:
     return float((variance / math.prod(train.ranks)) ** (1 / 6))
 
 
-def digits(ids_N: Tensor, rows: Triple) -> tuple[Tensor, Tensor, Tensor]:
+def digits(ids_N: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """The slice of each core, most significant first."""
     rest_N = torch.div(ids_N, rows[2], rounding_mode="floor")
     return torch.div(rest_N, rows[1], rounding_mode="floor"), rest_N % rows[1], ids_N % rows[2]
@@ -291,28 +300,3 @@ def times_own(rows_Bqr: Tensor, slices_Urn: Tensor, own_B: Tensor) -> Tensor:
     sizes = (size * counts).tolist()
     out: Tensor = BlockProduct.apply(rows_Bqr.flatten(0, 1), slices_Urn, sizes, which.tolist())  # type: ignore[no-untyped-call]
     return out.view(-1, size, slices_Urn.shape[2])
-
-
-class PackedTTRec(PackedTable):
-    """The cores [n0, q0, R1], [n1, R1, q1, R2] and [n2, R2, q2]; how ids are divided follows from their shapes."""
-
-    facts: ClassVar[tuple[str, ...]] = ("embedding_dim",)
-    embedding_dim: int
-    core0: Tensor
-    core1: Tensor
-    core2: Tensor
-
-    def __init__(self, cores: Sequence[Tensor], *, embedding_dim: int) -> None:
-        super().__init__()
-        self.embedding_dim = embedding_dim
-        for i, core in enumerate(cores):
-            self.register_buffer(f"core{i}", core.detach())
-
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        cores = (self.core0, self.core1, self.core2)
-        n0, n1, n2 = (core.shape[0] for core in cores)
-        places = digits(ids_N, (n0, n1, n2))
-        if ids_N.numel() >= _MANY:
-            return contract_distinct(cores, places)[:, : self.embedding_dim]
-        slices = [core[place_N] for core, place_N in zip(cores, places, strict=True)]
-        return contract(slices)[:, : self.embedding_dim]

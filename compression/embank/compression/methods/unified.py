@@ -7,24 +7,35 @@ Legend: M rows of the shared table, w their width, c lookups per id.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from embank.compression.budget.floors import budget_nbytes, floor_error, share_text
-from embank.compression.methods.full import PackedFull
-from embank.compression.parts.multiplexed import SALT_NBYTES, lookup_salts, shared_init
-from embank.tables import BudgetError, ConfigError, Method, PackedTable, PhysicalTable, TableSpec, default_init
-from embank.tables.ids.hashing import hash_rows, salt64
+from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts, shared_init
+from embank.tables import (
+    Allocation,
+    BudgetError,
+    ConfigError,
+    Held,
+    Method,
+    PhysicalTable,
+    Served,
+    TableSpec,
+    Traits,
+    default_init,
+    option_class,
+)
+from embank.tables.ids.hashing import salt64, seeded
 from embank.tables.ids.token_hash import NUM_TOKEN_IDS
 from embank.tables.method.options import options_of
 
 Placement = Literal["auto", "shared", "private", "exact"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class UnifiedConfig:
     """Options of Unified Embedding.
 
@@ -48,8 +59,6 @@ class UnifiedConfig:
             table.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
-
     table: str = "shared"
     rows: int | None = None
     width: int | None = None
@@ -61,83 +70,13 @@ class UnifiedConfig:
     salt_name: str | None = None
 
 
-class Unified(Method):
-    """The c rows of an id, chosen by c independent hashes of it, side by side.
+class _Shares(Allocation):
+    """One number of rows for each shared table (its widths alike), private tables by their share, exact ones first.
 
-    The hash is one 64-bit mixer, salted by the table's *name* and the number of the lookup: a feature that is added,
-    removed or moved leaves the rows of the others alone. (Google's layer in TensorFlow Recommenders salts by the
-    feature's position, so there it does not.) Memory does not depend on c, which costs lookups and collisions only.
+    Tables of few ids are exact as long as that leaves every other table a row."""
 
-    Do not share rows between tables whose outputs are added before any weight is applied to them (an item's and its
-    position's, as in sequence models): both would get the same gradient, and nothing could tell their values apart.
-
-    Raises:
-        BudgetError: a budget that does not hold one row, the salts and the projection.
-        ConfigError: a size below 1, a width or a number of lookups that does not divide the dim, a shared table without
-            a number of rows, or with a budget of its own.
-    """
-
-    Config = UnifiedConfig
-    linear: ClassVar[bool] = True
-    takes_token_ids: ClassVar[bool] = True
-
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        config: UnifiedConfig = self.options()
-        self.placement = placement_of(spec, config)
-        self.width, self.num_lookups = shape_of(spec, config)
-        self.salts = lookup_salts("unified", config.salt_name or spec.name, self.num_lookups)
-        self.num_rows = spec.num_embeddings if self.placement == "exact" else _num_rows(spec, config)
-        self.table_numbers = tables_of(spec, config) if self.placement == "shared" else (0,)
-        self.physical = tuple(self._table(config, number) for number in dict.fromkeys(self.table_numbers))
-        self.projection: nn.Parameter | None = None
-        if self.placement != "exact" and self.width * self.num_lookups != spec.embedding_dim:
-            self.projection = nn.Parameter(_projection(self.num_lookups, self.width, spec.embedding_dim))
-
-    def _table(self, config: UnifiedConfig, number: int) -> PhysicalTable:
-        spec = self.spec
-        if self.placement == "shared":
-            part = f"/{number + 1} of {config.num_tables}" if config.num_tables > 1 else ""
-            return PhysicalTable(
-                name=f"unified/{config.table}/{self.width}{part}",
-                num_embeddings=self.num_rows,
-                embedding_dim=self.width,
-                init=shared_init(spec),
-            )
-        dim = spec.embedding_dim if self.placement == "exact" else self.width
-        init = default_init(spec, num_rows=self.num_rows)
-        return PhysicalTable(name=spec.name, num_embeddings=self.num_rows, embedding_dim=dim, init=init)
-
-    @property
-    def lookups(self) -> tuple[int, ...]:
-        if self.placement != "shared":
-            return (0,) * (1 if self.placement == "exact" else self.num_lookups)
-        places = {number: place for place, number in enumerate(dict.fromkeys(self.table_numbers))}
-        return tuple(places[number] for number in self.table_numbers)
-
-    @property
-    def side_by_side(self) -> bool:
-        return self.projection is None
-
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        if self.placement == "exact":
-            return (ids_N,)
-        return tuple(hash_rows(ids_N, num_rows=self.num_rows, salt=salt) for salt in self.salts)
-
-    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        return join_lookups(rows, self.projection)
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        own = [rows[table.name] for table in self.physical]
-        if self.placement == "exact":
-            return PackedFull(own[0])
-        return PackedUnified(own, lookups=self.lookups, salts=self.salts, projection=self.projection)
-
-    @classmethod
-    def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """One number of rows for each shared table (its widths alike), private tables by their share, exact ones first.
-
-        Tables of few ids are exact as long as that leaves every other table a row.
+    def share(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        """See `Allocation.share`.
 
         Raises:
             BudgetError: exact tables and one row for each of the others need more; states the floor.
@@ -158,34 +97,73 @@ class Unified(Method):
             return _allocate(specs, nbytes, exact=set())
 
 
-class PackedUnified(PackedTable):
-    """The rows [M, w] of each table, which others may share, the salts and the projection (empty where there is none).
+class Unified(Method):
+    """The c rows of an id, chosen by c independent hashes of it, side by side.
 
-    Attributes:
-        lookups: by lookup, the table that it reads.
+    The hash is one 64-bit mixer, salted by the table's *name* and the number of the lookup: a feature that is added,
+    removed or moved leaves the rows of the others alone. (Google's layer in TensorFlow Recommenders salts by the
+    feature's position, so there it does not.) Memory does not depend on c, which costs lookups and collisions only.
+
+    Do not share rows between tables whose outputs are added before any weight is applied to them (an item's and its
+    position's, as in sequence models): both would get the same gradient, and nothing could tell their values apart.
+
+    Raises:
+        BudgetError: a budget that does not hold one row, the salts and the projection.
+        ConfigError: a size below 1, a width or a number of lookups that does not divide the dim, a shared table without
+            a number of rows, or with a budget of its own.
     """
 
-    facts: ClassVar[tuple[str, ...]] = ("lookups",)
-    lookups: list[int]
+    Config = UnifiedConfig
+    traits = Traits(combines="linearly", takes_token_ids=True, allocation=_Shares())
+    held = Held(facts=("num_rows", "is_hashed", "has_projection"), on_host=("salts",))
     salts: Tensor
-    projection: Tensor
 
-    def __init__(
-        self, tables: Sequence[Tensor], *, lookups: Sequence[int], salts: Sequence[int], projection: Tensor | None
-    ) -> None:
-        super().__init__()
-        self.lookups = list(lookups)
-        for number, rows_Mw in enumerate(tables):
-            self.register_buffer(f"rows{number}", rows_Mw.detach())
-        self.register_buffer("salts", torch.tensor(salts))
-        self.register_buffer("projection", torch.empty(0) if projection is None else projection.detach().clone())
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        config: UnifiedConfig = self.options
+        self.placement = placement_of(spec, config)
+        self.width, self.num_lookups = shape_of(spec, config)
+        self.num_rows = spec.num_embeddings if self.placement == "exact" else _num_rows(spec, config)
+        numbers = tables_of(spec, config) if self.placement == "shared" else (0,) * self.num_lookups
+        self.physical = tuple(self._table(config, number) for number in numbers)
+        self.is_hashed = self.placement != "exact"
+        self.has_projection = self.is_hashed and self.width * self.num_lookups != spec.embedding_dim
+        self.projection: nn.Parameter | None = None
+        if not self.is_hashed:
+            self.physical = self.physical[:1]
+        else:
+            salts = lookup_salts("unified", config.salt_name or spec.name, self.num_lookups)
+            self.register_buffer("salts", salts, persistent=False)
+        if self.has_projection:
+            with seeded(seed, "method", spec.name):
+                self.projection = nn.Parameter(_projection(self.num_lookups, self.width, spec.embedding_dim))
+        else:
+            self.traits = replace(self.traits, combines="side by side")
 
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        chunks = []
-        for number, salt in zip(self.lookups, self.salts.tolist(), strict=True):
-            rows_Mw = self.get_buffer(f"rows{number}")
-            chunks.append(rows_Mw[hash_rows(ids_N, num_rows=rows_Mw.shape[0], salt=salt)])
-        return join_lookups(chunks, self.projection if self.projection.numel() else None)
+    def _table(self, config: UnifiedConfig, number: int) -> PhysicalTable:
+        spec = self.spec
+        if self.placement == "shared":
+            part = f"/{number + 1} of {config.num_tables}" if config.num_tables > 1 else ""
+            return PhysicalTable(
+                name=f"unified/{config.table}/{self.width}{part}",
+                num_embeddings=self.num_rows,
+                embedding_dim=self.width,
+                init=shared_init(spec),
+            )
+        dim = spec.embedding_dim if self.placement == "exact" else self.width
+        init = default_init(spec, num_rows=self.num_rows)
+        return PhysicalTable(name=spec.name, num_embeddings=self.num_rows, embedding_dim=dim, init=init)
+
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        if not self.is_hashed:
+            return (ids_N,)
+        return hashed_rows(ids_N, sizes=[self.num_rows] * len(self.salts), salts=self.salts)
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        return join_lookups(rows, self.projection if self.has_projection else None)
+
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
+        return super().served(rows) if self.is_hashed else Served.of_rows(rows[self.spec.name])
 
 
 def join_lookups(chunks: Sequence[Tensor], projection_cwD: Tensor | None) -> Tensor:

@@ -1,24 +1,19 @@
 """Narrower rows, equally narrow in every table: the baseline of the methods that choose dims (MDE, AutoDim,
 OptEmbed)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from embank.compression.parts.projected import (
-    Widening,
+    NarrowRows,
     held_dim,
     held_nbytes,
-    narrow_table,
     refuse_below_floor,
-    width_within,
     with_width,
 )
-from embank.tables import Method, PackedTable, TableSpec
+from embank.tables import Allocation, TableSpec, Traits, option_class
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class UniformDimConfig:
     """Options of equally narrow rows.
 
@@ -26,12 +21,26 @@ class UniformDimConfig:
         width: of the rows; None takes what the budget allows, or without a budget the whole embedding dim.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
-
     width: int | None = None
 
 
-class UniformDim(Method):
+class CommonWidth(Allocation):
+    """The largest dim that all tables can have within the bytes (a table of a smaller embedding dim keeps that)."""
+
+    def share(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        refuse_below_floor(specs, nbytes)
+
+        def total_nbytes(dim: int) -> int:
+            return sum(held_nbytes(spec, min(dim, spec.embedding_dim)) for spec in specs)
+
+        low, high = 1, max(spec.embedding_dim for spec in specs)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if total_nbytes(middle) <= nbytes else (low, middle - 1)
+        return [with_width(spec, UniformDimConfig, held_dim(spec, min(low, spec.embedding_dim))) for spec in specs]
+
+
+class UniformDim(NarrowRows):
     """Rows of width d and one learned projection [d, D] per table, which is counted.
 
     The model keeps its dim, so that what changes is the table alone. Tables that would not become smaller (fewer than
@@ -43,33 +52,4 @@ class UniformDim(Method):
     """
 
     Config = UniformDimConfig
-
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__(spec)
-        self.dim = width_within(spec, width=self.options().width)
-        self.physical = (narrow_table(spec, self.dim),)
-        self.widening = Widening(self.dim, spec.embedding_dim)
-
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        return (ids_N,)
-
-    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        logical_ND: Tensor = self.widening(rows[0])
-        return logical_ND
-
-    def pack(self, rows: Mapping[str, Tensor]) -> PackedTable:
-        return self.widening.pack(rows[self.spec.name])
-
-    @classmethod
-    def allocate(cls, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        """The largest dim that all tables can have within the bytes (a table of a smaller embedding dim keeps that)."""
-        refuse_below_floor(specs, nbytes)
-
-        def total_nbytes(dim: int) -> int:
-            return sum(held_nbytes(spec, min(dim, spec.embedding_dim)) for spec in specs)
-
-        low, high = 1, max(spec.embedding_dim for spec in specs)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if total_nbytes(middle) <= nbytes else (low, middle - 1)
-        return [with_width(spec, cls.Config, held_dim(spec, min(low, spec.embedding_dim))) for spec in specs]
+    traits = Traits(allocation=CommonWidth())

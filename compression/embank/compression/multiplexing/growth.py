@@ -46,7 +46,7 @@ def with_doubled_rows(tables: AnyTables, *, table: str = "shared") -> AnyTables:
     _refuse_sharded(tables)
     sharing = {method.spec.name: method for method in _unified(tables) if _shares(method, table)}
     if not sharing:
-        known = sorted({method.options().table for method in _unified(tables) if method.placement == "shared"})
+        known = sorted({method.options.table for method in _unified(tables) if method.placement == "shared"})
         raise ConfigError(f"no table shares table '{table}'; {nearest_or_all(table, known, label='shared tables')}")
     specs = [
         replace(spec, options=replace(spec.options, rows=2 * sharing[spec.name].num_rows))
@@ -101,7 +101,7 @@ def with_lookups(tables: AnyTables, lookups: Mapping[str, int]) -> AnyTables:
                 f"table '{name}' has {method.num_lookups} lookups; {count} are no more. Give a larger number"
             )
         options[name] = replace(
-            method.options(), width=method.width, lookups=count, placement=method.placement, rows=method.num_rows
+            method.options, width=method.width, lookups=count, placement=method.placement, rows=method.num_rows
         )
     specs = [
         replace(spec, options=options[spec.name], budget=None) if spec.name in options else spec
@@ -127,7 +127,7 @@ def _unified(tables: Tables) -> list[Unified]:
 
 
 def _shares(method: Unified, table: str) -> bool:
-    return method.placement == "shared" and method.options().table == table
+    return method.placement == "shared" and method.options.table == table
 
 
 def _refuse_sharded(tables: Tables) -> None:

@@ -230,7 +230,7 @@ def advise(specs: Sequence[TableSpec], *, num_values: Mapping[str, int] | None =
     return Advice(
         features=features,
         serving_nbytes=rows_nbytes + sum(fixed_nbytes(method.spec) for method in hashed),
-        lookups=sum(len(method.lookups) * len(method.spec.feature_names) for method in methods),
+        lookups=sum(len(method.physical) * len(method.spec.feature_names) for method in methods),
         concentration=concentration,
         warnings=warnings,
     )
@@ -244,14 +244,14 @@ def _num_values(spec: TableSpec, estimates: Mapping[str, int]) -> int | None:
 
 def _lookups_of(method: Unified, table: str) -> int:
     """How many of a method's lookups read a physical table."""
-    return sum(method.physical[place].name == table for place in method.lookups)
+    return sum(own.name == table for own in method.physical)
 
 
 def _feature(
     method: Unified, tables: Mapping[str, Sequence[Unified]], values: Mapping[str, int | None]
 ) -> FeatureAdvice:
     """Rates of one table among those that read the same rows, which `tables` has by the rows' name."""
-    num, lookups = values[method.spec.name], len(method.lookups)
+    num, lookups = values[method.spec.name], len(method.physical)
     intra = merged = inter = None
     if method.placement == "exact":
         intra = merged = inter = 0.0
@@ -259,7 +259,7 @@ def _feature(
         same = 1 / method.num_rows
         intra = _hit(same, num - 1)
         merged = _hit(same**lookups, num - 1)
-        read = [method.physical[place].name for place in method.lookups]
+        read = [table.name for table in method.physical]
         if all(values[m.spec.name] is not None for table in read for m in tables[table]):
             loads = [sum(_lookups_of(m, table) * (values[m.spec.name] or 0) for m in tables[table]) for table in read]
             inter = sum(_hit(same, load - num) for load in loads) / lookups

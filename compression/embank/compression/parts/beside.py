@@ -2,13 +2,13 @@
 `hash_embedding`)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both, share
-from embank.compression.parts.multiplexed import Reader, allocate, shared_num_rows
-from embank.tables import TableSpec
+from embank.compression.parts.multiplexed import Reader, share_rows, shared_num_rows
+from embank.tables import Allocation, TableSpec
 
 _COLLISIONS = 4
 _LEVELS = 1000
@@ -56,48 +56,41 @@ def rows_beside(spec: TableSpec, options: BesideConfig, *, fixed_nbytes: int, ne
     return min(num_rows, spec.num_embeddings)
 
 
-def allocate_beside(
-    specs: Sequence[TableSpec],
-    nbytes: int,
-    *,
-    options: Callable[[TableSpec], BesideConfig],
-    fixed_nbytes: Callable[[TableSpec], int],
-) -> list[TableSpec]:
+@dataclass(frozen=True, kw_only=True)
+class BesideShares(Allocation):
     """The largest common share of rows, or equally many rows for tables that share them; tables that what is fixed
     would not make smaller stay plain.
 
     Args:
-        specs: tables of one method.
-        nbytes: serving bytes for all of them.
         options: those of a table.
         fixed_nbytes: what a table holds besides rows.
-
-    Raises:
-        BudgetError: the bytes do not hold what is fixed and one row of each; states the floor.
-        ConfigError: a table that has a number of rows already.
     """
 
-    def with_rows(spec: TableSpec, num_rows: int) -> TableSpec:
-        return replace(spec, budget=None, options=replace(options(spec), num_rows=num_rows))
+    options: Callable[[TableSpec], BesideConfig]
+    fixed_nbytes: Callable[[TableSpec], int]
 
-    def reader(spec: TableSpec) -> Reader | None:
-        own = options(spec)
+    def share(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        return share_rows(specs, nbytes, reader=self._reader, alone=self._alone)
+
+    def _with_rows(self, spec: TableSpec, num_rows: int) -> TableSpec:
+        return replace(spec, budget=None, options=replace(self.options(spec), num_rows=num_rows))
+
+    def _reader(self, spec: TableSpec) -> Reader | None:
+        own = self.options(spec)
         if own.table is None:
             return None
         return Reader(
             table=own.table,
             num_rows=own.num_rows,
-            fixed_nbytes=fixed_nbytes(spec),
+            fixed_nbytes=self.fixed_nbytes(spec),
             least=1,
-            with_rows=partial(with_rows, spec),
+            with_rows=partial(self._with_rows, spec),
         )
 
-    def nbytes_at(spec: TableSpec, level: int) -> int:
+    def _nbytes_at(self, spec: TableSpec, level: int) -> int:
         """Bytes with `level + 1` rows for every thousand ids."""
         num_rows = max(1, spec.num_embeddings * (level + 1) // _LEVELS)
-        return 4 * num_rows * spec.embedding_dim + fixed_nbytes(spec)
+        return 4 * num_rows * spec.embedding_dim + self.fixed_nbytes(spec)
 
-    def alone(some: Sequence[TableSpec], left: int) -> list[TableSpec]:
-        return share(some, [partial(nbytes_at, spec) for spec in some], num_levels=_LEVELS, nbytes=left)
-
-    return allocate(specs, nbytes, reader=reader, alone=alone)
+    def _alone(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        return share(specs, [partial(self._nbytes_at, spec) for spec in specs], num_levels=_LEVELS, nbytes=nbytes)

@@ -7,10 +7,9 @@ sampler) both take.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from embank.tables import ConfigError
+from embank.tables import ConfigError, option_class
 from embank.tables.method.options import refuse_wrong_types
 
 Gene = tuple[int, ...]
@@ -22,7 +21,7 @@ ATTEMPTS = 20
 """Times that a candidate which is known is made anew, before it is taken as it is."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_class
 class EvolutionConfig:
     """Sizes of the search: it scores at most generations * (num_mutants + num_crossovers) candidates.
 
@@ -34,8 +33,6 @@ class EvolutionConfig:
         seed: of the search; None takes the collection's.
         max_samples: validation samples that a candidate is scored on, about; they are spread over the split.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
 
     generations: int = 30
     num_mutants: int = 10

@@ -18,6 +18,9 @@ Bits = Literal[8, 16]
 HIGH = {8: 2**7 - 1, 16: 2**15 - 1}
 """Largest code by bits."""
 
+_MIN_EXPONENT, _MAX_EXPONENT = -126, 127
+"""Powers of two that float32 holds as normal numbers, and int8 as exponents."""
+
 
 def clamp_codes(codes_UD: Tensor, high_U1: Tensor) -> Tensor:
     """Codes within -high - 1 .. high, high [U, 1] by row."""
@@ -57,11 +60,28 @@ def pack_codes(codes_RD: Tensor, *, num_wide: int) -> tuple[Tensor, Tensor]:
     return codes_RD[:num_wide].to(torch.int16), codes_RD[num_wide:].to(torch.int8)
 
 
-def gather_codes(wide_RD: Tensor, narrow_RD: Tensor, ids_N: Tensor) -> Tensor:
+def gather_codes(wide_RD: Tensor, narrow_RD: Tensor, rows_N: Tensor) -> Tensor:
     """Codes of rows as float32 [N, D]; see `pack_codes`."""
     num_wide = wide_RD.shape[0]
-    is_wide_N = ids_N < num_wide
-    codes_ND = torch.empty(ids_N.numel(), wide_RD.shape[1], dtype=torch.float32, device=wide_RD.device)
-    codes_ND[is_wide_N] = wide_RD[ids_N[is_wide_N]].float()
-    codes_ND[~is_wide_N] = narrow_RD[ids_N[~is_wide_N] - num_wide].float()
-    return codes_ND
+    if not num_wide:
+        return narrow_RD.index_select(0, rows_N).float()
+    if not narrow_RD.shape[0]:
+        return wide_RD.index_select(0, rows_N).float()
+    wide_ND = wide_RD.index_select(0, rows_N.clamp(max=num_wide - 1))
+    narrow_ND = narrow_RD.index_select(0, (rows_N - num_wide).clamp(min=0))
+    return torch.where((rows_N < num_wide)[:, None], wide_ND, narrow_ND).float()
+
+
+def fitting_exponents(rows_UD: Tensor, high_U1: Tensor) -> Tensor:
+    """The smallest k with max |row| <= high * 2**k, int32 [U, 1], no smaller than a normal float32 allows."""
+    largest_U1 = rows_UD.abs().amax(dim=1, keepdim=True)
+    mantissa_U1, exponent_U1 = torch.frexp(largest_U1)  # largest = mantissa * 2**exponent, mantissa in [.5, 1)
+    over_U1 = high_U1 + 1  # 2**(bits - 1)
+    shift_U1 = torch.log2(over_U1).round().int()
+    too_large_U1 = mantissa_U1 * over_U1 > high_U1
+    return (exponent_U1.int() - shift_U1 + too_large_U1).clamp(_MIN_EXPONENT, _MAX_EXPONENT)
+
+
+def power_of_two(exponents: Tensor) -> Tensor:
+    """2**k exactly, float32, for whole k in -126 .. 127: written into the exponent's bits."""
+    return ((exponents.int() + 127) << 23).view(torch.float32)

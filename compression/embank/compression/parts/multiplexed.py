@@ -9,6 +9,7 @@ feature to feature. `unified` is the principle applied to the hashing trick; her
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both
@@ -27,14 +28,14 @@ def shared_init(spec: TableSpec) -> RowInit:
     return RowInit(scale=SHARED_BOUND) if spec.init_std is None else default_init(spec)
 
 
-def lookup_salts(method: str, name: str, num_lookups: int) -> tuple[int, ...]:
-    """The salt of each lookup: of the method, the table's name and the lookup's number, nothing else."""
-    return tuple(salt64(method, name, lookup) for lookup in range(num_lookups))
+def lookup_salts(method: str, name: str, num_lookups: int) -> Tensor:
+    """The salt of each lookup, int64 [c]: of the method, the table's name and the lookup's number, nothing else."""
+    return torch.tensor([salt64(method, name, lookup) for lookup in range(num_lookups)])
 
 
-def hashed_places(ids_N: Tensor, *, sizes: Sequence[int], salts: Sequence[int]) -> tuple[Tensor, ...]:
-    """A row in each of several tables, by a hash for each."""
-    return tuple(hash_rows(ids_N, num_rows=size, salt=salt) for size, salt in zip(sizes, salts, strict=True))
+def hashed_rows(ids_N: Tensor, *, sizes: Sequence[int], salts: Tensor) -> tuple[Tensor, ...]:
+    """A row in each of several tables, by a hash for each; `salts` are int64 [c]."""
+    return tuple(hash_rows(ids_N, num_rows=size, salt=salt) for size, salt in zip(sizes, salts.unbind(), strict=True))
 
 
 def physical_name(spec: TableSpec, *, table: str | None, num_rows: int | None) -> str:
@@ -79,7 +80,7 @@ def shared_num_rows(spec: TableSpec, *, table: str, num_rows: int | None, fixed_
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """A table that shares rows, as `allocate` sees it.
+    """A table that shares rows, as `share_rows` sees it.
 
     Args:
         table: name of the shared rows.
@@ -96,7 +97,7 @@ class Reader:
     with_rows: Callable[[int], TableSpec]
 
 
-def allocate(
+def share_rows(
     specs: Sequence[TableSpec],
     nbytes: int,
     *,

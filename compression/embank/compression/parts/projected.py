@@ -3,16 +3,27 @@
 Legend: d width of the rows, D embedding dim of the logical table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from embank.compression.budget.floors import floor_error, share_text
-from embank.compression.methods.full import PackedFull
-from embank.tables import BudgetError, ConfigError, PackedTable, PhysicalTable, TableSpec, default_init
+from embank.tables import (
+    BudgetError,
+    ConfigError,
+    Held,
+    Method,
+    PhysicalTable,
+    Served,
+    Spine,
+    TableSpec,
+    default_init,
+    own_table,
+)
+from embank.tables.ids.hashing import seeded
 from embank.tables.method.options import options_of
 
 
@@ -101,7 +112,7 @@ def narrow_table(spec: TableSpec, dim: int) -> PhysicalTable:
     """
     init = default_init(spec)
     scaled = replace(init, scale=init.scale * (spec.embedding_dim / dim) ** 0.5)
-    return PhysicalTable(name=spec.name, num_embeddings=spec.num_embeddings, embedding_dim=dim, init=scaled)
+    return own_table(spec, width=dim, init=scaled)
 
 
 class Widening(nn.Module):
@@ -119,22 +130,52 @@ class Widening(nn.Module):
     def forward(self, rows_Nd: Tensor) -> Tensor:
         return rows_Nd if self.weight is None else rows_Nd @ self.weight
 
-    def pack(self, rows_Rd: Tensor) -> PackedTable:
-        """The inference form of all rows."""
-        return PackedFull(rows_Rd) if self.weight is None else PackedProjected(rows_Rd, self.weight)
+
+class NarrowRows(Method):
+    """Rows of a width d and one learned projection [d, D] to the embedding dim, without a bias, which is counted.
+
+    What methods of this kind differ in is how widths are shared between tables. Their `Config` has a `width`.
+
+    Raises:
+        BudgetError: the budget does not hold rows of dim 1 and the projection.
+        ConfigError: both a budget and a width, or a width outside 1 .. embedding_dim.
+    """
+
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        self.dim = width_within(spec, width=self.options.width)
+        self.physical = (narrow_table(spec, self.dim),)
+        with seeded(seed, "method", spec.name):
+            self.widening = Widening(self.dim, spec.embedding_dim)
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        logical_ND: Tensor = self.widening(rows[0])
+        return logical_ND
+
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
+        weight_dD = self.widening.weight
+        return Served.of_rows(rows[self.spec.name], spine=None if weight_dD is None else Projected(weight_dD))
 
 
-class PackedProjected(PackedTable):
-    """Narrow rows and the projection."""
+class Projected(Spine):
+    """Each id's row times a matrix, with a bias or without.
 
-    uncounted: ClassVar[tuple[str, ...]] = ("projection",)
-    rows: Tensor
-    projection: Tensor
+    Args:
+        weight_dD: the matrix.
+        bias_D: the bias.
+    """
 
-    def __init__(self, rows_Rd: Tensor, projection_dD: Tensor) -> None:
+    held = Held(facts=("has_bias",), uncounted=("weight", "bias"))
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight_dD: Tensor, bias_D: Tensor | None = None) -> None:
         super().__init__()
-        self.register_buffer("rows", rows_Rd.detach())
-        self.register_buffer("projection", projection_dD.detach().clone())
+        self.has_bias = bias_D is not None
+        self.register_buffer("weight", weight_dD.detach())
+        if bias_D is not None:
+            self.register_buffer("bias", bias_D.detach())
 
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        return self.rows[ids_N] @ self.projection
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
+        projected_ND = rows[0] @ self.weight
+        return projected_ND + self.bias if self.has_bias else projected_ND

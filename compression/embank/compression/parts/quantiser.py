@@ -6,20 +6,33 @@ batch, w = D / C.
 """
 
 import math
-from typing import ClassVar, NamedTuple
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from embank.compression.budget.floors import floor_error
-from embank.compression.parts.bits import code_bits, pack_values, packed_nbytes, read_values
+from embank.compression.codecs.codes import CodedRows, decode, nearest_codes
+from embank.compression.parts.bits import code_bits, packed_nbytes
 from embank.compression.parts.walks import fetch
-from embank.tables import ConfigError, LocalRows, PackedTable, TableSpec, default_init
-from embank.tables.ids.hashing import generator_of
+from embank.tables import (
+    Combined,
+    ConfigError,
+    DistinctMethod,
+    LocalRows,
+    Schedule,
+    Served,
+    TableSpec,
+    Traits,
+    default_init,
+    own_table,
+)
+from embank.tables.ids.hashing import generator_of, seeded
+from embank.tables.method.modes import statistics_move
 
 MAX_CODES = 256
-_SCORES_PER_CHUNK = 1 << 22
-_ROWS_PER_CHUNK = 1 << 16
 _RESTARTS = 20
 _LOOKUPS_PER_CODE = 8
 
@@ -130,77 +143,60 @@ class ProductQuantiser(nn.Module):
             centroids_CKw.uniform_(init.mean - init.scale, init.mean + init.scale)
         self.centroids = nn.Parameter(centroids_CKw)
         self.register_buffer("usage", torch.zeros(c, k, dtype=torch.int64))
-        self.losses: list[Tensor] = []
 
     def forward(
-        self, rows_UD: Tensor, is_head_U: Tensor | None, times_U: Tensor | None = None, *, counts_use: bool = True
-    ) -> Tensor:
-        """Quantised rows [U, D]: their values are the centroids', their gradients go to `rows_UD`.
+        self, rows_UD: Tensor, is_head_U: Tensor | None, times_U: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Quantised rows [U, D], and in a training pass the codebook loss.
+
+        Their values are the centroids', their gradients go to `rows_UD`.
 
         Args:
             rows_UD: of the ids of a batch.
             is_head_U: which of them may use all codes; None for all.
             times_U: how often each occurs in the batch, int64, perhaps never; None for once each.
-            counts_use: whether in training the codes' use is counted, for `restart`.
         """
         codes_UC = self.encode(rows_UD, is_head_U)
         quantised_UD = decode(self.centroids, codes_UC)
         if not self.training or not torch.is_grad_enabled():
-            return quantised_UD.detach()
+            return quantised_UD.detach(), None
         if times_U is None:
             times_U = torch.ones(rows_UD.shape[0], dtype=torch.int64, device=rows_UD.device)
         num_codes = self.shape.num_codes
         counts_CK = torch.stack([torch.bincount(codes, times_U, num_codes) for codes in codes_UC.T]).long()
-        if counts_use:
+        if statistics_move():
             self.usage += counts_CK
         members_UC = counts_CK.gather(1, codes_UC.T).T.clamp(min=1)
         width = self.centroids.shape[2]
         distances_UC = (quantised_UD - rows_UD.detach()).square().view(*codes_UC.shape, width).sum(2)
-        self.losses.append((distances_UC * times_U[:, None] / members_UC).sum())
-        return quantised_UD.detach() + (rows_UD - rows_UD.detach())
+        loss = (distances_UC * times_U[:, None] / members_UC).sum()
+        return quantised_UD.detach() + (rows_UD - rows_UD.detach()), loss
 
-    def distinct(
-        self, rows_UD: Tensor, places_N: Tensor, is_head_N: Tensor | None, *, counts_use: bool = True
-    ) -> Tensor:
+    def distinct(self, rows_UD: Tensor, places_N: Tensor, is_head_N: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`forward` for ids that share rows, each of which is encoded once.
 
         Args:
             rows_UD: distinct rows; some may be those of another feature's ids.
-            places_N: where each id's row stands among them.
+            places_N: where each id's row is among them.
             is_head_N: which ids may use all codes; None for all.
-            counts_use: see `forward`.
 
         Returns:
-            [N, D].
+            [N, D], and the loss.
         """
         times_U = torch.bincount(places_N)
         is_head_U = None
         if is_head_N is not None:
             is_head_U = is_head_N.new_zeros(times_U.numel()).scatter_(0, places_N, is_head_N)
-        quantised_UD: Tensor = self(rows_UD[: times_U.numel()], is_head_U, times_U, counts_use=counts_use)
-        return quantised_UD.index_select(0, places_N)
-
-    def loss(self) -> Tensor | None:
-        """The codebook loss of what `forward` has seen since the last call, or since `forget`."""
-        losses, self.losses = self.losses, []
-        return torch.stack(losses).sum() if losses else None
-
-    def forget(self) -> None:
-        """Drops the loss of what `forward` has seen, and its graph."""
-        self.losses = []
+        quantised_UD, loss = self(rows_UD[: times_U.numel()], is_head_U, times_U)
+        return quantised_UD.index_select(0, places_N), loss
 
     @torch.no_grad()
     def encode(self, rows_ND: Tensor, is_head_N: Tensor | None) -> Tensor:
         """Nearest centroid of each part, int64 [N, C]; ids outside the head choose among the first `num_tail_codes`."""
-        if is_head_N is None or bool(is_head_N.all()):
-            return nearest(rows_ND, self.centroids)
-        codes_NC = torch.empty(rows_ND.shape[0], self.shape.num_codebooks, dtype=torch.int64, device=rows_ND.device)
-        codes_NC[is_head_N] = nearest(rows_ND[is_head_N], self.centroids)
-        codes_NC[~is_head_N] = nearest(rows_ND[~is_head_N], self.centroids[:, : self.shape.num_tail_codes])
-        return codes_NC
+        return nearest_codes(rows_ND, self.centroids, is_head_N, num_tail_codes=self.shape.num_tail_codes)
 
     @torch.no_grad()
-    def restart(self, rows: LocalRows, spec: TableSpec, *, step: int) -> None:
+    def restart(self, rows: LocalRows, spec: TableSpec, *, step: int, seed: int) -> None:
         """Sets centroids that nothing has chosen since the last call onto rows, once codes have had a fair chance.
 
         The rows are drawn by rank with density 1 / rank, about as often as training meets them, and alike in all
@@ -210,7 +206,7 @@ class ProductQuantiser(nn.Module):
         num_codebooks, num_codes = usage_CK.shape
         if int(usage_CK[0].sum()) < _LOOKUPS_PER_CODE * num_codes:
             return
-        generator = generator_of(rows.seed, "restart", spec.name, step)
+        generator = generator_of(seed, "restart", spec.name, step)
         share_K = torch.rand(num_codes, generator=generator, dtype=torch.float64)
         ids_K = ((spec.num_embeddings + 1) ** share_K).long().clamp(1, spec.num_embeddings) - 1
         drawn_KD = fetch(rows, spec.name, ids_K).to(self.centroids.device)
@@ -218,81 +214,60 @@ class ProductQuantiser(nn.Module):
         self.centroids.copy_(torch.where((usage_CK == 0)[:, :, None], parts_CKw, self.centroids))
         self.usage.zero_()
 
-    def pack(self, rows_RD: Tensor) -> "PackedCodes":
-        """All rows encoded afresh."""
-        return PackedCodes(rows_RD, self)
+
+class _Restarts(Schedule):
+    """Centroids that no row chooses are set onto rows, a few times in the first half of the training."""
+
+    def after_step(
+        self, methods: "Sequence[QuantisedRows]", rows: LocalRows, *, step: int, num_steps: int, seed: int
+    ) -> None:
+        if restart_due(step, num_steps):
+            for method in methods:
+                method.quantiser.restart(rows, method.spec, step=step, seed=seed)
+
+
+class QuantisedRows(DistinctMethod):
+    """A plain table in training, of which every part passes through its nearest centroid; codes and centroids are
+    served.
+
+    Codes are made anew in every forward pass and at packing, so none is stale and ids that training never met have one.
+    What methods of this kind differ in is which codes an id may use.
+    """
+
+    traits = Traits(whole_rows=True, adds_loss=True, schedule=_Restarts())
+
+    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        with seeded(seed, "method", spec.name):
+            self.quantiser = ProductQuantiser(spec, self.shape())
+        self.physical = (own_table(spec),)
+
+    @abstractmethod
+    def shape(self) -> CodeShape:
+        """Sizes of the codes, by options and budget."""
+
+    def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor | Combined:
+        return _with_loss(*self.quantiser(rows[0], side))
+
+    def combine_distinct(self, rows: tuple[Tensor, ...], places_LN: Tensor, side: Tensor | None) -> Tensor | Combined:
+        return _with_loss(*self.quantiser.distinct(rows[0], places_LN[0], side))
+
+    def served(self, rows: Mapping[str, Tensor]) -> Served:
+        shape = self.quantiser.shape
+        return Served.of_rows(
+            CodedRows(
+                rows[self.spec.name],
+                self.quantiser.centroids.detach(),
+                num_head=shape.num_head,
+                num_tail_codes=shape.num_tail_codes,
+            )
+        )
+
+
+def _with_loss(quantised_ND: Tensor, loss: Tensor | None) -> Tensor | Combined:
+    return quantised_ND if loss is None else Combined(quantised_ND, loss)
 
 
 def restart_due(step: int, num_steps: int) -> bool:
     """Dead centroids are looked for a few times in the first half of the training."""
     return step % max(1, num_steps // _RESTARTS) == 0 and 2 * step <= num_steps
-
-
-def nearest(rows_ND: Tensor, centroids_CKw: Tensor) -> Tensor:
-    """For each part of each row the nearest centroid, int64 [N, C].
-
-    |w - c|**2 is compared as |c|**2 - 2 w c, one matrix product per codebook and some rows at a time, so that the
-    scores take little memory. In double precision: the two forms then agree but for exact ties, and mixed precision
-    leaves the codes alone.
-    """
-    num_codebooks, num_codes, width = centroids_CKw.shape
-    parts_NCw = rows_ND.detach().view(-1, num_codebooks, width)
-    codes_NC = torch.empty(parts_NCw.shape[:2], dtype=torch.int64, device=rows_ND.device)
-    size = max(1, _SCORES_PER_CHUNK // num_codes)
-    for c, centroids_Kw in enumerate(centroids_CKw.detach().double()):
-        norms_K = centroids_Kw.square().sum(1)
-        for start in range(0, parts_NCw.shape[0], size):
-            parts_nw = parts_NCw[start : start + size, c].double()
-            codes_NC[start : start + size, c] = torch.addmm(norms_K, parts_nw, centroids_Kw.T, alpha=-2).argmin(1)
-    return codes_NC
-
-
-def decode(centroids_CKw: Tensor, codes_NC: Tensor) -> Tensor:
-    """Centroids of codes, side by side: [N, D]."""
-    books_C = torch.arange(centroids_CKw.shape[0], device=codes_NC.device)
-    return centroids_CKw[books_C, codes_NC].flatten(1)
-
-
-class PackedCodes(PackedTable):
-    """Codes at their exact bits, those of the head ids and of the others in two streams, and the centroids.
-
-    Attributes:
-        num_head: ids below it are in the head stream.
-        head_bits, tail_bits: bits of a code.
-    """
-
-    facts: ClassVar[tuple[str, ...]] = ("num_head", "head_bits", "tail_bits")
-    num_head: int
-    head_bits: int
-    tail_bits: int
-    centroids: Tensor
-    head: Tensor
-    tail: Tensor
-
-    def __init__(self, rows_RD: Tensor, quantiser: ProductQuantiser) -> None:
-        super().__init__()
-        shape = quantiser.shape
-        self.num_head = shape.num_head
-        self.head_bits, self.tail_bits = code_bits(shape.num_codes), code_bits(shape.num_tail_codes)
-        self.register_buffer("centroids", quantiser.centroids.detach().clone())
-        for name, part, bits in (
-            ("head", rows_RD[: self.num_head], self.head_bits),
-            ("tail", rows_RD[self.num_head :], self.tail_bits),
-        ):
-            is_head = torch.tensor([name == "head"])
-            streams = []
-            for start in range(0, max(1, part.shape[0]), _ROWS_PER_CHUNK):  # whole bytes: 8 rows divide a chunk
-                chunk = part[start : start + _ROWS_PER_CHUNK]
-                codes = quantiser.encode(chunk, is_head.expand(chunk.shape[0]))
-                streams.append(pack_values(codes, bits=bits))
-            self.register_buffer(name, torch.cat(streams))
-
-    def lookup(self, ids_N: Tensor) -> Tensor:
-        books_C = torch.arange(self.centroids.shape[0], device=ids_N.device)
-        positions_NC = ids_N[:, None] * books_C.numel() + books_C
-        is_head_N = ids_N < self.num_head
-        tail_NC = positions_NC[~is_head_N] - self.num_head * books_C.numel()
-        codes_NC = torch.empty_like(positions_NC)
-        codes_NC[is_head_N] = read_values(self.head, positions_NC[is_head_N], bits=self.head_bits)
-        codes_NC[~is_head_N] = read_values(self.tail, tail_NC, bits=self.tail_bits)
-        return decode(self.centroids, codes_NC)

@@ -368,7 +368,7 @@ def methods() -> None:
 
     Example: `embank methods`
     """
-    from embank.tables.method.base import method_class, registered_methods
+    from embank.tables import method_class, registered_methods
 
     show.listing("method", {name: method_class(name) for name in registered_methods()})
 

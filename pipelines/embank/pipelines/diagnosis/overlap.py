@@ -109,7 +109,7 @@ def readers_of(method: Method, weight_OD: Tensor) -> list[Reader]:
     feature, tables = method.spec.feature_names[0], [method.physical[0].name if method.physical else method.spec.name]
     weights = [weight_OD]
     if isinstance(method, Unified) and method.placement != "exact":
-        tables = [method.physical[place].name for place in method.lookups]
+        tables = [table.name for table in method.physical]
         if method.projection is None:
             weights = list(torch.split(weight_OD, method.width, dim=1))
         else:

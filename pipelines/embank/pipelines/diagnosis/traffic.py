@@ -113,10 +113,9 @@ def count_traffic(tables: TableCollection, batches: Iterable[Batch]) -> dict[str
         for method in methods:
             for feature in method.spec.feature_names:
                 ids_N = batch.sparse[feature].values()
-                for rows_N, place in zip(method.address(ids_N), method.lookups, strict=True):
-                    name = method.physical[place].name
-                    lookups[name].index_add_(0, rows_N, torch.ones_like(rows_N))
-                    touched[name, feature][rows_N] = True
+                for rows_N, table in zip(method.address(ids_N), method.physical, strict=True):
+                    lookups[table.name].index_add_(0, rows_N, torch.ones_like(rows_N))
+                    touched[table.name, feature][rows_N] = True
     return {
         name: Traffic(
             table=name,
@@ -139,7 +138,7 @@ def norm_trends(tables: TableCollection, traffic: Mapping[str, Traffic]) -> list
     seen: dict[str, PhysicalTable] = {
         table.name: table
         for method in tables.built_methods()
-        if len(method.stages) == 1
+        if len(method.traits.schedule.stages) == 1
         for table in method.physical
         if table.num_embeddings >= NUM_DECILES
     }

@@ -9,7 +9,7 @@ from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.evaluation import best_checkpoint, best_model, data_of, refuse_neither
 from embank.pipelines.runs.folder import RunFolder
-from embank.tables import Bundle, ConfigError, TableCollection
+from embank.tables import Bundle, ConfigError, TableCollection, pack_table, physical_tables
 from embank.tables.collections.held_rows import fp32_rows
 from embank.tables.rows.held_bytes import distinct_nbytes
 from embank.tables.serving.bundle import is_bundle
@@ -126,7 +126,7 @@ def _tables(tables: TableCollection) -> list[dict[str, Any]]:
 
     rows = []
     for spec, method in zip(tables.specs, tables.built_methods(), strict=True):
-        shapes = [f"{table.num_embeddings:,} x {table.embedding_dim}" for table in method.physical]
+        shapes = [f"{table.num_embeddings:,} x {table.embedding_dim}" for table in physical_tables(method)]
         rows.append(
             {
                 "name": spec.name,
@@ -134,8 +134,8 @@ def _tables(tables: TableCollection) -> list[dict[str, Any]]:
                 "num_embeddings": spec.num_embeddings,
                 "dim": spec.embedding_dim,
                 "rows": " + ".join(shapes),
-                "serving_bytes": method.pack(rows_packed).nbytes(),
-                "training_bytes": sum(held(table.name) for table in method.physical),
+                "serving_bytes": pack_table(method, rows_packed).nbytes(),
+                "training_bytes": sum(held(table.name) for table in physical_tables(method)),
                 "plain_bytes": plain_nbytes_of([spec]),
             }
         )

@@ -106,7 +106,7 @@ def advise_specs(
             name=method.spec.name,
             method=method.spec.method,
             num_ids=values[method.spec.name],
-            lookups=len(method.lookups) * _ids_per_example(method.spec, num_samples, ids_per_example or {}),
+            lookups=len(method.physical) * _ids_per_example(method.spec, num_samples, ids_per_example or {}),
             row_nbytes=_row_nbytes([method]),
             collisions=features.get(method.spec.name),
         )

@@ -14,7 +14,7 @@ from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.evaluation import best_model
 from embank.pipelines.runs.folder import RunFolder
-from embank.tables import PackedTable, TableCollection
+from embank.tables import PackedTable, TableCollection, pack_table
 from embank.tables.collections.held_rows import fp32_rows
 
 BATCH = 4096
@@ -50,7 +50,7 @@ def measure(run: Path, *, data: Path) -> Latency:
             rows = fp32_rows(model.tables)
             batch = next(iter(Loader(data, "test", batch_size=BATCH, shuffle=False, prefetch=0).epoch(0)))
             packs = [
-                (method.pack(rows), some_ids(batch.sparse, feature=method.spec.feature_names[0]))
+                (pack_table(method, rows), some_ids(batch.sparse, feature=method.spec.feature_names[0]))
                 for method in model.tables.built_methods()
             ]
             return measure_packs(packs)

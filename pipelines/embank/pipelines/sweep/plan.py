@@ -33,7 +33,7 @@ class Case:
     def name(self) -> str:
         """Its folder under `runs/`. A method that has only one size is at budget 1, one whose options say its size at
         "own"."""
-        takes_budget = method_class(split_method(self.method)[0]).takes_budget
+        takes_budget = method_class(split_method(self.method)[0]).traits.allocation.takes_budget
         only = "own" if takes_budget else "1"
         return f"{self.model}/{self.method}/{only if self.budget is None else f'{self.budget:g}'}"
 
@@ -109,7 +109,7 @@ class Plan:
     def cases(self) -> list[Case]:
         """The lines of the leaderboard, in order."""
         budgets: Mapping[str, Sequence[float | None]] = {
-            method: self.budgets if method_class(split_method(method)[0]).takes_budget else [None]
+            method: self.budgets if method_class(split_method(method)[0]).traits.allocation.takes_budget else [None]
             for method in self.methods
         }
         return [

@@ -135,7 +135,7 @@ class MethodSpace(TableSpace):
 def _by_share(spec: TableSpec, method: str) -> bool:
     """Whether a budget decides the size of a table."""
     cls = method_class(method)
-    return cls.takes_budget and not any(choices.sets_size for choices in choices_of(cls.Config, spec))
+    return cls.traits.allocation.takes_budget and not any(choices.sets_size for choices in choices_of(cls.Config, spec))
 
 
 def _takes(spec: TableSpec, method: str) -> bool:

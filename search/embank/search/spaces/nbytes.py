@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from embank.compression.budget.floors import budget_nbytes
-from embank.tables import Method, TableSpec, build_method
+from embank.tables import Method, TableSpec, build_method, pack_table, physical_tables
 
 CodecNbytes = Callable[[int, int], int]
 """Bytes of a coded matrix by its rows and columns."""
@@ -78,10 +78,12 @@ def _bound(spec: TableSpec) -> Layout:
 
 def is_decided_in_training(method: type[Method]) -> bool:
     """Whether the size of the packed form depends on what is trained."""
-    return len(method.stages) > 1 or method.settles()
+    schedule = method.traits.schedule
+    return len(schedule.stages) > 1 or schedule.settles
 
 
 @torch.no_grad()
 def _held(method: Method, rows: Callable[[int, int], torch.Tensor]) -> list[torch.Tensor]:
-    packed = method.pack({table.name: rows(table.num_embeddings, table.embedding_dim) for table in method.physical})
+    tables = physical_tables(method)
+    packed = pack_table(method, {table.name: rows(table.num_embeddings, table.embedding_dim) for table in tables})
     return [*packed.parameters(), *packed.buffers()]

@@ -1,148 +1,104 @@
 """A batch after `address`: which physical rows it needs, known before the forward pass."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
-from torchrec import KeyedJaggedTensor
 
 
-@dataclass
-class Addressed:
-    """Physical row ids of a batch.
+@dataclass(frozen=True, kw_only=True)
+class PathIds:
+    """What one lookup path needs of a batch.
 
-    Args:
-        pooled: one key per lookup of the methods that are linear in their rows; bags are the input's bags, B per key.
-        per_id: one key per lookup of all other methods; every id is a bag of its own, so that pooling can come after
-            `combine`. Keys with fewer ids than the longest are filled up with empty bags.
-        distinct: one key per physical table of the methods that ask for each row once: distinct rows, ascending, each a
-            bag of its own, filled up with empty bags to the longest.
-        places: for each pair (table, feature) of such a method, int64 [L, N]: where the row of each id stands in each
-            lookup.
-        bags: for each pair (table, feature) of the methods that are not linear, offsets [B + 1] of its bags among its
-            ids.
-        sides: for each pair (table, feature) whose method needs more than rows, what `Method.side` made of its ids.
-        lengths: for each pair (table, feature) with mean pooling over a linear method, bag lengths [B].
-        batch_size: B.
-    """
-
-    pooled: KeyedJaggedTensor | None
-    per_id: KeyedJaggedTensor | None
-    distinct: KeyedJaggedTensor | None
-    places: dict[str, Tensor]
-    bags: dict[str, Tensor]
-    sides: dict[str, Tensor]
-    lengths: dict[str, Tensor]
-    batch_size: int
-
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> "Addressed":
-        """A copy on another device."""
-        return Addressed(
-            pooled=None if self.pooled is None else self.pooled.to(device, non_blocking=non_blocking),
-            per_id=None if self.per_id is None else self.per_id.to(device, non_blocking=non_blocking),
-            distinct=None if self.distinct is None else self.distinct.to(device, non_blocking=non_blocking),
-            places={k: v.to(device, non_blocking=non_blocking) for k, v in self.places.items()},
-            bags={k: v.to(device, non_blocking=non_blocking) for k, v in self.bags.items()},
-            sides={k: v.to(device, non_blocking=non_blocking) for k, v in self.sides.items()},
-            lengths={k: v.to(device, non_blocking=non_blocking) for k, v in self.lengths.items()},
-            batch_size=self.batch_size,
-        )
-
-    def record_stream(self, stream: torch.Stream) -> None:
-        """Tells the allocator that a stream uses this batch (TorchRec's pipelines call it)."""
-        for jagged in (self.pooled, self.per_id, self.distinct):
-            if jagged is not None:
-                jagged.record_stream(stream)
-        for tensor in (*self.places.values(), *self.bags.values(), *self.sides.values(), *self.lengths.values()):
-            tensor.record_stream(stream)
-
-    def pin_memory(self) -> "Addressed":
-        """A copy in pinned host memory."""
-        return Addressed(
-            pooled=None if self.pooled is None else self.pooled.pin_memory(),
-            per_id=None if self.per_id is None else self.per_id.pin_memory(),
-            distinct=None if self.distinct is None else self.distinct.pin_memory(),
-            places={k: v.pin_memory() for k, v in self.places.items()},
-            bags={k: v.pin_memory() for k, v in self.bags.items()},
-            sides={k: v.pin_memory() for k, v in self.sides.items()},
-            lengths={k: v.pin_memory() for k, v in self.lengths.items()},
-            batch_size=self.batch_size,
-        )
-
-
-@dataclass
-class AddressedSequence:
-    """Physical rows of a batch whose ids keep their rows, one by one.
-
-    Legend: K lookups in the row store, S the most ids that one of them has.
+    Legend: K lookups of the path's row store, S bags of each.
 
     Args:
-        row_ids: int64, rows of physical tables, lookup after lookup.
-        offsets: int64 [K * S + 1]: every id is a bag of its own, and lookups with fewer than S ids are filled up with
-            empty bags.
-        places: where rows were de-duplicated: for each lookup of each use, int64 [N], the bag that has its id's row.
-        sides: for each pair (table, group) whose method needs more than rows, what `Method.side` made of its ids.
-        shapes: for each group its (B, T), or (N,) where ids came as bags.
-        lengths: for each group that came as bags their lengths [B].
+        row_ids: int64, rows of physical tables, lookup after lookup, bag after bag.
+        offsets: int64 [K * S + 1], where each bag starts in `row_ids`. Where every id is a bag of its own, lookups with
+            fewer than S ids are filled up with empty bags.
+        num_ids: of each use, how many ids the batch has.
+        places: where each row is looked up once: of each lookup of each use, int64 [N], where each id's row is.
+        sides: by the key of a use, what `side` made of its ids, where it made something.
+        lengths: by the key of a use, bag lengths [B], where the path pools to a mean.
     """
 
     row_ids: Tensor
     offsets: Tensor
-    places: list[Tensor] | None
-    sides: dict[str, Tensor]
-    shapes: dict[str, tuple[int, ...]]
-    lengths: dict[str, Tensor]
+    num_ids: Sequence[int]
+    places: Sequence[Tensor] = ()
+    sides: dict[str, Tensor] = field(default_factory=dict)
+    lengths: dict[str, Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> "AddressedSequence":
-        """A copy on another device."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [self.row_ids, self.offsets, *self.places, *self.sides.values(), *self.lengths.values()]
 
-    def record_stream(self, stream: torch.Stream) -> None:
-        """Tells the allocator that a stream uses this batch (TorchRec's pipelines call it)."""
-        places = self.places or []
-        for tensor in (self.row_ids, self.offsets, *places, *self.sides.values(), *self.lengths.values()):
-            tensor.record_stream(stream)
-
-    def pin_memory(self) -> "AddressedSequence":
-        """A copy in pinned host memory."""
-        return self._mapped(Tensor.pin_memory)
-
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "AddressedSequence":
-        return AddressedSequence(
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with each tensor changed."""
+        return replace(
+            self,
             row_ids=change(self.row_ids),
             offsets=change(self.offsets),
-            places=None if self.places is None else [change(place) for place in self.places],
+            places=[change(place) for place in self.places],
             sides={key: change(side) for key, side in self.sides.items()},
-            shapes=self.shapes,
             lengths={key: change(length) for key, length in self.lengths.items()},
         )
 
 
-def one_id_bags(ids: Sequence[Tensor]) -> list[Tensor]:
-    """Lengths 1 for every id of every lookup, filled up with empty bags to the longest."""
-    longest = max((t.numel() for t in ids), default=0)
-    return [(torch.arange(longest) < t.numel()).int() for t in ids]
-
-
-def each_once(row_ids: Sequence[Tensor], lookups: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Each row of a batch once.
+@dataclass(frozen=True, kw_only=True)
+class Addressed:
+    """Physical row ids of a batch, as a collection's `address` makes them.
 
     Args:
-        row_ids: rows of a physical table for each of several uses.
-        lookups: the lookup in the row store that each use shares with the others of its table; every lookup has a use.
-
-    Returns:
-        Distinct rows of each lookup, ascending; and for each use where its rows stand among them.
+        paths: by lookup path, what it needs; paths without lookups are left out.
+        bags: by output key, offsets [B + 1] of the bags among its ids, for keys that are pooled after `combine`.
+        batch_size: B.
     """
-    by_lookup: dict[int, list[int]] = {}
-    for number, lookup in enumerate(lookups):
-        by_lookup.setdefault(lookup, []).append(number)
-    distinct = []
-    places = list(row_ids)
-    for _, numbers in sorted(by_lookup.items()):
-        rows_U, inverse = torch.unique(torch.cat([row_ids[n] for n in numbers]), return_inverse=True)
-        distinct.append(rows_U)
-        for number, place in zip(numbers, inverse.split([row_ids[n].numel() for n in numbers]), strict=True):
-            places[number] = place
-    return distinct, places
+
+    paths: dict[str, PathIds]
+    bags: dict[str, Tensor] = field(default_factory=dict)
+    batch_size: int = 0
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
+        """A copy on another device."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """A copy in pinned host memory."""
+        return self._mapped(Tensor.pin_memory)
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tells the allocator that a stream uses this batch (TorchRec's pipelines call it)."""
+        for tensor in (*(t for path in self.paths.values() for t in path.tensors()), *self.bags.values()):
+            tensor.record_stream(stream)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(
+            self,
+            paths={name: path.mapped(change) for name, path in self.paths.items()},
+            bags={key: change(offsets) for key, offsets in self.bags.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddressedSequence(Addressed):
+    """The same of ids that keep their rows, one by one.
+
+    Args:
+        shapes: for each group its (B, T), or (N,) where ids came as bags.
+        bag_lengths: for each group that came as bags their lengths [B].
+    """
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    bag_lengths: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_jagged(self) -> bool:
+        """Whether ids came as bags."""
+        return bool(self.bag_lengths)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        lengths = {group: change(lengths) for group, lengths in self.bag_lengths.items()}
+        return replace(super()._mapped(change), bag_lengths=lengths)

@@ -136,6 +136,11 @@ class Bags:
         return ids_N, self.lengths[place]
 
 
+def bag_offsets(lengths_B: Tensor) -> Tensor:
+    """Where each bag starts among a feature's ids, and where the last one ends: int64 [B + 1]."""
+    return torch.cat([lengths_B.new_zeros(1, dtype=torch.int64), lengths_B.cumsum(0)])
+
+
 def output_key(spec: TableSpec, feature: str, *, specs: Sequence[TableSpec]) -> str:
     """The output's key of a feature in a table: "feature@table" where several tables look the feature up."""
     shared = sum(feature in other.feature_names for other in specs) > 1

@@ -6,10 +6,10 @@ take any `Tables`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from embank.tables.collections.bags import output_key, refuse_bad_names
 from embank.tables.collections.copying import reduced
 from embank.tables.collections.held_rows import fp32_rows, settled_copies, writing
 from embank.tables.collections.named import NamedModules
+from embank.tables.collections.paths import PATHS, LookupPath, Pass, Use
 from embank.tables.collections.row_mark import RowMarkHolder
 from embank.tables.collections.state import (
     identity_tensor,
@@ -37,9 +38,11 @@ from embank.tables.collections.training import (
     summed_losses,
 )
 from embank.tables.errors import ConfigError
-from embank.tables.method.base import Method, PackedTable, build_method
+from embank.tables.method.base import Method
 from embank.tables.method.casts import keeping_types, own_defaults
+from embank.tables.method.modes import moving_statistics
 from embank.tables.method.options import refuse_differing
+from embank.tables.method.registry import build_method
 from embank.tables.rows import Backend, RowOptimizer, RowStore, RowTier, StoreSpec, build_rows
 from embank.tables.rows.held_bytes import distinct_nbytes
 from embank.tables.rows.physical import PhysicalTable
@@ -48,16 +51,8 @@ from embank.tables.sharding.processes import Processes, is_one_of_many
 from embank.tables.specs import TableSpec
 
 if TYPE_CHECKING:
+    from embank.tables.serving.table import PackedTable
     from embank.tables.sharding.sharded_rows import Sharding
-
-
-class Use(NamedTuple):
-    """One feature looked up in one table."""
-
-    method: Method
-    feature: str
-    key: str  # of the output; "feature@table" where a feature is looked up in several tables
-    positions: tuple[int, ...]  # of its lookups in the row store
 
 
 class Tables(nn.Module, ABC):
@@ -96,6 +91,7 @@ class Tables(nn.Module, ABC):
         self.sharding = sharding
         self.processes = Processes(None if sharding is None else sharding.process_group)
         self.rows_learn = True  # see `stages.rows_held` and `RowMark`
+        self.statistics_learn = True  # see `stages.rows_held`
         self.training_state = TrainingState()
         self.mark = RowMarkHolder(self)
         self.specs = tuple(specs)
@@ -109,13 +105,6 @@ class Tables(nn.Module, ABC):
         self.methods = NamedModules({spec.name: build_method(spec, seed=seed) for spec in self.specs}).to(self.device)
         self.is_accompanied = any(needs_company(method) for method in self.built_methods())
         refuse_differing(list(self.built_methods()))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Row stores are no submodules: nothing that walks over a model's parameters and buffers finds them."""
-        if isinstance(value, RowStore):
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
 
     def get_extra_state(self) -> Tensor:
         """What the rows in a `state_dict` belong to."""
@@ -186,15 +175,12 @@ class Tables(nn.Module, ABC):
     def _key(self, spec: TableSpec, feature: str) -> str:
         return output_key(spec, feature, specs=self.specs)
 
-    def _build(
-        self, pairs: Iterable[tuple[Method, str]], *, one_lookup_per_table: bool = False
-    ) -> tuple[RowStore | None, list[Use]]:
-        """A row store for the physical tables of some methods, and what is looked up in it.
+    def _path(self, kind: str, pairs: Iterable[tuple[Method, str]]) -> LookupPath:
+        """A lookup path over rows of its own.
 
         Args:
+            kind: see `PATHS`.
             pairs: methods and the features that they look up, in the order of the lookups.
-            one_lookup_per_table: all uses of a physical table share one lookup, so that a batch may ask for each of its
-                rows once; otherwise each use has lookups of its own.
         """
         pairs = list(pairs)
         tables: dict[str, PhysicalTable] = {}
@@ -204,18 +190,17 @@ class Tables(nn.Module, ABC):
                     f"two methods declare the physical table '{table.name}' with different shapes: "
                     f"{tables[table.name]} and {table}"
                 )
-        places = {name: place for place, name in enumerate(tables)}
-        lookups: list[int] = list(places.values()) if one_lookup_per_table else []
+        numbers = {name: number for number, name in enumerate(tables)}
+        is_once = kind == "distinct"  # all uses of a table share one lookup, so that a batch asks for each row once
+        lookups: list[int] = list(numbers.values()) if is_once else []
         uses: list[Use] = []
         for method, feature in pairs:
-            own = [places[method.physical[i].name] for i in method.lookups]
-            positions = own if one_lookup_per_table else range(len(lookups), len(lookups) + len(own))
-            if not one_lookup_per_table:
-                lookups += own
+            own = [numbers[table.name] for table in method.physical]
+            positions = own if is_once else range(len(lookups), len(lookups) + len(own))
+            lookups += [] if is_once else own
             uses.append(Use(method, feature, self._key(method.spec, feature), tuple(positions)))
-        if not tables:
-            return None, uses
-        return self._store(list(tables.values()), lookups), uses
+        store = self._store(list(tables.values()), lookups) if tables else None
+        return PATHS[kind](store, uses, device=self.device)
 
     @own_defaults()
     def _store(self, tables: Sequence[PhysicalTable], lookups: Sequence[int]) -> RowStore:
@@ -229,20 +214,20 @@ class Tables(nn.Module, ABC):
 
         return ShardedRows(spec, sharding=self.sharding)
 
-    def _begin_pass(self) -> None:
-        """To be called first in every forward pass."""
+    @contextmanager
+    def _pass(self) -> Iterator[Pass]:
+        """A forward pass."""
         if self._would_drift() and self.training:
             raise replica_error()
-        if self.is_accompanied and self.training and torch.is_grad_enabled():
-            for method in self.built_methods():
-                method.forget_loss()
+        with moving_statistics(self.statistics_learn):
+            yield Pass(rows_learn=self.rows_learn, losses=[])
 
-    def _end_pass(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _end_pass(self, outputs: Sequence[Tensor], within: Pass) -> Sequence[Tensor]:
         """To be called last in every forward pass, with what it returns."""
         if self._would_drift():
             forbid_backward(outputs, error=replica_error)
         is_training = self.is_accompanied and self.training and torch.is_grad_enabled()
-        return accompanied(self, outputs) if is_training else outputs
+        return accompanied(self, outputs, within.losses) if is_training else outputs
 
     def _would_drift(self) -> bool:
         """Whether a backward pass would update rows here that other processes have too, each by its own part of a
@@ -291,7 +276,7 @@ class Tables(nn.Module, ABC):
         loss to see it, or where the loss is scaled (accumulation over micro-batches).
         """
         loss = self.training_state.take_loss()
-        return summed_losses(self) if loss is None else loss
+        return summed_losses(self, []) if loss is None else loss
 
     def update_rows(self) -> None:
         """Finishes the rows' update after a backward pass: the first half of `step`."""
@@ -357,22 +342,24 @@ class Tables(nn.Module, ABC):
         packs = self.packs()
         if kind == "nominal":
             return distinct_nbytes([t for pack in packs for t in pack.counted()])
-        return distinct_nbytes([t for pack in packs for t in (*pack.parameters(), *pack.buffers())])
+        return distinct_nbytes([t for pack in packs for t in pack.buffers()])
 
-    def packs(self, *, copied: bool = False) -> list[PackedTable]:
+    def packs(self, *, copied: bool = False) -> "list[PackedTable]":
         """The inference form of each table as it would be settled, in host memory; where rows are there, it may share
         them unless they are to be copied. The tables themselves stay as they are.
 
         Raises:
             ConfigError: rows are sharded: this process has a part of them.
         """
+        from embank.tables.serving.table import pack_table
+
         self.refuse_packing_parts()
         rows = {
             name: weight.clone().cpu() if copied else weight.cpu()
             for name, weight in {**fp32_rows(self), **settled_copies(self)}.items()
         }
         methods = self.built_methods()
-        return [(deepcopy(m).cpu() if self.tier.on_gpu else m).pack(rows) for m in methods]
+        return [pack_table(deepcopy(m).cpu() if self.tier.on_gpu else m, rows) for m in methods]
 
     def refuse_packing_parts(self) -> None:
         """Raises ConfigError if rows are sharded, so that what is here is not all of them."""
@@ -392,10 +379,6 @@ class Tables(nn.Module, ABC):
     def there(self, tensor: Tensor) -> Tensor:
         """A tensor on the device that looks up; from pinned memory without waiting for the copy."""
         return tensor.to(self.device, non_blocking=True)
-
-    def side_of(self, use: Use, sides: Mapping[str, Tensor]) -> Tensor | None:
-        """What a method's `side` said of a use's ids, on the device that looks up."""
-        return self.there(sides[use.key]) if use.key in sides else None
 
     @property
     def device(self) -> torch.device:

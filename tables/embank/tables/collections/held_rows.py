@@ -9,6 +9,7 @@ from torch import Tensor
 
 from embank.tables.method.base import Method
 from embank.tables.method.local_rows import LocalRows
+from embank.tables.method.schedule import is_last_stage
 from embank.tables.rows.base import RowStore
 from embank.tables.rows.physical import ROWS_PER_CHUNK
 from embank.tables.rows.shards import TableShard
@@ -34,7 +35,7 @@ class HeldRows(LocalRows):
         self.stores = {shard.table.name: store for store in tables.row_stores() for shard in store.shards}
         self.shards = {shard.table.name: shard for store in tables.row_stores() for shard in store.shards}
         self.physical = {table.name: table for method in tables.built_methods() for table in method.physical}
-        self.seed = tables.seed
+        self.seed = tables.seed  # of initial values
         self.processes = tables.processes
         self.sharding = tables.sharding
         self.copied = frozenset(copied)
@@ -143,11 +144,12 @@ def by_class(tables: "Tables") -> dict[type[Method], list[Method]]:
 
 @torch.no_grad()
 def settled_copies(tables: "Tables") -> dict[str, Tensor]:
-    """Copies of the rows that `Method.settle` changes, settled, by physical table."""
+    """Copies of the rows that `Schedule.settle` changes, settled, by physical table."""
     settled: dict[str, Tensor] = {}
-    for cls, methods in by_class(tables).items():
-        if cls.settles() and methods[0].spec.stage == len(cls.stages) - 1:
+    for methods in by_class(tables).values():
+        schedule = methods[0].traits.schedule
+        if schedule.settles and is_last_stage(methods[0]):
             rows = HeldRows(tables, copied=[table.name for method in methods for table in method.physical])
-            cls.settle(methods, rows)
+            schedule.settle(methods, rows)
             settled |= {name: rows[name] for name in rows.copied}
     return settled

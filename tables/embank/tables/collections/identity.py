@@ -69,7 +69,7 @@ def table_identity(method: Method) -> dict[str, Any]:
     `addresses` is a digest of the rows of a few ids: it tells of what options don't, such as the counts that decide
     which ids have rows of their own.
     """
-    spec, options = method.spec, method.options()
+    spec, options = method.spec, method.options
     facts = {
         "method": spec.method,
         "num_embeddings": spec.num_embeddings,

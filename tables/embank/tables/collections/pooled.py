@@ -5,17 +5,17 @@ result or plain ids, and gives the same.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
-from embank.tables.collections.addressed import Addressed, each_once, one_id_bags
-from embank.tables.collections.bags import Bags, bag_configs
+from embank.tables.collections.addressed import Addressed
+from embank.tables.collections.bags import Bags, bag_configs, bag_offsets
 from embank.tables.collections.base import Tables
+from embank.tables.collections.paths import PATHS, Ids, PooledPath, choose_paths, pool
 from embank.tables.errors import ConfigError
-from embank.tables.method.base import Method
 from embank.tables.rows import RowOptimizer, RowStore, RowTier
 from embank.tables.rows.store_spec import Backend
 from embank.tables.specs import TableSpec
@@ -53,23 +53,22 @@ class TableCollection(Tables):
         sharding: "Sharding | None" = None,
     ) -> None:
         super().__init__(specs, seed=seed, backend=backend, optimizer=optimizer, tier=tier, sharding=sharding)
-        uses = [(method, feature) for method in self.built_methods() for feature in method.spec.feature_names]
-        late = _pooled_late(list(self.built_methods()))
-        kinds = {m.spec.name: _kind(m, late) for m in self.built_methods()}
-        self.pooled_rows, self.pooled_uses = self._build((m, f) for m, f in uses if kinds[m.spec.name] == "pooled")
-        self.per_id_rows, self.per_id_uses = self._build((m, f) for m, f in uses if kinds[m.spec.name] == "per id")
-        self.distinct_rows, self.distinct_uses = self._build(
-            ((m, f) for m, f in uses if kinds[m.spec.name] == "distinct"), one_lookup_per_table=True
-        )
+        kinds = choose_paths(list(self.built_methods()))
+        pairs = [(method, feature) for method in self.built_methods() for feature in method.spec.feature_names]
+        self.paths = {
+            kind: self._path(kind, own)
+            for kind in PATHS
+            if (own := [(method, feature) for method, feature in pairs if kinds[method.spec.name] == kind])
+        }
         self._refuse_split_tables()
-        by_key = {use.key: use for use in (*self.pooled_uses, *self.per_id_uses, *self.distinct_uses)}
+        by_key = {use.key: use for path in self.paths.values() for use in path.uses}
         self.keys = [self._key(spec, feature) for spec in self.specs for feature in spec.feature_names]
-        self.dims = [by_key[key].method.spec.embedding_dim for key in self.keys]
+        self.uses = [by_key[key] for key in self.keys]
+        self.dims = [use.method.spec.embedding_dim for use in self.uses]
         self.num_columns = sum(self.dims)
 
     def _refuse_split_tables(self) -> None:
-        """Methods that look up in another way (see `Method.linear`, `Method.asks_once`) keep their rows apart, so they
-        can't share a physical table."""
+        """Methods on other paths keep their rows apart, so they can't share a physical table."""
         names = [shard.table.name for rows in self.row_stores() for shard in rows.shards]
         for name in names:
             if names.count(name) > 1:
@@ -89,37 +88,11 @@ class TableCollection(Tables):
             DataError: a feature is missing, or the ids carry weights.
         """
         batch = Bags(features)
-        bags: dict[str, Tensor] = {}
-        mean_lengths: dict[str, Tensor] = {}
-        pooled_ids, pooled_lengths = [], []
-        for use in self.pooled_uses:
-            ids, length = batch.of(use.feature, spec=use.method.spec)
-            for physical in use.method.address(ids):
-                pooled_ids.append(physical)
-                pooled_lengths.append(length)
-            if use.method.spec.pooling == "mean":
-                mean_lengths[use.key] = length
-        per_id: list[Tensor] = []
-        repeated: list[Tensor] = []
-        sides: dict[str, Tensor] = {}
-        for uses, row_ids in ((self.per_id_uses, per_id), (self.distinct_uses, repeated)):
-            for use in uses:
-                ids, length = batch.of(use.feature, spec=use.method.spec)
-                row_ids += use.method.address(ids)
-                side = use.method.side(ids)
-                if side is not None:
-                    sides[use.key] = side
-                bags[use.key] = torch.cat([length.new_zeros(1, dtype=torch.int64), length.cumsum(0)])
-        distinct, place_of = each_once(repeated, [k for use in self.distinct_uses for k in use.positions])
-        places = iter(place_of)
+        found = {use.key: batch.of(use.feature, spec=use.method.spec) for use in self.uses}
+        ids = {key: Ids(ids_N, lengths_B) for key, (ids_N, lengths_B) in found.items()}
         return Addressed(
-            pooled=self._jagged(pooled_ids, pooled_lengths),
-            per_id=self._jagged(per_id, one_id_bags(per_id)),
-            distinct=self._jagged(distinct, one_id_bags(distinct)),
-            places={use.key: torch.stack([next(places) for _ in use.positions]) for use in self.distinct_uses},
-            bags=bags,
-            sides=sides,
-            lengths=mean_lengths,
+            paths={kind: path.address(ids) for kind, path in self.paths.items()},
+            bags={key: bag_offsets(found[key][1]) for key in self.keys_per_id},
             batch_size=batch.batch_size,
         )
 
@@ -131,10 +104,8 @@ class TableCollection(Tables):
         sharded, ids
         travel to the processes that hold them: all must call this together, on the thread that calls `forward`.
         """
-        stores = (self.pooled_rows, self.per_id_rows, self.distinct_rows)
-        for rows, jagged in zip(stores, (addressed.pooled, addressed.per_id, addressed.distinct), strict=True):
-            if rows is not None and jagged is not None:
-                rows.prefetch(jagged.values(), jagged.offsets())
+        for kind, path in self.paths.items():
+            path.prefetch(addressed.paths[kind])
 
     def announce(self, features: KeyedJaggedTensor) -> Addressed:
         """What a data loader's thread does with a batch that is going to be trained on: `address`, and `prefetch` where
@@ -145,18 +116,6 @@ class TableCollection(Tables):
         if self.sharding is None:
             self.prefetch(addressed)
         return addressed
-
-    @staticmethod
-    def _jagged(ids: list[Tensor], lengths: list[Tensor]) -> KeyedJaggedTensor | None:
-        if not ids:
-            return None
-        keys = [f"lookup{k}" for k in range(len(ids))]
-        lengths_KS = torch.cat(lengths)
-        offsets = torch.zeros(lengths_KS.numel() + 1, dtype=torch.int64)
-        torch.cumsum(lengths_KS, 0, out=offsets[1:])
-        return KeyedJaggedTensor(
-            keys=keys, values=torch.cat(ids), lengths=lengths_KS, offsets=offsets, stride=lengths[0].numel()
-        )
 
     def forward(self, features: KeyedJaggedTensor | Addressed) -> KeyedTensor:
         """Pooled logical rows: keys are the features, values [B, sum D].
@@ -173,21 +132,27 @@ class TableCollection(Tables):
         Only the lookups in `keys_per_id` have such rows: of methods that are not linear in their rows, and of tables
         with `fused_pooling=False`.
         """
-        self._begin_pass()
         addressed = features if isinstance(features, Addressed) else self.address(features)
         per_id: dict[str, Tensor] = {}
-        if self._is_direct:
-            values = self._look_up(self.pooled_rows, addressed.pooled)
-        else:
-            per_id = {**self._per_id(addressed), **self._distinct(addressed)}
-            outputs = self._pooled(addressed)
-            for use in (*self.per_id_uses, *self.distinct_uses):
-                pooling = use.method.spec.pooling
-                outputs[use.key] = pool(per_id[use.key], addressed.bags[use.key], pooling=pooling)
-            values = torch.cat([outputs[key] for key in self.keys], dim=1)
-            if values.shape[1] != self.num_columns:
-                raise self._wrong_width(outputs)
-        (values,) = self._end_pass([values])
+        with self._pass() as within:
+            if self._is_direct:
+                values = self.paths["pooled"].block(addressed.paths["pooled"], within)
+            else:
+                outputs: dict[str, Tensor] = {}
+                for kind, path in self.paths.items():
+                    rows = path.forward(addressed.paths[kind], within)
+                    if kind == "pooled":
+                        outputs |= rows
+                    else:
+                        per_id |= rows
+                for use in self.uses:
+                    if use.key in per_id:
+                        offsets, pooling = addressed.bags[use.key], use.method.spec.pooling
+                        outputs[use.key] = pool(per_id[use.key], offsets, pooling=pooling)
+                values = torch.cat([outputs[key] for key in self.keys], dim=1)
+                if values.shape[1] != self.num_columns:
+                    raise self._wrong_width(outputs)
+            (values,) = self._end_pass([values], within)
         return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=values), per_id
 
     def _wrong_width(self, outputs: Mapping[str, Tensor]) -> ConfigError:
@@ -202,73 +167,17 @@ class TableCollection(Tables):
     @property
     def keys_per_id(self) -> frozenset[str]:
         """Output keys whose rows `look_up` shows before they are pooled."""
-        return frozenset(use.key for use in (*self.per_id_uses, *self.distinct_uses))
+        return frozenset(use.key for kind, path in self.paths.items() if kind != "pooled" for use in path.uses)
 
     @property
     def _is_direct(self) -> bool:
-        """The row store's output is the collection's: every method linear and its rows side by side, every pooling a
-        sum."""
-        return (
-            len(self.pooled_uses) == len(self.keys)
-            and all(use.method.side_by_side for use in self.pooled_uses)
-            and all(spec.pooling == "sum" for spec in self.specs)
-        )
-
-    def _parts(self, rows: RowStore, ids: KeyedJaggedTensor | None) -> tuple[Tensor, ...]:
-        """Rows [S, width] of each lookup."""
-        assert ids is not None
-        with torch.set_grad_enabled(self.rows_learn and torch.is_grad_enabled()):
-            return rows.parts(ids.values(), ids.offsets())
-
-    def _look_up(self, rows: RowStore | None, ids: KeyedJaggedTensor | None) -> Tensor:
-        """The same, side by side."""
-        assert rows is not None
-        assert ids is not None
-        with torch.set_grad_enabled(self.rows_learn and torch.is_grad_enabled()):
-            looked_up: Tensor = rows(ids.values(), ids.offsets())
-        return looked_up
-
-    def _pooled(self, addressed: Addressed) -> dict[str, Tensor]:
-        if self.pooled_rows is None:
-            return {}
-        rows = self._parts(self.pooled_rows, addressed.pooled)
-        outputs = {}
-        for use in self.pooled_uses:
-            out = use.method.combine(tuple(rows[k] for k in use.positions), None)
-            if use.method.spec.pooling == "mean":
-                out = out / self.there(addressed.lengths[use.key]).clamp(min=1)[:, None]
-            outputs[use.key] = out
-        return outputs
-
-    def _per_id(self, addressed: Addressed) -> dict[str, Tensor]:
-        """Logical rows [N, D] of the ids of each use."""
-        rows: tuple[Tensor, ...] = ()
-        if self.per_id_rows is not None:
-            rows = self._parts(self.per_id_rows, addressed.per_id)
-        outputs = {}
-        for use in self.per_id_uses:
-            num_ids = int(addressed.bags[use.key][-1])
-            own = tuple(rows[k] if len(rows[k]) == num_ids else rows[k][:num_ids] for k in use.positions)
-            outputs[use.key] = use.method.combine(own, self.side_of(use, addressed.sides))
-        return outputs
-
-    def _distinct(self, addressed: Addressed) -> dict[str, Tensor]:
-        """The same, of the methods that ask for each row once."""
-        if self.distinct_rows is None:
-            return {}
-        rows = self._parts(self.distinct_rows, addressed.distinct)
-        outputs = {}
-        for use in self.distinct_uses:
-            own = tuple(rows[k] for k in use.positions)
-            places_LN = self.there(addressed.places[use.key])
-            outputs[use.key] = use.method.combine_distinct(own, places_LN, self.side_of(use, addressed.sides))
-        return outputs
+        """The row store's output is the collection's."""
+        pooled = self.paths.get("pooled")
+        return len(self.paths) == 1 and isinstance(pooled, PooledPath) and pooled.is_direct
 
     def row_stores(self) -> list[RowStore]:
-        """The row stores that are in use: at most one for linear methods, one for those that ask for rows once, one for
-        the others."""
-        stores = (self.pooled_rows, self.per_id_rows, self.distinct_rows)
-        return [rows for rows in stores if rows is not None]
+        """The row stores that are in use: one for each path that has rows."""
+        return [path.store for path in self.paths.values() if path.store is not None]
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """The logical tables as TorchRec describes them: its own models read this."""
@@ -277,43 +186,3 @@ class TableCollection(Tables):
     def is_weighted(self) -> bool:
         """False: ids carry no weights."""
         return False
-
-
-def _pooled_late(methods: Sequence[Method]) -> set[str]:
-    """Physical tables whose rows are shown before they are pooled: those of tables that ask for it, and those that
-    share with them."""
-    late = {table.name for method in methods if not method.spec.fused_pooling for table in method.physical}
-    while True:
-        names = [{table.name for table in method.physical} for method in methods]
-        reached = late.union(*(own for own in names if own & late))
-        if reached == late:
-            return late
-        late = reached
-
-
-def _kind(method: Method, late: set[str]) -> Literal["pooled", "per id", "distinct"]:
-    """How the rows of a method are looked up: pooled in the kernel, per id, or each distinct row of a batch once."""
-    if not method.linear:
-        return "distinct" if method.asks_once else "per id"
-    return "per id" if late & {table.name for table in method.physical} else "pooled"
-
-
-def pool(rows_ND: Tensor, offsets: Tensor, *, pooling: str) -> Tensor:
-    """Rows of each bag to one: their sum or mean, zeros for an empty bag.
-
-    Args:
-        rows_ND: logical rows, bag after bag.
-        offsets: int64 [B + 1], best in host memory: they are read.
-
-    Returns:
-        [B, D].
-    """
-    lengths = offsets.diff()
-    if rows_ND.shape[0] == lengths.numel() and bool((lengths == 1).all()):
-        return rows_ND
-    lengths = lengths.to(rows_ND.device, non_blocking=True)
-    bags_N = torch.repeat_interleave(
-        torch.arange(lengths.numel(), device=lengths.device), lengths, output_size=rows_ND.shape[0]
-    )
-    pooled_BD = rows_ND.new_zeros(lengths.numel(), rows_ND.shape[1]).index_add(0, bags_N, rows_ND)
-    return pooled_BD / lengths.clamp(min=1)[:, None] if pooling == "mean" else pooled_BD

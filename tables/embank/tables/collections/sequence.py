@@ -12,18 +12,18 @@ Two inputs, two outputs, one lookup:
 """
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchrec import JaggedTensor, KeyedJaggedTensor
 
-from embank.tables.collections.addressed import AddressedSequence, each_once, one_id_bags
+from embank.tables.collections.addressed import AddressedSequence, PathIds
 from embank.tables.collections.bags import Bags, missing_ids, out_of_range
-from embank.tables.collections.base import Tables, Use
+from embank.tables.collections.base import Tables
+from embank.tables.collections.paths import Ids, Pass, Use
 from embank.tables.errors import ConfigError, DataError
-from embank.tables.method.base import Method
+from embank.tables.method.base import Method, combination
 from embank.tables.rows import RowOptimizer, RowStore, RowTier
 from embank.tables.rows.store_spec import Backend
 from embank.tables.specs import TableSpec
@@ -85,8 +85,8 @@ class SequenceCollection(Tables):
             for group in method.spec.feature_names:
                 members.setdefault(group, []).append(method)
         pairs = [(method, group) for group, methods in members.items() for method in methods]
-        self.rows, self.uses = self._build(pairs, one_lookup_per_table=dedupe)
-        self.groups = {group: tuple(use for use in self.uses if use.feature == group) for group in members}
+        self.path = self._path("distinct" if dedupe else "per id", pairs)
+        self.groups = {group: tuple(use for use in self.path.uses if use.feature == group) for group in members}
         self.dims = {group: sum(use.method.spec.embedding_dim for use in uses) for group, uses in self.groups.items()}
 
     def address(self, ids: Mapping[str, Tensor] | KeyedJaggedTensor) -> AddressedSequence:
@@ -100,111 +100,97 @@ class SequenceCollection(Tables):
             IdRangeError: an id outside its table.
             DataError: a group is missing, has another shape, is not of integers, or carries weights.
         """
-        lengths: dict[str, Tensor] = {}
+        if isinstance(ids, KeyedJaggedTensor):
+            return self._address_jagged(ids)
         shapes: dict[str, tuple[int, ...]] = {}
         columns: list[Tensor] = []  # ids [N] of each use
-        if isinstance(ids, KeyedJaggedTensor):
-            jagged = Bags(ids)
-            for use in self.uses:
-                ids_N, lengths[use.feature] = jagged.of(use.feature, spec=use.method.spec)
-                shapes[use.feature] = (ids_N.numel(),)
-                columns.append(ids_N)
-        else:
-            for group, uses in self.groups.items():
-                if group not in ids:
-                    raise missing_ids(group, table=uses[0].method.spec.name, present=ids)
-                columns += _columns(ids[group], group=group, uses=uses)
-                shapes[group] = tuple(ids[group].shape[:2])
-        physical: list[Tensor] = []
-        sides: dict[str, Tensor] = {}
-        for use, ids_N in zip(self.uses, columns, strict=True):
-            physical += use.method.address(ids_N)
-            side = use.method.side(ids_N)
-            if side is not None:
-                sides[use.key] = side
-        places = None
-        if self.dedupe:
-            physical, places = each_once(physical, [position for use in self.uses for position in use.positions])
-        offsets, row_ids = torch.zeros(1, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-        if physical:
-            bag_lengths = torch.cat(one_id_bags(physical))
-            offsets, row_ids = torch.cat([offsets, bag_lengths.cumsum(0)]), torch.cat(physical)
+        for group, uses in self.groups.items():
+            if group not in ids:
+                raise missing_ids(group, table=uses[0].method.spec.name, present=ids)
+            columns += _columns(ids[group], group=group, uses=uses)
+            shapes[group] = tuple(ids[group].shape[:2])
+        given = {use.key: Ids(ids_N) for use, ids_N in zip(self.path.uses, columns, strict=True)}
+        return AddressedSequence(paths={_PATH: self.path.address(given)}, shapes=shapes)
+
+    def _address_jagged(self, features: KeyedJaggedTensor) -> AddressedSequence:
+        batch = Bags(features)
+        found = [batch.of(use.feature, spec=use.method.spec) for use in self.path.uses]
+        pairs = list(zip(self.path.uses, found, strict=True))
         return AddressedSequence(
-            row_ids=row_ids, offsets=offsets, places=places, sides=sides, shapes=shapes, lengths=lengths
+            paths={_PATH: self.path.address({use.key: Ids(ids_N) for use, (ids_N, _) in pairs})},
+            shapes={use.feature: (ids_N.numel(),) for use, (ids_N, _) in pairs},
+            bag_lengths={use.feature: lengths_B for use, (_, lengths_B) in pairs},
+            batch_size=batch.batch_size,
         )
 
     def prefetch(self, addressed: AddressedSequence) -> None:
         """A hint that `forward` will be called with this batch soon, in the order of the hints. Never changes
         results."""
-        if self.rows is not None:
-            self.rows.prefetch(addressed.row_ids, addressed.offsets)
+        self.path.prefetch(addressed.paths[_PATH])
 
     def forward(
         self, ids: Mapping[str, Tensor] | KeyedJaggedTensor | AddressedSequence
     ) -> dict[str, Tensor] | dict[str, JaggedTensor]:
-        """Logical rows, one per id.
+        """Logical rows, one per id: `look_up` of tensors by group, `look_up_jagged` of bags.
 
         Args:
             ids: by group, or what `address` made of them.
+        """
+        addressed = ids if isinstance(ids, AddressedSequence) else self.address(ids)
+        return self.look_up_jagged(addressed) if addressed.is_jagged else self.look_up(addressed)
+
+    def look_up(self, ids: Mapping[str, Tensor] | AddressedSequence) -> dict[str, Tensor]:
+        """Logical rows of ids by group.
+
+        Args:
+            ids: integers [B, T, H] by group, or what `address` made of them.
 
         Returns:
-            By group [B, T, sum D], tables side by side in their order. For jagged ids by feature ("feature@table" where
-            several tables look it up): JaggedTensors with rows [N, D] and the input's lengths.
+            By group [B, T, sum D], tables side by side in their order.
         """
-        self._begin_pass()
         addressed = ids if isinstance(ids, AddressedSequence) else self.address(ids)
-        blocks = self._blocks(addressed)
-        if not addressed.lengths:
-            joined = {group: self._joined(group, blocks[group], addressed) for group in addressed.shapes}
-            ended = zip(addressed.shapes.items(), self._end_pass(list(joined.values())), strict=True)
-            return {group: rows_NW.view(*shape, self.dims[group]) for (group, shape), rows_NW in ended}
-        keyed = {
-            (group, use.key): rows_ND
-            for group, uses in self.groups.items()
-            for use, rows_ND in zip(uses, self._combined(group, blocks[group], addressed), strict=True)
-        }
+        with self._pass() as within:
+            rows = self._joined(addressed.paths[_PATH], within)
+            ended = zip(
+                addressed.shapes.items(), self._end_pass([rows[g] for g in addressed.shapes], within), strict=True
+            )
+        return {group: rows_NW.view(*shape, self.dims[group]) for (group, shape), rows_NW in ended}
+
+    def look_up_jagged(self, ids: KeyedJaggedTensor | AddressedSequence) -> dict[str, JaggedTensor]:
+        """Logical rows of bags of ids.
+
+        Args:
+            ids: ids by feature, or what `address` made of them.
+
+        Returns:
+            By feature ("feature@table" where several tables look it up): rows [N, D] and the input's lengths.
+        """
+        addressed = ids if isinstance(ids, AddressedSequence) else self.address(ids)
+        with self._pass() as within:
+            rows = self.path.forward(addressed.paths[_PATH], within)
+            uses = [use for own in self.groups.values() for use in own]
+            ended = self._end_pass([rows[use.key] for use in uses], within)
+        lengths = {group: self.path.moved(lengths) for group, lengths in addressed.bag_lengths.items()}
         return {
-            key: JaggedTensor(values=rows_ND, lengths=self.there(addressed.lengths[group]))
-            for (group, key), rows_ND in zip(keyed, self._end_pass(list(keyed.values())), strict=True)
+            use.key: JaggedTensor(values=rows_ND, lengths=lengths[use.feature])
+            for use, rows_ND in zip(uses, ended, strict=True)
         }
 
-    def _blocks(self, addressed: AddressedSequence) -> dict[str, Tensor]:
-        """Physical rows [N, sum width] of each group's ids, lookups side by side."""
-        sizes = {group: prod(shape) for group, shape in addressed.shapes.items()}
-        if self.rows is None:
-            return {group: torch.empty(size, 0, device=self.device) for group, size in sizes.items()}
-        with torch.set_grad_enabled(self.rows_learn and torch.is_grad_enabled()):
-            looked_up = self.rows(addressed.row_ids, addressed.offsets)
-        if addressed.places is None:
-            blocks = _split(looked_up, [sum(self._widths(group)) for group in self.groups])
-            pairs = zip(self.groups, blocks, strict=True)
-            return {group: block if len(block) == sizes[group] else block[: sizes[group]] for group, block in pairs}
-        by_table = _split(looked_up, self.rows.dims)
-        places = iter(addressed.places)
-        spread = {}
-        for group, uses in self.groups.items():
-            rows = [by_table[k].index_select(0, self.there(next(places))) for use in uses for k in use.positions]
-            spread[group] = torch.cat(rows, dim=1) if rows else torch.empty(sizes[group], 0, device=self.device)
-        return spread
+    def _joined(self, batch: PathIds, within: Pass) -> dict[str, Tensor]:
+        """Logical rows [N, sum D] of each group. Where they are the physical rows side by side, nothing is copied."""
+        if not self._is_direct:
+            rows = self.path.forward(batch, within)
+            return {group: _side_by_side([rows[use.key] for use in uses]) for group, uses in self.groups.items()}
+        blocks = _split(self.path.block(batch, within), list(self.dims.values()))
+        num_ids = dict(zip([use.key for use in self.path.uses], batch.num_ids, strict=True))
+        sizes = {group: num_ids[uses[0].key] for group, uses in self.groups.items()}
+        pairs = zip(self.groups, blocks, strict=True)
+        return {group: block if len(block) == sizes[group] else block[: sizes[group]] for group, block in pairs}
 
-    def _widths(self, group: str) -> list[int]:
-        """Width of each lookup of a group."""
-        return [self.rows.dims[k] for use in self.groups[group] for k in use.positions] if self.rows is not None else []
-
-    def _joined(self, group: str, block_NW: Tensor, addressed: AddressedSequence) -> Tensor:
-        """Logical rows [N, sum D] of a group; where these lie side by side they are its physical rows, and nothing is
-        copied."""
-        if all(use.method.side_by_side for use in self.groups[group]):
-            return block_NW
-        return torch.cat(self._combined(group, block_NW, addressed), dim=1)
-
-    def _combined(self, group: str, block_NW: Tensor, addressed: AddressedSequence) -> list[Tensor]:
-        """Logical rows [N, D] of each table of a group."""
-        lookups = iter(_split(block_NW, self._widths(group)))
-        return [
-            use.method.combine(tuple(next(lookups) for _ in use.positions), self.side_of(use, addressed.sides))
-            for use in self.groups[group]
-        ]
+    @property
+    def _is_direct(self) -> bool:
+        """Logical rows are what the kernel has looked up."""
+        return not self.dedupe and all(combination(use.method) == "side by side" for use in self.path.uses)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -213,7 +199,11 @@ class SequenceCollection(Tables):
 
     def row_stores(self) -> list[RowStore]:
         """The row store, if there is a table with rows."""
-        return [] if self.rows is None else [self.rows]
+        return [] if self.path.store is None else [self.path.store]
+
+
+_PATH = "rows"
+"""The one lookup path of a sequence."""
 
 
 def _columns(ids_BTH: Tensor, *, group: str, uses: Sequence[Use]) -> list[Tensor]:
@@ -241,3 +231,8 @@ def _columns(ids_BTH: Tensor, *, group: str, uses: Sequence[Use]) -> list[Tensor
 def _split(rows_NW: Tensor, widths: Sequence[int]) -> Sequence[Tensor]:
     """Columns of each width; the tensor itself where there is one, which spares the backward pass a copy."""
     return [rows_NW] if len(widths) == 1 else torch.split(rows_NW, list(widths), dim=1)
+
+
+def _side_by_side(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of several tables as one; the tensor itself where there is one."""
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows), dim=1)

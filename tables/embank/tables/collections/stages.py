@@ -15,8 +15,9 @@ from torch import nn
 from embank.tables.collections.base import Tables
 from embank.tables.collections.held_rows import HeldRows, by_class
 from embank.tables.errors import ConfigError
-from embank.tables.method.base import Advance, Carry, Method, Stage
+from embank.tables.method.base import physical_tables
 from embank.tables.method.local_rows import Score
+from embank.tables.method.schedule import Advance, Carry, Schedule, Stage, is_last_stage, stages_of
 from embank.tables.rows.physical import PhysicalTable
 from embank.tables.specs import TableSpec
 
@@ -34,20 +35,19 @@ def planned_stages(tables: Tables) -> tuple[Stage, ...]:
             another beginning or end.
     """
     methods = list(tables.built_methods())
-    staged = [method for method in methods if len(method.stages) > 1]
+    staged = [method for method in methods if len(stages_of(method)) > 1]
     if not staged:
-        return next((method for method in methods if method.stages != Method.stages), methods[0]).stages
+        return stages_of(next((method for method in methods if stages_of(method) != Schedule.stages), methods[0]))
     first = staged[0]
     for other in staged[1:]:
-        if not _go_together(first.stages, other.stages):
+        if not _go_together(stages_of(first), stages_of(other)):
             raise ConfigError(
                 f"table '{first.spec.name}' (method '{first.spec.method}') trains in the stages "
-                f"{_told(first.stages)}, table "
-                f"'{other.spec.name}' (method '{other.spec.method}') in {_told(other.stages)}, which can't be trained "
-                "as one; store both by "
-                "one of these methods, or one of them by a method of one stage"
+                f"{_told(stages_of(first))}, table '{other.spec.name}' (method '{other.spec.method}') in "
+                f"{_told(stages_of(other))}, which can't be trained as one; store both by one of these methods, or one "
+                "of them by a method of one stage"
             )
-    distinct = list(dict.fromkeys(method.stages for method in staged))
+    distinct = list(dict.fromkeys(stages_of(method) for method in staged))
     return tuple(_merged(stages) for stages in zip(*distinct, strict=True))
 
 
@@ -97,36 +97,34 @@ def restored_specs(specs: Sequence[TableSpec], state: Mapping[str, Mapping[str, 
 @contextmanager
 def rows_held(tables: Tables) -> Iterator[None]:
     """Looks rows up without a gradient: a backward pass leaves them, their optimizer state and their projections alone,
-    and the forward pass leaves the methods' statistics alone (`Method.learns`)."""
-    did_learn, tables.rows_learn = tables.rows_learn, False
-    methods = {method: method.learns for method in tables.built_methods()}
-    for method in methods:
-        method.learns = False
+    and the forward pass leaves the methods' statistics alone (`statistics_move`)."""
+    before = tables.rows_learn, tables.statistics_learn
+    tables.rows_learn = tables.statistics_learn = False
     try:
         yield
     finally:
-        tables.rows_learn = did_learn
-        for method, learned in methods.items():
-            method.learns = learned
+        tables.rows_learn, tables.statistics_learn = before
 
 
 @torch.no_grad()
 def after_step(tables: Tables, *, step: int, num_steps: int) -> None:
-    """Lets methods change rows after a training step, see `Method.after_step`. `Tables.step` calls it."""
+    """Lets methods change rows after a training step, see `Schedule.after_step`. `Tables.step` calls it."""
     tables.training_state.num_unfinished = 0
-    for cls, methods in by_class(tables).items():
-        if cls.after_step.__func__ is not Method.after_step.__func__:  # type: ignore[attr-defined]
+    for methods in by_class(tables).values():
+        schedule = methods[0].traits.schedule
+        if type(schedule).after_step is not Schedule.after_step:
             with HeldRows(tables) as rows:
-                cls.after_step(methods, rows, step=step, num_steps=num_steps)
+                schedule.after_step(methods, rows, step=step, num_steps=num_steps, seed=tables.seed)
 
 
 @torch.no_grad()
 def settle(tables: Tables) -> None:
-    """Makes rows what will be served, see `Method.settle`. In stages before the last it does nothing."""
-    for cls, methods in by_class(tables).items():
-        if methods[0].spec.stage == len(cls.stages) - 1:
+    """Makes rows what will be served, see `Schedule.settle`. In stages before the last it does nothing."""
+    for methods in by_class(tables).values():
+        schedule = methods[0].traits.schedule
+        if schedule.settles and is_last_stage(methods[0]):
             with HeldRows(tables) as rows:
-                cls.settle(methods, rows)
+                schedule.settle(methods, rows)
 
 
 def advance(tables: AnyTables, *, score: Score | None = None) -> AnyTables:
@@ -143,10 +141,10 @@ def advance(tables: AnyTables, *, score: Score | None = None) -> AnyTables:
     """
     found: dict[str, Advance] = {}
     rows = HeldRows(tables)
-    for cls, methods in by_class(tables).items():
-        if methods[0].spec.stage + 1 < len(cls.stages):
+    for methods in by_class(tables).values():
+        if not is_last_stage(methods[0]):
             with torch.no_grad():
-                advances = cls.advance(methods, rows, score=score)
+                advances = methods[0].traits.schedule.advance(methods, rows, score=score, seed=tables.seed)
             found |= {method.spec.name: entry for method, entry in zip(methods, advances, strict=True)}
     if not found:
         raise ConfigError("the tables are in their last stage; there is none to advance to")
@@ -161,7 +159,7 @@ def advance(tables: AnyTables, *, score: Score | None = None) -> AnyTables:
         entry = found.get(new.spec.name)
         if entry is None:
             new.load_state_dict(old.state_dict())
-            carries: Mapping[str, Carry] = {table.name: Carry(table=table.name) for table in new.physical}
+            carries: Mapping[str, Carry] = {table.name: Carry(table=table.name) for table in physical_tables(new)}
         else:
             new.load_state_dict({**new.state_dict(), **entry.dense})
             carries = entry.carries
@@ -190,7 +188,7 @@ def carry_rows(carry: Carry, *, table: PhysicalTable, source: HeldRows, target: 
 
 def finished(tables: AnyTables) -> AnyTables:
     """The collection in its last stage and settled, as if every stage before had been trained for zero steps."""
-    while any(m.spec.stage + 1 < len(m.stages) for m in tables.built_methods()):
+    while not all(is_last_stage(method) for method in tables.built_methods()):
         tables = advance(tables)
     settle(tables)
     return tables
@@ -198,4 +196,5 @@ def finished(tables: AnyTables) -> AnyTables:
 
 def search_parameters(tables: Tables) -> list[nn.Parameter]:
     """What validation batches move in a stage that alternates."""
-    return [parameter for method in tables.built_methods() for parameter in method.search_parameters()]
+    methods = tables.built_methods()
+    return [parameter for method in methods for parameter in method.traits.schedule.search_parameters(method)]

@@ -59,7 +59,7 @@ def is_identity(value: Any) -> bool:
 def row_names(tables: "Tables") -> dict[str, str]:
     """The name of each physical table's rows in a `state_dict`."""
     names = {t.name: f"rows.{state_name(t.name)}.weight" for m in tables.built_methods() for t in m.physical}
-    plain = [method.spec.name for method in tables.built_methods() if method.is_plain]
+    plain = [method.spec.name for method in tables.built_methods() if method.traits.is_plain]
     return names | {name: f"{tables.plain_prefix}.{state_name(name)}.weight" for name in plain}
 
 
@@ -182,14 +182,14 @@ def _refuse_foreign(tables: "Tables", state: Mapping[str, Any], *, prefix: str) 
         return
     for method in tables.built_methods():
         spec = method.spec
-        if not method.is_plain and f"{prefix}{tables.plain_prefix}.{state_name(spec.name)}.weight" in state:
+        if not method.traits.is_plain and f"{prefix}{tables.plain_prefix}.{state_name(spec.name)}.weight" in state:
             raise CheckpointError(
                 f"{what} holds plain rows of table '{spec.name}', which has method '{spec.method}' here. Use method "
                 "'full', or leave "
                 "the table out"
             )
         named = [row_names(tables)[table.name] for table in method.physical]
-        if not method.is_plain and any(prefix + name in state for name in named):
+        if not method.traits.is_plain and any(prefix + name in state for name in named):
             raise CheckpointError(
                 f"{what} has rows of table '{spec.name}' but no '{prefix}_extra_state', which tells how they are "
                 "stored. Keep all names "

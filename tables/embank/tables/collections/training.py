@@ -7,8 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from embank.tables.collections.paths import Losses
 from embank.tables.errors import ConfigError
 from embank.tables.method.base import Method
+from embank.tables.method.schedule import Schedule
 from embank.tables.scalars import as_whole
 
 if TYPE_CHECKING:
@@ -92,10 +94,10 @@ class _Accompanied(torch.autograd.Function):
         return None, None, value, *grads
 
 
-def accompanied(tables: "Tables", outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+def accompanied(tables: "Tables", outputs: Sequence[Tensor], losses: Losses) -> Sequence[Tensor]:
     """The outputs of a training pass, so that a backward pass from any of them also trains by what methods add to the
     loss."""
-    value = summed_losses(tables)
+    value = summed_losses(tables, losses)
     loss = PassLoss(value)
     tables.training_state.last = loss
     result: tuple[Tensor, ...] = _Accompanied.apply(tables, loss, value, *outputs)  # type: ignore[no-untyped-call]
@@ -103,14 +105,25 @@ def accompanied(tables: "Tables", outputs: Sequence[Tensor]) -> Sequence[Tensor]
 
 
 def needs_company(method: Method) -> bool:
-    """Whether a method adds to the loss, or must know of backward passes."""
-    return method.has_schedule or type(method).extra_loss is not Method.extra_loss
+    """Whether a method may add to the loss, or must know of backward passes."""
+    schedule = method.traits.schedule
+    return schedule.is_followed(method) or type(schedule).loss is not Schedule.loss or method.traits.adds_loss
 
 
-def summed_losses(tables: "Tables") -> Tensor | None:
-    """What methods add to the loss of the forward pass that has just run."""
-    losses = [loss for method in tables.built_methods() if (loss := method.extra_loss()) is not None]
-    return torch.stack(losses).sum() if losses else None
+def summed_losses(tables: "Tables", losses: Losses) -> Tensor | None:
+    """What methods add to the loss of a forward pass, method by method.
+
+    Args:
+        tables: whose methods they are.
+        losses: what their rows added in it.
+    """
+    total: list[Tensor] = []
+    for method in tables.built_methods():
+        own = [loss for other, loss in losses if other is method]
+        constant = method.traits.schedule.loss(method)
+        total += [torch.stack(own).sum()] if own else []
+        total += [] if constant is None else [constant]
+    return torch.stack(total).sum() if total else None
 
 
 def replica_error() -> ConfigError:
@@ -137,7 +150,7 @@ def forbid_backward(outputs: Sequence[Tensor], *, error: Callable[[], Exception]
 
 def scheduled(tables: "Tables") -> Method | None:
     """A method that follows a schedule in the stage that it is in, if there is one."""
-    return next((method for method in tables.built_methods() if method.has_schedule), None)
+    return next((method for method in tables.built_methods() if method.traits.schedule.is_followed(method)), None)
 
 
 def refuse_unknown_length(tables: "Tables") -> None:

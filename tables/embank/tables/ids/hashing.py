@@ -53,12 +53,12 @@ def _xor_shift(z: Tensor, bits: int) -> Tensor:
     return z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))  # int64 shifts copies of the sign in; the mask drops them
 
 
-def mix64(ids: Tensor, *, salt: int = 0) -> Tensor:
+def mix64(ids: Tensor, *, salt: int | Tensor = 0) -> Tensor:
     """Mixes ids with a salt into 64 well-spread bits.
 
     Args:
         ids: integers, any shape, any value; narrower ones are widened first.
-        salt: int64, see `salt64`.
+        salt: int64, see `salt64`; a tensor of no dimensions where it is part of a graph that is exported.
 
     Returns:
         int64 of the same shape; for one salt a bijection of the ids.
@@ -73,7 +73,7 @@ def mix64(ids: Tensor, *, salt: int = 0) -> Tensor:
     return _xor_shift(z, 31)
 
 
-def hash_rows(ids: Tensor, *, num_rows: int, salt: int) -> Tensor:
+def hash_rows(ids: Tensor, *, num_rows: int, salt: int | Tensor) -> Tensor:
     """Rows in [0, num_rows) for ids: 63 mixed bits modulo the number of rows.
 
     The bias of the modulo is below num_rows / 2**63: nothing that can be measured.
@@ -81,7 +81,7 @@ def hash_rows(ids: Tensor, *, num_rows: int, salt: int) -> Tensor:
     Args:
         ids: int64, any shape.
         num_rows: at least 1.
-        salt: int64, see `salt64`.
+        salt: int64, as for `mix64`.
 
     Returns:
         int64 of the same shape.

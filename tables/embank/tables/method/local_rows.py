@@ -19,13 +19,7 @@ class Score(Protocol):
 
 
 class LocalRows(ABC):
-    """The rows of physical tables that this process holds: all of them, or its shards.
-
-    Attributes:
-        seed: the collection's, on which whatever a method draws besides its batches depends.
-    """
-
-    seed: int = 0
+    """The rows of physical tables that this process holds: all of them, or its shards."""
 
     @abstractmethod
     def __getitem__(self, table: str) -> Tensor:

@@ -111,10 +111,10 @@ def refuse_differing(methods: Sequence["Method"]) -> None:
     """
     for cls in dict.fromkeys(type(method) for method in methods):
         first, *others = (method for method in methods if type(method) is cls)
-        for name in cls.common_options:
-            value = getattr(first.options(), name)
+        for name in cls.traits.schedule.common_options:
+            value = getattr(first.options, name)
             for method in others:
-                other = getattr(method.options(), name)
+                other = getattr(method.options, name)
                 if other != value:
                     raise ConfigError(
                         f"table '{first.spec.name}' has {name} {value} and table '{method.spec.name}' has {name} "

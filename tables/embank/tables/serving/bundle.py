@@ -2,9 +2,9 @@
 
 A bundle is a folder that is written once and never changed:
 
-    manifest.json          versions; of each table its name, shape, features, method, packed class and plain attributes;
-                           the output's keys; what the tables were trained as (options, budget, number of ids); the
-                           caller's facts
+    manifest.json          versions; of each table its name, shape, features, method, and what it is served as: spine,
+                           codecs, their plain attributes; the output's keys; what the tables were trained as (options,
+                           budget, number of ids); the caller's facts
     tables.safetensors     the tensors of all packed tables, each once, however many tables share it
     network.safetensors    parameters and buffers of the network, if there is one
     checksums.json         SHA-256 and bytes of each file
@@ -31,9 +31,9 @@ from embank.tables.collections.state import without_tables
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.ids.hashing import HASH_VERSION
 from embank.tables.ids.token_hash import refuse_other_token_hash
-from embank.tables.method.base import PackedTable
 from embank.tables.serving.packed import PackedCollection, pack_collection
-from embank.tables.serving.packed_forms import packed_class, path_of, restored
+from embank.tables.serving.table import PackedTable, tried
+from embank.tables.serving.version_1 import restored_v1
 from embank.tables.specs import Pooling, TableSpec, token_hash_version_of
 from embank.tables.storage.checkpoint import refuse_no_tables, refuse_non_finite
 from embank.tables.storage.folders import (
@@ -47,7 +47,7 @@ from embank.tables.storage.folders import (
 from embank.tables.storage.resources import refuse_exhausted
 from embank.tables.version import embank_version
 
-FORMAT, FORMAT_VERSION = "embank bundle", 1
+FORMAT, FORMAT_VERSION = "embank bundle", 2
 MANIFEST, TABLES, NETWORK = "manifest.json", "tables.safetensors", "network.safetensors"
 _CURE = "Copy the bundle again or export it again"
 
@@ -66,9 +66,8 @@ class TableEntry:
 
     Args:
         name, num_embeddings, embedding_dim, feature_names, pooling: as in `TableSpec`.
-        method: name of the method, whose module has the packed class.
-        packed: name of that class.
-        facts: what `PackedTable.manifest` gave.
+        method: name of the method, whose module has the spine.
+        served: what `PackedTable.manifest` gave.
         tensors: buffers of the packed table by name.
     """
 
@@ -78,14 +77,16 @@ class TableEntry:
     feature_names: Sequence[str]
     pooling: Pooling
     method: str
-    packed: str
-    facts: Mapping[str, Any]
+    served: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TableEntry":
         """The inverse of `asdict`."""
         tensors = {name: StoredTensor(**stored) for name, stored in values["tensors"].items()}
+        if "packed" in values:  # version 1
+            served = {"packed": values["packed"], "facts": values["facts"]}
+            values = {name: value for name, value in values.items() if name not in served} | {"served": served}
         return cls(**{**values, "tensors": tensors})
 
     def spec(self) -> TableSpec:
@@ -109,8 +110,8 @@ def save_bundle(
 ) -> None:
     """Writes tables in their inference form; at every moment either nothing or all of it is at `folder`.
 
-    Rows are settled first (see `Method.settle`), and written from where they are: only those that are padded in memory
-    are copied.
+    Rows are settled first (see `Schedule.settle`), and written from where they are: only those that are padded in
+    memory are copied.
 
     Args:
         folder: must not exist yet.
@@ -122,8 +123,7 @@ def save_bundle(
     Raises:
         CheckpointError: the folder exists.
         ConfigError: a table is not in its last stage, rows are sharded, the facts are no JSON, the network holds
-            something else than tensors or the rows of other tables, or a method keeps its packed class in another
-            module.
+            something else than tensors or the rows of other tables, or a method's module does not name its spine.
         WorkError: rows are not finite, or the bundle can't be written (full disk, no permission); nothing is left
             behind.
     """
@@ -198,14 +198,6 @@ def _written(folder: Path) -> Iterator[Path]:
 
 
 def _entry(spec: TableSpec, pack: PackedTable, stored: "_Stored") -> TableEntry:
-    cls = type(pack)
-    packed = path_of(cls)
-    if packed_class(spec.method, packed) is not cls:
-        raise ConfigError(
-            f"table '{spec.name}': the packed form {packed} is not in the package of method '{spec.method}', where a "
-            "bundle looks "
-            "for it; define it there, at the top of a module"
-        )
     return TableEntry(
         name=spec.name,
         num_embeddings=spec.num_embeddings,
@@ -213,8 +205,7 @@ def _entry(spec: TableSpec, pack: PackedTable, stored: "_Stored") -> TableEntry:
         feature_names=list(spec.feature_names),
         pooling=spec.pooling,
         method=spec.method,
-        packed=packed,
-        facts=pack.manifest(),
+        served=pack.manifest(),
         tensors={name: stored.add(f"{spec.name}.{name}", tensor) for name, tensor in pack.state_dict().items()},
     )
 
@@ -316,12 +307,11 @@ class Bundle:
                 f"{FORMAT!r}. "
                 "Give a folder that embank export or save_bundle wrote"
             )
-        if manifest.get("format_version") != FORMAT_VERSION:
+        if manifest.get("format_version") not in (1, FORMAT_VERSION):
             raise CheckpointError(
                 f"bundle '{self.path}' has format version {manifest.get('format_version')}; embank {embank_version()} "
-                "reads version "
-                f"{FORMAT_VERSION}. Load it with the embank that wrote it ({self.embank_version}), or export it again "
-                "with this one"
+                f"reads versions 1 and {FORMAT_VERSION}. Load it with the embank that wrote it "
+                f"({self.embank_version}), or export it again with this one"
             )
         if manifest.get("hash_version") != HASH_VERSION:
             raise CheckpointError(
@@ -370,24 +360,25 @@ class Bundle:
             ) from error
 
     def _pack(self, entry: TableEntry, tensors: Mapping[str, Tensor]) -> PackedTable:
+        own = {name: self._shaped(tensors, stored) for name, stored in entry.tensors.items()}
         try:
-            cls = packed_class(entry.method, entry.packed)
+            table = self._restored(entry, own)
+            return tried(table, entry.spec())
         except ConfigError as error:
             raise CheckpointError(
                 f"table '{entry.name}' of bundle '{self.path}' can't be loaded: {error}. Install the package that has "
                 "the method"
             ) from error
-        if cls is None:
-            raise CheckpointError(
-                f"table '{entry.name}' of bundle '{self.path}' is a {entry.packed}, which method '{entry.method}' no "
-                "longer has. "
-                f"Load it with the embank that wrote it ({self.embank_version}), or export it again with this one"
-            )
-        own = {name: self._shaped(tensors, stored) for name, stored in entry.tensors.items()}
-        try:
-            return restored(cls, entry.spec(), entry.facts, own)
-        except (CheckpointError, ConfigError) as error:
+        except CheckpointError as error:
             raise CheckpointError(f"table '{entry.name}' of bundle '{self.path}': {error}") from error
+
+    def _restored(self, entry: TableEntry, tensors: Mapping[str, Tensor]) -> PackedTable:
+        try:
+            if "packed" in entry.served:
+                return restored_v1(entry.spec(), entry.served["packed"], entry.served["facts"], tensors)
+            return PackedTable.restore(entry.method, entry.served, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"what it says of its parts is damaged ({error!r}). {_CURE}") from error
 
     def _read(self, file: str, keys: set[str]) -> dict[str, Tensor]:
         try:

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
-from embank.tables.collections.bags import Bags, bag_configs, output_key
+from embank.tables.collections.bags import Bags, bag_configs, bag_offsets, output_key
 from embank.tables.collections.identity import as_tensor, of_tensor
 from embank.tables.collections.named import NamedModules
-from embank.tables.collections.pooled import TableCollection, pool
+from embank.tables.collections.paths import pool
+from embank.tables.collections.pooled import TableCollection
 from embank.tables.collections.training import refuse_unfinished
 from embank.tables.errors import CheckpointError, ConfigError
-from embank.tables.method.base import PackedTable
+from embank.tables.method.schedule import is_last_stage, stages_of
 from embank.tables.rows.held_bytes import distinct_nbytes
-from embank.tables.serving.packed_forms import path_of
+from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec
 from embank.tables.storage.checkpoint import refuse_no_tables
 
@@ -63,7 +64,7 @@ class PackedCollection(nn.Module):
     def _facts(self) -> dict[str, Any]:
         return {
             spec.name: {
-                "packed": path_of(type(pack)),
+                "method": spec.method,
                 "num_embeddings": spec.num_embeddings,
                 "embedding_dim": spec.embedding_dim,
                 **pack.manifest(),
@@ -92,8 +93,7 @@ class PackedCollection(nn.Module):
         for spec, pack in self.packed_tables():
             for feature in spec.feature_names:
                 ids_N, lengths_B = batch.of(feature, spec=spec)
-                offsets = torch.cat([lengths_B.new_zeros(1, dtype=torch.int64), lengths_B.cumsum(0)])
-                outputs.append(pool(pack.lookup(ids_N), offsets, pooling=spec.pooling))
+                outputs.append(pool(pack.lookup(ids_N), bag_offsets(lengths_B), pooling=spec.pooling))
         return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=torch.cat(outputs, dim=1))
 
     def nbytes(self) -> int:
@@ -127,11 +127,10 @@ def pack_collection(tables: TableCollection) -> PackedCollection:
     tables.refuse_packing_parts()
     refuse_unfinished(tables)
     for method in tables.built_methods():
-        spec, stages = method.spec, method.stages
-        if spec.stage + 1 < len(stages):
+        spec, stages = method.spec, stages_of(method)
+        if not is_last_stage(method):
             raise ConfigError(
                 f"table '{spec.name}' (method '{spec.method}') is in stage '{stages[spec.stage].name}', "
-                f"{spec.stage + 1} of "
-                f"{len(stages)}; only the last one is served. Train it to the end first"
+                f"{spec.stage + 1} of {len(stages)}; only the last one is served. Train it to the end first"
             )
     return PackedCollection(tables.specs, tables.packs())

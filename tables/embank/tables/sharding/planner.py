@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from embank.tables.errors import ConfigError
-from embank.tables.method.base import Method, build_method
+from embank.tables.method.base import Method, physical_tables
+from embank.tables.method.registry import build_method
 from embank.tables.rows.base import padded_dim
 from embank.tables.rows.physical import PhysicalTable
 from embank.tables.rows.store_spec import ROW_DTYPES, RowDtype, RowOptimizer
@@ -98,9 +99,9 @@ def table_loads(
     loads: dict[str, Load] = {}
     for spec in specs:
         method = build_method(spec)
-        for place, table in enumerate(method.physical):
-            weights_R = _expected_lookups(method, place, table, num_samples)
-            lookups = _lookups_per_sample(method, place, num_samples) if weights_R is None else float(weights_R.sum())
+        for table in physical_tables(method):
+            weights_R = _expected_lookups(method, table, num_samples)
+            lookups = _lookups_per_sample(method, table, num_samples) if weights_R is None else float(weights_R.sum())
             before = loads.get(table.name)
             if before is not None:  # another logical table shares its rows
                 lookups += before.lookups
@@ -111,7 +112,7 @@ def table_loads(
                 nbytes_per_row=row_nbytes(table.embedding_dim, optimizer, dtype=row_dtype),
                 lookups=lookups,
                 lookups_R=weights_R,
-                whole_rows=method.whole_rows or (before is not None and before.whole_rows),
+                whole_rows=method.traits.whole_rows or (before is not None and before.whole_rows),
             )
     return list(loads.values())
 
@@ -123,14 +124,14 @@ def row_nbytes(dim: int, optimizer: RowOptimizer, *, dtype: RowDtype = "fp32") -
     return ROW_DTYPES[dtype].itemsize * padded_dim(dim) + state
 
 
-def _lookups_per_sample(method: Method, place: int, num_samples: int | None) -> float:
-    spec, uses = method.spec, method.lookups.count(place)
+def _lookups_per_sample(method: Method, table: PhysicalTable, num_samples: int | None) -> float:
+    spec, uses = method.spec, method.physical.count(table)
     if spec.counts is None or not num_samples:
         return float(uses * len(spec.feature_names))
     return uses * float(spec.counts.sum()) / num_samples
 
 
-def _expected_lookups(method: Method, place: int, table: PhysicalTable, num_samples: int | None) -> Tensor | None:
+def _expected_lookups(method: Method, table: PhysicalTable, num_samples: int | None) -> Tensor | None:
     """Expected lookups per sample of each row, from the counts of the ids that address it."""
     counts = method.spec.counts
     if counts is None or not num_samples:
@@ -139,8 +140,8 @@ def _expected_lookups(method: Method, place: int, table: PhysicalTable, num_samp
     for start in range(0, counts.numel(), IDS_PER_PIECE):
         ids = torch.arange(start, min(counts.numel(), start + IDS_PER_PIECE))
         addressed = method.address(ids)
-        for used, rows in zip(method.lookups, addressed, strict=True):
-            if used == place:
+        for used, rows in zip(method.physical, addressed, strict=True):
+            if used == table:
                 weights_R.index_add_(0, rows, counts[ids].double())
     return weights_R / num_samples
 

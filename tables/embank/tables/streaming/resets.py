@@ -7,7 +7,8 @@ from embank.tables.collections.bags import IdRangeError
 from embank.tables.collections.base import Tables
 from embank.tables.errors import ConfigError
 from embank.tables.ids.hashing import seed_of
-from embank.tables.method.base import Method
+from embank.tables.method.base import Method, combination
+from embank.tables.method.schedule import Schedule
 from embank.tables.wording import nearest_or_all
 
 
@@ -80,17 +81,18 @@ def refuse_shared_rows(tables: Tables, method: Method) -> None:
 
 def _why_not(method: Method) -> str | None:
     """What stands against taking row i for all that there is of id i; None if nothing."""
-    if len(method.physical) != 1 or len(method.lookups) != 1:
-        return f"makes an id's row of {len(method.lookups)} looked-up rows, which other ids use too"
-    if len(method.stages) > 1:
-        return f"trains in {len(method.stages)} stages and decides in one for the next what ids keep"
-    if type(method).after_step.__func__ is not Method.after_step.__func__:  # type: ignore[attr-defined]
+    if len(method.physical) != 1:
+        return f"makes an id's row of {len(method.physical)} looked-up rows, which other ids use too"
+    schedule = method.traits.schedule
+    if len(schedule.stages) > 1:
+        return f"trains in {len(schedule.stages)} stages and decides in one for the next what ids keep"
+    if type(schedule).after_step is not Schedule.after_step:
         return "changes rows as training goes on (pruning, masks), and a fresh row would break its schedule"
     num_ids, num_rows = method.spec.num_embeddings, method.physical[0].num_embeddings
     some = torch.linspace(0, num_ids - 1, 1000, dtype=torch.float64).long()  # a hash maps no thousand ids to themselves
     if num_rows != num_ids or not torch.equal(method.address(some)[0], some):
         return "lets ids share rows"
-    if not method.linear:
+    if combination(method) == "freely":
         return "keeps more for an id than its row (codes, thresholds or a transform)"
     return None
 

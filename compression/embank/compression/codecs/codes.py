@@ -1,0 +1,110 @@
+"""Product codes: a row is cut into C parts, each held as the number of its nearest centroid (`dpq`, `mgqe`).
+
+Legend: K centroids of a codebook, w columns of a part.
+"""
+
+import torch
+from torch import Tensor
+
+from embank.compression.parts.bits import code_bits, pack_values, read_values
+from embank.tables import Coded, Held
+
+_SCORES_PER_CHUNK = 1 << 22
+_ROWS_PER_CHUNK = 1 << 16
+
+
+class CodedRows(Coded):
+    """Codes at their exact bits, those of the first rows and of the others in two streams, and the centroids.
+
+    Args:
+        rows_RD: fp32 rows.
+        centroids_CKw: of each codebook; shared, not copied.
+        num_head: rows below it choose among all centroids, the others among the first few.
+        num_tail_codes: how many these are.
+
+    Attributes:
+        num_rows: of the matrix.
+        head_bits, tail_bits: bits of a code.
+    """
+
+    held = Held(facts=("num_rows", "num_head", "head_bits", "tail_bits"))
+    centroids: Tensor
+    head: Tensor
+    tail: Tensor
+
+    def __init__(self, rows_RD: Tensor, centroids_CKw: Tensor, *, num_head: int, num_tail_codes: int) -> None:
+        super().__init__()
+        self.num_rows, self.num_head = rows_RD.shape[0], num_head
+        self.head_bits, self.tail_bits = code_bits(centroids_CKw.shape[1]), code_bits(num_tail_codes)
+        self.register_buffer("centroids", centroids_CKw.detach().clone())
+        for name, part, bits in (
+            ("head", rows_RD[:num_head], self.head_bits),
+            ("tail", rows_RD[num_head:], self.tail_bits),
+        ):
+            is_head = torch.tensor([name == "head"])
+            streams = []
+            for start in range(0, max(1, part.shape[0]), _ROWS_PER_CHUNK):  # whole bytes: 8 rows divide a chunk
+                chunk = part[start : start + _ROWS_PER_CHUNK]
+                is_head_r = is_head.expand(chunk.shape[0])
+                codes = nearest_codes(chunk, self.centroids, is_head_r, num_tail_codes=num_tail_codes)
+                streams.append(pack_values(codes, bits=bits))
+            self.register_buffer(name, torch.cat(streams))
+
+    def take(self, rows_N: Tensor) -> Tensor:
+        return decode(self.centroids, self.codes(rows_N))
+
+    def codes(self, rows_N: Tensor) -> Tensor:
+        """Codes of some rows, int64 [N, C]."""
+        num_books = self.centroids.shape[0]
+        columns_C = torch.arange(num_books, device=rows_N.device)
+        head_NC = rows_N[:, None] * num_books + columns_C
+        if self.num_head >= self.num_rows:
+            return read_values(self.head, head_NC, bits=self.head_bits)
+        tail_NC = (head_NC - self.num_head * num_books).clamp(min=0)
+        tail_codes_NC = read_values(self.tail, tail_NC, bits=self.tail_bits)
+        if not self.num_head:
+            return tail_codes_NC
+        head_codes_NC = read_values(self.head, head_NC.clamp(max=self.num_head * num_books - 1), bits=self.head_bits)
+        return torch.where((rows_N < self.num_head)[:, None], head_codes_NC, tail_codes_NC)
+
+
+def nearest_codes(rows_ND: Tensor, centroids_CKw: Tensor, is_head_N: Tensor | None, *, num_tail_codes: int) -> Tensor:
+    """For each part of each row the nearest centroid, int64 [N, C].
+
+    Args:
+        rows_ND: the rows.
+        centroids_CKw: of each codebook.
+        is_head_N: which rows choose among all centroids; None for all.
+        num_tail_codes: the others choose among so many, the first ones.
+    """
+    if is_head_N is None or bool(is_head_N.all()):
+        return nearest(rows_ND, centroids_CKw)
+    codes_NC = torch.empty(rows_ND.shape[0], centroids_CKw.shape[0], dtype=torch.int64, device=rows_ND.device)
+    codes_NC[is_head_N] = nearest(rows_ND[is_head_N], centroids_CKw)
+    codes_NC[~is_head_N] = nearest(rows_ND[~is_head_N], centroids_CKw[:, :num_tail_codes])
+    return codes_NC
+
+
+def nearest(rows_ND: Tensor, centroids_CKw: Tensor) -> Tensor:
+    """For each part of each row the nearest centroid, int64 [N, C].
+
+    |w - c|**2 is compared as |c|**2 - 2 w c, one matrix product per codebook and some rows at a time, so that the
+    scores take little memory. In double precision: the two forms then agree but for exact ties, and mixed precision
+    leaves the codes alone.
+    """
+    num_codebooks, num_codes, width = centroids_CKw.shape
+    parts_NCw = rows_ND.detach().view(-1, num_codebooks, width)
+    codes_NC = torch.empty(parts_NCw.shape[:2], dtype=torch.int64, device=rows_ND.device)
+    size = max(1, _SCORES_PER_CHUNK // num_codes)
+    for c, centroids_Kw in enumerate(centroids_CKw.detach().double()):
+        norms_K = centroids_Kw.square().sum(1)
+        for start in range(0, parts_NCw.shape[0], size):
+            parts_nw = parts_NCw[start : start + size, c].double()
+            codes_NC[start : start + size, c] = torch.addmm(norms_K, parts_nw, centroids_Kw.T, alpha=-2).argmin(1)
+    return codes_NC
+
+
+def decode(centroids_CKw: Tensor, codes_NC: Tensor) -> Tensor:
+    """Centroids of codes, side by side: [N, D]."""
+    books_C = torch.arange(centroids_CKw.shape[0], device=codes_NC.device)
+    return centroids_CKw[books_C, codes_NC].flatten(1)

@@ -1,0 +1,116 @@
+"""Entries that are not zero, in the smallest of four forms (see `parts.sparse`). What pruned tables are served from."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from embank.compression.parts.sparse import FORMS, bit_at, form_nbytes, rank_at, rank_bits
+from embank.tables import Coded, Held
+
+_SHIFT16 = 1 << 15  # int16 has the range of 16 bits, shifted
+
+
+class SparseRows(Coded):
+    """A table with many zeros, in one of the four forms.
+
+    Attributes:
+        dim: width of a row.
+        form: one of `FORMS`.
+        num_steps: of a binary search within the fullest bucket of a list.
+    """
+
+    held = Held(facts=("dim", "form", "num_steps"), uncounted=("words", "samples", "starts", "lows"))
+    dim: int
+    form: str
+    values: Tensor  # dense: [R, D]; otherwise [Z]
+    words: Tensor
+    samples: Tensor
+    starts: Tensor
+    lows: Tensor
+
+    def __init__(self, rows_RD: Tensor, *, form: str | None = None) -> None:
+        """Packs rows.
+
+        Args:
+            rows_RD: the table, pruned entries being zero.
+            form: None takes the smallest.
+        """
+        super().__init__()
+        num_entries = rows_RD.numel()
+        nonzeros = rows_RD.count_nonzero()
+        self.dim, self.num_steps = rows_RD.shape[1], 0
+        self.form = form or min(FORMS, key=lambda f: int(form_nbytes(f, num_entries, nonzeros)))
+        rows_RD = rows_RD.detach()
+        if self.form == "dense":
+            self.register_buffer("values", rows_RD)
+            return
+        self.register_buffer("values", rows_RD[rows_RD != 0])
+        if self.form == "bitmap":
+            words, samples = rank_bits(rows_RD != 0)
+            self.register_buffer("words", words)
+            self.register_buffer("samples", samples)
+            return
+        entries_Z = (rows_RD != 0).reshape(-1).nonzero()[:, 0]
+        size = 1 << self._low_bits
+        bounds = torch.arange(-(-num_entries // size) + 1) * size
+        starts = torch.searchsorted(entries_Z, bounds)
+        self.num_steps = int(starts.diff().amax()).bit_length()
+        lows_Z = entries_Z & (size - 1)
+        self.register_buffer("starts", starts.to(torch.int32 if int(nonzeros) < 2**31 else torch.int64))
+        self.register_buffer("lows", lows_Z.byte() if size == 256 else (lows_Z - _SHIFT16).short())
+
+    @classmethod
+    def encode(cls, rows_RD: Tensor) -> Self:
+        return cls(rows_RD)
+
+    @property
+    def _low_bits(self) -> int:
+        return 8 if self.form == "list8" else 16
+
+    def take(self, rows_N: Tensor) -> Tensor:
+        if self.form == "dense":
+            return self.values[rows_N]
+        if not self.values.numel():
+            return self.values.new_zeros(rows_N.numel(), self.dim)
+        return self._from_bitmap(rows_N) if self.form == "bitmap" else self._from_list(rows_N)
+
+    def _from_bitmap(self, rows_N: Tensor) -> Tensor:
+        """Every entry is looked for: held or not, and the rank of the row's first one says where."""
+        entries_ND = rows_N[:, None] * self.dim + torch.arange(self.dim, device=rows_N.device)
+        held_ND = bit_at(self.words, entries_ND)
+        first_N = rank_at(self.words, self.samples, entries_ND[:, 0])
+        places_ND = first_N[:, None] + held_ND.cumsum(1) - 1
+        return self.values[places_ND.clamp(0, self.values.numel() - 1)] * held_ND
+
+    def _from_list(self, rows_N: Tensor) -> Tensor:
+        """The row's first entry is looked for; of it and the next ones, D at most, those of the row are put in their
+        columns."""
+        begin_N = rows_N * self.dim
+        places_ND = self._num_below(begin_N)[:, None] + torch.arange(self.dim, device=rows_N.device)
+        column_ND = self._entries(places_ND, bucket_N=begin_N >> self._low_bits) - begin_N[:, None]
+        column_ND = column_ND.where(places_ND < self.values.numel(), self.dim).clamp_(max=self.dim)
+        out_NX = self.values.new_zeros(rows_N.numel(), self.dim + 1)  # a column too many takes what is not the row's
+        return out_NX.scatter_(1, column_ND, self.values[places_ND.clamp_(max=self.values.numel() - 1)])[:, :-1]
+
+    def _num_below(self, entries_N: Tensor) -> Tensor:
+        """How many entries of the list are below some: binary search within each one's bucket."""
+        bucket_N = entries_N >> self._low_bits
+        place_N, end_N = self.starts[bucket_N].long(), self.starts[bucket_N + 1].long()
+        wanted_N = entries_N - (bucket_N << self._low_bits) - (0 if self._low_bits == 8 else _SHIFT16)
+        for bit in reversed(range(self.num_steps)):
+            step = 1 << bit
+            further_N = place_N + step
+            is_below_N = self.lows[(further_N - 1).clamp(max=self.lows.numel() - 1)] < wanted_N
+            place_N = place_N + step * (is_below_N & (further_N <= end_N))
+        return place_N
+
+    def _entries(self, places_ND: Tensor, *, bucket_N: Tensor) -> Tensor:
+        """Entries at places of the list from some bucket on. What lies further on than a row reaches may come out too
+        small, but not smaller than the row's end."""
+        high_ND = bucket_N[:, None].expand_as(places_ND).clone()
+        for further in range(1, self.dim // (1 << self._low_bits) + 3):
+            next_N = (bucket_N + further).clamp_(max=self.starts.numel() - 1)
+            high_ND += places_ND >= self.starts[next_N][:, None]
+        lows_ND = self.lows[places_ND.clamp(max=self.lows.numel() - 1)].long()
+        return (high_ND << self._low_bits) + lows_ND + (0 if self._low_bits == 8 else _SHIFT16)

@@ -1,0 +1,318 @@
+"""How ids of a batch become logical rows: pooled in the kernel, one by one, or each distinct row once.
+
+A collection puts each of its methods on one path. A path has its own row store, says which rows a batch needs
+(`address`, early), and makes logical rows of them (`forward`).
+
+Legend: K lookups of a store, S bags of each, B bags of a batch, N ids of a feature.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from embank.tables.collections.addressed import PathIds
+from embank.tables.method.base import Combined, DistinctMethod, Method, combination
+from embank.tables.rows import RowStore
+
+
+class Use(NamedTuple):
+    """One feature looked up in one table."""
+
+    method: Method
+    feature: str
+    key: str  # of the output; "feature@table" where a feature is looked up in several tables
+    positions: tuple[int, ...]  # of its lookups in the row store
+
+
+class Ids(NamedTuple):
+    """The ids of one use in a batch: int64 [N], bag after bag, and the bags' lengths [B], where there are bags."""
+
+    ids_N: Tensor
+    lengths_B: Tensor | None = None
+
+
+Losses = list[tuple[Method, Tensor]]
+"""What methods add to the loss of a pass, use by use."""
+
+
+class Pass(NamedTuple):
+    """One forward pass of a collection.
+
+    Args:
+        rows_learn: whether the backward pass may update rows; otherwise they are looked up without a graph.
+        losses: what methods add to the loss is put there.
+    """
+
+    rows_learn: bool
+    losses: Losses
+
+    def graph(self) -> torch.set_grad_enabled:
+        """For the block that looks rows up."""
+        return torch.set_grad_enabled(self.rows_learn and torch.is_grad_enabled())
+
+
+class LookupPath(ABC):
+    """A way from ids to logical rows, for some uses of tables.
+
+    Args:
+        store: rows of the methods' physical tables; None where they have none.
+        uses: what is looked up, and where in the store.
+        device: where logical rows come out.
+    """
+
+    def __init__(self, store: RowStore | None, uses: Sequence[Use], *, device: torch.device) -> None:
+        self.store = store
+        self.uses = tuple(uses)
+        self.device = device
+
+    @abstractmethod
+    def address(self, ids: Mapping[str, Ids]) -> PathIds:
+        """The rows that a batch needs: pure.
+
+        Args:
+            ids: by the key of a use, its ids.
+        """
+
+    @abstractmethod
+    def forward(self, batch: PathIds, within: Pass) -> dict[str, Tensor]:
+        """Logical rows by the key of a use: [B, D] where the path pools, else [N, D].
+
+        Args:
+            batch: what `address` made.
+            within: the pass that it is part of.
+        """
+
+    def prefetch(self, batch: PathIds) -> None:
+        """Tells the store that `forward` will be called with this very batch. Never changes results."""
+        if self.store is not None:
+            self.store.prefetch(batch.row_ids, batch.offsets)
+
+    def parts(self, batch: PathIds, within: Pass) -> tuple[Tensor, ...]:
+        """Rows [S, width] of each lookup."""
+        if self.store is None:
+            return ()
+        with within.graph():
+            return self.store.parts(batch.row_ids, batch.offsets)
+
+    def block(self, batch: PathIds, within: Pass) -> Tensor:
+        """The same side by side, [S, sum width]: as the kernel leaves them, without a copy where there is one."""
+        assert self.store is not None
+        with within.graph():
+            values: Tensor = self.store(batch.row_ids, batch.offsets)
+        return values
+
+    def combined(self, use: Use, rows: tuple[Tensor, ...], batch: PathIds, within: Pass) -> Tensor:
+        """What a method makes of its rows."""
+        return taken(use.method, use.method.combine(rows, self.side(use, batch)), within)
+
+    def side(self, use: Use, batch: PathIds) -> Tensor | None:
+        """What `side` said of a use's ids, on the device."""
+        return self.moved(batch.sides[use.key]) if use.key in batch.sides else None
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device; from pinned memory without waiting for the copy."""
+        return tensor.to(self.device, non_blocking=True)
+
+
+class PooledPath(LookupPath):
+    """Bags are summed in the lookup kernel, before `combine`: for methods that are linear in their rows."""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether what the kernel looked up is the output already."""
+        return all(combination(u.method) == "side by side" and u.method.spec.pooling == "sum" for u in self.uses)
+
+    def address(self, ids: Mapping[str, Ids]) -> PathIds:
+        rows: list[Tensor] = []
+        lengths: list[Tensor] = []
+        means: dict[str, Tensor] = {}
+        for use in self.uses:
+            ids_N, lengths_B = ids[use.key]
+            assert lengths_B is not None
+            for rows_N in use.method.address(ids_N):
+                rows.append(rows_N)
+                lengths.append(lengths_B)
+            if use.method.spec.pooling == "mean":
+                means[use.key] = lengths_B
+        lengths_S = torch.cat(lengths) if lengths else torch.empty(0, dtype=torch.int64)
+        offsets = torch.zeros(lengths_S.numel() + 1, dtype=torch.int64)
+        torch.cumsum(lengths_S, 0, out=offsets[1:])
+        return PathIds(
+            row_ids=_joined(rows),
+            offsets=offsets,
+            num_ids=[ids[use.key].ids_N.numel() for use in self.uses],
+            lengths=means,
+        )
+
+    def forward(self, batch: PathIds, within: Pass) -> dict[str, Tensor]:
+        rows = self.parts(batch, within)
+        outputs = {}
+        for use in self.uses:
+            out_BD = self.combined(use, tuple(rows[k] for k in use.positions), batch, within)
+            if use.key in batch.lengths:
+                out_BD = out_BD / self.moved(batch.lengths[use.key]).clamp(min=1)[:, None]
+            outputs[use.key] = out_BD
+        return outputs
+
+
+class PerIdPath(LookupPath):
+    """Every id is a bag of its own, so that pooling can come after `combine`."""
+
+    def address(self, ids: Mapping[str, Ids]) -> PathIds:
+        rows, sides = _addressed(self.uses, ids)
+        return PathIds(
+            row_ids=_joined(rows),
+            offsets=one_id_offsets(rows),
+            num_ids=[ids[use.key].ids_N.numel() for use in self.uses],
+            sides=sides,
+        )
+
+    def forward(self, batch: PathIds, within: Pass) -> dict[str, Tensor]:
+        rows = self.parts(batch, within)
+        outputs = {}
+        for use, num_ids in zip(self.uses, batch.num_ids, strict=True):
+            own = tuple(rows[k] if len(rows[k]) == num_ids else rows[k][:num_ids] for k in use.positions)
+            outputs[use.key] = self.combined(use, own, batch, within)
+        return outputs
+
+
+class DistinctPath(LookupPath):
+    """Each distinct row of a batch is looked up once, and spread to its ids afterwards."""
+
+    def address(self, ids: Mapping[str, Ids]) -> PathIds:
+        rows, sides = _addressed(self.uses, ids)
+        distinct, places = each_once(rows, [k for use in self.uses for k in use.positions])
+        return PathIds(
+            row_ids=_joined(distinct),
+            offsets=one_id_offsets(distinct),
+            num_ids=[ids[use.key].ids_N.numel() for use in self.uses],
+            places=places,
+            sides=sides,
+        )
+
+    def forward(self, batch: PathIds, within: Pass) -> dict[str, Tensor]:
+        rows = self.parts(batch, within)
+        places = iter(batch.places)
+        outputs = {}
+        for use in self.uses:
+            own = tuple(rows[k] for k in use.positions)
+            spread = [next(places) for _ in use.positions]
+            if isinstance(use.method, DistinctMethod):
+                result = use.method.combine_distinct(own, self.moved(torch.stack(spread)), self.side(use, batch))
+                outputs[use.key] = taken(use.method, result, within)
+            else:
+                each = tuple(rows_UW.index_select(0, self.moved(at)) for rows_UW, at in zip(own, spread, strict=True))
+                outputs[use.key] = self.combined(use, each, batch, within)
+        return outputs
+
+
+PATHS: dict[str, type[LookupPath]] = {"pooled": PooledPath, "per id": PerIdPath, "distinct": DistinctPath}
+
+
+def choose_paths(methods: Sequence[Method]) -> dict[str, str]:
+    """By table, the name of its path in a collection that pools.
+
+    A table whose rows are to be seen before they are pooled (`TableSpec.fused_pooling`) goes one by one, and so do
+    those that share its rows.
+    """
+    late = {table.name for method in methods if not method.spec.fused_pooling for table in method.physical}
+    while True:
+        names = [{table.name for table in method.physical} for method in methods]
+        reached = late.union(*(own for own in names if own & late))
+        if reached == late:
+            break
+        late = reached
+    return {method.spec.name: _path_of(method, late) for method in methods}
+
+
+def _path_of(method: Method, late: set[str]) -> str:
+    if isinstance(method, DistinctMethod):
+        return "distinct"
+    if combination(method) == "freely" or late & {table.name for table in method.physical}:
+        return "per id"
+    return "pooled"
+
+
+def taken(method: Method, result: Tensor | Combined, within: Pass) -> Tensor:
+    """The logical rows that a method has made; what it adds to the loss goes to the others'."""
+    if isinstance(result, Combined):
+        within.losses.append((method, result.loss))
+        return result.rows_ND
+    return result
+
+
+def _addressed(uses: Sequence[Use], ids: Mapping[str, Ids]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Row ids [N] of each lookup, and what is to be known besides."""
+    rows: list[Tensor] = []
+    sides: dict[str, Tensor] = {}
+    for use in uses:
+        ids_N = ids[use.key].ids_N
+        rows += use.method.address(ids_N)
+        side = use.method.side(ids_N)
+        if side is not None:
+            sides[use.key] = side
+    return rows, sides
+
+
+def _joined(rows: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(rows)) if rows else torch.empty(0, dtype=torch.int64)
+
+
+def one_id_offsets(rows: Sequence[Tensor]) -> Tensor:
+    """Offsets of a bag for every id of every lookup, filled up with empty bags to the longest."""
+    longest = max((t.numel() for t in rows), default=0)
+    return torch.cat([torch.zeros(1, dtype=torch.int64), *_cumulated(rows, longest)])
+
+
+def _cumulated(rows: Sequence[Tensor], longest: int) -> Iterator[Tensor]:
+    steps, first = torch.arange(1, longest + 1), 0
+    for rows_N in rows:
+        yield first + steps.clamp(max=rows_N.numel())
+        first += rows_N.numel()
+
+
+def each_once(row_ids: Sequence[Tensor], lookups: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Each row of a batch once.
+
+    Args:
+        row_ids: rows of a physical table for each of several uses.
+        lookups: the lookup in the row store that each use shares with the others of its table; every lookup has a use.
+
+    Returns:
+        Distinct rows of each lookup, ascending; and for each use where its rows are among them.
+    """
+    by_lookup: dict[int, list[int]] = {}
+    for number, lookup in enumerate(lookups):
+        by_lookup.setdefault(lookup, []).append(number)
+    distinct = []
+    places = list(row_ids)
+    for _, numbers in sorted(by_lookup.items()):
+        rows_U, inverse = torch.unique(torch.cat([row_ids[n] for n in numbers]), return_inverse=True)
+        distinct.append(rows_U)
+        for number, place in zip(numbers, inverse.split([row_ids[n].numel() for n in numbers]), strict=True):
+            places[number] = place
+    return distinct, places
+
+
+def pool(rows_ND: Tensor, offsets: Tensor, *, pooling: str) -> Tensor:
+    """Rows of each bag to one: their sum or mean, zeros for an empty bag.
+
+    Args:
+        rows_ND: logical rows, bag after bag.
+        offsets: int64 [B + 1], best in host memory: they are read.
+
+    Returns:
+        [B, D].
+    """
+    lengths = offsets.diff()
+    if rows_ND.shape[0] == lengths.numel() and bool((lengths == 1).all()):
+        return rows_ND
+    lengths = lengths.to(rows_ND.device, non_blocking=True)
+    bags_N = torch.repeat_interleave(
+        torch.arange(lengths.numel(), device=lengths.device), lengths, output_size=rows_ND.shape[0]
+    )
+    pooled_BD = rows_ND.new_zeros(lengths.numel(), rows_ND.shape[1]).index_add(0, bags_N, rows_ND)
+    return pooled_BD / lengths.clamp(min=1)[:, None] if pooling == "mean" else pooled_BD

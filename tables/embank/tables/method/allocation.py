@@ -1,0 +1,39 @@
+"""How the serving bytes of a collection are shared between the tables of one method."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from embank.tables.specs import TableSpec
+
+
+class Allocation:
+    """The plain rule: every table gets the same share of its plain bytes.
+
+    A method with a better rule (dims by popularity, ranks by size) has a subclass.
+
+    Attributes:
+        takes_budget: the method can be made smaller than the plain table; a sweep over budgets trains it once
+            otherwise.
+    """
+
+    takes_budget: ClassVar[bool] = True
+
+    def share(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        """Specs with options or budgets of their own, whose serving bytes together stay within some bytes.
+
+        Args:
+            specs: the tables of a collection that are stored by the method.
+            nbytes: serving bytes for all of them.
+
+        Raises:
+            BudgetError: it can't be done; states the floor.
+        """
+        plain = sum(spec.plain_nbytes for spec in specs)
+        return [replace(spec, budget=min(1.0, nbytes / plain)) for spec in specs]
+
+
+class WholeTables(Allocation):
+    """Of a method that has one size."""
+
+    takes_budget: ClassVar[bool] = False

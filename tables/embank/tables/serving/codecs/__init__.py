@@ -1,0 +1,1 @@
+"""How matrices of rows are held while they are served: one codec a file, listed in `registry`."""

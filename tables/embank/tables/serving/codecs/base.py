@@ -1,0 +1,41 @@
+"""A codec: how a matrix of rows is held while it is served."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
+
+from torch import Tensor, nn
+
+from embank.tables.errors import ConfigError
+from embank.tables.method.base import Held
+
+
+class Coded(nn.Module, ABC):
+    """A matrix of rows in its served form: buffers of any type, and plain attributes. The class is the codec.
+
+    `take` is made of traceable tensor operations: no `.tolist()`, no `int(tensor)`, no loop that depends on data.
+
+    Attributes:
+        held: the plain attributes that a bundle saves, and the buffers that the paper does not count.
+    """
+
+    held: ClassVar[Held] = Held()
+
+    @classmethod
+    def encode(cls, rows_RD: Tensor) -> Self:
+        """Any rows, fp32 [R, D], in this form. They may share memory with it.
+
+        Raises:
+            ConfigError: the codec is made by a method, which has more to tell than rows.
+        """
+        raise ConfigError(
+            f"codec '{cls.__name__}' is made while its method trains; rows alone can't be coded by it. Choose another "
+            "codec"
+        )
+
+    @abstractmethod
+    def take(self, rows_N: Tensor) -> Tensor:
+        """Rows [N, D], fp32, for row ids int64 [N]; N may be 0. Ids out of range are the caller's to refuse."""
+
+    def nbytes(self) -> int:
+        """Bytes of everything that is held."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())

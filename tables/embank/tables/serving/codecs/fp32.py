@@ -1,0 +1,28 @@
+"""Rows as they are."""
+
+from typing import Self
+
+from torch import Tensor
+
+from embank.tables.serving.codecs.base import Coded
+
+
+class Fp32(Coded):
+    """fp32 rows, without padding.
+
+    Args:
+        rows_RD: the rows; the codec shares their memory.
+    """
+
+    rows: Tensor
+
+    def __init__(self, rows_RD: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows_RD.detach())
+
+    @classmethod
+    def encode(cls, rows_RD: Tensor) -> Self:
+        return cls(rows_RD)
+
+    def take(self, rows_N: Tensor) -> Tensor:
+        return self.rows.index_select(0, rows_N)

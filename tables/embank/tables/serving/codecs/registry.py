@@ -1,0 +1,70 @@
+"""Where codecs announce themselves: by an entry point of their package, or in this process."""
+
+from torch import Tensor
+
+from embank.tables.errors import ConfigError
+from embank.tables.registry import Registry
+from embank.tables.serving.codecs.base import Coded
+
+CODECS: Registry[Coded] = Registry("codec", Coded, group="embank.codecs")  # type: ignore[type-abstract]
+
+
+def register_codec(name: str, codec: type[Coded]) -> None:
+    """Adds a codec of this process; a package announces its codecs by an entry point of the group `embank.codecs`.
+
+    Raises:
+        ConfigError: it is no codec, or the name is taken by another class.
+    """
+    CODECS.add(name, codec)
+
+
+def registered_codecs() -> list[str]:
+    """Names of all codecs, those that only their methods can make included."""
+    return CODECS.names()
+
+
+def codec_class(name: str) -> type[Coded]:
+    """The class of a registered codec.
+
+    Raises:
+        ConfigError: nothing of this name is registered; the message has the nearest one.
+    """
+    return CODECS.find(name)
+
+
+def codec_name(cls: type[Coded]) -> str:
+    """The name under which a codec is registered.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    name = CODECS.name_of(cls)
+    if name is None:
+        raise ConfigError(
+            f"codec {cls.__module__}.{cls.__qualname__} is not registered, so nobody who reads a bundle would know it; "
+            "announce it by an entry point of the group 'embank.codecs', or call register_codec"
+        )
+    return name
+
+
+def encode(rows_RD: Tensor, *, codec: str = "fp32") -> Coded:
+    """Rows in the form of a codec.
+
+    Args:
+        rows_RD: fp32 [R, D].
+        codec: a registered name.
+
+    Raises:
+        ConfigError: no such codec, or one that only its method can make.
+
+    Example:
+        >>> import torch
+        >>> from embank.tables import encode
+        >>> coded = encode(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), codec="fp32")
+        >>> coded.take(torch.tensor([1, 1]))
+        tensor([[3., 4.],
+                [3., 4.]])
+        >>> coded.nbytes()
+        16
+    """
+    return codec_class(codec).encode(rows_RD)
