@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import RowOptimizer, RowTier, TableCollection, TableSpec, save_bundle
-from embank.tables.method import base as method
+from embank.tables.method.registry import METHODS
+from embank.tables.serving.codecs.registry import CODECS
 from tests.training.runs import write_data
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,8 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """An empty folder, the environment of a torchrun with one rank, and a registry that forgets what a page adds to
     it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(method, "_LOCAL", dict(method._LOCAL))
+    for registry in (METHODS, CODECS):
+        monkeypatch.setattr(registry, "local", dict(registry.local))
     for key, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
         monkeypatch.setenv(key, value)
     yield tmp_path
