@@ -74,7 +74,7 @@ class ConfigSpace(Space):
 
     def _share(self, raw: Mapping[str, Any], budget: Value | None) -> float | None:
         """A budget at the candidate's dim."""
-        if budget is None or not method_class(raw["tables"]["method"]).takes_budget:
+        if budget is None or not method_class(raw["tables"]["method"]).traits.allocation.takes_budget:
             return None
         if raw["tables"]["dim"] == self.base["tables"]["dim"]:
             return float(budget)

@@ -14,7 +14,7 @@ from embank.ctr_models import CTRModel
 from embank.pipelines.data.loading.loader import Loader
 from embank.search.spaces import Shape
 from embank.tables import TableCollection
-from embank.tables.collections.pooled import pool
+from embank.tables.collections.paths import pool
 
 BATCH_SIZE = 8192
 MEMORY = 2**30

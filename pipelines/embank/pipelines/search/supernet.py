@@ -19,7 +19,7 @@ from embank.pipelines.search.fields import supernet_config
 from embank.pipelines.search.held import Field
 from embank.pipelines.train.reporter import Reporter
 from embank.pipelines.train.trainer import Trainer
-from embank.tables import ConfigError, TableCollection
+from embank.tables import ConfigError, TableCollection, pack_table
 
 STAGE = 0
 """Of OptEmbed: the one with random widths."""
@@ -122,7 +122,7 @@ def _field(tables: TableCollection, name: str, *, counts: torch.Tensor) -> Field
     methods = {method.spec.name: method for method in tables.built_methods()}
     own = [table for table in (name, f"{FIRST_ORDER}/{name}") if table in methods]
     weights = tables.weights()
-    rows = [methods[t].pack(weights).lookup(torch.arange(methods[t].spec.num_embeddings)) for t in own]
+    rows = [pack_table(methods[t], weights).lookup(torch.arange(methods[t].spec.num_embeddings)) for t in own]
     columns = [_columns(tables, table, feature=name) for table in own]
     return Field(
         name=name,

@@ -87,7 +87,7 @@ def _refuse_others(tables: SequenceCollection) -> None:
             "the rows are spread over processes, so a token's rows can't be read here alone; load a checkpoint of them "
             "into one process"
         )
-    computed = [method.spec for method in tables.built_methods() if not method.is_plain]
+    computed = [method.spec for method in tables.built_methods() if not method.traits.is_plain]
     if computed:
         raise ConfigError(
             f"table '{computed[0].name}' has method '{computed[0].method}', which computes its rows; read it through "
