@@ -95,8 +95,8 @@ class Problem:
         return self.score([float(self.space.parameters[name].values[index]) for name, index in chosen.items()])
 
 
-Search = Callable[[Problem, int, int], list[float]]
-"""(problem, evaluations, seed) -> the widths that are handed over."""
+Search = Callable[[Problem, int, int], list[float] | None]
+"""(problem, evaluations, seed) -> the widths that are handed over; None if no candidate kept the budget."""
 
 
 def released(problem: Problem, evaluations: int, seed: int) -> list[float]:
@@ -125,7 +125,7 @@ def released(problem: Problem, evaluations: int, seed: int) -> list[float]:
 def of_optuna(make: Callable[[int], optuna.samplers.BaseSampler]) -> Search:
     """A sampler of Optuna's as it comes."""
 
-    def run(problem: Problem, evaluations: int, seed: int) -> list[float]:
+    def run(problem: Problem, evaluations: int, seed: int) -> list[float] | None:
         def objective(trial: optuna.Trial) -> float:
             candidate = problem.space.suggest(trial)
             if problem.allowed is not None:
@@ -134,6 +134,8 @@ def of_optuna(make: Callable[[int], optuna.samplers.BaseSampler]) -> Search:
 
         study = optuna.create_study(sampler=make(seed), direction="maximize")
         study.optimize(objective, n_trials=evaluations)
+        if not any(all(value <= 0 for value in trial.constraints.values()) for trial in study.trials):
+            return None
         return [float(study.best_params[name]) for name in problem.names]
 
     return run
@@ -188,15 +190,18 @@ def measure(name: str, *, problems: int, evaluations: int, budget: float | None)
         start = time.perf_counter()
         widths = CONTESTANTS[name](problem, asked, seed)
         seconds.append(time.perf_counter() - start)
-        regrets.append(problem.optimum - problem.score(widths))
-        print(f"{name:16} problem {seed:3}: regret {regrets[-1] * 1e4:6.2f}e-4, {seconds[-1]:6.1f} s", flush=True)
+        if widths is not None:
+            regrets.append(problem.optimum - problem.score(widths))
+        shown = "no candidate within the budget" if widths is None else f"regret {regrets[-1] * 1e4:6.2f}e-4"
+        print(f"{name:16} problem {seed:3}: {shown}, {seconds[-1]:6.1f} s", flush=True)
     return {
         "contestant": name,
         "problems": problems,
         "evaluations": len(profile_plan(problem.space)) + 1 if name == "profile alone" else asked,
-        "mean_regret": statistics.mean(regrets),
+        "solved": len(regrets),
+        "mean_regret": statistics.mean(regrets) if regrets else None,
         "standard_error": statistics.stdev(regrets) / len(regrets) ** 0.5 if len(regrets) > 1 else None,
-        "worst_regret": max(regrets),
+        "worst_regret": max(regrets, default=None),
         "seconds": statistics.median(seconds),
         "regrets": regrets,
     }
@@ -210,18 +215,21 @@ def table(report: dict[str, Any]) -> str:
         "",
         f"`{report['command']}`, {report['machine']['cpu']}, {report['machine']['date'][:10]}",
         "",
-        "Regret against the optimum, times 1e4, of the candidate that each contestant hands over.",
+        "Regret against the optimum, times 1e4, of the candidate that each contestant hands over. A problem is solved",
+        "where that candidate keeps the budget.",
         "",
-        "| contestant | evaluations | problems | mean regret | standard error | worst | seconds |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| contestant | evaluations | problems | solved | mean regret | standard error | worst | seconds |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in report["contestants"]:
-        error = "" if row["standard_error"] is None else f"{row['standard_error'] * 1e4:.2f}"
-        lines.append(
-            f"| {row['contestant']} | {row['evaluations']} | {row['problems']} | {row['mean_regret'] * 1e4:.2f} "
-            f"| {error} | {row['worst_regret'] * 1e4:.2f} | {row['seconds']:.1f} |"
-        )
+        shown = (_times(row[key]) for key in ("mean_regret", "standard_error", "worst_regret"))
+        counts = f"{row['evaluations']} | {row['problems']} | {row['solved']}"
+        lines.append(f"| {row['contestant']} | {counts} | {' | '.join(shown)} | {row['seconds']:.1f} |")
     return "\n".join([*lines, ""])
+
+
+def _times(regret: float | None) -> str:
+    return "-" if regret is None else f"{regret * 1e4:.2f}"
 
 
 def main() -> None:

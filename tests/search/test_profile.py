@@ -123,3 +123,25 @@ def test_a_profile_without_the_whole_is_refused() -> None:
     study = search(lambda candidate, trial: 0.5, space=space, num_trials=3)
     with pytest.raises(WorkError, match="has no score of the whole tables yet"):
         read_profile(study, space)
+
+
+def test_bytes_of_tables_that_are_not_searched_count() -> None:
+    class Fixed(DimensionSpace):
+        """A space beside which other tables stand."""
+
+        def nbytes_of(self, genes: tuple) -> int:
+            return super().nbytes_of(genes) + 5000
+
+    space = Fixed([plain("a", 400), plain("b", 90), plain("c", 350)], widths=1)
+
+    def score(candidate: dict, trial: object = None) -> float:
+        return sum(float(width) ** 0.5 for width in candidate.values())
+
+    num = len(profile_plan(space)) + 1
+    study = search(score, space=space, sampler="profile", budget=0.5, num_trials=num)
+    profile = read_profile(study, space)
+    chosen = study.trials[-1].user_attrs
+    assert chosen["candidate"] == profile.candidate(space.allowed_nbytes(0.5))
+    assert 5000 < chosen["nbytes"] <= space.allowed_nbytes(0.5)
+    front = search(score, space=space, sampler="profile", front=True, num_trials=num + 3)
+    assert front.trials[num - 1].user_attrs["nbytes"] == space.nbytes_of(space.floor())

@@ -73,6 +73,8 @@ class Profile:
     def __init__(self, space: TableSpace, scores: Mapping[Genes, float]) -> None:
         self.space = space
         whole = space.ceiling()
+        own_nbytes = sum(space.cost(place, gene) for place, gene in enumerate(whole))
+        self.fixed_nbytes = space.nbytes_of(whole) - own_nbytes  # of tables that are not searched
         if whole not in scores:
             raise WorkError("the profile has no score of the whole tables yet; score its plan first")
         self.genes: list[list[Gene]] = []
@@ -91,7 +93,7 @@ class Profile:
 
     def at(self, nbytes: int) -> Genes:
         """The best choice within some bytes."""
-        chosen = self.front.at(nbytes)
+        chosen = self.front.at(nbytes - self.fixed_nbytes)
         return tuple(own[chosen[group.name]] for group, own in zip(self.space.groups, self.genes, strict=True))
 
     def candidate(self, nbytes: int) -> Candidate:
@@ -100,9 +102,9 @@ class Profile:
 
     def ladder(self, count: int) -> list[Genes]:
         """Choices of the front at byte numbers from the smallest to the largest, evenly in their logarithm."""
-        low, high = max(1, int(self.front.nbytes_n[0])), int(self.front.nbytes_n[-1])
-        steps = [low * (high / low) ** (k / max(1, count - 1)) for k in range(count)]
-        return list(dict.fromkeys(self.at(max(int(self.front.nbytes_n[0]), round(step))) for step in steps))
+        low, high = (int(self.front.nbytes_n[end]) for end in (0, -1))
+        steps = [max(low, 1) * (high / max(low, 1)) ** (k / max(1, count - 1)) for k in range(count)]
+        return list(dict.fromkeys(self.at(self.fixed_nbytes + max(low, round(step))) for step in steps))
 
 
 def read_profile(study: optuna.Study, space: Space) -> Profile:
