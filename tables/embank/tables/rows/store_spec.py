@@ -87,7 +87,7 @@ class RowTier:
 
     Example:
         >>> RowTier(name="disk", directory="rows")
-        RowTier(name='disk', directory=PosixPath('rows'), prefetch=True, device='cpu', cache_load_factor=0.2)
+        RowTier(name='disk', directory=PosixPath('rows'), prefetch=True, device='cpu', ...)
     """
 
     name: Literal["device", "host", "disk"] = "device"
