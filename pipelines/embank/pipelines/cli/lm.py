@@ -42,6 +42,9 @@ def evaluate(
         list[Path] | None, typer.Option(help="Text files or folders instead of a split; may be repeated.")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens to read at most; all of them without it.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Edited rows, as `embank lm edit --overlay` writes them.")
+    ] = None,
 ) -> None:
     """Show the bits per byte of a run's best checkpoint, on a split of its corpus or on other text.
 
@@ -55,7 +58,7 @@ def evaluate(
         raise ConfigError(f"there is no split '{split}'; give one of {', '.join(SPLITS)}")
     if tokens is not None and tokens < 1:
         raise ConfigError(f"--tokens is {tokens}; it must be at least 1")
-    show.lm_evaluation(evaluate_run(run, split=split, paths=input, most=tokens))
+    show.lm_evaluation(evaluate_run(run, split=split, paths=input, most=tokens, overlay=overlay))
 
 
 @app.command()
@@ -66,6 +69,9 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, 1 draws as the model says.")] = 0.0,
     top: Annotated[int | None, typer.Option(help="Draw from this many of the likeliest tokens only.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Edited rows, as `embank lm edit --overlay` writes them.")
+    ] = None,
 ) -> None:
     """Print text that goes on from a prompt, the prompt included.
 
@@ -74,6 +80,60 @@ def generate(
     from embank.pipelines.lm.generation import generate as go_on
     from embank.pipelines.lm.opened import opened_lm
 
-    with opened_lm(run) as lm:
+    with opened_lm(run, overlay=overlay) as lm:
         made = go_on(lm.model, lm.corpus.tokenizer, prompt, most=tokens, temperature=temperature, top=top, seed=seed)
     show.out.print(prompt + made, markup=False)
+
+
+@app.command()
+def edit(
+    run: Annotated[Path, typer.Argument(help="A run directory of `embank lm train` with memory.kind stem or engram.")],
+    prompt: Annotated[str, typer.Option(help="A text that shows the edit.")],
+    source: Annotated[str | None, typer.Option(help="STEM: a phrase of the prompt.")] = None,
+    target: Annotated[str | None, typer.Option(help="STEM: the phrase whose rows it reads.")] = None,
+    strategy: Annotated[
+        str, typer.Option(help="STEM: for phrases of unequal length: copy, pad_left, pad_right, subset or average.")
+    ] = "copy",
+    answer: Annotated[str | None, typer.Option(help="Engram: what the prompt is to be followed by.")] = None,
+    overlay: Annotated[
+        Path | None,
+        typer.Option(help="Write the edited rows here, for `embank lm generate --overlay`; the run stays as it is."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="New tokens to show at most.")] = 24,
+) -> None:
+    """Edit what a run's memory says, and show what the prompt is followed by before and after.
+
+    STEM: a phrase reads another one's rows, in this prompt alone, or with --overlay wherever it stands.
+    Engram: the rows of the prompt's last n-gram are tuned until the answer follows.
+
+    Example: `embank lm edit runs/stem --prompt "import os" --source os --target sys`
+
+    And: `embank lm edit runs/engram --prompt "The door is" --answer " open" --overlay open.safetensors`
+    """
+    from embank.pipelines.lm.editing import swap_phrase, write_fact
+    from embank.pipelines.lm.opened import opened_lm
+    from embank.tables.errors import ConfigError
+    from embank.tables.memory import save_overlay
+
+    is_swap = source is not None and target is not None and answer is None
+    if not is_swap and (answer is None or source is not None or target is not None):
+        raise ConfigError("give --source and --target for a run with STEM rows, or --answer for one with Engram rows")
+    with opened_lm(run) as lm:
+        if answer is not None:
+            done = write_fact(lm.model, lm.corpus.tokenizer, prompt=prompt, answer=answer, most=tokens)
+        else:
+            assert source is not None
+            assert target is not None
+            done = swap_phrase(
+                lm.model,
+                lm.corpus.tokenizer,
+                prompt=prompt,
+                source=source,
+                target=target,
+                strategy=strategy,  # type: ignore[arg-type] # checked where it is used
+                everywhere=overlay is not None,
+                most=tokens,
+            )
+        if overlay is not None and done.session is not None:
+            save_overlay(done.session, overlay)
+    show.lm_edit(prompt, done, overlay)

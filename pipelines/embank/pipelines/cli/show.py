@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for
     from embank.pipelines.data.schema import Schema
     from embank.pipelines.data.sources.catalog import Dataset, Fetched
     from embank.pipelines.data.synth import SynthReport
+    from embank.pipelines.lm.editing import Edited
     from embank.pipelines.search.folder import SearchFolder
     from embank.pipelines.sweep.folder import SweepFolder
     from embank.pipelines.sweep.leaderboard import Row
@@ -178,6 +179,19 @@ def lm_evaluation(values: Mapping[str, Any]) -> None:
         f"loss {number(values['loss'])} per token, {values['tokens']:,} tokens, {values['bytes']:,} bytes",
         markup=False,
     )
+
+
+def lm_edit(prompt: str, done: "Edited", overlay: Path | None) -> None:
+    """What an edit has done to a prompt."""
+    out.print(f"before: {prompt}{done.before}", markup=False)
+    out.print(f"after:  {prompt}{done.after}", markup=False)
+    if done.probability_before is not None:
+        out.print(
+            f"probability of the answer: {done.probability_before:.4f} before, {done.probability_after:.4f} after",
+            markup=False,
+        )
+    if overlay is not None:
+        out.print(f"{done.num_rows} rows written to {overlay}; the run is as it was", markup=False)
 
 
 def line(text: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from embank.pipelines.lm.model import LanguageModel, TextState
 from embank.pipelines.lm.tokenizer import decode, encode
 from embank.tables.errors import ConfigError
+from embank.tables.memory import PositionEdit
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,6 +26,7 @@ def generate_ids(
     temperature: float = 0.0,
     top: int | None = None,
     seed: int = 0,
+    edit: PositionEdit | None = None,
 ) -> list[int]:
     """Ids that go on from a prompt, until a document ends or the context is full.
 
@@ -35,6 +37,7 @@ def generate_ids(
         temperature: 0 takes the likeliest id; 1 draws from the model's distribution.
         top: draw from the likeliest few ids only; None from all.
         seed: of the draws.
+        edit: what the memory reads of the prompt.
 
     Raises:
         ConfigError: an empty prompt, or one that fills the context.
@@ -44,8 +47,10 @@ def generate_ids(
     generator = torch.Generator().manual_seed(seed)
     state, made = TextState(), list[int]()
     ids_BT = torch.tensor([list(prompt)])
+    rows = None if edit is None else model.edited_rows(edit, state)
     while len(made) < min(most, model.context - len(prompt)):
-        logits_V = model.logits(model.hidden(ids_BT, state=state)[0, -1])
+        logits_V = model.logits(model.hidden(ids_BT, state=state, rows=rows)[0, -1])
+        rows = None
         chosen = _choose(logits_V, temperature=temperature, top=top, generator=generator)
         if chosen == END_ID:
             break

@@ -11,8 +11,8 @@ from embank.pipelines.lm.decoder import Cache, Decoder, SwiGLU
 from embank.pipelines.lm.memories import LayerRows, LmMemory, MemoryState
 from embank.pipelines.lm.memory_kinds import build_memory
 from embank.pipelines.lm.tokens import Corpus
-from embank.tables import RowOptimizer, RowTier
-from embank.tables.memory import AddressedMemory, MemorySession, MemoryTables
+from embank.tables import ConfigError, RowOptimizer, RowTier
+from embank.tables.memory import AddressedMemory, MemorySession, MemoryTables, PositionEdit
 from embank.tables.sharding.processes import Processes
 
 
@@ -90,6 +90,18 @@ class LanguageModel:
         if state.memory.session is None:
             state.memory.session = MemorySession(self.tables, len(ids_BT))
         return state.memory.session.extend(ids_BT)[self.memory.layout.kind]
+
+    def edited_rows(self, edit: PositionEdit, state: TextState) -> LayerRows:
+        """What each layer reads of the beginning of a text, as an edit has it; the state goes on from there.
+
+        Raises:
+            ConfigError: a model without memory.
+        """
+        if self.tables is None or self.memory.layout is None:
+            raise ConfigError("a model without memory has no rows to edit")
+        state.memory.session = MemorySession(self.tables, len(edit.read_ids))
+        state.memory.session.extend(edit.read_ids)
+        return edit.look_up(self.tables)[self.memory.layout.kind]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""

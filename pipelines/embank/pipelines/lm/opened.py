@@ -15,6 +15,7 @@ from embank.pipelines.lm.state import SavedLm
 from embank.pipelines.lm.tokens import Corpus, corpus_of_run, stream_of
 from embank.pipelines.runs.folder import RunFolder
 from embank.tables.errors import CheckpointError
+from embank.tables.memory import apply_overlay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +36,15 @@ class OpenedLm:
 
 
 @contextmanager
-def opened_lm(run: str | Path) -> Iterator[OpenedLm]:
+def opened_lm(run: str | Path, *, overlay: Path | None = None) -> Iterator[OpenedLm]:
     """The best checkpoint of a run; of an unfinished one without evaluation the last.
 
     Args:
         run: a run directory.
+        overlay: edited rows that are written over the run's.
 
     Raises:
-        CheckpointError: no run, no checkpoint, or damaged.
+        CheckpointError: no run, no checkpoint, damaged, or an overlay of other rows.
     """
     folder = RunFolder(run)
     config = parse_lm_config(folder.read_config())
@@ -57,7 +59,15 @@ def opened_lm(run: str | Path) -> Iterator[OpenedLm]:
         config = replace(config, rows=replace(config.rows, directory=None))
         model = build_model(config, corpus, rows_folder=Path(rows))
         chosen.load_model(model)
+        if overlay is not None:
+            _apply(overlay, model)
         yield OpenedLm(model=model.train(False), corpus=corpus, config=config, step=chosen.progress.step)
+
+
+def _apply(overlay: Path, model: LanguageModel) -> None:
+    if model.tables is None:
+        raise CheckpointError(f"'{overlay}' holds rows of a memory, and the run has none; give the run that was edited")
+    apply_overlay(model.tables, overlay)
 
 
 def _corpus(run: RunFolder, config: LmConfig) -> Corpus:
@@ -72,7 +82,12 @@ def _corpus(run: RunFolder, config: LmConfig) -> Corpus:
 
 
 def evaluate_run(
-    run: str | Path, *, split: str, paths: Sequence[str | Path] | None = None, most: int | None = None
+    run: str | Path,
+    *,
+    split: str,
+    paths: Sequence[str | Path] | None = None,
+    most: int | None = None,
+    overlay: Path | None = None,
 ) -> dict[str, Any]:
     """Bits per byte of a run's best checkpoint.
 
@@ -81,11 +96,12 @@ def evaluate_run(
         split: of its corpus.
         paths: text files and folders to read instead.
         most: tokens to read at most.
+        overlay: edited rows that are written over the run's.
 
     Raises:
         CheckpointError, DataError: no run, no text.
     """
-    with opened_lm(run) as lm:
+    with opened_lm(run, overlay=overlay) as lm:
         if paths is None:
             found = evaluate(lm.model, lm.corpus, split, most=most)
         else:
