@@ -75,7 +75,7 @@ class EditSession:
                     "the rows are spread over processes and can't be edited here; save the memory and load it into one"
                 )
             for method in collection.built_methods():
-                if not method.is_plain:
+                if not method.traits.is_plain:
                     raise ConfigError(
                         f"table '{method.spec.name}' has method '{method.spec.method}', whose rows are not one token's "
                         "each; only plain tables can be edited"

@@ -196,7 +196,7 @@ def _tables_of(memory: MemoryTables) -> Iterator[tuple[str, Tensor]]:
                 "the rows are spread over processes and can't be exported here; save the memory and load it into one"
             )
         for method in collection.built_methods():
-            if not method.is_plain:
+            if not method.traits.is_plain:
                 raise ConfigError(
                     f"table '{method.spec.name}' has method '{method.spec.method}', which computes its rows; only "
                     "plain tables are exported as rows"

@@ -139,8 +139,8 @@ def spine_class(method: str, name: str) -> type[Spine] | None:
     cls = method_class(method)
     if name == Spine.__name__:
         return Spine
-    modules = [vars(sys.modules[base.__module__]) for base in cls.__mro__ if issubclass(base, Spine)]
-    found = [cls, *(names[name] for names in modules if name in names)]
+    homes = [sys.modules.get(base.__module__) for base in cls.__mro__ if issubclass(base, Spine)]
+    found = [cls, *(vars(home)[name] for home in homes if home is not None and name in vars(home))]
     spines = (one for one in found if isinstance(one, type) and issubclass(one, Spine) and one.__name__ == name)
     return next(spines, None)
 
