@@ -185,7 +185,7 @@ def test_a_tuned_trigger_is_written_and_read_by_everyone() -> None:
     trigger = TriggerRows(tables, SOURCE, orders=[2, 3])
     optimizer = torch.optim.Adam(trigger.parameters(), lr=0.05)
     losses = []
-    for _ in range(60):
+    for _ in range(20):
         with torch.no_grad():
             rows = tables(TEXT[:1])
         loss = (model(TEXT[:1], trigger(rows, TEXT[:1]))[0, 3] - target).square().mean()
@@ -193,7 +193,7 @@ def test_a_tuned_trigger_is_written_and_read_by_everyone() -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     session = EditSession(tables)
     edit = session.write_trigger(trigger)
     assert edit.num_rows == 2 * 4

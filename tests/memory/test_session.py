@@ -1,11 +1,12 @@
 """The read path of decoding: the same rows as in one piece, by another way."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from embank.tables import ConfigError, DataError, RowTier, SequenceCollection, TableSpec
+from embank.tables import ConfigError, DataError, RowTier, SequenceCollection, TableSpec, WorkError
 from embank.tables.memory import EngramLayout, MemoryReader, MemorySession, MemoryTables, starts_of_positions
 from embank.tables.memory.flat_rows import FlatRows
 from tests.memory.small import NUM_TOKENS, engram, memory, stem, tokens, train
@@ -29,6 +30,16 @@ def test_token_by_token_is_the_whole(where: str, tmp_path: Path) -> None:
     assert same(session.extend(ids[:, 9:10]), wanted, slice(9, 10))
     assert same(session.extend(ids[:, 10:]), wanted, slice(10, 12))
     assert session.length == 12
+
+
+def test_a_file_that_was_cut_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+    tables = memory(tmp_path)
+    session = MemorySession(tables, 1)
+    session.next([3])
+    for file in tmp_path.rglob("*weights*"):
+        os.truncate(file, 100)
+    with pytest.raises(WorkError, match="has 100 bytes of the .* that the disk tier gave it; something has cut it"):
+        session.next([4])
 
 
 def test_many_sequences_go_the_vectorised_way() -> None:

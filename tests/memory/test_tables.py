@@ -8,7 +8,20 @@ import pytest
 import torch
 
 from embank.tables import CheckpointError, ConfigError, DataError, RowOptimizer, RowTier, WorkError
-from embank.tables.memory import DEAD, EngramConfig, EngramLayout, MemoryTables, StemConfig, StemLayout, memory_plan
+from embank.tables.memory import (
+    DEAD,
+    EditSession,
+    EngramConfig,
+    EngramLayout,
+    MemorySession,
+    MemoryTables,
+    StemConfig,
+    StemLayout,
+    TriggerRows,
+    export_memory,
+    memory_plan,
+    open_memory,
+)
 from tests.memory.small import (
     FFN_DIM,
     LAYERS,
@@ -18,6 +31,7 @@ from tests.memory.small import (
     engram,
     memory,
     stem,
+    tokenizer,
     tokens,
     train,
     weights_of,
@@ -171,6 +185,47 @@ def test_rows_are_no_part_of_the_model() -> None:
     assert not torch.equal(weights_of(model.memory)["engram.layer1.order2.head0"], before["engram.layer1.order2.head0"])
 
 
+def test_rows_of_two_bytes_train_where_a_kernel_can(tmp_path: Path) -> None:
+    for tier in (RowTier(dtype="bf16"), RowTier(name="disk", directory=tmp_path / "rows", dtype="bf16")):
+        tables = MemoryTables([engram(), stem()], tier=tier, backend="torch")
+        losses = train(tables, steps=8)
+        assert losses[-1] < losses[0]
+        assert {rows.dtype for rows in weights_of(tables).values()} == {torch.bfloat16}
+        ids = tokens()
+        for kind, by_layer in MemorySession(tables, 3).next(ids[:, 0].tolist()).items():
+            for layer, rows in by_layer.items():
+                assert rows.dtype == torch.float32
+                assert torch.equal(rows, tables(ids)[kind][layer][:, :1])
+        edits, before = EditSession(tables), weights_of(tables)
+        edits.swap([3], [5])
+        edits.write_trigger(TriggerRows(tables, [1, 2, 3]))
+        edits.undo_all()
+        assert all(torch.equal(rows, before[name]) for name, rows in weights_of(tables).items())
+        export_memory(tables, tmp_path / tier.name, codec="bf16")
+        opened = open_memory(tmp_path / tier.name, tokenizer())
+        assert all(torch.equal(rows, before[name].float()) for name, rows in weights_of(opened).items())
+
+
+def test_wide_stem_rows_train_as_in_the_torch_backend() -> None:
+    """FBGEMM's kernels take 2,048 numbers a row."""
+    fast, slow = (MemoryTables([stem(ffn_dim=2816)], backend=backend) for backend in ("fbgemm", "torch"))
+    np.testing.assert_allclose(train(fast, steps=2), train(slow, steps=2), rtol=1e-5)
+    for table, rows in weights_of(fast).items():
+        torch.testing.assert_close(rows, weights_of(slow)[table], rtol=1e-5, atol=1e-5)
+    ids = tokens()
+    assert torch.equal(MemorySession(fast, 3).next(ids[:, 0].tolist())["stem"][2], fast(ids)["stem"][2][:, :1])
+
+
+def test_later_tokens_change_no_row_before_them() -> None:
+    tables, ids = memory(), tokens(batch=1, length=8)
+    other = ids.clone()
+    other[0, 5] = (other[0, 5] + 2) % NUM_TOKENS  # another word
+    for kind, by_layer in tables(ids).items():
+        for layer, rows in by_layer.items():
+            changed = (rows != tables(other)[kind][layer]).any(-1)[0].nonzero().flatten().tolist()
+            assert changed == ([5, 6, 7] if kind == "engram" else [5])
+
+
 def test_inference_mode_reads_the_same_rows() -> None:
     tables = memory()
     wanted = tables(tokens())["engram"][3]
@@ -255,7 +310,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     [
         (lambda: MemoryTables([]), r"of the kinds \[\]; give at least one, and each once"),
         (lambda: MemoryTables([stem(), stem()]), r"of the kinds \['stem', 'stem'\]"),
-        (lambda: memory(row_dtype="bf16"), "rows of type 'bf16' can't be trained: .* export with codec='bf16'"),
+        (lambda: MemoryTables([stem()], tier=RowTier(dtype="bf16")), "rows are to be bf16; FBGEMM's kernels for a CPU"),
         (lambda: engram(memory_dim=30), "memory_dim 30 is the width of all 4 heads together.* use 28 or 32"),
         (lambda: memory(cut="rows"), "there are no processes to spread them over; start with torchrun"),
         (lambda: memory_plan(["a"], world_size=2, cut="columns"), "rows can't be cut by 'columns'"),

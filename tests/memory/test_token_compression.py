@@ -50,6 +50,13 @@ def test_golden_vector() -> None:
     assert compression.digest == "1db82502d273ca250cf4cfc2b81ea4d36a29da032b5d5509021ab0c22651da70"
 
 
+def test_normalised_texts_are_their_own_keys() -> None:
+    """Tokens that are the normal form of others fall together with them, and with nothing else."""
+    words = ["<s>", "THE", "the", "É", "e", "ﬁ", "fi", "①", "1", " x", "x", "\u0391\u03a3", "\u03b1\u03c3"]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<s>"))
+    assert TokenCompression.from_tokenizer(tokenizer).ids_V.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+
+
 def test_special_tokens_keep_their_own_ids() -> None:
     tokenizer = byte_level(["<s>", "a"])
     tokenizer.add_special_tokens(["<pad>", "</s>"])

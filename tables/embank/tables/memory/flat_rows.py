@@ -34,6 +34,7 @@ class FlatRows:
     def __init__(self, tables: SequenceCollection) -> None:
         _refuse_others(tables)
         self.device = tables.device
+        self._files = tables.row_stores() if tables.tier.name == "disk" else []
         self.dim = tables.specs[0].embedding_dim
         views = tables.weights()
         names = [spec.name for spec in tables.specs]
@@ -52,7 +53,13 @@ class FlatRows:
             self.first_rows = dict(zip(names, firsts, strict=True))
 
     def take(self, rows: Sequence[int]) -> Tensor:
-        """Rows [N, dim] by their numbers in the matrix: `first_rows[table] + row`. Not checked."""
+        """Rows [N, dim] by their numbers in the matrix: `first_rows[table] + row`. Numbers are not checked.
+
+        Raises:
+            WorkError: a file of the disk tier was cut.
+        """
+        for store in self._files:
+            store.check()
         rows_N = torch.tensor(rows, dtype=torch.int64)
         if self.is_view:
             if self._matrix.device != rows_N.device:
@@ -62,6 +69,8 @@ class FlatRows:
             parts = [self._parts[t][row - self._bounds[t]] for row in rows if (t := bisect(self._bounds, row) - 1) >= 0]
             taken_ND = torch.stack(parts) if parts else torch.empty(0, self.dim)
         taken_ND = taken_ND.float()
+        if taken_ND.dtype != torch.float32:  # as lookups give them
+            taken_ND = taken_ND.float()
         return taken_ND if taken_ND.device == self.device else taken_ND.to(self.device, non_blocking=True)
 
 

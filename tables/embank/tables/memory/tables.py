@@ -1,7 +1,7 @@
 """`MemoryTables`: the rows of a language model's memory, beside the model and not in it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -57,11 +57,10 @@ class MemoryTables:
         cut: how rows are spread over the processes of `group`: "rows" deals each table's rows to all of them, "heads"
             gives each table to one. None holds them all here.
         group: the processes; None takes all.
-        row_dtype: of rows in training; "fp32" is what there is.
 
     Raises:
-        ConfigError: kinds named twice, tokenizers that differ, types that can't be trained, or tables larger than the
-            tier.
+        ConfigError: kinds named twice, tokenizers that differ, rows of a type that the backend can't train, or tables
+            larger than the tier.
     """
 
     def __init__(
@@ -75,9 +74,7 @@ class MemoryTables:
         group: dist.ProcessGroup | None = None,
         seed: int = 0,
         dedupe: bool = False,
-        row_dtype: str = "fp32",
     ) -> None:
-        _refuse_dtype(row_dtype)
         self.layouts = {layout.kind: layout for layout in layouts}
         if not layouts or len(self.layouts) < len(layouts):
             kinds = [layout.kind for layout in layouts]
@@ -96,7 +93,10 @@ class MemoryTables:
             sharding = None if cut is None else _sharding([s.name for s in specs], cut, group)
             own_tier = _tier_of(tier or RowTier(), kind)
             num_ranks = 1 if sharding is None else sharding.plan.world_size
-            needed = sum(s.num_embeddings * row_nbytes(s.embedding_dim, own) for s in specs) // num_ranks
+            needed = (
+                sum(s.num_embeddings * row_nbytes(s.embedding_dim, own, dtype=own_tier.dtype) for s in specs)
+                // num_ranks
+            )
             refuse_larger_than_memory(needed, own_tier, kind=kind)
             self.collections[kind] = SequenceCollection(
                 specs,
@@ -254,21 +254,7 @@ def _sharding(tables: Sequence[str], cut: Cut, group: dist.ProcessGroup | None) 
 def _tier_of(tier: RowTier, kind: str) -> RowTier:
     if tier.directory is None:
         return tier
-    return RowTier(
-        name=tier.name,
-        directory=tier.directory / kind,
-        prefetch=tier.prefetch,
-        device=tier.device,
-        cache_load_factor=tier.cache_load_factor,
-    )
-
-
-def _refuse_dtype(row_dtype: str) -> None:
-    if row_dtype != "fp32":
-        raise ConfigError(
-            f"rows of type '{row_dtype}' can't be trained: the kernels update fp32 rows, where small steps are not "
-            f"lost. Train in fp32, and export with codec='{row_dtype}'"
-        )
+    return replace(tier, directory=tier.directory / kind)
 
 
 def refuse_larger_than_memory(nbytes: int, tier: RowTier, *, kind: str) -> None:

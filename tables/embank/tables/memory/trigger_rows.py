@@ -55,7 +55,7 @@ class TriggerRows(nn.Module):
         for layer in layout.layer_ids:
             names = layout.table_names(layer)
             rows = [weights[names[c]][row] for c, row in zip(self.columns, self.row_ids[layer], strict=True)]
-            self.rows[str(layer)] = nn.Parameter(torch.stack(rows).clone())
+            self.rows[str(layer)] = nn.Parameter(torch.stack(rows).float())
 
     def values(self, layer: int) -> Tensor:
         """Rows [columns, D] of a layer."""

@@ -155,6 +155,10 @@ class RowStore(nn.Module, ABC):
         numbers_U = shard.row_numbers(rows_U) if numbers_U is None else numbers_U
         weight_RD[rows_U] = table.projection(weight_RD[rows_U], numbers_U, seed=seed)
 
+    def check(self) -> None:
+        """Raises WorkError if a file of the disk tier can no longer be used; to be asked before rows are read from the
+        views of `weights`. Nothing to do elsewhere."""
+
     @abstractmethod
     def flush(self) -> None:
         """Makes what is held durable (disk tier); nothing to do elsewhere.

@@ -69,6 +69,10 @@ class CompositeRows(RowStore):
                 stack.enter_context(store.writing())
             yield
 
+    def check(self) -> None:
+        for store in self.parts_held():
+            store.check()
+
     def flush(self) -> None:
         for store in self.parts_held():
             store.flush()

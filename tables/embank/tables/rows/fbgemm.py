@@ -330,6 +330,9 @@ class FbgemmRows(RowStore):
         self.finish()
         return {name: state for kernel in self._kernels() for name, state in kernel.optimizer_state().items()}
 
+    def check(self) -> None:
+        self.space.check()
+
     def flush(self) -> None:
         self.finish()
         self.space.flush()

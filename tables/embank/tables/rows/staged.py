@@ -304,6 +304,9 @@ class StagedRows(RowStore):
         self._land()
         return self.held.optimizer_state()
 
+    def check(self) -> None:
+        self.held.check()
+
     def flush(self) -> None:
         self._land()
         self.held.flush()

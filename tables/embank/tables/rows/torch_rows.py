@@ -235,6 +235,9 @@ class TorchRows(RowStore):
         self.finish()
         return {s.table.name: dict(state) for s, state in zip(self.shards, self.state, strict=True)}
 
+    def check(self) -> None:
+        self.space.check()
+
     def flush(self) -> None:
         self.finish()
         self.space.flush()
