@@ -80,12 +80,12 @@ def step(rows: StagedRows | TorchRows, indices: Tensor, offsets: Tensor) -> Tens
 
 
 def train(rows: StagedRows, batches: Sequence[Batch], *, ahead: int) -> list[Tensor]:
-    """Trains with each batch announced `ahead` steps before its lookup; outputs of all steps."""
+    """Trains with each batch prefetched `ahead` steps before its lookup; outputs of all steps."""
     outputs = []
     for number, current in enumerate(batches):
         upcoming = batches[:ahead] if number == 0 else batches[number + ahead - 1 : number + ahead]
-        for announced in upcoming if ahead else ():
-            rows.prefetch(*announced)
+        for prefetched in upcoming if ahead else ():
+            rows.prefetch(*prefetched)
         outputs.append(step(rows, *current))
     return outputs
 
@@ -143,7 +143,7 @@ def test_a_batch_that_was_gathered_before_an_update_is_looked_up_after_it() -> N
     current = batch(0, max_bag=4)
     staged.prefetch(*current)
     staged.prefetch(*current)
-    early = staged.announced[1]
+    early = staged.prefetched[1]
     early.gathered.result()
     gathered = early.values["weights"].clone()
     for rows in (staged, plain):
@@ -155,7 +155,7 @@ def test_a_batch_that_was_gathered_before_an_update_is_looked_up_after_it() -> N
 
 
 def test_order_holds_when_the_thread_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Updates are applied while their write-back still waits: what was announced before and after them sees them."""
+    """Updates are applied while their write-back still waits: what was prefetched before and after them sees them."""
     batches = [batch(number, max_bag=4) for number in range(6)]
     staged, plain = pair("adam")
     gate = threading.Event()
@@ -163,20 +163,20 @@ def test_order_holds_when_the_thread_is_slow(monkeypatch: pytest.MonkeyPatch) ->
     step(plain, *batches[0])
     for number in (1, 2):
         staged.prefetch(*batches[number])
-    for early in staged.announced:
+    for early in staged.prefetched:
         early.gathered.result()
     staged.thread.submit(gate.wait, 20)
     for number in (1, 2):
         torch.testing.assert_close(step(staged, *batches[number]), step(plain, *batches[number]), rtol=1e-5, atol=1e-5)
     staged.prefetch(*batches[3])
-    assert not staged.announced[0].gathered.done()
+    assert not staged.prefetched[0].gathered.done()
     gate.set()
     for number in (3, 4, 5):
         torch.testing.assert_close(step(staged, *batches[number]), step(plain, *batches[number]), rtol=1e-5, atol=1e-5)
     assert_same_tables(staged, plain, exact=False)
 
 
-def test_hints_from_another_thread_that_are_skipped_or_never_come() -> None:
+def test_prefetches_of_another_thread_that_are_skipped_or_never_come() -> None:
     staged, plain = pair("adagrad")
     batches = [batch(number, max_bag=4) for number in range(12)]
     loader = threading.Thread(target=lambda: [staged.prefetch(*b) for b in batches])
@@ -186,7 +186,7 @@ def test_hints_from_another_thread_that_are_skipped_or_never_come() -> None:
         step(plain, *batches[number])
     loader.join()
     assert_same_tables(staged, plain, exact=False)
-    assert not staged.announced
+    assert not staged.prefetched
 
 
 def test_the_device_keeps_no_more_than_is_needed() -> None:
@@ -195,12 +195,12 @@ def test_the_device_keeps_no_more_than_is_needed() -> None:
     staged.prefetch(*never)
     for number in range(5):
         step(staged, *batch(number, max_bag=4))
-    assert len(staged.written) == 5  # the announced batch has seen none of them
+    assert len(staged.written) == 5  # the prefetched batch has seen none of them
     for number in range(MAX_AGE):
         step(staged, *batch(number, max_bag=4))
     gc.collect()
     step(staged, *batch(0, max_bag=4))
-    assert not staged.announced
+    assert not staged.prefetched
     assert len(staged.written) <= 1
 
 
@@ -242,8 +242,9 @@ def test_writing_to_tables_reaches_announced_batches() -> None:
 
 
 @pytest.mark.parametrize("kind", ["weights", "optimizer state"])
-def test_writing_to_tables_after_a_hint(kind: str) -> None:
-    """Views that were taken before a hint, and written to after it: the hint's rows are stale, and gathered again."""
+def test_writing_to_tables_after_a_prefetch(kind: str) -> None:
+    """Views that were taken before it, and written to after it: the rows that it gathered are stale, and gathered
+    again."""
     staged, plain = pair("adagrad")
     current = batch(0, max_bag=4)
     step(staged, *current)
@@ -252,7 +253,7 @@ def test_writing_to_tables_after_a_hint(kind: str) -> None:
         views = rows.weights().values() if kind == "weights" else [s["sum"] for s in rows.optimizer_state().values()]
         rows.prefetch(*current)
         if rows is staged:
-            staged.announced[0].gathered.result()
+            staged.prefetched[0].gathered.result()
         for view in views:
             view.fill_(0.5)
     torch.testing.assert_close(step(staged, *current), step(plain, *current), rtol=1e-6, atol=1e-6)

@@ -39,7 +39,7 @@ def test_what_was_prefetched_is_not_used_after_a_change(tier: str, backend: str,
     weight = rows.weight("t")
     rows.prefetch(*BATCH)
     if isinstance(rows, StagedRows):
-        rows.announced[0].gathered.result()
+        rows.prefetched[0].gathered.result()
     before = weight._version
     with rows.writing():
         weight.numpy()[:] = 0.5

@@ -60,8 +60,8 @@ class RowStore(nn.Module, ABC):
         return split
 
     def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
-        """A hint that `forward` will be called with these very tensors soon, in the order of the hints. Never changes
-        results.
+        """Says that `forward` will be called with these very tensors soon, in the order in which it is said. Never
+        changes results.
 
         Args:
             indices, offsets: as `forward` takes them; not to be written to until then.

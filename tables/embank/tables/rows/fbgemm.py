@@ -3,8 +3,7 @@
 All lookups go into one kernel call where their dims allow: FBGEMM wants widths that are multiples of 4, so odd widths
 are padded with zeros, which stay zero, and sliced off. Row-wise Adagrad averages over the padded width; tables with
 different ratios of real to padded width therefore get kernels of their own (see `rowwise_scale`). So does a table that
-is looked up several
-times: as one lookup of so many times the bags, which FBGEMM does on a CPU in about half the time.
+is looked up several times: as one lookup of so many times the bags, which FBGEMM does on a CPU in about half the time.
 """
 
 from collections.abc import Iterator
@@ -142,7 +141,7 @@ class _Kernel(nn.Module):
     def _merged(self, indices: Tensor, offsets: Tensor) -> Tensor:
         """Lookups of one table side by side. Where every bag holds one id, these are taken sample by sample, so that
         the rows come out
-        in their places: putting ids in order costs less than rows, and rows are moved twice."""
+        in their order: putting ids in order costs less than rows, and rows are moved twice."""
         if not self._has_one_id_each(offsets) or self.widths[0] != self.pieces[0]:
             return torch.cat(self.parts(indices, offsets), dim=1)
         by_sample = indices.view(self.num_merged, -1).T.reshape(-1)

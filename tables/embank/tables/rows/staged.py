@@ -5,10 +5,10 @@ from the host into pinned memory and copies them in on a stream of their own, lo
 the thread writes the updated rows back while the next batch computes. Only what a copy engine reads must be pinned, so
 the tables themselves lie in ordinary memory and may be larger than what can be pinned.
 
-Order. One thread gathers and writes back, in the order in which it is asked to. A batch that was announced early may be
-gathered before an update of rows that it shares; what that update made of them is still on the device, and is copied
-over the stale rows before the lookup, update after update. A batch that was not announced is gathered after all updates
-so far. So a lookup always sees every update before it, and prefetch on and off give the same bits.
+Order. One thread gathers and writes back, in the order in which it is asked to. A batch that was prefetched early may
+be gathered before an update of rows that it shares; what that update made of them is still on the device, and is copied
+over the stale rows before the lookup, update after update. A batch that was not prefetched is gathered after all
+updates so far. So a lookup always sees every update before it, and prefetch on and off give the same bits.
 
 Rows that somebody else writes to, through what `weights` and `optimizer_state` return, are gathered again where they
 were gathered before. `writing` says so; where it was not used, the version counters of torch tell.
@@ -34,7 +34,7 @@ from embank.tables.rows.store_spec import StoreSpec
 from embank.tables.rows.torch_rows import TorchRows
 
 MAX_AGE = 32
-"""An announced batch that has not come after this many updates is let go; were it to come yet, it is gathered again."""
+"""A prefetched batch that has not come after this many updates is let go; were it to come yet, it is gathered again."""
 
 
 @dataclass(eq=False)
@@ -71,7 +71,7 @@ class _Batch:
     grad: Tensor | None = None
 
     def is_of(self, indices: Tensor, offsets: Tensor) -> bool:
-        """Whether it was announced with these tensors."""
+        """Whether it was prefetched with these tensors."""
         pairs = ((self.indices, indices), (self.offsets, offsets))
         return all(a.data_ptr() == b.data_ptr() and a.numel() == b.numel() for a, b in pairs)
 
@@ -80,7 +80,7 @@ class StagedRows(RowStore):
     """Rows on the host, looked up on a device; see the module. `update` applies sparse updates as `TorchRows` does.
 
     It has a `TorchRows` on the host, whose arithmetic it uses. `forward` takes host tensors and returns device tensors.
-    The device holds the distinct rows of announced batches, and those of updates that these have not seen.
+    The device holds the distinct rows of prefetched batches, and those of updates that these have not seen.
 
     An update that a backward pass leaves is applied by `update`, or before the next lookup. What `weights` and
     `optimizer_state` return is up to date until the next update. It may be written to at any time by torch's own
@@ -103,8 +103,8 @@ class StagedRows(RowStore):
         self.lane: Lane = lane_to(tier.device)
         self.kinds = ("weights", *self.held.state[0])
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="embank-stager")
-        self.lock = threading.Lock()  # batches may be announced by the loader's thread
-        self.announced: deque[_Batch] = deque()
+        self.lock = threading.Lock()  # batches may be prefetched by the loader's thread
+        self.prefetched: deque[_Batch] = deque()
         self.alive: WeakSet[_Batch] = WeakSet()
         self.with_grad: list[_Batch] = []
         self.written: deque[tuple[int, _Batch]] = deque()  # updates that a batch may not have seen, with their numbers
@@ -116,7 +116,7 @@ class StagedRows(RowStore):
         if self.tier.prefetch:
             batch = self._gathering(indices, offsets)
             with self.lock:
-                self.announced.append(batch)
+                self.prefetched.append(batch)
 
     def _gathering(self, indices: Tensor, offsets: Tensor) -> _Batch:
         """A batch that the thread has been told to gather."""
@@ -145,11 +145,11 @@ class StagedRows(RowStore):
     def _ready(self, indices: Tensor, offsets: Tensor) -> _Batch:
         """The batch with every update so far."""
         with self.lock:
-            found = next((i for i, batch in enumerate(self.announced) if batch.is_of(indices, offsets)), None)
+            found = next((i for i, batch in enumerate(self.prefetched) if batch.is_of(indices, offsets)), None)
             if found is not None:
-                batch = self.announced[found]
+                batch = self.prefetched[found]
                 for _ in range(found + 1):
-                    self.announced.popleft()  # hints come in order: those before it have been passed over
+                    self.prefetched.popleft()  # batches come in order: those before it have been passed over
         if found is None:
             batch = self._gathering(indices, offsets)
         self._await(batch)
@@ -259,8 +259,8 @@ class StagedRows(RowStore):
             self.alive.discard(batch)
             self.written.append((self.num_written, batch))
             self.writes.append(self.thread.submit(_scatter, batch, self.held, self.lane, self.lane.mark()))
-            while self.announced and self.announced[0].as_of < self.num_written - MAX_AGE:
-                self.announced.popleft()
+            while self.prefetched and self.prefetched[0].as_of < self.num_written - MAX_AGE:
+                self.prefetched.popleft()
             oldest = min((other.as_of for other in self.alive), default=self.num_written)
             while self.written and self.written[0][0] <= oldest:
                 self.written.popleft()
@@ -271,20 +271,20 @@ class StagedRows(RowStore):
             self.writes.popleft().result()
 
     def _land(self) -> None:
-        """All updates are on the host, and nothing that was announced before is used."""
+        """All updates are on the host, and nothing that was prefetched before is used."""
         self.finish()
         self._raise_failures(wait=True)
         self._let_go()
 
     def _let_go(self) -> None:
         with self.lock:
-            pending = list(self.announced)
-            self.announced.clear()
+            pending = list(self.prefetched)
+            self.prefetched.clear()
         for batch in pending:
             batch.gathered.result()
 
     def _drop_prefetched(self) -> None:
-        """Another thread may have announced batches meanwhile; those that were looked up are gathered again before
+        """Another thread may have prefetched batches meanwhile; those that were looked up are gathered again before
         their update."""
         self._let_go()
         self.num_changes += 1

@@ -79,11 +79,11 @@ class ShardedCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
     def reset_parameters(self) -> None:
         """Nothing: the stores have their initial values."""
 
-    def announce(self, received: Sequence[KeyedJaggedTensor]) -> None:
+    def prefetch(self, received: Sequence[KeyedJaggedTensor]) -> None:
         """Tells the row stores what they are going to look up: the ids that have come in, for each kind of
         placement."""
         for lookup, ids in zip(self._lookups, received, strict=True):
-            lookup.announce(ids)
+            lookup.prefetch(ids)
 
     def stores(self) -> Iterator[RowStore]:
         """The row stores of this rank: at most one for each kind of placement."""
@@ -109,7 +109,7 @@ class _Lookup(GroupedPooledEmbeddingsLookup):  # type: ignore[misc]
     def _create_embedding_kernel(self, config: GroupedEmbeddingConfig, *_unused: Any) -> BaseEmbedding:
         return _Kernel(config, self._embank, self._kind)
 
-    def announce(self, ids: KeyedJaggedTensor) -> None:
+    def prefetch(self, ids: KeyedJaggedTensor) -> None:
         for kernel, own in zip(self._emb_modules, ids.split(self._feature_splits), strict=True):
             kernel.store.prefetch(own.values().long(), own.offsets().long())
 
@@ -128,12 +128,12 @@ class _Kernel(BaseEmbedding):  # type: ignore[misc]
         self._config = config
         plan, rank = sharder.plan, sharder.rank
         shards, lookups = [], []
-        for place, table in enumerate(config.embedding_tables):
+        for index, table in enumerate(config.embedding_tables):
             shard = plan.shard(sharder.tables[table.name], rank)
             assert shard is not None
             assert (shard.num_rows, shard.num_columns) == (table.local_rows, table.local_cols)
             shards.append(shard)
-            lookups += [place] * len(table.feature_names)
+            lookups += [index] * len(table.feature_names)
         self.store = sharder.store(shards, lookups, part=f"{kind}-{rank}")
 
     @property

@@ -225,7 +225,7 @@ class ShardedRows(CompositeRows):
         context, jagged = self._send(indices, offsets)
         if self.tier.name == "disk" and self.tier.prefetch:
             received = jagged.wait()
-            self._module().announce(list(received))
+            self._module().prefetch(list(received))
             jagged = NoWait(received)
         self.started[id(indices)] = (indices, context, jagged)
 
