@@ -5,6 +5,7 @@ the module is in. White space does not count, so that long output may be broken.
 """
 
 import doctest
+import inspect
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,22 @@ def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         folder.mkdir()
         monkeypatch.chdir(folder)  # an example may write what it likes
         assert not doctest.DocTestRunner(optionflags=OPTIONS).run(test).failed, f"{name}, line {test.lineno}"
+
+
+def _needs_an_example(value: Any) -> bool:
+    """Classes and functions, but for errors, protocols and what can't be made without a subclass."""
+    if inspect.isclass(value):
+        is_protocol = getattr(value, "_is_protocol", False)
+        return not (issubclass(value, BaseException) or is_protocol or inspect.isabstract(value))
+    return inspect.isfunction(value)
+
+
+@pytest.mark.parametrize("package", ["tables", "compression"])
+def test_every_public_class_and_function_has_an_example(package: str) -> None:
+    public = _public(import_module(f"embank.{package}"))
+    without = [name for name, value in public.items() if _needs_an_example(value) and ">>> " not in value.__doc__]
+    assert len(public) > len(without)
+    assert not without
 
 
 def test_every_package_is_looked_through() -> None:

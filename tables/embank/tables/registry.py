@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from embank.tables.errors import ConfigError
 from embank.tables.wording import nearest_or_all
@@ -39,10 +39,10 @@ class Registry(Generic[Kind]):
             ConfigError: it is no such class, or the name is taken by another one.
         """
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
-            raise ConfigError(f"'{name}' is to be {cls!r}, which is no subclass of {self._base}")
+            raise ConfigError(f"{self.kind} '{name}' is to be {_place_of(cls)}, which is no subclass of {self._base}")
         taken = self.local.get(name) or self.installed.get(name)
         if taken is not None and taken is not cls:
-            raise ConfigError(f"{self.kind} '{name}' is registered already ({taken}); choose another name")
+            raise ConfigError(f"{self.kind} '{name}' is registered already ({_place_of(taken)}); choose another name")
         self.local[name] = cls
 
     def find(self, name: str) -> type[Kind]:
@@ -69,3 +69,10 @@ class Registry(Generic[Kind]):
     @property
     def _base(self) -> str:
         return f"embank.tables.{self.base.__name__}"
+
+
+def _place_of(found: Any) -> str:
+    """Where a class comes from, as entry points write it."""
+    if isinstance(found, EntryPoint):
+        return found.value
+    return f"{found.__module__}:{found.__qualname__}" if isinstance(found, type) else repr(found)

@@ -54,6 +54,13 @@ class Adapt(Method):
         BudgetError: the budget does not hold one row and the layout.
         ConfigError: both a budget and a number of rows, a private share outside [0, 1], or counts by which the ids are
             not ranked.
+
+    Example:
+        >>> table = build_table(method="adapt", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (99, 8)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.09925
     """
 
     Config = AdaptConfig

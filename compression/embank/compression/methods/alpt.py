@@ -68,6 +68,13 @@ class Alpt(Method):
     Raises:
         BudgetError: the budget does not hold the codes and 4 bytes per row.
         ConfigError: a step_lr that is negative or not finite.
+
+    Example:
+        >>> table = build_table(method="alpt", num_embeddings=1000, embedding_dim=8)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (1000, 9)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.375
     """
 
     Config = AlptConfig

@@ -94,6 +94,13 @@ class AutoDim(Method):
     falls with the number of samples, here with the share of the search that is done. The public implementation in the
     VLDB'24 benchmark of Zhang et al. retrains from the weights of the search but drops their normalisation; here all of
     the model is trained anew, since rows that learned beside those of other widths have learned something else.
+
+    Example:
+        >>> table = build_table(method="autodim", num_embeddings=1000, embedding_dim=8, budget=0.2)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table/width1': (1000, 1)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.127
     """
 
     Config = AutoDimConfig

@@ -144,6 +144,13 @@ class AutoSrh(Method):
     search overfitted would stay. Gradients of alpha are divided by their group's mean absolute value, as there; the L1
     term is added after this division, so that its strength is what it says. Without counts, ids count as ranked by
     frequency.
+
+    Example:
+        >>> table = build_table(method="autosrh", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (1000, 8)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.09990625
     """
 
     Config = AutoSrhConfig

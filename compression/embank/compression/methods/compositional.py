@@ -175,6 +175,13 @@ class Compositional(Method):
     Raises:
         BudgetError: the budget is below the fewest rows that any number of tables needs.
         ConfigError: fewer than two partitions, both a budget and a divisor or rows, or shared rows of no known number.
+
+    Example:
+        >>> table = build_table(method="compositional", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table/part0': (84, 8), 'table/part1': (12, 8)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.096
     """
 
     Config = CompositionalConfig

@@ -89,6 +89,13 @@ class Dedup(Method):
     collides in enough bands, so that the outcome may miss the budget; here the same projections rank candidates by
     distance, which gives every block some, and each merge is decided by comparing entries. The VLDB'24 benchmark of
     Zhang et al. compares to a fixed 0.01, thirty times the width of its initial values, on ids in random order.
+
+    Example:
+        >>> table = build_table(method="dedup", num_embeddings=1000, embedding_dim=8, budget=0.2)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (168, 8)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.19925
     """
 
     Config = DedupConfig

@@ -123,6 +123,13 @@ class DeepLight(Method):
     threshold by about 20 scans of all weights every 10 steps, and may evaluate and save a table that has grown back
     above its target; here a pruning takes two scans, and what is evaluated and served is pruned exactly first
     (`settle`).
+
+    Example:
+        >>> table = build_table(method="deeplight", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (1000, 8)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.09990625
     """
 
     Config = DeepLightConfig

@@ -86,6 +86,13 @@ class Dhe(Method):
     Raises:
         BudgetError: the budget is below hidden layers of width 1.
         ConfigError: an option out of range, or both a budget and a width.
+
+    Example:
+        >>> table = build_table(method="dhe", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.0835
     """
 
     Config = DheConfig

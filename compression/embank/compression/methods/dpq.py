@@ -29,6 +29,13 @@ class Dpq(QuantisedRows):
         ConfigError: a number of codebooks that does not divide the dim.
 
     Source: section 2.3 of the paper, the variant with Euclidean distance; see `ProductQuantiser` for what differs.
+
+    Example:
+        >>> table = build_table(method="dpq", num_embeddings=1000, embedding_dim=8, budget=0.2)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (1000, 8)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.18825
     """
 
     Config = DpqConfig

@@ -13,6 +13,13 @@ class Full(Method):
 
     Raises:
         BudgetError: a budget below 1, since every row is kept whole.
+
+    Example:
+        >>> table = build_table(method="full", num_embeddings=1000, embedding_dim=8)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (1000, 8)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        1.0
     """
 
     Config = FullConfig

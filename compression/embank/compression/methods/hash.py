@@ -30,6 +30,13 @@ class Hash(Method):
     Raises:
         BudgetError: the budget does not hold one row and the salt.
         ConfigError: fewer than 1 row, both a budget and a number of rows, or neither where there is no vocabulary.
+
+    Example:
+        >>> table = build_table(method="hash", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (99, 8)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.09925
     """
 
     Config = HashConfig

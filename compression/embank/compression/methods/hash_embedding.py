@@ -68,6 +68,13 @@ class HashEmbedding(Method):
     Raises:
         BudgetError: the budget does not hold the importances, the salts and one row.
         ConfigError: fewer than 1 hash, both a budget and a number of rows, or shared rows of no known number.
+
+    Example:
+        >>> table = build_table(method="hash_embedding", num_embeddings=1000, embedding_dim=8, budget=0.4)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table/rows': (149, 8), 'table/importances': (1000, 2)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.3995
     """
 
     Config = HashEmbeddingConfig

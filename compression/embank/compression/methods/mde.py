@@ -55,6 +55,13 @@ class Mde(NarrowRows):
     Raises:
         BudgetError: the budget does not hold rows of dim 1 and the projection.
         ConfigError: both a budget and a width, or a width outside 1 .. embedding_dim.
+
+    Example:
+        >>> table = build_table(method="mde", num_embeddings=1000, embedding_dim=8, budget=0.2)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (1000, 1)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.126
     """
 
     Config = MdeConfig

@@ -55,6 +55,13 @@ class Memcom(Method):
     Raises:
         BudgetError: the budget does not hold the multipliers and one row.
         ConfigError: both a budget and a number of rows, or shared rows of no known number.
+
+    Example:
+        >>> table = build_table(method="memcom", num_embeddings=1000, embedding_dim=8, budget=0.2)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table/rows': (75, 8), 'table/multipliers': (1000, 1)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.2
     """
 
     Config = MemcomConfig

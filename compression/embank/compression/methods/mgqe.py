@@ -47,6 +47,13 @@ class Mgqe(QuantisedRows):
     Source: section 3 of the paper, the variant with shared centroids and fewer codes for the tail; see
     `ProductQuantiser` for what differs in quantisation. The VLDB'24 benchmark of Zhang et al. keeps 4 bytes per id for
     the head flag and codes from each row's last training step.
+
+    Example:
+        >>> table = build_table(method="mgqe", num_embeddings=1000, embedding_dim=8, budget=0.2)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (1000, 8)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.19525
     """
 
     Config = MgqeConfig

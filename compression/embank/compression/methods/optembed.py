@@ -137,6 +137,13 @@ class OptEmbed(Method):
     of the search instead. As there, the search takes the supernet that validation found best, and retraining starts
     from the initial values. It serves rows of full width with masks; here what is served is the kept columns of the
     kept rows. See `evolve` for the search.
+
+    Example:
+        >>> table = build_table(method="optembed", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (250, 3)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.098
     """
 
     Config = OptEmbedConfig

@@ -142,6 +142,13 @@ class Pep(Method):
     that sigmoid and its gradient are 0 in fp32, so that only the weight decay of its optimizer moves it, and stops by
     hand at a target; here s starts where it has a gradient, the decay is a term of the loss, and it ends when the
     target is reached.
+
+    Example:
+        >>> table = build_table(method="pep", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (1000, 8)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.09990625
     """
 
     Config = PepConfig

@@ -90,6 +90,13 @@ class Robe(Method):
         BudgetError: the budget does not hold one chunk and the salt.
         ConfigError: a chunk outside 1 .. 2048, both a budget and a size, or an array that is shared without a common
             shape.
+
+    Example:
+        >>> table = build_table(method="robe", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (99, 8)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.09925
     """
 
     Config = RobeConfig

@@ -155,6 +155,13 @@ class TTRec(DistinctMethod):
     Raises:
         BudgetError: the budget is below rank 1.
         ConfigError: both a budget and a rank.
+
+    Example:
+        >>> table = build_table(method="tt_rec", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table/core0': (10, 10), 'table/core1': (10, 50), 'table/core2': (10, 10)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.0875
     """
 
     Config = TTRecConfig

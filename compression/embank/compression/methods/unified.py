@@ -111,6 +111,13 @@ class Unified(Method):
         BudgetError: a budget that does not hold one row, the salts and the projection.
         ConfigError: a size below 1, a width or a number of lookups that does not divide the dim, a shared table without
             a number of rows, or with a budget of its own.
+
+    Example:
+        >>> table = build_table(method="unified", num_embeddings=1000, embedding_dim=8, budget=0.1)
+        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
+        {'table': (199, 4)}
+        >>> table.nbytes("serving") / table.spec.plain_nbytes
+        0.1
     """
 
     Config = UnifiedConfig

@@ -55,6 +55,15 @@ class Addressed:
         paths: by lookup path, what it needs; paths without lookups are left out.
         bags: by output key, offsets [B + 1] of the bags among its ids, for keys that are pooled after `combine`.
         batch_size: B.
+
+    Example:
+        >>> from torchrec import KeyedJaggedTensor
+        >>> spec = TableSpec(name="item", num_embeddings=10, embedding_dim=2, feature_names=["item"])
+        >>> tables = TableCollection([spec])
+        >>> kjt = KeyedJaggedTensor(keys=["item"], values=torch.tensor([7, 8]), lengths=torch.tensor([2]))
+        >>> addressed = tables.address(kjt)  # in the data loader
+        >>> torch.equal(tables(addressed).values(), tables(kjt).values())
+        True
     """
 
     paths: dict[str, PathIds]
@@ -89,6 +98,13 @@ class AddressedSequence(Addressed):
     Args:
         shapes: for each group its (B, T), or (N,) where ids came as bags.
         bag_lengths: for each group that came as bags their lengths [B].
+
+    Example:
+        >>> specs = [TableSpec(name="head", num_embeddings=10, embedding_dim=2, feature_names=["layer1"])]
+        >>> tables = SequenceCollection(specs)
+        >>> ids = {"layer1": torch.tensor([[[7], [8]]])}  # [B, T, H]
+        >>> torch.equal(tables(tables.address(ids))["layer1"], tables(ids)["layer1"])
+        True
     """
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)

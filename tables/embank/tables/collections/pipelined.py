@@ -37,6 +37,15 @@ class PipelinedTables(ShardedModule[Any, Any, Any, LookupContext]):  # type: ign
     Args:
         tables: the collection; keep it as a submodule of the model too. It is not one of this module: its parameters
             would be there twice, and pipelines would rewire the exchanges inside it.
+
+    Example:
+        >>> from torchrec import KeyedJaggedTensor
+        >>> spec = TableSpec(name="item", num_embeddings=10, embedding_dim=2, feature_names=["item"])
+        >>> tables = TableCollection([spec])
+        >>> kjt = KeyedJaggedTensor(keys=["item"], values=torch.tensor([7, 8]), lengths=torch.tensor([1, 1]))
+        >>> look_up = PipelinedTables(tables)
+        >>> torch.equal(look_up(tables.address(kjt)).values(), tables(kjt).values())
+        True
     """
 
     def __init__(self, tables: TableCollection | SequenceCollection) -> None:

@@ -38,6 +38,34 @@ class TableCollection(Tables):
     Raises:
         ConfigError: no table, two tables of one name, or what methods and backends refuse.
         BudgetError: a budget below its method's floor.
+
+    Example:
+        Two rows of a batch: a user has one id, the genres of a film are a bag of any number of ids.
+
+            row      user   genre
+            0        3      1, 2
+            1        0      (none)
+
+        >>> from torchrec import KeyedJaggedTensor
+        >>> tables = TableCollection(
+        ...     [
+        ...         TableSpec(name="user", num_embeddings=4, embedding_dim=3, feature_names=["user"]),
+        ...         TableSpec(name="genre", num_embeddings=3, embedding_dim=2, feature_names=["genre"]),
+        ...     ],
+        ...     optimizer=RowOptimizer(name="sgd", lr=0.5),
+        ... )
+        >>> tables.set_rows("genre", torch.tensor([[0.0, 0.0], [1.0, 10.0], [2.0, 20.0]]))
+        >>> ids, lengths = torch.tensor([3, 0, 1, 2]), torch.tensor([1, 1, 2, 0])  # feature after feature
+        >>> kjt = KeyedJaggedTensor(keys=["user", "genre"], values=ids, lengths=lengths)
+        >>> pooled = tables(kjt)  # a KeyedTensor
+        >>> pooled["genre"].tolist()  # the sum of rows 1 and 2; an empty bag gives zeros
+        [[3.0, 30.0], [0.0, 0.0]]
+        >>> pooled.keys(), pooled.values().shape  # [B, sum D]
+        (['user', 'genre'], torch.Size([2, 5]))
+        >>> pooled["genre"].sum().backward()  # updates the rows that were looked up
+        >>> tables.step()
+        >>> tables.weights()["genre"].tolist()
+        [[0.0, 0.0], [0.5, 9.5], [1.5, 19.5]]
     """
 
     plain_prefix: ClassVar[str] = "embedding_bags"

@@ -57,6 +57,25 @@ class SequenceCollection(Tables):
     Raises:
         ConfigError: no table, two tables of one name, mean pooling, or what methods and backends refuse.
         BudgetError: a budget below its method's floor.
+
+    Example:
+        Three tokens of one text, each with an id for either of two tables:
+
+            token    layer1.a   layer1.b
+            0        1          0
+            1        2          0
+            2        1          1
+
+        >>> specs = [
+        ...     TableSpec(name="layer1.a", num_embeddings=3, embedding_dim=2, feature_names=["layer1"]),
+        ...     TableSpec(name="layer1.b", num_embeddings=2, embedding_dim=1, feature_names=["layer1"]),
+        ... ]
+        >>> tables = SequenceCollection(specs)
+        >>> tables.set_rows("layer1.a", torch.tensor([[0.0, 0.0], [1.0, 10.0], [2.0, 20.0]]))
+        >>> tables.set_rows("layer1.b", torch.tensor([[-1.0], [-2.0]]))
+        >>> rows = tables({"layer1": torch.tensor([[[1, 0], [2, 0], [1, 1]]])})  # ids [B, T, H] to rows [B, T, sum D]
+        >>> rows["layer1"].tolist()
+        [[[1.0, 10.0, -1.0], [2.0, 20.0, -1.0], [1.0, 10.0, -2.0]]]
     """
 
     plain_prefix: ClassVar[str] = "embeddings"

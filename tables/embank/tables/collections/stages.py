@@ -74,12 +74,26 @@ def _told(stages: Sequence[Stage]) -> str:
 
 
 def num_stages(tables: Tables) -> int:
-    """Trainings that the collection needs: the most that one of its methods asks for."""
+    """Trainings that the collection needs: the most that one of its methods asks for.
+
+    Example:
+        >>> spec = TableSpec(name="item", num_embeddings=10, embedding_dim=2, feature_names=["item"])
+        >>> num_stages(TableCollection([spec]))
+        1
+    """
     return len(planned_stages(tables))
 
 
 def current_stage(tables: Tables) -> Stage:
-    """The stage that the collection is in."""
+    """The stage that the collection is in.
+
+    Example:
+        >>> spec = TableSpec(
+        ...     name="item", num_embeddings=100, embedding_dim=8, feature_names=["item"], method="dedup", budget=0.2
+        ... )
+        >>> current_stage(TableCollection([spec])).name
+        'full'
+    """
     return planned_stages(tables)[max(method.spec.stage for method in tables.built_methods())]
 
 
@@ -138,6 +152,17 @@ def advance(tables: AnyTables, *, score: Score | None = None) -> AnyTables:
 
     Raises:
         ConfigError: there is no next stage.
+
+    Example:
+        >>> spec = TableSpec(
+        ...     name="item", num_embeddings=100, embedding_dim=8, feature_names=["item"], method="pep", budget=0.2
+        ... )
+        >>> tables = TableCollection([spec])
+        >>> num_stages(tables), current_stage(tables).name
+        (2, 'thresholds')
+        >>> tables = advance(tables)  # after the training of the first stage
+        >>> current_stage(tables).name
+        'retrain'
     """
     found: dict[str, Advance] = {}
     rows = HeldRows(tables)

@@ -15,6 +15,14 @@ class Allocation:
     Attributes:
         takes_budget: the method can be made smaller than the plain table; a sweep over budgets trains it once
             otherwise.
+
+    Example:
+        >>> specs = [
+        ...     TableSpec(name=n, num_embeddings=size, embedding_dim=4, feature_names=[n])
+        ...     for n, size in {"user": 300, "item": 100}.items()
+        ... ]
+        >>> [(spec.name, spec.budget) for spec in Allocation().share(specs, 1600)]
+        [('user', 0.25), ('item', 0.25)]
     """
 
     takes_budget: ClassVar[bool] = True
@@ -34,6 +42,11 @@ class Allocation:
 
 
 class WholeTables(Allocation):
-    """Of a method that has one size."""
+    """Of a method that has one size.
+
+    Example:
+        >>> method_class("full").traits.allocation.takes_budget
+        False
+    """
 
     takes_budget: ClassVar[bool] = False

@@ -37,6 +37,10 @@ class Held:
         uncounted: names of tensors that the paper leaves out when it counts bytes, such as a map or a projection.
         on_host: names of buffers that `address` and `side` read in training: they stay in host memory, where these run,
             when a method goes to a GPU.
+
+    Example:
+        >>> Held(facts=("num_rows",), uncounted=("salt",))
+        Held(facts=('num_rows',), uncounted=('salt',), on_host=())
     """
 
     facts: tuple[str, ...] = ()
@@ -50,6 +54,14 @@ class Spine(nn.Module):
     Attributes:
         held: see `Held`. Everything that `address`, `side` and `combine` read when a table is served is a fact or a
             tensor of the spine itself (not of a submodule): so a bundle can write it down and make it again.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> spine = Spine()
+        >>> (row_ids,) = spine.address(torch.tensor([1, 0]))
+        >>> spine.combine((rows[row_ids],), spine.side(row_ids))
+        tensor([[3., 4.],
+                [1., 2.]])
     """
 
     held: ClassVar[Held] = Held()
@@ -79,7 +91,11 @@ class Spine(nn.Module):
 
 
 class Combined(NamedTuple):
-    """What `combine` returns in a training pass that also adds to the loss."""
+    """What `combine` returns in a training pass that also adds to the loss.
+
+    Example:
+        >>> rows_ND, loss = Combined(torch.ones(2, 3), torch.tensor(0.5))
+    """
 
     rows_ND: Tensor
     loss: Tensor
@@ -104,6 +120,11 @@ class Traits:
             table's largest value. 0 means up to float rounding.
         schedule: what is done between steps.
         allocation: how bytes are shared between tables.
+
+    Example:
+        >>> traits = Traits(combines="linearly", takes_token_ids=True)
+        >>> method_class("unified").traits.takes_token_ids
+        True
     """
 
     combines: Literal["side by side", "linearly", "freely"] | None = None
@@ -124,6 +145,13 @@ class Served:
         spine: whose address, side and combine are served.
         matrices: what it reads, by name: rows [R, width], which any codec may hold, or rows that are coded already.
         lookups: for each tensor of `address`, the name of the matrix that it indexes.
+
+    Example:
+        >>> served = Served.of_rows(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        >>> served.lookups
+        ('rows',)
+        >>> PackedTable.of(served).lookup(torch.tensor([1]))
+        tensor([[3., 4.]])
     """
 
     spine: Spine
@@ -156,6 +184,23 @@ class Method(Spine):
 
     Raises:
         ConfigError: options of another method, or a value of the wrong type.
+
+    Example:
+        >>> @option_class
+        ... class ModuloConfig:
+        ...     num_rows: int = 100
+        >>> class Modulo(Method):
+        ...     Config = ModuloConfig
+        ...     held = Held(facts=("num_rows",))
+        ...     def __init__(self, spec, *, seed=0):
+        ...         super().__init__(spec, seed=seed)
+        ...         self.num_rows = self.options.num_rows
+        ...         self.physical = (own_table(spec, num_rows=self.num_rows),)
+        ...     def address(self, ids_N):
+        ...         return (ids_N % self.num_rows,)
+        >>> modulo = Modulo(TableSpec(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"]))
+        >>> modulo.address(torch.tensor([7, 107]))
+        (tensor([7, 7]),)
     """
 
     Config: ClassVar[type]
@@ -175,7 +220,12 @@ class Method(Spine):
 
 class DistinctMethod(Method):
     """A method whose `combine` costs much per row: a collection looks each distinct row of a batch up once and calls
-    `combine_distinct`."""
+    `combine_distinct`.
+
+    Example:
+        >>> issubclass(method_class("tt_rec"), DistinctMethod)
+        True
+    """
 
     def combine_distinct(self, rows: tuple[Tensor, ...], places_LN: Tensor, side: Tensor | None) -> "Tensor | Combined":
         """What `combine` makes, from rows that were looked up once each.
@@ -205,6 +255,12 @@ def own_table(
         width: by default the embedding dim.
         init: by default as a plain table of so many rows begins.
         projection: applied to rows after each update of theirs.
+
+    Example:
+        >>> spec = TableSpec(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"])
+        >>> own = own_table(spec, num_rows=100)
+        >>> own.name, own.num_embeddings, own.embedding_dim
+        ('item', 100, 8)
     """
     return PhysicalTable(
         name=spec.name,
@@ -216,7 +272,16 @@ def own_table(
 
 
 def physical_tables(method: Method) -> tuple[PhysicalTable, ...]:
-    """The physical tables of a method, each once, in the order of its lookups."""
+    """The physical tables of a method, each once, in the order of its lookups.
+
+    Example:
+        >>> spec = TableSpec(
+        ...     name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"], method="unified", budget=0.1
+        ... )
+        >>> method = build_method(spec)  # two lookups in one table
+        >>> len(method.physical), len(physical_tables(method))
+        (2, 1)
+    """
     return tuple(dict.fromkeys(method.physical))
 
 

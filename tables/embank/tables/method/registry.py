@@ -14,12 +14,24 @@ def register_method(name: str, method: type[Method]) -> None:
 
     Raises:
         ConfigError: it is no method, or the name is taken by another class.
+
+    Example:
+        >>> register_method("hash", Spine)
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.ConfigError: method 'hash' is to be embank.tables.method.base:Spine, which is no subclass
+        of embank.tables.Method
     """
     METHODS.add(name, method)
 
 
 def registered_methods() -> list[str]:
-    """Names of all methods: those of installed packages (not yet imported) and those of this process."""
+    """Names of all methods: those of installed packages (not yet imported) and those of this process.
+
+    Example:
+        >>> sorted(registered_methods())[:3]
+        ['adapt', 'alpt', 'autodim']
+    """
     return METHODS.names()
 
 
@@ -28,6 +40,14 @@ def method_class(name: str) -> type[Method]:
 
     Raises:
         ConfigError: nothing of this name is registered; the message has the nearest one.
+
+    Example:
+        >>> method_class("hash").Config(num_rows=100)
+        HashConfig(num_rows=100)
+        >>> method_class("hsah")
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.ConfigError: there is no method 'hsah'; did you mean 'hash'?
     """
     return METHODS.find(name)
 
@@ -42,6 +62,14 @@ def build_method(spec: TableSpec, *, seed: int = 0) -> Method:
     Raises:
         ConfigError: unknown method, options of another method, or a table without a vocabulary that needs one.
         BudgetError: the budget is below the method's floor.
+
+    Example:
+        >>> spec = TableSpec(
+        ...     name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"], method="hash", budget=0.1
+        ... )
+        >>> hashed = build_method(spec)
+        >>> [(table.name, table.num_embeddings, table.embedding_dim) for table in hashed.physical]
+        [('item', 99, 8)]
     """
     try:
         method = method_class(spec.method)

@@ -26,6 +26,11 @@ class Stage:
         hands_over: what the next stage goes on from: the checkpoint that validation found best, or the end of a stage
             whose schedule must run out.
         fresh_network: the network starts anew; otherwise it goes on with the weights of the stage before.
+
+    Example:
+        >>> method_class("dedup").traits.schedule.stages[1]
+        Stage(name='fine-tune', epochs=0.5, alternates=False, is_search=False, hands_over='best',
+        fresh_network=False)
     """
 
     name: str
@@ -45,6 +50,10 @@ class Carry:
         rows: int64 [R], for each new row the old one; None takes them one to one.
         first_column: the old table's column that becomes column 0; as many follow as the new table is wide.
         initial: whether the values are those that the old table began with, not the trained ones.
+
+    Example:
+        >>> Carry(table="item", rows=torch.tensor([0, 2]))  # the new table's rows begin as rows 0 and 2 of the old one
+        Carry(table='item', rows=tensor([0, 2]), first_column=0, initial=False)
     """
 
     table: str
@@ -63,6 +72,10 @@ class Advance:
         carries: by physical table of the next stage; tables that are not named start from their initial values.
         dense: values of the next stage's parameters and buffers by their names in the method's `state_dict`; others
             start anew.
+
+    Example:
+        >>> kept = torch.tensor([0, 2])
+        >>> handed = Advance(found={"kept": kept}, carries={"item": Carry(table="item", rows=kept)}, dense={})
     """
 
     found: Mapping[str, Tensor]
@@ -78,6 +91,10 @@ class Schedule:
     Attributes:
         stages: the trainings that the method needs, in order; a spec's `stage` is the index of the current one.
         common_options: names of options that act on all tables at once, so that these must agree on them.
+
+    Example:
+        >>> method_class("hash").traits.schedule.settles, method_class("deeplight").traits.schedule.settles
+        (False, True)
     """
 
     stages: ClassVar[tuple[Stage, ...]] = (Stage(name="train"),)

@@ -126,6 +126,16 @@ def save_bundle(
             something else than tensors or the rows of other tables, or a method's module does not name its spine.
         WorkError: rows are not finite, or the bundle can't be written (full disk, no permission); nothing is left
             behind.
+
+    Example:
+        >>> spec = TableSpec(
+        ...     name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"], method="hash", budget=0.1
+        ... )
+        >>> tables = TableCollection([spec])
+        >>> save_bundle("bundle", tables)
+        >>> served = load_bundle("bundle")
+        >>> served.nbytes() == tables.nbytes("serving")
+        True
     """
     folder = Path(folder)
     refuse_no_tables(tables, doing="save_bundle")
@@ -243,6 +253,15 @@ def load_bundle(path: str | Path, *, verify: bool = True) -> PackedCollection:
 
     Raises:
         CheckpointError: no bundle, or one that is damaged, of another version, or needs a method that is not installed.
+
+    Example:
+        >>> from torchrec import KeyedJaggedTensor
+        >>> spec = TableSpec(name="item", num_embeddings=10, embedding_dim=2, feature_names=["item"])
+        >>> tables = TableCollection([spec])
+        >>> save_bundle("bundle", tables)
+        >>> kjt = KeyedJaggedTensor(keys=["item"], values=torch.tensor([7, 8]), lengths=torch.tensor([2]))
+        >>> torch.equal(load_bundle("bundle")(kjt)["item"], tables(kjt)["item"])
+        True
     """
     return Bundle(path, verify=verify).tables()
 
@@ -268,6 +287,14 @@ class Bundle:
 
     Raises:
         CheckpointError: no bundle, or one that is damaged or of another version.
+
+    Example:
+        >>> spec = TableSpec(name="item", num_embeddings=10, embedding_dim=2, feature_names=["item"])
+        >>> tables = TableCollection([spec])
+        >>> save_bundle("bundle", tables)
+        >>> bundle = Bundle("bundle")
+        >>> [(entry.name, entry.method) for entry in bundle.entries], bundle.has_network
+        ([('item', 'full')], False)
     """
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:

@@ -32,6 +32,15 @@ class PackedCollection(nn.Module):
     Args:
         specs: the logical tables, as the model sees them; options and budgets play no part any more.
         packs: the packed form of each.
+
+    Example:
+        >>> from torchrec import KeyedJaggedTensor
+        >>> spec = TableSpec(name="item", num_embeddings=10, embedding_dim=2, feature_names=["item"])
+        >>> tables = TableCollection([spec])
+        >>> packed = pack_collection(tables)
+        >>> kjt = KeyedJaggedTensor(keys=["item"], values=torch.tensor([7, 8]), lengths=torch.tensor([2]))
+        >>> torch.equal(packed(kjt).values(), tables(kjt).values())
+        True
     """
 
     def __init__(self, specs: Sequence[TableSpec], packs: Sequence[PackedTable]) -> None:
@@ -122,6 +131,14 @@ def pack_collection(tables: TableCollection) -> PackedCollection:
     Raises:
         ConfigError: a table is not in the last stage of its method, its schedule was not followed (`Tables.step`), or
             rows are sharded.
+
+    Example:
+        >>> spec = TableSpec(
+        ...     name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"], method="dpq", budget=0.2
+        ... )
+        >>> packed = pack_collection(TableCollection([spec]))
+        >>> packed.nbytes()
+        6024
     """
     refuse_no_tables(tables, doing="pack_collection")
     tables.refuse_packing_parts()

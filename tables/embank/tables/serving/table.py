@@ -30,6 +30,15 @@ class PackedTable(nn.Module):
         spine: what looks up; not copied.
         matrices: what it reads.
         lookups: for each tensor of the spine's `address`, which of the matrices it indexes.
+
+    Example:
+        >>> spec = TableSpec(
+        ...     name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"], method="hash", budget=0.1
+        ... )
+        >>> tables = TableCollection([spec])
+        >>> packed = pack_table(build_method(spec), tables.weights())
+        >>> packed.lookup(torch.tensor([3, 500])).shape, packed.nbytes()
+        (torch.Size([2, 8]), 3176)
     """
 
     def __init__(self, spine: Spine, matrices: Sequence[Coded], lookups: Sequence[int]) -> None:
@@ -155,6 +164,12 @@ def pack_table(method: Method, rows: Mapping[str, Tensor], *, codec: str = "fp32
 
     Raises:
         ConfigError: the method's module does not name its spine, so that nobody could load a bundle of it.
+
+    Example:
+        >>> spec = TableSpec(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"])
+        >>> tables = TableCollection([spec])
+        >>> pack_table(build_method(spec), tables.weights(), codec="fp32").nbytes()
+        32000
     """
     packed = PackedTable.of(method.served(rows), codec=codec)
     name = type(packed.spine).__name__

@@ -51,6 +51,11 @@ class Sharding:
         plan: which rank holds what.
         group: the processes; None takes all of them. Its ranks are the plan's.
         planner: makes the plan of other tables, when a method goes on to another stage; None keeps the plan.
+
+    Example:
+        >>> plan = Plan(world_size=2, tables={"item": Placement(kind="row_wise")})
+        >>> Sharding(plan=plan).plan.placement("item")  # for TableCollection(specs, sharding=...) on each of two ranks
+        Placement(kind='row_wise', ranks=())
     """
 
     plan: Plan

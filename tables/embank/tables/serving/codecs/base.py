@@ -16,6 +16,20 @@ class Coded(nn.Module, ABC):
 
     Attributes:
         held: the plain attributes that a bundle saves, and the buffers that the paper does not count.
+
+    Example:
+        >>> class Halves(Coded):
+        ...     def __init__(self, rows_RD):
+        ...         super().__init__()
+        ...         self.register_buffer("rows", rows_RD.half())
+        ...     @classmethod
+        ...     def encode(cls, rows_RD):
+        ...         return cls(rows_RD)
+        ...     def take(self, rows_N):
+        ...         return self.rows.index_select(0, rows_N).float()
+        >>> halves = Halves.encode(torch.tensor([[1.0, 2.0], [0.5, 0.25]]))
+        >>> halves.take(torch.tensor([1])), halves.nbytes()
+        (tensor([[0.5000, 0.2500]]), 8)
     """
 
     held: ClassVar[Held] = Held()

@@ -14,12 +14,24 @@ def register_codec(name: str, codec: type[Coded]) -> None:
 
     Raises:
         ConfigError: it is no codec, or the name is taken by another class.
+
+    Example:
+        >>> register_codec("fp32", Coded)
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.ConfigError: codec 'fp32' is registered already
+        (embank.tables.serving.codecs.fp32:Fp32); choose another name
     """
     CODECS.add(name, codec)
 
 
 def registered_codecs() -> list[str]:
-    """Names of all codecs, those that only their methods can make included."""
+    """Names of all codecs, those that only their methods can make included.
+
+    Example:
+        >>> "fp32" in registered_codecs()
+        True
+    """
     return CODECS.names()
 
 
@@ -28,6 +40,14 @@ def codec_class(name: str) -> type[Coded]:
 
     Raises:
         ConfigError: nothing of this name is registered; the message has the nearest one.
+
+    Example:
+        >>> codec_class("fp32").__name__
+        'Fp32'
+        >>> codec_class("fp23")
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.ConfigError: there is no codec 'fp23'; did you mean 'fp32'?
     """
     return CODECS.find(name)
 
