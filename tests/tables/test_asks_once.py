@@ -63,17 +63,6 @@ def test_asking_once_equals_a_row_per_id(method: str, backend: str, monkeypatch:
             torch.testing.assert_close(value, rows[name], rtol=2e-5, atol=2e-6, msg=lambda text, name=name: name + text)
 
 
-def test_wide_slices_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embank.compression.methods.tt_rec.MAX_WIDTH", 10)
-    once, rows_once = trained("tt_rec")
-    assert any(name.endswith("core1.2") for name in rows_once)
-    monkeypatch.setattr(paths, "_path_of", lambda method, late: "pooled" if method.spec.name == "v" else "per id")
-    per_id, rows_per_id = trained("tt_rec")
-    torch.testing.assert_close(once, per_id, rtol=2e-5, atol=2e-6)
-    for name, value in rows_once.items():
-        torch.testing.assert_close(value, rows_per_id[name], rtol=2e-5, atol=2e-6)
-
-
 @pytest.mark.parametrize("dims", [(8, 8), (6, 8, 1, 6), (5,)])
 @pytest.mark.parametrize("backend", ["fbgemm", "torch"])
 def test_parts_are_the_columns_of_forward(dims: tuple[int, ...], backend: str) -> None:

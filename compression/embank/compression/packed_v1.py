@@ -118,7 +118,6 @@ def _tt_rec(spec: TableSpec, facts: Mapping[str, Any], tensors: Tensors) -> Made
     held = {
         "row_factors": [core.shape[0] for core in cores],
         "slice_shapes": [list(core.shape[1:]) for core in cores],
-        "num_parts": [1, 1, 1],
         "dim": facts["embedding_dim"],
     }
     return _made(TTRec, held, {}), [core.flatten(1) for core in cores], [0, 1, 2]

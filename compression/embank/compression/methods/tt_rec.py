@@ -31,9 +31,6 @@ from embank.tables import (
 
 Triple = tuple[int, int, int]
 
-MAX_WIDTH = 2048
-"""FBGEMM's widest row; wider core slices are stored in several tables, side by side."""
-
 _RANK = 16
 
 
@@ -166,10 +163,9 @@ class TTRec(DistinctMethod):
 
     Config = TTRecConfig
     traits = Traits(allocation=_CommonRank())
-    held = Held(facts=("row_factors", "slice_shapes", "num_parts", "dim"))
+    held = Held(facts=("row_factors", "slice_shapes", "dim"))
     row_factors: Sequence[int]
     slice_shapes: Sequence[Sequence[int]]
-    num_parts: Sequence[int]
 
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
         super().__init__(spec, seed=seed)
@@ -178,41 +174,25 @@ class TTRec(DistinctMethod):
         self.slice_shapes = tuple(shape[1:] for shape in self.tensor_train.core_shapes)
         self.dim = spec.embedding_dim
         init = RowInit(kind="tails", scale=_core_std(spec, self.tensor_train))
-        core_parts: list[list[PhysicalTable]] = []
-        for core, shape in enumerate(self.tensor_train.core_shapes):
-            width = math.prod(shape[1:])
-            core_parts.append(
-                [
-                    PhysicalTable(
-                        name=f"{spec.name}/core{core}" + (f".{part}" if width > MAX_WIDTH else ""),
-                        num_embeddings=shape[0],
-                        embedding_dim=min(MAX_WIDTH, width - start),
-                        init=init,
-                    )
-                    for part, start in enumerate(range(0, width, MAX_WIDTH))
-                ]
+        self.physical = tuple(
+            PhysicalTable(
+                name=f"{spec.name}/core{core}", num_embeddings=shape[0], embedding_dim=math.prod(shape[1:]), init=init
             )
-        self.num_parts = tuple(len(parts) for parts in core_parts)
-        self.physical = tuple(itertools.chain.from_iterable(core_parts))
+            for core, shape in enumerate(self.tensor_train.core_shapes)
+        )
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        rows = digits(ids_N, self.row_factors)
-        return tuple(row_N for row_N, num in zip(rows, self.num_parts, strict=True) for _ in range(num))
+        return digits(ids_N, self.row_factors)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         return contract(self._slices(rows))[:, : self.dim]
 
     def combine_distinct(self, rows: tuple[Tensor, ...], places_LN: Tensor, side: Tensor | None) -> Tensor:
-        firsts = itertools.accumulate(self.num_parts[:-1], initial=0)
-        places = [places_LN[first] for first in firsts]  # the parts of a core are looked up alike
-        return contract_distinct(self._slices(rows), places)[:, : self.dim]
+        return contract_distinct(self._slices(rows), places_LN.unbind())[:, : self.dim]
 
     def _slices(self, rows: tuple[Tensor, ...]) -> list[Tensor]:
-        """Slices [N, q0, R1], [N, R1, q1, R2] and [N, R2, q2] from the rows of all parts."""
-        parts = iter(rows)
-        cores = [list(itertools.islice(parts, num)) for num in self.num_parts]
-        joined = [own[0] if len(own) == 1 else torch.cat(own, dim=1) for own in cores]
-        return [slice_NW.view(-1, *shape) for slice_NW, shape in zip(joined, self.slice_shapes, strict=True)]
+        """Slices [N, q0, R1], [N, R1, q1, R2] and [N, R2, q2] from rows."""
+        return [slice_NW.view(-1, *shape) for slice_NW, shape in zip(rows, self.slice_shapes, strict=True)]
 
 
 def _nbytes_at(spec: TableSpec, level: int) -> int:
