@@ -25,6 +25,17 @@ class CodedRows(Coded):
     Attributes:
         num_rows: of the matrix.
         head_bits, tail_bits: bits of a code.
+
+    Example:
+        >>> centroids_CKw = torch.tensor([[[0.0], [1.0]], [[0.0], [2.0]]])  # two parts of one column
+        >>> rows_RD = torch.tensor([[0.9, 0.1], [0.2, 1.8]])
+        >>> coded = CodedRows(rows_RD, centroids_CKw, num_head=2, num_tail_codes=1)
+        >>> coded.codes(torch.tensor([0, 1]))
+        tensor([[1, 0],
+                [0, 1]])
+        >>> coded.take(torch.tensor([0, 1]))
+        tensor([[1., 0.],
+                [0., 2.]])
     """
 
     held = Held(facts=("num_rows", "num_head", "head_bits", "tail_bits"))
@@ -57,6 +68,8 @@ class CodedRows(Coded):
         """Codes of some rows, int64 [N, C]."""
         num_books = self.centroids.shape[0]
         columns_C = torch.arange(num_books, device=rows_N.device)
+        # Both streams are read for all rows and one is chosen, as a branch on data could not be exported. Positions of
+        # the other kind are clamped to one that exists.
         head_NC = rows_N[:, None] * num_books + columns_C
         if self.num_head >= self.num_rows:
             return read_values(self.head, head_NC, bits=self.head_bits)
@@ -100,6 +113,7 @@ def nearest(rows_ND: Tensor, centroids_CKw: Tensor) -> Tensor:
         norms_K = centroids_Kw.square().sum(1)
         for start in range(0, parts_NCw.shape[0], size):
             parts_nw = parts_NCw[start : start + size, c].double()
+            # |w|**2 is the same for all centroids and left out.
             codes_NC[start : start + size, c] = torch.addmm(norms_K, parts_nw, centroids_Kw.T, alpha=-2).argmin(1)
     return codes_NC
 

@@ -43,7 +43,15 @@ class GridRows(Coded):
 
 
 class PowerOfTwoRows(GridRows):
-    """Codes and, of each row, an int8 exponent: its step is 2 to that power."""
+    """Codes and, of each row, an int8 exponent: its step is 2 to that power.
+
+    Example:
+        >>> coded = PowerOfTwoRows.encode(torch.tensor([[0.5, -0.25, 0.3]]))
+        >>> coded.narrow, coded.exponents  # 0.5 is 64 steps of 2**-7
+        (tensor([[ 64, -32,  38]], dtype=torch.int8), tensor([-7], dtype=torch.int8))
+        >>> coded.take(torch.tensor([0]))
+        tensor([[ 0.5000, -0.2500,  0.2969]])
+    """
 
     held = Held(uncounted=("exponents",))
     exponents: Tensor

@@ -8,7 +8,7 @@ from torch import Tensor
 from embank.compression.parts.sparse import FORMS, bit_at, form_nbytes, rank_at, rank_bits
 from embank.tables import Coded, Held
 
-_SHIFT16 = 1 << 15  # int16 has the range of 16 bits, shifted
+_SHIFT16 = 1 << 15  # torch lacks a 16-bit unsigned type worth the name: 0 .. 65,535 is held as -32,768 .. 32,767
 
 
 class SparseRows(Coded):
@@ -18,6 +18,16 @@ class SparseRows(Coded):
         dim: width of a row.
         form: one of `FORMS`.
         num_steps: of a binary search within the fullest bucket of a list.
+
+    Example:
+        >>> rows_RD = torch.zeros(1000, 4)
+        >>> rows_RD[7, 2] = 0.5
+        >>> coded = SparseRows.encode(rows_RD)
+        >>> coded.form, coded.nbytes()  # of 16,000
+        ('list16', 14)
+        >>> coded.take(torch.tensor([6, 7]))
+        tensor([[0.0000, 0.0000, 0.0000, 0.0000],
+                [0.0000, 0.0000, 0.5000, 0.0000]])
     """
 
     held = Held(facts=("dim", "form", "num_steps"), uncounted=("words", "samples", "starts", "lows"))
@@ -51,11 +61,12 @@ class SparseRows(Coded):
             self.register_buffer("words", words)
             self.register_buffer("samples", samples)
             return
+        # Numbers of entries ascend, so their high bits need not be held: `starts` says which entries share them.
         entries_Z = (rows_RD != 0).reshape(-1).nonzero()[:, 0]
         size = 1 << self._low_bits
         bounds = torch.arange(-(-num_entries // size) + 1) * size
         starts = torch.searchsorted(entries_Z, bounds)
-        self.num_steps = int(starts.diff().amax()).bit_length()
+        self.num_steps = int(starts.diff().amax()).bit_length()  # fixed here, so that a lookup's loop can be exported
         lows_Z = entries_Z & (size - 1)
         self.register_buffer("starts", starts.to(torch.int32 if int(nonzeros) < 2**31 else torch.int64))
         self.register_buffer("lows", lows_Z.byte() if size == 256 else (lows_Z - _SHIFT16).short())
@@ -80,6 +91,8 @@ class SparseRows(Coded):
         entries_ND = rows_N[:, None] * self.dim + torch.arange(self.dim, device=rows_N.device)
         held_ND = bit_at(self.words, entries_ND)
         first_N = rank_at(self.words, self.samples, entries_ND[:, 0])
+        # Values lie in the order of entries: a row's j-th held entry is j - 1 after its first. Where an entry is not
+        # held any value is read, and multiplied by 0.
         places_ND = first_N[:, None] + held_ND.cumsum(1) - 1
         return self.values[places_ND.clamp(0, self.values.numel() - 1)] * held_ND
 
@@ -98,6 +111,8 @@ class SparseRows(Coded):
         bucket_N = entries_N >> self._low_bits
         place_N, end_N = self.starts[bucket_N].long(), self.starts[bucket_N + 1].long()
         wanted_N = entries_N - (bucket_N << self._low_bits) - (0 if self._low_bits == 8 else _SHIFT16)
+        # By falling powers of two: a step is taken if the entry just before its end is still below the wanted one.
+        # Every id takes as many steps; those whose bucket is shorter are stopped by its end.
         for bit in reversed(range(self.num_steps)):
             step = 1 << bit
             further_N = place_N + step
@@ -109,6 +124,8 @@ class SparseRows(Coded):
         """Entries at places of the list from some bucket on. What lies further on than a row reaches may come out too
         small, but not smaller than the row's end."""
         high_ND = bucket_N[:, None].expand_as(places_ND).clone()
+        # The high bits: one more for each bucket that begins at or before the place. A row reaches over so many buckets
+        # at most: those that its D entries fill, and a part of one at either end.
         for further in range(1, self.dim // (1 << self._low_bits) + 3):
             next_N = (bucket_N + further).clamp_(max=self.starts.numel() - 1)
             high_ND += places_ND >= self.starts[next_N][:, None]

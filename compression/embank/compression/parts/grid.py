@@ -67,15 +67,25 @@ def gather_codes(wide_RD: Tensor, narrow_RD: Tensor, rows_N: Tensor) -> Tensor:
         return narrow_RD.index_select(0, rows_N).float()
     if not narrow_RD.shape[0]:
         return wide_RD.index_select(0, rows_N).float()
+    # Both parts are read for all rows and one is chosen: no branch on data, which could not be exported.
     wide_ND = wide_RD.index_select(0, rows_N.clamp(max=num_wide - 1))
     narrow_ND = narrow_RD.index_select(0, (rows_N - num_wide).clamp(min=0))
     return torch.where((rows_N < num_wide)[:, None], wide_ND, narrow_ND).float()
 
 
 def fitting_exponents(rows_UD: Tensor, high_U1: Tensor) -> Tensor:
-    """The smallest k with max |row| <= high * 2**k, int32 [U, 1], no smaller than a normal float32 allows."""
+    """The smallest k with max |row| <= high * 2**k, int32 [U, 1], no smaller than a normal float32 allows.
+
+    Example:
+        >>> fitting_exponents(torch.tensor([[0.5], [127.0], [127.9]]), torch.full((3, 1), 127.0))
+        tensor([[-7],
+                [ 0],
+                [ 1]], dtype=torch.int32)
+    """
     largest_U1 = rows_UD.abs().amax(dim=1, keepdim=True)
     mantissa_U1, exponent_U1 = torch.frexp(largest_U1)  # largest = mantissa * 2**exponent, mantissa in [.5, 1)
+    # With m 2**e the largest entry and high + 1 = 2**s, k = e - s gives it the code m 2**s, below 2**s. Where that is
+    # above high, k is one more.
     over_U1 = high_U1 + 1  # 2**(bits - 1)
     shift_U1 = torch.log2(over_U1).round().int()
     too_large_U1 = mantissa_U1 * over_U1 > high_U1
@@ -83,5 +93,10 @@ def fitting_exponents(rows_UD: Tensor, high_U1: Tensor) -> Tensor:
 
 
 def power_of_two(exponents: Tensor) -> Tensor:
-    """2**k exactly, float32, for whole k in -126 .. 127: written into the exponent's bits."""
-    return ((exponents.int() + 127) << 23).view(torch.float32)
+    """2**k exactly, float32, for whole k in -126 .. 127: written into the exponent's bits.
+
+    Example:
+        >>> power_of_two(torch.tensor([-3, 0, 4]))
+        tensor([ 0.1250,  1.0000, 16.0000])
+    """
+    return ((exponents.int() + 127) << 23).view(torch.float32)  # 23 bits of mantissa, all 0; exponents count from -127

@@ -26,11 +26,18 @@ _WORDS_PER_SAMPLE = 8
 
 
 def popcount(words: Tensor) -> Tensor:
-    """Number of ones in each int64."""
-    pairs = words - ((words >> 1) & 0x5555555555555555)
+    """Number of ones in each int64.
+
+    Example:
+        >>> popcount(torch.tensor([0, 7, -1]))
+        tensor([ 0,  3, 64])
+    """
+    # Sums within the word, of ever wider fields (Warren, "Hacker's Delight", section 5-1). int64 will do: shifts copy
+    # the sign bit in from the left, and each mask drops those copies.
+    pairs = words - ((words >> 1) & 0x5555555555555555)  # a pair of bits ab is 2a + b; minus a, it is a + b
     nibbles = (pairs & 0x3333333333333333) + ((pairs >> 2) & 0x3333333333333333)
-    octets = (nibbles + (nibbles >> 4)) & 0x0F0F0F0F0F0F0F0F
-    return (octets * 0x0101010101010101) >> 56
+    octets = (nibbles + (nibbles >> 4)) & 0x0F0F0F0F0F0F0F0F  # at most 8 each, so no sum leaves its field
+    return (octets * 0x0101010101010101) >> 56  # the top byte of the product is the sum of all bytes, 64 at most
 
 
 def rank_bits(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,27 +48,34 @@ def rank_bits(mask: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Words int64 [ceil(E / 64)], and the number of ones before each eighth word: int32, or int64 from 2**31 ones.
+
+    Example:
+        >>> words, samples = rank_bits(torch.tensor([True, False, True, True]))
+        >>> words, rank_at(words, samples, torch.tensor([0, 2, 3]))  # ones before positions 0, 2 and 3
+        (tensor([13]), tensor([0, 1, 2]))
     """
     return rank_octets(pack_values(mask, bits=1))
 
 
 def rank_octets(octets: Tensor) -> tuple[Tensor, Tensor]:
     """`rank_bits` of a mask that is packed already: uint8 [ceil(E / 8)]."""
-    words = F.pad(octets, (0, -octets.numel() % 8)).view(torch.int64)
+    words = F.pad(octets, (0, -octets.numel() % 8)).view(torch.int64)  # bit i stays bit i % 64: little-endian
     per_sample = F.pad(popcount(words), (0, -words.numel() % _WORDS_PER_SAMPLE)).view(-1, _WORDS_PER_SAMPLE).sum(1)
     total = int(per_sample.sum())
-    samples = per_sample.cumsum(0) - per_sample
+    samples = per_sample.cumsum(0) - per_sample  # ones before each group, not up to its end
     return words, samples.to(torch.int32 if total < 2**31 else torch.int64)
 
 
 def bit_at(words: Tensor, positions: Tensor) -> Tensor:
     """The bits at some positions, as bool of their shape."""
-    return ((words[positions >> 6] >> (positions & 63)) & 1).bool()
+    return ((words[positions >> 6] >> (positions & 63)) & 1).bool()  # word of 64 bits, and the bit in it
 
 
 def rank_at(words: Tensor, samples: Tensor, positions_N: Tensor) -> Tensor:
     """Ones before each position, int64 [N]."""
     word_N = positions_N >> 6
+    # Three sums: the sample of the group of 8 words, the words of the group before this one, the bits below in this
+    # one.
     first_N = word_N // _WORDS_PER_SAMPLE * _WORDS_PER_SAMPLE
     near_NW = first_N[:, None] + torch.arange(_WORDS_PER_SAMPLE, device=positions_N.device)
     counts_NW = popcount(words[near_NW.clamp(max=words.numel() - 1)]) * (near_NW < word_N[:, None])
@@ -108,6 +122,7 @@ def sparse_nbytes(num_entries: int, nonzeros: Tensor) -> Tensor:
 
 def max_nonzeros(num_entries: int, nbytes: int) -> int:
     """The most non-zero entries that fit into some bytes; -1 if not even an empty table does."""
+    # Bytes never fall as entries are added, whichever form is the best, so halving an interval works.
     low, high = -1, num_entries  # low fits, above high nothing does
     while low < high:
         middle = (low + high + 1) // 2
