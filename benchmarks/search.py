@@ -213,10 +213,10 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"# Search of widths: {FIELDS} fields, a separable score whose optimum is known{limit}",
         "",
-        f"`{report['command']}`, {report['machine']['cpu']}, {report['machine']['date'][:10]}",
+        f"`python benchmarks/search.py{'' if report['budget'] is None else ' --budget ' + str(report['budget'])}`",
         "",
         "Regret against the optimum, times 1e4, of the candidate that each contestant hands over. A problem is solved",
-        "where that candidate keeps the budget.",
+        "where that candidate keeps the budget; the mean is over those.",
         "",
         "| contestant | evaluations | problems | solved | mean regret | standard error | worst | seconds |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -251,14 +251,14 @@ def main() -> None:
             continue
         problems = arguments.slow_problems if name in SLOW else arguments.problems
         rows[name] = measure(name, problems=problems, evaluations=arguments.evaluations, budget=arguments.budget)
-    report = {
-        "command": f"python {' '.join(sys.argv)}",
-        "machine": describe(),
-        "budget": arguments.budget,
-        "contestants": [rows[name] for name in CONTESTANTS if name in rows],
-    }
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(report))
+        report = {
+            "command": f"python benchmarks/search.py {' '.join(sys.argv[1:])}".rstrip(),
+            "machine": describe(),
+            "budget": arguments.budget,
+            "contestants": [rows[name] for name in CONTESTANTS if name in rows],
+        }
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        path.with_suffix(".md").write_text(table(report))
     print(table(report))
 
 

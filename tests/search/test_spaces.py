@@ -264,6 +264,13 @@ def test_what_is_refused(make: object, message: str) -> None:
         make()
 
 
+def test_lookups_of_a_unified_table_are_those_of_its_methods() -> None:
+    space = SPACES["unified"]
+    candidate = {"rows": 50, "width": 4, "lookups.a": 4, "lookups.b": 2, "lookups.c.d": 1}
+    methods = TableCollection(space.specs(candidate), backend="torch").built_methods()
+    assert space.num_lookups(candidate) == sum(len(method.lookups) for method in methods) == 8
+
+
 def test_the_checksum_tells_spaces_apart() -> None:
     assert DimensionSpace(SPECS).checksum() == SPACES["widths"].checksum()
     sums = [space.checksum() for space in SPACES.values()]

@@ -24,12 +24,20 @@ class FittedSampler(BaseSampler):
         space: what is searched.
         nbytes: serving bytes that a candidate may have; None for no limit.
         seed: of all that is drawn.
+        attempts: times that it proposes where what it proposed is known, before a candidate from nearby is taken; few
+            for a sampler that takes long.
     """
 
     def __init__(
-        self, make: Callable[[int], BaseSampler], space: Space, *, nbytes: int | None = None, seed: int = 0
+        self,
+        make: Callable[[int], BaseSampler],
+        space: Space,
+        *,
+        nbytes: int | None = None,
+        seed: int = 0,
+        attempts: int = ATTEMPTS,
     ) -> None:
-        self.make, self.space, self.nbytes, self.seed = make, space, nbytes, seed
+        self.make, self.space, self.nbytes, self.seed, self.attempts = make, space, nbytes, seed, attempts
         self._known = KnownCandidates()
 
     def reseed_rng(self) -> None:
@@ -56,7 +64,7 @@ class FittedSampler(BaseSampler):
         """What the base proposes, repaired; a candidate that is known is proposed anew, at last taken from nearby."""
         base, rng = self._base(trial), random.Random(f"{self.seed}:{trial.number}")
         known = self._known.of(study, trial, self.space)
-        for _ in range(ATTEMPTS):
+        for _ in range(self.attempts):
             genes = self._proposed(base, study, trial, rng)
             if genes not in known:
                 return self.space.params(genes)

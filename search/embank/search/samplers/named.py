@@ -6,6 +6,7 @@ from collections.abc import Callable
 import optuna
 from optuna.samplers import BaseSampler
 
+from embank.compression.parts.evolution import ATTEMPTS
 from embank.search.samplers.evolution import EvolutionSampler
 from embank.search.samplers.fitted import FittedSampler
 from embank.search.samplers.profile import ProfileSampler
@@ -35,6 +36,7 @@ def _random(seed: int) -> BaseSampler:
 
 
 _OF_OPTUNA: dict[str, Callable[[int], BaseSampler]] = {"nsga2": _nsga2, "tpe": _tpe, "gp": _gp, "random": _random}
+_ATTEMPTS = {"tpe": 5, "gp": 2}
 
 SAMPLERS = ("ea", "profile", *_OF_OPTUNA)
 """`ea`: OptEmbed's evolution, corrected. `profile`: one table at a time, then an exact knapsack, then `ea` from there.
@@ -59,4 +61,5 @@ def make_sampler(name: str, *, space: Space, nbytes: int | None = None, seed: in
         return ProfileSampler(space, nbytes=nbytes, seed=seed)
     if name not in _OF_OPTUNA:
         raise ConfigError(f"there is no sampler '{name}'; {nearest_or_all(name, SAMPLERS, label='there are')}")
-    return FittedSampler(_OF_OPTUNA[name], space, nbytes=nbytes, seed=seed)
+    attempts = _ATTEMPTS.get(name, ATTEMPTS)
+    return FittedSampler(_OF_OPTUNA[name], space, nbytes=nbytes, seed=seed, attempts=attempts)

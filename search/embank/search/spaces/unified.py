@@ -71,6 +71,11 @@ class UnifiedSpace(Space):
             exact_below=self.exact_below,
         )
 
+    def num_lookups(self, candidate: Mapping[str, Value]) -> int:
+        """Rows that an example of one id per feature reads: what a second objective may be, since bytes are not."""
+        shared = sum(int(candidate[f"lookups.{spec.name}"]) for spec in self.shared)
+        return shared + len(self.tables) - len(self.shared)
+
     def nbytes_of(self, genes: Genes) -> int:
         values = self.decode(genes)
         rows, width = int(values["rows"]), int(values["width"])
