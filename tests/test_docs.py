@@ -134,6 +134,28 @@ def test_public_names_exist(package: str) -> None:
     assert set(getattr(module, "_HOME", names)) == set(names)
 
 
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+
+
+@pytest.mark.parametrize("package", ["tables", "compression", "search", "ctr_models", "pipelines"])
+def test_the_tree_of_the_architecture_names_every_folder(package: str) -> None:
+    home = ROOT / package / "embank" / package
+    (listed,) = re.findall(rf"^{package}/embank/{package}/\n((?:  .*\n)+)", ARCHITECTURE, flags=re.MULTILINE)
+    named = {line.split()[0].rstrip("/") for line in listed.splitlines()}
+    modules = (path for path in home.rglob("*.py") if path.parent != home)
+    assert named == {path.parent.relative_to(home).as_posix() for path in modules}
+
+
+def test_the_answers_of_the_architecture_are_where_it_says() -> None:
+    answers = re.findall(r"^\|[^|]*\| `(embank\.[\w.]+)` \| (.*) \|$", ARCHITECTURE, flags=re.MULTILINE)
+    assert len(answers) > 10
+    for module, names in answers:
+        for name in re.findall(r"`([\w.]+)`", names):
+            found: Any = import_module(module)
+            for part in name.split("."):
+                found = getattr(found, part)
+
+
 def test_lines_are_at_most_120_characters_long() -> None:
     """Of every page; but for the tables that `embank sweep` writes."""
     long = {

@@ -1,1 +1,0 @@
-"""Training, evaluation and inspection of CTR models from prepared data."""
