@@ -58,7 +58,7 @@ class Trial:
 
     def as_prefetch_does(self) -> None:
         reader = Pages([self.file], [[Region(file=0, start=0, stride=PAGE_BYTES, nbytes=1)]])
-        reader.warm(self.pages, np.array([len(self.pages)]))
+        reader.fetch(self.pages, np.array([len(self.pages)]))
 
     def in_threads(self, num_threads: int) -> None:
         with ThreadPoolExecutor(num_threads) as pool:

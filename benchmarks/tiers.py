@@ -174,7 +174,7 @@ def reads_at_once_per_s(file: MappedFile, *, seconds: float) -> float:
         reader = Pages([file], [[Region(file=0, start=0, stride=PAGE, nbytes=1)]])
         ids = generator.integers(0, pages, min(30_000, pages // 4))
         begun = time.perf_counter()
-        num_read = reader.warm(ids, np.array([ids.size]))
+        num_read = reader.fetch(ids, np.array([ids.size]))
         rates.append(num_read / (time.perf_counter() - begun))
     return statistics.median(rates)
 

@@ -122,8 +122,8 @@ def pages_ahead(rank: int, folder: Path, kind: str, backend: str) -> tuple[list[
             tables.update_rows()
             seen.append(values.detach())
         outputs.append(torch.stack(seen))
-        warmers = [store.warmer for rows in tables.row_stores() for store in rows.parts_held()]
-        told.append([0 if warmer is None else warmer.hints.num_made for warmer in warmers])
+        prefetchers = [store.prefetcher for rows in tables.row_stores() for store in rows.parts_held()]
+        told.append([0 if prefetcher is None else prefetcher.queue.num_made for prefetcher in prefetchers])
     assert told[1] == [0] * len(told[1])
     return told[0], torch.equal(*outputs)
 

@@ -28,7 +28,7 @@ from embank.tables import (
     register_method,
 )
 from embank.tables.rows import StoreSpec, build_rows
-from embank.tables.rows.disk import mapped, pages, warm
+from embank.tables.rows.disk import mapped, pages, prefetch
 from embank.tables.rows.disk.mapped import MappedFile
 from embank.tables.rows.disk.pages import PAGE_BYTES, Pages, Region
 from embank.tables.rows.shards import TableShard
@@ -70,8 +70,8 @@ def resident(file: MappedFile) -> np.ndarray:
     return np.frombuffer(held.raw, np.uint8) & 1 == 1
 
 
-def warmers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "embank-warmer"]
+def prefetchers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "embank-prefetcher"]
 
 
 @pytest.mark.parametrize(
@@ -116,11 +116,11 @@ def test_prefetch_of_other_tiers_does_nothing(tmp_path: Path) -> None:
     for tier in (RowTier(), RowTier(name="disk", directory=tmp_path, prefetch=False)):
         tables = TableCollection(specs(), tier=tier)
         tables.announce(random_kjt(SIZES, batch_size=4, seed=0))
-        assert not warmers()
+        assert not prefetchers()
 
 
 @pytest.mark.parametrize("backend", ["fbgemm", "torch"])
-def test_a_hint_brings_in_the_pages_of_its_rows_and_no_others(backend: str, tmp_path: Path) -> None:
+def test_a_prefetch_brings_in_the_pages_of_its_rows_and_no_others(backend: str, tmp_path: Path) -> None:
     """Against the definition: every byte of every row and of its state, page by page."""
     tables = TableCollection(specs()[:4], backend=backend, tier=RowTier(name="disk", directory=tmp_path))
     store, files = tables.row_stores()[0], files_of(tables)
@@ -129,9 +129,9 @@ def test_a_hint_brings_in_the_pages_of_its_rows_and_no_others(backend: str, tmp_
     for file in files:
         file.evict()
     assert not any(resident(file).any() for file in files)
-    reader = Pages(files, store.warmer.lookups)
+    reader = Pages(files, store.prefetcher.lookups)
     bounds = ids.offsets[:: kjt.stride()].numpy()
-    num_asked = reader.warm(ids.row_ids.numpy(), np.diff(bounds))
+    num_asked = reader.fetch(ids.row_ids.numpy(), np.diff(bounds))
     expected = [np.zeros(-(-file.nbytes // PAGE_BYTES), bool) for file in files]
     for lookup, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
         name = store.shards[store.lookups[lookup]].table.name
@@ -151,18 +151,18 @@ def test_known_pages_are_passed_over_until_they_are_lost(tmp_path: Path) -> None
     reader = Pages([file], [[Region.of(file.tensor.view(-1, 1024), [file])]])
     generator = np.random.default_rng(0)
     every, one = np.arange(256), np.array([256])
-    assert reader.warm(every, one) == 256
-    asked = [reader.warm(generator.permutation(256), one) for _ in range(80)]
+    assert reader.fetch(every, one) == 256
+    asked = [reader.fetch(generator.permutation(256), one) for _ in range(80)]
     assert not any(asked)
-    assert reader.patience == pages.MAX_SAMPLED_HINTS
+    assert reader.patience == pages.MAX_SAMPLED
     file.evict()
-    assert reader.warm(every, one) == 256  # seen by the sample of a hint that would have been passed over
+    assert reader.fetch(every, one) == 256  # seen by the sample of a batch that would have been passed over
     assert resident(file).all()
-    reader.warm(every[:128], one // 2)
-    reader.warm(every[:128], one // 2)
+    reader.fetch(every[:128], one // 2)
+    reader.fetch(every[:128], one // 2)
     reader.patience = 0
     file.evict()
-    assert reader.warm(every[:128], one // 2) == 128  # seen by the check of the known pages
+    assert reader.fetch(every[:128], one // 2) == 128  # seen by the check of the known pages
 
 
 def test_a_shard_without_rows(tmp_path: Path) -> None:
@@ -184,46 +184,46 @@ def test_lookups_wait_for_their_pages(tmp_path: Path, monkeypatch: pytest.Monkey
         done.append(int(indices_N[0]))
         return 0
 
-    monkeypatch.setattr(Pages, "warm", slow)
+    monkeypatch.setattr(Pages, "fetch", slow)
     store = TableCollection(specs()[:1], tier=RowTier(name="disk", directory=tmp_path)).row_stores()[0]
-    hints = [(torch.tensor([i]), torch.tensor([0, 1])) for i in range(3)]
-    for hint in hints:
-        store.prefetch(*hint)
-    store(torch.tensor([7]), torch.tensor([0, 1]))  # was not announced: does not wait
+    batches = [(torch.tensor([i]), torch.tensor([0, 1])) for i in range(3)]
+    for batch in batches:
+        store.prefetch(*batch)
+    store(torch.tensor([7]), torch.tensor([0, 1]))  # was not prefetched: does not wait
     assert not done
-    for i, hint in enumerate(hints):
-        store(*hint)
+    for i, batch in enumerate(batches):
+        store(*batch)
         assert done == list(range(i + 1))
 
 
-def test_hints_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefetches_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
-    monkeypatch.setattr(Pages, "warm", lambda *_: go.wait(30))
+    monkeypatch.setattr(Pages, "fetch", lambda *_: go.wait(30))
     store = TableCollection(specs()[:1], tier=RowTier(name="disk", directory=tmp_path)).row_stores()[0]
     given = []
 
     def give() -> None:
-        for i in range(warm.MAX_HINTS + 10):
+        for i in range(prefetch.MAX_WAITING + 10):
             store.prefetch(torch.tensor([i]), torch.tensor([0, 1]))
             given.append(i)
 
     giver = threading.Thread(target=give)
     giver.start()
     deadline = time.monotonic() + 10
-    while len(given) < warm.MAX_HINTS + 1 and time.monotonic() < deadline:
+    while len(given) < prefetch.MAX_WAITING + 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
-    assert len(given) == warm.MAX_HINTS + 1  # one is being followed
+    assert len(given) == prefetch.MAX_WAITING + 1  # one is being followed
     go.set()
     giver.join(10)
-    assert len(given) == warm.MAX_HINTS + 10
+    assert len(given) == prefetch.MAX_WAITING + 10
 
 
 def test_errors_of_the_thread_surface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> int:
         raise OSError("the disk is on fire")
 
-    monkeypatch.setattr(Pages, "warm", broken)
+    monkeypatch.setattr(Pages, "fetch", broken)
     tables = TableCollection(specs()[:1], tier=RowTier(name="disk", directory=tmp_path))
     addressed = tables.announce(random_kjt(SIZES, batch_size=4, seed=0))
     with pytest.raises(OSError, match="the disk is on fire"):
@@ -235,12 +235,12 @@ def test_errors_of_the_thread_surface(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_thread_and_the_files_end_with_the_store(tmp_path: Path) -> None:
     tables = TableCollection(specs(), tier=RowTier(name="disk", directory=tmp_path))
     tables.announce(random_kjt(SIZES, batch_size=4, seed=0))
-    assert len(warmers()) == 2  # two stores: methods that are linear, and those that are not
+    assert len(prefetchers()) == 2  # two stores: methods that are linear, and those that are not
     kept = tables.weights()["I"]
     expected = kept.clone()
     del tables
     gc.collect()
-    assert not warmers()
+    assert not prefetchers()
     assert len(list(tmp_path.iterdir())) == 1  # that of the rows which are still looked at
     assert torch.equal(kept, expected)
     del kept
@@ -266,7 +266,7 @@ if sys.argv[2] == "die":
 
 @pytest.mark.slow
 def test_the_end_of_the_process(tmp_path: Path) -> None:
-    """With hints under way it neither hangs nor crashes, and no file is left; what a killed one leaves is taken
+    """With prefetches under way it neither hangs nor crashes, and no file is left; what a killed one leaves is taken
     over."""
     done = subprocess.run(
         [sys.executable, "-c", EXIT, str(tmp_path), "end"], capture_output=True, text=True, timeout=60

@@ -22,7 +22,7 @@ from embank.tables.errors import ConfigError
 from embank.tables.rows.base import RowStore, padded_dim, rowwise_scale, select_lookups
 from embank.tables.rows.build import build_rows
 from embank.tables.rows.composite import MixedRows
-from embank.tables.rows.disk.warm import Warmer
+from embank.tables.rows.disk.prefetch import Prefetcher
 from embank.tables.rows.fbgemm_memory import placement
 from embank.tables.rows.held_bytes import tensors_of
 from embank.tables.rows.space import RowSpace
@@ -245,7 +245,7 @@ class FbgemmRows(RowStore):
                     label=f"{self.shards[members[0]].table.name}.{number}",
                 )
             )
-        self.warmer = Warmer.of(self, self.space)
+        self.prefetcher = Prefetcher.of(self, self.space)
         self.is_one_call = self.kernel_lookups == [list(range(len(self.lookups)))]
 
     def _groups(self) -> list[list[int]]:
@@ -263,8 +263,8 @@ class FbgemmRows(RowStore):
             yield kernel
 
     def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
-        if self.warmer is not None:
-            self.warmer.hint(indices, offsets)
+        if self.prefetcher is not None:
+            self.prefetcher.prefetch(indices, offsets)
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
         if not self.is_one_call:
@@ -287,8 +287,8 @@ class FbgemmRows(RowStore):
     def _before_lookup(self, indices: Tensor, offsets: Tensor) -> None:
         self.finish()
         self.space.check()
-        if self.warmer is not None:
-            self.warmer.wait(indices)
+        if self.prefetcher is not None:
+            self.prefetcher.wait(indices)
 
     @property
     def is_pending(self) -> bool:

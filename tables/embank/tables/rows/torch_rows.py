@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from embank.tables.ids.hashing import seed_of
 from embank.tables.rows.base import RowStore, padded_dim, rowwise_scale
-from embank.tables.rows.disk.warm import Warmer
+from embank.tables.rows.disk.prefetch import Prefetcher
 from embank.tables.rows.rounding import noise, round_to
 from embank.tables.rows.shards import TableShard
 from embank.tables.rows.space import RowSpace
@@ -50,7 +50,7 @@ class TorchRows(RowStore):
             self.rows.append(weight_RD)
             self.state.append({kind: self._state(shard, kind) for kind in _STATES[spec.optimizer.name]})
         self.replicas = nn.ParameterList([nn.Parameter(rows) for rows in self.rows] if is_replica else [])
-        self.warmer = Warmer.of(self, self.space)
+        self.prefetcher = Prefetcher.of(self, self.space)
 
     def _state(self, shard: TableShard, kind: str) -> Tensor:
         rowwise = self.optimizer.name == "rowwise_adagrad"
@@ -58,14 +58,14 @@ class TorchRows(RowStore):
         return self.space.hold(f"{shard.table.name}.{kind}", numel=torch.Size(shape).numel()).view(shape)
 
     def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
-        if self.warmer is not None:
-            self.warmer.hint(indices, offsets)
+        if self.prefetcher is not None:
+            self.prefetcher.prefetch(indices, offsets)
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
         self.finish()
         self.space.check()
-        if self.warmer is not None:
-            self.warmer.wait(indices)
+        if self.prefetcher is not None:
+            self.prefetcher.wait(indices)
         num_bags = (offsets.numel() - 1) // len(self.lookups)
         bounds = offsets.tolist() if num_bags == 0 else offsets[::num_bags].tolist()
         device = self.rows[0].device

@@ -4,9 +4,9 @@ All pages that are missing are asked for at once, which keeps the disk's queue f
 them and maps them. Most pages of a batch are those of frequent rows, though, and asking for them would cost more than
 it brings:
 
-* Pages that an earlier hint had are passed over. Whether the system has dropped them since is checked on those that
+* Pages that an earlier batch had are passed over. Whether the system has dropped them since is checked on those that
   were seen longest ago, since the system drops those first; if one is gone, all are looked at anew.
-* While hints find everything in memory, most are only sampled, and looked at in full when a sampled page is missing.
+* While batches find everything in memory, most are only sampled, and looked at in full when a sampled page is missing.
 """
 
 import ctypes
@@ -23,11 +23,11 @@ from embank.tables.rows.disk.mapped import MappedFile
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 NUM_CHECKED = 64
-"""Known pages of a hint that are checked to be in memory still."""
+"""Known pages of a batch that are checked to be in memory still."""
 NUM_SAMPLED = 16
-"""Rows of a hint whose pages are checked where the hint is only sampled."""
-MAX_SAMPLED_HINTS = 63
-"""Hints in a row that may be sampled only."""
+"""Rows of a batch whose pages are checked where the batch is only sampled."""
+MAX_SAMPLED = 63
+"""Batches in a row that may be sampled only."""
 
 _PAGE_SHIFT = PAGE_BYTES.bit_length() - 1
 
@@ -77,13 +77,13 @@ class Pages:
         self.layers = [
             _Layer([regions[r] if regions else _NOTHING for regions in lookups], self.firsts) for r in range(depth)
         ]
-        self.seen = np.zeros(int(self.firsts[-1]), np.int32)  # number of the last hint with the page; 0: not known
-        self.num_hints = self.num_sampled = self.patience = 0
+        self.seen = np.zeros(int(self.firsts[-1]), np.int32)  # number of the last batch with the page; 0: not known
+        self.num_batches = self.num_sampled = self.patience = 0
         # mincore is so short that letting go of the interpreter lock, as CDLL does, would cost more than the call.
         self.mincore = ctypes.PyDLL(None).mincore
         self.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 
-    def warm(self, indices_N: Ints, counts_K: Ints) -> int:
+    def fetch(self, indices_N: Ints, counts_K: Ints) -> int:
         """Brings the pages of a batch's rows into memory and maps them.
 
         Args:
@@ -105,11 +105,11 @@ class Pages:
         if wanted.size:
             self._read(wanted)
         self.num_sampled = 0
-        self.patience = 0 if _blocks_read() > before else min(MAX_SAMPLED_HINTS, 2 * self.patience + 1)
+        self.patience = 0 if _blocks_read() > before else min(MAX_SAMPLED, 2 * self.patience + 1)
         return int(wanted.size)
 
     def _sample(self, indices_N: Ints, counts_K: Ints) -> Ints:
-        """Pages of some of a batch's rows, other ones in each hint."""
+        """Pages of some of a batch's rows, other ones in each batch."""
         step = max(1, len(indices_N) // NUM_SAMPLED)
         places = np.arange(self.num_sampled % step, len(indices_N), step)
         ends = np.searchsorted(places, np.cumsum(counts_K))
@@ -119,7 +119,7 @@ class Pages:
 
     def _unknown(self, pages_M: Ints) -> Ints:
         """Those pages, sorted and distinct, that may not be in memory. From now on they are known."""
-        self.num_hints += 1
+        self.num_batches += 1
         seen_M = self.seen[pages_M]
         known = np.flatnonzero(seen_M)
         if known.size > NUM_CHECKED:
@@ -129,7 +129,7 @@ class Pages:
             wanted = np.unique(pages_M)
         else:
             wanted = np.unique(pages_M[seen_M == 0])
-        self.seen[pages_M] = self.num_hints
+        self.seen[pages_M] = self.num_batches
         return wanted
 
     def _missing(self, pages_U: Ints) -> Ints:

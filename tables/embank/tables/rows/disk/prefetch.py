@@ -1,7 +1,7 @@
 """Prefetch of the disk tier: a thread that reads the pages of rows that are about to be looked up.
 
 A page that is not in memory costs a lookup one disk access, one after the other; the thread asks for all of a batch at
-once (see `pages`). A lookup whose batch was announced waits until its pages are there: were it to go ahead, each page
+once (see `pages`). A lookup whose batch was prefetched waits until its pages are there: were it to go ahead, each page
 that it misses would queue behind all those that the thread has asked for.
 """
 
@@ -18,24 +18,24 @@ from embank.tables.rows.disk.mapped import MappedFile
 from embank.tables.rows.disk.pages import Pages, Region
 from embank.tables.rows.space import RowSpace
 
-MAX_HINTS = 32
-"""Hints that may wait for the thread; whoever gives one more waits."""
+MAX_WAITING = 32
+"""Batches that may wait for the thread; whoever gives one more waits."""
 
 
-class _Hints:
-    """The queue between those who announce lookups and the thread."""
+class _Queue:
+    """The queue between those who prefetch batches and the thread."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.waiting: deque[tuple[int, Tensor, Tensor]] = deque()
-        self.pending: dict[int, int] = {}  # address of the indices: number of the last hint with them, if not done
+        self.pending: dict[int, int] = {}  # address of the indices: number of the last batch with them, if not done
         self.num_made = 0
         self.error: BaseException | None = None
         self.is_closed = False
 
     def put(self, indices: Tensor, offsets: Tensor) -> None:
         with self.changed:
-            self.changed.wait_for(lambda: len(self.waiting) < MAX_HINTS or self.is_closed)
+            self.changed.wait_for(lambda: len(self.waiting) < MAX_WAITING or self.is_closed)
             if self.is_closed:
                 return
             self.num_made += 1
@@ -44,14 +44,14 @@ class _Hints:
             self.changed.notify_all()
 
     def get(self) -> tuple[int, Tensor, Tensor] | None:
-        """The next hint; None when no more come."""
+        """The next batch; None when no more come."""
         with self.changed:
             self.changed.wait_for(lambda: self.waiting or self.is_closed)
             if self.is_closed:
                 return None
-            hint = self.waiting.popleft()
+            batch = self.waiting.popleft()
             self.changed.notify_all()
-            return hint
+            return batch
 
     def done(self, number: int, indices: Tensor) -> None:
         with self.changed:
@@ -60,7 +60,7 @@ class _Hints:
             self.changed.notify_all()
 
     def wait(self, indices: Tensor) -> None:
-        """Waits until the hint with these indices, if there is one, is done."""
+        """Waits until the batch with these indices, if there is one, is done."""
         place = indices.data_ptr()
         with self.changed:
             self.changed.wait_for(lambda: place not in self.pending or self.is_closed)
@@ -74,8 +74,8 @@ class _Hints:
             self.changed.notify_all()
 
 
-class Warmer:
-    """Takes hints and keeps the thread that follows them. The thread starts with the first hint and ends with this
+class Prefetcher:
+    """Takes batches and keeps the thread that follows them. The thread starts with the first batch and ends with this
     object.
 
     Args:
@@ -86,19 +86,19 @@ class Warmer:
     def __init__(self, files: Sequence[MappedFile], lookups: Sequence[Sequence[Tensor]]) -> None:
         self.files = tuple(files)
         self.lookups = [[Region.of(view, files) for view in views if view.numel()] for views in lookups]
-        self.hints, self.thread = _Hints(), threading.Thread()
+        self.queue, self.thread = _Queue(), threading.Thread()
 
     @classmethod
-    def of(cls, store: RowStore, space: RowSpace) -> "Warmer | None":
-        """The warmer of a store; None where there are no files, or where prefetch is off."""
+    def of(cls, store: RowStore, space: RowSpace) -> "Prefetcher | None":
+        """The prefetcher of a store; None where there are no files, or where prefetch is off."""
         if not space.files or not space.tier.prefetch:
             return None
         weights, state = store.weights(), store.optimizer_state()
         names = [store.shards[table].table.name for table in store.lookups]
         return cls(space.files, [[weights[name], *state[name].values()] for name in names])
 
-    def hint(self, indices: Tensor, offsets: Tensor) -> None:
-        """Announces a lookup. Waits if `MAX_HINTS` others are waiting.
+    def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
+        """Says what will be looked up. Waits if `MAX_WAITING` others are waiting.
 
         Args:
             indices: int64 [N], as the lookup will be given them.
@@ -115,45 +115,45 @@ class Warmer:
         self._raise()
         if not self.thread.is_alive():
             self._start()
-        self.hints.put(indices, offsets)
+        self.queue.put(indices, offsets)
 
     def wait(self, indices: Tensor) -> None:
-        """Waits for the pages of an announced lookup; returns at once if it was not announced.
+        """Waits for the pages of a prefetched lookup; returns at once if it was not prefetched.
 
         Raises:
             BaseException: what ended the thread.
         """
         if self.thread.is_alive():
-            self.hints.wait(indices)
+            self.queue.wait(indices)
         self._raise()
 
     def _raise(self) -> None:
-        if self.hints.error is not None:
-            raise self.hints.error
+        if self.queue.error is not None:
+            raise self.queue.error
 
     def _start(self) -> None:
-        """With the first hint, and with the first one in a forked process, which has no threads."""
-        self.hints = _Hints()
+        """With the first batch, and with the first one in a forked process, which has no threads."""
+        self.queue = _Queue()
         pages = Pages(self.files, self.lookups)
-        self.thread = threading.Thread(target=_follow, args=(self.hints, pages), name="embank-warmer", daemon=True)
-        weakref.finalize(self, _stop, self.hints, self.thread)  # also at the interpreter's end
+        self.thread = threading.Thread(target=_follow, args=(self.queue, pages), name="embank-prefetcher", daemon=True)
+        weakref.finalize(self, _stop, self.queue, self.thread)  # also at the interpreter's end
         self.thread.start()
 
 
-def _follow(hints: _Hints, pages: Pages) -> None:
-    """The thread: bring in the pages of one hint after the other."""
+def _follow(queue: _Queue, pages: Pages) -> None:
+    """The thread: bring in the pages of one batch after the other."""
     try:
-        while (hint := hints.get()) is not None:
-            number, indices, offsets = hint
+        while (batch := queue.get()) is not None:
+            number, indices, offsets = batch
             bounds_K = offsets.numpy()[:: max(1, (offsets.numel() - 1) // pages.num_lookups)]
-            pages.warm(indices.numpy(), np.diff(bounds_K))
-            hints.done(number, indices)
-            del hint, indices, offsets
+            pages.fetch(indices.numpy(), np.diff(bounds_K))
+            queue.done(number, indices)
+            del batch, indices, offsets
     except BaseException as error:  # whatever it is belongs to those who look up
-        hints.close(error)
+        queue.close(error)
 
 
-def _stop(hints: _Hints, thread: threading.Thread) -> None:
-    hints.close()
+def _stop(queue: _Queue, thread: threading.Thread) -> None:
+    queue.close()
     if thread is not threading.current_thread():
         thread.join()
