@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embank.compression import Table
+from embank.compression import Packed, Table
 from embank.tables import RowOptimizer, TableSpec
 from tests.compression.materialised import lookup
+from tests.tables.batches import random_kjt
 
 Weights = dict[str, Tensor]
 
@@ -80,3 +81,16 @@ def splitmix64(value: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return z ^ (z >> 31)
+
+
+def packed_after_training(table: Table) -> Packed:
+    """A table's packed form after 20 steps, which serves what the trained table shows, bit for bit."""
+    num = table.spec.num_embeddings
+    for seed in range(20):
+        kjt = random_kjt({table.feature: num}, batch_size=64, seed=seed)
+        (table.collection(kjt).values() - 0.7).square().sum().backward()
+        table.collection.update_rows()
+    packed = table.pack()
+    everything = torch.arange(num)
+    assert torch.equal(packed.lookup(everything), table.lookup(everything).detach())
+    return packed

@@ -11,7 +11,7 @@ from embank.compression import build_table
 from embank.compression.methods.alpt import AlptConfig, LearnedGrid, learned_steps, lsq_gradient, nearest
 from embank.tables import BudgetError, ConfigError, RowOptimizer, TableCollection, TableSpec, build_method
 from tests.compression.materialised import check_against, lookup
-from tests.tables.batches import random_kjt
+from tests.compression.oracles import packed_after_training
 
 
 def spec(num: int = 500, dim: int = 12, **more: object) -> TableSpec:
@@ -216,13 +216,7 @@ def test_lookups_and_gradients_are_those_of_the_values() -> None:
 @pytest.mark.parametrize("bits", [8, 16])
 def test_packed_codes_are_exact_after_training(bits: int) -> None:
     table = build_table(method="alpt", num_embeddings=400, embedding_dim=5, options=AlptConfig(bits=bits), name="a")
-    for seed in range(20):
-        kjt = random_kjt({"a": 400}, batch_size=64, seed=seed)
-        (table.collection(kjt).values() - 0.7).square().sum().backward()
-        table.collection.update_rows()
-    packed = table.pack()
-    everything = torch.arange(400)
-    assert torch.equal(packed.lookup(everything), table.lookup(everything).detach())
+    packed = packed_after_training(table)
     codes, high = (packed.table.coded[0].wide, 32767) if bits == 16 else (packed.table.coded[0].narrow, 127)
     assert codes.max() <= high
     assert codes.min() >= -high - 1

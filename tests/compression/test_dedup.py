@@ -13,8 +13,9 @@ from embank.compression.methods.dedup import (
     similarity,
     table_nbytes,
 )
-from embank.tables import BudgetError, ConfigError, LocalRows, TableCollection, TableSpec, build_method, pack_table
+from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method, pack_table
 from embank.tables.collections.stages import HeldRows, advance, finished
+from tests.compression.shards import Shard
 
 
 def spec(num: int = 203, dim: int = 6, **fields: object) -> TableSpec:
@@ -143,24 +144,8 @@ def test_projections_keep_distances_and_shards_add_up() -> None:
     assert ratio.min() > 0.8
     assert ratio.max() < 1.2
 
-    class Shard(LocalRows):
-        def __init__(self, first: int, last: int) -> None:
-            self.first, self.rows = first, rows[first:last]
-
-        def __getitem__(self, name: str) -> torch.Tensor:
-            return self.rows
-
-        def row_numbers(self, name: str, first: int, last: int) -> torch.Tensor:
-            return torch.arange(self.first + first, self.first + last)
-
-        def find(self, name: str, rows_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            raise AssertionError("not needed here")
-
-        def sum(self, values: torch.Tensor) -> torch.Tensor:
-            return values
-
     parts = [
-        project_blocks(Shard(*cut), tables.specs[0], rows_per_block=10, num_projections=512, seed=tables.seed)
+        project_blocks(Shard(rows, *cut), tables.specs[0], rows_per_block=10, num_projections=512, seed=tables.seed)
         for cut in ((0, 37), (37, 38), (38, 203))
     ]
     torch.testing.assert_close(sum(parts), whole, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from embank.compression.parts.grid import HIGH, clamp_codes, high_codes, noise, 
 from embank.tables import BudgetError, RowOptimizer, TableSpec, build_method
 from embank.tables.rows.shards import TableShard
 from tests.compression.materialised import check_against, lookup
-from tests.tables.batches import random_kjt
+from tests.compression.oracles import packed_after_training
 
 
 def spec(num: int = 500, dim: int = 12, **more: object) -> TableSpec:
@@ -170,19 +170,13 @@ def test_packed_codes_are_exact_after_training(bits: int) -> None:
         method="low_precision", num_embeddings=400, embedding_dim=5, options=LowPrecisionConfig(bits=bits), name="a"
     )
     table.collection.set_lr(0.05)
-    for seed in range(20):
-        kjt = random_kjt({"a": 400}, batch_size=64, seed=seed)
-        (table.collection(kjt).values() - 0.7).square().sum().backward()
-        table.collection.update_rows()
-    packed = table.pack()
-    everything = torch.arange(400)
-    assert torch.equal(packed.lookup(everything), table.lookup(everything).detach())
+    packed = packed_after_training(table)
     codes = packed.table.coded[0].wide if bits == 16 else packed.table.coded[0].narrow
     assert codes.shape == (400, 5)
     assert codes.abs().max() > HIGH[bits] // 2
     steps = [2.0**k for k in packed.table.coded[0].exponents.tolist()]
     by_hand = [[code * step for code in row] for row, step in zip(codes.tolist(), steps, strict=True)]
-    assert packed.lookup(everything).tolist() == by_hand
+    assert packed.lookup(torch.arange(400)).tolist() == by_hand
     assert packed.nbytes() == 400 * (5 * bits // 8 + 1)
 
 

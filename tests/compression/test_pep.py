@@ -10,7 +10,6 @@ from embank.compression.parts.masks import find_mask, mask_of
 from embank.tables import (
     BudgetError,
     ConfigError,
-    LocalRows,
     RowOptimizer,
     TableCollection,
     TableSpec,
@@ -18,6 +17,7 @@ from embank.tables import (
     pack_table,
 )
 from embank.tables.collections.stages import advance, after_step, finished
+from tests.compression.shards import Shard
 
 
 def spec(name: str = "t", num: int = 500, dim: int = 8, **fields: object) -> TableSpec:
@@ -114,24 +114,9 @@ def test_mask_of_shards_is_that_of_the_whole() -> None:
     """Rows cut at a number that is no whole byte."""
     table = torch.randn(50, 3)
 
-    class Shard(LocalRows):
-        def __init__(self, first: int, last: int) -> None:
-            self.first, self.rows = first, table[first:last]
-
-        def __getitem__(self, name: str) -> torch.Tensor:
-            return self.rows
-
-        def row_numbers(self, name: str, first: int, last: int) -> torch.Tensor:
-            return torch.arange(self.first + first, self.first + last)
-
-        def find(self, name: str, rows_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            raise AssertionError("not needed here")
-
-        def sum(self, values: torch.Tensor) -> torch.Tensor:
-            return values
-
     parts = [
-        find_mask(Shard(*cut), "t", shape=(50, 3), keep=lambda r, first: r > 0) for cut in ((0, 17), (17, 18), (18, 50))
+        find_mask(Shard(table, *cut), "t", shape=(50, 3), keep=lambda r, first: r > 0)
+        for cut in ((0, 17), (17, 18), (18, 50))
     ]
     assert torch.equal(mask_of(sum(parts), torch.arange(50), dim=3), table > 0)
 

@@ -147,8 +147,6 @@ class AutoSrh(Method):
 
     Example:
         >>> table = build_table(method="autosrh", num_embeddings=1000, embedding_dim=8, budget=0.1)
-        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
-        {'table': (1000, 8)}
         >>> table.nbytes("serving") / table.spec.plain_nbytes
         0.09990625
     """

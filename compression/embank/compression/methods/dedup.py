@@ -92,8 +92,6 @@ class Dedup(Method):
 
     Example:
         >>> table = build_table(method="dedup", num_embeddings=1000, embedding_dim=8, budget=0.2)
-        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
-        {'table': (168, 8)}
         >>> table.nbytes("serving") / table.spec.plain_nbytes
         0.19925
     """

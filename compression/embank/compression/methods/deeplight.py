@@ -126,8 +126,6 @@ class DeepLight(Method):
 
     Example:
         >>> table = build_table(method="deeplight", num_embeddings=1000, embedding_dim=8, budget=0.1)
-        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
-        {'table': (1000, 8)}
         >>> table.nbytes("serving") / table.spec.plain_nbytes
         0.09990625
     """

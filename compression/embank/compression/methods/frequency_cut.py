@@ -36,8 +36,6 @@ class FrequencyCut(Method):
 
     Example:
         >>> table = build_table(method="frequency_cut", num_embeddings=1000, embedding_dim=8, budget=0.1)
-        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
-        {'table': (100, 8)}
         >>> table.nbytes("serving") / table.spec.plain_nbytes
         0.1
     """

@@ -33,8 +33,6 @@ class Hash(Method):
 
     Example:
         >>> table = build_table(method="hash", num_embeddings=1000, embedding_dim=8, budget=0.1)
-        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
-        {'table': (99, 8)}
         >>> table.nbytes("serving") / table.spec.plain_nbytes
         0.09925
     """

@@ -66,8 +66,6 @@ class LowPrecision(Method):
 
     Example:
         >>> table = build_table(method="low_precision", num_embeddings=1000, embedding_dim=8)
-        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
-        {'table': (1000, 8)}
         >>> table.nbytes("serving") / table.spec.plain_nbytes
         0.28125
     """

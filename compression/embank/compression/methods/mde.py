@@ -58,8 +58,6 @@ class Mde(NarrowRows):
 
     Example:
         >>> table = build_table(method="mde", num_embeddings=1000, embedding_dim=8, budget=0.2)
-        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
-        {'table': (1000, 1)}
         >>> table.nbytes("serving") / table.spec.plain_nbytes
         0.126
     """

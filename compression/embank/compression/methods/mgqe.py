@@ -50,8 +50,6 @@ class Mgqe(QuantisedRows):
 
     Example:
         >>> table = build_table(method="mgqe", num_embeddings=1000, embedding_dim=8, budget=0.2)
-        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
-        {'table': (1000, 8)}
         >>> table.nbytes("serving") / table.spec.plain_nbytes
         0.19525
     """

@@ -114,8 +114,6 @@ class Unified(Method):
 
     Example:
         >>> table = build_table(method="unified", num_embeddings=1000, embedding_dim=8, budget=0.1)
-        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
-        {'table': (199, 4)}
         >>> table.nbytes("serving") / table.spec.plain_nbytes
         0.1
     """

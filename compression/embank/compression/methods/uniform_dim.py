@@ -52,8 +52,6 @@ class UniformDim(NarrowRows):
 
     Example:
         >>> table = build_table(method="uniform_dim", num_embeddings=1000, embedding_dim=8, budget=0.2)
-        >>> {name: tuple(rows.shape) for name, rows in table.collection.weights().items()}
-        {'table': (1000, 1)}
         >>> table.nbytes("serving") / table.spec.plain_nbytes
         0.126
     """
