@@ -10,8 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from embank.pipelines.cli.app import main
 from embank.pipelines.cli.failures import explain
-from embank.pipelines.cli.main import main
 from embank.pipelines.cli.watched import ended
 from embank.tables.errors import ConfigError, WorkError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from embank.ctr_models import MODELS
-from embank.pipelines.cli.main import app
+from embank.pipelines.cli.app import app
 from embank.pipelines.data.sources.catalog import DATASETS
 from embank.tables import registered_methods
 

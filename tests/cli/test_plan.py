@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embank.pipelines.cli.main import plan
+from embank.pipelines.cli.app import plan
 from embank.pipelines.config.run import load_config
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import build_tables, id_counts, plan_run, table_specs

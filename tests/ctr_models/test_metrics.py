@@ -9,18 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from embank.ctr_models.metrics import (
-    BinnedAUC,
-    Evaluation,
-    ExactAUC,
-    GroupedAUC,
-    LossSums,
-    NonFiniteScoreError,
-    group_auc,
-    roc_auc,
-)
+from embank.ctr_models.metrics import Evaluation, LossSums, NonFiniteScoreError, group_auc, roc_auc
 from embank.ctr_models.metrics.group_auc import ordered_bits
-from embank.tables.errors import ConfigError, DataError
+from embank.tables.errors import DataError
 
 # Few distinct values, so that ties are the rule; both zeros; very small and very large scores.
 SCORES = st.sampled_from([-1e30, -3.0, -0.5, -1e-40, -0.0, 0.0, 1e-40, 0.25, 0.5, 2.0, 1e30])
@@ -48,35 +39,13 @@ def random_rows(num: int, *, seed: int = 0, decimals: int = 2) -> Arrays:
 @given(ROWS)
 def test_exact_auc_equals_sklearn_with_ties(rows: list[tuple[float, bool, int]]) -> None:
     scores, positive, _ = arrays(rows)
-    metric = ExactAUC(split="valid")
-    metric.update(*tensors(scores, positive))
-    result = metric.compute()
+    evaluation = Evaluation(split="valid")
+    evaluation.update(*tensors(scores, positive))
+    value = evaluation.compute()["auc"]
     if positive.all() or not positive.any():
-        assert result.value is None
+        assert value is None
         return
-    assert result.value == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
-
-
-@settings(deadline=None, max_examples=100)
-@given(ROWS)
-def test_binned_auc_keeps_its_bound(rows: list[tuple[float, bool, int]]) -> None:
-    scores, positive, _ = arrays(rows)
-    if positive.all() or not positive.any():
-        return
-    metric = BinnedAUC(bits=10)
-    metric.update(*tensors(scores, positive))
-    result = metric.compute()
-    assert result.value is not None
-    assert abs(result.value - roc_auc(scores, positive)) <= result.max_error + 1e-12
-
-
-def test_binned_auc_is_close_on_many_rows() -> None:
-    scores, positive, _ = random_rows(20_000, decimals=6)
-    metric = BinnedAUC()
-    metric.update(*tensors(scores, positive))
-    result = metric.compute()
-    assert result.max_error < 2e-4
-    assert result.value == pytest.approx(roc_auc(scores, positive), abs=1e-5)
+    assert value == roc_auc(scores, positive) == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
 
 
 @settings(deadline=None, max_examples=200)
@@ -126,23 +95,23 @@ def test_log_loss_of_extreme_logits_is_exact() -> None:
     assert sums.log_loss() == pytest.approx(np.log1p(np.exp(-50.0)), rel=1e-12)
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_batches_ranks_and_checkpoints_change_nothing(exact: bool) -> None:
+@pytest.mark.parametrize("grouped", [True, False])
+def test_batches_ranks_and_checkpoints_change_nothing(grouped: bool) -> None:
     scores, positive, groups = random_rows(500)
-    whole = Evaluation(split="test", grouped=exact, exact=exact)
+    whole = Evaluation(split="test", grouped=grouped)
     whole.update(*tensors(scores, positive, groups))
-    ranks = [Evaluation(split="test", grouped=exact, exact=exact) for _ in range(2)]
+    ranks = [Evaluation(split="test", grouped=grouped) for _ in range(2)]
     for i, part in enumerate(np.array_split(np.arange(500), 9)):
         ranks[i % 2].update(*tensors(scores[part], positive[part], groups[part]))
         state = ranks[i % 2].state_dict()
-        ranks[i % 2] = Evaluation(split="test", grouped=exact, exact=exact)
+        ranks[i % 2] = Evaluation(split="test", grouped=grouped)
         ranks[i % 2].load_state_dict(state)
     ranks[0].merge(ranks[1])
     expected, merged = whole.compute(), ranks[0].compute()
     assert expected.keys() == merged.keys()
     for key, value in expected.items():
         assert merged[key] == pytest.approx(value, rel=1e-12), key
-    assert expected["auc"] == pytest.approx(roc_auc_score(positive, scores), abs=1e-12 if exact else 1e-4)
+    assert expected["auc"] == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
 
 
 def test_evaluation_is_ready_for_json() -> None:
@@ -158,11 +127,12 @@ def test_evaluation_is_ready_for_json() -> None:
 
 
 def test_undefined_without_negatives_and_without_rows() -> None:
-    metric = ExactAUC()
-    assert metric.compute().reason == "AUC is undefined: the data holds no rows."
-    metric.update(torch.tensor([1.0]), torch.tensor([1.0]))
-    assert "holds no negative example (0 of 1)" in str(metric.compute().reason)
-    assert Evaluation(grouped=True).compute()["logloss"] is None
+    evaluation = Evaluation(grouped=True)
+    values = evaluation.compute()
+    assert values["auc_undefined"] == "AUC is undefined: the data holds no rows."
+    assert values["logloss"] is None
+    evaluation.update(torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([0]))
+    assert "holds no negative example (0 of 1)" in str(evaluation.compute()["auc_undefined"])
 
 
 def test_non_finite_logits_are_counted() -> None:
@@ -196,60 +166,50 @@ def test_bad_batches_are_refused(logits: torch.Tensor, labels: torch.Tensor, mes
 
 def test_groups_must_be_there() -> None:
     with pytest.raises(DataError, match="group codes have shape None"):
-        GroupedAUC().update(torch.zeros(2), torch.zeros(2), None)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="group AUC needs every score"):
-        Evaluation(grouped=True, exact=False)
+        Evaluation(grouped=True).update(torch.zeros(2), torch.zeros(2), None)
+    with pytest.raises(DataError, match="one of the two has group codes and the other has not"):
+        Evaluation(grouped=True).merge(Evaluation())
 
 
-def test_merging_unlike_metrics_is_refused() -> None:
-    with pytest.raises(ConfigError, match="one evaluation is exact"):
-        Evaluation().merge(Evaluation(exact=False))
-    with pytest.raises(ValueError, match="the bins differ: 10 against 12 bits"):
-        BinnedAUC(bits=10).merge(BinnedAUC(bits=12))
-
-
-def test_grouped_auc_over_batches() -> None:
+def test_group_auc_over_batches() -> None:
     scores, positive, groups = random_rows(300)
-    metric = GroupedAUC(split="test")
+    evaluation = Evaluation(split="test", grouped=True)
     for part in np.array_split(np.arange(300), 4):
-        metric.update(*tensors(scores[part], positive[part], groups[part]))
-    result = metric.compute()
-    assert (result.value, result.num_groups, result.num_rows, result.total_groups) == group_auc(
-        scores, positive, groups
-    )
-    assert result.total_rows == 300
+        evaluation.update(*tensors(scores[part], positive[part], groups[part]))
+    values = evaluation.compute()
+    found = tuple(values[key] for key in ("gauc", "gauc_groups", "gauc_rows", "gauc_total_groups"))
+    assert found == group_auc(scores, positive, groups)
+    assert (values["num_rows"], values["gauc_rows_without_group"]) == (300, 0)
 
 
 def test_rows_without_a_group_are_left_out_and_counted() -> None:
     scores, positive, groups = random_rows(300)
     lost = np.arange(300) % 3 == 0
     coded = np.where(lost, -7, groups)
-    evaluation, metric = Evaluation(grouped=True, no_group=-7), GroupedAUC(no_group=-7)
+    evaluation = Evaluation(grouped=True, no_group=-7)
     for part in np.array_split(np.arange(300), 4):
-        for each in (evaluation, metric):
-            each.update(*tensors(scores[part], positive[part], coded[part]))
+        evaluation.update(*tensors(scores[part], positive[part], coded[part]))
     expected = group_auc(scores[~lost], positive[~lost], groups[~lost])
-    values, result = evaluation.compute(), metric.compute()
-    assert (result.value, result.num_groups, result.num_rows, result.total_groups) == expected
+    values = evaluation.compute()
     assert (values["gauc"], values["gauc_groups"], values["gauc_rows"], values["gauc_total_groups"]) == expected
-    assert (result.total_rows, result.rows_without_group, values["gauc_rows_without_group"]) == (300, 100, 100)
+    assert values["gauc_rows_without_group"] == 100
     assert values["num_rows"] == 300, "all other metrics are of all rows"
-    alone = GroupedAUC(split="test", no_group=-7)
+    alone = Evaluation(split="test", grouped=True, no_group=-7)
     alone.update(*tensors(scores[:2], np.array([True, False]), np.array([-7, -7])))
     assert "none of the 0 groups of split 'test' holds both classes (2 rows, 2 of them without" in str(
-        alone.compute().reason
+        alone.compute()["gauc_undefined"]
     )
 
 
 def test_the_caller_may_reuse_its_batch() -> None:
     logits = torch.tensor([0.0, 1.0])
-    metric = ExactAUC()
-    metric.update(logits, torch.tensor([0.0, 1.0]))
+    evaluation = Evaluation()
+    evaluation.update(logits, torch.tensor([0.0, 1.0]))
     logits.fill_(0.0)
-    assert metric.compute().value == 1.0
+    assert evaluation.compute()["auc"] == 1.0
 
 
 def test_scores_in_bf16_are_taken() -> None:
-    metric = ExactAUC()
-    metric.update(torch.tensor([0.0, 1.0], dtype=torch.bfloat16), torch.tensor([0, 1]))
-    assert metric.compute().value == 1.0
+    evaluation = Evaluation()
+    evaluation.update(torch.tensor([0.0, 1.0], dtype=torch.bfloat16), torch.tensor([0, 1]))
+    assert evaluation.compute()["auc"] == 1.0

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from embank.pipelines.data.loading.integrity import seal
 from embank.pipelines.data.schema import CategoricalField, NumericField, Schema, Split
-from embank.tables.storage.folders import CHECKSUMS
+from embank.tables.storage.checksums import CHECKSUMS
 
 NO_FEATURES: Mapping[str, int] = MappingProxyType({})
 DEFAULT_SINGLE: Mapping[str, int] = MappingProxyType({"user": 50, "item": 7})

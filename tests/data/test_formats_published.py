@@ -48,7 +48,7 @@ def test_criteo(tmp_path: Path) -> None:
     schema = prepare(None, [raw], tmp_path / "out", format="criteo")
     assert [split.num_rows for split in schema.splits] == [160, 20, 20]
     assert schema.feature_names == tuple(f"C{i}" for i in range(1, 27))
-    assert schema.numeric_names == tuple(f"I{i}" for i in range(1, 14))
+    assert tuple(field.name for field in schema.numeric) == tuple(f"I{i}" for i in range(1, 14))
     tokens = {name: [token for token, _, _ in naive.read_vocabulary(tmp_path / "out", name)] for name in ("C1", "C26")}
     for row, got in zip(rows[160:180], naive.read_rows(tmp_path / "out", "valid"), strict=True):
         assert got["label"] == row[0]

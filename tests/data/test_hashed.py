@@ -134,7 +134,7 @@ def test_the_loader_passes_ids_through(folder: Path) -> None:
     for shuffle in (False, True):
         seen: dict[int, tuple[int, list[int]]] = {}
         for batch in Loader(folder, "train", batch_size=32, shuffle=shuffle, buffer_rows=100).epoch(0):
-            column = Schema.load(folder).numeric_names.index("raw")
+            column = [field.name for field in Schema.load(folder).numeric].index("raw")
             bags = [bag.tolist() for bag in batch.sparse["tags"].to_dense()]
             assert batch.sparse.values().dtype == torch.int64
             for number, item, tags in zip(batch.dense[:, column], batch.sparse["item"].values(), bags, strict=True):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.told import Told
 
 from embank.pipelines.data.describe import describe
 from embank.pipelines.data.loading.integrity import content_of, verify_prepared
@@ -14,7 +15,7 @@ from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.data.schema import Schema
 from embank.tables.errors import DataError
-from embank.tables.storage.folders import CHECKSUMS
+from embank.tables.storage.checksums import CHECKSUMS
 
 CONFIG = {
     "label": {"column": "stars", "positive": ">= 4"},
@@ -147,10 +148,10 @@ def test_a_folder_of_an_earlier_version_is_read_and_says_what_is_not_checked(dat
     (data / CHECKSUMS).unlink()
     values = json.loads((data / "schema.json").read_text())
     (data / "schema.json").write_text(json.dumps({**values, "format_version": 1}))
-    schema, notes = Schema.load(data), list[str]()
-    verify_prepared(data, schema, note=notes.append)
+    schema, told = Schema.load(data), Told()
+    verify_prepared(data, schema, reporter=told)
     assert content_of(data, schema) is None
-    assert "was prepared by an earlier version, without checksums" in notes[0]
+    assert "was prepared by an earlier version, without checksums" in told.notes[0]
     (data / "test/part-00000.parquet").unlink()
     with pytest.raises(DataError, match="holds no part"):
         verify_prepared(data, schema)

@@ -15,7 +15,9 @@ from embank.pipelines.data.prepare import output
 from embank.pipelines.data.prepare.output import output_folder
 from embank.pipelines.data.schema import SCHEMA_FILE, Schema
 from embank.pipelines.data.synth import synth
+from embank.pipelines.reporting import Reporter
 from embank.tables.errors import DataError, WorkError
+from embank.tables.storage import atomic
 
 
 def write(folder: Path, text: str) -> None:
@@ -81,7 +83,7 @@ def test_one_process_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_overwrite_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool) -> None:
     if not can_exchange:
-        monkeypatch.setattr(output, "_exchange", lambda *paths: False)
+        monkeypatch.setattr(atomic, "_exchange", lambda *paths: False)
     old_data(tmp_path / "out")
     with output_folder(tmp_path / "out", overwrite=True) as folder:
         write(folder, "new")
@@ -100,8 +102,8 @@ def _overwrite_and_die(out: str, call: int, can_exchange: bool) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    rename, exchange = os.rename, output._exchange
-    output._exchange = (lambda *paths: dying(*paths, original=exchange)) if can_exchange else (lambda *paths: False)
+    rename, exchange = os.rename, atomic._exchange
+    atomic._exchange = (lambda *paths: dying(*paths, original=exchange)) if can_exchange else (lambda *paths: False)
     output.os.rename = lambda *paths: dying(*paths, original=rename)  # type: ignore[assignment]
     with output_folder(Path(out), overwrite=True) as folder:
         write(folder, "new")
@@ -153,16 +155,12 @@ def test_generated_logs_leave_others_files_alone(tmp_path: Path, monkeypatch: py
         synth(rows=10, out=tmp_path / "log", scale=0.001)
     assert left(tmp_path) == {"log.json"}
 
-    class Appears:
-        def start(self, stage: str, *, total: int, unit: str) -> None:
+    class Appears(Reporter):
+        def start(self, phase: str, *, total: int, unit: str, done: int = 0, speed: str = "rows") -> None:
             (tmp_path / "other").write_text("mine")
 
-        def advance(self, amount: int, *, rows: int = 0) -> None: ...
-
-        def finish(self) -> None: ...
-
     with pytest.raises(DataError, match="other has appeared in the meantime"):
-        synth(rows=10, out=tmp_path / "other", scale=0.001, progress=Appears())
+        synth(rows=10, out=tmp_path / "other", scale=0.001, reporter=Appears())
     assert (tmp_path / "other").read_text() == "mine"
     assert left(tmp_path) == {"log.json", "other"}
 

@@ -17,6 +17,7 @@ from tests.data import naive_prepare as naive
 from embank.pipelines.data.prepare.prepare import prepare, prepare_from_cli
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.data.sources.formats import text
+from embank.pipelines.reporting import Reporter
 from embank.tables.errors import ConfigError, DataError, WorkError
 
 RATIOS = [0.6, 0.2, 0.2]
@@ -276,38 +277,37 @@ def test_parquet_numbers_become_tokens_by_their_value(tmp_path: Path) -> None:
     assert tokens == {"f": {"3", "2.5", None}, "i": {"7", "8"}, "b": {"true", None}}
 
 
-class Recorder:
+class Recorder(Reporter):
     """Writes down what `prepare` tells; interrupts when asked to."""
 
     def __init__(self, interrupt_in: str | None = None) -> None:
         self.stages: list[str] = []
-        self.units = 0
+        self.units = self.total = 0
         self._interrupt_in = interrupt_in
 
-    def start(self, stage: str, *, total: int, unit: str) -> None:
-        self.stages.append(stage)
+    def start(self, phase: str, *, total: int, unit: str, done: int = 0, speed: str = "rows") -> None:
+        assert self.units == self.total
+        self.stages.append(phase)
         self.units, self.total = 0, total
 
-    def advance(self, amount: int, *, rows: int = 0) -> None:
-        self.units += amount
+    def advance(self, done: int, *, per_s: float, loss: float | None = None) -> None:
+        self.units = done
         if self.stages[-1] == self._interrupt_in:
             raise KeyboardInterrupt
-
-    def finish(self) -> None:
-        assert self.units == self.total
 
 
 def test_progress_adds_up(csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "BLOCK_BYTES", 3_000)
     recorder = Recorder()
-    prepare(CONFIG, [csv], tmp_path / "out", progress=recorder)
+    prepare(CONFIG, [csv], tmp_path / "out", reporter=recorder)
     assert recorder.stages == ["reading", "ranking", "writing"]
+    assert recorder.units == recorder.total
 
 
 @pytest.mark.parametrize("stage", ["reading", "ranking", "writing"])
 def test_ctrl_c_leaves_nothing(csv: Path, tmp_path: Path, stage: str) -> None:
     with pytest.raises(KeyboardInterrupt):
-        prepare(CONFIG, [csv], tmp_path / "out", progress=Recorder(interrupt_in=stage))
+        prepare(CONFIG, [csv], tmp_path / "out", reporter=Recorder(interrupt_in=stage))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -371,7 +371,7 @@ def test_failed_overwrite_keeps_the_old_folder(csv: Path, tmp_path: Path) -> Non
     prepare(CONFIG, [csv], out)
     before = naive.folder_bytes(out)
     with pytest.raises(KeyboardInterrupt):
-        prepare(CONFIG, [csv], out, overwrite=True, progress=Recorder(interrupt_in="writing"))
+        prepare(CONFIG, [csv], out, overwrite=True, reporter=Recorder(interrupt_in="writing"))
     assert naive.folder_bytes(out) == before
     assert list(tmp_path.iterdir()) == [out]
 

@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tests.data import naive_prepare as naive
 
+from embank.pipelines.cli.bars import Bars
 from embank.pipelines.config.columns import PrepareConfig, merge, parse_config, read_columns
 from embank.pipelines.data.describe import describe, describe_folder
 from embank.pipelines.data.prepare.moments import Moments
 from embank.pipelines.data.prepare.prepare import prepare, prepare_from_cli
 from embank.pipelines.data.prepare.ranking import order_tokens
-from embank.pipelines.data.prepare.stable_hash import combine_hashes, hash_strings, mix64, unit_interval
-from embank.pipelines.data.progress import RichProgress
 from embank.pipelines.data.schema import Schema
 from embank.tables.errors import ConfigError, DataError
+from embank.tables.ids.key_hash import combine_hashes, hash_strings, unit_interval
+from embank.tables.ids.mixing import finish_words
 from embank.tables.ids.vocabulary import Vocabulary
 
 GOOD: dict[str, Any] = {"label": {"column": "click"}, "categorical": ["a"], "split": {"by": "hash", "key": ["a"]}}
@@ -161,7 +162,7 @@ def test_configuration_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)columns\.yaml is not valid YAML.*line 1"):
         read_columns(path)
     path.write_text("- a")
-    with pytest.raises(ConfigError, match=r"columns\.yaml holds no mapping"):
+    with pytest.raises(ConfigError, match=r"columns\.yaml: it must be a mapping with the keys label, categorical"):
         read_columns(path)
     path.write_text("labl: {column: y}")
     (tmp_path / "log.csv").write_text("y,c\n1,a\n")
@@ -224,7 +225,7 @@ def test_hashes_never_change() -> None:
     assert hash_strings(pl.Series(list(GOLDEN))).tolist() == list(GOLDEN.values())
     parts = [hash_strings(pl.Series([token])) for token in ("196", "242")]
     assert combine_hashes(parts, seed=0, num_rows=1).tolist() == [0x43180B7EFCD0416E]
-    assert mix64(np.array([1], dtype=np.uint64)).tolist() == [0x5692161D100B05E5]
+    assert finish_words(np.array([1], dtype=np.uint64)).tolist() == [0x5692161D100B05E5]
 
 
 def test_fnv_is_the_published_one() -> None:
@@ -394,8 +395,9 @@ def test_describe(tmp_path: Path) -> None:
 
 def test_rich_progress_shows_stages_and_speed(tmp_path: Path) -> None:
     raw, shown = write_log(tmp_path / "log.csv"), io.StringIO()
-    with RichProgress(console=Console(file=shown, width=120)) as progress:
-        prepare(GOOD, [raw], tmp_path / "out", progress=progress)
+    bars = Bars(Console(file=shown, width=120), keep=True)
+    prepare(GOOD, [raw], tmp_path / "out", reporter=bars)
+    bars.close()
     assert [stage for stage in ("reading", "ranking", "writing") if stage in shown.getvalue()] == [
         "reading",
         "ranking",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from embank.pipelines.train.reporter import Reporter
+from embank.pipelines.reporting import Reporter
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import (
     ConfigError,
@@ -132,8 +132,8 @@ class _Stop(Reporter):
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
-        if step == self.at:
+    def advance(self, done: int, *, per_s: float, loss: float | None = None) -> None:
+        if done == self.at:
             os.kill(os.getpid(), signal.SIGTERM)
 
 

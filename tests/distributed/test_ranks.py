@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from embank.pipelines.data.prepare.prepare import prepare
-from embank.pipelines.runs.evaluation import evaluate_saved
+from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import CheckpointError
 from embank.tables.storage.checkpoint import load_checkpoint

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PRELOADED = ["embank.pipelines.cli.main", "embank.pipelines.train.trainer", "embank.pipelines.data.prepare.prepare"]
+_PRELOADED = ["embank.pipelines.cli.app", "embank.pipelines.train.trainer", "embank.pipelines.data.prepare.prepare"]
 _LIBRARY_WORDS = re.compile(
     r"Traceback|^embank: \w*(Error|Exception|Panic)\b|inline_container|\[Errno|run with --debug", re.M
 )
@@ -95,7 +95,7 @@ def _run(arguments: list[str], log: str, max_nbytes: int | None) -> None:
             os.dup2(stream.fileno(), target)
     import torch
 
-    from embank.pipelines.cli.main import main
+    from embank.pipelines.cli.app import main
 
     torch.set_num_threads(1)
     if max_nbytes is not None:

@@ -55,7 +55,8 @@ class Place:
             path = self.stopped / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         from embank.pipelines.config.run import load_config
-        from embank.pipelines.train.trainer import InterruptedRunError, Trainer
+        from embank.pipelines.train.interrupt import InterruptedRunError
+        from embank.pipelines.train.trainer import Trainer
         from tests.training.test_resume import StopAt
 
         shutil.rmtree(self.stopped)

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache, StaticCache  # noqa: E402
 
 from embank.pipelines.lm import add_engram, add_stem, load_memory  # noqa: E402
 from embank.tables import CheckpointError, ConfigError, DataError, RowTier  # noqa: E402
-from embank.tables.storage.folders import write_checksums  # noqa: E402
+from embank.tables.storage.checksums import write_checksums  # noqa: E402
 
 V, T = 60, 9
 KINDS = ("engram", "stem")

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from embank.pipelines.cli.app import app
 from embank.pipelines.cli.failures import explain
-from embank.pipelines.cli.main import app
 from embank.pipelines.cli.messages import _what_next
 from embank.pipelines.lm.tokenizer import train_tokenizer
 from embank.tables import EmbankError
@@ -38,7 +38,7 @@ def test_train_evaluate_generate(texts: Path, tmp_path: Path) -> None:
         (["lm", "eval", "RUN", "--split", "tests"], "there is no split 'tests'; give one of train, valid, test"),
         (["lm", "eval", "RUN", "--tokens", "0"], "--tokens is 0"),
         (["lm", "eval", "nothing"], "'nothing' holds no run"),
-        (["lm", "train", "missing.yaml", "--out", "x"], "the configuration 'missing.yaml' can't be read"),
+        (["lm", "train", "missing.yaml", "--out", "x"], "there is no configuration file 'missing.yaml'"),
     ],
 )
 def test_wrong_use_is_refused(run: Path, arguments: list[str], message: str) -> None:

@@ -35,4 +35,4 @@ def test_a_run_goes_on_with_another_number_of_ranks(two: Ranks, texts: Path, tmp
 
 def test_uneven_batches_are_refused(two: Ranks, texts: Path, tmp_path: Path) -> None:
     said = two.run(train_on_rank, texts, tmp_path / "run", False, {"train": {"batch_size": 3}})
-    assert all("'train.batch_size' is 3, which 2 ranks can't share evenly" in message for message in said)
+    assert all("train.batch_size is 3, which 2 ranks can't share evenly" in message for message in said)

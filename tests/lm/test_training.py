@@ -16,9 +16,9 @@ from embank.pipelines.lm.opened import evaluate_run, opened_lm
 from embank.pipelines.lm.tokens import Corpus
 from embank.pipelines.lm.trainer import LmTrainer
 from embank.pipelines.lm.windows import Windows
+from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.folder import RunFolder
-from embank.pipelines.train.reporter import Reporter
-from embank.pipelines.train.trainer import InterruptedRunError
+from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.tables import CheckpointError, ConfigError, DataError, WorkError
 from tests.lm.small import lm_config, timeless, train_lm
 
@@ -29,8 +29,8 @@ class StopAt(Reporter):
     def __init__(self, step: int) -> None:
         self.at = step
 
-    def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
-        if step == self.at:
+    def advance(self, done: int, *, per_s: float, loss: float | None = None) -> None:
+        if done == self.at:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -132,19 +132,19 @@ def test_folders_and_changes_are_refused(run: Path, texts: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"memory": {"kind": "engrams"}}, "'memory.kind' is 'engrams'"),
-        ({"memory": {"layer": [1]}}, r"unknown key 'memory.layer' in the configuration; did you mean 'layers'\?"),
+        ({"memory": {"kind": "engrams"}}, "memory.kind is 'engrams': "),
+        ({"memory": {"layer": [1]}}, r"unknown key 'memory.layer'. Did you mean 'layers'\?"),
         ({"memory": {"kind": "engram", "layers": [2]}}, "block 2, but the model has 2 blocks, numbered from 0"),
         ({"memory": {"kind": "engram", "layers": [1, 1]}}, "give each block once"),
-        ({"memory": {"kind": "engram", "layers": []}}, "'memory.layers' is empty"),
+        ({"memory": {"kind": "engram", "layers": []}}, "memory.layers is empty"),
         ({"memory": {"max_ngram": 1}}, "n-grams begin at 2"),
         ({"model": {"dim": 18}}, "give a multiple of 4"),
-        ({"train": {"tokens": 0}}, "'train.tokens' is 0; it must be at least 1"),
-        ({"train": {"lr": -1}}, "'train.lr' is -1"),
+        ({"train": {"tokens": 0}}, "train.tokens is 0: it must be at least 1"),
+        ({"train": {"lr": -1}}, "train.lr is -1"),
         ({"train": {"row_optimizer": "adam"}}, "fbgemm backend lacks"),
         ({"corpus": {"vocab_size": 100}}, "from 257 to 65536"),
         ({"corpus": {"ratios": [1, 0, 0]}}, "three positive shares"),
-        ({"train": {"lr": True}}, "'train.lr' is True: it must be a number"),
+        ({"train": {"lr": True}}, "train.lr is True: it must be a number"),
     ],
 )
 def test_wrong_configurations_are_refused(texts: Path, sections: dict[str, Any], message: str) -> None:

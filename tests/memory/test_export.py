@@ -16,7 +16,7 @@ from embank.tables.memory import (
     import_rows,
     open_memory,
 )
-from embank.tables.storage.folders import write_checksums
+from embank.tables.storage.checksums import write_checksums
 from tests.memory.small import compression, engram, memory, stem, tokenizer, tokens, train, weights_of
 
 

@@ -11,10 +11,11 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 from tests.search.supernets import plan_of, scored
+from tests.told import Told
 from tests.training.runs import write_data
 from typer.testing import CliRunner
 
-from embank.pipelines.cli.main import app
+from embank.pipelines.cli.app import app
 from embank.pipelines.config.run import parse_config
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.search.dashboard import dashboard
@@ -78,10 +79,10 @@ def test_a_search_goes_on_with_more_trials_and_refuses_another(data: Path, done:
         Search(plan_of(data, out, sampler="random"), out).run(resume=True)
     with pytest.raises(ConfigError, match="has space 'rows', this one 'widths'"):
         Search(plan_of(data, out, space="widths", budgets=[0.9]), out).run(resume=True)
-    said: list[str] = []
-    (study,) = Search(plan_of(data, out, num_trials=11), out, say=said.append).run(resume=True).values()
+    told = Told()
+    (study,) = Search(plan_of(data, out, num_trials=11), out, reporter=told).run(resume=True).values()
     assert sum(t.state == TrialState.COMPLETE for t in study.trials) == 11
-    assert "11 trials, best" in said[1]
+    assert "11 trials, best" in told.notes[1]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from tests.search.supernets import scored, searched
 from tests.training.runs import train, write_data
 
 from embank.pipelines.data.loading.loader import Loader
-from embank.pipelines.runs.evaluation import validation_score
+from embank.pipelines.runs.evaluate import validation_score
 from embank.pipelines.search import scores as scores_module
 from embank.pipelines.search.cut import cut_model
 from embank.pipelines.search.fields import candidate_config, field_space

@@ -80,7 +80,7 @@ def test_a_method_with_options_is_a_line_of_its_own(data: Path) -> None:
     options = swept.config_of(swept.points(swept.cases()[2])[0]).tables.default.options
     assert (options.lookups, options.exact_below) == (1, 0)
     assert swept.config_of(swept.points(swept.cases()[4])[0]).tables.default.options.exact_below == 100
-    with pytest.raises(ConfigError, match="unknown key 'tables.lockups' in the configuration; did you mean 'lookups'"):
+    with pytest.raises(ConfigError, match="unknown key 'tables.lockups'. Did you mean 'lookups'"):
         plan(data, methods=["unified:lockups=1"])
     with pytest.raises(ConfigError, match="whose 'lookups' is not of the form key=value"):
         method_names("hash,unified:lookups")
@@ -101,7 +101,7 @@ def test_a_method_with_options_is_a_line_of_its_own(data: Path) -> None:
         ({"seeds": [-1]}, "--seeds holds -1; a seed must be 0 or more"),
         (
             {"grid": {"train.tabel_lr": [1]}},
-            "unknown key 'train.tabel_lr' in the configuration; did you mean 'table_lr'?",
+            "unknown key 'train.tabel_lr'. Did you mean 'table_lr'?",
         ),
     ],
 )

@@ -19,10 +19,11 @@ import pytest
 import yaml
 
 from embank.pipelines.config.run import parse_config, to_plain
-from embank.pipelines.runs.folder import hold_lock
+from embank.pipelines.runs.folder import training_in
 from embank.pipelines.sweep.plan import Plan
 from embank.pipelines.sweep.sweep import Sweep
 from embank.tables import ConfigError, WorkError
+from tests.told import Told
 from tests.training.runs import raw_config, write_data
 
 pytestmark = pytest.mark.slow
@@ -168,23 +169,25 @@ def test_runs_end_with_a_sweep_that_is_killed_and_an_immediate_resume_goes_on(tm
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None:
     raw = yaml.safe_load(write_config(tmp_path).read_text()) | {"train": {"epochs": 1}, "model": {"name": "fm"}}
     out = tmp_path / "out"
-    said: list[str] = []
 
-    def say(line: str) -> None:
-        said.append(line)
-        if "another process" in line:
-            assert line == "fm/hash/0.5/0: another process is training it; waiting for it to end"
-            held.close()
+    class Releases(Told):
+        def note(self, message: str) -> None:
+            super().note(message)
+            if "another process" in message:
+                assert message == "fm/hash/0.5/0: another process is training it; waiting for it to end"
+                held.close()
+
+    told = Releases()
 
     plan = Plan(config=raw, models=["fm"], methods=["hash"], budgets=[0.5], seeds=[0], grid={})
     held = contextlib.ExitStack()
-    held.enter_context(hold_lock(out / "runs/fm/hash/0.5/0"))
+    held.enter_context(training_in(out / "runs/fm/hash/0.5/0"))
     with pytest.raises(ConfigError, match="holds no sweep"):
         Sweep(plan, out).run()
     (out / "sweep.yaml").write_text(yaml.safe_dump({"config": to_plain(parse_config(plan.config))}))
-    (row,) = Sweep(plan, out, say=say).run(resume=True)
+    (row,) = Sweep(plan, out, reporter=told).run(resume=True)
     assert (row.status, row.note) == ("complete", "")
-    assert sum("another process" in line for line in said) == 1
+    assert sum("another process" in line for line in told.notes) == 1
 
 
 def lines(out: Path) -> dict[tuple[str, str], dict[str, str]]:
@@ -242,8 +245,8 @@ def test_a_grid_is_chosen_on_validation_and_a_failed_point_is_no_failure(tmp_pat
         seeds=[3, 4],
         grid={"train.table_lr": [0.01, 1.0, 1e38]},
     )
-    said: list[str] = []
-    sweep = Sweep(plan, tmp_path / "out", say=said.append)
+    told = Told()
+    sweep = Sweep(plan, tmp_path / "out", reporter=told)
     (row,) = sweep.run()
     sweep.refuse_failures([row])
     runs = tmp_path / "out/runs/fm/hash/0.5"
@@ -271,8 +274,8 @@ def test_a_grid_at_one_budget_decides_for_the_others(tmp_path: Path) -> None:
         grid={"train.table_lr": [0.01, 0.1]},
         grid_budget=0.0001,  # infeasible, so that the next one is tuned
     )
-    said: list[str] = []
-    rows = Sweep(plan, tmp_path / "out", num_jobs=2, say=said.append).run()
+    told = Told()
+    rows = Sweep(plan, tmp_path / "out", num_jobs=2, reporter=told).run()
     assert [row.status for row in rows] == ["complete", "complete", "complete", *["infeasible"] * 4]
     runs = tmp_path / "out/runs/fm/hash"
     tuned = {
@@ -284,7 +287,7 @@ def test_a_grid_at_one_budget_decides_for_the_others(tmp_path: Path) -> None:
     assert {str(path.relative_to(runs).parent) for path in runs.glob("0.2/*/*/result.json")} == {
         f"0.2/{chosen}/{seed}" for seed in (0, 1)
     }
-    assert any(line.startswith("[8/8]") for line in said), said
+    assert any(line.startswith("[8/8]") for line in told.notes), told.notes
     assert "each method at budget 0.0001 or the next that it reaches" in _unwrapped(tmp_path / "out/leaderboard.md")
 
 
@@ -313,8 +316,9 @@ def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = Plan(methods=["full", "hash", "alpt"], budgets=[0.5, 0.1], seeds=[0, 1], **settings)
     before = Sweep(first, out).run()
-    said: list[str] = []
-    after = Sweep(Plan(methods=["hash"], budgets=[0.5], seeds=[0], **settings), out, say=said.append).run(resume=True)
+    told = Told()
+    less = Plan(methods=["hash"], budgets=[0.5], seeds=[0], **settings)
+    after = Sweep(less, out, reporter=told).run(resume=True)
     timeless = [replace(row, lookup_us_1=None, lookup_rows_per_s_4096=None) for row in before]
     assert [replace(row, lookup_us_1=None, lookup_rows_per_s_4096=None) for row in after] == timeless
     assert len(lines(out)) == len(before) == 5
@@ -322,7 +326,7 @@ def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:
     shutil.rmtree(out / "runs/fm/hash/0.1")
     shutil.rmtree(out / "runs/fm/full/1" / before[0].point / "0/checkpoints")  # its result stays
     more = Plan(methods=["uniform_dim"], budgets=[0.5], seeds=[0], **settings)
-    rows = Sweep(more, out, say=said.append).run(resume=True)
+    rows = Sweep(more, out, reporter=told).run(resume=True)
     assert [(row.method, row.budget, row.status, row.seeds) for row in rows] == [
         ("full", None, "complete", "0,1"),
         ("hash", 0.5, "complete", "0,1"),
@@ -330,9 +334,9 @@ def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:
         ("alpt", 0.1, "infeasible", ""),
         ("uniform_dim", 0.5, "complete", "0"),
     ]
-    assert "fm/hash/0.1: not complete and not asked for now, so it is not in the leaderboard" in said
+    assert "fm/hash/0.1: not complete and not asked for now, so it is not in the leaderboard" in told.notes
     assert (rows[0].lookup_us_1, rows[0].auc) == (None, before[0].auc)
-    assert any(line.startswith(f"fm/full/1/{rows[0].point}/0: lookups can't be measured: ") for line in said)
+    assert any(line.startswith(f"fm/full/1/{rows[0].point}/0: lookups can't be measured: ") for line in told.notes)
     assert not (out / "runs/fm/hash/0.1").exists(), "nothing is trained that wasn't asked for"
 
 

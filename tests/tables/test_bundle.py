@@ -33,7 +33,7 @@ from embank.tables import (
 )
 from embank.tables.collections.stages import finished
 from embank.tables.serving.bundle import MANIFEST, TABLES, copy_bundle
-from embank.tables.storage.folders import CHECKSUMS, digest
+from embank.tables.storage.checksums import CHECKSUMS, file_digest
 from tests.contracts.test_methods import NUM, spec, train
 from tests.tables.batches import random_kjt
 
@@ -129,7 +129,7 @@ def rewrite(bundle: Path, **changes: Any) -> None:
     manifest = {**json.loads((bundle / MANIFEST).read_text()), **changes}
     (bundle / MANIFEST).write_text(json.dumps({key: value for key, value in manifest.items() if value is not None}))
     checksums = json.loads((bundle / CHECKSUMS).read_text())
-    (bundle / CHECKSUMS).write_text(json.dumps({**checksums, MANIFEST: digest(bundle / MANIFEST)}))
+    (bundle / CHECKSUMS).write_text(json.dumps({**checksums, MANIFEST: file_digest(bundle / MANIFEST)}))
 
 
 FRESH = """
@@ -377,12 +377,12 @@ def test_a_run_is_not_its_bundle(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_over(bundle: Path) -> None:
-    before = digest(bundle / TABLES)
+    before = file_digest(bundle / TABLES)
     with pytest.raises(CheckpointError, match="exists already, and a bundle is never written over anything"):
         save_bundle(bundle, plain(seed=1))
     with pytest.raises(CheckpointError, match="exists already"):
         copy_bundle(Bundle(bundle), bundle)
-    assert digest(bundle / TABLES) == before
+    assert file_digest(bundle / TABLES) == before
 
 
 def test_what_can_not_be_saved(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 from torch.distributed.checkpoint.api import CheckpointException
 
 from embank.tables.errors import CheckpointError, WorkError
-from embank.tables.storage import folders as files
-from embank.tables.storage.folders import CHECKSUMS, cause_of, is_full, verify_checksums, write_checksums, writing
+from embank.tables.storage import refusals
+from embank.tables.storage.checksums import CHECKSUMS, verify_checksums, write_checksums
+from embank.tables.storage.refusals import cause_of, is_full, writing
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -50,7 +51,7 @@ def test_words_that_a_library_has_lost_are_asked_for(tmp_path: Path, monkeypatch
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(refusals.os, "fsync", full)
     assert cause_of(lost, folder=tmp_path) == "no space left"
     assert list(tmp_path.iterdir()) == []
 

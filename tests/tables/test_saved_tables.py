@@ -28,7 +28,7 @@ from embank.tables import (
 from embank.tables.sharding.plan import Placement, Plan
 from embank.tables.sharding.sharded_rows import Sharding
 from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
-from embank.tables.storage.folders import write_checksums
+from embank.tables.storage.checksums import write_checksums
 from tests.tables.batches import random_kjt
 
 PLAIN = TableSpec(name="t", num_embeddings=1_000, embedding_dim=8, feature_names=["a"])

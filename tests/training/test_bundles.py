@@ -12,18 +12,19 @@ import pytest
 import torch
 
 from embank.ctr_models import MODELS
-from embank.pipelines.cli.main import evaluate as evaluate_command
+from embank.pipelines.cli.app import evaluate as evaluate_command
 from embank.pipelines.config.run import load_config
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import VOCAB_FOLDER, Schema
 from embank.pipelines.diagnosis.diagnose import diagnose_run
-from embank.pipelines.runs import evaluation
-from embank.pipelines.runs.bundle import load_model
-from embank.pipelines.runs.evaluation import best_model, evaluate_bundle, evaluate_run, evaluate_saved
+from embank.pipelines.runs import open as opening
+from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.export import export_run
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.inspect import inspect_run, inspect_saved
-from embank.pipelines.train.trainer import InterruptedRunError, Trainer
+from embank.pipelines.runs.open import best_model, load_model
+from embank.pipelines.train.interrupt import InterruptedRunError
+from embank.pipelines.train.trainer import Trainer
 from embank.tables import Bundle, CheckpointError, ConfigError, DataError, load_bundle, save_bundle
 from embank.tables.serving.bundle import folder_nbytes
 from tests.tables.test_bundle import flip, plain
@@ -86,26 +87,26 @@ def test_training_data_is_not_needed(shipped: Path, run: Path, data: Path, tmp_p
     shutil.copytree(data, tmp_path / "bare")
     for folder in ("train", "valid", VOCAB_FOLDER):
         shutil.rmtree(tmp_path / "bare" / folder)
-    values = evaluate_bundle(shipped, data=tmp_path / "bare", split="test")
+    values = evaluate_saved(shipped, data=tmp_path / "bare", split="test")
     assert values["auc"] == pytest.approx(json.loads((run / "result.json").read_text())["auc"], abs=1e-6)
     with pytest.raises(DataError):
-        evaluate_run(run, data=tmp_path / "bare", split="test")
+        evaluate_saved(run, data=tmp_path / "bare", split="test")
 
 
 def test_other_vocabularies_are_refused(shipped: Path, tmp_path: Path) -> None:
     other = write_data(tmp_path / "other", single={"user": 51, "item": 7})
     with pytest.raises(ConfigError, match=r"has other vocabularies .* than the data '.*shipped' was trained on"):
-        evaluate_bundle(shipped, data=other, split="test")
+        evaluate_saved(shipped, data=other, split="test")
     assert not shipped.with_name("shipped.evaluations.jsonl").exists()
 
 
 def test_bundles_that_can_not_be_scored(shipped: Path, data: Path, tmp_path: Path) -> None:
     save_bundle(tmp_path / "tables", plain())
     with pytest.raises(ConfigError, match="has tables but no network"):
-        evaluate_bundle(tmp_path / "tables", data=data, split="test")
+        evaluate_saved(tmp_path / "tables", data=data, split="test")
     save_bundle(tmp_path / "foreign", plain(), network={"w": torch.ones(1)})
     with pytest.raises(CheckpointError, match=r"the network of bundle '.*foreign' can't be built: 'inputs'"):
-        evaluate_bundle(tmp_path / "foreign", data=data, split="test")
+        evaluate_saved(tmp_path / "foreign", data=data, split="test")
     flip(shipped / "network.safetensors")
     for use in (lambda: evaluate_saved(shipped, data=data, split="test"), lambda: inspect_saved(shipped)):
         with pytest.raises(CheckpointError, match="network.safetensors' has been altered"):
@@ -129,7 +130,7 @@ def test_figures_that_can_not_be_recorded(
 ) -> None:
     """They are as good as others, so they are printed, and the exit code is 0."""
     shipped.with_name("shipped.evaluations.jsonl").mkdir()
-    assert evaluate_bundle(str(shipped), data=str(data), split="test")["auc"] > 0
+    assert evaluate_saved(str(shipped), data=str(data), split="test")["auc"] > 0
     assert "the evaluation is not recorded: '" in caplog.text
     assert "shipped.evaluations.jsonl' can't be written (Is a directory)" in caplog.text
     evaluate_command(shipped, data=data)
@@ -146,7 +147,7 @@ def test_rows_on_disk_of_a_run_that_is_read_only(monkeypatch: pytest.MonkeyPatch
         return made(prefix=prefix, dir=dir)
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
-    with evaluation._rows_folder(tmp_path) as folder:
+    with opening._rows_folder(tmp_path) as folder:
         assert Path(folder).parent == Path(tempfile.gettempdir())
 
 

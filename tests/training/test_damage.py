@@ -10,11 +10,12 @@ import pytest
 
 from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.prepare.prepare import prepare
-from embank.pipelines.runs.evaluation import evaluate_run
+from embank.pipelines.reporting import Reporter
+from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.train import readiness
-from embank.pipelines.train.reporter import Reporter
-from embank.pipelines.train.trainer import InterruptedRunError, Trainer
+from embank.pipelines.train.interrupt import InterruptedRunError
+from embank.pipelines.train.trainer import Trainer
 from embank.tables import BudgetError, CheckpointError, ConfigError, DataError
 from tests.data.test_integrity import CONFIG, swap, write_log
 from tests.faults.place import contents
@@ -166,7 +167,7 @@ def test_swapped_splits_are_refused_by_training_and_evaluation(tmp_path: Path) -
     with pytest.raises(DataError, match="part-00000.parquet"):
         train(data, tmp_path / "other")
     for path in (tmp_path / "run", tmp_path / "run/bundle"):
-        from embank.pipelines.runs.evaluation import evaluate_saved
+        from embank.pipelines.runs.evaluate import evaluate_saved
 
         with pytest.raises(DataError, match="part-00000.parquet"):
             evaluate_saved(path, data=data, split="test")
@@ -180,7 +181,7 @@ def test_a_checkpoint_without_its_checksums_is_refused(data: Path, stopped: RunF
     ):
         train(data, stopped.path, resume=True)
     with pytest.raises(CheckpointError, match="it has no checksums"):
-        evaluate_run(stopped.path, data=data, split="test")
+        evaluate_saved(stopped.path, data=data, split="test")
 
 
 @pytest.mark.parametrize(("old", "new"), [("progress", "progresx"), ('"best_step": 10', '"best_step": 12')])
@@ -191,7 +192,7 @@ def test_altered_facts_of_a_checkpoint_are_refused_by_evaluation(
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(CheckpointError, match=r"meta.json' has been altered"):
-        evaluate_run(stopped.path, data=data, split="test")
+        evaluate_saved(stopped.path, data=data, split="test")
 
 
 def test_a_run_without_any_checkpoint_says_that_it_begins_again(data: Path, stopped: RunFolder, tmp_path: Path) -> None:

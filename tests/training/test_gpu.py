@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embank.pipelines.runs.build import row_tier
-from embank.pipelines.runs.evaluation import evaluate_bundle, evaluate_run
+from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.train.launch import backends
 from embank.tables import ConfigError
 from embank.tables.sharding.processes import Processes
@@ -31,8 +31,8 @@ def test_a_run_beside_the_host_comes_to_the_same_and_is_read_without_a_gpu(tmp_p
         assert there[key] == pytest.approx(here[key], abs=1e-4)
     for key in ("serving_bytes", "best_step"):
         assert there[key] == here[key]
-    assert evaluate_run(tmp_path / "there", data=data, split="test")["auc"] == pytest.approx(there["auc"], abs=1e-6)
-    bundle = evaluate_bundle(tmp_path / "there" / "bundle", data=data, split="test")
+    assert evaluate_saved(tmp_path / "there", data=data, split="test")["auc"] == pytest.approx(there["auc"], abs=1e-6)
+    bundle = evaluate_saved(tmp_path / "there" / "bundle", data=data, split="test")
     assert bundle["auc"] == pytest.approx(there["auc"], abs=1e-4)
 
 
@@ -81,7 +81,7 @@ def test_a_run_with_rows_of_two_bytes_serves_what_it_scored(tmp_path: Path) -> N
     assert half["training_bytes"] < full["training_bytes"]
     assert half["auc"] == pytest.approx(full["auc"], abs=0.02)
     for scored in (
-        evaluate_run(tmp_path / "bf16", data=data, split="test"),
-        evaluate_bundle(tmp_path / "bf16" / "bundle", data=data, split="test"),
+        evaluate_saved(tmp_path / "bf16", data=data, split="test"),
+        evaluate_saved(tmp_path / "bf16" / "bundle", data=data, split="test"),
     ):
         assert scored["auc"] == pytest.approx(half["auc"], abs=1e-6)

@@ -20,7 +20,7 @@ from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import build_tables, table_specs
-from embank.pipelines.runs.evaluation import evaluate_saved
+from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.export import export_run
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.inspect import inspect_saved
@@ -28,7 +28,8 @@ from embank.pipelines.sizing.advice import advise_config
 from embank.pipelines.sizing.plan import plan_config
 from embank.pipelines.sweep.plan import Plan
 from embank.pipelines.sweep.sweep import Sweep
-from embank.pipelines.train.trainer import InterruptedRunError, Trainer
+from embank.pipelines.train.interrupt import InterruptedRunError
+from embank.pipelines.train.trainer import Trainer
 from embank.tables import CheckpointError, ConfigError, DataError, TableCollection, load_bundle, method_class
 from embank.tables.ids.token_hash import NUM_TOKEN_IDS, token_ids
 from embank.tables.storage.checkpoint import verify_checkpoint

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from embank.pipelines.runs.evaluation import evaluate_run
+from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.inspect import inspect_run
-from embank.pipelines.train.trainer import InterruptedRunError, Trainer
+from embank.pipelines.train.interrupt import InterruptedRunError
+from embank.pipelines.train.trainer import Trainer
 from embank.tables import CheckpointError, ConfigError, DataError, RowOptimizer
 from embank.tables.errors import WorkError
 from tests.training.runs import config, raw_config, timeless, train, write_data
@@ -27,11 +28,11 @@ class StopAt:
     """A reporter that sends this process a signal after a step."""
 
     def __new__(cls, step: int, number: int) -> Any:
-        from embank.pipelines.train.reporter import Reporter
+        from embank.pipelines.reporting import Reporter
 
         class _Stop(Reporter):
-            def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
-                if step == self.at:
+            def advance(self, done: int, *, per_s: float, loss: float | None = None) -> None:
+                if done == self.at:
                     os.kill(os.getpid(), number)
 
         reporter = _Stop()
@@ -294,7 +295,7 @@ def test_a_checkpoint_before_an_evaluation_of_the_same_step(data: Path, tmp_path
     assert timeless(train(data, tmp_path / "stopped", resume=True, **sections)) == timeless(whole)
     for name in ("run", "stopped"):
         assert "best on validation" in inspect_run(tmp_path / name)["notes"][-1]
-        assert evaluate_run(tmp_path / name, data=data, split="test")["auc"] == whole["auc"]
+        assert evaluate_saved(tmp_path / name, data=data, split="test")["auc"] == whole["auc"]
 
 
 def test_files_of_others_in_the_checkpoint_folder(data: Path, tmp_path: Path) -> None:
@@ -315,7 +316,7 @@ def test_data_may_move(data: Path, tmp_path: Path) -> None:
         Trainer(config(old), tmp_path / "run", reporter=StopAt(4, signal.SIGTERM)).train()
     old.rename(new)
     assert timeless(train(new, tmp_path / "run", resume=True)) == timeless(whole)
-    assert evaluate_run(tmp_path / "whole", data=new, split="test")["auc"] == whole["auc"]
+    assert evaluate_saved(tmp_path / "whole", data=new, split="test")["auc"] == whole["auc"]
     with pytest.raises(DataError, match="say where they are with --data"):
         inspect_run(tmp_path / "whole")
     assert inspect_run(tmp_path / "whole", data=new)["tables"]

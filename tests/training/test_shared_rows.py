@@ -11,9 +11,9 @@ import yaml
 from embank.compression.methods.unified import Unified
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.runs.bundle import load_model
-from embank.pipelines.runs.evaluation import best_model, evaluate_saved
+from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.open import best_model, load_model
 from embank.tables import Bundle
 from tests.cli.test_commands import embank
 from tests.training.runs import raw_config, train, write_data
@@ -83,7 +83,7 @@ def test_a_misspelt_option_of_one_feature_is_refused(data: Path, tmp_path: Path)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw_config(data, tables=tables)))
     done = embank("train", tmp_path / "run.yaml", "--out", tmp_path / "run")
     assert done.returncode == 2
-    assert "unknown key 'tables.overrides.user.lokups' in the configuration; did you mean 'lookups'?" in done.stderr
+    assert "unknown key 'tables.overrides.user.lokups'. Did you mean 'lookups'?" in done.stderr
 
 
 SHARING: dict[str, dict[str, Any]] = {

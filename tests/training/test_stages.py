@@ -18,13 +18,15 @@ import torch
 
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.build import build, initial_network
-from embank.pipelines.runs.evaluation import best_model, evaluate_run
+from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.inspect import inspect_run
-from embank.pipelines.train.reporter import Reporter
+from embank.pipelines.runs.open import best_model
+from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.step import SearchStepper, Stepper
-from embank.pipelines.train.trainer import InterruptedRunError, Trainer
+from embank.pipelines.train.trainer import Trainer
 from embank.tables import TableCollection
 from embank.tables.collections.stages import search_parameters
 from tests.training.narrowing import _Halves
@@ -85,13 +87,13 @@ class Spoils(Reporter):
     trainer: Trainer
     stage = ""
 
-    def start(self, *, num_steps: int, step: int, describe: str) -> None:
-        self.stage = describe.split(", ")[-1]
+    def start(self, phase: str, *, total: int, unit: str, done: int = 0, speed: str = "rows") -> None:
+        self.stage = phase.split(", ")[-1]
 
     @torch.no_grad()
-    def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
+    def advance(self, done: int, *, per_s: float, loss: float | None = None) -> None:
         if self.stage == "train":
-            for parameter in self.trainer.model.network.parameters():
+            for parameter in self.trainer.session.model.network.parameters():
                 parameter.zero_()
 
 
@@ -107,7 +109,7 @@ def test_what_further_training_spoils_is_served_as_it_was(data: Path, tmp_path: 
     assert begun["auc"] > max(later[:-1])
     assert (result["best_step"], result["valid_auc"]) == (SEARCH_STEPS, begun["auc"])
     assert "step-000000015-stage-1-evaluated" in [p.name for p in RunFolder(tmp_path / "run").saved()]
-    assert evaluate_run(tmp_path / "run", data=data, split="valid")["auc"] == begun["auc"]
+    assert evaluate_saved(tmp_path / "run", data=data, split="valid")["auc"] == begun["auc"]
 
 
 def test_a_last_stage_that_searches_serves_its_end(data: Path, tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_a_last_stage_that_searches_serves_its_end(data: Path, tmp_path: Path) -
 
 def test_a_finished_run_is_read_in_its_last_stage(run: Path, data: Path) -> None:
     result = json.loads((run / "result.json").read_text())
-    assert evaluate_run(run, data=data, split="test")["auc"] == result["auc"]
+    assert evaluate_saved(run, data=data, split="test")["auc"] == result["auc"]
     tables = {t["name"]: t for t in inspect_run(run)["tables"]}
     assert tables["user"]["rows"] == "50 x 2"
     assert tables["item"]["rows"] == "7 x 4"
@@ -141,11 +143,11 @@ class AtStages(Reporter):
         self.best_search = -1.0
 
     def _network(self) -> dict[str, torch.Tensor]:
-        return {name: value.clone() for name, value in self.trainer.model.network.state_dict().items()}
+        return {name: value.clone() for name, value in self.trainer.session.model.network.state_dict().items()}
 
-    def start(self, *, num_steps: int, step: int, describe: str) -> None:
-        self.networks[describe] = self._network()
-        self.described.append((describe, num_steps, step))
+    def start(self, phase: str, *, total: int, unit: str, done: int = 0, speed: str = "rows") -> None:
+        self.networks[phase] = self._network()
+        self.described.append((phase, total, done))
         if self.stop and len(self.described) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -275,12 +277,12 @@ class Dies(Reporter):
         if moment == self.moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def start(self, *, num_steps: int, step: int, describe: str) -> None:
-        self.stage = describe.split(", ")[-1]
+    def start(self, phase: str, *, total: int, unit: str, done: int = 0, speed: str = "rows") -> None:
+        self.stage = phase.split(", ")[-1]
         self._at(f"start of {self.stage}")
 
-    def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
-        self._at(f"step {step} of {self.stage}")
+    def advance(self, done: int, *, per_s: float, loss: float | None = None) -> None:
+        self._at(f"step {done} of {self.stage}")
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
         is_start = record["stage"] == "train" and record["step"] == SEARCH_STEPS

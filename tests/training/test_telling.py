@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from embank.pipelines.reporting import Lines, Reporter
 from embank.pipelines.runs.folder import RunFolder
-from embank.pipelines.train.reporter import Lines, Reporter
-from embank.pipelines.train.trainer import InterruptedRunError, Trainer
+from embank.pipelines.train.interrupt import InterruptedRunError
+from embank.pipelines.train.trainer import Trainer
 from tests.training.runs import config, train
 
 
@@ -17,10 +18,10 @@ def lines_of(num_steps: int, *, seconds_a_step: float) -> list[str]:
     said: list[str] = []
     now = [0.0]
     lines = Lines(said.append, clock=lambda: now[0])
-    lines.start(num_steps=num_steps, step=0, describe="training")
+    lines.start("training", total=num_steps, unit="steps", speed="samples")
     for step in range(1, num_steps + 1):
         now[0] += seconds_a_step
-        lines.advance(step=step, loss=0.5, samples_per_s=1234.5)
+        lines.advance(step, loss=0.5, per_s=1234.5)
     return said
 
 
@@ -37,8 +38,8 @@ def test_progress_is_told_each_minute_or_twentieth() -> None:
 class Kills(Reporter):
     """Stops a run with a signal."""
 
-    def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
-        if step == 13:
+    def advance(self, done: int, *, per_s: float, loss: float | None = None) -> None:
+        if done == 13:
             os.kill(os.getpid(), signal.SIGTERM)
 
 

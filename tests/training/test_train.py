@@ -16,12 +16,13 @@ from embank.ctr_models import MODELS
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.data.schema import NO_GROUP, Schema
-from embank.pipelines.runs.evaluation import best_model, evaluate, evaluate_run
+from embank.pipelines.reporting import Reporter
+from embank.pipelines.runs.evaluate import evaluate, evaluate_saved
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.inspect import inspect_run
+from embank.pipelines.runs.open import best_model
+from embank.pipelines.runs.progress import Progress
 from embank.pipelines.sweep.comparison import validation
-from embank.pipelines.train.progress import Progress
-from embank.pipelines.train.reporter import Reporter
 from embank.pipelines.train.schedule import lr_factor
 from embank.pipelines.train.step import NonFiniteLossError
 from embank.pipelines.train.trainer import Trainer
@@ -87,14 +88,14 @@ def test_metrics_equal_scikit_learn(run: Path, data: Path) -> None:
         with torch.no_grad():
             pairs = [(model(b.dense, b.sparse), b.labels) for b in loader.epoch(0)]
     logits, labels = (torch.cat(column).double().numpy() for column in zip(*pairs, strict=True))
-    values = evaluate_run(run, data=data, split="test")
+    values = evaluate_saved(run, data=data, split="test")
     assert values["auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
     assert values["logloss"] == pytest.approx(log_loss(labels, 1 / (1 + np.exp(-logits))), abs=1e-6)
     assert values["auc"] == json.loads((run / "result.json").read_text())["auc"]
 
 
 def test_a_sample_of_a_split_is_every_kth_batch(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embank.pipelines.runs.evaluation.EVAL_BATCH_SIZE", 10)
+    monkeypatch.setattr("embank.pipelines.runs.evaluate.EVAL_BATCH_SIZE", 10)
     with best_model(RunFolder(run), schema=Schema.load(data), data=data) as (model, _):
         batches = list(Loader(data, "valid", batch_size=10, shuffle=False).epoch(0))
         num_rows = sum(batch.labels.numel() for batch in batches)
@@ -128,7 +129,7 @@ def test_inspection_adds_up(run: Path) -> None:
 def test_evaluation_on_other_vocabularies_is_refused(run: Path, tmp_path: Path) -> None:
     other = write_data(tmp_path / "other", single={"user": 51, "item": 7})
     with pytest.raises(ConfigError, match="has other vocabularies"):
-        evaluate_run(run, data=other, split="test")
+        evaluate_saved(run, data=other, split="test")
 
 
 def test_early_stopping_keeps_the_best(data: Path, tmp_path: Path) -> None:
@@ -179,7 +180,8 @@ def test_the_log_loss_is_told_at_the_end_of_the_run(
         number = len(list((tmp_path / "run" / "checkpoints").iterdir()))
         return {"auc": 0.6 + number / 10, "logloss": 0.3 + number / 10}
 
-    monkeypatch.setattr("embank.pipelines.train.trainer.evaluate", worse)
+    for module in ("trainer", "checkpoints"):
+        monkeypatch.setattr(f"embank.pipelines.train.{module}.evaluate", worse)
     result = Trainer(config(data, train={"epochs": 2}), tmp_path / "run", reporter=Listens()).train()
     assert result["least_valid_logloss"]["logloss"] == pytest.approx(0.3)
     assert result["valid_logloss"] == pytest.approx(0.4)
@@ -232,7 +234,7 @@ def test_rows_without_a_group_key_are_in_no_group(tmp_path: Path) -> None:
     batches = Loader(tmp_path / "data", "test", batch_size=7, shuffle=False).epoch(0)
     assert sum(int((batch.groups == NO_GROUP).sum()) for batch in batches) == 100
     result = train(tmp_path / "data", tmp_path / "run", train={"epochs": 1})
-    evaluated = evaluate_run(tmp_path / "run", data=tmp_path / "data", split="test")
+    evaluated = evaluate_saved(tmp_path / "run", data=tmp_path / "data", split="test")
     for values in (result, evaluated):
         assert (values["gauc_groups"], values["gauc_total_groups"]) == (2, 2)
         assert (values["gauc_rows"], values["gauc_rows_without_group"], values["num_rows"]) == (80, 100, 180)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from embank.pipelines.config.run import TrainConfig
+from embank.pipelines.config.sections import TrainConfig
 from embank.pipelines.runs.inspect import inspect_run
 from embank.pipelines.train.optimizer import dense_optimizer, training_nbytes
 from embank.tables import TableCollection, TableSpec

@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
 
-# pydantic reads this attribute of a plain dataclass: a misspelt hyper-parameter is an error that names its path.
-STRICT: Any = {"extra": "forbid"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:

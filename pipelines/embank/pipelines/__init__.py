@@ -1,5 +1,10 @@
 """Data, training, evaluation, sweeps and the command line.
 
+    config              `load_config`, `parse_config`, `Config`, `TrainConfig`
+    data                `prepare`, `PrepareConfig`, `synth`, `synth_prepared`, `Schema`, `Loader`, `verify_prepared`
+    training            `Trainer`, `run_sweep`, `Reporter`
+    a run or a bundle   `evaluate_saved`, `inspect_saved`, `export_run`
+
 Names are imported when they are first used, so that a command loads what it needs and no more.
 """
 
@@ -8,19 +13,58 @@ from typing import TYPE_CHECKING, Any
 from embank.tables.libraries import public_name
 
 if TYPE_CHECKING:
-    from embank.pipelines.config.run import TrainConfig, load_config, parse_config
+    from embank.pipelines.config.columns import PrepareConfig
+    from embank.pipelines.config.run import Config, load_config, parse_config
+    from embank.pipelines.config.sections import TrainConfig
     from embank.pipelines.data.loading.integrity import verify_prepared
+    from embank.pipelines.data.loading.loader import Loader
+    from embank.pipelines.data.prepare.prepare import prepare
     from embank.pipelines.data.schema import Schema
+    from embank.pipelines.data.synth import synth, synth_prepared
+    from embank.pipelines.reporting import Reporter
+    from embank.pipelines.runs.evaluate import evaluate_saved
+    from embank.pipelines.runs.export import export_run
+    from embank.pipelines.runs.inspect import inspect_saved
+    from embank.pipelines.sweep.sweep import run_sweep
     from embank.pipelines.train.trainer import Trainer
 
-__all__ = ["Schema", "TrainConfig", "Trainer", "load_config", "parse_config", "verify_prepared"]
+__all__ = [
+    "Config",
+    "Loader",
+    "PrepareConfig",
+    "Reporter",
+    "Schema",
+    "TrainConfig",
+    "Trainer",
+    "evaluate_saved",
+    "export_run",
+    "inspect_saved",
+    "load_config",
+    "parse_config",
+    "prepare",
+    "run_sweep",
+    "synth",
+    "synth_prepared",
+    "verify_prepared",
+]
 
 _HOME = {
+    "Config": "config.run",
+    "Loader": "data.loading.loader",
+    "PrepareConfig": "config.columns",
+    "Reporter": "reporting",
     "Schema": "data.schema",
-    "TrainConfig": "config.run",
+    "TrainConfig": "config.sections",
     "Trainer": "train.trainer",
+    "evaluate_saved": "runs.evaluate",
+    "export_run": "runs.export",
+    "inspect_saved": "runs.inspect",
     "load_config": "config.run",
     "parse_config": "config.run",
+    "prepare": "data.prepare.prepare",
+    "run_sweep": "sweep.sweep",
+    "synth": "data.synth",
+    "synth_prepared": "data.synth",
     "verify_prepared": "data.loading.integrity",
 }
 """The module of each name."""

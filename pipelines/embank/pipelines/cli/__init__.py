@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Entry point of `embank` and `python -m embank`."""
     try:
-        from embank.pipelines.cli.main import main as run
+        from embank.pipelines.cli.app import main as run
     except KeyboardInterrupt:  # importing takes a moment
         print("embank: interrupted: nothing was begun", file=sys.stderr)
         sys.exit(1)

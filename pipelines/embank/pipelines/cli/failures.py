@@ -9,7 +9,7 @@ import os
 from embank.pipelines.cli import show
 from embank.tables.errors import EmbankError
 from embank.tables.libraries import missing_library
-from embank.tables.storage.folders import cause_of, is_full
+from embank.tables.storage.refusals import cause_of, is_full
 from embank.tables.storage.resources import address_space_limit, exhausted, out_of
 
 _PATHS = {

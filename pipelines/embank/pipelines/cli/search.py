@@ -82,6 +82,6 @@ def search(
         workers=workers,
     )
     with show.dashboard(plan.storage if dashboard else None, port=dashboard_port), show.training() as reporter:
-        task = Search(plan, out, say=show.line, reporter=reporter)
+        task = Search(plan, out, reporter=reporter)
         task.run(resume=resume)
         show.search(task.folder, budgets=plan.budgets)

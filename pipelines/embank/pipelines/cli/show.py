@@ -4,18 +4,16 @@ import contextlib
 import logging
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from embank.pipelines.data.progress import NoProgress, ProgressCallback, RichProgress
-from embank.pipelines.train.reporter import Lines, Reporter, evaluation_line
+from embank.pipelines.cli.bars import Bars
+from embank.pipelines.reporting import Lines, Reporter
 from embank.tables.wording import human_bytes
 
 if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for it
@@ -76,54 +74,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
     Console(highlight=False, width=10_000).print(shown)
 
 
-class _Bar(Reporter):
-    """A bar with loss, samples per second and time left; a line per evaluation."""
-
-    def __init__(self) -> None:
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} {task.fields[unit]}/s"),
-            TimeRemainingColumn(),
-            console=err,
-            transient=True,
-        )
-        self.task: Any = None
-        self.drawn = 0.0
-
-    def start(self, *, num_steps: int, step: int, describe: str, unit: str = "samples") -> None:
-        if step:
-            err.print(f"resuming after step {step:,} of {num_steps:,}")
-        if describe != "training":
-            err.print(f"{describe}: {num_steps:,} steps")
-        self.bar.start()
-        if self.task is not None:
-            self.bar.remove_task(self.task)
-        self.task = self.bar.add_task(describe, total=num_steps, completed=step, loss=0.0, speed=0.0, unit=unit)
-
-    def advance(self, *, step: int, loss: float, samples_per_s: float) -> None:
-        now = time.monotonic()
-        if now - self.drawn > 0.1:
-            self.bar.update(self.task, completed=step, loss=loss, speed=samples_per_s)
-            self.drawn = now
-
-    def evaluated(self, record: Mapping[str, Any]) -> None:
-        self.bar.console.print(evaluation_line(record))
-        if record.get("auc_undefined") and record["split"] == "test":
-            self.note(record["auc_undefined"])
-
-    def note(self, message: str) -> None:
-        self.bar.console.print(message, markup=False)
-
-    def close(self) -> None:
-        self.bar.stop()
-
-
 @contextlib.contextmanager
 def training() -> Iterator[Reporter]:
     """The reporter of a training run: a bar, or lines where the output is no terminal."""
-    reporter = _Bar() if err.is_terminal else Lines(line)
+    reporter = Bars(err, keep=False) if err.is_terminal else Lines(line)
     try:
         yield reporter
     finally:
@@ -197,6 +151,13 @@ def lm_edit(prompt: str, done: "Edited", overlay: Path | None) -> None:
 def line(text: str) -> None:
     """News of a long piece of work, on stderr."""
     err.print(text, markup=False)
+
+
+class Notes(Reporter):
+    """A line per note, on stderr."""
+
+    def note(self, message: str) -> None:
+        line(message)
 
 
 def plan(made: "Plan", loads: "Sequence[Load]") -> None:
@@ -322,13 +283,13 @@ def exported(path: Path, *, tables: int, nbytes: int) -> None:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[ProgressCallback]:
-    """Bars for preparing and generating data; silent when stderr is not a terminal."""
-    if not err.is_terminal:
-        yield NoProgress()
-        return
-    with RichProgress(console=err) as bar:
-        yield bar
+def preparing() -> Iterator[Reporter]:
+    """The reporter of preparing and generating data: a bar per phase; silent when stderr is not a terminal."""
+    reporter = Bars(err, keep=True) if err.is_terminal else Reporter()
+    try:
+        yield reporter
+    finally:
+        reporter.close()
 
 
 def prepared(folder: Path, schema: "Schema") -> None:

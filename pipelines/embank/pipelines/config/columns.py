@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from embank.pipelines.data.schema import DEFAULT_ROW_GROUP_ROWS, GROUP_COLUMN, LABEL_COLUMN
+from embank.pipelines.config.file import read_mapping
+from embank.pipelines.config.problems import first_problem, problem_of, unknown_key
+from embank.pipelines.config.reserved import DEFAULT_ROW_GROUP_ROWS, GROUP_COLUMN, LABEL_COLUMN
 from embank.tables.errors import ConfigError
 from embank.tables.scalars import plain
-from embank.tables.storage.yaml_text import read_yaml
 from embank.tables.validation import problem_in_words
-from embank.tables.wording import did_you_mean, listing, shown
+from embank.tables.wording import did_you_mean, shown
 
 Transform = Literal["none", "log1p", "standard", "log_squared"]
 _MAX_NAME_BYTES = 200
@@ -275,20 +276,8 @@ def _text_problem(config: PrepareConfig) -> str | None:
 
 
 def read_columns(path: str | Path) -> dict[str, Any]:
-    """The mapping in a columns file.
-
-    Raises:
-        ConfigError: the file is missing, no YAML, or no mapping.
-    """
-    try:
-        values = read_yaml(path, origin=str(path))
-    except ConfigError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise ConfigError(f"there is no configuration file {path}. Check the path given as --config.") from None
-        raise
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no mapping of keys to values; see `embank prepare --help` for an example.")
-    return values
+    """The mapping in a columns file, see `embank.pipelines.config.file.read_mapping`."""
+    return read_mapping(path, keys=PrepareConfig.model_fields)
 
 
 def merge(default: Mapping[str, Any] | None, override: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,7 +313,7 @@ _SPLITS: dict[str, type[BaseModel]] = {"hash": HashSplit, "ratio": RatioSplit, "
 
 
 def _explain(error: ValidationError) -> str:
-    found = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")[0]
+    found = first_problem(error)
     where = [str(part) for part in found["loc"]]
     if len(where) > 1 and where[0] == "split" and where[1] in _SPLITS:
         del where[1]  # pydantic's name of the union's member, not a key of the user's
@@ -333,19 +322,11 @@ def _explain(error: ValidationError) -> str:
     if where[-1:] == ["[key]"]:
         return f"{'.'.join(where[:-2])} has the key {shown(found['input'])}: {problem_in_words(found)}."
     path = ".".join(part for part in where if part not in ("int", "dict[str,int]"))
-    kind = found["type"]
-    if kind == "extra_forbidden":
-        known = _known_keys([str(part) for part in found["loc"][:-1]])
-        return f"unknown key {path!r}.{did_you_mean(where[-1], known)} Known keys here: {listing(known)}."
-    if kind == "missing":
-        return f"key {path!r} is missing; it is required."
-    if kind == "value_error":
-        message = str(found["ctx"]["error"])
-        message += "" if message.endswith(("?", ".")) else "."
-        return f"{path}: {message}" if path else message
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
+    if found["type"] == "extra_forbidden":
+        return unknown_key(path, _known_keys([str(part) for part in found["loc"][:-1]]))
+    if found["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return f"split.by must be one of hash, ratio, time, column, not {_tag(found)}."
-    return f"{path} is {shown(found['input'])}: {problem_in_words(found)}."
+    return problem_of(found, path=path)
 
 
 def _tag(found: Any) -> str:

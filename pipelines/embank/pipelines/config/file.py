@@ -1,6 +1,6 @@
 """A configuration as the user writes it: YAML, and keys that are set on the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,42 @@ from embank.tables.storage.yaml_text import parse_yaml, read_yaml
 SECTIONS = ("data", "model", "tables", "train", "rows")
 
 
-def read_config(path: str | Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_config(path: str | Path, *, overrides: Sequence[str] = (), keys: Iterable[str] = SECTIONS) -> dict[str, Any]:
     """Reads a YAML configuration as plain dicts.
 
     Args:
         path: the file.
         overrides: "section.key=value" with the value as YAML; applied in order.
+        keys: that it may have, for messages.
 
     Raises:
         ConfigError: no such file, not YAML, a wrong override.
     """
-    raw = read_yaml(path, origin=f"the configuration '{path}'")
-    if not isinstance(raw, dict):
-        raise ConfigError(f"the configuration '{path}' must be a mapping with the keys {', '.join(SECTIONS)}")
+    raw = read_mapping(path, keys=keys)
     for override in overrides:
         set_key(raw, override)
     return raw
+
+
+def read_mapping(path: str | Path, *, keys: Iterable[str]) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        path: the file.
+        keys: that it may have, for messages.
+
+    Raises:
+        ConfigError: no such file, no YAML, or no mapping.
+    """
+    try:
+        values = read_yaml(path, origin=str(path))
+    except ConfigError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise ConfigError(f"there is no configuration file '{path}'; give the path of a YAML file") from error
+        raise
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: it must be a mapping with the keys {', '.join(keys)}")
+    return values
 
 
 def set_key(raw: dict[str, Any], override: str) -> None:

@@ -23,16 +23,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from embank.pipelines.data.prepare.stable_hash import MISSING_HASH
 from embank.tables.errors import CheckpointError, DataError
+from embank.tables.ids.key_hash import MISSING_HASH
 from embank.tables.ids.token_hash import NUM_TOKEN_IDS, refuse_other_token_hash
-from embank.tables.storage.folders import CHECKSUMS, cause_of, digest, read_json
+from embank.tables.storage.checksums import CHECKSUMS, file_digest
+from embank.tables.storage.json_text import read_json
+from embank.tables.storage.refusals import cause_of
 
 FORMAT_VERSION = 2
 UNCHECKED_VERSION = 1
 """Written before there were checksums; read all the same."""
-LABEL_COLUMN = "label"
-GROUP_COLUMN = "group"
 NO_GROUP = int(MISSING_HASH.astype("int64"))
 """The group of the rows whose group key is missing: group AUC leaves them out and counts them."""
 IS_MISSING = "is_missing"
@@ -40,7 +40,6 @@ SPLIT_NAMES = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"
 CONFIG_FILE = "config.yaml"
 VOCAB_FOLDER = "vocab"
-DEFAULT_ROW_GROUP_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +129,6 @@ class Schema:
     def feature_names(self) -> tuple[str, ...]:
         """Names of the categorical features, in order."""
         return tuple(field.name for field in self.categorical)
-
-    @property
-    def numeric_names(self) -> tuple[str, ...]:
-        """Names of the numeric features, in order."""
-        return tuple(field.name for field in self.numeric)
 
     @property
     def num_values(self) -> dict[str, int]:
@@ -241,7 +235,7 @@ def _refuse_altered(file: Path) -> None:
         expected = read_json(listing).get(file.name)
     except CheckpointError as error:
         raise DataError(f"{error}. Run `embank prepare` again.") from error
-    if expected != digest(file):
+    if expected != file_digest(file):
         raise DataError(
             f"{file} has been altered since it was written: its SHA-256 differs. Restore it, or run `embank prepare` "
             "again."

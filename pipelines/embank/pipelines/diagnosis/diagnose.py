@@ -16,8 +16,8 @@ from embank.pipelines.diagnosis.overlap import Overlap, overlaps
 from embank.pipelines.diagnosis.plots import plot_overlaps, plot_traffic
 from embank.pipelines.diagnosis.traffic import HOTTEST, NormTrend, Traffic, count_traffic, norm_trends
 from embank.pipelines.runs.build import initial_network
-from embank.pipelines.runs.evaluation import best_model, data_of, refuse_other_vocabularies
 from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.open import best_model, data_of, refuse_other_vocabularies
 from embank.tables import TableCollection, WorkError
 
 BATCH_SIZE = 8192

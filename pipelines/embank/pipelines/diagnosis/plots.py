@@ -11,7 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from embank.pipelines.diagnosis.overlap import Overlap
 from embank.pipelines.diagnosis.traffic import NormTrend, Traffic
-from embank.pipelines.train.plots import COLORS, style
+from embank.pipelines.runs.plots import COLORS, style
+from embank.tables.storage.atomic import replacing
 
 _INK = "#24292f"
 _MOST_ANNOTATED = 20
@@ -50,7 +51,8 @@ def plot_overlaps(overlaps: Sequence[Overlap], initial: Sequence[Overlap], path:
     bar.outline.set_visible(False)
     figure.suptitle(title, color=_INK, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)
 
 
@@ -144,5 +146,6 @@ def plot_traffic(traffic: Mapping[str, Traffic], trends: Sequence[NormTrend], pa
     left.legend(frameon=False, fontsize=8)
     figure.suptitle(title, color=_INK, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)

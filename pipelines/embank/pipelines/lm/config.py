@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embank.pipelines.config.file import read_config
-from embank.pipelines.lm.section import section
+from embank.pipelines.config.problems import ORIGIN, refuse_unknown, written_in, wrong_value
+from embank.pipelines.config.values import validated
 from embank.tables import ConfigError, option_class
 from embank.tables.rows.store_spec import RowOptimizerName
 from embank.tables.scalars import plain
-from embank.tables.wording import nearest_or_all
 
 SECTIONS = ("corpus", "model", "memory", "train", "rows")
 
@@ -188,23 +188,25 @@ def load_lm_config(path: str | Path, *, overrides: Sequence[str] = ()) -> LmConf
     Raises:
         ConfigError: no such file, not YAML, an unknown key, a wrong value.
     """
-    return parse_lm_config(read_config(path, overrides=overrides))
+    return parse_lm_config(read_config(path, overrides=overrides, keys=SECTIONS), origin=str(path))
 
 
-def parse_lm_config(raw: Mapping[str, Any]) -> LmConfig:
+def parse_lm_config(raw: Mapping[str, Any], *, origin: str = ORIGIN) -> LmConfig:
     """Checks a configuration that is plain dicts.
+
+    Args:
+        raw: as it comes out of YAML.
+        origin: what to call it in messages, such as a file name.
 
     Raises:
         ConfigError: an unknown key (with its path and the nearest right one), a wrong value.
     """
     raw = plain(dict(raw))
-    for key in raw:
-        if key not in SECTIONS:
-            hint = nearest_or_all(str(key), SECTIONS, label="known keys")
-            raise ConfigError(f"unknown key '{key}' in the configuration; {hint}")
-    config = LmConfig(**{key: section(cls, raw.get(key) or {}, path=key) for key, cls in _CLASSES.items()})
-    _refuse_bad_numbers(config)
-    _refuse_bad_shapes(config)
+    with written_in(origin):
+        refuse_unknown(raw, SECTIONS, path="")
+        config = LmConfig(**{key: validated(cls, raw.get(key) or {}, path=key) for key, cls in _CLASSES.items()})
+        _refuse_bad_numbers(config)
+        _refuse_bad_shapes(config)
     return config
 
 
@@ -226,43 +228,43 @@ def _refuse_bad_numbers(config: LmConfig) -> None:
         for key in keys:
             value = getattr(getattr(config, name), key)
             if value is not None and value < 1:
-                raise ConfigError(f"'{name}.{key}' is {value}; it must be at least 1")
+                raise ConfigError(wrong_value(f"{name}.{key}", value, "it must be at least 1"))
     for key in ("lr", "row_lr", "weight_decay", "warmup_steps", "checkpoint_minutes", "seed"):
         value = getattr(config.train, key)
         if not 0 <= value < float("inf"):
-            raise ConfigError(f"'train.{key}' is {value}; it must be finite and 0 or more")
+            raise ConfigError(wrong_value(f"train.{key}", value, "it must be finite and 0 or more"))
     clip = config.train.clip_grad_norm
     if clip is not None and not clip > 0:
-        raise ConfigError(f"'train.clip_grad_norm' is {clip}; it must be above 0, or null to clip nothing")
+        raise ConfigError(wrong_value("train.clip_grad_norm", clip, "it must be above 0, or null to clip nothing"))
     if not 257 <= config.corpus.vocab_size <= 65_536:
-        raise ConfigError(f"'corpus.vocab_size' is {config.corpus.vocab_size}; it must be from 257 to 65536")
+        raise ConfigError(wrong_value("corpus.vocab_size", config.corpus.vocab_size, "it must be from 257 to 65536"))
     ratios = config.corpus.ratios
     if min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
-        raise ConfigError(f"'corpus.ratios' are {list(ratios)}; give three positive shares with sum 1")
+        raise ConfigError(wrong_value("corpus.ratios", list(ratios), "give three positive shares with sum 1"))
     if config.memory.max_ngram < 2:
-        raise ConfigError(f"'memory.max_ngram' is {config.memory.max_ngram}; n-grams begin at 2")
+        raise ConfigError(wrong_value("memory.max_ngram", config.memory.max_ngram, "n-grams begin at 2"))
 
 
 def _refuse_bad_shapes(config: LmConfig) -> None:
     model, memory = config.model, config.memory
     if model.dim % (2 * model.num_heads):
         raise ConfigError(
-            f"'model.dim' is {model.dim} with {model.num_heads} heads; a head's width must be even, so give a multiple "
+            f"model.dim is {model.dim} with {model.num_heads} heads; a head's width must be even, so give a multiple "
             f"of {2 * model.num_heads}"
         )
     for layer in memory.layers or ():
         if not 0 <= layer < model.num_layers:
             raise ConfigError(
-                f"'memory.layers' has block {layer}, but the model has {model.num_layers} blocks, numbered from 0; "
+                f"memory.layers has block {layer}, but the model has {model.num_layers} blocks, numbered from 0; "
                 f"give numbers from 0 to {model.num_layers - 1}"
             )
     if len(set(memory.layers or ())) != len(memory.layers or ()):
-        raise ConfigError(f"'memory.layers' is {list(memory.layers or ())}; give each block once")
+        raise ConfigError(wrong_value("memory.layers", list(memory.layers or ()), "give each block once"))
     if memory.layers == ():
-        raise ConfigError("'memory.layers' is empty; name blocks, or set memory.kind to none")
+        raise ConfigError("memory.layers is empty; name blocks, or set memory.kind to none")
     if config.train.row_optimizer == "adam" and config.rows.backend == "fbgemm":
         raise ConfigError(
-            "'train.row_optimizer' is 'adam', which the fbgemm backend lacks on a CPU; use rowwise_adagrad, or set "
+            "train.row_optimizer is 'adam', which the fbgemm backend lacks on a CPU; use rowwise_adagrad, or set "
             "rows.backend to torch"
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embank.tables.errors import DataError
-from embank.tables.storage.folders import cause_of
+from embank.tables.storage.refusals import cause_of
 
 SPLITS = ("train", "valid", "test")
 PART_BYTES = 65_536

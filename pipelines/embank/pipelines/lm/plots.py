@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from embank.pipelines.train.plots import COLORS, style
+from embank.pipelines.runs.plots import COLORS, style
 
 
 def plot_lm_curves(records: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:

@@ -13,14 +13,10 @@ import torch
 from embank.pipelines.lm.model import LanguageModel
 from embank.tables import CheckpointError, WorkError
 from embank.tables.sharding.processes import Processes
-from embank.tables.storage.folders import (
-    cause_of,
-    publish,
-    read_json,
-    temporary_beside,
-    verify_checksums,
-    write_checksums,
-)
+from embank.tables.storage.atomic import publish, temporary_beside
+from embank.tables.storage.checksums import verify_checksums, write_checksums
+from embank.tables.storage.json_text import read_json
+from embank.tables.storage.refusals import cause_of
 
 ROWS = "memory"
 _CURE = "Restore it or remove this checkpoint to resume from an earlier one"

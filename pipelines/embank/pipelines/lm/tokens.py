@@ -15,17 +15,12 @@ from torch import Tensor
 from embank.pipelines.lm.config import CorpusConfig
 from embank.pipelines.lm.corpus import SPLITS, Document, read_documents, split_documents
 from embank.pipelines.lm.tokenizer import encode, token_bytes, train_tokenizer
-from embank.pipelines.runs.records import digest_of, write_record
+from embank.pipelines.runs.records import short_digest, write_record
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
-from embank.tables.storage.folders import (
-    cause_of,
-    digest,
-    publish,
-    read_json,
-    temporary_beside,
-    verify_checksums,
-    write_checksums,
-)
+from embank.tables.storage.atomic import publish, temporary_beside
+from embank.tables.storage.checksums import file_digest, verify_checksums, write_checksums
+from embank.tables.storage.json_text import read_json
+from embank.tables.storage.refusals import cause_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -132,7 +127,7 @@ def _write(documents: dict[str, list[Document]], config: CorpusConfig, folder: P
             text_bytes = sum(len(d.text.encode("utf-8", "surrogatepass")) for d in documents[split])
             facts["splits"][split] = {"documents": len(documents[split]), "tokens": len(ids), "bytes": text_bytes}
         facts["config"] = _asked(config)
-        facts["fingerprint"] = digest_of(json.dumps([digest(f)["sha256"] for f in sorted(temporary.iterdir())]))
+        facts["fingerprint"] = short_digest(json.dumps([file_digest(f)["sha256"] for f in sorted(temporary.iterdir())]))
         write_record(temporary / FACTS, facts)
         write_checksums(temporary)
         publish(temporary, folder)

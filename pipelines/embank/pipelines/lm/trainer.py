@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from embank.pipelines.config.changes import flat, refuse_changed_config
 from embank.pipelines.lm.config import LmConfig, lm_to_plain
 from embank.pipelines.lm.evaluation import evaluate
 from embank.pipelines.lm.model import build_model
@@ -14,14 +15,14 @@ from embank.pipelines.lm.state import LmProgress, SavedLm, save_lm
 from embank.pipelines.lm.step import LmStepper
 from embank.pipelines.lm.tokens import Corpus, prepare_corpus
 from embank.pipelines.lm.windows import Windows
-from embank.pipelines.runs.folder import ROWS, RunFolder, flat, refuse_changed_config
-from embank.pipelines.train.interrupt import stop_on_signals
-from embank.pipelines.train.reporter import Reporter
+from embank.pipelines.reporting import Reporter
+from embank.pipelines.runs.folder import ROWS, RunFolder
+from embank.pipelines.train.interrupt import InterruptedRunError, stop_on_signals
+from embank.pipelines.train.session import WARMUP_STEPS
 from embank.pipelines.train.telling import recorded
-from embank.pipelines.train.trainer import WARMUP_STEPS, InterruptedRunError
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.sharding.processes import Processes
-from embank.tables.storage.folders import writing
+from embank.tables.storage.refusals import writing
 
 CORPUS = "corpus"
 STAGE = "train"
@@ -149,7 +150,7 @@ class LmTrainer:
     def _train(self) -> None:
         """The rest of the steps, with an evaluation at their end."""
         progress, train = self.progress, self.config.train
-        self.reporter.start(num_steps=self.num_steps, step=progress.step, describe="training", unit="tokens")
+        self.reporter.start("training", total=self.num_steps, unit="steps", done=progress.step, speed="tokens")
         self.saved_at, num_tokens = time.monotonic(), train.batch_size * self.config.model.context
         self.model.train()
         begun, first = time.monotonic(), progress.step
@@ -165,9 +166,7 @@ class LmTrainer:
                 progress.tokens, progress.seconds = progress.tokens + num_tokens, progress.seconds + seconds
             measured = {"loss": loss, **self.stepper.rates, "tokens_per_s": num_tokens / seconds}
             self.reporter.measured(step=progress.step, values=measured)
-            self.reporter.advance(
-                step=progress.step, loss=progress.mean_loss or loss, samples_per_s=progress.tokens_per_s
-            )
+            self.reporter.advance(progress.step, per_s=progress.tokens_per_s, loss=progress.mean_loss or loss)
             is_last = progress.step == self.num_steps
             if is_last or (train.eval_every is not None and progress.step % train.eval_every == 0):
                 self._evaluate()
@@ -262,7 +261,7 @@ def _refuse_uneven(config: LmConfig, processes: Processes) -> None:
     """Each rank has the same number of sequences, so that means of means are means."""
     if config.train.batch_size % processes.count:
         raise ConfigError(
-            f"'train.batch_size' is {config.train.batch_size}, which {processes.count} ranks can't share evenly; give "
+            f"train.batch_size is {config.train.batch_size}, which {processes.count} ranks can't share evenly; give "
             f"a multiple of {processes.count}"
         )
 

@@ -2,16 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from embank.ctr_models import CTRModel, Inputs, build_model
+from embank.ctr_models import CTRModel
+from embank.pipelines.config.changes import MAY_CHANGE
 from embank.pipelines.config.run import Config, to_plain
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.runs.folder import MAY_CHANGE
-from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, save_bundle
-from embank.tables.storage.resources import refuse_exhausted
+from embank.tables import TableCollection, save_bundle
 
 
 def write_bundle(folder: Path, model: CTRModel, *, config: Config, schema: Schema, step: int) -> None:
@@ -48,44 +44,3 @@ def write_bundle(folder: Path, model: CTRModel, *, config: Config, schema: Schem
         network={key: value.cpu() for key, value in model.network.state_dict().items()},
         facts=facts,
     )
-
-
-def load_model(bundle: Bundle) -> CTRModel:
-    """The model of a bundle, in evaluation mode.
-
-    Raises:
-        ConfigError: the bundle has tables only.
-        CheckpointError: another program's facts, or another version's network.
-    """
-    weights = bundle.network()
-    try:
-        inputs = dict(bundle.facts["inputs"])
-        hyper = dict(bundle.facts["config"]["model"])
-        name = hyper.pop("name")
-        inputs |= {key: tuple(inputs[key]) for key in ("names", "dims")}
-        with torch.random.fork_rng(devices=[]):
-            model = build_model(name, tables=bundle.tables(), inputs=Inputs(**inputs), **hyper)
-        model.network.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError, ConfigError) as error:
-        refuse_exhausted(error, doing=f"building the network of bundle '{bundle.path}'")
-        raise CheckpointError(
-            f"the network of bundle '{bundle.path}' can't be built: {error}. It was written by embank "
-            f"{bundle.embank_version}: "
-            "load it with that version, or export it again from its run"
-        ) from error
-    return model.eval()
-
-
-def schema_of(bundle: Bundle) -> Schema:
-    """The schema of the data that a bundle's model was trained on.
-
-    Raises:
-        CheckpointError: the bundle is not one of a training run.
-    """
-    try:
-        values: dict[str, Any] = bundle.facts["schema"]
-        return Schema.from_json(values)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"bundle '{bundle.path}' does not say which data it was trained on; give the bundle of a training run"
-        ) from error

@@ -6,8 +6,8 @@ from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.bundle import write_bundle
-from embank.pipelines.runs.evaluation import best_model, data_of, refuse_other_vocabularies
 from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.open import best_model, data_of, refuse_other_vocabularies
 from embank.tables import Bundle
 from embank.tables.errors import CheckpointError
 from embank.tables.serving.bundle import copy_bundle, is_bundle

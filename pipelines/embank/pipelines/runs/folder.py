@@ -1,46 +1,29 @@
 """The run directory: what a run leaves behind, written so that a crash loses nothing that was reported."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from embank.pipelines.runs.records import CURE, digest_of, read_record, sealed, unsealed, write_atomic, write_record
-from embank.pipelines.train.environment import environment_of
+from embank.pipelines.config.changes import refuse_changed_config
+from embank.pipelines.runs.environment import environment_of
+from embank.pipelines.runs.records import CURE, RESUME, read_record, sealed, short_digest, unsealed, write_record
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.rows.disk.mapped import is_row_file, remove_row_files
-from embank.tables.storage.folders import cause_of, is_full, writing
+from embank.tables.storage.atomic import remove_folder, replace_text, temporary_file
+from embank.tables.storage.locks import hold_lock, is_locked
+from embank.tables.storage.refusals import cause_of, is_full, writing
 from embank.tables.storage.yaml_text import parse_yaml
 
 LOCK = ".lock"
 ROWS = "rows"
-MAY_CHANGE = frozenset(
-    [
-        "data.path",
-        "data.prefetch",
-        "rows.device",
-        "rows.prefetch",
-        "rows.directory",
-        "rows.planner",
-        "rows.plan",
-        "rows.memory_per_rank",
-        "train.num_threads",
-        "train.tensorboard",
-        "train.checkpoint_every",
-        "train.checkpoint_minutes",
-    ]
-)
-"""Keys that a resumed run may have other values for: they don't enter its figures. Data is checked by its
-fingerprint."""
-
 _CHECKPOINT = re.compile(r"^step-\d{9}(-stage-\d+)?(-evaluated)?$")
 _LEFTOVER = re.compile(r"^\.step-\d{9}(-stage-\d+)?(-evaluated)?\.(tmp-\d+|removed)$")
 _LEFTOVER_BUNDLE = re.compile(r"^\.bundle\.(tmp-\d+|removed)$")
@@ -100,7 +83,7 @@ class RunFolder:
         if not names:
             return True
         folders = (self.path / ROWS, self.checkpoints, self.plots)
-        files = {LOCK, *(name for path in self._records for name in (path.name, f".{path.name}.tmp"))}
+        files = {LOCK, *(name for path in self._records for name in (path.name, temporary_file(path).name))}
         foreign = names - files - {folder.name for folder in folders}
         return (
             LOCK in names and not foreign and all(_is_working_folder(folder) for folder in folders if folder.exists())
@@ -126,7 +109,7 @@ class RunFolder:
             WorkError: the disk is full.
         """
         is_new = not self.path.exists()
-        with hold_lock(self.path):
+        with training_in(self.path):
             if begins:
                 self.refuse_used()
             try:
@@ -139,7 +122,7 @@ class RunFolder:
         """Removes the working files of a run that has not begun, which `refuse_used` has found to be ours; nothing
         else."""
         remove_row_files(self.path / ROWS)
-        for path in (*(path.with_name(f".{path.name}.tmp") for path in self._records), *self._records):
+        for path in (*(temporary_file(path) for path in self._records), *self._records):
             path.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.plots):
             with contextlib.suppress(OSError):  # it is not there, or holds something
@@ -165,9 +148,9 @@ class RunFolder:
             self.plots.mkdir(exist_ok=True)
         text = yaml.safe_dump(dict(config), sort_keys=False)
         write_record(
-            self.environment, {**environment_of(fingerprint), "data_content": content, "config": digest_of(text)}
+            self.environment, {**environment_of(fingerprint), "data_content": content, "config": short_digest(text)}
         )
-        write_atomic(self.config, text)
+        replace_text(self.config, text, cure=RESUME)
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration, as plain dicts.
@@ -186,7 +169,7 @@ class RunFolder:
             raise CheckpointError(f"'{self.config}' is damaged: it is not YAML; {cure}") from error
         if not isinstance(loaded, dict):
             raise CheckpointError(f"'{self.config}' is damaged: it holds no mapping; {cure}")
-        if expected not in (None, digest_of(text)):
+        if expected not in (None, short_digest(text)):
             raise CheckpointError(f"'{self.config}' has been altered since the run began; {cure}")
         return loaded
 
@@ -269,7 +252,7 @@ class RunFolder:
         kept = [
             r for r in self.read_metrics() if r["step"] <= up_to_step and r["stage"] in stages and r["split"] != "test"
         ]
-        write_atomic(self.metrics, "".join(json.dumps(sealed(record)) + "\n" for record in kept))
+        replace_text(self.metrics, "".join(json.dumps(sealed(record)) + "\n" for record in kept), cure=RESUME)
 
     def saved(self) -> list[Path]:
         """All checkpoints, the last one last: a folder has its name only when it is complete. Other files are left
@@ -283,7 +266,7 @@ class RunFolder:
         """Removes all other checkpoints, and what a crash left of unfinished ones."""
         for path in self.checkpoints.iterdir():
             if _CHECKPOINT.match(path.name) and path not in kept:
-                remove_atomic(path)
+                remove_folder(path)
             elif _LEFTOVER.match(path.name):
                 shutil.rmtree(path)
 
@@ -293,7 +276,7 @@ class RunFolder:
             if _LEFTOVER_BUNDLE.match(path.name):
                 shutil.rmtree(path)
         if self.bundle.exists():
-            remove_atomic(self.bundle)
+            remove_folder(self.bundle)
 
     def read_result(self) -> dict[str, Any]:
         """The final figures of a complete run.
@@ -309,7 +292,7 @@ class RunFolder:
         Raises:
             WorkError: the disk is full.
         """
-        from embank.pipelines.train.plots import plot_learning_curves  # matplotlib takes a second to import
+        from embank.pipelines.runs.plots import plot_learning_curves  # matplotlib takes a second to import
 
         config = self.read_config()
         title = f"{config['model']['name']}, tables: {config['tables']['method']}, {config['data']['path']}"
@@ -322,72 +305,28 @@ class RunFolder:
 
 
 @contextmanager
-def hold_lock(folder: Path) -> Iterator[None]:
+def training_in(folder: Path) -> Iterator[None]:
     """Keeps a second process out of a folder for as long as the context lasts; creates the folder if need be.
 
     Raises:
         ConfigError: another process trains here, or the folder can't be written.
         WorkError: the disk is full.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
-    except OSError as error:
-        raise (WorkError if is_full(error) else ConfigError)(
-            f"'{folder}' can't be written: {cause_of(error)}; choose another --out"
-        ) from error
-    with file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The process that held it may have removed the file: then this lock would keep nobody out.
-            is_ours = os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat())
-        except OSError:
-            is_ours = False
-        if not is_ours:
-            raise ConfigError(f"another process is training in '{folder}'; wait for it or choose another --out")
+            folder.mkdir(parents=True, exist_ok=True)
+            held = f"another process is training in '{folder}'; wait for it or choose another --out"
+            stack.enter_context(hold_lock(folder / LOCK, held=held))
+        except OSError as error:
+            raise (WorkError if is_full(error) else ConfigError)(
+                f"'{folder}' can't be written: {cause_of(error)}; choose another --out"
+            ) from error
         yield
 
 
-def is_held(folder: Path) -> bool:
-    """Whether another process has locked a folder (`hold_lock`)."""
-    try:
-        file = (folder / LOCK).open()
-    except OSError:
-        return False
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
-
-
-def refuse_changed_config(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises ConfigError if two configurations differ in what enters figures; names the first key, with both values."""
-    before, now = dict(flat(old)), dict(flat(new))
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in MAY_CHANGE]
-    if changed:
-        key = changed[0]
-        raise ConfigError(
-            f"'{folder}' was started with {key} = {before.get(key)!r}, the configuration now says {now.get(key)!r}; "
-            "resume with the same configuration or start a new run in another --out"
-        )
-
-
-def remove_atomic(folder: Path) -> None:
-    """Removes a folder; a crash does not leave half of it under its name."""
-    hidden = folder.with_name(f".{folder.name}.removed")
-    folder.rename(hidden)
-    shutil.rmtree(hidden)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as pairs of "section.key" and value."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+def is_training(folder: Path) -> bool:
+    """Whether another process trains in a folder (`training_in`)."""
+    return is_locked(folder / LOCK)
 
 
 def _is_working_folder(folder: Path) -> bool:

@@ -7,8 +7,8 @@ import torch
 
 from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.runs.evaluation import best_checkpoint, best_model, data_of, refuse_neither
 from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.open import best_checkpoint, best_model, data_of, refuse_neither
 from embank.tables import Bundle, ConfigError, TableCollection, pack_table, physical_tables
 from embank.tables.collections.held_rows import fp32_rows
 from embank.tables.rows.held_bytes import distinct_nbytes

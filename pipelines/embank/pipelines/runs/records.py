@@ -1,38 +1,19 @@
-"""A run's records: files that are replaced as a whole, and JSON objects that tell whether they were altered
-afterwards."""
+"""A run's records: JSON objects that tell whether they were altered afterwards."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embank.tables.errors import CheckpointError, WorkError
-from embank.tables.storage.folders import cause_of, read_json, sync_entry
+from embank.tables.errors import CheckpointError
+from embank.tables.storage.atomic import replace_text
+from embank.tables.storage.checksums import text_digest
+from embank.tables.storage.json_text import read_json
 
 CHECK = "check"
 """Key of a record's checksum over all other keys."""
 CURE = "Restore it, or start the run again in another --out"
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replaces a file's content as a whole, durably.
-
-    Raises:
-        WorkError: it can't be written; what was there stays.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        sync_entry(temporary)
-        temporary.replace(path)
-        sync_entry(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise WorkError(
-            f"'{path}' can't be written: {cause_of(error)}. What it held is untouched; make room and go on with "
-            "--resume"
-        ) from error
+RESUME = "make room and go on with --resume"
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +34,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         WorkError: it can't be written.
     """
-    write_atomic(path, json.dumps(sealed(record), indent=1))
+    replace_text(path, json.dumps(sealed(record), indent=1), cure=RESUME)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -71,11 +52,11 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def digest_of(text: str) -> str:
-    """A short checksum of text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def short_digest(text: str) -> str:
+    """The first 16 digits of a text's checksum."""
+    return text_digest(text)[:16]
 
 
 def _check_of(record: Mapping[str, Any]) -> str:
     as_read = json.loads(json.dumps(dict(record)))  # keys are text and tuples are lists then
-    return digest_of(json.dumps(as_read, sort_keys=True))
+    return short_digest(json.dumps(as_read, sort_keys=True))

@@ -9,9 +9,9 @@ from embank.ctr_models import CTRModel
 from embank.pipelines.config.run import Config
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.bundle import write_bundle
-from embank.pipelines.runs.evaluation import best_model
 from embank.pipelines.runs.folder import ROWS, RunFolder
-from embank.pipelines.train.progress import Judged, Progress
+from embank.pipelines.runs.open import best_model
+from embank.pipelines.runs.progress import Judged, Progress
 from embank.tables import TableCollection
 from embank.tables.rows.disk.mapped import remove_row_files
 from embank.tables.serving.bundle import folder_nbytes

@@ -9,8 +9,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from embank.ctr_models import CTRModel
-from embank.pipelines.train.progress import Progress
-from embank.pipelines.train.step import SearchStepper, Stepper
+from embank.pipelines.runs.progress import Progress
 from embank.tables import CheckpointError, TableCollection, WorkError
 from embank.tables.collections.stages import stage_state
 from embank.tables.sharding.processes import Processes
@@ -21,7 +20,7 @@ from embank.tables.storage.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from embank.tables.storage.folders import read_json
+from embank.tables.storage.json_text import read_json
 
 
 class SavedRun:
@@ -79,20 +78,32 @@ class SavedRun:
                 "another version or from another configuration: load it with those, or train again"
             ) from error
 
-    def load_training(self, stepper: Stepper, search: SearchStepper | None) -> None:
-        """Loads the model and everything that its training goes on with, torch's generator included."""
-        self.load_model(stepper.model, optimizer=True)
+    def load_training(
+        self, model: CTRModel, *, optimizer: torch.optim.Optimizer, search_optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        """Loads the model and everything that its training goes on with, torch's generator included.
+
+        Args:
+            model: tables and network.
+            optimizer: of the dense parameters.
+            search_optimizer: of what a stage searches for; None where it searches for nothing.
+
+        Raises:
+            CheckpointError: the checkpoint belongs to other tables, or another network.
+        """
+        assert isinstance(model.tables, TableCollection)
+        self.load_model(model, optimizer=True)
         own = self.dense.get("rank_buffers") or []  # a run of an earlier version has none
         if len(own) == self.processes.count:
-            load_buffers(stepper.model, own[self.processes.rank])
-        self._refuse_another_order(stepper.model)
-        self._give(stepper.optimizer, "optimizer")
-        if search is not None:
-            self._give(search.optimizer, "search_optimizer")
+            load_buffers(model, own[self.processes.rank])
+        self._refuse_another_order(model)
+        self._give(optimizer, "optimizer")
+        if search_optimizer is not None:
+            self._give(search_optimizer, "search_optimizer")
         generators = self.dense["generators"]
         if self.processes.rank < len(generators):
             torch.set_rng_state(generators[self.processes.rank])
-        device = stepper.tables.device
+        device = model.tables.device
         states = self.dense.get("device_generators") or []
         if device.type == "cuda" and self.processes.rank < len(states) and states[self.processes.rank] is not None:
             torch.cuda.set_rng_state(states[self.processes.rank], device)
@@ -137,7 +148,14 @@ def device_generator(device: torch.device) -> torch.Tensor | None:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
-def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, progress: Progress) -> None:
+def save_run(
+    folder: Path,
+    *,
+    model: CTRModel,
+    optimizer: torch.optim.Optimizer,
+    search_optimizer: torch.optim.Optimizer | None,
+    progress: Progress,
+) -> None:
     """Writes a checkpoint, unless it is there already.
 
     Network and methods are saved as they are served, with the means over processes of the statistics that each of them
@@ -146,7 +164,8 @@ def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, pr
     Raises:
         WorkError: something is not finite, or the disk is full.
     """
-    network, tables = stepper.model.network, stepper.tables
+    assert isinstance(model.tables, TableCollection)
+    network, tables = model.network, model.tables
     with tables.processes.together():
         for name, parameter in network.named_parameters():
             if not bool(parameter.isfinite().all()):
@@ -159,13 +178,13 @@ def save_run(folder: Path, *, stepper: Stepper, search: SearchStepper | None, pr
             rows.flush()
     if tables.processes.first(folder.exists()):
         return
-    own = tables.processes.gather(rank_buffers(stepper.model)) if tables.processes.count > 1 else []
+    own = tables.processes.gather(rank_buffers(model)) if tables.processes.count > 1 else []
     dense = {
         "network": network.state_dict(),
         "methods": tables.methods.state_dict(),
         "stages": stage_state(tables),
-        "optimizer": stepper.optimizer.state_dict(),
-        "search_optimizer": None if search is None else search.optimizer.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "search_optimizer": None if search_optimizer is None else search_optimizer.state_dict(),
         "generators": tables.processes.gather(torch.get_rng_state()),
         "device_generators": tables.processes.gather(device_generator(tables.device)),
         "rank_buffers": own,

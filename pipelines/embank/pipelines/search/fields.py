@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from embank.ctr_models import MODELS
-from embank.pipelines.config.run import COLLECTION_KEYS, TABLE_KEYS, Config, parse_config, to_plain
+from embank.pipelines.config.run import Config, parse_config, to_plain
+from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import id_counts, table_specs
 from embank.search.spaces import Candidate, DimensionSpace, Genes, Shape, Value

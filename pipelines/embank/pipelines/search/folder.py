@@ -8,11 +8,13 @@ from typing import Any
 
 import yaml
 
+from embank.pipelines.config.changes import refuse_changed_config
 from embank.pipelines.config.run import Config, to_plain
-from embank.pipelines.runs.folder import LOCK, RunFolder, hold_lock, refuse_changed_config
-from embank.pipelines.runs.records import write_atomic
+from embank.pipelines.runs.folder import LOCK, RunFolder, training_in
+from embank.pipelines.runs.records import RESUME
 from embank.pipelines.search.plan import SearchPlan, budget_suffix
 from embank.tables import CheckpointError, ConfigError
+from embank.tables.storage.atomic import replace_text
 from embank.tables.storage.yaml_text import read_yaml
 
 JOURNAL = "study.journal"
@@ -52,11 +54,11 @@ class SearchFolder:
             self._refuse_changes(plan)
         else:
             self._refuse_used()
-        with hold_lock(self.path):
+        with training_in(self.path):
             if not resume:
                 self._refuse_used()  # another process may have been here since
             record = {**_plain(asdict(plan)), "config": to_plain(plan.parsed)}
-            write_atomic(self.record, yaml.safe_dump(record, sort_keys=False))
+            replace_text(self.record, yaml.safe_dump(record, sort_keys=False), cure=RESUME)
             yield
 
     def _refuse_used(self) -> None:
@@ -99,7 +101,7 @@ class SearchFolder:
         """Writes the configuration of a training."""
         path = self.path / "configs" / f"{name.replace('/', '_')}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, yaml.safe_dump(to_plain(config), sort_keys=False))
+        replace_text(path, yaml.safe_dump(to_plain(config), sort_keys=False), cure=RESUME)
         return path
 
     def best(self, budget: float | None, *, is_only: bool) -> Path:

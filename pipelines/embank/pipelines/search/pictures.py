@@ -9,8 +9,8 @@ import matplotlib as mpl
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from embank.pipelines.runs.plots import COLORS, style
 from embank.pipelines.search.retrain import Entry
-from embank.pipelines.train.plots import COLORS, style
 from embank.tables.wording import human_bytes
 
 mpl.use("Agg")

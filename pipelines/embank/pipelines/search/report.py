@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from embank.pipelines.runs.records import write_atomic
+from embank.pipelines.runs.records import RESUME
 from embank.pipelines.search.retrain import Entry, best_entry, kendall_tau
+from embank.tables.storage.atomic import replace_text
 
 _FIGURES = ("auc", "logloss")
 
@@ -37,7 +38,7 @@ def write_csv(entries: Sequence[Entry], path: Path) -> None:
             found = entry.average(figure) if entry.results else None
             row |= {figure: found[0], f"{figure}_sd": found[1]} if found else {}
         writer.writerow(row)
-    write_atomic(path, text.getvalue())
+    replace_text(path, text.getvalue(), cure=RESUME)
 
 
 def markdown(

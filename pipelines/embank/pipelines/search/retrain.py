@@ -1,7 +1,7 @@
 """From scores to models: the best candidates trained anew, side by side, and the best of them by validation."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
@@ -10,7 +10,8 @@ import optuna
 from optuna.trial import TrialState
 
 from embank.pipelines.config.run import Config
-from embank.pipelines.runs.folder import is_held
+from embank.pipelines.reporting import Reporter
+from embank.pipelines.runs.folder import is_training
 from embank.pipelines.search.fields import FieldSpace, candidate_config
 from embank.pipelines.search.folder import SearchFolder
 from embank.pipelines.search.plan import SearchPlan
@@ -20,7 +21,6 @@ from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.train.interrupt import StopRequest
 from embank.search.spaces import Candidate
 
-Say = Callable[[str], None]
 UNIFORM = "uniform"
 
 
@@ -108,13 +108,13 @@ class Retraining:
         folder: its directory.
         space: of the candidates.
         stop: a request to stop.
-        say: is told a line for each training.
+        reporter: is told a line for each training.
     """
 
     def __init__(
-        self, plan: SearchPlan, folder: SearchFolder, space: FieldSpace, *, stop: StopRequest, say: Say
+        self, plan: SearchPlan, folder: SearchFolder, space: FieldSpace, *, stop: StopRequest, reporter: Reporter
     ) -> None:
-        self.plan, self.folder, self.space, self.stop, self.say = plan, folder, space, stop, say
+        self.plan, self.folder, self.space, self.stop, self.reporter = plan, folder, space, stop, reporter
 
     def run(self, entries: Sequence[Entry]) -> list[Entry]:
         """The entries with the results of their trainings; those that are complete already are read.
@@ -147,7 +147,7 @@ class Retraining:
         return [n for n in self.configs if n not in self.failures and not self.folder.run(n).result.is_file()]
 
     def _busy(self, names: Sequence[str]) -> set[str]:
-        return {name for name in names if is_held(self.folder.run(name).path)}
+        return {name for name in names if is_training(self.folder.run(name).path)}
 
     def _child(self, name: str) -> Child:
         run, file = self.folder.run(name), self.folder.write_config(name, self.configs[name])
@@ -159,10 +159,12 @@ class Retraining:
         if run.result.is_file():
             done = len(self.configs) - len(self._waiting())
             value = validation(run.read_result())
-            self.say(f"[{done}/{len(self.configs)}] {end.name}: {value:.4f} on validation, {end.seconds:.0f} s")
+            self.reporter.note(
+                f"[{done}/{len(self.configs)}] {end.name}: {value:.4f} on validation, {end.seconds:.0f} s"
+            )
         elif not self.stop:
             self.failures[end.name] = end.message or "it ended without a result"
-            self.say(f"{end.name}: failed: {self.failures[end.name]}")
+            self.reporter.note(f"{end.name}: failed: {self.failures[end.name]}")
 
     def _with_results(self, entry: Entry) -> Entry:
         names = {seed: self._name(entry, seed) for seed in self.plan.train_seeds}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from embank.ctr_models.metrics import Evaluation
+from embank.pipelines.runs.score import score
 from embank.pipelines.search.held import BATCH_SIZE, HeldSplit
 from embank.pipelines.search.supernet import Supernet, batch_norms
-from embank.pipelines.train.step import score
 from embank.search.spaces import Shape
 
 Metric = Literal["auc", "logloss"]

@@ -1,7 +1,7 @@
 """A search from a plan to a trained model."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from embank.pipelines.config.run import Config, to_plain
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.bundle import write_bundle
-from embank.pipelines.runs.records import write_atomic
+from embank.pipelines.runs.records import RESUME
 from embank.pipelines.search.configspace import ConfigSpace, config_space
 from embank.pipelines.search.cut import cut_model
 from embank.pipelines.search.fields import FieldSpace, candidate_config
@@ -31,12 +32,11 @@ from embank.pipelines.search.trials import num_done, quiet_optuna, recover_named
 from embank.pipelines.search.workers import StoppedSearchError, failure_of, helpers
 from embank.pipelines.sweep.children import num_cores
 from embank.pipelines.train.interrupt import StopRequest, stop_on_signals
-from embank.pipelines.train.reporter import Reporter
 from embank.tables import WorkError
-from embank.tables.storage.folders import writing
+from embank.tables.storage.atomic import replace_text
+from embank.tables.storage.refusals import writing
 from embank.tables.wording import human_bytes
 
-Say = Callable[[str], None]
 SAY_SECONDS = 10.0
 
 
@@ -46,14 +46,11 @@ class Search:
     Args:
         plan: what is searched.
         out: the search's directory.
-        say: is told a line now and then.
-        reporter: is told how the supernet's training goes.
+        reporter: is told a line now and then, and how the supernet's training goes.
     """
 
-    def __init__(
-        self, plan: SearchPlan, out: str | Path, *, say: Say = lambda line: None, reporter: Reporter | None = None
-    ) -> None:
-        self.plan, self.folder, self.say, self.reporter = plan, SearchFolder(out), say, reporter
+    def __init__(self, plan: SearchPlan, out: str | Path, *, reporter: Reporter | None = None) -> None:
+        self.plan, self.folder, self.reporter = plan, SearchFolder(out), reporter or Reporter()
         self.config = plan.parsed
         self.studies: dict[float | None, optuna.Study] = {}
 
@@ -99,7 +96,7 @@ class Search:
     def _supernet(self) -> Path:
         if self.plan.supernet is not None:
             return Path(self.plan.supernet)
-        self.say("training the supernet: random widths in every step")
+        self.reporter.note("training the supernet: random widths in every step")
         train_supernet(self.config, self.folder.supernet, reporter=self.reporter)
         return self.folder.supernet
 
@@ -113,7 +110,7 @@ class Search:
             num_threads=max(1, num_cores() // self.plan.workers),
         )
         setting_of: SettingOf = training_setting if self.plan.trains else frozen_setting
-        told = Progress(job, self.stop, self.say)
+        told = Progress(job, self.stop, self.reporter)
         is_shared = self.plan.storage != str(self.folder.path / JOURNAL)
         with setting_of(job, self.stop) as setting:
             run_trials(job, setting, joins=self.is_resumed or is_shared, num_trials=0)  # others find it begun
@@ -122,9 +119,9 @@ class Search:
             for process in others:
                 said = failure_of(process, job=job, logs=self.folder.path / "logs")
                 if said is not None:
-                    self.say(f"{job.study_name}: {process.name} has ended early: {said}")
+                    self.reporter.note(f"{job.study_name}: {process.name} has ended early: {said}")
             study = self._completed(study, job, setting, told)
-        self.say(told.summary(study))
+        self.reporter.note(told.summary(study))
         return study
 
     def _completed(self, study: optuna.Study, job: Job, setting: Setting, told: "Progress") -> optuna.Study:
@@ -144,8 +141,10 @@ class Search:
             self._cut(supernet, entries)
             return entries
         num_distinct = len({tuple(sorted(entry.candidate.items())) for entry in entries})
-        self.say(f"training {num_distinct} candidates anew, seeds {', '.join(map(str, self.plan.train_seeds))}")
-        return Retraining(self.plan, self.folder, self.space, stop=self.stop, say=self.say).run(entries)
+        self.reporter.note(
+            f"training {num_distinct} candidates anew, seeds {', '.join(map(str, self.plan.train_seeds))}"
+        )
+        return Retraining(self.plan, self.folder, self.space, stop=self.stop, reporter=self.reporter).run(entries)
 
     def _cut(self, supernet: Path, entries: Sequence[Entry]) -> None:
         """Writes the best candidate of each budget as a bundle, with the supernet's numbers."""
@@ -190,10 +189,10 @@ class Search:
             plot_slices(studies, folder.slices, title=title, score=score)
             facts, names_of = self._facts(), [path.name for path in pictures]
             text = markdown(entries, title=title, facts=facts, plain_nbytes=self.space.plain_nbytes, pictures=names_of)
-            write_atomic(folder.markdown, text)
+            replace_text(folder.markdown, text, cure=RESUME)
             for budget, best in self._best(entries).items():
                 text = yaml.safe_dump(to_plain(self._config_of(best)), sort_keys=False)
-                write_atomic(self._best_file(budget), text)
+                replace_text(self._best_file(budget), text, cure=RESUME)
 
     def _facts(self) -> list[str]:
         """Sentences on how the figures were made."""
@@ -236,11 +235,11 @@ class Progress:
     Args:
         job: the study.
         stop: a request to stop, which it turns into an error between trials.
-        say: is told a line every few seconds.
+        reporter: is told a line every few seconds.
     """
 
-    def __init__(self, job: Job, stop: StopRequest, say: Say) -> None:
-        self.job, self.stop, self.say = job, stop, say
+    def __init__(self, job: Job, stop: StopRequest, reporter: Reporter) -> None:
+        self.job, self.stop, self.reporter = job, stop, reporter
         self.begun = self.said = time.monotonic()
         self.num_before: int | None = None
 
@@ -255,7 +254,7 @@ class Progress:
         now = time.monotonic()
         if now - self.said >= SAY_SECONDS or self.job.plan.trains:
             self.said = now
-            self.say(self.line(study))
+            self.reporter.note(self.line(study))
         if self.stop:
             raise StoppedSearchError(
                 f"{self.stop.signal}: stopped after {num_done(study)} of {self.job.plan.num_trials} trials of study "

@@ -12,12 +12,12 @@ from torch import nn
 from embank.ctr_models import CTRModel
 from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.build import FIRST_ORDER, id_counts
-from embank.pipelines.runs.evaluation import best_model
 from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.open import best_model
 from embank.pipelines.search.fields import supernet_config
 from embank.pipelines.search.held import Field
-from embank.pipelines.train.reporter import Reporter
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import ConfigError, TableCollection, pack_table
 

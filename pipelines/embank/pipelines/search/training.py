@@ -29,7 +29,7 @@ from embank.tables import WorkError
 
 POLL_SECONDS = 0.2
 _MOST_FAILURES = 3
-_PRELOADED = ["embank.pipelines.cli.main", "embank.pipelines.train.trainer"]
+_PRELOADED = ["embank.pipelines.cli.app", "embank.pipelines.train.trainer"]
 
 
 @contextmanager

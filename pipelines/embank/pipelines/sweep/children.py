@@ -8,6 +8,7 @@ import ctypes
 import math
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ BUSY_SECONDS = 0.5
 """Between looks at runs that another process works on."""
 
 _PR_SET_PDEATHSIG = 1
-_PRELOADED = ["embank.pipelines.cli.main", "embank.pipelines.train.trainer"]
+_PRELOADED = ["embank.pipelines.cli.app", "embank.pipelines.train.trainer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +149,9 @@ def run_command(arguments: Sequence[str], log: Path, num_threads: int) -> None:
             os.dup2(stream.fileno(), target)
     import torch
 
-    from embank.pipelines.cli.main import main
-
     torch.set_num_threads(num_threads)
     sys.argv = ["embank", *arguments]
-    main()
+    runpy.run_module("embank", run_name="__main__")  # `python -m embank`, without a new interpreter and its imports
 
 
 def end_with_parent() -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import yaml
 
+from embank.pipelines.config.changes import refuse_changed_config
 from embank.pipelines.config.run import parse_config, to_plain
-from embank.pipelines.runs.folder import LOCK, RunFolder, hold_lock, refuse_changed_config
-from embank.pipelines.runs.records import write_atomic
+from embank.pipelines.runs.folder import LOCK, RunFolder, training_in
+from embank.pipelines.runs.records import RESUME
 from embank.pipelines.sweep.plan import Case, Job, Plan
 from embank.tables import CheckpointError, ConfigError
+from embank.tables.storage.atomic import replace_text
 from embank.tables.storage.yaml_text import read_yaml
 
 
@@ -51,7 +53,7 @@ class SweepFolder:
         else:
             self._refuse_used()
         cases = list(dict.fromkeys([*earlier, *plan.cases()]))
-        with hold_lock(self.path):
+        with training_in(self.path):
             if not resume:
                 self._refuse_used()  # another process may have been here since
             record = {
@@ -64,7 +66,7 @@ class SweepFolder:
                 "cases": [asdict(case) for case in cases],
                 "config": plain,
             }
-            write_atomic(self.record, yaml.safe_dump(record, sort_keys=False))
+            replace_text(self.record, yaml.safe_dump(record, sort_keys=False), cure=RESUME)
             yield cases
 
     def _refuse_used(self) -> None:
@@ -134,5 +136,5 @@ class SweepFolder:
         """Writes the configuration of a run."""
         path = self.path / "configs" / f"{job.name.replace('/', '_')}.yaml"
         path.parent.mkdir(exist_ok=True)
-        write_atomic(path, yaml.safe_dump(to_plain(plan.config_of(job)), sort_keys=False))
+        replace_text(path, yaml.safe_dump(to_plain(plan.config_of(job)), sort_keys=False), cure=RESUME)
         return path

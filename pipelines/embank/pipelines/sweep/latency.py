@@ -12,8 +12,8 @@ from torchrec import KeyedJaggedTensor
 
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.runs.evaluation import best_model
 from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.open import best_model
 from embank.tables import PackedTable, TableCollection, pack_table
 from embank.tables.collections.held_rows import fp32_rows
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from embank.pipelines.runs.records import write_atomic
+from embank.pipelines.runs.records import RESUME
 from embank.pipelines.sweep.comparison import CaseResults, best, differences
+from embank.tables.storage.atomic import replace_text
 
 AVERAGED = (
     *("auc", "logloss", "serving_bytes", "serving_ratio", "nominal_ratio", "training_bytes"),
@@ -151,7 +152,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     writer = csv.DictWriter(text, fieldnames=[field.name for field in fields(Row)])
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    write_atomic(path, text.getvalue())
+    replace_text(path, text.getvalue(), cure=RESUME)
 
 
 def write_markdown(rows: Sequence[Row], path: Path, *, title: str, facts: Sequence[str]) -> None:
@@ -170,7 +171,7 @@ def write_markdown(rows: Sequence[Row], path: Path, *, title: str, facts: Sequen
     failed = [row for row in rows if row.status == FAILED]
     if failed:
         lines += ["", "## Failed runs", "", *(f"- {row.model}, {row.method}: {row.note}" for row in failed)]
-    write_atomic(path, "\n".join(lines) + "\n")
+    replace_text(path, "\n".join(lines) + "\n", cure=RESUME)
 
 
 def _bullet(fact: str) -> str:

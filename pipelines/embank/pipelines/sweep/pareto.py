@@ -10,9 +10,10 @@ from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
+from embank.pipelines.runs.plots import style
 from embank.pipelines.sweep.comparison import BASELINES, base_name
 from embank.pipelines.sweep.leaderboard import Row
-from embank.pipelines.train.plots import style
+from embank.tables.storage.atomic import replacing
 from embank.tables.wording import human_bytes
 
 _BASELINE_COLORS = ("#57606a", "#8c959f", "#afb8c1")
@@ -52,10 +53,9 @@ def plot_pareto(rows: Sequence[Row], path: Path, *, title: str) -> None:
         axes.set_title(model if len(models) > 1 else title, fontsize=11, color=_INK, pad=10)
     if len(models) > 1:
         figure.suptitle(title, fontsize=12, color=_INK)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=200, format="png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=200, format="png")
     plt.close(figure)
-    temporary.replace(path)
 
 
 def front(rows: Sequence[Row]) -> list[Row]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from embank.ctr_models.registry import find_model
 from embank.pipelines.config.file import set_key
-from embank.pipelines.config.run import COLLECTION_KEYS, TABLE_KEYS, Config, parse_config
+from embank.pipelines.config.run import Config, parse_config
+from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS
 from embank.tables import ConfigError, method_class, registered_methods
 from embank.tables.storage.yaml_text import parse_yaml
 

@@ -1,13 +1,14 @@
 """A sweep from a plan to a leaderboard."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embank.pipelines.config.run import parse_config
+from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.runs.folder import is_held
+from embank.pipelines.reporting import Reporter
+from embank.pipelines.runs.folder import is_training
 from embank.pipelines.sweep.children import Child, Ended, num_cores, run_children
 from embank.pipelines.sweep.comparison import CaseResults, validation
 from embank.pipelines.sweep.feasible import Feasibility
@@ -24,9 +25,7 @@ from embank.pipelines.sweep.leaderboard import (
 from embank.pipelines.sweep.plan import Case, Job, Plan
 from embank.pipelines.train.interrupt import stop_on_signals
 from embank.tables import ConfigError, EmbankError, WorkError
-from embank.tables.storage.folders import writing
-
-Say = Callable[[str], None]
+from embank.tables.storage.refusals import writing
 
 
 class InterruptedSweepError(WorkError):
@@ -40,15 +39,21 @@ class Sweep:
         plan: what is run.
         out: the sweep's directory.
         num_jobs: runs at a time; None takes one per core. The cores are divided among them.
-        say: is told a line per run.
+        reporter: is told a line per run.
     """
 
     def __init__(
-        self, plan: Plan, out: str | Path, *, num_jobs: int | None = None, say: Say = lambda line: None
+        self,
+        plan: Plan,
+        out: str | Path,
+        *,
+        num_jobs: int | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         if num_jobs is not None and num_jobs < 1:
             raise ConfigError(f"--jobs is {num_jobs}; it must be at least 1")
-        self.plan, self.folder, self.say = plan, SweepFolder(out), say
+        self.plan, self.folder = plan, SweepFolder(out)
+        self.reporter = reporter or Reporter()
         self.num_jobs = num_jobs or num_cores()
         self.data = Path(parse_config(plan.config).data.path)
         self.results: dict[Job, dict[str, Any]] = {}
@@ -102,15 +107,22 @@ class Sweep:
         if refusal is None:
             return entry
         floor = None if case.budget is None else feasibility.floor(config)
-        self.say(f"{case.name}: infeasible{'' if floor is None else f', floor {floor:g}'}")
+        self.reporter.note(f"{case.name}: infeasible{'' if floor is None else f', floor {floor:g}'}")
         return replace(entry, refusal=refusal, floor=floor)
 
     def _train(self) -> None:
         self._read_results()
         if self.results:
             num = len(self.results)
-            self.say(f"{num} run{' is' if num == 1 else 's are'} complete already")
-        run_children(self._waiting, self._child, self._ended, self._busy, num_jobs=self.num_jobs, stop=self.stop)
+            self.reporter.note(f"{num} run{' is' if num == 1 else 's are'} complete already")
+        run_children(
+            self._waiting,
+            self._child,
+            self._ended,
+            self._busy,
+            num_jobs=self.num_jobs,
+            stop=self.stop,
+        )
         self._refuse_to_go_on()
 
     def _refuse_to_go_on(self) -> None:
@@ -169,9 +181,9 @@ class Sweep:
 
     def _busy(self, names: Sequence[str]) -> set[str]:
         """Runs that another process trains: what a killed sweep has left takes a moment to end."""
-        busy = {name for name in names if is_held(self.folder.run(self.jobs[name]).path)}
+        busy = {name for name in names if is_training(self.folder.run(self.jobs[name]).path)}
         for name in sorted(busy - self.told_busy):
-            self.say(f"{name}: another process is training it; waiting for it to end")
+            self.reporter.note(f"{name}: another process is training it; waiting for it to end")
         self.told_busy |= busy
         return busy
 
@@ -189,12 +201,12 @@ class Sweep:
             auc = self.results[job]["auc"]
             told = "AUC undefined" if auc is None else f"AUC {auc:.4f}"
             done = f"{len(self.results) + len(self.failures)}/{self._num_jobs_in_all()}"
-            self.say(f"[{done}] {job.name}: {told}, {end.seconds:.0f} s")
+            self.reporter.note(f"[{done}] {job.name}: {told}, {end.seconds:.0f} s")
         elif self.stop:
-            self.say(f"{job.name}: stopped")
+            self.reporter.note(f"{job.name}: stopped")
         else:
             self.failures[job] = end.message or "it ended without a result"
-            self.say(f"{job.name}: failed: {self.failures[job]}")
+            self.reporter.note(f"{job.name}: failed: {self.failures[job]}")
 
     def _earlier(self, case: Case, feasibility: Feasibility) -> CaseResults | None:
         """A line that was asked for earlier and not now, as far as it is complete: nothing is trained for it.
@@ -205,7 +217,7 @@ class Sweep:
         if not points:
             entry = self._feasible(case, feasibility)
             if entry.refusal is None:
-                self.say(f"{case.name}: not complete and not asked for now, so it is not in the leaderboard")
+                self.reporter.note(f"{case.name}: not complete and not asked for now, so it is not in the leaderboard")
             return None if entry.refusal is None else entry
         seed = max(
             {seed for runs in points.values() for seed in runs}, key=lambda seed: (_num_points(points, seed), -seed)
@@ -223,7 +235,7 @@ class Sweep:
         try:
             latency = measure(self.folder.run(first).path, data=self.data)
         except EmbankError as error:  # its checkpoints may be gone; the figures of the run are there all the same
-            self.say(f"{first.name}: lookups can't be measured: {error}")
+            self.reporter.note(f"{first.name}: lookups can't be measured: {error}")
             latency = None
         return replace(entry, by_seed=by_seed, latency=latency)
 
@@ -274,6 +286,61 @@ class Sweep:
                 "is written all the same; "
                 f"what the runs printed is in '{self.folder.path / 'logs'}', and --resume tries the failed ones again"
             )
+
+
+def run_sweep(
+    config: Config | Mapping[str, Any],
+    *,
+    methods: Sequence[str],
+    out: str | Path,
+    budgets: Sequence[float] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    models: Sequence[str] | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    grid_budget: float | None = None,
+    jobs: int | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> list[Row]:
+    """Trains methods at budgets with several seeds and compares them: `embank sweep`.
+
+    Runs are child processes, started by `multiprocessing`: a script that calls this keeps the call under
+    `if __name__ == "__main__":`.
+
+    Args:
+        config: what all runs share.
+        methods: names, or "name:key=value" for other options than the configuration's.
+        out: the sweep's directory: runs, leaderboard.csv, leaderboard.md, pareto.png.
+        budgets: serving bytes / bytes of the plain tables; None takes the configuration's.
+        seeds: of each combination.
+        models: instead of the configuration's.
+        grid: by key, the values to choose from on validation with the first seed.
+        grid_budget: run the grid at this budget only.
+        jobs: runs at a time; None takes one per core.
+        resume: go on with the runs that are missing or were stopped.
+        reporter: is told a line per run.
+
+    Returns:
+        The leaderboard.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: bad input.
+        WorkError: a signal stopped it, or runs failed; the leaderboard is written all the same.
+    """
+    parsed = config if isinstance(config, Config) else parse_config(config)
+    plan = Plan(
+        config=to_plain(config) if isinstance(config, Config) else config,
+        models=[parsed.model["name"]] if models is None else models,
+        methods=methods,
+        budgets=[parsed.tables.default.budget] if budgets is None else budgets,
+        seeds=seeds,
+        grid=grid or {},
+        grid_budget=grid_budget,
+    )
+    sweep = Sweep(plan, out, num_jobs=jobs, reporter=reporter)
+    rows = sweep.run(resume=resume)
+    sweep.refuse_failures(rows)
+    return rows
 
 
 def _num_points(points: Mapping[str, Mapping[int, Any]], seed: int) -> int:

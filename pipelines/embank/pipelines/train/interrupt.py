@@ -6,6 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from embank.tables.errors import WorkError
+
+
+class InterruptedRunError(WorkError):
+    """A signal stopped the run; it was saved and can be resumed."""
+
 
 class StopRequest:
     """Set by a signal, read between steps."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from embank.pipelines.config.changes import MAY_CHANGE, flat
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.runs.folder import MAY_CHANGE, flat
 from embank.tables.errors import ConfigError, WorkError
 from embank.tables.sharding.processes import Processes
 from embank.tables.storage.resources import refuse_exhausted

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from embank.pipelines.config.run import TrainConfig
+from embank.pipelines.config.sections import TrainConfig
 from embank.tables import Tables
 from embank.tables.rows.held_bytes import distinct_nbytes
 

@@ -1,19 +1,17 @@
 """Before a run begins or goes on: are folder, data and configuration fit for it?"""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from embank.pipelines.config.run import Config, to_plain
 from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.folder import RunFolder
 from embank.tables.errors import CheckpointError, ConfigError, DataError
 
-Note = Callable[[str], None]
 
-
-def ready_to_start(run: RunFolder, config: Config, schema: Schema, *, content: str | None, note: Note) -> None:
+def ready_to_start(run: RunFolder, config: Config, schema: Schema, *, content: str | None, reporter: Reporter) -> None:
     """Refuses a folder that is in use, and data that a new run can't be trained on.
 
     Args:
@@ -21,7 +19,7 @@ def ready_to_start(run: RunFolder, config: Config, schema: Schema, *, content: s
         config: the run's configuration.
         schema: of its data.
         content: digest of its rows, None where it is not known.
-        note: is told what is worth a line.
+        reporter: is told what is worth a line.
 
     Raises:
         ConfigError, DataError: names what is in the way.
@@ -29,11 +27,11 @@ def ready_to_start(run: RunFolder, config: Config, schema: Schema, *, content: s
     run.refuse_used()
     refuse_unusable_splits(schema, path=config.data.path)
     refuse_missing_group(schema, monitor=config.train.monitor, path=config.data.path)
-    _verify_data(config, schema, note=note)
+    _verify_data(config, schema, reporter=reporter)
 
 
 def ready_to_resume(
-    run: RunFolder, config: Config, schema: Schema, *, content: str | None, note: Note
+    run: RunFolder, config: Config, schema: Schema, *, content: str | None, reporter: Reporter
 ) -> dict[str, Any] | None:
     """Refuses a folder without a run, and a configuration or data that are not the run's; arguments as above.
 
@@ -48,27 +46,27 @@ def ready_to_resume(
     run.refuse_changes(to_plain(config), fingerprint=schema.fingerprint, content=content)
     if run.result.is_file():
         return run.read_result()
-    _verify_data(config, schema, note=note)
-    _say_what_is_lost(run, content=content, note=note)
+    _verify_data(config, schema, reporter=reporter)
+    _say_what_is_lost(run, content=content, reporter=reporter)
     return None
 
 
-def _verify_data(config: Config, schema: Schema, *, note: Note) -> None:
+def _verify_data(config: Config, schema: Schema, *, reporter: Reporter) -> None:
     """All splits are looked at before anything is trained: a damaged test part would be noticed at the very end."""
-    verify_prepared(Path(config.data.path), schema, note=note)
+    verify_prepared(Path(config.data.path), schema, reporter=reporter)
 
 
-def _say_what_is_lost(run: RunFolder, *, content: str | None, note: Note) -> None:
+def _say_what_is_lost(run: RunFolder, *, content: str | None, reporter: Reporter) -> None:
     """Whatever a resumed run can't take up again has a line."""
     if not run.saved():
-        note(f"'{run.path}' has no checkpoint: the run starts again from its beginning")
+        reporter.note(f"'{run.path}' has no checkpoint: the run starts again from its beginning")
     if run.content is None and content is not None:
-        note(
+        reporter.note(
             f"'{run.path}' was started by an earlier version: whether rows, labels and numbers are the same can't be "
             "checked"
         )
     if damaged := run.num_damaged_metrics:
-        note(
+        reporter.note(
             f"'{run.metrics}': {damaged} damaged line{'s are' if damaged > 1 else ' is'} left out; learning curves "
             "lack them"
         )

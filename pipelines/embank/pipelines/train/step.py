@@ -1,6 +1,5 @@
 """One training step: look up, score, back-propagate, update rows and dense parameters. And one search step."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,9 +9,10 @@ from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
 from embank.ctr_models import CTRModel
-from embank.pipelines.config.run import TrainConfig
+from embank.pipelines.config.sections import TrainConfig
 from embank.pipelines.data.loading.batch import Batch, Position
 from embank.pipelines.data.loading.loader import Loader
+from embank.pipelines.runs.score import score
 from embank.pipelines.train.optimizer import dense_optimizer
 from embank.pipelines.train.penalty import Penalised, RowPenalty
 from embank.pipelines.train.schedule import lr_factor
@@ -278,25 +278,9 @@ def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) 
     processes.average([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
-def score(
-    model: CTRModel, network: Callable[..., Tensor], dense_BI: Tensor, values: Tensor, *, precision: str
-) -> Tensor:
-    """Logits [B], fp32, of what the tables have returned; `network` is the model's, compiled or not."""
-    sizes = [model.num_embedding_columns, model.num_first_order_columns]
-    embeddings_BE, first_order_BF = torch.split(values, sizes, dim=1)
-    with autocast(precision, device=dense_BI.device.type):
-        logits_B = network(dense_BI, embeddings_BE, first_order_BF)
-    return logits_B.float()
-
-
 def endless(loader: Loader, *, start: Position | None) -> Iterator[Batch]:
     """Batches of a split, pass after pass."""
     number = 0 if start is None else start.epoch
     while True:
         yield from loader.epoch(number, start=start)
         number, start = number + 1, None
-
-
-def autocast(precision: str, *, device: str) -> contextlib.AbstractContextManager[object]:
-    """bf16 for the network, or nothing."""
-    return torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

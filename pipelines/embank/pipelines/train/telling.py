@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from embank.pipelines.train.reporter import Lines, Reporter, Several
+from embank.pipelines.reporting import Lines, Reporter, Several
 from embank.pipelines.train.tensorboard import TensorBoard
 
 

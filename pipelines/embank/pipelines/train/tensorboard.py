@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from embank.pipelines.train.reporter import Reporter
+from embank.pipelines.reporting import Reporter
 from embank.tables import ConfigError
 
 

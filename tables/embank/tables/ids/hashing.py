@@ -1,31 +1,26 @@
 """Hashing that never changes: the same 64 bits for the same id and name, in any process, on any machine, in any
 version.
 
-`mix64` is the finaliser of splitmix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA
-2014): a bijection of the 64-bit integers whose every output bit depends on every input bit. A salt is made from a
-*name*, never from a position, so adding, removing or reordering tables leaves the others' rows where they are.
+`mix64` is the mixer of `embank.tables.ids.mixing` on tensors. A salt is made from a *name*, never from a position, so
+adding, removing or reordering tables leaves the others' rows where they are.
 
 torch has no unsigned 64-bit arithmetic worth the name on all devices; int64 wraps on overflow, which is the same thing
 modulo 2**64, and the logical right shift is an arithmetic one with the copied sign bits masked off.
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from embank.tables.ids.mixing import FIRST, GAMMA, SECOND, bits_of
 from embank.tables.ids.token_hash import INTEGER_SALT
 
 HASH_VERSION = 1
 """Stored with everything that was addressed by these functions; a different version must be refused on load."""
 
-# splitmix64's constants, odd and chosen for how well they spread bits: the golden ratio's fraction, and two multipliers
-# from a search (Stafford's variant 13).
-_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
-_FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_SECOND = -7723592293110705685  # 0x94D049BB133111EB
+_GAMMA, _FIRST, _SECOND = (bits - 2**64 for bits in (GAMMA, FIRST, SECOND))  # as int64: all have the sign bit set
 _POSITIVE = 0x7FFF_FFFF_FFFF_FFFF  # clears the sign: the 63 bits of a number that is no id below 0
 
 
@@ -42,11 +37,9 @@ def salt64(*names: str | int) -> int:
         >>> salt64("item")
         -8531390824922509182
     """
-    digest = hashlib.blake2b(digest_size=8)
-    for name in names:
-        encoded = str(name).encode()
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)  # or ("ab", "c") would equal ("a", "bc")
-    return int.from_bytes(digest.digest(), "little", signed=True)
+    # With lengths, or ("ab", "c") would equal ("a", "bc").
+    encoded = [str(name).encode() for name in names]
+    return bits_of(b"".join(len(name).to_bytes(8, "little") + name for name in encoded), signed=True)
 
 
 def _xor_shift(z: Tensor, bits: int) -> Tensor:

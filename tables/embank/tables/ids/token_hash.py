@@ -30,6 +30,7 @@ import polars as pl
 import pyarrow as pa
 
 from embank.tables.errors import DataError, EmbankError
+from embank.tables.ids.mixing import ALL_BITS, Words, mix, mix_words
 from embank.tables.scalars import as_whole
 
 TOKEN_HASH_VERSION = 1
@@ -45,10 +46,6 @@ INTEGER_SALT = 4_250_892_226_080_748_609
 """Tells integers from texts."""
 
 Token = str | bytes | int | None
-Words = npt.NDArray[np.uint64]
-
-_ALL = 2**64 - 1
-_GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def token_id(token: Token) -> int:
@@ -69,13 +66,13 @@ def token_id(token: Token) -> int:
         return MISSING_ID
     number = None if isinstance(token, (bytes, str)) else as_whole(token)
     if number is not None:
-        return _mix(number & _ALL ^ INTEGER_SALT) >> 1
+        return mix(number & ALL_BITS ^ INTEGER_SALT) >> 1
     data = token if isinstance(token, bytes) else _encoded(token)
     words = [int.from_bytes(data[start : start + 8], "little") for start in range(0, len(data), 8)]
     # Words are mixed with their position, since a sum has no order, and the total with the length, or texts would be
     # equal that differ in zero bytes at their end. One bit goes: ids are not negative.
-    total = sum(_mix(word ^ _mix(position)) for position, word in enumerate(words))
-    return _mix(total & _ALL ^ _mix(len(data))) >> 1
+    total = sum(mix(word ^ mix(position)) for position, word in enumerate(words))
+    return mix(total & ALL_BITS ^ mix(len(data))) >> 1
 
 
 def token_ids(tokens: pl.Series | npt.NDArray[np.generic] | Sequence[Token]) -> npt.NDArray[np.int64]:
@@ -151,24 +148,8 @@ def _encoded(token: object) -> bytes:
         raise DataError(f"{token[:40]!r} is no Unicode text ({error.reason}); give it as bytes") from error
 
 
-def _mix(value: int) -> int:
-    """`mix64` on an integer of 64 bits."""
-    z = (value + _GAMMA) & _ALL
-    z = ((z ^ (z >> 30)) * _FIRST) & _ALL
-    z = ((z ^ (z >> 27)) * _SECOND) & _ALL
-    return z ^ (z >> 31)
-
-
-def _mix_words(words: Words) -> Words:
-    with np.errstate(over="ignore"):  # unsigned products wrap, which is what modulo 2**64 means
-        z = words + np.uint64(_GAMMA)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
-        return z ^ (z >> np.uint64(31))
-
-
 def _ids(words: Words) -> npt.NDArray[np.int64]:
-    return (_mix_words(words) >> np.uint64(1)).view(np.int64)
+    return (mix_words(words) >> np.uint64(1)).view(np.int64)
 
 
 def _integer_ids(values_N: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
@@ -188,10 +169,8 @@ def _bytes_ids(series: pl.Series) -> npt.NDArray[np.int64]:
     padded = np.zeros(8 * int(ends_N[-1]), dtype=np.uint8)
     padded[np.arange(len(data)) + np.repeat(8 * ends_N[:-1] - (offsets[:-1] - offsets[0]), lengths_N)] = data
     positions = np.arange(int(ends_N[-1])) - np.repeat(ends_N[:-1], np.diff(ends_N))
-    mixed = _mix_words(padded.view("<u8").astype(np.uint64) ^ _mix_words(positions.astype(np.uint64)))
-    with np.errstate(
-        over="ignore"
-    ):  # a sum per text is the difference of two running sums, right also where these wrap
+    mixed = mix_words(padded.view("<u8").astype(np.uint64) ^ mix_words(positions.astype(np.uint64)))
+    with np.errstate(over="ignore"):  # a sum per text is the difference of two running sums, also where these wrap
         sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)])
         totals_N = sums[ends_N[1:]] - sums[ends_N[:-1]]
-    return _ids(totals_N ^ _mix_words(lengths_N.astype(np.uint64)))
+    return _ids(totals_N ^ mix_words(lengths_N.astype(np.uint64)))

@@ -20,14 +20,10 @@ from embank.tables.memory.layouts import EngramConfig, EngramLayout, MemoryLayou
 from embank.tables.memory.tables import MemoryTables
 from embank.tables.memory.tensor_files import reading_tensors, write_tensors
 from embank.tables.memory.token_compression import TokenCompression
-from embank.tables.storage.folders import (
-    publish,
-    read_json,
-    temporary_beside,
-    verify_checksums,
-    write_checksums,
-    writing,
-)
+from embank.tables.storage.atomic import publish, temporary_beside
+from embank.tables.storage.checksums import verify_checksums, write_checksums
+from embank.tables.storage.json_text import read_json
+from embank.tables.storage.refusals import writing
 
 FORMAT_VERSION = 1
 MANIFEST, TOKENS, ROWS = "manifest.json", "tokens.safetensors", "rows"

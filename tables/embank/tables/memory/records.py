@@ -24,7 +24,9 @@ from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.memory.layouts import EngramLayout
 from embank.tables.memory.tables import MemoryTables
 from embank.tables.memory.tensor_files import reading_tensors, write_tensors
-from embank.tables.storage.folders import publish, temporary_beside, verify_checksums, write_checksums, writing
+from embank.tables.storage.atomic import publish, temporary_beside
+from embank.tables.storage.checksums import verify_checksums, write_checksums
+from embank.tables.storage.refusals import writing
 
 FORMAT_VERSION = 1
 RECORDS, INDEX = "records.safetensors", "index.safetensors"

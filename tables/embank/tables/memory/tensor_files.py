@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from embank.tables.errors import CheckpointError, WorkError
-from embank.tables.storage.folders import cause_of, writing
+from embank.tables.storage.refusals import cause_of, writing
 
 Get = Callable[[str], Tensor]
 

@@ -35,15 +35,11 @@ from embank.tables.serving.packed import PackedCollection, pack_collection
 from embank.tables.serving.table import PackedTable, tried
 from embank.tables.serving.version_1 import restored_v1
 from embank.tables.specs import Pooling, TableSpec, token_hash_version_of
+from embank.tables.storage.atomic import publish, temporary_beside
 from embank.tables.storage.checkpoint import refuse_no_tables, refuse_non_finite
-from embank.tables.storage.folders import (
-    cause_of,
-    publish,
-    read_json,
-    temporary_beside,
-    verify_checksums,
-    write_checksums,
-)
+from embank.tables.storage.checksums import verify_checksums, write_checksums
+from embank.tables.storage.json_text import read_json
+from embank.tables.storage.refusals import cause_of
 from embank.tables.storage.resources import refuse_exhausted
 from embank.tables.version import embank_version
 

@@ -18,7 +18,7 @@ from embank.tables.errors import ConfigError
 from embank.tables.method.options import option_class
 from embank.tables.rows.physical import PhysicalTable
 from embank.tables.rows.shards import TableShard, num_positions
-from embank.tables.storage.folders import writing
+from embank.tables.storage.refusals import writing
 from embank.tables.storage.yaml_text import read_yaml
 from embank.tables.validation import problem_in_words
 

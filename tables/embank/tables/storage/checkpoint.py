@@ -26,15 +26,10 @@ from embank.tables.collections.identity import (
 from embank.tables.collections.state import NUM_UPDATES, load_num_updates, num_updates
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.sharding.processes import Processes
-from embank.tables.storage.folders import (
-    CHECKSUMS,
-    cause_of,
-    publish,
-    read_json,
-    temporary_beside,
-    verify_checksums,
-    write_checksums,
-)
+from embank.tables.storage.atomic import publish, temporary_beside
+from embank.tables.storage.checksums import CHECKSUMS, verify_checksums, write_checksums
+from embank.tables.storage.json_text import read_json
+from embank.tables.storage.refusals import cause_of
 from embank.tables.storage.resources import refuse_exhausted
 from embank.tables.storage.row_files import RowTensor, read_rows, write_rows
 from embank.tables.storage.row_index import INDEX, write_index

@@ -17,7 +17,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from embank.tables.errors import CheckpointError
 from embank.tables.rows.store_spec import ROW_DTYPES
-from embank.tables.storage.folders import cause_of, read_json
+from embank.tables.storage.json_text import read_json
+from embank.tables.storage.refusals import cause_of
 
 INDEX = "index.json"
 

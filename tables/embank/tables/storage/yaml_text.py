@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import yaml
 
 from embank.tables.errors import ConfigError, EmbankError
-from embank.tables.storage.folders import cause_of
+from embank.tables.storage.refusals import cause_of
 from embank.tables.wording import shortened
 
 MAX_DEPTH = 100

@@ -8,15 +8,16 @@ tells two parts apart that have the same number of rows and bytes. What is damag
 checksum of its Parquet page.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from embank.pipelines.data.loading.parts import Parts
 from embank.pipelines.data.schema import SPLIT_NAMES, UNCHECKED_VERSION, VOCAB_FOLDER, Schema
+from embank.pipelines.reporting import Reporter
 from embank.tables.errors import CheckpointError, DataError
-from embank.tables.storage.folders import CHECKSUMS, read_json, verify_checksums, write_checksums
+from embank.tables.storage.checksums import CHECKSUMS, text_digest, verify_checksums, write_checksums
+from embank.tables.storage.json_text import read_json
 
 LARGE_NBYTES = 2**32
 _CURE = "Restore it from a copy, or prepare the data again"
@@ -38,7 +39,7 @@ def content_of(folder: Path, schema: Schema) -> str | None:
     if schema.format_version == UNCHECKED_VERSION:
         return None
     listed = {name: entry for name, entry in _listing(folder).items() if _is_in(name, (*SPLIT_NAMES, VOCAB_FOLDER))}
-    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+    return text_digest(json.dumps(listed, sort_keys=True))
 
 
 def verify_prepared(
@@ -47,7 +48,7 @@ def verify_prepared(
     *,
     splits: Sequence[str] = SPLIT_NAMES,
     vocabularies: bool = True,
-    note: Callable[[str], None] = lambda message: None,
+    reporter: Reporter | None = None,
 ) -> None:
     """Refuses a prepared folder that has lost or changed anything since it was written.
 
@@ -56,15 +57,16 @@ def verify_prepared(
         schema: its schema.
         splits: those that will be read.
         vocabularies: whether they will be.
-        note: is told what can't be checked, and of checks that take a while.
+        reporter: is told what can't be checked, and of checks that take a while.
 
     Raises:
         DataError: names the file.
     """
+    reporter = reporter or Reporter()
     for split in splits:
         Parts(folder, split, schema=schema)  # row counts and columns, and before the slow part: nothing missing
     if schema.format_version == UNCHECKED_VERSION:
-        note(
+        reporter.note(
             f"'{folder}' was prepared by an earlier version, without checksums: whether its files are undamaged and "
             "in their places can't be "
             "checked. Prepare the data again to have that"
@@ -78,7 +80,7 @@ def verify_prepared(
     wanted = (*splits, *([VOCAB_FOLDER] if vocabularies else []))
     nbytes = sum(_nbytes(entry) for name, entry in listing.items() if _is_in(name, wanted))
     if nbytes > LARGE_NBYTES:
-        note(f"checking {nbytes / 2**30:.1f} GiB of prepared data in '{folder}' against its checksums")
+        reporter.note(f"checking {nbytes / 2**30:.1f} GiB of prepared data in '{folder}' against its checksums")
     try:
         verify_checksums(folder, kind="prepared folder", cure=f"{_CURE}.", only=lambda name: _is_in(name, wanted))
     except CheckpointError as error:

@@ -14,7 +14,6 @@ groups, though it builds tensors of its own rows only.
 On the way two threads run ahead: one decodes the next block while the other cuts batches from this one.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ from embank.pipelines.data.prepare.blocks import Piece, plan_blocks
 from embank.pipelines.data.schema import Schema
 from embank.tables.errors import ConfigError
 from embank.tables.scalars import whole
+from embank.tables.storage.checksums import text_digest
 
 
 class Loader:
@@ -135,7 +135,7 @@ class Loader:
         what = [self.schema.fingerprint, split, group_rows, self._batch_size, self._shuffle]
         if self._shuffle:
             what += [self._seed, self._buffer_rows]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        return text_digest(json.dumps(what))[:16]
 
     def _plan(self, epoch: int) -> list[tuple[Piece, ...]]:
         """The blocks of an epoch, in order."""

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embank.pipelines.config.columns import ColumnSplit, HashSplit, PrepareConfig, TimeSplit
+from embank.pipelines.config.reserved import GROUP_COLUMN, LABEL_COLUMN
 from embank.pipelines.data.prepare.labels import LabelRule
 from embank.pipelines.data.prepare.nulls import with_nulls
 from embank.pipelines.data.prepare.numbers import check_float32, read_numeric, transform
 from embank.pipelines.data.prepare.splits import TimeBounds, column_split, hash_split
-from embank.pipelines.data.prepare.stable_hash import hash_strings
 from embank.pipelines.data.prepare.token_kinds import TokenKinds
 from embank.pipelines.data.prepare.tokens import (
     TokenIndex,
@@ -24,8 +24,8 @@ from embank.pipelines.data.prepare.tokens import (
     hashed_tokens,
     refuse_bracketed,
 )
-from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN
 from embank.pipelines.data.sources.formats.base import Chunk
+from embank.tables.ids.key_hash import hash_strings
 
 SPLIT_SPOOL = "__split"
 TIME_SPOOL = "__time"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import glob
 import logging
 import os
@@ -16,10 +14,11 @@ from pathlib import Path
 
 from embank.pipelines.data.schema import SCHEMA_FILE
 from embank.tables.errors import DataError, WorkError
-from embank.tables.storage.folders import cause_of, is_full, sync_entry, sync_folder
+from embank.tables.storage.atomic import exchange_folder, sync_entry, sync_folder
+from embank.tables.storage.locks import hold_lock
+from embank.tables.storage.refusals import cause_of, is_full
 
 _log = logging.getLogger(__name__)
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
@@ -70,7 +69,7 @@ def _publish(folder: Path, out: Path, *, overwrite: bool, inputs: Sequence[Path]
     try:
         _check_free(out, overwrite=overwrite, inputs=inputs)
         if out.is_dir() and any(out.iterdir()):
-            _replace(folder, out)
+            exchange_folder(folder, out)
         else:
             os.rename(folder, out)  # over nothing or an empty folder; the system refuses anything else
     except DataError as error:
@@ -82,35 +81,6 @@ def _publish(folder: Path, out: Path, *, overwrite: bool, inputs: Sequence[Path]
     sync_entry(out.parent)
 
 
-def _replace(folder: Path, out: Path) -> None:
-    """Puts a folder in the place of another one, which is removed."""
-    if _exchange(folder, out):
-        sync_entry(out.parent)
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    # A kill between the two renames leaves nothing at `out`: `Schema.load` and the next preparation say where its data
-    # is.
-    old = Path(tempfile.mkdtemp(prefix=f"{out.name}.old-", dir=out.parent))
-    os.rename(out, old / out.name)
-    try:
-        os.rename(folder, out)
-    except BaseException:
-        os.rename(old / out.name, out)
-        old.rmdir()
-        raise
-    sync_entry(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Lets two entries change names in one step; False where that can't be done."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    names = (os.fsencode(first), os.fsencode(second))
-    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
-
-
 @contextlib.contextmanager
 def _lock(out: Path) -> Iterator[None]:
     """Keeps a second process from writing the same output.
@@ -119,15 +89,8 @@ def _lock(out: Path) -> Iterator[None]:
         DataError: one is at it.
     """
     path = out.with_name(f".{out.name}.lock")
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have removed the file: then this lock would keep nobody out.
-            is_ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except OSError:
-            is_ours = False
-        if not is_ours:
-            raise DataError(f"another process is writing {out}. Wait for it, or give another --out.")
+    held = f"another process is writing {out}. Wait for it, or give another --out."
+    with hold_lock(path, held=held, error=DataError):
         try:
             yield
         finally:

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embank.pipelines.config.columns import PrepareConfig
+from embank.pipelines.config.reserved import GROUP_COLUMN, LABEL_COLUMN
 from embank.pipelines.data.prepare.distinct import DistinctCount
 from embank.pipelines.data.prepare.encode import id_type
 from embank.pipelines.data.prepare.numeric_fields import finished, numeric_columns
 from embank.pipelines.data.prepare.spool import BlockWriter
-from embank.pipelines.data.schema import GROUP_COLUMN, LABEL_COLUMN, SPLIT_NAMES, NumericField
+from embank.pipelines.data.schema import SPLIT_NAMES, NumericField
 from embank.tables.ids.token_hash import MISSING_ID
 
 PART_ROWS = 2**20

@@ -24,9 +24,9 @@ from embank.pipelines.data.prepare.plan import Codes, SplitPlan
 from embank.pipelines.data.prepare.ranking import Ranked, count_codes, rank
 from embank.pipelines.data.prepare.spool import BlockWriter, SpoolReader
 from embank.pipelines.data.prepare.tokens import TokenIndex
-from embank.pipelines.data.progress import ProgressCallback
 from embank.pipelines.data.schema import SPLIT_NAMES
 from embank.pipelines.data.sources.formats.base import Chunk, Source
+from embank.pipelines.reporting import Phase, Reporter
 from embank.tables.errors import DataError
 from embank.tables.storage.resources import refuse_exhausted
 from embank.tables.wording import listing
@@ -38,21 +38,20 @@ _COUNT_BLOCKS = 16
 _RANK_THREADS = 2
 
 
-def spool_rows(source: Source, encoder: Encoder, path: Path, columns: Sequence[str], progress: ProgressCallback) -> int:
+def spool_rows(source: Source, encoder: Encoder, path: Path, columns: Sequence[str], reporter: Reporter) -> int:
     """Pass one: parse and encode everything into the spool file `path`.
 
     Returns:
         Number of rows that the label rules dropped.
     """
-    progress.start("reading", total=source.total_bytes, unit="bytes")
+    phase = Phase(reporter, "reading", total=source.total_bytes, unit="bytes")
     num_dropped = 0
     with BlockWriter(path, encoder.schema, block_rows=SPOOL_ROWS) as writer:
         for chunk in source.chunks(columns):
             spooled = _encoded(encoder, chunk)
             writer.write(spooled.table)
             num_dropped += spooled.num_dropped
-            progress.advance(chunk.num_bytes, rows=chunk.frame.height)
-    progress.finish()
+            phase.advance(chunk.num_bytes, rows=chunk.frame.height)
     return num_dropped
 
 
@@ -160,10 +159,10 @@ def write_parts(
     finisher: Finisher,
     *,
     row_group_rows: int,
-    progress: ProgressCallback,
+    reporter: Reporter,
 ) -> None:
     """Pass two: map codes to ids and write the part files of the three splits."""
-    progress.start("writing", total=spool.num_rows, unit="rows")
+    phase = Phase(reporter, "writing", total=spool.num_rows, unit="rows")
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
@@ -173,8 +172,7 @@ def write_parts(
         ]
         for table, splits_N in run_ahead(_finished(spool, plan, finisher), depth=2, clock=Clock()):
             write_split_rows(table, splits_N, writers)
-            progress.advance(table.num_rows, rows=table.num_rows)
-    progress.finish()
+            phase.advance(table.num_rows, rows=table.num_rows)
 
 
 def _finished(spool: SpoolReader, plan: SplitPlan, finisher: Finisher) -> Generator[tuple[pa.Table, Codes], None, None]:

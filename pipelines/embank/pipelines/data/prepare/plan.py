@@ -10,10 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embank.pipelines.config.columns import PrepareConfig, RatioSplit, TimeSplit
+from embank.pipelines.config.reserved import LABEL_COLUMN
 from embank.pipelines.data.prepare.encode import SPLIT_SPOOL, TIME_SPOOL, Encoder
 from embank.pipelines.data.prepare.splits import ratio_bounds, split_by_bounds
 from embank.pipelines.data.prepare.spool import SpoolReader
-from embank.pipelines.data.schema import LABEL_COLUMN, SPLIT_NAMES, Split
+from embank.pipelines.data.schema import SPLIT_NAMES, Split
 from embank.tables.errors import DataError
 
 Codes = npt.NDArray[np.int8]

@@ -29,10 +29,10 @@ from embank.pipelines.data.prepare.passes import check_present, measure_moments,
 from embank.pipelines.data.prepare.plan import SplitPlan, check_splits, measure_splits
 from embank.pipelines.data.prepare.ranking import Fingerprint
 from embank.pipelines.data.prepare.spool import SpoolReader
-from embank.pipelines.data.progress import NoProgress, ProgressCallback
 from embank.pipelines.data.schema import CONFIG_FILE, VOCAB_FOLDER, CategoricalField, NumericField, Schema, Split
 from embank.pipelines.data.sources.formats.base import Source, TextOptions, check_columns
 from embank.pipelines.data.sources.formats.registry import find_format
+from embank.pipelines.reporting import Phase, Reporter
 from embank.tables.errors import ConfigError
 from embank.tables.ids.token_hash import NUM_TOKEN_IDS, TOKEN_HASH_VERSION
 
@@ -47,7 +47,7 @@ def prepare(
     *,
     format: str = "csv",
     overwrite: bool = False,
-    progress: ProgressCallback | None = None,
+    reporter: Reporter | None = None,
 ) -> Schema:
     """Prepare raw files for training.
 
@@ -57,7 +57,7 @@ def prepare(
         out: folder to make.
         format: criteo, avazu, kdd12, movielens, csv, tsv or parquet.
         overwrite: replace `out` if it holds prepared data.
-        progress: is told how far the work is.
+        reporter: is told how far the work is.
 
     Raises:
         ConfigError: the configuration can't be used.
@@ -67,7 +67,7 @@ def prepare(
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
     source, resolved = _resolve(config, paths, format)
     with output_folder(Path(out), overwrite=overwrite, inputs=paths) as folder:
-        schema = _prepare_into(folder, source, resolved, format, progress or NoProgress())
+        schema = _prepare_into(folder, source, resolved, format, reporter or Reporter())
     for split in schema.splits[1:]:
         if split.num_positive in (0, split.num_rows):
             _log.warning("%s: the %s split has one class only, so its AUC is undefined", out, split.name)
@@ -80,11 +80,11 @@ def prepare_from_cli(
     out: Path,
     config_path: Path | None = None,
     overwrite: bool = False,
-    progress: ProgressCallback | None = None,
+    reporter: Reporter | None = None,
 ) -> Schema:
     """`embank prepare`: as `prepare`, with the configuration in a YAML file."""
     config = None if config_path is None else {**read_columns(config_path), _ORIGIN: str(config_path)}
-    return prepare(config, inputs, out, format=format, overwrite=overwrite, progress=progress)
+    return prepare(config, inputs, out, format=format, overwrite=overwrite, reporter=reporter)
 
 
 _ORIGIN = "__origin__"
@@ -140,21 +140,19 @@ def _text_options(config: PrepareConfig) -> TextOptions:
     return TextOptions(separator=config.separator, quote=config.quote, escape=config.escape)
 
 
-def _prepare_into(
-    folder: Path, source: Source, config: PrepareConfig, format: str, progress: ProgressCallback
-) -> Schema:
+def _prepare_into(folder: Path, source: Source, config: PrepareConfig, format: str, reporter: Reporter) -> Schema:
     encoder = Encoder(config)
     spool_path = folder / _SPOOL_FILE
-    num_dropped = spool_rows(source, encoder, spool_path, config.columns, progress)
+    num_dropped = spool_rows(source, encoder, spool_path, config.columns, reporter)
     with closing(SpoolReader(spool_path)) as spool:
         plan = SplitPlan.build(config, encoder, spool.num_rows)
         splits = measure_splits(spool, plan)
         check_splits(splits, source=source.name, num_dropped=num_dropped)
         fingerprint = Fingerprint()
-        id_of_code = _rank_all(folder, encoder, plan, config, fingerprint, source.name, progress)
+        id_of_code = _rank_all(folder, encoder, plan, config, fingerprint, source.name, reporter)
         numeric = numeric_fields(config, measure_moments(config, spool, plan))
         finisher = Finisher(config, id_of_code=id_of_code, numeric=numeric)
-        write_parts(folder, spool, plan, finisher, row_group_rows=config.row_group_rows, progress=progress)
+        write_parts(folder, spool, plan, finisher, row_group_rows=config.row_group_rows, reporter=reporter)
     check_present(finisher, source.name)
     spool_path.unlink()
     sizes = {name: _vocabulary_size(ids) for name, ids in id_of_code.items()}
@@ -173,19 +171,18 @@ def _rank_all(
     config: PrepareConfig,
     fingerprint: Fingerprint,
     source: str,
-    progress: ProgressCallback,
+    reporter: Reporter,
 ) -> dict[str, npt.NDArray[np.int32]]:
     """Rank every feature that is not hashed and write its vocabulary."""
     (folder / VOCAB_FOLDER).mkdir()
-    progress.start("ranking", total=len(config.with_vocabulary), unit="features")
+    phase = Phase(reporter, "ranking", total=len(config.with_vocabulary), unit="features")
     id_of_code = {}
     with closing(rank_features(encoder, folder / _SPOOL_FILE, plan, config, source)) as ranking:
         for name, ranked in ranking:
             ranked.vocabulary.save(folder / VOCAB_FOLDER / f"{name}.parquet")
             fingerprint.add_vocabulary(ranked.vocabulary)
             id_of_code[name] = ranked.id_of_code
-            progress.advance(1)
-    progress.finish()
+            phase.advance(1)
     return id_of_code
 
 

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from embank.pipelines.config.columns import ColumnSplit, HashSplit, RatioSplit, TimeSplit
-from embank.pipelines.data.prepare.stable_hash import combine_hashes, hash_strings, mix64, unit_interval
 from embank.pipelines.data.prepare.times import NO_TIME, TimeReader
 from embank.pipelines.data.prepare.tokens import as_tokens
 from embank.pipelines.data.schema import SPLIT_NAMES
 from embank.pipelines.data.sources.formats.base import Chunk
 from embank.tables.errors import DataError
+from embank.tables.ids.key_hash import combine_hashes, hash_strings, unit_interval
+from embank.tables.ids.mixing import finish_words
 
 Codes = npt.NDArray[np.int8]
 _log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def hash_split(chunk: Chunk, config: HashSplit, *, first_row: int) -> Codes:
     if config.key:
         parts = [hash_strings(chunk.frame.select(as_tokens(chunk, name)).to_series()) for name in config.key]
     else:
-        parts = [mix64(np.arange(first_row, first_row + num_rows, dtype=np.uint64))]
+        parts = [finish_words(np.arange(first_row, first_row + num_rows, dtype=np.uint64))]
     position_N = unit_interval(combine_hashes(parts, seed=config.seed, num_rows=num_rows))
     return np.searchsorted(np.cumsum(config.ratios)[:2], position_N, side="right").astype(np.int8)
 

@@ -9,25 +9,17 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from embank.pipelines.config.reserved import DEFAULT_ROW_GROUP_ROWS, LABEL_COLUMN
 from embank.pipelines.data.loading.integrity import seal
 from embank.pipelines.data.prepare.output import output_folder
 from embank.pipelines.data.prepare.parts_writer import SplitWriter
 from embank.pipelines.data.prepare.ranking import Fingerprint
-from embank.pipelines.data.progress import NoProgress, ProgressCallback
-from embank.pipelines.data.schema import (
-    DEFAULT_ROW_GROUP_ROWS,
-    LABEL_COLUMN,
-    SPLIT_NAMES,
-    VOCAB_FOLDER,
-    CategoricalField,
-    NumericField,
-    Schema,
-    Split,
-)
+from embank.pipelines.data.schema import SPLIT_NAMES, VOCAB_FOLDER, CategoricalField, NumericField, Schema, Split
 from embank.pipelines.data.synth.fields import CRITEO_FIELDS, CRITEO_NUMBERS, FieldShape, table_sizes
 from embank.pipelines.data.synth.model import DEFAULT_ALPHA, DEFAULT_CLICK_RATE, UNIT_ROWS, PlantedModel, Unit
 from embank.pipelines.data.synth.report import Observer, SynthReport, write_json
 from embank.pipelines.data.synth.text import hex_digits, tokens
+from embank.pipelines.reporting import Phase, Reporter
 from embank.tables.errors import ConfigError
 from embank.tables.ids.vocabulary import Vocabulary
 
@@ -62,7 +54,7 @@ def synth_prepared(
     click_rate: float = DEFAULT_CLICK_RATE,
     row_group_rows: int = DEFAULT_ROW_GROUP_ROWS,
     overwrite: bool = False,
-    progress: ProgressCallback | None = None,
+    reporter: Reporter | None = None,
 ) -> PreparedReport:
     """Write a prepared folder of synthetic rows, and the report as `synth.json` in it.
 
@@ -89,7 +81,7 @@ def synth_prepared(
     model = PlantedModel(num_tokens=num_tokens, seed=seed, alpha=alpha, click_rate=click_rate)
     fields = _fields(sizes)
     with output_folder(Path(out), overwrite=overwrite) as folder:
-        writer = _Writer(folder, model, row_group_rows=row_group_rows, progress=progress or NoProgress())
+        writer = _Writer(folder, model, row_group_rows=row_group_rows, reporter=reporter or Reporter())
         fingerprint = writer.rank_ids(train, fields)
         reports = {name: writer.write_split(name, rows[name], sizes) for name in SPLIT_NAMES}
         report = PreparedReport(total_rows=sum(sizes), splits=reports)
@@ -102,8 +94,8 @@ def synth_prepared(
 class _Writer:
     """Writes vocabularies and part files into a folder."""
 
-    def __init__(self, path: Path, model: PlantedModel, *, row_group_rows: int, progress: ProgressCallback) -> None:
-        self._path, self._model, self._row_group_rows, self._progress = path, model, row_group_rows, progress
+    def __init__(self, path: Path, model: PlantedModel, *, row_group_rows: int, reporter: Reporter) -> None:
+        self._path, self._model, self._row_group_rows, self._reporter = path, model, row_group_rows, reporter
         self._ids_of_ranks: list[Ids] = []
 
     def rank_ids(self, num_rows: int, fields: Sequence[CategoricalField]) -> str:
@@ -143,13 +135,12 @@ class _Writer:
         return counts
 
     def _units(self, split: str, num_rows: int, stage: str) -> Iterator[tuple[int, int]]:
-        """Number of each unit and how many of its rows count, with progress."""
-        self._progress.start(stage, total=num_rows, unit="rows")
+        """Number of each unit and how many of its rows count, and says so."""
+        phase = Phase(self._reporter, stage, total=num_rows, unit="rows")
         for unit, first in enumerate(range(0, num_rows, UNIT_ROWS)):
             here = min(UNIT_ROWS, num_rows - first)
             yield unit, here
-            self._progress.advance(here, rows=here)
-        self._progress.finish()
+            phase.advance(here, rows=here)
 
     def _table(self, unit: Unit) -> Any:
         columns: list[Any] = [unit.labels]

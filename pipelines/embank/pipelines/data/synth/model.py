@@ -14,7 +14,6 @@ Rows come in units of UNIT_ROWS, each with a random generator of its own: any un
 fewer rows is a prefix of a longer one.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from embank.pipelines.data.prepare.stable_hash import mix64
 from embank.pipelines.data.synth.fields import CRITEO_FIELDS, CRITEO_NUMBERS, NumberShape
 from embank.pipelines.data.synth.zipf import Floats, Ranks, Zipf
 from embank.tables.errors import ConfigError
+from embank.tables.ids.mixing import GAMMA, bits_of, finish_words
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]
 Bytes = np.ndarray[Any, np.dtype[np.int8]]
@@ -175,18 +174,16 @@ class PlantedModel:
 
 
 _BELOW_ONE = 1 - 2.0**-52
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _LOW_16 = np.uint64(0xFFFF)
 
 
 def _key(seed: int, *names: str) -> np.uint64:
-    digest = hashlib.blake2b("/".join([str(seed), *names]).encode(), digest_size=8).digest()
-    return np.uint64(int.from_bytes(digest, "little"))
+    return np.uint64(bits_of("/".join([str(seed), *names]).encode()))
 
 
 def _normal(ranks_N: Ranks, key: np.uint64) -> Floats:
     """A nearly normal number (mean 0, variance 1, within 3.5) per rank: the sum of the four 16-bit words of a hash."""
-    hash_N = mix64(ranks_N.astype(np.int64).view(np.uint64) * _GAMMA + key)
+    hash_N = finish_words(ranks_N.astype(np.int64).view(np.uint64) * np.uint64(GAMMA) + key)
     total_N = hash_N & _LOW_16
     for shift in (16, 32):
         total_N += (hash_N >> np.uint64(shift)) & _LOW_16

@@ -1,17 +1,16 @@
 """Synthetic logs in the layout of Criteo's Kaggle data."""
 
 import contextlib
-import errno
-import os
 from pathlib import Path
 
-from embank.pipelines.data.progress import NoProgress, ProgressCallback
 from embank.pipelines.data.synth.fields import CRITEO_FIELDS, table_sizes
 from embank.pipelines.data.synth.model import DEFAULT_ALPHA, DEFAULT_CLICK_RATE, UNIT_ROWS, PlantedModel
 from embank.pipelines.data.synth.report import Observer, SynthReport, write_json
 from embank.pipelines.data.synth.text import render
+from embank.pipelines.reporting import Phase, Reporter
 from embank.tables.errors import ConfigError, DataError, WorkError
-from embank.tables.storage.folders import cause_of
+from embank.tables.storage.atomic import publish_file, temporary_beside
+from embank.tables.storage.refusals import cause_of
 
 RAW_STREAM = 1
 
@@ -27,7 +26,7 @@ def synth(
     click_rate: float = DEFAULT_CLICK_RATE,
     chunk_rows: int = 2048,
     overwrite: bool = False,
-    progress: ProgressCallback | None = None,
+    reporter: Reporter | None = None,
 ) -> SynthReport:
     """Write a synthetic click log as text, and the report beside it as `OUT.json`.
 
@@ -62,9 +61,8 @@ def synth(
     num_tokens = [size - (field.missing > 0) for size, field in zip(sizes, CRITEO_FIELDS, strict=True)]
     model = PlantedModel(num_tokens=num_tokens, seed=seed, alpha=alpha, click_rate=click_rate)
     observer = Observer(num_tokens)
-    progress = progress or NoProgress()
-    progress.start("write rows", total=rows, unit="rows")
-    temporary, described_temporary = (path.with_name(f"{path.name}.tmp-{os.getpid()}") for path in (out, described))
+    phase = Phase(reporter or Reporter(), "write rows", total=rows, unit="rows")
+    temporary, described_temporary = temporary_beside(out), temporary_beside(described)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -74,13 +72,11 @@ def synth(
                 for start in range(0, num_rows, chunk_rows):
                     file.write(render(unit, start, min(start + chunk_rows, num_rows), seed=seed))
                 observer.add(unit, num_rows)
-                progress.advance(num_rows, rows=num_rows)
-            file.flush()
-            os.fsync(file.fileno())
+                phase.advance(num_rows, rows=num_rows)
         report = observer.report(model, num_bytes=temporary.stat().st_size, table_sizes=sizes)
         write_json(described_temporary, report)
         _publish(temporary, out, overwrite=overwrite)
-        os.replace(described_temporary, described)
+        publish_file(described_temporary, described, overwrite=True)
     except OSError as error:
         raise WorkError(
             f"{out} can't be written: {cause_of(error)}. Nothing was left behind; make room or give another --out."
@@ -89,23 +85,15 @@ def synth(
         for path in (temporary, described_temporary):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-    progress.finish()
     return report
 
 
 def _publish(temporary: Path, out: Path, *, overwrite: bool) -> None:
     """Gives the file its name; one that has appeared in the meantime is left alone."""
-    if overwrite:
-        os.replace(temporary, out)
-        return
     try:
-        os.link(temporary, out)
+        publish_file(temporary, out, overwrite=overwrite)
     except FileExistsError as error:
         raise DataError(f"{out} has appeared in the meantime and was left alone. Give another name.") from error
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        os.replace(temporary, out)  # a file system without links
 
 
 def _check(like: str, rows: int, scale: float, chunk_rows: int) -> None:

@@ -1,7 +1,6 @@
 """What a synthetic log is: its size, its ids, and how well the best possible model would do on it."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from embank.pipelines.data.synth.fields import CRITEO_FIELDS
 from embank.pipelines.data.synth.model import PlantedModel, Unit
 from embank.pipelines.data.synth.zipf import Floats
+from embank.tables.storage.atomic import replacing
 
 NUM_BINS = 65_536
 
@@ -124,10 +124,6 @@ class Observer:
 
 
 def write_json(path: Path, report: Any) -> None:
-    """Write a report dataclass, under a temporary name first."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(report), indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Writes a report dataclass, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")

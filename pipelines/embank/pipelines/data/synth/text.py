@@ -1,6 +1,5 @@
 """Rows as text, vectorised: a fixed-width byte matrix per chunk, from which the unused bytes are dropped at the end."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from embank.pipelines.data.synth.fields import CRITEO_FIELDS, CRITEO_NUMBERS
 from embank.pipelines.data.synth.model import MISSING_NUMBER, MISSING_RANK, Ints, Unit
 from embank.pipelines.data.synth.zipf import Ranks
+from embank.tables.ids.mixing import bits_of
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 
@@ -17,8 +17,8 @@ def tokens(ranks_N: Ranks, *, seed: int, field: str) -> Words:
 
     Source: the finaliser of MurmurHash3 (A. Appleby), whose steps are each invertible.
     """
-    key = hashlib.blake2b(f"{seed}/token/{field}".encode(), digest_size=4).digest()
-    word_N = ranks_N.astype(np.uint32) ^ np.uint32(int.from_bytes(key, "little"))
+    key = bits_of(f"{seed}/token/{field}".encode(), num_bytes=4)
+    word_N = ranks_N.astype(np.uint32) ^ np.uint32(key)
     word_N ^= word_N >> np.uint32(16)
     word_N *= np.uint32(0x85EBCA6B)
     word_N ^= word_N >> np.uint32(13)

@@ -22,14 +22,10 @@ from embank.pipelines.lm.adapters.model_memory import ModelMemory
 from embank.pipelines.lm.adapters.structure import hidden_size, layers_of
 from embank.tables import CheckpointError, ConfigError, RowOptimizer, RowTier
 from embank.tables.memory import EngramConfig, EngramLayout, StemConfig, StemLayout, TokenCompression
-from embank.tables.storage.folders import (
-    publish,
-    read_json,
-    temporary_beside,
-    verify_checksums,
-    write_checksums,
-    writing,
-)
+from embank.tables.storage.atomic import publish, temporary_beside
+from embank.tables.storage.checksums import verify_checksums, write_checksums
+from embank.tables.storage.json_text import read_json
+from embank.tables.storage.refusals import writing
 
 MANIFEST, FORMAT_VERSION = "manifest.json", 1
 _CURE = "Restore it, or save the memory again"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from embank.tables.errors import ConfigError, EmbankError, WorkError
-from embank.tables.storage.folders import cause_of, is_full
+from embank.tables.storage.refusals import cause_of, is_full
 
 BUFFER_BYTES = 8 * 2**20
 """Initial values go to the disk in pieces of this size."""

@@ -16,7 +16,7 @@ import polars as pl
 from embank.pipelines.config.columns import PrepareConfig
 from embank.pipelines.data.sources.formats.header import named_twice
 from embank.tables.errors import DataError
-from embank.tables.storage.folders import cause_of
+from embank.tables.storage.refusals import cause_of
 from embank.tables.wording import did_you_mean, listing
 
 

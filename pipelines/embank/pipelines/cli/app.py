@@ -104,8 +104,8 @@ def data_synth(
     """
     from embank.pipelines.data.synth import synth
 
-    with show.progress() as progress:
-        report = synth(like=like, rows=rows, out=out, seed=seed, scale=scale, overwrite=overwrite, progress=progress)
+    with show.preparing() as reporter:
+        report = synth(like=like, rows=rows, out=out, seed=seed, scale=scale, overwrite=overwrite, reporter=reporter)
     show.synthesised(out, report)
 
 
@@ -127,8 +127,8 @@ def prepare(
     """
     from embank.pipelines.data.prepare.prepare import prepare_from_cli
 
-    with show.progress() as progress:
-        schema = prepare_from_cli(format, input, out, config, overwrite, progress)
+    with show.preparing() as reporter:
+        schema = prepare_from_cli(format, input, out, config, overwrite, reporter)
     show.prepared(out, schema)
 
 
@@ -211,16 +211,16 @@ def sweep(
     raw = read_config(config, overrides=set_ or [])
     plan = Plan(
         config=raw,
-        models=[parse_config(raw).model["name"]] if models is None else parts(models),
+        models=[parse_config(raw, origin=str(config)).model["name"]] if models is None else parts(models),
         methods=method_names(methods),
-        budgets=[parse_config(raw).tables.default.budget]
+        budgets=[parse_config(raw, origin=str(config)).tables.default.budget]
         if budgets is None
         else numbers(budgets, option="--budgets", kind=float),
         seeds=numbers(seeds, option="--seeds", kind=int),
         grid=grid_axes(grid or []),
         grid_budget=grid_budget,
     )
-    task = Sweep(plan, out, num_jobs=jobs, say=show.line)
+    task = Sweep(plan, out, num_jobs=jobs, reporter=show.Notes())
     rows = task.run(resume=resume)
     show.leaderboard(rows, task.folder)
     task.refuse_failures(rows)
@@ -318,7 +318,7 @@ def evaluate(
 
     Example: `embank evaluate runs/hash --data data/ml-100k --split test`
     """
-    from embank.pipelines.runs.evaluation import figures_of, record
+    from embank.pipelines.runs.evaluate import figures_of, record
 
     values = figures_of(path, data=data, split=split)
     show.evaluation(values, recorded=record(values, path=path))

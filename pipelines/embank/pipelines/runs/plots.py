@@ -10,6 +10,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
+from embank.tables.storage.atomic import replacing
+
 COLORS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a")
 
 
@@ -59,5 +61,6 @@ def plot_learning_curves(records: Sequence[Mapping[str, Any]], path: Path, *, ti
         axes.legend(frameon=False)
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)

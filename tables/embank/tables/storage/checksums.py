@@ -1,0 +1,98 @@
+"""Checksums: of files and folders, of texts. SHA-256 everywhere."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from embank.tables.errors import CheckpointError
+from embank.tables.storage.json_text import read_json
+from embank.tables.storage.refusals import cause_of
+
+CHECKSUMS = "checksums.json"
+
+_HASH_THREADS = 4
+
+
+def write_checksums(folder: Path) -> None:
+    """Adds `checksums.json` over all other files of a folder: SHA-256 and bytes of each."""
+    files = _files(folder)
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        checksums = {
+            str(path.relative_to(folder)): found
+            for path, found in zip(files, pool.map(file_digest, files), strict=True)
+        }
+    (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1, sort_keys=True))
+
+
+def verify_checksums(
+    folder: Path, *, kind: str, cure: str, read: bool = True, only: Callable[[str], bool] = lambda name: True
+) -> dict[str, Any]:
+    """Checks the files of a folder against its `checksums.json`; files that are not listed there are left alone.
+
+    Args:
+        folder: what is checked.
+        kind: what it is, for messages.
+        cure: what to do about a damaged file, a sentence.
+        read: False compares sizes only.
+        only: which of the listed files are looked at, by name.
+
+    Returns:
+        The listing: `{"sha256": ..., "nbytes": ...}` by file.
+
+    Raises:
+        CheckpointError: incomplete, truncated or altered; names the file.
+    """
+    listing = folder / CHECKSUMS
+    if not listing.is_file():
+        raise CheckpointError(f"'{folder}' is not a complete {kind}: it has no {CHECKSUMS}. {cure}")
+    checksums = read_json(listing)
+    looked_at = {name: expected for name, expected in checksums.items() if only(name)}
+    for name, expected in looked_at.items():
+        path = folder / name
+        if not isinstance(expected, dict) or set(expected) != {"sha256", "nbytes"}:
+            raise CheckpointError(f"'{listing}' is damaged: its entry '{name}' is {expected!r}. {cure}")
+        if not path.is_file():
+            raise CheckpointError(f"{kind} '{folder}' lacks '{name}'. {cure}")
+        size = path.stat().st_size
+        if size != expected["nbytes"]:
+            raise CheckpointError(
+                f"'{path}' has {size:,} bytes where {expected['nbytes']:,} were written; it is truncated or altered. "
+                f"{cure}"
+            )
+    if read:
+        with ThreadPoolExecutor(_HASH_THREADS) as pool:  # hashing lets go of the interpreter
+            for (name, expected), found in zip(
+                looked_at.items(), pool.map(_digest_or_cause, map(folder.__truediv__, looked_at)), strict=True
+            ):
+                if isinstance(found, OSError):
+                    raise CheckpointError(f"'{folder / name}' can't be read: {cause_of(found)}. {cure}") from found
+                if found != expected:
+                    raise CheckpointError(
+                        f"'{folder / name}' has been altered: its SHA-256 differs from the one written with it. {cure}"
+                    )
+    return checksums
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> dict[str, Any]:
+    """SHA-256 and bytes of a file."""
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "nbytes": path.stat().st_size}
+
+
+def _digest_or_cause(path: Path) -> dict[str, Any] | OSError:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        return error
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

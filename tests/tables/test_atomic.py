@@ -1,0 +1,102 @@
+"""Files and folders are there whole or not at all, and one process at a time holds a lock."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from embank.tables.errors import ConfigError, WorkError
+from embank.tables.storage import atomic
+from embank.tables.storage.atomic import (
+    exchange_folder,
+    publish_file,
+    remove_folder,
+    replace_text,
+    replacing,
+    temporary_beside,
+)
+from embank.tables.storage.locks import hold_lock, is_locked
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_text_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    replace_text(path, "first", cure="make room")
+    replace_text(path, "second é", cure="make room")
+    assert path.read_text(encoding="utf-8") == "second é"
+    assert names(tmp_path) == ["note.txt"]
+
+
+def test_what_was_there_stays_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "note.txt"
+    replace_text(path, "first", cure="make room")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    with pytest.raises(WorkError, match=r"note.txt' can't be written: no space left. What it held is untouched; make"):
+        replace_text(path, "second", cure="make room")
+    assert path.read_text() == "first"
+    assert names(tmp_path) == ["note.txt"]
+
+
+def spoiled(path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_an_error_of_the_block_leaves_no_temporary(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        spoiled(tmp_path / "plot.png")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_new_file_never_replaces_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not has_links:
+        monkeypatch.setattr(atomic.os, "link", refuse)
+    path, temporary = tmp_path / "log", temporary_beside(tmp_path / "log")
+    temporary.write_text("new")
+    publish_file(temporary, path, overwrite=False)
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["log"]
+    temporary.write_text("newer")
+    if has_links:
+        with pytest.raises(FileExistsError):
+            publish_file(temporary, path, overwrite=False)
+    publish_file(temporary, path, overwrite=True)
+    assert path.read_text() == "newer"
+    assert names(tmp_path) == ["log"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_folders_change_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda *paths: False)
+    for name in ("new", "place"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    exchange_folder(tmp_path / "new", tmp_path / "place")
+    assert names(tmp_path) == ["place"]
+    assert names(tmp_path / "place") == ["new"]
+    remove_folder(tmp_path / "place")
+    assert names(tmp_path) == []
+
+
+def test_a_lock_keeps_a_second_holder_out(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    assert not is_locked(path)
+    with hold_lock(path, held="somebody is at it"):
+        assert is_locked(path)
+        with pytest.raises(ConfigError, match="^somebody is at it$"), hold_lock(path, held="somebody is at it"):
+            pass
+    assert not is_locked(path)
