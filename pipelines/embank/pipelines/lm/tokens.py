@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,7 +93,9 @@ def prepare_corpus(config: CorpusConfig, folder: Path) -> Corpus:
         verify_checksums(folder, kind="corpus", cure=_CURE)
         _refuse_other(Corpus(folder), config)
         return Corpus(folder)
-    return _write(split_documents(read_documents(config.paths), ratios=config.ratios, seed=config.seed), config, folder)
+    documents = split_documents(read_documents(config.paths), ratios=config.ratios, seed=config.seed)
+    tokenizer = train_tokenizer((d.text for d in documents["train"]), vocab_size=config.vocab_size)
+    return write_corpus(documents, config, folder, tokenizer=tokenizer)
 
 
 def _asked(config: CorpusConfig) -> dict[str, Any]:
@@ -113,8 +115,20 @@ def _refuse_other(corpus: Corpus, config: CorpusConfig) -> None:
             )
 
 
-def _write(documents: dict[str, list[Document]], config: CorpusConfig, folder: Path) -> Corpus:
-    tokenizer = train_tokenizer((d.text for d in documents["train"]), vocab_size=config.vocab_size)
+def write_corpus(
+    documents: Mapping[str, Sequence[Document]], config: CorpusConfig, folder: Path, *, tokenizer: "Tokenizer"
+) -> Corpus:
+    """A corpus of documents that are split already, and a tokenizer; `prepare_corpus` finds it in its folder.
+
+    Args:
+        documents: by split.
+        config: what it is said to be made from.
+        folder: must not exist.
+        tokenizer: makes the ids.
+
+    Raises:
+        WorkError: it can't be written.
+    """
     temporary = temporary_beside(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
