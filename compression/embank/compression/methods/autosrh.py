@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from embank.compression.codecs.sparse import SparseRows
 from embank.compression.parts.magnitude import allowed_nbytes, cut_to_bytes, magnitudes
 from embank.compression.parts.masks import find_mask, mask_of
-from embank.compression.parts.walks import row_chunks
+from embank.compression.parts.row_chunks import row_chunks
 from embank.tables import (
     Advance,
     Carry,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from embank.compression.budget.floors import floor_error
 from embank.compression.parts.bits import code_bits, pack_values, packed_nbytes, read_values
-from embank.compression.parts.walks import ENTRIES_PER_CHUNK, fetch, numbered_chunks
+from embank.compression.parts.row_chunks import ENTRIES_PER_CHUNK, fetch, numbered_chunks
 from embank.tables import (
     Advance,
     Carry,

@@ -15,7 +15,7 @@ from embank.compression.parts.magnitude import (
     kept_by_bytes,
     magnitudes,
 )
-from embank.compression.parts.walks import row_chunks
+from embank.compression.parts.row_chunks import row_chunks
 from embank.tables import (
     ConfigError,
     LocalRows,

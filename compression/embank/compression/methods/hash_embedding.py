@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from embank.compression.parts.beside import BesideShares, rows_beside
 from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts, physical_name, shared_init
+from embank.compression.parts.shared_rows import SharedRowsAllocation, num_shared_rows
 from embank.tables import (
     ConfigError,
     Held,
@@ -79,7 +79,9 @@ class HashEmbedding(Method):
 
     Config = HashEmbeddingConfig
     traits = Traits(
-        allocation=BesideShares(options=lambda spec: _options(spec), fixed_nbytes=lambda spec: _fixed_nbytes(spec))
+        allocation=SharedRowsAllocation(
+            options=lambda spec: _options(spec), fixed_nbytes=lambda spec: _fixed_nbytes(spec)
+        )
     )
     held = Held(facts=("num_rows",), on_host=("salts",))
     salts: Tensor
@@ -90,7 +92,7 @@ class HashEmbedding(Method):
         if options.num_hashes < 1:
             raise ConfigError(f"table '{spec.name}' has num_hashes {options.num_hashes}; it must be at least 1")
         needs = f"{options.num_hashes} numbers per id, as many salts and one row"
-        self.num_rows = rows_beside(spec, options, fixed_nbytes=_fixed_nbytes(spec), needs=needs)
+        self.num_rows = num_shared_rows(spec, options, fixed_nbytes=_fixed_nbytes(spec), needs=needs)
         salts = lookup_salts("hash_embedding", spec.name, options.num_hashes)
         self.register_buffer("salts", salts, persistent=False)
         shared = PhysicalTable(

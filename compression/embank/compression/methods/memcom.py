@@ -8,8 +8,8 @@ Its rows may be shared by several features, see `embank.compression.parts.multip
 
 from torch import Tensor
 
-from embank.compression.parts.beside import BesideShares, rows_beside
 from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts, physical_name, shared_init
+from embank.compression.parts.shared_rows import SharedRowsAllocation, num_shared_rows
 from embank.tables import Held, Method, PhysicalTable, RowInit, TableSpec, Traits, default_init, option_class
 from embank.tables.method.options import options_of
 
@@ -66,7 +66,9 @@ class Memcom(Method):
 
     Config = MemcomConfig
     traits = Traits(
-        allocation=BesideShares(options=lambda spec: _options(spec), fixed_nbytes=lambda spec: _fixed_nbytes(spec))
+        allocation=SharedRowsAllocation(
+            options=lambda spec: _options(spec), fixed_nbytes=lambda spec: _fixed_nbytes(spec)
+        )
     )
     held = Held(facts=("num_rows", "num_per_id", "is_hashed"), on_host=("salts",))
     salts: Tensor
@@ -75,7 +77,7 @@ class Memcom(Method):
         super().__init__(spec, seed=seed)
         options: MemcomConfig = self.options
         needs = f"{'two numbers' if options.bias else 'a number'} per id and one row"
-        self.num_rows = rows_beside(spec, options, fixed_nbytes=_fixed_nbytes(spec), needs=needs)
+        self.num_rows = num_shared_rows(spec, options, fixed_nbytes=_fixed_nbytes(spec), needs=needs)
         self.num_per_id = 1 + options.bias
         self.is_hashed = options.table is not None
         if self.is_hashed:

@@ -13,6 +13,7 @@ from embank.compression.budget.floors import floor_error
 from embank.compression.parts.evolution import Candidate, EvolutionConfig, Gene, evolve
 from embank.compression.parts.magnitude import cut_to_count, magnitudes
 from embank.compression.parts.masks import find_mask
+from embank.compression.parts.row_chunks import numbered_chunks
 from embank.compression.parts.sparse import (
     bit_at,
     popcount,
@@ -22,7 +23,6 @@ from embank.compression.parts.sparse import (
     rank_octets,
     word_ranks,
 )
-from embank.compression.parts.walks import numbered_chunks
 from embank.tables import (
     Advance,
     Carry,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from embank.compression.codecs.sparse import SparseRows
 from embank.compression.parts.magnitude import allowed_nbytes, cut_to_bytes, magnitudes
 from embank.compression.parts.masks import find_mask, mask_of
+from embank.compression.parts.row_chunks import numbered_chunks, row_chunks
 from embank.compression.parts.sparse import sparse_nbytes
-from embank.compression.parts.walks import numbered_chunks, row_chunks
 from embank.tables import (
     Advance,
     ConfigError,

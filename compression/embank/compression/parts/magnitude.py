@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from embank.compression.budget.floors import floor_error
+from embank.compression.parts.row_chunks import numbered_chunks
 from embank.compression.parts.sparse import max_nonzeros, sparse_nbytes
-from embank.compression.parts.walks import numbered_chunks
 from embank.tables import ConfigError, LocalRows, TableSpec
 
 _BINS = 1 << 16

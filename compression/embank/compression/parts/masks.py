@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from embank.compression.parts.bits import packed_nbytes
-from embank.compression.parts.walks import numbered_chunks
+from embank.compression.parts.row_chunks import numbered_chunks
 from embank.tables import LocalRows
 
 _WORD_BITS = 32

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from embank.compression.budget.floors import floor_error
 from embank.compression.codecs.codes import CodedRows, decode, nearest_codes
 from embank.compression.parts.bits import code_bits, packed_nbytes
-from embank.compression.parts.walks import fetch
+from embank.compression.parts.row_chunks import fetch
 from embank.tables import (
     Combined,
     ConfigError,

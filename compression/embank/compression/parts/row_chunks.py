@@ -1,4 +1,5 @@
-"""Ways through the rows that a process holds, in bounded memory. What methods know of where rows are is here alone."""
+"""The rows that a process holds, some at a time, in bounded memory. What methods know of where rows are is here
+alone."""
 
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ ENTRIES_PER_CHUNK = 1 << 22
 
 
 def row_chunks(rows_RD: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Views of some rows at a time, each with the place of its first row."""
+    """Views of some rows at a time, each with the position of its first row."""
     size = max(1, ENTRIES_PER_CHUNK // rows_RD.shape[1])
     for start in range(0, rows_RD.shape[0], size):
         yield start, rows_RD[start : start + size]
@@ -34,8 +35,8 @@ def numbered_chunks(rows: LocalRows, table: str) -> Iterator[tuple[Tensor, Tenso
 
 def fetch(rows: LocalRows, table: str, ids_N: Tensor) -> Tensor:
     """A few rows [N, D] of a table wherever they are held. All processes must call it with the same ids."""
-    found_ND = torch.zeros(ids_N.numel(), rows[table].shape[1], dtype=torch.float32)
+    rows_ND = torch.zeros(ids_N.numel(), rows[table].shape[1], dtype=torch.float32)
     if rows.is_counted(table):
         held, local = rows.find(table, ids_N)
-        found_ND[held] = rows[table][local].cpu()
-    return rows.sum(found_ND)
+        rows_ND[held] = rows[table][local].cpu()
+    return rows.sum(rows_ND)  # zeros wherever another process has the row

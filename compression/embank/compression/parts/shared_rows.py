@@ -1,4 +1,4 @@
-"""Rows that ids share beside numbers that each id has for itself: how many rows a budget leaves room for (`memcom`,
+"""How many rows ids share where each id also has numbers of its own: as many as a budget leaves room for (`memcom`,
 `hash_embedding`)."""
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ _COLLISIONS = 4
 _LEVELS = 1000
 
 
-class BesideConfig(Protocol):
+class SharedRowsConfig(Protocol):
     """Options of such a method.
 
     Attributes:
@@ -31,7 +31,7 @@ class BesideConfig(Protocol):
     def table(self) -> str | None: ...
 
 
-def rows_beside(spec: TableSpec, options: BesideConfig, *, fixed_nbytes: int, needs: str) -> int:
+def num_shared_rows(spec: TableSpec, options: SharedRowsConfig, *, fixed_nbytes: int, needs: str) -> int:
     """Rows by the options, or as many as the budget leaves room for.
 
     Args:
@@ -57,7 +57,7 @@ def rows_beside(spec: TableSpec, options: BesideConfig, *, fixed_nbytes: int, ne
 
 
 @dataclass(frozen=True, kw_only=True)
-class BesideShares(Allocation):
+class SharedRowsAllocation(Allocation):
     """The largest common share of rows, or equally many rows for tables that share them; tables that what is fixed
     would not make smaller stay plain.
 
@@ -66,7 +66,7 @@ class BesideShares(Allocation):
         fixed_nbytes: what a table holds besides rows.
     """
 
-    options: Callable[[TableSpec], BesideConfig]
+    options: Callable[[TableSpec], SharedRowsConfig]
     fixed_nbytes: Callable[[TableSpec], int]
 
     def share(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
