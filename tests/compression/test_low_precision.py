@@ -7,8 +7,9 @@ import torch
 
 from embank.compression import build_table
 from embank.compression.methods.low_precision import LowPrecisionConfig, PowerOfTwoGrid, fitting_exponents, power_of_two
-from embank.compression.parts.grid import HIGH, clamp_codes, high_codes, noise, round_stochastically
+from embank.compression.parts.grid import HIGH, clamp_codes, high_codes
 from embank.tables import BudgetError, RowOptimizer, TableSpec, build_method
+from embank.tables.rows.rounding import noise, round_stochastically
 from embank.tables.rows.shards import TableShard
 from tests.compression.materialised import check_against, lookup
 from tests.compression.oracles import packed_after_training

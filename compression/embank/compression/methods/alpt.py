@@ -12,11 +12,10 @@ from embank.compression.parts.grid import (
     Bits,
     clamp_codes,
     high_codes,
-    noise,
     num_wide_rows,
-    round_stochastically,
 )
 from embank.tables import ConfigError, Method, Served, TableSpec, Traits, default_init, option_class, own_table
+from embank.tables.rows.rounding import noise, round_stochastically
 
 _STEP_NBYTES = 4
 _SMALLEST_STEP = 2.0**-100

@@ -15,12 +15,11 @@ from embank.compression.parts.grid import (
     Bits,
     fitting_exponents,
     high_codes,
-    noise,
     num_wide_rows,
     power_of_two,
-    round_stochastically,
 )
 from embank.tables import Method, Served, TableSpec, Traits, option_class, own_table
+from embank.tables.rows.rounding import noise, round_stochastically
 
 _EXPONENT_NBYTES = 1
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from embank.compression.budget.floors import floor_error
 from embank.tables import TableSpec
-from embank.tables.rows.rounding import noise as noise
-from embank.tables.rows.rounding import round_stochastically as round_stochastically
 
 Bits = Literal[8, 16]
 
