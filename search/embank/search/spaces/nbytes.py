@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from embank.compression.budget.floors import budget_nbytes
-from embank.tables import Method, TableSpec, build_method, pack_table, physical_tables
+from embank.tables import Method, PackedTable, TableSpec, build_method, physical_tables
 
 CodecNbytes = Callable[[int, int], int]
 """Bytes of a coded matrix by its rows and columns."""
@@ -31,7 +31,7 @@ class Layout:
     """What the packed form of a table holds.
 
     Args:
-        matrices: rows and columns of each fp32 matrix, which a codec can code.
+        matrices: rows and columns of each matrix that is served in a codec of choice.
         rest_nbytes: of everything else.
         is_exact: False where only training decides (pruned entries, shared blocks), and where packing takes long: then
             it is as many bytes as the budget allows.
@@ -42,7 +42,7 @@ class Layout:
     is_exact: bool
 
     def nbytes(self, codec: CodecNbytes = fp32_nbytes) -> int:
-        """Serving bytes with every fp32 matrix coded."""
+        """Serving bytes with those matrices coded."""
         return self.rest_nbytes + sum(codec(rows, columns) for rows, columns in self.matrices)
 
 
@@ -61,14 +61,11 @@ def layout_of(spec: TableSpec) -> Layout:
         return _bound(spec)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            held = _held(method, lambda rows, dim: torch.empty(rows, dim))
+            return _exact(method, lambda rows, dim: torch.empty(rows, dim))
     except DataDependentOutputException:  # it looks at values, though its size does not depend on them
         if spec.num_embeddings > _MOST_PACKED:
             return _bound(spec)
-        held = _held(method, lambda rows, dim: torch.zeros(1, dim).expand(rows, dim))
-    matrices = tuple((t.shape[0], t.shape[1]) for t in held if t.dtype == torch.float32 and t.dim() == 2)
-    nbytes = sum(t.numel() * t.element_size() for t in held)
-    return Layout(matrices=matrices, rest_nbytes=nbytes - sum(4 * r * c for r, c in matrices), is_exact=True)
+        return _exact(method, lambda rows, dim: torch.zeros(1, dim).expand(rows, dim))
 
 
 def _bound(spec: TableSpec) -> Layout:
@@ -83,7 +80,11 @@ def is_decided_in_training(method: type[Method]) -> bool:
 
 
 @torch.no_grad()
-def _held(method: Method, rows: Callable[[int, int], torch.Tensor]) -> list[torch.Tensor]:
+def _exact(method: Method, make: Callable[[int, int], torch.Tensor]) -> Layout:
+    """The layout of what a method serves of rows that `make` makes."""
     tables = physical_tables(method)
-    packed = pack_table(method, {table.name: rows(table.num_embeddings, table.embedding_dim) for table in tables})
-    return [*packed.parameters(), *packed.buffers()]
+    served = method.served({table.name: make(table.num_embeddings, table.embedding_dim) for table in tables})
+    matrices = tuple((m.shape[0], m.shape[1]) for m in served.matrices.values() if isinstance(m, torch.Tensor))
+    packed = PackedTable.of(served, codec="fp32")
+    rest_nbytes = packed.nbytes() - sum(fp32_nbytes(*shape) for shape in matrices)
+    return Layout(matrices=matrices, rest_nbytes=rest_nbytes, is_exact=True)
