@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from embank.pipelines.runs.evaluate import evaluate_saved
     from embank.pipelines.runs.export import export_run
     from embank.pipelines.runs.inspect import inspect_saved
+    from embank.pipelines.search.read import search_config
     from embank.pipelines.sweep.sweep import run_sweep
     from embank.pipelines.train.trainer import Trainer
 
@@ -43,6 +44,7 @@ __all__ = [
     "parse_config",
     "prepare",
     "run_sweep",
+    "search_config",
     "synth",
     "synth_prepared",
     "verify_prepared",
@@ -63,6 +65,7 @@ _HOME = {
     "parse_config": "config.run",
     "prepare": "data.prepare.prepare",
     "run_sweep": "sweep.sweep",
+    "search_config": "search.read",
     "synth": "data.synth",
     "synth_prepared": "data.synth",
     "verify_prepared": "data.loading.integrity",

@@ -68,7 +68,7 @@ def plot_history(studies: Mapping[str, optuna.Study], path: Path, *, title: str,
             if keeps_budget(trial):
                 best.append((trial.number, max([trial.values[0], *(value for _, value in best[-1:])])))
         axes.plot(*_columns([(t.number, t.values[0]) for t in trials]), "o", color=color, markersize=3, alpha=0.3)
-        axes.plot(*_columns(best), color=color, linewidth=1.8, label=name)
+        axes.step(*_columns(best), where="post", color=color, linewidth=1.8, label=name)
     axes.set(xlabel="trial", ylabel=score)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(title, fontsize=11)

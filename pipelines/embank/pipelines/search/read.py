@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embank.pipelines.search.folder import JOURNAL
 from embank.pipelines.search.plan import SPACES, Metric, SearchPlan
 from embank.tables import ConfigError
 from embank.tables.storage.yaml_text import read_yaml
 from embank.tables.wording import nearest_or_all
+
+if TYPE_CHECKING:
+    import optuna
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -67,3 +70,62 @@ def make_plan(
         metric=metric,
         **settings,
     )
+
+
+def search_config(
+    config: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path,
+    space: str = "widths",
+    sampler: str = "ea",
+    budget: float | None = None,
+    num_trials: int = 600,
+    storage: str | None = None,
+    num_retrained: int = 5,
+    train_seeds: Sequence[int] = (0,),
+    workers: int = 1,
+    resume: bool = False,
+    **settings: Any,
+) -> "optuna.Study":
+    """What `embank search` does, for one budget: searches, trains the best candidates anew, and writes `out`.
+
+    Args:
+        config: a YAML file, or plain dicts.
+        out: the search's directory.
+        space: `widths` or `rows` (scored on a supernet), `methods` or `full` (by training), or a SPACE.yaml.
+        sampler: one of `embank.search.SAMPLERS`.
+        budget: serving bytes / plain bytes; None for no limit.
+        num_trials: of the study, those that it has already included.
+        storage: a journal file or a database's URL; None is a journal in `out`.
+        num_retrained: candidates that are trained anew; 0 cuts the best one out of the supernet.
+        train_seeds: each of them is trained with.
+        workers: processes.
+        resume: go on with a stopped search, or with more trials.
+        settings: further arguments of `SearchPlan`, such as `seed`, `metric`, `supernet`.
+
+    Returns:
+        The study; each trial has the user attributes `candidate` and `nbytes`. `out/best.yaml` is the best
+        configuration.
+
+    Raises:
+        ConfigError, CheckpointError, DataError, BudgetError: bad input.
+        WorkError: the storage can't be written, or trainings have failed.
+    """
+    from embank.pipelines.config.file import read_config
+    from embank.pipelines.search.search import Search
+
+    plan = make_plan(
+        config if isinstance(config, Mapping) else read_config(config),
+        out=out,
+        space=space,
+        sampler=sampler,
+        budgets=[] if budget is None else [budget],
+        num_trials=num_trials,
+        storage=storage,
+        num_retrained=num_retrained,
+        train_seeds=tuple(train_seeds),
+        workers=workers,
+        **settings,
+    )
+    (study,) = Search(plan, out).run(resume=resume).values()
+    return study

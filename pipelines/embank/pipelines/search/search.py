@@ -32,7 +32,8 @@ from embank.pipelines.search.trials import num_done, quiet_optuna, recover_named
 from embank.pipelines.search.workers import StoppedSearchError, failure_of, helpers
 from embank.pipelines.sweep.children import num_cores
 from embank.pipelines.train.interrupt import StopRequest, stop_on_signals
-from embank.tables import WorkError
+from embank.search.profile import profile_plan
+from embank.tables import ConfigError, WorkError
 from embank.tables.storage.atomic import replace_text
 from embank.tables.storage.refusals import writing
 from embank.tables.wording import human_bytes
@@ -70,6 +71,7 @@ class Search:
         """
         self.is_resumed = resume
         self._refuse_budgets()
+        self._refuse_short_profile()
         with self.folder.opened(self.plan, resume=resume), stop_on_signals() as stop:
             self.stop = stop
             supernet = None if self.plan.trains else self._supernet()
@@ -92,6 +94,14 @@ class Search:
         for budget in self.plan.budgets:
             if budget is not None and not isinstance(self.space, ConfigSpace):
                 self.space.allowed_nbytes(budget)
+
+    def _refuse_short_profile(self) -> None:
+        """A profile says nothing before it has measured every table."""
+        if self.plan.sampler == "profile" and (num := len(profile_plan(self.space))) >= self.plan.num_trials:
+            raise ConfigError(
+                f"--sampler profile measures {num:,} forms of tables, one after the other, before it combines them, "
+                f"and --trials is {self.plan.num_trials:,}; give more than {num:,}, or the space fewer values"
+            )
 
     def _supernet(self) -> Path:
         if self.plan.supernet is not None:

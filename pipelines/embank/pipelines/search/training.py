@@ -20,7 +20,7 @@ from embank.pipelines.search.leases import RETRY_OF
 from embank.pipelines.search.methodspace import FeatureMethodSpace
 from embank.pipelines.search.trials import FailedTrialError
 from embank.pipelines.search.workers import StoppedSearchError
-from embank.pipelines.sweep.children import last_words, run_command
+from embank.pipelines.sweep.children import last_words, run_command, start
 from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.sweep.feasible import Feasibility
 from embank.pipelines.train.interrupt import StopRequest
@@ -107,7 +107,7 @@ class TrainingObjective:
         arguments = ["train", str(file), "--out", str(run.path), *(["--resume"] if run.is_run else [])]
         log.parent.mkdir(parents=True, exist_ok=True)
         process = self.context.Process(target=run_command, args=(arguments, log, self.job.num_threads), daemon=True)
-        process.start()
+        start(process)
         try:
             self._watch(process, run, trial)
         except BaseException:

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from embank.pipelines.search.job import Job, SettingOf
 from embank.pipelines.search.trials import run_trials
-from embank.pipelines.sweep.children import end_with_parent, last_words
+from embank.pipelines.sweep.children import end_with_parent, last_words, start
 from embank.pipelines.train.interrupt import stop_on_signals
 from embank.tables import WorkError
 
@@ -40,7 +40,7 @@ def helpers(job: Job, setting_of: SettingOf, *, logs: Path) -> Iterator[list[Bas
         log = logs / f"{job.study_name}-worker-{number}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         started.append(context.Process(target=_work, args=(job, setting_of, log), name=f"worker {number}"))
-        started[-1].start()
+        start(started[-1])
     try:
         yield started
         for process in started:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from embank.pipelines.train.interrupt import StopRequest
@@ -117,7 +118,7 @@ class _Running:
         process = self.context.Process(
             target=run_command, args=(child.arguments, child.log, self.num_threads), daemon=True
         )
-        process.start()
+        start(process)
         self.children[child.name] = (child, process, time.monotonic())
 
     def wait(self, stop: StopRequest, *, seconds: float) -> list[Ended]:
@@ -139,6 +140,22 @@ class _Running:
         assert process.exitcode is not None
         message = last_words(child.log, code=process.exitcode) if process.exitcode else None
         return Ended(name=name, message=message, seconds=time.monotonic() - begun)
+
+
+def start(process: BaseProcess) -> None:
+    """Starts a process that does not run this one's script again.
+
+    Processes that are forked from a server import the script that started them, as a module of another name. A script
+    or a notebook without `if __name__ == "__main__"` would be run once more in each.
+    """
+    script = sys.modules["__main__"]
+    names: tuple[str, ...] = ("__file__", "__spec__")
+    hidden = {name: vars(script).pop(name) for name in names if name in vars(script)}
+    script.__spec__ = None
+    try:
+        process.start()
+    finally:
+        vars(script).update(hidden)
 
 
 def run_command(arguments: Sequence[str], log: Path, num_threads: int) -> None:

@@ -1,0 +1,270 @@
+"""From the runs of benchmarks/search_runs.py to docs/results/search: one table for each task and model, and a picture.
+
+Run: python benchmarks/search_report.py runs/search docs/results/search
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib as mpl
+import optuna
+import yaml
+
+from embank.pipelines.search.retrain import kendall_tau
+from embank.pipelines.search.storage import open_storage
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+EQUAL = log(1.05)
+"""Sizes that differ by less count as equal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A method or a search at one size: test AUC by seed, of the checkpoint that validation chose."""
+
+    name: str
+    budget: float | None
+    nbytes: float
+    by_seed: dict[int, float]
+    validation: float
+
+
+def line_of(name: str, budget: float | None, runs: Sequence[Path]) -> Line | None:
+    """The line of some complete runs, whose folders are named by their seeds."""
+    results = {int(run.name): json.loads((run / "result.json").read_text()) for run in runs}
+    if not results:
+        return None
+    return Line(
+        name=name,
+        budget=budget,
+        nbytes=mean(result["serving_bytes"] for result in results.values()),
+        by_seed={seed: result["auc"] for seed, result in results.items()},
+        validation=mean(result["valid_auc"] for result in results.values()),
+    )
+
+
+def lines_of_sweep(folder: Path, *, name: str | None = None, budget: float | None = None) -> list[Line]:
+    """The lines of a sweep; of each the point of the grid that its leaderboard names.
+
+    Args:
+        folder: what `embank sweep` wrote.
+        name, budget: what its lines are called, instead of the sweep's own words.
+    """
+    found = []
+    with (folder / "leaderboard.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["status"] != "complete":
+                continue
+            share = row["budget"] or "1"
+            place = folder / "runs" / row["model"] / row["method"] / share / row["point"]
+            runs = [path.parent for path in place.glob("*/result.json") if path.parent.name.isdecimal()]
+            line = line_of(name or row["method"], budget if name else float(share), sorted(runs))
+            found += [line] if line is not None else []
+    return found
+
+
+def at_bytes(lines: Sequence[Line], nbytes: float) -> tuple[dict[int, float], bool] | None:
+    """AUC by seed of a method at some bytes: of an equal size, or between two sizes over the logarithm of bytes.
+
+    Returns:
+        The figures, and whether they are at equal bytes; of the nearest size where there is none on either side.
+    """
+    if not lines:
+        return None
+    nearest = min(lines, key=lambda line: abs(log(line.nbytes / nbytes)))
+    smaller = max((line for line in lines if line.nbytes < nbytes), key=lambda line: line.nbytes, default=None)
+    larger = min((line for line in lines if line.nbytes > nbytes), key=lambda line: line.nbytes, default=None)
+    if abs(log(nearest.nbytes / nbytes)) <= EQUAL or smaller is None or larger is None:
+        return nearest.by_seed, abs(log(nearest.nbytes / nbytes)) <= EQUAL
+    weight = log(nbytes / smaller.nbytes) / log(larger.nbytes / smaller.nbytes)
+    seeds = smaller.by_seed.keys() & larger.by_seed.keys()
+    return {s: smaller.by_seed[s] * (1 - weight) + larger.by_seed[s] * weight for s in seeds}, True
+
+
+def difference(searched: Line, others: Sequence[Line]) -> str:
+    """Searched minus another method, paired by seed."""
+    found = at_bytes(others, searched.nbytes)
+    if found is None:
+        return "-"
+    figures, is_equal = found
+    gains = [searched.by_seed[seed] - figures[seed] for seed in searched.by_seed.keys() & figures.keys()]
+    if not gains:
+        return "-"
+    spread = f" ± {stdev(gains):.4f}" if len(gains) > 1 else ""
+    size = "" if is_equal else f" ({others[0].name} has no such size)"
+    return f"{mean(gains):+.4f}{spread}{size}"
+
+
+def tau_of(folder: Path) -> tuple[float | None, int]:
+    """Kendall's tau between supernet score and validation after training, over random candidates of one budget."""
+    with (folder / "candidates.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["name"] != "uniform" and row["score"] and row["validation"]]
+    return kendall_tau([(float(row["score"]), float(row["validation"])) for row in rows]), len(rows)
+
+
+def seconds_of(place: Path) -> dict[str, float]:
+    """What a search has cost: the supernet, the trials of all budgets, the candidates trained anew; and one plain
+    training."""
+    progress = [json.loads(line) for line in (place / "search" / "supernet" / "metrics.jsonl").read_text().splitlines()]
+    study_seconds = 0.0
+    storage = open_storage(place / "search" / "study.journal")
+    for name in optuna.get_all_study_names(storage):
+        trials = optuna.load_study(study_name=name, storage=storage).trials
+        study_seconds += sum((t.duration.total_seconds() for t in trials if t.duration is not None), 0.0)
+    runs = [json.loads(path.read_text()) for path in (place / "search" / "runs").glob("*/*/result.json")]
+    full = [json.loads(path.read_text()) for path in (place / "sweep" / "runs").glob("*/full/1/**/result.json")]
+    return {
+        "one training": mean(run["train_seconds"] for run in full),
+        "supernet": _supernet_seconds(place, progress),
+        "trials": study_seconds,
+        "retraining": sum(run["train_seconds"] for run in runs),
+    }
+
+
+def _supernet_seconds(place: Path, records: Sequence[dict[str, Any]]) -> float:
+    """Training time of the supernet, as its last checkpoint has it."""
+    saved = sorted((place / "search" / "supernet" / "checkpoints").glob("step-*"))
+    meta = json.loads((saved[-1] / "meta.json").read_text())
+    return float(meta["progress"]["stages"][0]["seconds"]) if records else 0.0
+
+
+def report_cell(place: Path, budgets: Sequence[str]) -> tuple[list[str], list[Line]]:
+    """Section of a task and model, and its lines."""
+    lines = lines_of_sweep(place / "sweep")
+    searched = [
+        line
+        for budget in budgets
+        for line in lines_of_sweep(place / f"searched-{budget}", name="searched", budget=float(budget))
+    ]
+    methods = [name for name in dict.fromkeys(line.name for line in lines) if name != "full"]
+    text = [f"## {place.name}", "", f"![AUC against bytes]({place.name}.png)", ""]
+    text += [f"| budget | serving bytes | test AUC | {' | '.join(f'− {name}' for name in methods)} |"]
+    text += [f"|{'---|' * (3 + len(methods))}"]
+    for line in searched:
+        figures = list(line.by_seed.values())
+        spread = f" ± {stdev(figures):.4f}" if len(figures) > 1 else ""
+        cells = [difference(line, [other for other in lines if other.name == name]) for name in methods]
+        text.append(f"| {line.budget:g} | {line.nbytes:,.0f} | {mean(figures):.4f}{spread} | {' | '.join(cells)} |")
+    plain = [line for line in lines if line.name == "full"]
+    text += ["", *(f"Plain tables: {mean(p.by_seed.values()):.4f} at {p.nbytes:,.0f} bytes." for p in plain)]
+    tau, num = tau_of(place / "ranks")
+    cost = seconds_of(place)
+    one = cost["one training"]
+    shares = ", ".join(f"{name} {cost[name] / one:.1f}" for name in ("supernet", "trials", "retraining"))
+    total = sum(cost[name] for name in ("supernet", "trials", "retraining")) / one
+    text += [
+        "",
+        f"Kendall's tau between supernet score and validation after training: "
+        f"{'-' if tau is None else f'{tau:+.2f}'} ({num} random candidates of one budget).",
+        f"Cost in trainings of the plain model, all budgets together: {total:.1f} ({shares}).",
+        "",
+    ]
+    return text, [*lines, *searched]
+
+
+def report_training(place: Path, published: Path) -> list[str]:
+    """Whole configurations by training against every published line at three sizes."""
+    rows = []
+    for folder in sorted(place.glob("full-*")):
+        if not (folder / "candidates.csv").is_file():
+            continue
+        with (folder / "candidates.csv").open() as file:
+            best = next(row for row in csv.DictReader(file) if row["is_best"] == "True")
+        others = _published_at(published, float(best["nbytes"]))
+        name, auc = max(others.items(), key=lambda pair: pair[1])
+        rows.append(
+            f"| {best['budget']} | {best['tables.method']} | {int(best['nbytes']):,} | {float(best['auc']):.4f} | "
+            f"{name} {auc:.4f} | {float(best['auc']) - auc:+.4f} |"
+        )
+    if not rows:
+        return []
+    head = "| budget | method | serving bytes | test AUC | best published line at these bytes | difference |"
+    return ["## Whole configurations, 40 trainings for each budget", "", head, "|---|---|---|---|---|---|", *rows, ""]
+
+
+def _published_at(folder: Path, nbytes: float) -> dict[str, float]:
+    """By method, the mean test AUC of a published sweep at some bytes."""
+    by_method: dict[str, list[Line]] = {}
+    with (folder / "leaderboard.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["status"] == "complete":
+                line = Line(
+                    name=row["method"],
+                    budget=None,
+                    nbytes=float(row["serving_bytes"]),
+                    by_seed={0: float(row["auc"])},
+                    validation=float(row["valid_metric"]),
+                )
+                by_method.setdefault(row["method"], []).append(line)
+    found = {name: at_bytes(lines, nbytes) for name, lines in by_method.items()}
+    return {name: figures[0][0] for name, figures in found.items() if figures is not None and figures[1]}
+
+
+def picture(lines: Sequence[Line], path: Path, *, title: str) -> None:
+    """Test AUC against serving bytes: a line per method, the searched tables in front."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
+    names = list(dict.fromkeys(line.name for line in lines))
+    for place, name in enumerate(names):
+        own = sorted((line for line in lines if line.name == name), key=lambda line: line.nbytes)
+        is_ours = name == "searched"
+        axes.errorbar(
+            [line.nbytes for line in own],
+            [mean(line.by_seed.values()) for line in own],
+            yerr=[stdev(line.by_seed.values()) if len(line.by_seed) > 1 else 0.0 for line in own],
+            marker="*" if is_ours else "osD^vP<>hp"[place % 10],
+            markersize=11 if is_ours else 4,
+            linewidth=2.4 if is_ours else 1.0,
+            color="#d1242f" if is_ours else None,
+            zorder=5 if is_ours else 2,
+            label=name,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="serving bytes of all tables (log scale)", ylabel="test AUC")
+    axes.set_title(title, fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#d0d7de", linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Writes README.md and a picture for each task and model that is complete."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    settings = yaml.safe_load((args.work / "settings.yaml").read_text())
+    args.out.mkdir(parents=True, exist_ok=True)
+    text = [
+        "# Searched tables against baselines at equal bytes",
+        "",
+        "`python benchmarks/search_runs.py` writes this page. Test AUC, mean ± sample deviation over seeds "
+        f"{', '.join(map(str, settings['seeds']))}; rates and checkpoints are chosen on validation.",
+        "Differences are the searched tables minus the baseline, paired by seed, at equal serving bytes: within 5%, or "
+        "on the line between two sizes of the baseline over the logarithm of bytes.",
+        "",
+    ]
+    for place in sorted(path for path in args.work.iterdir() if path.is_dir()):
+        wanted = [place / "sweep", place / "ranks", *(place / f"searched-{b}" for b in settings["budgets"])]
+        if not all((p / "leaderboard.csv").is_file() or (p / "results.md").is_file() for p in wanted):
+            continue
+        section, lines = report_cell(place, settings["budgets"])
+        text += section
+        picture(lines, args.out / f"{place.name}.png", title=place.name)
+        text += report_training(place, args.out.parent / "movielens-deepfm")
+    (args.out / "README.md").write_text("\n".join(text).rstrip() + "\n")
+    print(args.out / "README.md")
+
+
+if __name__ == "__main__":
+    main()
