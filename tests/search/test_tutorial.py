@@ -53,7 +53,9 @@ def test_the_tutorial_runs_word_for_word(folder: Path) -> None:
 
 
 def test_the_example_runs(folder: Path) -> None:
-    told = must(folder, "examples/search.py", "data/movielens")
+    prepare = ["prepare", "--format", "movielens", "--input", "data/raw", "--out", "data/example"]
+    must(folder, "-m", "embank", *prepare)
+    told = must(folder, "examples/search.py", "data/example")
     assert told.count("trials, best score") == 2
     assert "150 trials" in told
-    assert "# deepfm on movielens: widths" in told
+    assert "# deepfm on example: widths" in told
