@@ -28,6 +28,11 @@ class Inputs:
     Raises:
         ConfigError: names and dims differ in number, a name appears twice, a dim is below 1, or there is no input at
             all.
+
+    Example:
+        >>> inputs = Inputs(names=("user", "item"), dims=(8, 4), num_dense=1)
+        >>> inputs.num_fields, inputs.width
+        (2, 12)
     """
 
     names: tuple[str, ...]

@@ -87,6 +87,13 @@ def build_network(name: str, *, inputs: Inputs, **hyper: Any) -> Network:
 
     Raises:
         ConfigError: as `build_config`, or inputs that the model can't work on.
+
+    Example:
+        >>> inputs = Inputs(names=("user", "item"), dims=(4, 4), num_dense=1)
+        >>> network = build_network("deepfm", inputs=inputs, hidden_units=(8,))
+        >>> dense_BI, embeddings_BE, first_order_BF = torch.zeros(3, 1), torch.zeros(3, 8), torch.zeros(3, 2)
+        >>> network(dense_BI, embeddings_BE, first_order_BF).shape
+        torch.Size([3])
     """
     return find_model(name)(build_config(name, hyper), inputs=inputs)
 
