@@ -1,7 +1,6 @@
 """Unsharded twins that a rank compares its shards with: they take the batches of all ranks, as one update."""
 
-from embank.tables import RowStore
-from embank.tables.collections.base import Tables
+from embank.tables import SequenceCollection, Tables
 from embank.tables.rows.torch_rows import TorchRows
 
 
@@ -9,10 +8,11 @@ def sum_lookups(tables: Tables) -> None:
     """Makes the rows of a collection take the sum of all lookups' gradients at `update_rows`, where each lookup is an
     update otherwise.
     It may train beside other processes: all do the same."""
-    for name, store in list(vars(tables).items()):
-        if isinstance(store, RowStore):
-            twin = TorchRows(store.spec, is_replica=True)
-            for table, rows in store.weights().items():
+    paths = [tables.path] if isinstance(tables, SequenceCollection) else tables.paths.values()
+    for path in paths:
+        if path.store is not None:
+            twin = TorchRows(path.store.spec, is_replica=True)
+            for table, rows in path.store.weights().items():
                 twin.weights()[table].copy_(rows)
-            setattr(tables, name, twin)
+            path.store = twin
     tables._would_drift = lambda: False
