@@ -53,10 +53,17 @@ class Table:
         """Measured bytes: "serving" (the packed form) or "training" (optimizer state included)."""
         return self.collection.nbytes(kind)  # type: ignore[arg-type]
 
-    def pack(self) -> "Packed":
-        """The inference form: a snapshot, which later training leaves alone."""
+    def pack(self, *, codec: str = "fp32") -> "Packed":
+        """The inference form: a snapshot, which later training leaves alone.
+
+        Args:
+            codec: how rows are held that the method does not code itself.
+
+        Raises:
+            ConfigError: there is no such codec, or rows alone can't be coded by it.
+        """
         refuse_unfinished(self.collection)
-        (packed,) = self.collection.packs(copied=True)
+        (packed,) = self.collection.packs(copied=True, codec=codec)
         return Packed(self.spec, packed)
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from embank.tables.serving.codecs.base import Coded
     from embank.tables.serving.codecs.registry import codec_class, encode, register_codec, registered_codecs
     from embank.tables.serving.packed import PackedCollection, pack_collection
+    from embank.tables.serving.plain import PlainCollection
     from embank.tables.serving.table import PackedTable, pack_table
     from embank.tables.sharding.plan import Placement, Plan, load_plan, save_plan
     from embank.tables.sharding.planner import PlanRequest, plan_tables
@@ -74,6 +75,7 @@ __all__ = [
     "Method",
     "PackedCollection",
     "PackedTable",
+    "PlainCollection",
     "PhysicalTable",
     "PipelinedTables",
     "Placement",
@@ -155,6 +157,7 @@ _HOME = {
     "NUM_TOKEN_IDS": "ids.token_hash",
     "PackedCollection": "serving.packed",
     "PackedTable": "serving.table",
+    "PlainCollection": "serving.plain",
     "PhysicalTable": "rows.physical",
     "PipelinedTables": "collections.pipelined",
     "Placement": "sharding.plan",

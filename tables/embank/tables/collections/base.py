@@ -344,12 +344,13 @@ class Tables(nn.Module, ABC):
             return distinct_nbytes([t for pack in packs for t in pack.counted()])
         return distinct_nbytes([t for pack in packs for t in pack.buffers()])
 
-    def packs(self, *, copied: bool = False) -> "list[PackedTable]":
+    def packs(self, *, copied: bool = False, codec: str = "fp32") -> "list[PackedTable]":
         """The inference form of each table as it would be settled, in host memory; where rows are there, it may share
-        them unless they are to be copied. The tables themselves stay as they are.
+        them unless they are to be copied. What the methods do not code themselves is held by the codec. The tables
+        themselves stay as they are.
 
         Raises:
-            ConfigError: rows are sharded: this process has a part of them.
+            ConfigError: rows are sharded: this process has a part of them; or there is no such codec.
         """
         from embank.tables.serving.table import pack_table
 
@@ -359,7 +360,7 @@ class Tables(nn.Module, ABC):
             for name, weight in {**fp32_rows(self), **settled_copies(self)}.items()
         }
         methods = self.built_methods()
-        return [pack_table(deepcopy(m).cpu() if self.tier.on_gpu else m, rows) for m in methods]
+        return [pack_table(deepcopy(m).cpu() if self.tier.on_gpu else m, rows, codec=codec) for m in methods]
 
     def refuse_packing_parts(self) -> None:
         """Raises ConfigError if rows are sharded, so that what is here is not all of them."""

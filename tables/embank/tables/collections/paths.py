@@ -310,9 +310,12 @@ def pool(rows_ND: Tensor, offsets: Tensor, *, pooling: str) -> Tensor:
     lengths = offsets.diff()
     if rows_ND.shape[0] == lengths.numel() and bool((lengths == 1).all()):
         return rows_ND
-    lengths = lengths.to(rows_ND.device, non_blocking=True)
-    bags_N = torch.repeat_interleave(
-        torch.arange(lengths.numel(), device=lengths.device), lengths, output_size=rows_ND.shape[0]
-    )
-    pooled_BD = rows_ND.new_zeros(lengths.numel(), rows_ND.shape[1]).index_add(0, bags_N, rows_ND)
-    return pooled_BD / lengths.clamp(min=1)[:, None] if pooling == "mean" else pooled_BD
+    return summed(rows_ND, lengths.to(rows_ND.device, non_blocking=True), pooling=pooling)
+
+
+def summed(rows_ND: Tensor, lengths_B: Tensor, *, pooling: str) -> Tensor:
+    """The same of the bags' lengths, where the rows are, without a look at them: what `torch.export` can follow."""
+    bags = torch.arange(lengths_B.shape[0], device=lengths_B.device)
+    bags_N = torch.repeat_interleave(bags, lengths_B, output_size=rows_ND.shape[0])
+    pooled_BD = rows_ND.new_zeros(lengths_B.shape[0], rows_ND.shape[1]).index_add(0, bags_N, rows_ND)
+    return pooled_BD / lengths_B.clamp(min=1)[:, None] if pooling == "mean" else pooled_BD
