@@ -96,7 +96,7 @@ class Training:
 
         def made() -> Iterator[Any]:
             for batch in batches:
-                yield (self.tables.announce if prefetch else self.tables.address)(batch)
+                yield (self.tables.address_ahead if prefetch else self.tables.address)(batch)
 
         seconds, losses = [], []
         last = time.perf_counter()

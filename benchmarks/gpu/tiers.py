@@ -77,7 +77,7 @@ def check_batch(sizes: list[int], lookups: list[int], *, bags: int, max_bag: int
 
 
 def run_steps(rows: RowStore, batches: list[Batch], *, ahead: int) -> list[Tensor]:
-    """Outputs of training steps, each batch announced `ahead` steps before."""
+    """Outputs of training steps, each batch prefetched `ahead` steps before."""
     outputs = []
     for number, (indices, offsets) in enumerate(batches):
         if ahead:

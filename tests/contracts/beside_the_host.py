@@ -28,7 +28,7 @@ STEPS = 5
 
 def bags(tables: TableCollection, seed: int) -> Tensor:
     """Pooled rows of random bags."""
-    return tables(tables.announce(random_kjt({"a": NUM}, batch_size=16, seed=seed))).values()
+    return tables(tables.address_ahead(random_kjt({"a": NUM}, batch_size=16, seed=seed))).values()
 
 
 def sequences(tables: SequenceCollection, seed: int) -> Tensor:

@@ -98,7 +98,7 @@ def test_prefetch_changes_nothing(backend: str, optimizer: str, tmp_path: Path) 
             for file in files_of(tables):
                 file.evict()
             outputs.append([])
-            for addressed in [tables.announce(kjt) for kjt in kjts]:
+            for addressed in [tables.address_ahead(kjt) for kjt in kjts]:
                 values = tables(addressed).values()
                 outputs[-1].append(values.detach().clone())
                 (values - 1).square().sum().backward()
@@ -115,7 +115,7 @@ def test_prefetch_changes_nothing(backend: str, optimizer: str, tmp_path: Path) 
 def test_prefetch_of_other_tiers_does_nothing(tmp_path: Path) -> None:
     for tier in (RowTier(), RowTier(name="disk", directory=tmp_path, prefetch=False)):
         tables = TableCollection(specs(), tier=tier)
-        tables.announce(random_kjt(SIZES, batch_size=4, seed=0))
+        tables.address_ahead(random_kjt(SIZES, batch_size=4, seed=0))
         assert not prefetchers()
 
 
@@ -225,7 +225,7 @@ def test_errors_of_the_thread_surface(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Pages, "fetch", broken)
     tables = TableCollection(specs()[:1], tier=RowTier(name="disk", directory=tmp_path))
-    addressed = tables.announce(random_kjt(SIZES, batch_size=4, seed=0))
+    addressed = tables.address_ahead(random_kjt(SIZES, batch_size=4, seed=0))
     with pytest.raises(OSError, match="the disk is on fire"):
         tables(addressed)
     with pytest.raises(OSError, match="the disk is on fire"):
@@ -234,7 +234,7 @@ def test_errors_of_the_thread_surface(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_thread_and_the_files_end_with_the_store(tmp_path: Path) -> None:
     tables = TableCollection(specs(), tier=RowTier(name="disk", directory=tmp_path))
-    tables.announce(random_kjt(SIZES, batch_size=4, seed=0))
+    tables.address_ahead(random_kjt(SIZES, batch_size=4, seed=0))
     assert len(prefetchers()) == 2  # two stores: methods that are linear, and those that are not
     kept = tables.weights()["I"]
     expected = kept.clone()

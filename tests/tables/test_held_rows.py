@@ -17,7 +17,7 @@ KJT = KeyedJaggedTensor(keys=["t"], values=torch.arange(20), lengths=torch.ones(
 
 
 def test_rows_are_fetched_when_a_method_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store may have to wait for what is on its way, and let go what was announced."""
+    """A store may have to wait for what is on its way, and let go what was prefetched."""
     tables = TableCollection([*SPECS, replace(SPECS[0], name="other")], backend="torch")
     fetched = []
     weight = TorchRows.weight

@@ -50,7 +50,7 @@ def evaluate(
         split,
         batch_size=EVAL_BATCH_SIZE * processes.count,
         shuffle=False,
-        address=None if tables is None else tables.announce,
+        address=None if tables is None else tables.address_ahead,
         rank=processes.rank,
         world_size=processes.count,
     )

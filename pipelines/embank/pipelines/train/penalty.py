@@ -60,12 +60,12 @@ class RowPenalty:
         ]
 
     def address(self, features: KeyedJaggedTensor) -> Penalised:
-        """Addresses a batch, announces it to the tables and weighs its ids; for the loader's thread.
+        """Addresses a batch, prefetches its rows and weighs its ids; for the loader's thread.
 
         Raises:
             ConfigError: a feature has a bag of several ids, which its table would pool before they can be penalised.
         """
-        addressed = self.tables.announce(features)
+        addressed = self.tables.address_ahead(features)
         size = features.stride()
         weighed = {use: _weigh(features[use[1]], weights_N, size) for use, weights_N in self.weights.items()}
         zeros_B = torch.zeros(size)

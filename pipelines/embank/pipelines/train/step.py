@@ -68,7 +68,7 @@ class Stepper:
     @property
     def address(self) -> Callable[[KeyedJaggedTensor], object]:
         """What the loader's thread does with the ids of a batch before this is called with it."""
-        return self.tables.announce if self.penalty is None else self.penalty.address
+        return self.tables.address_ahead if self.penalty is None else self.penalty.address
 
     def looking_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches, each after the next one's ids have been sent on their way to the processes that hold their rows."""

@@ -129,13 +129,13 @@ class TableCollection(Tables):
         same.
 
         On the disk tier a thread reads the rows' pages ahead (unless `RowTier.prefetch` is off). Where rows are
-        sharded, ids
-        travel to the processes that hold them: all must call this together, on the thread that calls `forward`.
+        sharded, ids travel to the processes that hold them: all must call this together, on the thread that calls
+        `forward`.
         """
         for kind, path in self.paths.items():
             path.prefetch(addressed.paths[kind])
 
-    def announce(self, features: KeyedJaggedTensor) -> Addressed:
+    def address_ahead(self, features: KeyedJaggedTensor) -> Addressed:
         """What a data loader's thread does with a batch that is going to be trained on: `address`, and `prefetch` where
         it may."""
         addressed = self.address(features)
