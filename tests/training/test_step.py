@@ -66,5 +66,5 @@ def test_clipping_scales_the_dense_gradient_and_leaves_rows(data: Path, tmp_path
     assert rows.keys() == same_rows.keys()
     for name, moved in rows.items():
         assert torch.equal(same_rows[name], moved), name
-    with pytest.raises(ConfigError, match=r"'train\.clip_grad_norm' is 0\.0; it must be above 0"):
+    with pytest.raises(ConfigError, match=r"train\.clip_grad_norm is 0\.0: it must be above 0"):
         parse_config(raw_config(data, train={"clip_grad_norm": 0.0}))
