@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         physical_tables,
     )
     from embank.tables.method.local_rows import LocalRows, Score
+    from embank.tables.method.modes import statistics_move
     from embank.tables.method.options import option_class
     from embank.tables.method.registry import build_method, method_class, register_method, registered_methods
     from embank.tables.method.schedule import Advance, Carry, Schedule, Stage
@@ -128,6 +129,7 @@ __all__ = [
     "save_bundle",
     "save_checkpoint",
     "save_plan",
+    "statistics_move",
     "token_id",
     "token_ids",
     "token_ids_expr",
@@ -157,10 +159,10 @@ _HOME = {
     "NUM_TOKEN_IDS": "ids.token_hash",
     "PackedCollection": "serving.packed",
     "PackedTable": "serving.table",
-    "PlainCollection": "serving.plain",
     "PhysicalTable": "rows.physical",
     "PipelinedTables": "collections.pipelined",
     "Placement": "sharding.plan",
+    "PlainCollection": "serving.plain",
     "Plan": "sharding.plan",
     "PlanRequest": "sharding.planner",
     "ROW_OPTIMIZERS": "rows",
@@ -211,6 +213,7 @@ _HOME = {
     "save_bundle": "serving.bundle",
     "save_checkpoint": "storage.checkpoint",
     "save_plan": "sharding.plan",
+    "statistics_move": "method.modes",
     "token_id": "ids.token_hash",
     "token_ids": "ids.token_hash",
     "token_ids_expr": "ids.token_hash",

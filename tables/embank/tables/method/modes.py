@@ -26,7 +26,13 @@ _STATISTICS_MOVE: ContextVar[bool] = ContextVar("_STATISTICS_MOVE", default=True
 
 def statistics_move() -> bool:
     """Whether a training pass may move buffers, such as running means and counts of use: not in a step on search
-    parameters alone."""
+    parameters alone.
+
+    Example:
+        >>> from embank.tables import statistics_move
+        >>> statistics_move()
+        True
+    """
     return _STATISTICS_MOVE.get()
 
 
