@@ -127,13 +127,7 @@ def _robe(spec: TableSpec, facts: Mapping[str, Any], tensors: Tensors) -> Made:
     num_rows, chunk = tensors["rows"].shape
     dim = facts["embedding_dim"]
     num_chunks = -(-dim // chunk)
-    held = {
-        "chunk": chunk,
-        "num_chunks": num_chunks,
-        "num_rows": num_rows,
-        "has_signs": facts["has_signs"],
-        "dim": dim,
-    }
+    held = {"chunk": chunk, "num_chunks": num_chunks, "num_rows": num_rows, "has_signs": facts["has_signs"], "dim": dim}
     return _made(Robe, held, _some(tensors, "salt")), [tensors["rows"]], [0] * (2 * num_chunks)
 
 

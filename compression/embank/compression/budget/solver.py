@@ -154,7 +154,6 @@ def _infeasible(specs: Sequence[TableSpec], *, budget: float) -> BudgetError:
         part = ""
     return BudgetError(
         f"the budget of {len(specs)} tables is {budget}, {budget * total_nbytes:,.0f} bytes, but their floor is "
-        f"{floor_nbytes:,} bytes, "
-        f"budget {share_text(floor_nbytes, total_nbytes)}{part}. Raise the budget, or choose a method with a lower "
-        "floor"
+        f"{floor_nbytes:,} bytes, budget {share_text(floor_nbytes, total_nbytes)}{part}. Raise the budget, or choose a "
+        "method with a lower floor"
     )

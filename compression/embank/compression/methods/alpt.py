@@ -8,12 +8,7 @@ import torch
 from torch import Tensor
 
 from embank.compression.codecs.grids import SteppedRows
-from embank.compression.parts.grid import (
-    Bits,
-    clamp_codes,
-    high_codes,
-    num_wide_rows,
-)
+from embank.compression.parts.grid import Bits, clamp_codes, high_codes, num_wide_rows
 from embank.tables import ConfigError, Method, Served, TableSpec, Traits, default_init, option_class, own_table
 from embank.tables.rows.rounding import noise, round_stochastically
 

@@ -238,8 +238,7 @@ def _refuse_mixed(spec: TableSpec, options: CompositionalConfig) -> None:
     if options.table is not None and options.divisor is not None:
         raise ConfigError(
             f"table '{spec.name}' shares the rows '{options.table}', where ids are hashed, but has divisor "
-            f"{options.divisor}; "
-            "give num_rows instead"
+            f"{options.divisor}; give num_rows instead"
         )
 
 

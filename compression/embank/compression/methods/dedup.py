@@ -154,11 +154,7 @@ class Dedup(Method):
         """For each block the one that stands for it, int64 [B]; those stand for themselves."""
         config = self.config
         projections_BL = project_blocks(
-            rows,
-            self.spec,
-            rows_per_block=self.rows_per_block,
-            num_projections=config.num_projections,
-            seed=seed,
+            rows, self.spec, rows_per_block=self.rows_per_block, num_projections=config.num_projections, seed=seed
         )
         max_difference = config.max_difference
         if max_difference is None:

@@ -8,25 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embank.compression.codecs.sparse import SparseRows
-from embank.compression.parts.magnitude import (
-    allowed_nbytes,
-    cut_to_bytes,
-    cut_to_count,
-    kept_by_bytes,
-    magnitudes,
-)
+from embank.compression.parts.magnitude import allowed_nbytes, cut_to_bytes, cut_to_count, kept_by_bytes, magnitudes
 from embank.compression.parts.row_chunks import row_chunks
-from embank.tables import (
-    ConfigError,
-    LocalRows,
-    Method,
-    Schedule,
-    Served,
-    TableSpec,
-    Traits,
-    option_class,
-    own_table,
-)
+from embank.tables import ConfigError, LocalRows, Method, Schedule, Served, TableSpec, Traits, option_class, own_table
 from embank.tables.method.options import refuse_wrong_types
 
 _RAMP_HUNDREDS = 687.32

@@ -28,7 +28,6 @@ class Full(Method):
         if spec.budget is not None and spec.budget < 1:
             raise BudgetError(
                 f"table '{spec.name}': method 'full' keeps every row, its floor is budget 1.0 ({spec.plain_nbytes:,} "
-                "bytes); "
-                f"the budget is {spec.budget}. Raise the budget, or use another method, such as 'hash'"
+                f"bytes); the budget is {spec.budget}. Raise the budget, or use another method, such as 'hash'"
             )
         self.physical = (own_table(spec),)

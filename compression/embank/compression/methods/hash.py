@@ -62,8 +62,7 @@ class Hash(Method):
         if not spec.has_vocabulary:
             raise ConfigError(
                 f"table '{spec.name}' has no vocabulary (its ids are hashes of tokens), so its number of rows must be "
-                "said; "
-                "give num_rows=..."
+                "said; give num_rows=..."
             )
         if spec.budget is None:
             return spec.num_embeddings

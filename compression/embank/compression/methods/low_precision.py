@@ -11,13 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from embank.compression.codecs.grids import PowerOfTwoRows
-from embank.compression.parts.grid import (
-    Bits,
-    fitting_exponents,
-    high_codes,
-    num_wide_rows,
-    power_of_two,
-)
+from embank.compression.parts.grid import Bits, fitting_exponents, high_codes, num_wide_rows, power_of_two
 from embank.tables import Method, Served, TableSpec, Traits, option_class, own_table
 from embank.tables.rows.rounding import noise, round_stochastically
 

@@ -2,13 +2,7 @@
 
 from collections.abc import Sequence
 
-from embank.compression.parts.projected import (
-    NarrowRows,
-    held_dim,
-    held_nbytes,
-    refuse_below_floor,
-    with_width,
-)
+from embank.compression.parts.projected import NarrowRows, held_dim, held_nbytes, refuse_below_floor, with_width
 from embank.tables import Allocation, TableSpec, Traits, option_class
 
 _BISECTIONS = 50

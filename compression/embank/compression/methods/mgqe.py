@@ -3,10 +3,7 @@
 from torch import Tensor
 
 from embank.compression.parts.quantiser import CodeShape, QuantisedRows, choose_shape
-from embank.tables import (
-    ConfigError,
-    option_class,
-)
+from embank.tables import ConfigError, option_class
 from embank.tables.method.options import refuse_wrong_types
 
 

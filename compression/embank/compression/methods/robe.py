@@ -169,8 +169,7 @@ def _sharing(specs: Sequence[TableSpec], fraction: float) -> list[TableSpec]:
         floor = share_text(4 * chunk + _SALT_NBYTES * len(specs), sum(spec.plain_nbytes for spec in specs))
         raise BudgetError(
             f"array '{name}' of {len(specs)} tables of method 'robe' needs one chunk and the salts, so its floor is "
-            "budget "
-            f"{floor}; the budget is {fraction:.6g}. Raise the budget"
+            f"budget {floor}; the budget is {fraction:.6g}. Raise the budget"
         )
     largest = max(specs, key=lambda spec: spec.num_embeddings)
     std = largest.init_std or (3 * largest.num_embeddings) ** -0.5
@@ -191,8 +190,7 @@ def _refuse_set(spec: TableSpec, *, chunk: int) -> None:
     if options.chunk not in (None, chunk):
         raise ConfigError(
             f"table '{spec.name}' has chunk {options.chunk}, but array '{options.array}' has a table with chunk "
-            f"{chunk}; give all of its "
-            "tables the same"
+            f"{chunk}; give all of its tables the same"
         )
 
 
@@ -201,9 +199,8 @@ def _num_rows(spec: TableSpec, config: RobeConfig, *, chunk: int) -> int:
     refuse_both(spec, num_weights=config.num_weights)
     if config.array is not None and (config.num_weights is None or spec.init_std is None):
         raise ConfigError(
-            f"table '{spec.name}' shares array '{config.array}' but does not say its size; let Robe.allocate share "
-            "the bytes, or give "
-            "all tables of the array the same chunk, num_weights and init_std"
+            f"table '{spec.name}' shares array '{config.array}' but does not say its size; let Robe.allocate share the "
+            "bytes, or give all tables of the array the same chunk, num_weights and init_std"
         )
     if config.num_weights is not None:
         if config.num_weights % chunk:

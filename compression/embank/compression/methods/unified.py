@@ -228,15 +228,13 @@ def shape_of(spec: TableSpec, config: UnifiedConfig) -> tuple[int, int]:
         if dim % lookups:
             raise ConfigError(
                 f"table '{spec.name}' has dim {dim}, which {lookups} lookups do not divide; use another number, or "
-                "give the width "
-                "as well and the rows are projected"
+                "give the width as well and the rows are projected"
             )
         return dim // lookups, lookups
     if lookups is None and dim % width:
         raise ConfigError(
-            f"table '{spec.name}' has dim {dim}, which is no multiple of its width {width}; use another width, or "
-            "give the lookups "
-            "as well and the rows are projected"
+            f"table '{spec.name}' has dim {dim}, which is no multiple of its width {width}; use another width, or give "
+            "the lookups as well and the rows are projected"
         )
     return width, dim // width if lookups is None else lookups
 
@@ -293,8 +291,7 @@ def _num_rows(spec: TableSpec, config: UnifiedConfig) -> int:
     if config.placement == "shared":
         raise ConfigError(
             f"table '{spec.name}' shares table '{config.table}' but does not say its rows; give all of its tables the "
-            "same rows=..., "
-            "or let Unified.allocate share a budget"
+            "same rows=..., or let Unified.allocate share a budget"
         )
     _refuse_no_vocabulary(spec, wants="rows of its own by default")
     width, _ = shape_of(spec, config)
@@ -336,10 +333,8 @@ def _allocate(specs: Sequence[TableSpec], nbytes: int, *, exact: set[str]) -> li
         plain, floor = sum(spec.plain_nbytes for spec in specs), nbytes - spare
         raise BudgetError(
             f"{len(specs)} tables of method 'unified' need {floor:,} bytes for their exact tables, salts, projections "
-            "and a row of each "
-            f"other table, so their floor is budget {share_text(floor, plain)}; they were given {nbytes:,} bytes "
-            f"({nbytes / plain:.6g}). "
-            "Raise the budget"
+            f"and a row of each other table, so their floor is budget {share_text(floor, plain)}; they were given "
+            f"{nbytes:,} bytes ({nbytes / plain:.6g}). Raise the budget"
         )
     total = sum(weights.values())
     rows = {name: 1 + spare * weights[name] // total // rows_nbytes[name] for name in weights}

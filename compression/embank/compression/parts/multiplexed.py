@@ -67,9 +67,8 @@ def shared_num_rows(spec: TableSpec, *, table: str, num_rows: int | None, fixed_
     limit, row_nbytes = budget_nbytes(spec), 4 * spec.embedding_dim
     if limit is None:
         raise ConfigError(
-            f"table '{spec.name}' shares the rows '{table}' but does not say how many; give all of its tables the "
-            "same num_rows=..., or "
-            "one budget for all of them"
+            f"table '{spec.name}' shares the rows '{table}' but does not say how many; give all of its tables the same "
+            "num_rows=..., or one budget for all of them"
         )
     affordable = (limit - fixed_nbytes) // row_nbytes
     if affordable < least:
@@ -150,11 +149,9 @@ def _share(specs: Sequence[TableSpec], nbytes: int, *, readers: Sequence[Reader]
     if nbytes < fixed + least * row_nbytes:
         plain, floor = sum(spec.plain_nbytes for spec in specs), fixed + least * row_nbytes
         raise BudgetError(
-            f"the rows '{readers[0].table}' of {len(specs)} tables of method '{specs[0].method}' and what these do "
-            "not share need "
-            f"{floor:,} bytes, so their floor is budget {floor / plain:.6g}; they were given {nbytes:,} bytes "
-            f"({nbytes / plain:.6g}). "
-            "Raise the budget"
+            f"the rows '{readers[0].table}' of {len(specs)} tables of method '{specs[0].method}' and what these do not "
+            f"share need {floor:,} bytes, so their floor is budget {floor / plain:.6g}; they were given {nbytes:,} "
+            f"bytes ({nbytes / plain:.6g}). Raise the budget"
         )
     return [
         found.with_rows((nbytes - fixed) // row_nbytes)

@@ -96,10 +96,8 @@ def refuse_below_floor(specs: Sequence[TableSpec], nbytes: int) -> None:
         plain_nbytes = sum(spec.plain_nbytes for spec in specs)
         raise BudgetError(
             f"{len(specs)} tables from '{specs[0].name}' on: method '{specs[0].method}' needs rows of dim 1 and their "
-            "projections, "
-            f"{floor_nbytes:,} bytes, so its floor is budget {share_text(floor_nbytes, plain_nbytes)}; there are "
-            f"{nbytes:,} bytes. "
-            "Raise the budget"
+            f"projections, {floor_nbytes:,} bytes, so its floor is budget {share_text(floor_nbytes, plain_nbytes)}; "
+            f"there are {nbytes:,} bytes. Raise the budget"
         )
 
 

@@ -60,12 +60,7 @@ class CodeShape(NamedTuple):
 
 
 def choose_shape(
-    spec: TableSpec,
-    *,
-    num_codebooks: int | None,
-    num_codes: int | None,
-    num_tail_codes: int | None,
-    head_share: float,
+    spec: TableSpec, *, num_codebooks: int | None, num_codes: int | None, num_tail_codes: int | None, head_share: float
 ) -> CodeShape:
     """The sizes that give the codes the most bits within the budget; among equals the one with the most codes.
 

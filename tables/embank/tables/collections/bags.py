@@ -112,8 +112,7 @@ class Bags:
         if starts[-1] != self.values.numel():
             raise DataError(
                 f"lengths sum to {starts[-1]:,} up to the last feature, '{feature}', but the batch has "
-                f"{self.values.numel():,} ids; "
-                "lengths and ids must come from the same rows"
+                f"{self.values.numel():,} ids; lengths and ids must come from the same rows"
             )
         return starts
 

@@ -367,9 +367,8 @@ class Tables(nn.Module, ABC):
         if self.sharding is not None:
             raise ConfigError(
                 f"the rows of these tables are spread over {self.processes.count} processes, so they can't be packed "
-                "here, nor their "
-                "serving bytes be counted: save_checkpoint on all of them, load_checkpoint in one process, and pack "
-                "there"
+                "here, nor their serving bytes be counted: save_checkpoint on all of them, load_checkpoint in one "
+                "process, and pack there"
             )
 
     @property

@@ -104,8 +104,7 @@ def refuse_other_hashes(saved: Mapping[str, Any], *, what: str) -> None:
     if saved.get("hash_version") != HASH_VERSION:
         raise CheckpointError(
             f"{what} was addressed by hash version {saved.get('hash_version')}; this embank has version "
-            f"{HASH_VERSION}, "
-            "which gives ids other rows"
+            f"{HASH_VERSION}, which gives ids other rows"
         )
     refuse_other_token_hash(saved.get("token_hash_version"), what=what, error=CheckpointError)
 

@@ -71,11 +71,9 @@ def row_state(tables: "Tables") -> dict[str, Tensor]:
     """
     if tables.sharding is not None:
         raise ConfigError(
-            f"the rows of these tables are spread over {tables.processes.count} processes, and a state_dict here "
-            "would hold those of "
-            "one. Use save_checkpoint and load_checkpoint of embank.tables.storage.checkpoint, which all processes "
-            "call together; "
-            "`tables.methods.state_dict()` has what the methods hold besides rows"
+            f"the rows of these tables are spread over {tables.processes.count} processes, and a state_dict here would "
+            "hold those of one. Use save_checkpoint and load_checkpoint of embank.tables.storage.checkpoint, which all "
+            "processes call together; `tables.methods.state_dict()` has what the methods hold besides rows"
         )
     names = row_names(tables)
     state = {names[table]: rows_RD for table, rows_RD in tables.weights().items()}
@@ -185,15 +183,13 @@ def _refuse_foreign(tables: "Tables", state: Mapping[str, Any], *, prefix: str) 
         if not method.traits.is_plain and f"{prefix}{tables.plain_prefix}.{state_name(spec.name)}.weight" in state:
             raise CheckpointError(
                 f"{what} holds plain rows of table '{spec.name}', which has method '{spec.method}' here. Use method "
-                "'full', or leave "
-                "the table out"
+                "'full', or leave the table out"
             )
         named = [row_names(tables)[table.name] for table in method.physical]
         if not method.traits.is_plain and any(prefix + name in state for name in named):
             raise CheckpointError(
                 f"{what} has rows of table '{spec.name}' but no '{prefix}_extra_state', which tells how they are "
-                "stored. Keep all names "
-                "that begin with the tables' own"
+                "stored. Keep all names that begin with the tables' own"
             )
 
 
@@ -211,8 +207,7 @@ def without_tables(network: Mapping[str, Any], tables: "Tables") -> dict[str, Te
             if found != names:
                 raise ConfigError(
                     f"the network's '{key}' is of the tables {sorted(found)}, the bundle has {sorted(names)}. Give a "
-                    "network without other "
-                    "tables, or put all tables into one collection"
+                    "network without other tables, or put all tables into one collection"
                 )
             mine.append(key.removesuffix("_extra_state"))
     parts = ("_extra_state", "methods.", "rows.", "row_optimizer.", f"{tables.plain_prefix}.")

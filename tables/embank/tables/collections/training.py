@@ -130,10 +130,9 @@ def replica_error() -> ConfigError:
     """For tables that several processes train by themselves."""
     return ConfigError(
         f"these tables are trained by one of {dist.get_world_size()} processes, each of which would update its own "
-        "rows, so that they "
-        "drift apart. Spread the rows over the processes: TableCollection(..., sharding=Sharding(plan=...)), of "
-        "embank.tables.sharding.sharded_rows, as docs/sharding.md shows. To look up without training, use "
-        "torch.no_grad()"
+        "rows, so that they drift apart. Spread the rows over the processes: TableCollection(..., "
+        "sharding=Sharding(plan=...)), of embank.tables.sharding.sharded_rows, as docs/sharding.md shows. To look up "
+        "without training, use torch.no_grad()"
     )
 
 
@@ -159,8 +158,7 @@ def refuse_unknown_length(tables: "Tables") -> None:
     if method is not None and tables.training_state.num_steps is None:
         raise ConfigError(
             f"table '{method.spec.name}' (method '{method.spec.method}') follows a schedule over the whole training; "
-            "say how long it is, "
-            "tables.begin(num_steps=...), before the first step"
+            "say how long it is, tables.begin(num_steps=...), before the first step"
         )
 
 
@@ -170,7 +168,6 @@ def refuse_unfinished(tables: "Tables") -> None:
     if method is not None and count:
         raise ConfigError(
             f"rows were trained by {count:,} backward pass{'es' if count > 1 else ''} since the last tables.step(), "
-            "which table "
-            f"'{method.spec.name}' (method '{method.spec.method}') needs for its schedule; call it after each "
-            "backward pass"
+            f"which table '{method.spec.name}' (method '{method.spec.method}') needs for its schedule; call it after "
+            "each backward pass"
         )

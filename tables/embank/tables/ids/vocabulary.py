@@ -93,8 +93,7 @@ class Vocabulary:
             position = int(np.argmax(outside_N))
             raise DataError(
                 f"vocabulary {self.name!r} has ids 0 to {len(self) - 1}, but id {ids[position]} occurs (position "
-                f"{position}). "
-                "The data and the vocabulary come from different preparations; prepare the data again."
+                f"{position}). The data and the vocabulary come from different preparations; prepare the data again."
             )
 
     def save(self, path: str | Path) -> None:

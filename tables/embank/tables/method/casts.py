@@ -26,16 +26,14 @@ def keeping_types(change: Change, *, device: torch.device) -> Change:
     probe = change(torch.zeros(1, device=device))
     if probe.device.type == "cpu" and probe.is_shared():  # type: ignore[no-untyped-call]
         raise ConfigError(
-            "rows can't be put into shared memory with a model, so processes would train copies of their own; give "
-            "the tables a "
-            "Sharding over the processes, or train in one"
+            "rows can't be put into shared memory with a model, so processes would train copies of their own; give the "
+            "tables a Sharding over the processes, or train in one"
         )
     is_elsewhere = probe.device.type != device.type or (device.index is not None and probe.device != device)
     if is_elsewhere and probe.device.type != "meta":
         raise ConfigError(
             f"these tables' rows are on '{device}' and can't be moved to '{probe.device}' with a model; make the "
-            "tables with "
-            f"tier=RowTier(device='{probe.device}'), and move the rest of the model"
+            f"tables with tier=RowTier(device='{probe.device}'), and move the rest of the model"
         )
     if probe.dtype == torch.float32:
         return change

@@ -33,7 +33,5 @@ def placement(tier: RowTier) -> Placement:
     if tier.cache_load_factor == 0:
         return Placement(location=EmbeddingLocation.MANAGED, compute=ComputeDevice.CUDA)
     return Placement(
-        location=EmbeddingLocation.MANAGED_CACHING,
-        compute=ComputeDevice.CUDA,
-        cache_load_factor=tier.cache_load_factor,
+        location=EmbeddingLocation.MANAGED_CACHING, compute=ComputeDevice.CUDA, cache_load_factor=tier.cache_load_factor
     )

@@ -32,12 +32,7 @@ class RowSpace:
         self.files: list[MappedFile] = []
 
     def hold(
-        self,
-        name: str,
-        *,
-        numel: int,
-        chunks: Iterable[Tensor] | None = None,
-        dtype: torch.dtype = torch.float32,
+        self, name: str, *, numel: int, chunks: Iterable[Tensor] | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Memory for numbers.
 

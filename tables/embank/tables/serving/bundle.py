@@ -327,8 +327,7 @@ class Bundle:
         if manifest.get("format") != FORMAT:
             raise CheckpointError(
                 f"'{self.path / MANIFEST}' is not a bundle's: its format is {manifest.get('format')!r}, not "
-                f"{FORMAT!r}. "
-                "Give a folder that embank export or save_bundle wrote"
+                f"{FORMAT!r}. Give a folder that embank export or save_bundle wrote"
             )
         if manifest.get("format_version") not in (1, FORMAT_VERSION):
             raise CheckpointError(
@@ -339,9 +338,8 @@ class Bundle:
         if manifest.get("hash_version") != HASH_VERSION:
             raise CheckpointError(
                 f"bundle '{self.path}' was addressed by hash version {manifest.get('hash_version')}; embank "
-                f"{embank_version()} has version "
-                f"{HASH_VERSION}, which gives ids other rows. Load it with the embank that wrote it "
-                f"({self.embank_version}), or train again"
+                f"{embank_version()} has version {HASH_VERSION}, which gives ids other rows. Load it with the embank "
+                f"that wrote it ({self.embank_version}), or train again"
             )
         version = manifest.get("token_hash_version")
         refuse_other_token_hash(version, what=f"bundle '{self.path}'", error=CheckpointError)

@@ -65,9 +65,8 @@ class PackedCollection(nn.Module):
         wrong = [name for name in mine if name in saved and saved[name] != mine[name]]
         if wrong:
             raise CheckpointError(
-                f"the state_dict is of other packed tables: '{wrong[0]}' was {saved[wrong[0]]} and is "
-                f"{mine[wrong[0]]} here. Load the "
-                "bundle that it was made from"
+                f"the state_dict is of other packed tables: '{wrong[0]}' was {saved[wrong[0]]} and is {mine[wrong[0]]} "
+                "here. Load the bundle that it was made from"
             )
 
     def _facts(self) -> dict[str, Any]:

@@ -120,8 +120,7 @@ class PackedTable(nn.Module):
         if spine_cls is None:
             raise CheckpointError(
                 f"it is served by a {manifest['spine']}, which method '{method}' no longer has; load it with the "
-                "embank "
-                "that wrote it, or export it again"
+                "embank that wrote it, or export it again"
             )
         spine = restored(spine_cls, manifest["facts"], _below("spine", tensors))
         matrices = []

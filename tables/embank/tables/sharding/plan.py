@@ -229,8 +229,7 @@ def check_plan(plan: Plan, loads: Sequence[Load], *, optimizer: str) -> None:
         if placement.kind == "data_parallel" and optimizer == "adam":
             raise ConfigError(
                 f"the plan replicates table '{table.name}', whose optimizer is a lazy adam: replicas don't know which "
-                "rows were "
-                "looked up. Use table_wise or row_wise"
+                "rows were looked up. Use table_wise or row_wise"
             )
         if placement.kind != "column_wise":
             continue
@@ -311,9 +310,8 @@ def _refuse(loads: Sequence[Load], held: int, memory_per_rank: int, world_size: 
     raise ConfigError(
         f"the tables don't fit: {held:,} bytes on a rank, the limit is {memory_per_rank:,} bytes; the largest table is "
         f"'{largest.table.name}' with {largest.nbytes:,} bytes ({largest.table.num_embeddings:,} rows). All tables "
-        "together have "
-        f"{total:,} bytes: use at least {-(-total // memory_per_rank)} ranks instead of {world_size}, a smaller "
-        "budget, or the disk tier"
+        f"together have {total:,} bytes: use at least {-(-total // memory_per_rank)} ranks instead of {world_size}, a "
+        "smaller budget, or the disk tier"
     )
 
 

@@ -23,13 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.types import (
-    EmbeddingModuleShardingPlan,
-    NoWait,
-    ParameterSharding,
-    ShardingEnv,
-    ShardingPlan,
-)
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, NoWait, ParameterSharding, ShardingEnv, ShardingPlan
 
 from embank.tables.errors import ConfigError
 from embank.tables.rows.base import RowStore, select_lookups

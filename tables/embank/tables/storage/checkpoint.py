@@ -192,8 +192,7 @@ def verify_checkpoint(folder: str | Path) -> dict[str, Any]:
     if meta.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint '{folder}' has format version {meta.get('format_version')}; this embank reads version "
-            f"{FORMAT_VERSION}. Load it "
-            "with the embank that wrote it, or train again"
+            f"{FORMAT_VERSION}. Load it with the embank that wrote it, or train again"
         )
     if not isinstance(meta.get("identity"), dict) or not isinstance(meta["identity"].get("tables"), dict):
         raise CheckpointError(f"'{folder / 'meta.json'}' does not say which tables it is of. {_CURE}")

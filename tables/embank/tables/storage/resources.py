@@ -60,8 +60,7 @@ def out_of(what: str) -> str:
     if limit is not None:
         return (
             f"out of {what}: this process may use {limit / 2**20:,.0f} MiB of address space (`ulimit -v`), which "
-            "threads and mapped files "
-            "take too. Raise the limit."
+            "threads and mapped files take too. Raise the limit."
         )
     if what == "threads":
         return (

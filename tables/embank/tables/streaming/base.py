@@ -91,8 +91,7 @@ class IdVocabulary(nn.Module, ABC):
         if capacity < 2:
             raise ConfigError(
                 f"table '{name}' has {capacity} row; a streaming vocabulary needs the unknown row and one more: give "
-                "num_embeddings of "
-                "at least 2"
+                "num_embeddings of at least 2"
             )
         self.name, self.capacity = name, capacity
         self.step, self.totals = 0, StreamCounts()
@@ -161,8 +160,7 @@ class IdVocabulary(nn.Module, ABC):
         if saved["facts"] != self.facts():
             raise CheckpointError(
                 f"the saved vocabulary of table '{self.name}' has {saved['facts']}, the one here {self.facts()}; make "
-                "it with the "
-                "saved options"
+                "it with the saved options"
             )
         self.step, self.totals = saved["step"], StreamCounts(**saved["totals"])
         self.load_state(saved["state"])
@@ -174,8 +172,7 @@ class IdVocabulary(nn.Module, ABC):
         if ids_N.numel() and int(ids_N.min()) < 0:
             raise DataError(
                 f"table '{self.name}' was given id {int(ids_N.min())}; ids of a streaming vocabulary are 0 or more, "
-                "such as those of "
-                "embank.tables.ids.token_hash"
+                "such as those of embank.tables.ids.token_hash"
             )
         return ids_N
 

@@ -101,10 +101,9 @@ class StreamingCollection(nn.Module):
             if other.num_embeddings != spec.num_embeddings or not set(other.feature_names) <= set(spec.feature_names):
                 raise ConfigError(
                     f"table '{other.name}' ({other.num_embeddings:,} ids, features {list(other.feature_names)}) looks "
-                    "up features of table "
-                    f"'{spec.name}' ({spec.num_embeddings:,} ids, features {list(spec.feature_names)}), whose "
-                    "vocabulary then serves both; "
-                    "give them the same num_embeddings, and the vocabulary to the one with more features"
+                    f"up features of table '{spec.name}' ({spec.num_embeddings:,} ids, features "
+                    f"{list(spec.feature_names)}), whose vocabulary then serves both; give them the same "
+                    "num_embeddings, and the vocabulary to the one with more features"
                 )
             taken = [name for name, names in self.followers.items() if other.name in names]
             if taken:

@@ -90,9 +90,8 @@ class ManagedVocabulary(IdVocabulary):
     def _asked(self, ids_N: Tensor) -> Tensor:
         if ids_N.numel() and int(ids_N.max()) == NOBODY:
             raise DataError(
-                f"table '{self.name}' was given id {NOBODY}, which TorchRec's managed collisions keep for rows "
-                "without an id; use StreamingConfig, "
-                f"which takes all {NUM_TOKEN_IDS:,} ids"
+                f"table '{self.name}' was given id {NOBODY}, which TorchRec's managed collisions keep for rows without "
+                f"an id; use StreamingConfig, which takes all {NUM_TOKEN_IDS:,} ids"
             )
         if not ids_N.numel():
             return ids_N
@@ -113,9 +112,8 @@ class ManagedVocabulary(IdVocabulary):
         elif ids_N.numel() > int(self.first_size * HISTORY_SHARE):
             raise DataError(
                 f"table '{self.name}' was given {ids_N.numel():,} ids in a batch; TorchRec's managed collisions leave "
-                "out what is beyond "
-                f"{HISTORY_SHARE} times the first batch ({self.first_size:,} ids). Give the largest batch first, or "
-                "use StreamingConfig"
+                f"out what is beyond {HISTORY_SHARE} times the first batch ({self.first_size:,} ids). Give the largest "
+                "batch first, or use StreamingConfig"
             )
         in_use = self._in_use()
         self.module.train()

@@ -67,15 +67,13 @@ def refuse_shared_rows(tables: Tables, method: Method) -> None:
     if tables.sharding is not None:
         raise ConfigError(
             f"rows of table '{spec.name}' can't be reset: they are sharded, and each process would have to learn the "
-            "same ids in the "
-            "same order. Train streaming tables in one process"
+            "same ids in the same order. Train streaming tables in one process"
         )
     reason = _why_not(method)
     if reason is not None:
         raise ConfigError(
-            f"rows of table '{spec.name}' can't be reset: its method '{spec.method}' {reason}. Use method 'full', or "
-            "a hashed table "
-            "without a vocabulary ('unified')"
+            f"rows of table '{spec.name}' can't be reset: its method '{spec.method}' {reason}. Use method 'full', or a "
+            "hashed table without a vocabulary ('unified')"
         )
 
 

@@ -80,8 +80,7 @@ class MappedFile:
         if size < self.nbytes:
             raise WorkError(
                 f"'{self.path}' has {size:,} bytes of the {self.nbytes:,} that the disk tier gave it; something has "
-                "cut it. "
-                "Keep other programs out of the disk tier's folder and resume from the last checkpoint"
+                "cut it. Keep other programs out of the disk tier's folder and resume from the last checkpoint"
             )
 
     def flush(self) -> None:
