@@ -217,6 +217,25 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(lambda h, r: layer(h, r), (hidden, rows))
 
 
+def test_gradients_across_documents_and_pieces() -> None:
+    layer = made()
+    hidden, rows = inputs(layer, batch=1, length=14)
+    starts = torch.zeros(1, 14, dtype=torch.bool)
+    starts[0, 6] = True
+    whole = layer(hidden, rows.requires_grad_(), starts_BT=starts)
+    (wanted,) = torch.autograd.grad(whole[:, 9:].square().sum(), rows)
+    state = EngramState()
+    layer(hidden[:, :9], rows[:, :9], starts_BT=starts[:, :9], state=state)
+    last = layer(hidden[:, 9:], rows[:, 9:], starts_BT=starts[:, 9:], state=state)
+    (own,) = torch.autograd.grad(last.square().sum(), rows)
+    torch.testing.assert_close(own[:, 9:], wanted[:, 9:], rtol=1e-10, atol=1e-12)
+    assert not own[:, :9].any()  # a piece is a constant to the next one
+    assert wanted[:, 6:9].any()
+    assert not wanted[:, :6].any()
+    taps = list(layer.parameters())
+    assert torch.autograd.gradcheck(lambda *_: layer(hidden.detach(), rows.detach(), starts_BT=starts), taps)
+
+
 def test_gradients_are_finite_where_a_score_is_zero() -> None:
     layer = made(conv=False)
     rows = torch.zeros(1, 3, 12, dtype=torch.double, requires_grad=True)

@@ -4,6 +4,9 @@ Source: Engram (arXiv 2601.07372, section 2.3) as released (deepseek-ai/Engram):
 which the paper's equations 4 and 6 leave out. DeepSeek-V4.1 has no convolution; the paper and the demo have one.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,33 +32,46 @@ class EngramState:
         self.max_rollback = whole(max_rollback, what="max_rollback is", least=0)
         self.length = 0
         self._lookback = 0
-        self._inputs: tuple[Tensor, Tensor] | None = None  # the last ones, [B, S, M, d], and the document of each
+        self._normed: Tensor | None = None  # the last inputs of the convolution, [B, S, M, d]
+        self._documents: Tensor | None = None  # the document of each, [B, S]; None while there is one
 
-    def extend(self, normed_BTMd: Tensor, documents_BT: Tensor, *, lookback: int) -> tuple[Tensor, Tensor]:
+    def extend(
+        self, normed_BTMd: Tensor, documents_BT: Tensor | None, *, lookback: int
+    ) -> tuple[Tensor, Tensor | None]:
         """Goes on by a piece.
 
         Args:
             normed_BTMd: inputs of the convolution.
-            documents_BT: the document of each, counted within the piece; 0 goes on with the one before.
+            documents_BT: the document of each, counted within the piece; 0 goes on with the one before. None is all 0.
             lookback: positions that the convolution looks back.
 
         Returns:
             The same with up to `lookback` positions before them, documents counted through.
         """
-        before = 0
-        if self._inputs is not None:
-            normed, documents = self._inputs
-            before = min(lookback, normed.shape[1])
-            documents_BT = torch.cat([documents, documents_BT + documents[:, -1:]], dim=1)
-            normed_BTMd = torch.cat([normed, normed_BTMd], dim=1)
-        total = normed_BTMd.shape[1]
-        piece = total - (0 if self._inputs is None else self._inputs[0].shape[1])
+        piece, held = normed_BTMd.shape[1], 0
+        if self._normed is not None:
+            held = self._normed.shape[1]
+            documents_BT = self._counted_on(documents_BT, normed_BTMd)
+            normed_BTMd = torch.cat([self._normed, normed_BTMd], dim=1)
         self.length, self._lookback = self.length + piece, lookback
-        kept = max(0, total - lookback - self.max_rollback)
         if self.length:  # an empty first piece leaves nothing to count documents on from
-            self._inputs = normed_BTMd[:, kept:].detach(), documents_BT[:, kept:]
-        unused = total - piece - before
-        return normed_BTMd[:, unused:], documents_BT[:, unused:]
+            kept = max(0, held + piece - lookback - self.max_rollback)
+            self._normed = normed_BTMd[:, kept:].detach()
+            self._documents = None if documents_BT is None else documents_BT[:, kept:]
+        unused = max(0, held - lookback)
+        return normed_BTMd[:, unused:], None if documents_BT is None else documents_BT[:, unused:]
+
+    def _counted_on(self, documents_BT: Tensor | None, normed_BTMd: Tensor) -> Tensor | None:
+        """Documents of what is held and of a piece; None while there is one document."""
+        if documents_BT is None and self._documents is None:
+            return None
+        assert self._normed is not None
+        before, device = self._documents, normed_BTMd.device
+        if before is None:
+            before = torch.zeros(self._normed.shape[:2], dtype=torch.int64, device=device)
+        if documents_BT is None:
+            documents_BT = torch.zeros(normed_BTMd.shape[:2], dtype=torch.int64, device=device)
+        return torch.cat([before, documents_BT + before[:, -1:]], dim=1)
 
     def rollback(self, count: int) -> None:
         """Forgets the last positions.
@@ -63,7 +79,7 @@ class EngramState:
         Raises:
             ConfigError: more than are kept.
         """
-        held = 0 if self._inputs is None else self._inputs[0].shape[1]
+        held = 0 if self._normed is None else self._normed.shape[1]
         length = self.length - count
         if not 0 <= count <= self.length or held - count < min(self._lookback, length):
             raise ConfigError(
@@ -71,15 +87,67 @@ class EngramState:
                 f"make it with EngramState(max_rollback={max(count, 0)})"
             )
         self.length = length
-        if self._inputs is not None and count:
-            normed, documents = self._inputs
-            self._inputs = (normed[:, :-count], documents[:, :-count]) if held > count else None
+        self._normed = None if self._normed is None or held == count else self._normed[:, : held - count]
+        self._documents = None if self._documents is None or held == count else self._documents[:, : held - count]
 
     def reorder(self, sequences_B: Tensor) -> None:
         """Goes on from other sequences, as beam search does: b from what `sequences_B[b]` was."""
-        if self._inputs is not None:
-            normed, documents = self._inputs
-            self._inputs = normed[sequences_B], documents[sequences_B]
+        self._normed = None if self._normed is None else self._normed[sequences_B]
+        self._documents = None if self._documents is None else self._documents[sequences_B]
+
+
+class _DilatedConv(torch.autograd.Function):
+    """A causal depthwise convolution along positions: what slices and sums would give, without a tensor for each.
+
+    Inputs [B, P + T, M, d] with P positions before those that are asked for, taps [M, d, K], the last one a position's
+    own; documents [B, P + T], across which no tap reaches.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, taps_MdK: Tensor, dilation: int, length: int, documents: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(inputs, taps_MdK)
+        ctx.dilation, ctx.length, ctx.documents = dilation, length, documents
+        return _convolved(inputs, taps_MdK, dilation, length, documents)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        inputs, taps_MdK = ctx.saved_tensors
+        grad_inputs, grad_taps = torch.zeros_like(inputs), torch.zeros_like(taps_MdK)
+        own = inputs.shape[1] - ctx.length
+        grad_inputs[:, own:] = grad * taps_MdK[..., -1]
+        grad_taps[..., -1] = (grad * inputs[:, own:]).sum((0, 1))
+        for back, read, written, same in _reaches(inputs, taps_MdK, ctx.dilation, ctx.length, ctx.documents):
+            reached = grad[:, written] if same is None else grad[:, written] * same
+            grad_inputs[:, read].addcmul_(reached, taps_MdK[..., -1 - back])
+            grad_taps[..., -1 - back] = (reached * inputs[:, read]).sum((0, 1))
+        return grad_inputs, grad_taps, None, None, None
+
+
+def _convolved(inputs: Tensor, taps_MdK: Tensor, dilation: int, length: int, documents: Tensor | None) -> Tensor:
+    """What `_DilatedConv` gives."""
+    result = inputs[:, inputs.shape[1] - length :] * taps_MdK[..., -1]
+    for back, read, written, same in _reaches(inputs, taps_MdK, dilation, length, documents):
+        values = inputs[:, read] if same is None else inputs[:, read] * same
+        result[:, written].addcmul_(values, taps_MdK[..., -1 - back])
+    return result
+
+
+def _reaches(
+    inputs: Tensor, taps_MdK: Tensor, dilation: int, length: int, documents: Tensor | None
+) -> Iterator[tuple[int, slice, slice, Tensor | None]]:
+    """For each tap but a position's own: how many taps back it is, which inputs it reads for which results, and where
+    both are of one document."""
+    own = inputs.shape[1] - length
+    for back in range(1, taps_MdK.shape[-1]):
+        first = max(0, back * dilation - own)  # results before it would read what is before the beginning
+        read = slice(own + first - back * dilation, max(0, own + length - back * dilation))
+        if first < length:
+            same = None
+            if documents is not None:
+                same = (documents[:, read] == documents[:, own + first :])[..., None, None]
+            yield back, read, slice(first, None), same
 
 
 class Engram(nn.Module):
@@ -208,37 +276,30 @@ class Engram(nn.Module):
         dtype = torch.promote_types(hidden_BTMd.dtype, torch.float32)
         hidden, keys = hidden_BTMd.to(dtype), keys_BTMd.to(dtype)
         gain_Md = (self.query_gain_Md * self.key_gain_Md).to(dtype)
-        norms = (hidden.square().mean(-1) + self.eps).rsqrt() * (keys.square().mean(-1) + self.eps).rsqrt()
-        scores = (hidden * gain_Md * keys).sum(-1) * norms / self.hidden_dim**0.5
+        # <norm(h), norm(k)> by three products: neither norm is written out.
+        squares = self._mean_square(hidden) * self._mean_square(keys)
+        scores = torch.linalg.vecdot(hidden * gain_Md, keys) * (squares * self.hidden_dim).rsqrt()
         return torch.sigmoid(scores.abs().clamp_min(LEAST_SCORE).sqrt() * scores.sign())
+
+    def _mean_square(self, x: Tensor) -> Tensor:
+        """What a norm divides by the root of."""
+        square: Tensor = torch.linalg.vecdot(x, x)
+        return square / self.hidden_dim + self.eps
 
     def _convolved(self, added_BTMd: Tensor, starts_BT: Tensor | None, state: EngramState | None) -> Tensor:
         """The causal convolution of normed outputs, [B, T, M, d]."""
         assert self.conv_weight is not None
         assert self.conv_gain_Md is not None
         exact = added_BTMd.to(torch.promote_types(added_BTMd.dtype, torch.float32))
-        scale_BTM1 = (exact.square().mean(-1, keepdim=True) + self.eps).rsqrt().to(added_BTMd.dtype)
-        normed = added_BTMd * scale_BTM1 * self.conv_gain_Md
-        length = normed.shape[1]
+        scale_BTM = self._mean_square(exact).rsqrt().to(added_BTMd.dtype)
+        inputs, length = added_BTMd * scale_BTM[..., None] * self.conv_gain_Md, added_BTMd.shape[1]
         documents = None if starts_BT is None else starts_BT.cumsum(1)
         if state is not None:
-            if documents is None:
-                documents = torch.zeros(normed.shape[:2], dtype=torch.int64, device=normed.device)
-            past, documents = state.extend(normed, documents, lookback=self.lookback)
-        else:
-            past = normed
-        missing = self.lookback + length - past.shape[1]  # before the beginning there are zeros, which no tap notices
-        past = F.pad(past, (0, 0, 0, 0, missing, 0))
-        documents = None if documents is None else F.pad(documents, (missing, 0))
+            inputs, documents = state.extend(inputs, documents, lookback=self.lookback)
         taps_MdK = self.conv_weight.view(self.branches, self.hidden_dim, self.kernel_size)
-        result = normed * taps_MdK[..., -1]
-        for back in range(1, self.kernel_size):
-            first = self.lookback - back * self.dilation
-            term = past[:, first : first + length] * taps_MdK[..., -1 - back]
-            if documents is not None:
-                same_BT = documents[:, first : first + length] == documents[:, self.lookback :]
-                term = term * same_BT[..., None, None]
-            result = result + term
+        # Autograd's functions cost more than a position's sums.
+        convolve = _DilatedConv.apply if torch.is_grad_enabled() else _convolved
+        result: Tensor = convolve(inputs, taps_MdK, self.dilation, length, documents)
         return result
 
     def _refuse_other_shapes(self, hidden_BTMd: Tensor, rows_BTE: Tensor) -> None:
