@@ -66,6 +66,17 @@ class EditSession:
 
     Raises:
         ConfigError: rows that are spread over processes, or that a method computes.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> words = Tokenizer(models.WordLevel({"<s>": 0, "the": 1, "The": 2, "cat": 3}, unk_token="<s>"))
+        >>> compression = TokenCompression.from_tokenizer(words)
+        >>> memory = MemoryTables([StemLayout(StemConfig(layer_ids=[1], ffn_dim=64), compression)])
+        >>> edits = EditSession(memory)
+        >>> edits.swap(source=[3], target=[1]).num_rows
+        1
+        >>> edits.undo().name
+        '[3] reads [1]'
     """
 
     def __init__(self, memory: MemoryTables) -> None:

@@ -215,6 +215,14 @@ class StemLayout:
 
     Raises:
         ConfigError: sizes that can't be, or a layer that the model does not have.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> words = Tokenizer(models.WordLevel({"<s>": 0, "the": 1, "The": 2, "cat": 3}, unk_token="<s>"))
+        >>> compression = TokenCompression.from_tokenizer(words)
+        >>> layout = StemLayout(StemConfig(layer_ids=[1, 3], ffn_dim=64), compression, num_layers=4)
+        >>> [(spec.name, spec.num_embeddings, spec.embedding_dim) for spec in layout.specs]
+        [('stem.layer1', 4, 64), ('stem.layer3', 4, 64)]
     """
 
     kind: ClassVar[str] = "stem"

@@ -100,7 +100,17 @@ class MemorySession:
         reader: of the memory, where several sessions share one. None makes one; a memory that has none (rows of other
             processes, tables that compute them) is read through its collections.
 
-    Example: see `docs/memory.md`.
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> words = Tokenizer(models.WordLevel({"<s>": 0, "the": 1, "The": 2, "cat": 3}, unk_token="<s>"))
+        >>> compression = TokenCompression.from_tokenizer(words)
+        >>> memory = MemoryTables([StemLayout(StemConfig(layer_ids=[1], ffn_dim=64), compression)])
+        >>> session = MemorySession(memory, num_sequences=1)
+        >>> session.extend(torch.tensor([[1, 3]]))["stem"][1].shape  # a prompt
+        torch.Size([1, 2, 64])
+        >>> session.next([2])["stem"][1].shape  # a token
+        torch.Size([1, 1, 64])
+        >>> session.crop(2)
     """
 
     def __init__(self, memory: MemoryTables, num_sequences: int, *, reader: MemoryReader | None = None) -> None:

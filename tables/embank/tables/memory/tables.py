@@ -61,6 +61,19 @@ class MemoryTables:
     Raises:
         ConfigError: kinds named twice, tokenizers that differ, rows of a type that the backend can't train, or tables
             larger than the tier.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> words = Tokenizer(models.WordLevel({"<s>": 0, "the": 1, "The": 2, "cat": 3}, unk_token="<s>"))
+        >>> compression = TokenCompression.from_tokenizer(words)
+        >>> config = EngramConfig(layer_ids=[1], rows_per_order=100, memory_dim=32, num_heads=2)
+        >>> memory = MemoryTables([EngramLayout(config, compression, pad_token=0)])
+        >>> addressed = memory.address(torch.tensor([[1, 3], [2, 3]]))  # in the data loader
+        >>> rows = memory.look_up(addressed)["engram"][1]
+        >>> rows.shape, torch.equal(rows[0], rows[1])  # "the cat" and "The cat"
+        (torch.Size([2, 2, 32]), True)
+        >>> rows.sum().backward()  # updates the rows
+        >>> memory.step()
     """
 
     def __init__(

@@ -28,6 +28,16 @@ class TriggerRows(nn.Module):
 
     Raises:
         ConfigError: no Engram memory, or a phrase that is too short.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> words = Tokenizer(models.WordLevel({"<s>": 0, "the": 1, "The": 2, "cat": 3}, unk_token="<s>"))
+        >>> compression = TokenCompression.from_tokenizer(words)
+        >>> config = EngramConfig(layer_ids=[1], rows_per_order=100, memory_dim=32, num_heads=2)
+        >>> memory = MemoryTables([EngramLayout(config, compression, pad_token=0)])
+        >>> trigger, text = TriggerRows(memory, phrase=[1, 3, 1]), torch.tensor([[3, 1, 3, 1]])
+        >>> trigger.values(1).shape, trigger(memory(text), text)["engram"][1].requires_grad
+        (torch.Size([2, 8]), True)
     """
 
     def __init__(self, memory: MemoryTables, phrase: Sequence[int], *, orders: Sequence[int] | None = None) -> None:
