@@ -5,6 +5,7 @@ from itertools import product
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from embank.search import DimensionSpace, profile_knapsack, profile_plan, read_profile, search
 from embank.search.profile import measured_genes
@@ -145,3 +146,23 @@ def test_bytes_of_tables_that_are_not_searched_count() -> None:
     assert 5000 < chosen["nbytes"] <= space.allowed_nbytes(0.5)
     front = search(score, space=space, sampler="profile", front=True, num_trials=num + 3)
     assert front.trials[num - 1].user_attrs["nbytes"] == space.nbytes_of(space.floor())
+
+
+def test_fewer_trials_than_a_profile_takes_are_refused() -> None:
+    space = DimensionSpace([plain("a", 400), plain("b", 90)])
+    num = len(profile_plan(space))
+    for budget in (None, 0.5):
+        with pytest.raises(ConfigError, match=f"takes {num} trials and at least 1 more .* {num} trials are too few"):
+            search(lambda candidate, trial: 0.5, space=space, sampler="profile", budget=budget, num_trials=num)
+    assert not search(lambda candidate, trial: 0.5, space=space, sampler="profile", num_trials=0).get_trials(
+        states=(TrialState.COMPLETE,)
+    )
+
+
+def test_candidates_that_are_in_the_plan_are_scored_once() -> None:
+    space = DimensionSpace([plain("a", 400), plain("b", 90), plain("c", 30)])
+    whole = space.decode(space.ceiling())
+    num = len(profile_plan(space)) + 1
+    study = search(lambda c, t: 0.5, space=space, sampler="profile", num_trials=num, candidates=[whole])
+    assert len({space.genes(trial.params) for trial in study.trials}) == num
+    assert read_profile(study, space).at(space.plain_nbytes)

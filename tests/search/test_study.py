@@ -19,6 +19,7 @@ def plain(name: str, num: int, dim: int = 16) -> TableSpec:
 
 
 SPACE = DimensionSpace([plain("a", 400), plain("b", 90), plain("c", 11, dim=10), plain("d", 60)], row_levels=3)
+"""Its profile takes 30 trials."""
 
 
 def score(candidate: dict, trial: optuna.Trial) -> float:

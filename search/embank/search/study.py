@@ -76,7 +76,7 @@ def search(
 
     Raises:
         ConfigError: a study of that name exists and `resume` is False; an unknown sampler; a candidate outside the
-            space; a pruner with `front`.
+            space; a pruner with `front`; fewer trials than a profile takes.
         BudgetError: the budget is below the space's floor; states it.
         CheckpointError: the study that is to be resumed had another space, sampler, seed, budget or identity; names it.
 
@@ -95,6 +95,11 @@ def search(
     named = _name_of(sampler)
     if isinstance(sampler, str):
         sampler = make_sampler(sampler, space=space, nbytes=allowed, seed=seed)
+    if isinstance(sampler, ProfileSampler) and 0 < num_trials <= len(sampler.plan):
+        raise ConfigError(
+            f"a profile of this space takes {len(sampler.plan):,} trials and at least 1 more for what it chooses; "
+            f"{num_trials:,} trials are too few. Make more, give the space fewer values, or use sampler 'ea'"
+        )
     study = optuna.create_study(
         storage=storage,
         study_name=study_name,

@@ -39,10 +39,10 @@ class ProfileSampler(EvolutionSampler):
         self._chosen: tuple[int, list[Genes]] = (0, [])
 
     def enqueue(self, study: optuna.Study) -> None:
-        """Makes the plan the next trials of a study."""
+        """Makes the plan the next trials of a study, without those candidates that it has."""
         assert self.space is not None
         for genes in self.plan:
-            study.enqueue_trial(self.space.params(genes), user_attrs={"profile": True})
+            study.enqueue_trial(self.space.params(genes), user_attrs={"profile": True}, skip_if_exists=True)
 
     def _of_space(
         self, space: Space, study: optuna.Study, trial: FrozenTrial, parents: Sequence[FrozenTrial], rng: random.Random
