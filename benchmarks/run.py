@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+SEARCHES = ["released", "random", "nsga2", "ea", "profile alone"]
 SPEED = ["--contestants", "embank", "embank-compiled-bf16", "torchrec", "--repeats", "3"]
 
 
@@ -43,6 +44,7 @@ def main() -> None:
         ["memory_speed.py", *(["--gib", "1", "4"] if full else ["--gib", "0.25", "--rounds", "3"])],
         ["methods.py", "--rows", str(rows), "--rounds", "5" if full else "3"],
         ["unified.py", "--rows", str(rows), "--rounds", "9" if full else "3"],
+        ["search.py", *([] if full else ["--problems", "3", "--contestants", *SEARCHES])],
         ["ranks.py", "--repeats", "7" if full else "3"],
         ["page_warming.py", "--gib", "4" if full else "1", "--folder", "runs/bench"],
     ]
