@@ -7,10 +7,10 @@ import torch
 
 from embank.compression import build_table
 from embank.compression.methods.mde import Mde, MdeConfig, ids_per_lookup, power_dims
-from embank.compression.published.mde import published_dims
 from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method
 from tests.compression.cardinalities import AVAZU, CRITEO
 from tests.compression.materialised import check_against
+from tests.compression.published_mde import published_dims
 
 
 def spec(num: int = 500, dim: int = 12, *, name: str = "t", **more: object) -> TableSpec:

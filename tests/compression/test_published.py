@@ -8,8 +8,8 @@ from embank.compression.methods.dhe import DheConfig, decoder_nbytes, layer_widt
 from embank.compression.methods.memcom import Memcom
 from embank.compression.methods.robe import Robe
 from embank.compression.methods.tt_rec import TTRec
-from embank.compression.published import accounting as published
 from embank.tables import BudgetError, Method, TableSpec, build_method, method_class, physical_tables
+from tests.compression import published_accounting as published
 from tests.compression.cardinalities import AVAZU, CRITEO, DIM
 
 DATA = {"criteo": CRITEO, "avazu": AVAZU}

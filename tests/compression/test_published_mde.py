@@ -2,9 +2,9 @@
 
 import pytest
 
-from embank.compression.published.mde import power_of_two_dims, published_dims
 from embank.tables import BudgetError
 from tests.compression.cardinalities import AVAZU, CRITEO
+from tests.compression.published_mde import power_of_two_dims, published_dims
 
 
 def test_dims_of_criteo_at_a_tenth() -> None:

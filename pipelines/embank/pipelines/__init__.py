@@ -10,7 +10,7 @@ Names are imported when they are first used, so that a command loads what it nee
 
 from typing import TYPE_CHECKING, Any
 
-from embank.tables.libraries import public_name
+from embank.tables.libraries import lazy_imports, public_name
 
 if TYPE_CHECKING:
     from embank.pipelines.config.columns import PrepareConfig
@@ -50,27 +50,7 @@ __all__ = [
     "verify_prepared",
 ]
 
-_HOME = {
-    "Config": "config.run",
-    "Loader": "data.loading.loader",
-    "PrepareConfig": "config.columns",
-    "Reporter": "reporting",
-    "Schema": "data.schema",
-    "TrainConfig": "config.sections",
-    "Trainer": "train.trainer",
-    "evaluate_saved": "runs.evaluate",
-    "export_run": "runs.export",
-    "inspect_saved": "runs.inspect",
-    "load_config": "config.run",
-    "parse_config": "config.run",
-    "prepare": "data.prepare.prepare",
-    "run_sweep": "sweep.sweep",
-    "search_config": "search.read",
-    "synth": "data.synth",
-    "synth_prepared": "data.synth",
-    "verify_prepared": "data.loading.integrity",
-}
-"""The module of each name."""
+_HOME = lazy_imports(__file__)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """The libraries that embank's metadata doesn't ask for: a CPU and a GPU need other builds of them, or few need them."""
 
+import ast
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -33,13 +34,28 @@ def missing_library(error: ModuleNotFoundError) -> str | None:
     return f"{library} is not installed; {_CURES[library]}" if library in _CURES else None
 
 
+def lazy_imports(file: str) -> dict[str, str]:
+    """The module of each name that a package imports under its `if TYPE_CHECKING:`.
+
+    Type checkers and editors read these imports; so does this, and the names stand in one place.
+
+    Args:
+        file: as in `__file__` of the package.
+    """
+    with open(file, encoding="utf-8") as source:
+        tree = ast.parse(source.read())
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
 def public_name(package: str, name: str, *, homes: Mapping[str, str]) -> Any:
     """What a package exports under a name, imported now: the body of its `__getattr__`.
 
     Args:
         package: as in `__name__`.
         name: that was asked for.
-        homes: the module of each public name, below the package.
+        homes: the module of each public name.
 
     Raises:
         AttributeError: the package has no such name.
@@ -48,7 +64,7 @@ def public_name(package: str, name: str, *, homes: Mapping[str, str]) -> Any:
     if name not in homes:
         raise AttributeError(f"module '{package}' has no attribute '{name}'")
     try:
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        return getattr(import_module(homes[name]), name)
     except ModuleNotFoundError as error:
         cure = missing_library(error)
         if cure is None:

@@ -41,7 +41,7 @@ class Mde(NarrowRows):
     """Rows of a width that fits the table's size, and one learned projection to the embedding dim, without a bias.
 
     Dims are shared out over a collection by `allocate`; a table on its own has the dim that its budget holds.
-    Where it differs from the public implementation (Hetu's EMC, kept for comparison in `published_mde`): dims are not
+    Where it differs from the public implementation (Hetu's EMC): dims are not
     rounded to powers of two, which threw away up to 36% of the budget; what is left after the rule is given out one dim
     at a time; a projection is held only where it saves bytes; factors start so that their product has a plain table's
     spread.

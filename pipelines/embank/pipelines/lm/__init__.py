@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from embank.tables.libraries import public_name
+from embank.tables.libraries import lazy_imports, public_name
 
 if TYPE_CHECKING:
     from embank.pipelines.lm.adapters import ModelMemory, add_engram, add_stem, load_memory
@@ -14,4 +14,4 @@ __all__ = ["ModelMemory", "add_engram", "add_stem", "load_memory"]
 
 
 def __getattr__(name: str) -> Any:
-    return public_name(__name__, name, homes=dict.fromkeys(__all__, "adapters"))
+    return public_name(__name__, name, homes=lazy_imports(__file__))

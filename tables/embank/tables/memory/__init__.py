@@ -7,10 +7,9 @@
 Names are imported when they are first used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from embank.tables.libraries import missing_library
+from embank.tables.libraries import lazy_imports, public_name
 
 if TYPE_CHECKING:
     from embank.tables.memory.editing import Edit, EditSession
@@ -70,59 +69,11 @@ __all__ = [
     "write_records",
 ]
 
-_HOME = {
-    "AddressedMemory": "tables",
-    "DEAD": "history",
-    "Edit": "editing",
-    "EditSession": "editing",
-    "Engram": "engram",
-    "EngramConfig": "layouts",
-    "EngramLayout": "layouts",
-    "EngramState": "engram",
-    "MemoryFormerLinear": "memoryformer",
-    "MemoryLayout": "layouts",
-    "MemoryReader": "session",
-    "MemorySession": "session",
-    "MemoryTables": "tables",
-    "NgramHash": "ngram_hash",
-    "NgramRecords": "records",
-    "PositionEdit": "position_edits",
-    "StemConfig": "layouts",
-    "StemFFN": "stem",
-    "StemLayout": "layouts",
-    "TokenCompression": "token_compression",
-    "TokenHistory": "history",
-    "TriggerRows": "trigger_rows",
-    "apply_overlay": "overlays",
-    "dequantized": "released",
-    "export_memory": "export",
-    "fill_layer": "released",
-    "import_rows": "export",
-    "load_demo_layer": "released",
-    "mark_tokens": "history",
-    "memory_plan": "tables",
-    "occurrences": "position_edits",
-    "open_memory": "export",
-    "readings": "position_edits",
-    "save_overlay": "overlays",
-    "starts_of_positions": "history",
-    "stem_init_std": "stem",
-    "write_records": "records",
-}
-"""The module of each name."""
+_HOME = lazy_imports(__file__)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'embank.tables.memory' has no attribute '{name}'")
-    try:
-        found = getattr(import_module(f"embank.tables.memory.{_HOME[name]}"), name)
-    except ModuleNotFoundError as error:
-        cure = missing_library(error)
-        if cure is None:
-            raise
-        raise ImportError(f"embank.tables.memory.{name}: {cure}", name=error.name) from error
-    globals()[name] = found
+    found = globals()[name] = public_name(__name__, name, homes=_HOME)
     return found
 
 
