@@ -1,36 +1,40 @@
-"""Engram rows beyond a GPU's memory: what prefill and decoding lose when rows come from the host.
+"""Engram rows in host memory beside a decoder on a GPU: what prefill and decoding lose.
 
-    # A CUDA machine with some 80 GB of free host memory; less than 9 minutes
-    python benchmarks/gpu/lm_offload.py
-    python benchmarks/gpu/lm_offload.py --gb 8 32
-    # Any machine: that the script runs, and that all ways read the same rows; its times mean nothing
+    # A CUDA machine with torch; per size of the tables some 2 minutes
+    python benchmarks/gpu/lm_offload.py --gb 8 32 64
+    # Any machine: that the script runs, and that all arms say the same; its times mean nothing
     python benchmarks/gpu/lm_offload.py --device cpu --small
 
-Needs torch and this repository (PYTHONPATH=tables does). A decoder of random weights in bf16 with one Engram layer
-before block 1: 16 heads of 80, rows in bf16. What its numbers are does not matter to its speed.
+Needs torch alone (Triton comes with its CUDA build): neither FBGEMM nor TorchRec nor this repository's packages nor a
+network.
 
-dense      no memory
-resident   the table is in the GPU's memory, where it fits
-side       rows are gathered on the host by a thread, into pinned memory, from the moment the tokens are known; a stream
-           beside the model's copies them, and the layer waits for it
-staged     the same gather and copy when the layer asks for them, on the model's own stream
+The decoder is dense, random and bf16: what it says does not matter for its speed. Two of its layers add gated rows of
+hashed 2- and 3-grams, 8 heads each of dim 80, 2.56 KB a token and layer. Arms:
 
-prefill    --batch sequences of --context tokens at once
-decode     one token for each of --sequences, after --context tokens of cache
+none      no memory
+resident  tables on the GPU (skipped where they do not fit)
+pinned    tables in pinned host memory, which a gather kernel of the GPU reads across the link, on a side stream from
+          the beginning of the forward pass on
+staged    the CPU gathers the rows of the distinct n-grams into pinned memory, and a side stream copies them
+staged-all  the same with every n-gram's row, repeated ones too
 
-Tokens are those of Python's source text (`real`), or drawn evenly (`uniform`: every row is another page). Hashing is in
-all times but the dense model's. Every way takes its turn in every round, in an order that turns; medians and quartiles
-over rounds. Writes benchmarks/gpu/results/lm_offload_DEVICE.json.
+Ids are those of the words of Python's standard library's source (real), or uniform ones. Prefill takes whole sequences
+whose rows are all known; in decoding a step's tokens are known when the step before has chosen them, as with sampling,
+so an arm that gathers on the host waits for them. Arms take turns, in an order that turns with the repeat; medians and
+quartiles of --repeats. Before anything is timed all arms must give the same hidden states.
+
+Writes benchmarks/gpu/results/lm_offload-DEVICE.json.
 """
 
 import argparse
 import json
+import platform
 import re
 import statistics
-import sys
+import subprocess
+import sysconfig
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,302 +42,360 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import machine
-from memory_decoding import source_texts, trained_tokenizer
-
-from embank.tables.memory import Engram, NgramHash, TokenCompression
+try:
+    import triton
+    import triton.language as tl
+except ModuleNotFoundError:  # torch for a CPU comes without
+    triton = None
 
 RESULTS = Path(__file__).with_name("results")
-HEADS, HEAD_DIM, GB = 16, 80, 10**9
-SIZES = {"dim": 2048, "blocks": 16, "context": 1024, "batch": 8, "sequences": 64, "steps": 16, "rounds": 5}
-SMALL = {"dim": 64, "blocks": 2, "context": 32, "batch": 2, "sequences": 3, "steps": 2, "rounds": 2}
-LAYER = 1
+HEADS, ORDERS = 8, 2
+MULTIPLIERS = (0x9E3779B97F4A7C15 >> 20 | 1, 0xC2B2AE3D27D4EB4F >> 20 | 1, 0x165667B19E3779F9 >> 20 | 1)
+BIG = {"dim": 2048, "layers": 16, "heads": 16, "ffn": 8192, "vocab": 32_000, "row_dim": 80, "memory_layers": (1, 8)}
+SMALL = {"dim": 32, "layers": 3, "heads": 2, "ffn": 64, "vocab": 512, "row_dim": 8, "memory_layers": (1, 2)}
+
+
+def real_tokens(count: int, vocab: int) -> Tensor:
+    """Words and signs of the standard library's source as ids, the frequent ones first; int64 [count]."""
+    root = Path(sysconfig.get_path("stdlib"))
+    words: list[str] = []
+    for path in sorted(root.rglob("*.py")):
+        if len(words) >= count:
+            break
+        words += re.findall(r"\w+|[^\w\s]|\n\s*", path.read_text(encoding="utf-8", errors="ignore"))
+    counts: dict[str, int] = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    ranked = {word: rank for rank, word in enumerate(sorted(counts, key=lambda w: -counts[w]))}
+    ids = torch.tensor([min(ranked[word], vocab - 1) for word in words])
+    return ids.repeat(-(-count // len(ids)))[:count]
+
+
+def row_ids(tokens_BT: Tensor, before_B2: Tensor, rows: int) -> Tensor:
+    """Rows of the 2- and 3-grams that end at each token, int64 [B, T, ORDERS * HEADS]: one block of rows per head."""
+    padded = torch.cat([before_B2, tokens_BT], dim=1)
+    length = tokens_BT.shape[1]
+    mix = padded[:, 2:] * MULTIPLIERS[0]
+    columns = []
+    for back in (1, 2):
+        mix = mix ^ (padded[:, 2 - back : 2 - back + length] * MULTIPLIERS[back])
+        first = (back - 1) * HEADS
+        columns += [(mix ^ (mix >> (head + 7))) % rows + (first + head) * rows for head in range(HEADS)]
+    return torch.stack(columns, dim=-1)
 
 
 class Block(nn.Module):
-    """Attention, over what is given or over a cache whose last place is its own, and a feed-forward layer."""
+    """A pre-norm block with a cache."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, shape: dict[str, Any]) -> None:
         super().__init__()
-        self.heads = max(1, dim // 128)
-        self.norms = nn.ModuleList(nn.RMSNorm(dim) for _ in range(2))
+        self.heads, dim = shape["heads"], shape["dim"]
+        self.norm1, self.norm2 = nn.RMSNorm(dim), nn.RMSNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
-        self.gate, self.up = (nn.Linear(dim, 4 * dim, bias=False) for _ in range(2))
-        self.down = nn.Linear(4 * dim, dim, bias=False)
+        self.gate, self.up = nn.Linear(dim, shape["ffn"], bias=False), nn.Linear(dim, shape["ffn"], bias=False)
+        self.down = nn.Linear(shape["ffn"], dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, cache: tuple[Tensor, Tensor] | None) -> Tensor:
-        B, T, D = x_BTD.shape
-        q, k, v = self.qkv(self.norms[0](x_BTD)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if cache is not None:
-            cache[0][:, :, -1:], cache[1][:, :, -1:] = k, v
-            k, v = cache
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
-        x_BTD = x_BTD + self.out(mixed.transpose(1, 2).reshape(B, T, D))
-        normed = self.norms[1](x_BTD)
-        return x_BTD + self.down(F.silu(self.gate(normed)) * self.up(normed))
+    def forward(self, x: Tensor, cache: Tensor, start: int) -> Tensor:
+        """x [B, T, D]; cache [2, B, H, S, E] is written from `start` on."""
+        batch, length, dim = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        cache[0, :, :, start : start + length], cache[1, :, :, start : start + length] = k, v
+        keys, values = cache[0, :, :, : start + length], cache[1, :, :, : start + length]
+        mixed = F.scaled_dot_product_attention(q, keys, values, is_causal=start == 0 and length > 1)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
+        normed = self.norm2(x)
+        return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
 
 
-class Way:
-    """How rows reach the layer. The dense model asks for none.
+class Decoder(nn.Module):
+    """A random decoder with places for memory rows."""
+
+    def __init__(self, shape: dict[str, Any]) -> None:
+        super().__init__()
+        self.shape, dim = shape, shape["dim"]
+        self.embed = nn.Embedding(shape["vocab"], dim)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape["layers"]))
+        width = ORDERS * HEADS * shape["row_dim"]
+        self.project = nn.ModuleDict(
+            {str(layer): nn.Linear(width, 2 * dim, bias=False) for layer in shape["memory_layers"]}
+        )
+        self.head = nn.Linear(dim, shape["vocab"], bias=False)
+
+    def forward(self, tokens_BT: Tensor, cache: Tensor, start: int, rows: Callable[[int], Tensor] | None) -> Tensor:
+        """Hidden states [B, T, D]; `rows(layer)` [B, T, E] is asked for when they are needed."""
+        x = self.embed(tokens_BT)
+        for number, block in enumerate(self.blocks):
+            if rows is not None and str(number) in self.project:
+                key, value = self.project[str(number)](rows(number)).chunk(2, dim=-1)
+                score = (F.rms_norm(x, x.shape[-1:]) * F.rms_norm(key, key.shape[-1:])).sum(-1, keepdim=True)
+                x = x + torch.sigmoid(score / x.shape[-1] ** 0.5) * value
+            x = block(x, cache[number], start)
+        return x
+
+
+class Arm:
+    """Where tables are, and how their rows come to the decoder.
 
     Args:
-        device: that the model is on.
+        name: of the arm.
+        tables: [R, row_dim] by layer: on the device, in pinned memory, or none.
+        device: of the decoder.
     """
 
-    needs_rows = False
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def begin(self, rows_N: Tensor) -> None:
-        """The tokens are known, and so the row ids [N] of all their heads."""
-
-    def rows(self) -> Tensor:
-        """Rows [N, HEAD_DIM] of `begin`, on the device."""
-        raise NotImplementedError
-
-
-class Resident(Way):
-    """The table is on the device."""
-
-    needs_rows = True
-
-    def __init__(self, device: torch.device, table_RD: Tensor) -> None:
-        super().__init__(device)
-        self.table_RD = table_RD.to(device)
-
-    def begin(self, rows_N: Tensor) -> None:
-        self.ids_N = rows_N.to(self.device, non_blocking=True)
-
-    def rows(self) -> Tensor:
-        return self.table_RD.index_select(0, self.ids_N)
-
-
-class Staged(Way):
-    """Gathered on the host and copied when they are asked for."""
-
-    needs_rows = True
-
-    def __init__(self, device: torch.device, table_RD: Tensor) -> None:
-        super().__init__(device)
-        self.table_RD = table_RD
-        self.buffers: dict[int, Tensor] = {}
-
-    def begin(self, rows_N: Tensor) -> None:
-        self.ids_N = rows_N
-
-    def rows(self) -> Tensor:
-        return self.gathered(self.ids_N).to(self.device, non_blocking=True)
-
-    def gathered(self, rows_N: Tensor) -> Tensor:
-        """Rows in pinned memory, the same for each number of rows: a call is done with it before the next begins."""
-        if len(rows_N) not in self.buffers:
-            shape, pinned = (len(rows_N), HEAD_DIM), self.device.type == "cuda"
-            self.buffers[len(rows_N)] = torch.empty(shape, dtype=self.table_RD.dtype, pin_memory=pinned)
-        return torch.index_select(self.table_RD, 0, rows_N, out=self.buffers[len(rows_N)])
-
-
-class Side(Staged):
-    """Gathered by a thread and copied on a stream of their own, from `begin` on."""
-
-    def __init__(self, device: torch.device, table_RD: Tensor) -> None:
-        super().__init__(device, table_RD)
-        self.thread = ThreadPoolExecutor(1)
+    def __init__(self, name: str, tables: dict[int, Tensor], device: torch.device) -> None:
+        self.name, self.tables, self.device = name, tables, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.staging: dict[int, Tensor] = {}
+        self.bytes_moved = 0
 
-    def begin(self, rows_N: Tensor) -> None:
-        self.coming: Future[Any] = self.thread.submit(self._bring, rows_N)
-
-    def _bring(self, rows_N: Tensor) -> tuple[Tensor, Any]:
-        held = self.gathered(rows_N)
+    def begin(self, ids_BTC: Tensor) -> Callable[[int], Tensor] | None:
+        """Starts bringing the rows of all layers; returns what gives a layer its own."""
+        if self.name == "none":
+            return None
+        shape = ids_BTC.shape[:2]
+        if self.name == "resident":
+            return lambda layer: self.tables[layer][ids_BTC.flatten()].view(*shape, -1)
         if self.stream is None:
-            return held.clone(), None
+            ready = {layer: self._brought(layer, ids_BTC).view(*shape, -1) for layer in self.tables}
+            return ready.__getitem__
+        events: dict[int, Any] = {}
+        brought: dict[int, Tensor] = {}
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
-            return held.to(self.device, non_blocking=True), self.stream.record_event()
+            for layer in self.tables:
+                brought[layer] = self._brought(layer, ids_BTC)
+                events[layer] = self.stream.record_event()
 
-    def rows(self) -> Tensor:
-        rows_ND, event = self.coming.result()
-        if event is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_event(event)
-            rows_ND.record_stream(current)
-        return rows_ND
+        def rows(layer: int) -> Tensor:
+            events[layer].wait(torch.cuda.current_stream(self.device))
+            brought[layer].record_stream(torch.cuda.current_stream(self.device))
+            return brought[layer].view(*shape, -1)
+
+        return rows
+
+    def _brought(self, layer: int, ids_BTC: Tensor) -> Tensor:
+        """Rows [N, row_dim] on the device."""
+        table, ids_N = self.tables[layer], ids_BTC.flatten()
+        if self.name == "pinned":
+            self.bytes_moved += ids_N.numel() * table.shape[1] * table.element_size()
+            return gather(table, ids_N.to(self.device))
+        ids_N = ids_N.cpu()
+        places = None
+        if self.name == "staged":
+            ids_N, places = ids_N.unique(return_inverse=True)
+        staging = self._staging(layer, len(ids_N), table)
+        torch.index_select(table, 0, ids_N, out=staging)
+        self.bytes_moved += staging.numel() * staging.element_size()
+        rows = staging.to(self.device, non_blocking=True)
+        return rows if places is None else rows[places.to(self.device, non_blocking=True)]
+
+    def _staging(self, layer: int, count: int, table: Tensor) -> Tensor:
+        """Memory to gather into: pinned, and used again once the copy before has ended."""
+        held = self.staging.get(layer)
+        if held is None or len(held) < count:
+            held = torch.empty(count, table.shape[1], dtype=table.dtype, pin_memory=self.device.type == "cuda")
+            self.staging[layer] = held
+        elif self.stream is not None:
+            self.stream.synchronize()
+        return held[:count]
 
 
-class Model(nn.Module):
-    """The decoder, and its Engram layer before block 1."""
+if triton is not None:
 
-    def __init__(self, dim: int, blocks: int, vocabulary: int) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(vocabulary, dim)
-        self.blocks = nn.ModuleList(Block(dim) for _ in range(blocks))
-        self.engram = Engram(dim, HEADS * HEAD_DIM, conv=False)
+    @triton.jit
+    def copy_rows(table, ids, out, width: tl.constexpr, padded: tl.constexpr):
+        """Row `ids[i]` of the table to row i of the output, one program for each."""
+        row, column = tl.program_id(0), tl.arange(0, padded)
+        source = tl.load(ids + row) * width + column
+        tl.store(out + row * width + column, tl.load(table + source, mask=column < width), mask=column < width)
 
-    def forward(self, ids_BT: Tensor, way: Way, caches: list[tuple[Tensor, Tensor]] | None) -> Tensor:
-        x_BTD = self.embed(ids_BT)
-        for number, block in enumerate(self.blocks):
-            if number == LAYER and way.needs_rows:
-                x_BTD = x_BTD + self.engram(x_BTD, way.rows().view(*ids_BT.shape, -1))
-            x_BTD = block(x_BTD, None if caches is None else caches[number])
-        return F.linear(x_BTD[:, -1], self.embed.weight)
+
+def gather(table_RD: Tensor, ids_N: Tensor) -> Tensor:
+    """Rows of a table in pinned host memory, read by the GPU itself; on a CPU plain indexing."""
+    if ids_N.device.type != "cuda":
+        return table_RD[ids_N]
+    if triton is None:
+        raise SystemExit("the arm 'pinned' needs Triton, which comes with torch for CUDA; leave it out of --arms")
+    width = table_RD.shape[1]
+    out = torch.empty(len(ids_N), width, dtype=table_RD.dtype, device=ids_N.device)
+    copy_rows[(len(ids_N),)](table_RD, ids_N, out, width, triton.next_power_of_2(width))
+    return out
 
 
 class Workload:
-    """Texts, their hash, and the two things that are timed."""
+    """Sequences that are prefilled and then go on.
 
-    def __init__(self, args: argparse.Namespace, hash: NgramHash, compression: TokenCompression, model: Model) -> None:
-        self.args, self.hash, self.compression, self.model = args, hash, compression, model
-        self.offsets = torch.tensor(hash.offsets(LAYER))
-        block = model.blocks[0]
-        shape = (args.sequences, block.heads, args.context, args.dim // block.heads)
-        cache = torch.randn(shape, device=args.device, dtype=torch.bfloat16)
-        self.caches = [(cache, cache)] * args.blocks  # one for all: what is read counts, not what it says
+    Args:
+        decoder: the network.
+        tokens_BS: all tokens, int64, on the device.
+        prefill: how many are there at once.
+        rows: of each head's block.
+    """
 
-    def row_ids(self, tokens_BT: Tensor, before_BS: Tensor | None) -> Tensor:
-        hashed = self.hash(self.compression(tokens_BT), before_BS=before_BS)[LAYER]
-        return (hashed + self.offsets).view(-1)
+    def __init__(self, decoder: Decoder, tokens_BS: Tensor, *, prefill: int, rows: int) -> None:
+        self.decoder, self.tokens_BS, self.prefill_length, self.rows = decoder, tokens_BS, prefill, rows
+        shape = decoder.shape
+        size = (shape["layers"], 2, len(tokens_BS), shape["heads"], tokens_BS.shape[1])
+        self.cache = torch.zeros(
+            *size, shape["dim"] // shape["heads"], dtype=decoder.head.weight.dtype, device=tokens_BS.device
+        )
 
-    @torch.inference_mode()
-    def prefill(self, way: Way, tokens_BT: Tensor) -> Tensor:
-        """All tokens at once."""
-        if way.needs_rows:
-            way.begin(self.row_ids(tokens_BT, None))
-        return self.model(tokens_BT.to(self.args.device, non_blocking=True), way, None)
+    @torch.no_grad()
+    def prefill(self, arm: Arm) -> Tensor:
+        """The first tokens in one pass."""
+        tokens_BT = self.tokens_BS[:, : self.prefill_length]
+        rows = arm.begin(row_ids(tokens_BT, torch.zeros_like(tokens_BT[:, :2]), self.rows))
+        return self.decoder(tokens_BT, self.cache, 0, rows)
 
-    @torch.inference_mode()
-    def decode(self, way: Way, tokens_BT: Tensor) -> Tensor:
-        """Token by token; the next is known when the last logits are there."""
-        logits_BV = torch.empty(0)
-        for t in range(self.hash.lookback, tokens_BT.shape[1]):
-            token_B1 = tokens_BT[:, t : t + 1]
-            if way.needs_rows:
-                before_BS = self.compression(tokens_BT[:, t - self.hash.lookback : t])
-                way.begin(self.row_ids(token_B1, before_BS))
-            logits_BV = self.model(token_B1.to(self.args.device, non_blocking=True), way, self.caches)
-            logits_BV.argmax(-1).cpu()
-        return logits_BV
-
-
-def filled_table(rows: int, *, pinned: bool) -> Tensor:
-    """Rows of random bits that are finite, the same million over and over: drawing them all would take minutes."""
-    table_RD = torch.empty(rows, HEAD_DIM, dtype=torch.bfloat16, pin_memory=pinned)
-    some = torch.randn(min(rows, 2**20), HEAD_DIM, generator=torch.Generator().manual_seed(0)).bfloat16()
-    for first in range(0, rows, len(some)):
-        part = table_RD[first : first + len(some)]
-        part.copy_(some[: len(part)])
-    return table_RD
+    @torch.no_grad()
+    def decode(self, arm: Arm) -> Tensor:
+        """The rest, one by one. The text's own token is taken, but not before the model has chosen one."""
+        hidden = self.cache.new_zeros(len(self.tokens_BS), 1, self.decoder.shape["dim"])
+        for place in range(self.prefill_length, self.tokens_BS.shape[1]):
+            chosen_B1 = self.decoder.head(hidden).argmax(-1)
+            tokens_B1 = self.tokens_BS[:, place : place + 1] + 0 * chosen_B1
+            before_B2 = self.tokens_BS[:, place - 2 : place]
+            rows = arm.begin(row_ids(tokens_B1, before_B2, self.rows))
+            hidden = self.decoder(tokens_B1, self.cache, place, rows)
+        return hidden
 
 
-def ways_of(table_RD: Tensor, device: torch.device) -> dict[str, Way]:
-    """The ways that this machine has room for."""
-    made: dict[str, Way] = {"dense": Way(device), "side": Side(device, table_RD), "staged": Staged(device, table_RD)}
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 10**15
-    if table_RD.nbytes < 0.8 * free:
-        made["resident"] = Resident(device, table_RD)
-    return made
+def synchronised(device: torch.device) -> float:
+    """The clock, when the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
-def timed(args: argparse.Namespace, act: Any, way: Way, tokens_BT: Tensor) -> float:
-    """Seconds until the device is done."""
-    begun = time.perf_counter()
-    act(way, tokens_BT)
-    if args.device.type == "cuda":
-        torch.cuda.synchronize(args.device)
-    return time.perf_counter() - begun
+def make_arms(args: argparse.Namespace, shape: dict[str, Any], rows: int, device: torch.device) -> list[Arm]:
+    """The arms, whose tables hold the same rows."""
+    on_gpu, dtype = device.type == "cuda", torch.bfloat16 if device.type == "cuda" else torch.float32
+    host: dict[int, Tensor] = {}
+    for layer in shape["memory_layers"]:
+        table = torch.empty(ORDERS * HEADS * rows, shape["row_dim"], dtype=dtype, pin_memory=on_gpu)
+        for part in table.split(2**22):  # random numbers of the whole would take as much memory again
+            part.normal_(generator=torch.Generator().manual_seed(layer))
+        host[layer] = table
+    arms = [Arm("none", {}, device)]
+    needed = sum(table.numel() * table.element_size() for table in host.values())
+    if not on_gpu or needed + 8 * 2**30 < torch.cuda.mem_get_info(device)[0]:
+        arms.append(Arm("resident", {layer: table.to(device) for layer, table in host.items()}, device))
+    arms += [Arm(name, host, device) for name in ("pinned", "staged", "staged-all")]
+    return [arm for arm in arms if arm.name in args.arms]
 
 
-def checked(workload: Workload, ways: dict[str, Way], tokens_BT: Tensor) -> None:
-    """All ways must read the same rows; the first call of each also makes its buffers."""
-    ids_N = workload.row_ids(tokens_BT, None)
-    found = {}
-    for name, way in ways.items():
-        if way.needs_rows:
-            way.begin(ids_N)
-            found[name] = way.rows().cpu()
-    first = next(iter(found.values()))
-    if not all(torch.equal(rows, first) for rows in found.values()):
-        raise SystemExit(f"the ways {list(found)} read different rows")
+def check(workload: Workload, arms: Sequence[Arm]) -> None:
+    """Raises SystemExit unless all arms with a memory say the same, and another thing than the one without."""
+    said = {arm.name: torch.cat([workload.prefill(arm)[:, -1:], workload.decode(arm)], dim=1) for arm in arms}
+    with_memory = [name for name in said if name != "none"]
+    for name in with_memory[1:]:
+        if not torch.allclose(said[name], said[with_memory[0]], rtol=0.02, atol=0.02):
+            raise SystemExit(f"check failed: '{name}' says something else than '{with_memory[0]}'")
+    if "none" in said and with_memory and torch.allclose(said["none"], said[with_memory[0]], rtol=0.02, atol=0.02):
+        raise SystemExit("check failed: the memory changes nothing")
 
 
-def turned(names: list[str], by: int) -> Iterator[str]:
-    yield from names[by % len(names) :]
-    yield from names[: by % len(names)]
+def measure(workload: Workload, arms: Sequence[Arm], *, repeats: int, device: torch.device) -> dict[str, Any]:
+    """Tokens/s of prefill and decoding: median and quartiles, and ratios to no memory and to resident tables."""
+    seconds: dict[str, dict[str, list[float]]] = {arm.name: {"prefill": [], "decode": []} for arm in arms}
+    moved: dict[str, dict[str, int]] = {arm.name: {} for arm in arms}
+    for repeat in range(repeats + 1):  # the first one warms up
+        for arm in (*arms[repeat % len(arms) :], *arms[: repeat % len(arms)]):
+            for part in ("prefill", "decode"):
+                arm.bytes_moved, begun = 0, synchronised(device)
+                getattr(workload, part)(arm)
+                took = synchronised(device) - begun
+                if repeat:
+                    seconds[arm.name][part].append(took)
+                    moved[arm.name][part] = arm.bytes_moved
+    batch, total = workload.tokens_BS.shape
+    counts = {"prefill": batch * workload.prefill_length, "decode": batch * (total - workload.prefill_length)}
+    result: dict[str, Any] = {}
+    for name, parts in seconds.items():
+        result[name] = {}
+        for part, values in parts.items():
+            speeds = sorted(counts[part] / value for value in values)
+            entry: dict[str, Any] = {
+                "tokens_per_s": statistics.median(speeds),
+                "quartiles": statistics.quantiles(speeds, n=4, method="inclusive")[::2]
+                if len(speeds) > 1
+                else speeds * 2,
+                "bytes_per_token": moved[name][part] / counts[part],
+                "gb_per_s": moved[name][part] / statistics.median(values) / 1e9,
+            }
+            for base in ("none", "resident"):
+                if base in seconds:
+                    ratios = [b / a for a, b in zip(values, seconds[base][part], strict=True)]
+                    entry[f"over {base}"] = statistics.median(ratios)
+            result[name][part] = entry
+    return result
 
 
-def measure(args: argparse.Namespace, gb: float, ids: Tensor, compression: TokenCompression) -> list[dict[str, Any]]:
-    """Tokens a second of every way, for one size of the table."""
-    hash = NgramHash(
-        layer_ids=[LAYER],
-        max_ngram=3,
-        num_heads=HEADS // 2,
-        rows_per_order=[int(gb * GB / (HEADS * HEAD_DIM * 2))] * 2,
-        compressed_vocab_size=compression.size,
-        pad_id=0,
-    )
-    torch.manual_seed(0)
-    model = Model(args.dim, args.blocks, compression.num_tokens).to(args.device, torch.bfloat16)
-    workload = Workload(args, hash, compression, model)
-    table_RD = filled_table(sum(hash.primes[LAYER]), pinned=args.device.type == "cuda")
-    ways = ways_of(table_RD, args.device)
-    shapes = {"prefill": (args.batch, args.context), "decode": (args.sequences, args.steps + hash.lookback)}
-    drawn = torch.randint(0, compression.num_tokens, (ids.numel(),), generator=torch.Generator().manual_seed(1))
-    lines = []
-    for tokens, stream in (("real", ids), ("uniform", drawn)):
-        for what, (rows, columns) in shapes.items():
-            act = getattr(workload, what)
-            count = rows * (columns if what == "prefill" else args.steps)
-            speeds: dict[str, list[float]] = {name: [] for name in ways}
-            for number in range(args.rounds + 1):
-                first = number * rows * columns % (stream.numel() - rows * columns)
-                batch = stream[first : first + rows * columns].view(rows, columns)
-                if not number:
-                    checked(workload, ways, batch)
-                for name in turned(list(ways), number):
-                    seconds = timed(args, act, ways[name], batch)
-                    if number:  # the first round warms up
-                        speeds[name].append(count / seconds)
-            for name, found in speeds.items():
-                low, median, high = statistics.quantiles(found, n=4, method="inclusive")
-                over = median / statistics.median(speeds["dense"])
-                line = {"gb": gb, "tokens": tokens, "what": what, "way": name, "tokens_per_s": median}
-                lines.append(line | {"quartiles": [low, high], "over_dense": over})
-                print(json.dumps(lines[-1]), flush=True)
-    return lines
+def described(device: torch.device) -> dict[str, Any]:
+    """The machine."""
+    facts: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version(), "device": str(device)}
+    if device.type == "cuda":
+        facts["device"] = torch.cuda.get_device_name(device)
+        query = "pcie.link.gen.current,pcie.link.width.current,clocks.sm,clocks.mem"
+        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        facts[query] = done.stdout.strip() or done.stderr.strip()
+    return facts
 
 
-def main() -> None:
-    """One size after the other."""
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gb", type=float, nargs="+", default=[8, 32, 64], help="10**9 bytes of rows")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true", help="sizes that take seconds on a CPU")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    for name, size in SIZES.items():
-        parser.add_argument(f"--{name}", type=int, help=f"{size} by default")
-    args = parser.parse_args()
-    if args.device != "cpu" and not torch.cuda.is_available():
-        raise SystemExit("this machine has no GPU that torch can use; --device cpu --small shows that the script runs")
-    for name, size in (SMALL if args.small else SIZES).items():
-        setattr(args, name, getattr(args, name) or size)
-    args.gb = [0.001] if args.small else args.gb
-    args.device = torch.device(args.device)
-    texts = source_texts()
-    tokenizer = trained_tokenizer(texts)
-    ids = torch.tensor(tokenizer.encode("\n".join(texts)).ids)
-    compression = TokenCompression.from_tokenizer(tokenizer)
-    lines = [line for gb in args.gb for line in measure(args, gb, ids, compression)]
-    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "cpu"
-    report = {
-        "command": " ".join(["python", "benchmarks/gpu/lm_offload.py", *sys.argv[1:]]),
-        "machine": machine.describe() | {"device": device},
-        **{name: getattr(args, name) for name in SIZES},
-        "bytes_per_token": HEADS * HEAD_DIM * 2,
-        "lines": lines,
+    parser.add_argument("--gb", nargs="+", type=float, default=[8.0, 32.0, 64.0], help="sizes of all tables together")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--prefill", type=int, default=512)
+    parser.add_argument("--decode", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--arms", nargs="+", default=["none", "resident", "pinned", "staged", "staged-all"], help="which of them"
+    )
+    parser.add_argument("--small", action="store_true", help="sizes for a trial")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Checks, measures, writes."""
+    args = arguments(words)
+    if args.small:
+        args.gb, args.batch, args.prefill, args.decode, args.repeats = [0.0002], 4, 12, 4, 2
+    device, shape = torch.device(args.device), SMALL if args.small else BIG
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("there is no GPU that torch can use; --device cpu --small tries the script")
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    decoder = Decoder(shape).to(device=device, dtype=dtype).eval()
+    total = args.prefill + args.decode
+    texts = {
+        "real": real_tokens(args.batch * total, shape["vocab"]).view(args.batch, total),
+        "uniform": torch.randint(shape["vocab"], (args.batch, total)),
     }
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"lm_offload_{re.sub('[^A-Za-z0-9]+', '_', device)}.json").write_text(json.dumps(report, indent=1))
+    report: dict[str, Any] = {"machine": described(device), "shape": shape, "sizes": []}
+    for gb in args.gb:
+        row_bytes = shape["row_dim"] * torch.empty(0, dtype=dtype).element_size()
+        rows = max(16, int(gb * 1e9 / (len(shape["memory_layers"]) * ORDERS * HEADS * row_bytes)))
+        arms = make_arms(args, shape, rows, device)
+        entry: dict[str, Any] = {"gb": gb, "rows_per_head": rows}
+        for name, tokens_BS in texts.items():
+            workload = Workload(decoder, tokens_BS.to(device), prefill=args.prefill, rows=rows)
+            check(workload, arms)
+            entry[name] = measure(workload, arms, repeats=args.repeats, device=device)
+        report["sizes"].append(entry)
+        print(json.dumps(entry), flush=True)
+        del arms
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    args.out.mkdir(parents=True, exist_ok=True)
+    label = re.sub(r"\W+", "-", report["machine"]["device"]).strip("-")
+    path = args.out / f"lm_offload-{label}.json"
+    path.write_text(json.dumps(report, indent=1))
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":
