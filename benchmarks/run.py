@@ -41,7 +41,6 @@ def main() -> None:
         ["training_bytes.py"],
         ["sequence.py", *sequence_rows],
         ["memory_decoding.py", "--rounds", "5" if full else "3"],
-        ["memory_speed.py", *(["--gib", "1", "4"] if full else ["--gib", "0.25", "--rounds", "3"])],
         ["methods.py", "--rows", str(rows), "--rounds", "5" if full else "3"],
         ["unified.py", "--rows", str(rows), "--rounds", "9" if full else "3"],
         ["search.py", *([] if full else ["--problems", "3", "--contestants", *SEARCHES])],
