@@ -126,7 +126,7 @@ def test_a_front_has_the_best_of_every_size(data: Path, done: tuple[Path, Any], 
 def test_whole_configurations_are_trained(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "full"
     space = tmp_path / "space.yaml"
-    methods = ["uniform_dim", "hash", "full"]
+    methods = ["uniform_dim", "searched", "full"]
     space.write_text(
         yaml.safe_dump({"space": "full", "tables.method": methods, "tables.dim": [4, 8], "train.lr": [0.01]})
     )
@@ -136,12 +136,20 @@ def test_whole_configurations_are_trained(data: Path, tmp_path: Path) -> None:
     assert complete
     first = study.trials[0].user_attrs
     assert first["candidate"]["tables.method"] == "uniform_dim"
+    second = study.trials[1].user_attrs
+    assert second["candidate"]["tables.method"] == "searched"
+    trained = parse_config(RunFolder(second["run"]).read_config()).tables
+    assert trained.alignment == "pad"
+    assert sum(t.number > 1 and "infeasible" in t.user_attrs for t in study.trials) == sum(
+        t.user_attrs["candidate"]["tables.method"] == "full" for t in study.trials
+    )
     for trial in complete:
         result = RunFolder(trial.user_attrs["run"]).read_result()
         assert trial.value == result["valid_auc"]
         assert result["serving_bytes"] <= trial.user_attrs["nbytes"]
     best = parse_config(yaml.safe_load((out / "best.yaml").read_text()))
-    assert best.tables.default.method == study.best_trial.user_attrs["candidate"]["tables.method"]
+    chosen = study.best_trial.user_attrs["candidate"]["tables.method"]
+    assert best.tables.default.method == ("full" if chosen == "searched" else chosen)
     assert (out / "slices.png").is_file()
 
 

@@ -11,11 +11,12 @@ from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import id_counts, table_specs
-from embank.pipelines.search.fields import plain_config
+from embank.pipelines.search.fields import candidate_config, plain_config
 from embank.pipelines.search.methodspace import FeatureMethodSpace
 from embank.pipelines.search.plan import SearchPlan
+from embank.pipelines.search.shapes import read_shapes
 from embank.search.spaces import Candidate, Genes, Group, Parameter, Space, Value
-from embank.tables import ConfigError, TableSpec, method_class, registered_methods
+from embank.tables import BudgetError, ConfigError, TableSpec, method_class, registered_methods
 
 BUDGET = "budget"
 METHODS = (
@@ -24,7 +25,10 @@ METHODS = (
 )
 """Methods that a search tries by default: those that train in one stage and do best at some size of some data."""
 
-_BASELINES = ("uniform_dim", "mde", "frequency_cut")
+SEARCHED = "searched"
+"""In place of a method: plain tables of the shapes that the profile of a supernet finds for the budget."""
+
+_BASELINES = ("uniform_dim", "mde", "frequency_cut", SEARCHED)
 _LR, _TABLE_LR, _DIM = (1 / 3, 1.0, 3.0), (0.25, 0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
 
 
@@ -39,10 +43,13 @@ class ConfigSpace(Space):
         config: all other keys.
         choices: by key, its values; `budget` is the share of all tables.
         budget: of all candidates, where it is not among the choices.
+        shapes: the file with the profile's shapes; read when a candidate needs them.
     """
 
-    def __init__(self, config: Config, choices: Mapping[str, Sequence[Value]], *, budget: float | None) -> None:
-        self.base, self.budget = to_plain(config), budget
+    def __init__(
+        self, config: Config, choices: Mapping[str, Sequence[Value]], *, budget: float | None, shapes: Path
+    ) -> None:
+        self.base, self.budget, self.shapes = to_plain(config), budget, shapes
         self.choices = {key: _ordered(values) for key, values in choices.items()}
         self.data = Path(config.data.path)
         self.schema = Schema.load(self.data)
@@ -53,13 +60,27 @@ class ConfigSpace(Space):
         ]
         super().__init__(groups, plain_nbytes=self._plain_nbytes(plain_config(config)))
         for candidate in self.first_candidates():
-            self.config(candidate)
+            if candidate.get("tables.method") != SEARCHED:
+                self.config(candidate)
 
     def _plain_nbytes(self, config: Config) -> int:
         specs = table_specs(config, self.schema, data=self.data, counts=self.counts)
         return sum(spec.plain_nbytes for spec in specs if spec.has_vocabulary)
 
+    @property
+    def needs_shapes(self) -> bool:
+        """Whether a supernet has to be trained and profiled first."""
+        return SEARCHED in self.choices.get("tables.method", ())
+
     def config(self, candidate: Mapping[str, Value]) -> Config:
+        """The configuration that trains a candidate.
+
+        Raises:
+            ConfigError: it can't be trained.
+            BudgetError: its method has one size, which the budget does not hold.
+        """
+        if candidate.get("tables.method") == SEARCHED:
+            return self._searched(candidate)
         raw = deepcopy(self.base)
         values = {key: value for key, value in candidate.items() if key != BUDGET}
         _set_model(raw, values.pop("model.name", None))
@@ -73,9 +94,22 @@ class ConfigSpace(Space):
         raw["tables"]["budget"] = self._share(raw, candidate.get(BUDGET, self.budget))
         return parse_config(raw)
 
+    def _searched(self, candidate: Mapping[str, Value]) -> Config:
+        """Plain tables in the profile's shapes, at the configuration's own dim."""
+        others = {k: v for k, v in candidate.items() if k not in ("tables.method", "tables.dim")}
+        plain = self.config(others | {"tables.method": "full", BUDGET: 1.0})
+        budget = candidate.get(BUDGET, self.budget)
+        assert budget is not None
+        return candidate_config(plain, read_shapes(self.shapes)[float(budget)])
+
     def _share(self, raw: Mapping[str, Any], budget: Value | None) -> float | None:
         """A budget at the candidate's dim."""
-        if budget is None or not method_class(raw["tables"]["method"]).traits.allocation.takes_budget:
+        method = raw["tables"]["method"]
+        if budget is None:
+            return None
+        if not method_class(method).traits.allocation.takes_budget:
+            if float(budget) < 1:
+                raise BudgetError(f"method '{method}' has one size, more than budget {budget:g}; leave it out")
             return None
         if raw["tables"]["dim"] == self.base["tables"]["dim"]:
             return float(budget)
@@ -118,12 +152,13 @@ class ConfigSpace(Space):
         return [self.decode(self._at(**{"tables.method": m, BUDGET: b})) for b in budgets for m in methods or [None]]
 
 
-def config_space(plan: SearchPlan, *, budget: float | None) -> ConfigSpace | FeatureMethodSpace:
+def config_space(plan: SearchPlan, *, budget: float | None, shapes: Path) -> ConfigSpace | FeatureMethodSpace:
     """The space of a plan that trains.
 
     Args:
         plan: the search; with `front` the budgets are part of the space.
         budget: of the study.
+        shapes: see `ConfigSpace`.
 
     Raises:
         ConfigError: an unknown key, or a value that its configuration refuses.
@@ -135,7 +170,12 @@ def config_space(plan: SearchPlan, *, budget: float | None) -> ConfigSpace | Fea
         if options:
             raise ConfigError(f"space 'methods' has no option '{next(iter(options))}'; it has methods and shares")
         return FeatureMethodSpace(config, methods=methods, shares=shares)
-    choices: dict[str, Sequence[Value]] = {**_default_choices(config), **options}
+    choices: dict[str, Sequence[Value]] = {
+        **_default_choices(config, has_budget=plan.budgets[0] is not None),
+        **options,
+    }
+    if SEARCHED in choices["tables.method"] and None in plan.budgets:
+        raise ConfigError(f"the space has '{SEARCHED}' among its methods, whose shapes take a --budget; give one")
     for key, values in choices.items():
         if not isinstance(values, list | tuple) or not values:
             raise ConfigError(f"the space's '{key}' is {values!r}; give a list of values, for example [0.001, 0.003]")
@@ -147,14 +187,14 @@ def config_space(plan: SearchPlan, *, budget: float | None) -> ConfigSpace | Fea
     budgets = [b for b in plan.budgets if b is not None]
     if plan.front and budgets:
         choices = {BUDGET: sorted(budgets), **choices}
-    return ConfigSpace(config, choices, budget=budget)
+    return ConfigSpace(config, choices, budget=budget, shapes=shapes)
 
 
-def _default_choices(config: Config) -> dict[str, Sequence[Value]]:
+def _default_choices(config: Config, *, has_budget: bool) -> dict[str, Sequence[Value]]:
     dim, train = config.tables.default.dim, config.train
     known = registered_methods()
     return {
-        "tables.method": [method for method in METHODS if method in known],
+        "tables.method": [*(method for method in METHODS if method in known), *([SEARCHED] if has_budget else [])],
         "tables.dim": sorted({max(1, round(dim * factor)) for factor in _DIM}),
         "train.lr": [float(f"{train.lr * factor:.2g}") for factor in _LR],
         "train.table_lr": [float(f"{train.table_lr * factor:.2g}") for factor in _TABLE_LR],

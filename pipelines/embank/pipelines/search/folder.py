@@ -28,6 +28,7 @@ class SearchFolder:
 
     search.yaml          what was asked for
     supernet/            the supernet's run directory, unless another one was given
+    shapes.yaml          with whole configurations, what the profile of the supernet keeps of each table
     study.journal        the trials, unless they are stored elsewhere
     runs/NAME/SEED       candidates that were trained anew; with spaces that train, runs/trial-N of each trial
     configs/, logs/      their configurations, and what they printed
@@ -38,6 +39,7 @@ class SearchFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = path = Path(path)
         self.record, self.supernet = path / "search.yaml", path / "supernet"
+        self.shapes = path / "shapes.yaml"
         self.csv, self.markdown = path / "candidates.csv", path / "results.md"
         self.pareto, self.history = path / "pareto.png", path / "history.png"
         self.importance, self.slices = path / "importance.png", path / "slices.png"

@@ -25,6 +25,7 @@ from embank.pipelines.search.pictures import complete, plot_history, plot_import
 from embank.pipelines.search.plan import SearchPlan
 from embank.pipelines.search.report import markdown, write_csv
 from embank.pipelines.search.retrain import Entry, Retraining, best_entry, candidates_of, trained_entries
+from embank.pipelines.search.shapes import profile_shapes, write_shapes
 from embank.pipelines.search.storage import open_storage, storage_errors
 from embank.pipelines.search.supernet import open_supernet, train_supernet
 from embank.pipelines.search.training import training_setting
@@ -75,6 +76,7 @@ class Search:
         with self.folder.opened(self.plan, resume=resume), stop_on_signals() as stop:
             self.stop = stop
             supernet = None if self.plan.trains else self._supernet()
+            self._profile()
             for budget in self.plan.budgets[:1] if self.plan.front else self.plan.budgets:
                 self.studies[budget] = self._search(budget, supernet)
             for budget in self.plan.budgets:
@@ -87,7 +89,9 @@ class Search:
     @cached_property
     def space(self) -> FieldSpace | ConfigSpace | FeatureMethodSpace:
         """What is searched."""
-        return config_space(self.plan, budget=None) if self.plan.trains else space_of(self.plan, self.config)
+        if not self.plan.trains:
+            return space_of(self.plan, self.config)
+        return config_space(self.plan, budget=None, shapes=self.folder.shapes)
 
     def _refuse_budgets(self) -> None:
         """Before anything is trained; a whole configuration's method says itself what it reaches."""
@@ -109,6 +113,14 @@ class Search:
         self.reporter.note("training the supernet: random widths in every step")
         train_supernet(self.config, self.folder.supernet, reporter=self.reporter)
         return self.folder.supernet
+
+    def _profile(self) -> None:
+        """For whole configurations: the shapes that a supernet's profile finds, one of what they are compared to."""
+        if not isinstance(self.space, ConfigSpace) or not self.space.needs_shapes or self.folder.shapes.is_file():
+            return
+        budgets = [budget for budget in self.plan.budgets if budget is not None]
+        shapes = profile_shapes(self.config, supernet=self._supernet(), budgets=budgets)
+        write_shapes(shapes, self.folder.shapes)
 
     def _search(self, budget: float | None, supernet: Path | None) -> optuna.Study:
         """Makes one study's trials, with the plan's workers."""
@@ -180,7 +192,8 @@ class Search:
         """The configuration that trains a candidate."""
         if isinstance(self.space, FieldSpace):
             return candidate_config(self.config, self.space.shapes(entry.candidate))
-        return config_space(self.plan, budget=entry.budget).config(entry.candidate)
+        space = config_space(self.plan, budget=entry.budget, shapes=self.folder.shapes)
+        return space.config(entry.candidate)
 
     def _write(self, entries: Sequence[Entry]) -> None:
         """Everything for people, and the best configurations."""

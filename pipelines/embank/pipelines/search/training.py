@@ -1,5 +1,6 @@
 """Trials that train: each is an `embank train` of its own, over methods, dims and learning rates of a configuration."""
 
+import hashlib
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.sweep.feasible import Feasibility
 from embank.pipelines.train.interrupt import StopRequest
 from embank.search.spaces import Candidate
-from embank.tables import WorkError
+from embank.tables import BudgetError, WorkError
 
 POLL_SECONDS = 0.2
 _MOST_FAILURES = 3
@@ -44,12 +45,17 @@ def training_setting(job: Job, stop: StopRequest) -> Iterator[Setting]:
         ConfigError, DataError: the space or the data can't be used.
     """
     plan, config = job.plan, job.plan.parsed
-    space = config_space(plan, budget=job.budget)
+    shapes = SearchFolder(job.out).shapes
+    space = config_space(plan, budget=job.budget, shapes=shapes)
     pruner = None if plan.front else HyperbandPruner(min_resource=1, max_resource=max(2, config.train.epochs))
     yield Setting(
         space=space,
         objective=TrainingObjective(job, space, stop=stop, prunes=pruner is not None),
-        identity={"data": Schema.load(config.data.path).fingerprint[:16], "monitor": config.train.monitor},
+        identity={
+            "data": Schema.load(config.data.path).fingerprint[:16],
+            "monitor": config.train.monitor,
+            "shapes": hashlib.sha256(shapes.read_bytes()).hexdigest()[:16] if shapes.is_file() else None,
+        },
         pruner=pruner,
         candidates=tuple(space.first_candidates()),
     )
@@ -74,8 +80,11 @@ class TrainingObjective:
         self.context.set_forkserver_preload(_PRELOADED)
 
     def __call__(self, candidate: Candidate, trial: optuna.Trial) -> float:
-        config = self.space.config(candidate)
-        refusal = self.feasibility.refusal(config)
+        try:
+            config = self.space.config(candidate)
+            refusal = self.feasibility.refusal(config)
+        except BudgetError as error:
+            refusal = str(error)
         if refusal is not None:
             trial.set_user_attr("infeasible", refusal)
             raise optuna.TrialPruned
