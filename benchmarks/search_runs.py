@@ -24,6 +24,7 @@ import yaml
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
+SPACE = str(HERE / "tasks" / "search_space.yaml")
 BASELINES = ("full", "uniform_dim", "frequency_cut", "mde", "dpq")
 MODELS = {
     "deepfm": "{name: deepfm, hidden_units: [64, 64], dropout: 0.2}",
@@ -122,11 +123,11 @@ def steps_of(task: Task, model: str, args: argparse.Namespace) -> Iterator[Step]
     middle = min(args.budgets, key=lambda b: abs(float(b) - 0.1))
     sweep = ["sweep", config, *own, "--methods", ",".join(methods), "--budgets", budgets, "--seeds", seeds, *grid]
     yield Step(name=f"{place.name}: baselines", arguments=[*sweep, "--grid-budget", middle], out=place / "sweep")
-    search = ["search", config, *own, "--space", "rows", "--sampler", "profile", "--trials", str(args.trials)]
+    search = ["search", config, *own, "--space", SPACE, "--sampler", "profile", "--trials", str(args.trials)]
     found = place / "search"
     retrained = ["--retrain", "5", "--train-seeds", str(args.seeds[0])]
     yield Step(name=f"{place.name}: search", arguments=[*search, "--budget", budgets, *retrained], out=found)
-    ranks = ["search", config, *own, "--space", "rows", "--sampler", "random", "--trials", "12", "--budget", middle]
+    ranks = ["search", config, *own, "--space", SPACE, "--sampler", "random", "--trials", "12", "--budget", middle]
     supernet = ["--supernet", str(found / "supernet"), "--retrain", "12", "--train-seeds", str(args.seeds[0])]
     yield Step(name=f"{place.name}: rank correlation", arguments=[*ranks, *supernet], out=place / "ranks")
     for budget in args.budgets:
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="TASK/MODEL, for example movielens/deepfm")
     parser.add_argument("--budgets", nargs="+", default=["0.5", "0.2", "0.1", "0.05"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--trials", type=int, default=900, help="of each budget's study, more than the profile takes")
+    parser.add_argument("--trials", type=int, default=1200, help="of each budget's study, more than the profile takes")
     parser.add_argument("--without-training", action="store_true", help="leave the configurations by training out")
     parser.add_argument("--out", type=Path, default=RESULTS / "search")
     args = parser.parse_args()

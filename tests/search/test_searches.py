@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from embank.pipelines.cli.app import app
 from embank.pipelines.config.run import parse_config
+from embank.pipelines.runs.evaluate import figures_of
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.search.dashboard import dashboard
 from embank.pipelines.search.report import markdown
@@ -105,7 +106,15 @@ def test_workers_share_the_trials(data: Path, done: tuple[Path, Any], tmp_path: 
     complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
     assert len(complete) == 40
     assert len({t.user_attrs["embank:lease"]["pid"] for t in complete if "embank:lease" in t.user_attrs}) == 2
-    assert (tmp_path / "two" / "best" / "manifest.json").exists() or any((tmp_path / "two" / "best").iterdir())
+    with scored(out / "supernet", data, row_levels=6) as (_, space, scorer):
+        bundle = tmp_path / "two" / "best-bundle"
+        candidate = study.best_trial.user_attrs["candidate"]
+        figures = figures_of(bundle, data=data, split="valid")
+        assert figures["auc"] == pytest.approx(scorer(space.shapes(candidate)), abs=1e-6)
+        assert figures["serving_bytes"] == space.nbytes(candidate)
+    more = plan_of(data, tmp_path / "two", storage=plan.storage, **{**settings, "num_trials": 41, "workers": 1})
+    Search(more, tmp_path / "two").run(resume=True)
+    assert bundle.is_dir()
 
 
 @pytest.mark.slow

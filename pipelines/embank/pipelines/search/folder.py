@@ -33,6 +33,7 @@ class SearchFolder:
     runs/NAME/SEED       candidates that were trained anew; with spaces that train, runs/trial-N of each trial
     configs/, logs/      their configurations, and what they printed
     candidates.csv, results.md, pareto.png, history.png, importance.png, slices.png
+    best-bundle/         with --retrain 0, the best candidate as a bundle; best-0.1-bundle with several budgets
     best.yaml            the best configuration, for `embank train`; best-0.1.yaml where there are several budgets
     """
 

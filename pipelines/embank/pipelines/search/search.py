@@ -35,7 +35,7 @@ from embank.pipelines.sweep.children import num_cores
 from embank.pipelines.train.interrupt import StopRequest, stop_on_signals
 from embank.search.profile import profile_plan
 from embank.tables import ConfigError, WorkError
-from embank.tables.storage.atomic import replace_text
+from embank.tables.storage.atomic import remove_folder, replace_text
 from embank.tables.storage.refusals import writing
 from embank.tables.wording import human_bytes
 
@@ -177,9 +177,10 @@ class Search:
             for budget, best in self._best(entries).items():
                 shapes = self.space.shapes(best.candidate)
                 model, config = cut_model(scorer, shapes, config=self.config), self._config_of(best)
-                write_bundle(
-                    self._best_file(budget).with_suffix(""), model, config=config, schema=schema, step=net.step
-                )
+                bundle = self._best_file(budget).with_name(f"{self._best_file(budget).stem}-bundle")
+                if bundle.exists():  # of a search that had fewer trials
+                    remove_folder(bundle)
+                write_bundle(bundle, model, config=config, schema=schema, step=net.step)
 
     def _best(self, entries: Sequence[Entry]) -> dict[float | None, Entry]:
         found = {b: best_entry([entry for entry in entries if entry.budget == b]) for b in self.plan.budgets}
