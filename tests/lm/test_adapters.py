@@ -260,6 +260,14 @@ def test_a_folder_brings_it_back(tokenizer: Tokenizer, tmp_path: Path, kind: str
         memory.save(tmp_path / "memory")
 
 
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_tokenizer_whose_tokens_are_all_different_is_known_again(tmp_path: Path, compress: bool) -> None:
+    """Compression then has nothing to do, and is told from none all the same."""
+    plain = Tokenizer(models.WordLevel({f"w{id}": id for id in range(V)}, unk_token="w0"))
+    add_engram(_model(), plain, layers=[1], rows=64, compress=compress).save(tmp_path / "memory")
+    load_memory(_model(), tmp_path / "memory", tokenizer=plain)
+
+
 @pytest.fixture(scope="module")
 def folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("adapters") / "memory"

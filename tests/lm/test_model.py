@@ -90,6 +90,18 @@ def test_shuffled_rows_are_of_another_sequence(texts: Path, corpus: Corpus) -> N
         shuffled.rows(IDS[:1])
 
 
+@torch.no_grad()
+def test_embeddings_are_left_out_in_training_alone(texts: Path, corpus: Corpus) -> None:
+    decoder = build_model(
+        lm_config(texts, model={"embedding_dropout": 0.5}), corpus, rows_folder=Path("unused")
+    ).decoder
+    whole = decoder.train(False)._embedded(IDS)
+    assert float(whole.abs().amin(-1).min()) > 0
+    torch.manual_seed(0)
+    left_out = (decoder.train()._embedded(IDS.repeat(50, 1)) == 0).all(-1)
+    assert 0.4 < float(left_out.float().mean()) < 0.6
+
+
 def test_default_layers(texts: Path) -> None:
     def layers(kind: str, num_layers: int) -> tuple[int, ...]:
         return memory_layers(lm_config(texts, memory={"kind": kind}, model={"num_layers": num_layers}))

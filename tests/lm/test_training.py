@@ -47,7 +47,8 @@ def test_a_run_leaves_records_curves_and_a_result(run: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["none", "engram"])
 def test_a_stopped_run_ends_the_same(texts: Path, tmp_path: Path, kind: str) -> None:
-    options: dict[str, Any] = {"memory": {"kind": kind}, "train": {"eval_every": 9}}
+    model = {"embedding_dropout": 0.3 if kind == "engram" else 0.0}
+    options: dict[str, Any] = {"memory": {"kind": kind}, "model": model, "train": {"eval_every": 9}}
     whole = train_lm(texts, tmp_path / "whole", **options)
     with pytest.raises(InterruptedRunError, match="SIGTERM: stopped after step 11 of 24"):
         LmTrainer(lm_config(texts, **options), tmp_path / "run", reporter=StopAt(11)).train()
@@ -142,6 +143,7 @@ def test_folders_and_changes_are_refused(run: Path, texts: Path, tmp_path: Path)
         ({"train": {"tokens": 0}}, "train.tokens is 0: it must be at least 1"),
         ({"train": {"lr": -1}}, "train.lr is -1"),
         ({"train": {"row_optimizer": "adam"}}, "fbgemm backend lacks"),
+        ({"model": {"embedding_dropout": 1}}, "it is a chance below 1"),
         ({"corpus": {"vocab_size": 100}}, "from 257 to 65536"),
         ({"corpus": {"ratios": [1, 0, 0]}}, "three positive shares"),
         ({"train": {"lr": True}}, "train.lr is True: it must be a number"),

@@ -45,6 +45,8 @@ class ModelConfig:
         num_heads: attention heads; they divide `dim`.
         hidden: width of the feed-forward layers; None takes 8/3 of `dim`, rounded up to a multiple of 16.
         context: tokens of a training sequence, and the most that attention looks back over.
+        embedding_dropout: chance that a position's embedding is left out in training. A model that has read tokens from
+            their STEM rows alone takes an edited row for the token.
     """
 
     dim: int = 64
@@ -52,6 +54,7 @@ class ModelConfig:
     num_heads: int = 4
     hidden: int | None = None
     context: int = 256
+    embedding_dropout: float = 0.0
 
     @property
     def ffn_dim(self) -> int:
@@ -238,6 +241,8 @@ def _refuse_bad_numbers(config: LmConfig) -> None:
         raise ConfigError(wrong_value("train.clip_grad_norm", clip, "it must be above 0, or null to clip nothing"))
     if not 257 <= config.corpus.vocab_size <= 65_536:
         raise ConfigError(wrong_value("corpus.vocab_size", config.corpus.vocab_size, "it must be from 257 to 65536"))
+    if not 0 <= config.model.embedding_dropout < 1:
+        raise ConfigError(f"'model.embedding_dropout' is {config.model.embedding_dropout}; it is a chance below 1")
     ratios = config.corpus.ratios
     if min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
         raise ConfigError(wrong_value("corpus.ratios", list(ratios), "give three positive shares with sum 1"))

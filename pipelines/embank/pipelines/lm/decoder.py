@@ -189,7 +189,7 @@ class Decoder(nn.Module):
             ffn_rows: by block, what its feed-forward layer is given besides the stream.
             before_block: what a memory adds to the stream before a block.
         """
-        x_BTD = self.embedding(ids_BT) * self.config.dim**0.5
+        x_BTD = self._embedded(ids_BT)
         if input_rows is not None:
             x_BTD = x_BTD + input_rows
         start = 0 if cache is None else cache.length
@@ -201,6 +201,13 @@ class Decoder(nn.Module):
             x_BTD = block(x_BTD, block=number, rotation=rotation, cache=cache, ffn_rows=rows)
         result: Tensor = self.norm(x_BTD)
         return result
+
+    def _embedded(self, ids_BT: Tensor) -> Tensor:
+        """Embeddings [B, T, D] of about unit variance; in training some positions have none."""
+        x_BTD: Tensor = self.embedding(ids_BT) * self.config.dim**0.5
+        if self.training and self.config.embedding_dropout:
+            x_BTD = x_BTD * (torch.rand(ids_BT.shape) >= self.config.embedding_dropout)[..., None]
+        return x_BTD
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]; the embeddings are the output layer too."""

@@ -74,13 +74,14 @@ def add_engram(
     )
     pad = _pad_token(tokenizer) if pad_token is None else pad_token
     layout = EngramLayout(config, compression, pad_token=pad, num_layers=len(layers_of(model)))
-    return attach_engram(model, layout, seed=seed, optimizer=optimizer, tier=tier)
+    return attach_engram(model, layout, compress=compress, seed=seed, optimizer=optimizer, tier=tier)
 
 
 def attach_engram(
     model: Any,
     layout: EngramLayout,
     *,
+    compress: bool,
     seed: int = 0,
     optimizer: RowOptimizer | None = None,
     tier: RowTier | None = None,
@@ -92,7 +93,8 @@ def attach_engram(
         dense = {layer: Engram(dim, layout.row_dim, conv=False, identity=True) for layer in layout.layer_ids}
     for module in dense.values():
         module.to(device=like.device, dtype=like.dtype)
-    return ModelMemory(model, MemoryTables([layout], optimizer=optimizer, tier=tier, seed=seed), layers=dense)
+    tables = MemoryTables([layout], optimizer=optimizer, tier=tier, seed=seed)
+    return ModelMemory(model, tables, layers=dense, compress=compress)
 
 
 def add_stem(
@@ -138,7 +140,8 @@ def attach_stem(
     tier: RowTier | None = None,
 ) -> ModelMemory:
     """A memory of a layout on a model."""
-    return ModelMemory(model, MemoryTables([layout], optimizer=optimizer, tier=tier, seed=seed), layers={})
+    tables = MemoryTables([layout], optimizer=optimizer, tier=tier, seed=seed)
+    return ModelMemory(model, tables, layers={}, compress=False)
 
 
 def _compression(model: Any, tokenizer: Any, *, compress: bool) -> TokenCompression:

@@ -76,6 +76,7 @@ def _manifest(memory: ModelMemory) -> dict[str, Any]:
         "hidden_size": hidden_size(memory.model),
         "num_layers": len(layers_of(memory.model)),
         "shape": shape,
+        "compress": memory.compress,
         "optimizer": {"name": optimizer.name, "lr": optimizer.lr, "eps": optimizer.eps, "betas": list(optimizer.betas)},
         "layout": memory.layout.manifest(),
     }
@@ -106,7 +107,7 @@ def load_memory(model: Any, folder: str | Path, *, tokenizer: Any = None, tier: 
     values = manifest["optimizer"]
     optimizer = RowOptimizer(**{**values, "betas": tuple(values["betas"])})
     if isinstance(layout, EngramLayout):
-        memory = attach_engram(model, layout, optimizer=optimizer, tier=tier)
+        memory = attach_engram(model, layout, compress=manifest["compress"], optimizer=optimizer, tier=tier)
     else:
         memory = attach_stem(model, layout, optimizer=optimizer, tier=tier)
     try:
@@ -145,8 +146,7 @@ def _compression(manifest: dict[str, Any], folder: Path, tokenizer: Any) -> Toke
     kept = TokenCompression(ids_V, digest=saved["digest"])
     kept.refuse_other(saved, what=f"the memory in '{folder}'")
     if tokenizer is not None:
-        compress = kept.size < kept.num_tokens
-        given = TokenCompression.from_tokenizer(tokenizer, compress=compress)
+        given = TokenCompression.from_tokenizer(tokenizer, compress=manifest["compress"])
         given.refuse_other(saved, what=f"the memory in '{folder}'")
         if not torch.equal(given.ids_V, ids_V):
             raise CheckpointError(f"the memory in '{folder}' has another map of tokens than its digest says. {_CURE}")

@@ -49,6 +49,7 @@ class ModelMemory:
         model: a causal language model.
         tables: its memory, of one kind.
         layers: dense parts by layer; empty for STEM.
+        compress: how the compression was made, see `add_engram`.
 
     Attributes:
         model, tables: as given.
@@ -58,9 +59,9 @@ class ModelMemory:
         ConfigError: the model is built in another way than Llama and Qwen.
     """
 
-    def __init__(self, model: Any, tables: MemoryTables, *, layers: Mapping[int, nn.Module]) -> None:
+    def __init__(self, model: Any, tables: MemoryTables, *, layers: Mapping[int, nn.Module], compress: bool) -> None:
         (self.layout,) = tables.layouts.values()
-        self.model, self.tables = model, tables
+        self.model, self.tables, self.compress = model, tables, compress
         self.layers = nn.ModuleDict({str(layer): module for layer, module in layers.items()})
         self.is_enabled = True
         self._rows: dict[int, Tensor] = {}
