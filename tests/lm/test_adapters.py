@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers.cache_utils import DynamicCache, StaticCache  # noqa: E402
 
-from embank.pipelines.lm import add_engram, add_stem, load_memory  # noqa: E402
+from embank.pipelines import add_engram, add_stem, load_memory  # noqa: E402
 from embank.tables import CheckpointError, ConfigError, DataError, RowTier  # noqa: E402
 from embank.tables.storage.checksums import write_checksums  # noqa: E402
 

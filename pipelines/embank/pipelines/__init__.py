@@ -4,6 +4,7 @@
     data                `prepare`, `PrepareConfig`, `synth`, `synth_prepared`, `Schema`, `Loader`, `verify_prepared`
     training            `Trainer`, `run_sweep`, `Reporter`
     a run or a bundle   `evaluate_saved`, `inspect_saved`, `export_run`
+    language models     `add_engram`, `add_stem`, `load_memory`, `ModelMemory`
 
 Names are imported when they are first used, so that a command loads what it needs and no more.
 """
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from embank.pipelines.data.prepare.prepare import prepare
     from embank.pipelines.data.schema import Schema
     from embank.pipelines.data.synth import synth, synth_prepared
+    from embank.pipelines.lm.adapters.attach import add_engram, add_stem
+    from embank.pipelines.lm.adapters.folder import load_memory
+    from embank.pipelines.lm.adapters.model_memory import ModelMemory
     from embank.pipelines.reporting import Reporter
     from embank.pipelines.runs.evaluate import evaluate_saved
     from embank.pipelines.runs.export import export_run
@@ -32,15 +36,19 @@ if TYPE_CHECKING:
 __all__ = [
     "Config",
     "Loader",
+    "ModelMemory",
     "PrepareConfig",
     "Reporter",
     "Schema",
     "TrainConfig",
     "Trainer",
+    "add_engram",
+    "add_stem",
     "evaluate_saved",
     "export_run",
     "inspect_saved",
     "load_config",
+    "load_memory",
     "parse_config",
     "prepare",
     "run_sweep",
