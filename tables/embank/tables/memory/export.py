@@ -20,6 +20,8 @@ from embank.tables.memory.layouts import EngramConfig, EngramLayout, MemoryLayou
 from embank.tables.memory.tables import MemoryTables
 from embank.tables.memory.tensor_files import reading_tensors, write_tensors
 from embank.tables.memory.token_compression import TokenCompression
+from embank.tables.method.base import facts_of, restored
+from embank.tables.serving.codecs.registry import codec_class, encode, registered_codecs
 from embank.tables.storage.atomic import publish, temporary_beside
 from embank.tables.storage.checksums import verify_checksums, write_checksums
 from embank.tables.storage.json_text import read_json
@@ -37,16 +39,16 @@ def export_memory(memory: MemoryTables, folder: str | Path, *, codec: str = "fp3
     Args:
         memory: all of whose rows are in this process, in plain tables.
         folder: must not exist yet.
-        codec: "fp32", "bf16" or "fp16".
+        codec: "fp32", "bf16" or "fp16", or a registered codec that takes any rows.
 
     Raises:
-        ConfigError: another codec, rows that it can't hold, or rows of other processes.
+        ConfigError: no such codec, rows that it can't hold, or rows of other processes.
         CheckpointError: the folder exists.
         WorkError: it can't be written.
     """
     folder = Path(folder)
     if codec not in ROW_TYPES:
-        raise ConfigError(f"rows of a memory can't be exported as '{codec}'; use {', '.join(ROW_TYPES)}")
+        codec_class(codec)  # refuses a name that nobody has registered
     if folder.exists():
         raise CheckpointError(f"'{folder}' exists already; an export is never written over another one")
     temporary = temporary_beside(folder)
@@ -63,8 +65,8 @@ def export_memory(memory: MemoryTables, folder: str | Path, *, codec: str = "fp3
             (temporary / MANIFEST).write_text(json.dumps(facts, indent=1))
             write_tensors(temporary / TOKENS, {"ids": memory.compression.ids_V}, facts={}, what="the export")
             for table, rows_RD in _tables_of(memory):
-                cast = _cast(rows_RD, codec, table=table)
-                write_tensors(temporary / ROWS / f"{table}.safetensors", {"rows": cast}, facts={}, what="the export")
+                tensors, about = _encoded(rows_RD, codec, table=table)
+                write_tensors(temporary / ROWS / f"{table}.safetensors", tensors, facts=about, what="the export")
             write_checksums(temporary)
             publish(temporary, folder)
     finally:
@@ -80,20 +82,17 @@ def import_rows(memory: MemoryTables, folder: str | Path) -> None:
     folder = Path(folder)
     facts = _verified(folder)
     memory.refuse_other(_kinds_of(facts, folder), what=f"the export '{folder}'")
-    dtype = ROW_TYPES[facts["codec"]]
     shapes = {s.name: (s.num_embeddings, s.embedding_dim) for c in memory.collections.values() for s in c.specs}
     for table, shape in shapes.items():  # all of them before the first is written
-        with reading_tensors(folder / ROWS / f"{table}.safetensors", what="the export's rows") as (_, get):
-            found = get("rows")
-            if tuple(found.shape) != shape or found.dtype != dtype:
-                raise CheckpointError(
-                    f"the export '{folder}' has rows of {found.dtype} and shape {tuple(found.shape)} for table "
-                    f"'{table}'; they must be {dtype} and {shape}. {_CURE}"
-                )
+        found = _read_rows(folder, table, codec=facts["codec"])
+        if tuple(found.shape) != shape:
+            raise CheckpointError(
+                f"the export '{folder}' has rows of shape {tuple(found.shape)} for table '{table}'; they must be "
+                f"{shape}. {_CURE}"
+            )
     for collection in memory.collections.values():
         for spec in collection.specs:
-            with reading_tensors(folder / ROWS / f"{spec.name}.safetensors", what="the export's rows") as (_, get):
-                collection.set_rows(spec.name, get("rows").float())
+            collection.set_rows(spec.name, _read_rows(folder, spec.name, codec=facts["codec"]))
 
 
 def open_memory(folder: str | Path, tokenizer: Any, *, num_layers: int | None = None, **options: Any) -> MemoryTables:
@@ -165,10 +164,16 @@ def _verified(folder: Path) -> dict[str, Any]:
     if MANIFEST not in checksums:
         raise CheckpointError(f"'{folder}' is no export of a memory: it has no {MANIFEST}. {_CURE}")
     facts = read_json(folder / MANIFEST)
-    if facts.get("format_version") != FORMAT_VERSION or facts.get("codec") not in ROW_TYPES:
+    if facts.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"the export '{folder}' has format version {facts.get('format_version')} and codec {facts.get('codec')}; "
-            f"this embank reads version {FORMAT_VERSION} with {', '.join(ROW_TYPES)}"
+            f"the export '{folder}' has format version {facts.get('format_version')}; this embank reads version "
+            f"{FORMAT_VERSION}. {_CURE}"
+        )
+    codec = facts.get("codec")
+    if codec not in ROW_TYPES and codec not in registered_codecs():
+        raise CheckpointError(
+            f"the export '{folder}' has rows of codec '{codec}', which is not registered here; install the package "
+            "that has it"
         )
     return facts
 
@@ -200,10 +205,33 @@ def _tables_of(memory: MemoryTables) -> Iterator[tuple[str, Tensor]]:
         yield from collection.weights().items()
 
 
-def _cast(rows_RD: Tensor, codec: str, *, table: str) -> Tensor:
+def _encoded(rows_RD: Tensor, codec: str, *, table: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Rows in the form of a codec: tensors by name, and facts to make it again from."""
+    if codec not in ROW_TYPES:
+        coded = encode(rows_RD.float().cpu(), codec=codec)
+        tensors = dict(coded.named_buffers())
+        return tensors, {"num_rows": len(rows_RD), "tensors": list(tensors), "facts": facts_of(coded)}
     cast = rows_RD.to(ROW_TYPES[codec])
     if not bool(torch.stack(cast.aminmax()).isfinite().all()):
         raise ConfigError(
             f"rows of table '{table}' are not finite as {codec}; use 'fp32' or 'bf16', or train with a lower rate"
         )
-    return cast
+    return {"rows": cast}, {}
+
+
+def _read_rows(folder: Path, table: str, *, codec: str) -> Tensor:
+    """Rows of a table, fp32 [R, D]."""
+    path = folder / ROWS / f"{table}.safetensors"
+    with reading_tensors(path, what="the export's rows") as (about, get):
+        if codec not in ROW_TYPES:
+            try:
+                tensors = {name: get(name) for name in about["tensors"]}
+                coded = restored(codec_class(codec), about["facts"], tensors)
+                rows_RD: Tensor = coded.take(torch.arange(about["num_rows"]))
+            except KeyError as error:
+                raise CheckpointError(f"'{path}' does not say its {error.args[0]}. {_CURE}") from error
+            return rows_RD.float()
+        found = get("rows")
+    if found.dtype != ROW_TYPES[codec]:
+        raise CheckpointError(f"'{path}' has rows of {found.dtype}; the export says {codec}. {_CURE}")
+    return found.float()
