@@ -20,7 +20,7 @@ from embank.pipelines.search.job import Job, Setting
 from embank.pipelines.search.leases import LEASE, RETRY_OF, is_left, leased, num_claimed, own_lease, recover
 from embank.pipelines.search.read import make_plan
 from embank.pipelines.search.storage import open_storage
-from embank.pipelines.search.trials import run_trials
+from embank.pipelines.search.trials import Claimed, StoppedSearchError, SurplusTrialError, run_trials
 from embank.search import DimensionSpace
 from embank.search.spaces import Candidate
 from embank.tables import TableSpec
@@ -164,3 +164,26 @@ def test_a_surplus_trial_is_given_up(storage: str) -> None:
     found = run_trials(job_of(storage, num_trials=4), setting, joins=True)
     assert sum(t.state == TrialState.COMPLETE for t in found.trials) == 4
     assert sum(t.state == TrialState.RUNNING for t in found.trials) == 0
+
+
+def test_a_stopped_trial_and_a_wanted_surplus_one_come_again(storage: str) -> None:
+    begin(storage)
+    study = optuna.load_study(study_name="shared", storage=open_storage(storage))
+    wanted = {"width.a": 8, "width.b": 12}
+    study.enqueue_trial(SPACE.params(SPACE.encode(wanted)))
+
+    def stopped(candidate: Candidate, trial: optuna.Trial) -> float:
+        raise StoppedSearchError("SIGINT: stopped")
+
+    setting = Setting(space=SPACE, objective=stopped, identity={"supernet": "abc"})
+    with pytest.raises(StoppedSearchError):
+        run_trials(job_of(storage, num_trials=2), setting, joins=True)
+    (waiting,) = study.get_trials(states=(TrialState.WAITING,))
+    assert waiting.user_attrs[RETRY_OF] == 0
+    found = run_trials(job_of(storage, num_trials=2), setting_of(0.0), joins=True)
+    assert found.trials[1].user_attrs["candidate"] == wanted
+
+    study.enqueue_trial(SPACE.params(SPACE.encode({"width.a": 4, "width.b": 4})))
+    with pytest.raises(SurplusTrialError):
+        Claimed(setting.objective, num_trials=2)({}, study.ask(SPACE.distributions))
+    assert len(study.get_trials(states=(TrialState.WAITING,))) == 1

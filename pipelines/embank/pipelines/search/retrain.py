@@ -15,7 +15,7 @@ from embank.pipelines.runs.folder import is_training
 from embank.pipelines.search.fields import FieldSpace, candidate_config
 from embank.pipelines.search.folder import SearchFolder
 from embank.pipelines.search.plan import SearchPlan
-from embank.pipelines.search.workers import StoppedSearchError
+from embank.pipelines.search.trials import StoppedSearchError
 from embank.pipelines.sweep.children import Child, Ended, run_children
 from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.train.interrupt import StopRequest

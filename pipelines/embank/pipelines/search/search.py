@@ -29,8 +29,8 @@ from embank.pipelines.search.shapes import profile_shapes, write_shapes
 from embank.pipelines.search.storage import open_storage, storage_errors
 from embank.pipelines.search.supernet import open_supernet, train_supernet
 from embank.pipelines.search.training import training_setting
-from embank.pipelines.search.trials import num_done, quiet_optuna, recover_named, run_trials
-from embank.pipelines.search.workers import StoppedSearchError, failure_of, helpers
+from embank.pipelines.search.trials import StoppedSearchError, num_done, quiet_optuna, recover_named, run_trials
+from embank.pipelines.search.workers import failure_of, helpers
 from embank.pipelines.sweep.children import num_cores
 from embank.pipelines.train.interrupt import StopRequest, stop_on_signals
 from embank.search.profile import profile_plan

@@ -19,8 +19,7 @@ from embank.pipelines.search.folder import SearchFolder
 from embank.pipelines.search.job import Job, Setting
 from embank.pipelines.search.leases import RETRY_OF
 from embank.pipelines.search.methodspace import FeatureMethodSpace
-from embank.pipelines.search.trials import FailedTrialError
-from embank.pipelines.search.workers import StoppedSearchError
+from embank.pipelines.search.trials import FailedTrialError, StoppedSearchError
 from embank.pipelines.sweep.children import last_words, run_command, start
 from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.sweep.feasible import Feasibility

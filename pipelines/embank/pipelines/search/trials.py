@@ -9,10 +9,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from embank.pipelines.search.job import Job, Objective, Setting, Told
-from embank.pipelines.search.leases import leased, num_claimed, recover
+from embank.pipelines.search.leases import RETRY_OF, leased, num_claimed, recover
 from embank.pipelines.search.storage import open_storage, storage_errors
 from embank.search import search
 from embank.search.spaces import Candidate
+from embank.tables import WorkError
 
 WAIT_SECONDS = 0.1
 SURPLUS = "embank:surplus"
@@ -20,6 +21,10 @@ SURPLUS = "embank:surplus"
 
 class FailedTrialError(Exception):
     """A trial has failed; the search goes on with others."""
+
+
+class StoppedSearchError(WorkError):
+    """A signal stopped the search; its trials are stored, and it can be resumed."""
 
 
 class SurplusTrialError(Exception):
@@ -40,7 +45,12 @@ class Claimed:
     def __call__(self, candidate: Candidate, trial: optuna.Trial) -> float:
         with leased(trial):
             self._wait(trial)
-            return self.objective(candidate, trial)
+            try:
+                return self.objective(candidate, trial)
+            except (StoppedSearchError, KeyboardInterrupt):
+                number = trial.user_attrs.get(RETRY_OF, trial.number)
+                trial.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: number})  # who goes on begins with it
+                raise
 
     def _wait(self, trial: optuna.Trial) -> None:
         """Waits while earlier trials make the study complete, and one of them may still be left by its worker.
@@ -51,6 +61,8 @@ class Claimed:
         while num_claimed(trial.study, before=trial.number) >= self.num_trials:
             if num_done(trial.study) >= self.num_trials:
                 trial.set_user_attr(SURPLUS, True)
+                if "fixed_params" in trial.study.get_trials(deepcopy=False)[trial.number].system_attrs:  # was enqueued
+                    trial.study.enqueue_trial(trial.params)
                 raise SurplusTrialError
             time.sleep(WAIT_SECONDS)
 

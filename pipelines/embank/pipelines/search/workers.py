@@ -12,16 +12,12 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from embank.pipelines.search.job import Job, SettingOf
-from embank.pipelines.search.trials import run_trials
+from embank.pipelines.search.trials import StoppedSearchError, run_trials
 from embank.pipelines.sweep.children import end_with_parent, last_words, start
 from embank.pipelines.train.interrupt import stop_on_signals
 from embank.tables import WorkError
 
 _PRELOADED = ["embank.pipelines.search.trials", "embank.pipelines.search.frozen"]
-
-
-class StoppedSearchError(WorkError):
-    """A signal stopped the search; its trials are stored, and it can be resumed."""
 
 
 @contextmanager
