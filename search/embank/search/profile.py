@@ -21,6 +21,11 @@ def profile_plan(space: Space) -> list[Genes]:
 
     Raises:
         ConfigError: the tables of the space share bytes, so that a choice in one is no matter of that table alone.
+
+    >>> specs = [TableSpec(name=n, num_embeddings=200, embedding_dim=16, feature_names=[n]) for n in ("a", "b")]
+    >>> space = DimensionSpace(specs)
+    >>> [tuple(space.decode(genes).values()) for genes in profile_plan(space)]
+    [(16, 16), (4, 16), (8, 16), (16, 4), (16, 8)]
     """
     if not isinstance(space, TableSpace):
         raise ConfigError(
@@ -113,6 +118,13 @@ def read_profile(study: optuna.Study, space: Space) -> Profile:
     Raises:
         ConfigError: a space whose tables share bytes.
         WorkError: the largest candidate was not scored.
+
+    >>> specs = [TableSpec(name=n, num_embeddings=200, embedding_dim=16, feature_names=[n]) for n in ("a", "b")]
+    >>> space = DimensionSpace(specs)
+    >>> score = lambda candidate, trial: candidate["width.a"] + 2 * candidate["width.b"] ** 0.5
+    >>> study = search(score, space=space, sampler="profile", num_trials=8)
+    >>> read_profile(study, space).candidate(16_000)
+    {'width.a': 16, 'width.b': 4}
     """
     plan = set(profile_plan(space))
     assert isinstance(space, TableSpace)

@@ -54,6 +54,13 @@ def make_sampler(name: str, *, space: Space, nbytes: int | None = None, seed: in
 
     Raises:
         ConfigError: there is no such sampler.
+
+    >>> specs = [TableSpec(name=n, num_embeddings=200, embedding_dim=16, feature_names=[n]) for n in ("a", "b")]
+    >>> space = DimensionSpace(specs)
+    >>> study = optuna.create_study(sampler=make_sampler("random", space=space, nbytes=10_000), direction="maximize")
+    >>> study.optimize(lambda trial: float(sum(space.suggest(trial).values())), n_trials=5)
+    >>> all(space.nbytes_of(space.genes(trial.params)) <= 10_000 for trial in study.trials)
+    True
     """
     if name == "ea":
         return EvolutionSampler(space, nbytes=nbytes, seed=seed)

@@ -36,6 +36,11 @@ class Parameter:
         when: the name of an earlier parameter of the group and some of its values; with any other, this one does not
             count.
         least: for those values the index below which all values mean the same: that of this index.
+
+    >>> Parameter(name="width.user", values=(4, 8, 12)).distribution  # of one step: the values themselves
+    IntDistribution(high=12, log=False, low=4, step=4)
+    >>> Parameter(name="width.user", values=(4, 8, 10)).distribution  # else their index
+    IntDistribution(high=2, log=False, low=0, step=1)
     """
 
     name: str

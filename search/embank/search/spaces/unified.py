@@ -29,6 +29,12 @@ class UnifiedSpace(Space):
     A candidate's parameters are `rows`, `width`, and `lookups.TABLE` for each table that is not plain.
 
     Source: Coleman et al., NeurIPS 2023; they leave the lookups to the practitioner.
+
+    >>> specs = [TableSpec(name=n, num_embeddings=200, embedding_dim=16, feature_names=[n]) for n in ("a", "b")]
+    >>> space = UnifiedSpace(specs, rows=[100, 200])
+    >>> candidate = {"rows": 100, "width": 8, "lookups.a": 1, "lookups.b": 4}
+    >>> space.nbytes(candidate), space.num_lookups(candidate)
+    (3240, 5)
     """
 
     def __init__(
