@@ -45,8 +45,13 @@ TEMPLATES = (
     "the name{E} and{A}",
 )
 NUM_ANSWERS = 32
-ARMS = {"dense": {}, "Engram": comparison.ARMS["Engram"], "STEM 1/2": comparison.ARMS["STEM 1/2"]}
-RATES = {"dense": (0.006, 0.8), "Engram": (0.006, 0.8), "STEM 1/2": (0.006, 0.8)}
+MODEL = {"dim": 96, "num_layers": 4, "num_heads": 4, "hidden": 256, "context": 128}
+ARMS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "Engram": {"memory": comparison.ENGRAM},
+    "STEM 1/2": {"memory": {"kind": "stem", "layers": [1, 3]}, "model": {"embedding_dropout": 0.5}},
+}
+RATES = {"dense": (0.004, 0.8), "Engram": (0.004, 0.8), "STEM 1/2": (0.004, 0.8)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +165,7 @@ def train(args: argparse.Namespace, arm: str, seed: int, *, num_tokens: int) -> 
     batch_size = 4 if args.small else 16
     raw = {
         "corpus": corpus_section(args),
-        "model": {**comparison.MODEL, **small},
+        "model": {**MODEL, **small, **ARMS[arm].get("model", {})},
         "memory": ARMS[arm].get("memory", {}),
         "train": {
             "tokens": max(1, args.epochs * (num_tokens - 1)),
@@ -344,9 +349,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/lm-facts"), help="folder of runs, kept for going on")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--facts", type=int, default=256, help="of each kind, a square number")
-    parser.add_argument("--repeats", type=int, default=3, help="of each sentence")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--text-tokens", type=int, default=400_000, help="tokens of other text, roughly")
+    parser.add_argument("--repeats", type=int, default=4, help="of each sentence")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--text-tokens", type=int, default=150_000, help="tokens of other text, roughly")
     parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--eval-tokens", type=int, default=65_536)
     parser.add_argument("--threads", type=int, default=1)

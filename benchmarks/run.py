@@ -44,6 +44,7 @@ def main() -> None:
         ["methods.py", "--rows", str(rows), "--rounds", "5" if full else "3"],
         ["unified.py", "--rows", str(rows), "--rounds", "9" if full else "3"],
         ["search.py", *([] if full else ["--problems", "3", "--contestants", *SEARCHES])],
+        ["lm_speed.py", "--gib", *(["1", "4"] if full else ["0.1"]), "--rounds", "7" if full else "3"],
         ["ranks.py", "--repeats", "7" if full else "3"],
         ["page_warming.py", "--gib", "4" if full else "1", "--folder", "runs/bench"],
     ]

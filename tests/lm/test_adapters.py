@@ -365,6 +365,18 @@ def test_a_static_cache_of_ones_own(loud: Any) -> None:
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_short_and_empty_batches(tokenizer: Tokenizer, kind: str) -> None:
+    model = _model()
+    memory = _memory(model, tokenizer, kind)
+    whole = model(IDS, use_cache=False).logits
+    torch.testing.assert_close(model(IDS[:, :1], use_cache=False).logits, whole[:, :1], rtol=1e-4, atol=1e-5)
+    nothing = IDS[:0]  # attention of transformers can't be empty; the memory can
+    rows = memory._look_up(nothing, memory._marked(nothing, {}), None)
+    assert all(read.shape == (0, T, memory.layout.row_dim) for read in rows.values())
+
+
 @torch.no_grad()
 def test_engram_and_stem_together(tokenizer: Tokenizer) -> None:
     model = _model()

@@ -119,6 +119,15 @@ def test_windows_cover_the_stream_and_ranks_share_a_batch() -> None:
         Windows(torch.arange(39), context=10, batch_size=4, seed=0)
 
 
+def test_a_run_of_another_kind_is_no_language_model(tmp_path: Path) -> None:
+    RunFolder(tmp_path).create({"data": {"path": "data"}, "model": {"name": "lr"}}, fingerprint="", content=None)
+    with (
+        pytest.raises(CheckpointError, match="is a run of `embank train`; give one of `embank lm train`"),
+        opened_lm(tmp_path),
+    ):
+        pass
+
+
 def test_folders_and_changes_are_refused(run: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="already holds a run"):
         train_lm(texts, run)

@@ -47,7 +47,10 @@ def opened_lm(run: str | Path, *, overlay: Path | None = None) -> Iterator[Opene
         CheckpointError: no run, no checkpoint, damaged, or an overlay of other rows.
     """
     folder = RunFolder(run)
-    config = parse_lm_config(folder.read_config())
+    raw = folder.read_config()
+    if "corpus" not in raw:
+        raise CheckpointError(f"'{run}' is a run of `embank train`; give one of `embank lm train`")
+    config = parse_lm_config(raw)
     corpus = _corpus(folder, config)
     saved = folder.saved()
     if not saved:
