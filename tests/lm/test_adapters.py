@@ -366,6 +366,18 @@ def test_a_static_cache_of_ones_own(loud: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_inference_mode_changes_nothing(tokenizer: Tokenizer, kind: str) -> None:
+    """Nor does it leave anything behind that training stumbles over."""
+    model = _model()
+    memory = _memory(model, tokenizer, kind)
+    with torch.inference_mode():
+        inferred = model.generate(IDS, max_new_tokens=4, do_sample=False, attention_mask=torch.ones_like(IDS))
+    assert torch.equal(inferred.clone(), _greedy(model, IDS, 4))
+    model(IDS, labels=IDS, use_cache=False).loss.backward()
+    memory.update_rows()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_short_and_empty_batches(tokenizer: Tokenizer, kind: str) -> None:
     model = _model()
