@@ -197,6 +197,12 @@ def test_a_budget_below_the_floor_is_refused_before_anything_is_trained(data: Pa
     assert not (tmp_path / "s").exists()
 
 
+def test_a_storage_that_can_not_be_written_is_refused_first(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'/sys/study.journal' can't be written"):
+        Search(plan_of(data, tmp_path / "s", storage="/sys/study.journal"), tmp_path / "s").run()
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_profile_needs_more_trials_than_it_measures(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"measures \d+ forms of tables.*--trials is 8; give more"):
         Search(plan_of(data, tmp_path / "s", sampler="profile"), tmp_path / "s").run()

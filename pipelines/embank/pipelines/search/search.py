@@ -73,8 +73,11 @@ class Search:
         self.is_resumed = resume
         self._refuse_budgets()
         self._refuse_short_profile()
+        if self.is_shared:
+            self._refuse_storage()
         with self.folder.opened(self.plan, resume=resume), stop_on_signals() as stop:
             self.stop = stop
+            self._refuse_storage()
             supernet = None if self.plan.trains else self._supernet()
             self._profile()
             for budget in self.plan.budgets[:1] if self.plan.front else self.plan.budgets:
@@ -98,6 +101,16 @@ class Search:
         for budget in self.plan.budgets:
             if budget is not None and not isinstance(self.space, ConfigSpace):
                 self.space.allowed_nbytes(budget)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the study is stored outside the search's directory, so that others may have begun it."""
+        return self.plan.storage != str(self.folder.path / JOURNAL)
+
+    def _refuse_storage(self) -> None:
+        """Opens the storage before anything is trained."""
+        with storage_errors(self.plan.storage):
+            open_storage(self.plan.storage)
 
     def _refuse_short_profile(self) -> None:
         """A profile says nothing before it has measured every table."""
@@ -133,9 +146,8 @@ class Search:
         )
         setting_of: SettingOf = training_setting if self.plan.trains else frozen_setting
         told = Progress(job, self.stop, self.reporter)
-        is_shared = self.plan.storage != str(self.folder.path / JOURNAL)
         with setting_of(job, self.stop) as setting:
-            run_trials(job, setting, joins=self.is_resumed or is_shared, num_trials=0)  # others find it begun
+            run_trials(job, setting, joins=self.is_resumed or self.is_shared, num_trials=0)  # others find it begun
             with helpers(job, setting_of, logs=self.folder.path / "logs") as others:
                 study = run_trials(job, setting, joins=True, told=told)
             for process in others:
