@@ -59,13 +59,60 @@ def floor_error(spec: TableSpec, *, needs: str, floor_nbytes: int) -> BudgetErro
     )
 
 
-def refuse_both(spec: TableSpec, **sizes: int | None) -> None:
+def refuse_both(spec: TableSpec, **sizes: float | None) -> None:
     """Raises ConfigError if a table has a budget and an option that fixes its size as well."""
+    for name, value in sizes.items():
+        if value is not None and spec.budget is not None:
+            raise ConfigError(f"table '{spec.name}' has both budget {spec.budget} and {name} {value}; keep one of them")
+
+
+def refuse_below_one(spec: TableSpec, **sizes: int | None) -> None:
+    """Raises ConfigError for an option below 1."""
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise ConfigError(f"table '{spec.name}' has {name} {value}; it must be at least 1")
-        if value is not None and spec.budget is not None:
-            raise ConfigError(f"table '{spec.name}' has both budget {spec.budget} and {name} {value}; keep one of them")
+
+
+def refuse_sizes(spec: TableSpec, **sizes: int | None) -> None:
+    """Raises ConfigError for an option below 1, or one that fixes a size beside a budget."""
+    refuse_below_one(spec, **sizes)
+    refuse_both(spec, **sizes)
+
+
+def refuse_fixed(spec: TableSpec, **sizes: int | None) -> None:
+    """Raises ConfigError if an option fixes the size of a table that is to get its share of a collection's budget."""
+    for name, value in sizes.items():
+        if value is not None:
+            raise ConfigError(
+                f"table '{spec.name}' has {name} {value} while the collection has a budget; keep one of them"
+            )
+
+
+def size_within(
+    spec: TableSpec, *, default: int, room: Callable[[int], int], needs: str, floor_nbytes: int, **option: int | None
+) -> int:
+    """The size of a table (its rows, a rank, a width): by its option, or the largest within its budget.
+
+    Args:
+        spec: of the table.
+        default: with neither.
+        room: the largest size that some bytes hold; below 1 if they hold none.
+        needs: what the method can't do without, for the error.
+        floor_nbytes: serving bytes of size 1.
+        option: the option by its name, if one fixes the size.
+
+    Raises:
+        BudgetError: the budget does not hold size 1.
+        ConfigError: an option below 1, or one beside a budget.
+    """
+    refuse_sizes(spec, **option)
+    limit = budget_nbytes(spec)
+    if limit is None:
+        return next((value for value in option.values() if value is not None), default)
+    size = room(limit)
+    if size < 1:
+        raise floor_error(spec, needs=needs, floor_nbytes=floor_nbytes)
+    return size
 
 
 def share(specs: Sequence[TableSpec], costs: Sequence[Cost], *, num_levels: int, nbytes: int) -> list[TableSpec]:

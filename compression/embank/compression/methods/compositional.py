@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both, share
+from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_sizes, share
 from embank.compression.parts.multiplexed import (
     SALT_NBYTES,
     Reader,
@@ -229,7 +229,7 @@ def _options(spec: TableSpec) -> CompositionalConfig:
 
 
 def _refuse_mixed(spec: TableSpec, options: CompositionalConfig) -> None:
-    refuse_both(spec, divisor=options.divisor)
+    refuse_sizes(spec, divisor=options.divisor)
     if options.table is None and options.num_rows is not None:
         raise ConfigError(
             f"table '{spec.name}' has num_rows {options.num_rows} but no table to share them; give table='...', or a "

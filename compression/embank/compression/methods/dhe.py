@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both, share
+from embank.compression.budget.floors import refuse_below_one, share, size_within
 from embank.tables import (
     Allocation,
     ConfigError,
@@ -246,22 +246,21 @@ def _num_levels(nbytes: int) -> int:
 
 def _width(spec: TableSpec, options: DheConfig) -> int:
     """The hidden width by the options, or the largest within the budget."""
-    refuse_both(spec, width=options.width)
-    if options.num_layers < 1:
-        raise ConfigError(f"table '{spec.name}' has num_layers {options.num_layers}; it must be at least 1")
+    refuse_below_one(spec, num_layers=options.num_layers)
     if not MIN_HASHES <= options.num_hashes <= MAX_HASHES or options.num_hashes % 2:
         raise ConfigError(
             f"table '{spec.name}' has num_hashes {options.num_hashes}; use an even number from {MIN_HASHES} to "
             f"{MAX_HASHES}"
         )
-    limit = budget_nbytes(spec)
-    if limit is None:
-        return options.width or _WIDTH
     cost = partial(_nbytes_at, spec, options)
-    width = bisect_right(range(_num_levels(limit)), limit, key=cost)
-    if width < 1:
-        raise floor_error(spec, needs="a decoder of width 1", floor_nbytes=cost(0))
-    return width
+    return size_within(
+        spec,
+        width=options.width,
+        default=_WIDTH,
+        room=lambda nbytes: bisect_right(range(_num_levels(nbytes)), nbytes, key=cost),
+        needs="a decoder of width 1",
+        floor_nbytes=cost(0),
+    )
 
 
 @cache

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from embank.compression.budget.floors import floor_error
+from embank.compression.budget.floors import size_within
 from embank.tables import ConfigError, Held, Method, TableSpec, Traits, option_class, own_table
 from embank.tables.ids.hashing import hash_rows, salt64
 
@@ -49,28 +49,20 @@ class Hash(Method):
         self.physical = (own_table(spec, num_rows=self.num_rows),)
 
     def _num_rows(self, options: HashConfig) -> int:
-        spec = self.spec
-        if options.num_rows is not None:
-            if spec.budget is not None:
-                raise ConfigError(
-                    f"table '{spec.name}' has both budget {spec.budget} and num_rows {options.num_rows}; keep one of "
-                    "them"
-                )
-            if options.num_rows < 1:
-                raise ConfigError(f"table '{spec.name}' has num_rows {options.num_rows}; it must be at least 1")
-            return options.num_rows
-        if not spec.has_vocabulary:
+        spec, row_nbytes = self.spec, 4 * self.spec.embedding_dim
+        if options.num_rows is None and not spec.has_vocabulary:
             raise ConfigError(
                 f"table '{spec.name}' has no vocabulary (its ids are hashes of tokens), so its number of rows must be "
                 "said; give num_rows=..."
             )
-        if spec.budget is None:
-            return spec.num_embeddings
-        row_nbytes = 4 * spec.embedding_dim
-        num_rows = int((spec.budget * spec.plain_nbytes - _SALT_NBYTES) // row_nbytes)
-        if num_rows < 1:
-            raise floor_error(spec, needs="one row and its salt", floor_nbytes=row_nbytes + _SALT_NBYTES)
-        return num_rows
+        return size_within(
+            spec,
+            num_rows=options.num_rows,
+            default=spec.num_embeddings,
+            room=lambda nbytes: (nbytes - _SALT_NBYTES) // row_nbytes,
+            needs="one row and its salt",
+            floor_nbytes=row_nbytes + _SALT_NBYTES,
+        )
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         return (hash_rows(ids_N, num_rows=self.num_rows, salt=self.salt),)

@@ -11,19 +11,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from embank.compression.budget.floors import refuse_below_one
 from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts, physical_name, shared_init
 from embank.compression.parts.shared_rows import SharedRowsAllocation, num_shared_rows
-from embank.tables import (
-    ConfigError,
-    Held,
-    Method,
-    PhysicalTable,
-    RowInit,
-    TableSpec,
-    Traits,
-    default_init,
-    option_class,
-)
+from embank.tables import Held, Method, PhysicalTable, RowInit, TableSpec, Traits, default_init, option_class
 from embank.tables.method.options import options_of
 
 
@@ -89,8 +80,7 @@ class HashEmbedding(Method):
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
         super().__init__(spec, seed=seed)
         options: HashEmbeddingConfig = self.options
-        if options.num_hashes < 1:
-            raise ConfigError(f"table '{spec.name}' has num_hashes {options.num_hashes}; it must be at least 1")
+        refuse_below_one(spec, num_hashes=options.num_hashes)
         needs = f"{options.num_hashes} numbers per id, as many salts and one row"
         self.num_rows = num_shared_rows(spec, options, fixed_nbytes=_fixed_nbytes(spec), needs=needs)
         salts = lookup_salts("hash_embedding", spec.name, options.num_hashes)

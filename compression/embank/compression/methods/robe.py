@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both, share, share_text
+from embank.compression.budget.floors import refuse_fixed, refuse_sizes, share, share_text, size_within
 from embank.tables import (
     Allocation,
     BudgetError,
@@ -182,11 +182,7 @@ def _sharing(specs: Sequence[TableSpec], fraction: float) -> list[TableSpec]:
 def _refuse_set(spec: TableSpec, *, chunk: int) -> None:
     """Refuses options of a table that sharing an array under one budget would override."""
     options = _options(spec)
-    if options.num_weights is not None:
-        raise ConfigError(
-            f"table '{spec.name}' has num_weights {options.num_weights} while the collection has a budget; keep one "
-            "of them"
-        )
+    refuse_fixed(spec, num_weights=options.num_weights)
     if options.chunk not in (None, chunk):
         raise ConfigError(
             f"table '{spec.name}' has chunk {options.chunk}, but array '{options.array}' has a table with chunk "
@@ -196,7 +192,7 @@ def _refuse_set(spec: TableSpec, *, chunk: int) -> None:
 
 def _num_rows(spec: TableSpec, config: RobeConfig, *, chunk: int) -> int:
     """Physical rows of Z floats by the options, or as many as the budget has room for."""
-    refuse_both(spec, num_weights=config.num_weights)
+    refuse_sizes(spec, num_weights=config.num_weights)
     if config.array is not None and (config.num_weights is None or spec.init_std is None):
         raise ConfigError(
             f"table '{spec.name}' shares array '{config.array}' but does not say its size; let Robe.allocate share the "
@@ -209,13 +205,13 @@ def _num_rows(spec: TableSpec, config: RobeConfig, *, chunk: int) -> int:
                 f"use {-(-config.num_weights // chunk) * chunk}"
             )
         return config.num_weights // chunk
-    limit = budget_nbytes(spec)
-    if limit is None:
-        return -(-spec.num_embeddings * spec.embedding_dim // chunk)
-    num_rows = (limit - _SALT_NBYTES) // (4 * chunk)
-    if num_rows < 1:
-        raise floor_error(spec, needs=f"one chunk of {chunk} and its salt", floor_nbytes=4 * chunk + _SALT_NBYTES)
-    return num_rows
+    return size_within(
+        spec,
+        default=-(-spec.num_embeddings * spec.embedding_dim // chunk),
+        room=lambda nbytes: (nbytes - _SALT_NBYTES) // (4 * chunk),
+        needs=f"one chunk of {chunk} and its salt",
+        floor_nbytes=4 * chunk + _SALT_NBYTES,
+    )
 
 
 def chunk_starts(ids_N: Tensor, *, num_chunks: int, num_weights: int, salt: int | Tensor) -> Tensor:

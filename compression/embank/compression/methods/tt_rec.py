@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both, share
+from embank.compression.budget.floors import share, size_within
 from embank.tables import (
     Allocation,
     DistinctMethod,
@@ -201,14 +201,14 @@ def _nbytes_at(spec: TableSpec, level: int) -> int:
 
 def _rank(spec: TableSpec, options: TTRecConfig) -> int:
     """The rank by the options, or the largest within the budget."""
-    refuse_both(spec, rank=options.rank)
-    limit = budget_nbytes(spec)
-    if limit is None:
-        return options.rank or _RANK
-    rank = bisect_right(range(full_rank(spec)), limit, key=partial(_nbytes_at, spec))
-    if rank < 1:
-        raise floor_error(spec, needs="three cores of rank 1", floor_nbytes=train_of(spec, 1).nbytes)
-    return rank
+    return size_within(
+        spec,
+        rank=options.rank,
+        default=_RANK,
+        room=lambda nbytes: bisect_right(range(full_rank(spec)), nbytes, key=partial(_nbytes_at, spec)),
+        needs="three cores of rank 1",
+        floor_nbytes=_nbytes_at(spec, 0),
+    )
 
 
 def _core_std(spec: TableSpec, train: TensorTrain) -> float:

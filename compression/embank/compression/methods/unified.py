@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from embank.compression.budget.floors import budget_nbytes, floor_error, share_text
+from embank.compression.budget.floors import refuse_below_one, refuse_fixed, refuse_sizes, share_text, size_within
 from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts, shared_init
 from embank.tables import (
     Allocation,
@@ -85,11 +85,7 @@ class _Shares(Allocation):
         """
         for spec in specs:
             _refuse_no_vocabulary(spec, wants="a budget")
-            if _options(spec).rows is not None:
-                raise ConfigError(
-                    f"table '{spec.name}' has rows {_options(spec).rows} while the collection has a budget; keep one "
-                    "of them"
-                )
+            refuse_fixed(spec, rows=_options(spec).rows)
         few = {spec.name for spec in specs if _options(spec).placement == "auto" and _has_few(spec)}
         try:
             return _allocate(specs, nbytes, exact=few)
@@ -218,9 +214,7 @@ def shape_of(spec: TableSpec, config: UnifiedConfig) -> tuple[int, int]:
         ConfigError: a size below 1, or one that leaves the other undecided.
     """
     dim, width, lookups = spec.embedding_dim, config.width, config.lookups
-    for name, value in (("width", width), ("lookups", lookups)):
-        if value is not None and value < 1:
-            raise ConfigError(f"table '{spec.name}' has {name} {value}; it must be at least 1")
+    refuse_below_one(spec, width=width, lookups=lookups)
     if width is not None and dim < width:
         return dim, 1
     if width is None:
@@ -280,13 +274,8 @@ def fixed_nbytes(spec: TableSpec) -> int:
 
 def _num_rows(spec: TableSpec, config: UnifiedConfig) -> int:
     """Rows of a hashed table, by its options, its budget, or as many bytes as the plain table has."""
+    refuse_sizes(spec, rows=config.rows)
     if config.rows is not None:
-        if spec.budget is not None:
-            raise ConfigError(
-                f"table '{spec.name}' has both budget {spec.budget} and rows {config.rows}; keep one of them"
-            )
-        if config.rows < 1:
-            raise ConfigError(f"table '{spec.name}' has rows {config.rows}; it must be at least 1")
         return config.rows
     if config.placement == "shared":
         raise ConfigError(
@@ -295,14 +284,13 @@ def _num_rows(spec: TableSpec, config: UnifiedConfig) -> int:
         )
     _refuse_no_vocabulary(spec, wants="rows of its own by default")
     width, _ = shape_of(spec, config)
-    limit = budget_nbytes(spec)
-    if limit is None:
-        return -(-spec.num_embeddings * spec.embedding_dim // width)
-    num_rows = (limit - fixed_nbytes(spec)) // (4 * width)
-    if num_rows < 1:
-        floor_nbytes = 4 * width + fixed_nbytes(spec)
-        raise floor_error(spec, needs=f"a row of {width}, its salts and its projection", floor_nbytes=floor_nbytes)
-    return int(num_rows)
+    return size_within(
+        spec,
+        default=-(-spec.num_embeddings * spec.embedding_dim // width),
+        room=lambda nbytes: (nbytes - fixed_nbytes(spec)) // (4 * width),
+        needs=f"a row of {width}, its salts and its projection",
+        floor_nbytes=4 * width + fixed_nbytes(spec),
+    )
 
 
 def _group(spec: TableSpec) -> tuple[Placement, str]:

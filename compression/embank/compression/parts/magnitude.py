@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from embank.compression.budget.floors import floor_error
+from embank.compression.budget.floors import floor_error, refuse_both
 from embank.compression.parts.row_chunks import numbered_chunks
 from embank.compression.parts.sparse import max_nonzeros, sparse_nbytes
 from embank.tables import ConfigError, LocalRows, TableSpec
@@ -96,10 +96,7 @@ def allowed_nbytes(spec: TableSpec, *, density: float | None) -> int:
     """
     num_entries = spec.num_embeddings * spec.embedding_dim
     if density is not None:
-        if spec.budget is not None:
-            raise ConfigError(
-                f"table '{spec.name}' has both budget {spec.budget} and density {density}; keep one of them"
-            )
+        refuse_both(spec, density=density)
         if not 0 < density <= 1:
             raise ConfigError(
                 f"table '{spec.name}' has density {density}; it is the share of entries kept and lies in (0, 1]"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both
+from embank.compression.budget.floors import refuse_fixed, refuse_sizes, size_within
 from embank.tables import BudgetError, ConfigError, RowInit, TableSpec, default_init
 from embank.tables.ids.hashing import hash_rows, salt64
 
@@ -59,22 +59,22 @@ def shared_num_rows(spec: TableSpec, *, table: str, num_rows: int | None, fixed_
         BudgetError: the table's own budget does not hold the fewest rows.
         ConfigError: neither a number of rows nor a budget, both, or too few rows.
     """
-    refuse_both(spec, num_rows=num_rows)
-    if num_rows is not None:
-        if num_rows < least:
-            raise ConfigError(f"table '{spec.name}' has num_rows {num_rows}; method '{spec.method}' needs {least}")
-        return num_rows
-    limit, row_nbytes = budget_nbytes(spec), 4 * spec.embedding_dim
-    if limit is None:
+    if num_rows is not None and num_rows < least:
+        refuse_sizes(spec, num_rows=num_rows)
+        raise ConfigError(f"table '{spec.name}' has num_rows {num_rows}; method '{spec.method}' needs {least}")
+    if num_rows is None and spec.budget is None:
         raise ConfigError(
-            f"table '{spec.name}' shares the rows '{table}' but does not say how many; give all of its tables the same "
-            "num_rows=..., or one budget for all of them"
+            f"table '{spec.name}' shares the rows '{table}' but does not say how many; give all of its tables the "
+            "same num_rows=..., or one budget for all of them"
         )
-    affordable = (limit - fixed_nbytes) // row_nbytes
-    if affordable < least:
-        floor_nbytes = least * row_nbytes + fixed_nbytes
-        raise floor_error(spec, needs=f"{least} rows and what is not shared", floor_nbytes=floor_nbytes)
-    return affordable
+    row_nbytes = 4 * spec.embedding_dim
+
+    def room(nbytes: int) -> int:
+        num_rows = (nbytes - fixed_nbytes) // row_nbytes
+        return num_rows if num_rows >= least else 0
+
+    needs, floor_nbytes = f"{least} rows and what is not shared", least * row_nbytes + fixed_nbytes
+    return size_within(spec, num_rows=num_rows, default=least, room=room, needs=needs, floor_nbytes=floor_nbytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +137,7 @@ def share_rows(
 def _share(specs: Sequence[TableSpec], nbytes: int, *, readers: Sequence[Reader]) -> list[TableSpec]:
     """Specs of tables that share rows of one name, within some bytes."""
     for spec, found in zip(specs, readers, strict=True):
-        if found.num_rows is not None:
-            raise ConfigError(
-                f"table '{spec.name}' has num_rows {found.num_rows} while the collection has a budget; keep one of them"
-            )
+        refuse_fixed(spec, num_rows=found.num_rows)
     pairs = list(zip(specs, readers, strict=True))
     hashed = [(spec, found) for spec, found in pairs if found.fixed_nbytes < spec.plain_nbytes]
     row_nbytes = 4 * sum({spec.embedding_dim for spec, _ in hashed})

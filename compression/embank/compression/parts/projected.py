@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embank.compression.budget.floors import floor_error, share_text
+from embank.compression.budget.floors import refuse_fixed, share_text, size_within
 from embank.tables import (
     BudgetError,
     ConfigError,
@@ -53,21 +53,19 @@ def width_within(spec: TableSpec, *, width: int | None) -> int:
         ConfigError: both a budget and an option, or an option outside 1 .. embedding_dim.
         BudgetError: the budget does not hold rows of one number and their projection.
     """
-    if width is not None:
-        if spec.budget is not None:
-            raise ConfigError(f"table '{spec.name}' has both budget {spec.budget} and width {width}; keep one of them")
-        if not 1 <= width <= spec.embedding_dim:
-            raise ConfigError(
-                f"table '{spec.name}' has width {width} for its rows; it must lie in 1 .. {spec.embedding_dim} (its "
-                "embedding dim)"
-            )
-        return width
-    if spec.budget is None or spec.budget == 1:
-        return spec.embedding_dim
-    width = int(spec.budget * spec.plain_nbytes // (4 * (spec.num_embeddings + spec.embedding_dim)))
-    if width < 1:
-        raise floor_error(spec, needs="rows of dim 1 and their projection", floor_nbytes=held_nbytes(spec, 1))
-    return width
+    whole, column_nbytes = spec.embedding_dim, 4 * (spec.num_embeddings + spec.embedding_dim)
+    if width is not None and not 1 <= width <= whole:
+        raise ConfigError(
+            f"table '{spec.name}' has width {width} for its rows; it must lie in 1 .. {whole} (its embedding dim)"
+        )
+    return size_within(
+        spec,
+        width=width,
+        default=whole,
+        room=lambda nbytes: whole if nbytes == spec.plain_nbytes else nbytes // column_nbytes,
+        needs="rows of dim 1 and their projection",
+        floor_nbytes=held_nbytes(spec, 1),
+    )
 
 
 def with_width(spec: TableSpec, config: type, width: int) -> TableSpec:
@@ -77,11 +75,7 @@ def with_width(spec: TableSpec, config: type, width: int) -> TableSpec:
         ConfigError: the option is set already.
     """
     options: Any = options_of(spec, config)
-    if options.width is not None:
-        raise ConfigError(
-            f"table '{spec.name}' has width {options.width} for its rows while the collection has a budget; keep one "
-            "of them"
-        )
+    refuse_fixed(spec, width=options.width)
     return replace(spec, budget=None, options=replace(options, width=width))
 
 

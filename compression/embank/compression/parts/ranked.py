@@ -5,7 +5,7 @@ in the table. A remap of 4 bytes per id, as public implementations keep it, woul
 would have to be counted; so tables whose ids are not ranked are refused instead.
 """
 
-from embank.compression.budget.floors import floor_error
+from embank.compression.budget.floors import size_within
 from embank.tables import ConfigError, TableSpec
 
 
@@ -24,26 +24,19 @@ def num_rows_within(spec: TableSpec, *, num_rows: int | None, constant_nbytes: i
         ConfigError: both a budget and an option, or an option outside 1 .. num_embeddings.
         BudgetError: the budget does not hold one row and the constants.
     """
-    if num_rows is not None:
-        if spec.budget is not None:
-            raise ConfigError(
-                f"table '{spec.name}' has both budget {spec.budget} and num_rows {num_rows}; keep one of them"
-            )
-        if not 1 <= num_rows <= spec.num_embeddings:
-            raise ConfigError(
-                f"table '{spec.name}' has num_rows {num_rows}; it must lie in 1 .. {spec.num_embeddings} (its number "
-                "of ids)"
-            )
-        return num_rows
-    if spec.budget is None or spec.budget == 1:
-        return spec.num_embeddings
-    row_nbytes = 4 * spec.embedding_dim
-    kept = int((spec.budget * spec.plain_nbytes - constant_nbytes) // row_nbytes)
-    if kept < 1:
-        floor_nbytes = min(row_nbytes + constant_nbytes, spec.plain_nbytes)
-        needs = "one row and a constant" if constant_nbytes else "one row"
-        raise floor_error(spec, needs=needs, floor_nbytes=floor_nbytes)
-    return kept
+    whole, row_nbytes = spec.num_embeddings, 4 * spec.embedding_dim
+    if num_rows is not None and not 1 <= num_rows <= whole:
+        raise ConfigError(
+            f"table '{spec.name}' has num_rows {num_rows}; it must lie in 1 .. {whole} (its number of ids)"
+        )
+    return size_within(
+        spec,
+        num_rows=num_rows,
+        default=whole,
+        room=lambda nbytes: whole if nbytes == spec.plain_nbytes else (nbytes - constant_nbytes) // row_nbytes,
+        needs="one row and a constant" if constant_nbytes else "one row",
+        floor_nbytes=min(row_nbytes + constant_nbytes, spec.plain_nbytes),
+    )
 
 
 def refuse_unranked(spec: TableSpec, *, num_private: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_both, share
+from embank.compression.budget.floors import share, size_within
 from embank.compression.parts.multiplexed import Reader, share_rows, shared_num_rows
 from embank.tables import Allocation, TableSpec
 
@@ -46,14 +46,15 @@ def num_shared_rows(spec: TableSpec, options: SharedRowsConfig, *, fixed_nbytes:
     """
     if options.table is not None:
         return shared_num_rows(spec, table=options.table, num_rows=options.num_rows, fixed_nbytes=fixed_nbytes, least=1)
-    refuse_both(spec, num_rows=options.num_rows)
-    limit, row_nbytes = budget_nbytes(spec), 4 * spec.embedding_dim
-    if limit is None:
-        return options.num_rows or -(-spec.num_embeddings // _COLLISIONS)
-    num_rows = (limit - fixed_nbytes) // row_nbytes
-    if num_rows < 1:
-        raise floor_error(spec, needs=needs, floor_nbytes=fixed_nbytes + row_nbytes)
-    return min(num_rows, spec.num_embeddings)
+    whole, row_nbytes = spec.num_embeddings, 4 * spec.embedding_dim
+    return size_within(
+        spec,
+        num_rows=options.num_rows,
+        default=-(-whole // _COLLISIONS),
+        room=lambda nbytes: min((nbytes - fixed_nbytes) // row_nbytes, whole),
+        needs=needs,
+        floor_nbytes=fixed_nbytes + row_nbytes,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
