@@ -79,12 +79,12 @@ def refuse_sizes(spec: TableSpec, **sizes: int | None) -> None:
     refuse_both(spec, **sizes)
 
 
-def refuse_fixed(spec: TableSpec, **sizes: int | None) -> None:
+def refuse_fixed(spec: TableSpec, *, of: str = "", **sizes: int | None) -> None:
     """Raises ConfigError if an option fixes the size of a table that is to get its share of a collection's budget."""
     for name, value in sizes.items():
         if value is not None:
             raise ConfigError(
-                f"table '{spec.name}' has {name} {value} while the collection has a budget; keep one of them"
+                f"table '{spec.name}' has {name} {value}{of} while the collection has a budget; keep one of them"
             )
 
 

@@ -14,15 +14,14 @@ from embank.tables import (
     ConfigError,
     LocalRows,
     Method,
-    PhysicalTable,
     Schedule,
     Score,
     Served,
     Stage,
     TableSpec,
     Traits,
-    default_init,
     option_class,
+    own_table,
 )
 from embank.tables.ids.hashing import seeded
 from embank.tables.method.modes import evaluating, statistics_move
@@ -119,15 +118,7 @@ class AutoDim(Method):
         self._refuse_small_budget()
         if spec.stage == 1:
             self.widths = (int(spec.found["width"]),)
-        self.physical = tuple(
-            PhysicalTable(
-                name=f"{spec.name}/width{width}",
-                num_embeddings=spec.num_embeddings,
-                embedding_dim=width,
-                init=default_init(spec),
-            )
-            for width in self.widths
-        )
+        self.physical = tuple(own_table(spec, name=f"{spec.name}/width{width}", width=width) for width in self.widths)
         with seeded(seed, "method", spec.name):
             projections = [Projection(width, dim, searched=spec.stage == 0) for width in self.widths]
         self.projections = nn.ModuleList(projections)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from embank.compression.codecs.sparse import SparseRows
-from embank.compression.parts.magnitude import allowed_nbytes, cut_to_bytes, magnitudes
-from embank.compression.parts.masks import find_mask, mask_of
+from embank.compression.parts.magnitude import allowed_nbytes, common_cut
+from embank.compression.parts.masks import entry_mask, mask_of
 from embank.compression.parts.row_chunks import row_chunks
 from embank.tables import (
     Advance,
@@ -104,25 +104,11 @@ class _SoftSelection(Schedule):
     ) -> list[Advance]:
         if methods[0].spec.stage == 0:
             return [Advance(found={}, carries={m.spec.name: Carry(table=m.spec.name)}, dense={}) for m in methods]
-        threshold = cut_to_bytes(
-            [m.spec for m in methods],
-            [magnitudes(rows, m.spec.name, m.selected) for m in methods],
-            nbytes=sum(m.nbytes for m in methods),
-            total=rows.sum,
-        )
-        return [
-            Advance(
-                found={
-                    "mask": find_mask(
-                        rows, m.spec.name, shape=(m.spec.num_embeddings, m.spec.embedding_dim), keep=m.kept(threshold)
-                    ),
-                    "chosen": m.alpha.detach().clamp(0, 1).clone(),
-                },
-                carries={},
-                dense={},
-            )
-            for m in methods
-        ]
+        threshold = common_cut(methods, rows, transforms=[m.selected for m in methods])
+        masks = [entry_mask(rows, m.spec, keep=m.kept(threshold)) for m in methods]
+        chosen = [m.alpha.detach().clamp(0, 1).clone() for m in methods]
+        founds = [{"mask": mask, "chosen": alpha} for mask, alpha in zip(masks, chosen, strict=True)]
+        return [Advance(found=found, carries={}, dense={}) for found in founds]
 
 
 class AutoSrh(Method):

@@ -32,12 +32,12 @@ from embank.tables import (
     ConfigError,
     Held,
     Method,
-    PhysicalTable,
     RowInit,
     TableSpec,
     Traits,
     default_init,
     option_class,
+    own_table,
 )
 from embank.tables.method.options import options_of
 
@@ -206,13 +206,8 @@ class Compositional(Method):
         plain = shared_init(spec) if self.is_hashed else default_init(spec)
         name = physical_name(spec, table=options.table, num_rows=options.num_rows)
         self.physical = tuple(
-            PhysicalTable(
-                name=f"{name}/part{i}",
-                num_embeddings=size,
-                embedding_dim=spec.embedding_dim,
-                init=_init(plain, self.how, num_tables=len(self.sizes), is_large=i == 0),
-            )
-            for i, size in enumerate(self.sizes)
+            own_table(spec, name=f"{name}/part{i}", num_rows=size, init=init)
+            for i, (size, init) in enumerate(zip(self.sizes, _inits(plain, self.how, len(self.sizes)), strict=True))
         )
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
@@ -313,11 +308,11 @@ class _LevelCost:
         return min([num_rows, *fewer]) * self.row_nbytes
 
 
-def _init(plain: RowInit, how: Combine, *, num_tables: int, is_large: bool) -> RowInit:
-    """Initial values whose product or sum has a given spread."""
+def _inits(plain: RowInit, how: Combine, num_tables: int) -> list[RowInit]:
+    """Initial values of each table, the large one's first, whose product or sum has a given spread."""
     if how == "sum":
-        return RowInit(kind=plain.kind, scale=plain.scale / num_tables**0.5)
-    return plain if is_large else RowInit(kind="normal", scale=0.01, mean=1.0)
+        return [RowInit(kind=plain.kind, scale=plain.scale / num_tables**0.5)] * num_tables
+    return [plain, *[RowInit(kind="normal", scale=0.01, mean=1.0)] * (num_tables - 1)]
 
 
 def digits(ids_N: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:

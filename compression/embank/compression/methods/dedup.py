@@ -1,6 +1,8 @@
 """Dedup: blocks of rows that training has left alike become one block (Zhou et al., PVLDB 15(10), 2022)."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -220,14 +222,7 @@ def blocks_within(spec: TableSpec, rows_per_block: int, nbytes: float) -> int:
     num_blocks = -(-spec.num_embeddings // rows_per_block)
     if nbytes >= spec.plain_nbytes:
         return num_blocks
-    low, high = 0, num_blocks - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if table_nbytes(spec, rows_per_block, middle) <= nbytes:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return bisect_right(range(1, num_blocks), nbytes, key=partial(table_nbytes, spec, rows_per_block))
 
 
 def merge_blocks(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embank.compression.codecs.sparse import SparseRows
-from embank.compression.parts.magnitude import allowed_nbytes, cut_to_bytes, cut_to_count, kept_by_bytes, magnitudes
+from embank.compression.parts.magnitude import allowed_nbytes, common_cut, cut_to_count, kept_by_bytes, magnitudes
 from embank.compression.parts.row_chunks import row_chunks
 from embank.tables import ConfigError, LocalRows, Method, Schedule, Served, TableSpec, Traits, option_class, own_table
 from embank.tables.method.options import refuse_wrong_types
@@ -77,10 +77,7 @@ class _Pruning(Schedule):
         self._prune(methods, rows, threshold=cut_to_count(tables, count=count, total=rows.sum))
 
     def settle(self, methods: "Sequence[DeepLight]", rows: LocalRows) -> None:
-        tables = [magnitudes(rows, m.spec.name) for m in methods]
-        nbytes = sum(m.nbytes for m in methods)
-        threshold = cut_to_bytes([m.spec for m in methods], tables, nbytes=nbytes, total=rows.sum)
-        self._prune(methods, rows, threshold=threshold)
+        self._prune(methods, rows, threshold=common_cut(methods, rows))
 
     def _prune(self, methods: "Sequence[DeepLight]", rows: LocalRows, *, threshold: float) -> None:
         below = float(

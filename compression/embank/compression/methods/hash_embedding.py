@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from embank.compression.budget.floors import refuse_below_one
-from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts, physical_name, shared_init
-from embank.compression.parts.shared_rows import SharedRowsAllocation, num_shared_rows
-from embank.tables import Held, Method, PhysicalTable, RowInit, TableSpec, Traits, default_init, option_class
+from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts
+from embank.compression.parts.shared_rows import SharedRowsAllocation, num_shared_rows, shared_rows
+from embank.tables import Held, Method, RowInit, TableSpec, Traits, option_class, own_table
 from embank.tables.method.options import options_of
 
 
@@ -69,11 +69,7 @@ class HashEmbedding(Method):
     """
 
     Config = HashEmbeddingConfig
-    traits = Traits(
-        allocation=SharedRowsAllocation(
-            options=lambda spec: _options(spec), fixed_nbytes=lambda spec: _fixed_nbytes(spec)
-        )
-    )
+    traits = Traits(allocation=SharedRowsAllocation(options=_options, fixed_nbytes=_fixed_nbytes))
     held = Held(facts=("num_rows",), on_host=("salts",))
     salts: Tensor
 
@@ -85,18 +81,9 @@ class HashEmbedding(Method):
         self.num_rows = num_shared_rows(spec, options, fixed_nbytes=_fixed_nbytes(spec), needs=needs)
         salts = lookup_salts("hash_embedding", spec.name, options.num_hashes)
         self.register_buffer("salts", salts, persistent=False)
-        shared = PhysicalTable(
-            name=f"{physical_name(spec, table=options.table, num_rows=options.num_rows)}/rows",
-            num_embeddings=self.num_rows,
-            embedding_dim=spec.embedding_dim,
-            init=default_init(spec) if options.table is None else shared_init(spec),
-        )
-        importances = PhysicalTable(
-            name=f"{spec.name}/importances",
-            num_embeddings=spec.num_embeddings,
-            embedding_dim=options.num_hashes,
-            init=RowInit(kind="normal", scale=0.01, mean=options.num_hashes**-0.5),
-        )
+        shared = shared_rows(spec, options, num_rows=self.num_rows)
+        init = RowInit(kind="normal", scale=0.01, mean=options.num_hashes**-0.5)
+        importances = own_table(spec, name=f"{spec.name}/importances", width=options.num_hashes, init=init)
         self.physical = (*[shared] * options.num_hashes, importances)
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:

@@ -8,9 +8,9 @@ Its rows may be shared by several features, see `embank.compression.parts.multip
 
 from torch import Tensor
 
-from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts, physical_name, shared_init
-from embank.compression.parts.shared_rows import SharedRowsAllocation, num_shared_rows
-from embank.tables import Held, Method, PhysicalTable, RowInit, TableSpec, Traits, default_init, option_class
+from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts
+from embank.compression.parts.shared_rows import SharedRowsAllocation, num_shared_rows, shared_rows
+from embank.tables import Held, Method, RowInit, TableSpec, Traits, option_class, own_table
 from embank.tables.method.options import options_of
 
 
@@ -65,11 +65,7 @@ class Memcom(Method):
     """
 
     Config = MemcomConfig
-    traits = Traits(
-        allocation=SharedRowsAllocation(
-            options=lambda spec: _options(spec), fixed_nbytes=lambda spec: _fixed_nbytes(spec)
-        )
-    )
+    traits = Traits(allocation=SharedRowsAllocation(options=_options, fixed_nbytes=_fixed_nbytes))
     held = Held(facts=("num_rows", "num_per_id", "is_hashed"), on_host=("salts",))
     salts: Tensor
 
@@ -82,18 +78,9 @@ class Memcom(Method):
         self.is_hashed = options.table is not None
         if self.is_hashed:
             self.register_buffer("salts", lookup_salts("memcom", spec.name, 1), persistent=False)
-        shared = PhysicalTable(
-            name=f"{physical_name(spec, table=options.table, num_rows=options.num_rows)}/rows",
-            num_embeddings=self.num_rows,
-            embedding_dim=spec.embedding_dim,
-            init=shared_init(spec) if self.is_hashed else default_init(spec),
-        )
         per_id = {"multipliers": RowInit(kind="normal", scale=0.01, mean=1.0), "biases": RowInit(scale=0.0)}
-        own = [
-            PhysicalTable(name=f"{spec.name}/{kind}", num_embeddings=spec.num_embeddings, embedding_dim=1, init=init)
-            for kind, init in per_id.items()
-        ]
-        self.physical = (shared, *own[: self.num_per_id])
+        own = [own_table(spec, name=f"{spec.name}/{kind}", width=1, init=init) for kind, init in per_id.items()]
+        self.physical = (shared_rows(spec, options, num_rows=self.num_rows), *own[: self.num_per_id])
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         if self.is_hashed:

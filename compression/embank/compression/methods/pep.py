@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from embank.compression.codecs.sparse import SparseRows
-from embank.compression.parts.magnitude import allowed_nbytes, cut_to_bytes, magnitudes
-from embank.compression.parts.masks import find_mask, mask_of
+from embank.compression.parts.magnitude import allowed_nbytes, common_cut
+from embank.compression.parts.masks import entry_mask, mask_of
 from embank.compression.parts.row_chunks import numbered_chunks, row_chunks
 from embank.compression.parts.sparse import sparse_nbytes
 from embank.tables import (
@@ -103,23 +103,9 @@ class _Thresholds(Schedule):
 
     def advance(self, methods: "Sequence[Pep]", rows: LocalRows, *, score: Score | None, seed: int) -> list[Advance]:
         aiming = [m for m in methods if m.nbytes is not None]
-        cut = 0.0
-        if aiming:
-            cut = cut_to_bytes(
-                [m.spec for m in aiming],
-                [magnitudes(rows, m.spec.name, m.thresholded) for m in aiming],
-                nbytes=sum(m.nbytes or 0 for m in aiming),
-                total=rows.sum,
-            )
-        masks = [
-            find_mask(
-                rows,
-                m.spec.name,
-                shape=(m.spec.num_embeddings, m.spec.embedding_dim),
-                keep=m.kept(cut if m.nbytes is not None else 0.0),
-            )
-            for m in methods
-        ]
+        cut = common_cut(aiming, rows, transforms=[m.thresholded for m in aiming]) if aiming else 0.0
+        cuts = [0.0 if m.nbytes is None else cut for m in methods]
+        masks = [entry_mask(rows, m.spec, keep=m.kept(own)) for m, own in zip(methods, cuts, strict=True)]
         return [Advance(found={"mask": mask}, carries={}, dense={}) for mask in masks]
 
 

@@ -20,11 +20,11 @@ from embank.tables import (
     ConfigError,
     Held,
     Method,
-    PhysicalTable,
     TableSpec,
     Traits,
     default_init,
     option_class,
+    own_table,
 )
 from embank.tables.ids.hashing import hash_rows, mix64, salt64
 from embank.tables.method.options import options_of
@@ -110,12 +110,8 @@ class Robe(Method):
         self.num_chunks = -(-spec.embedding_dim // self.chunk)
         self.num_rows = _num_rows(spec, config, chunk=self.chunk)
         self.register_buffer("salt", torch.tensor(salt64("robe", spec.name)), persistent=False)
-        array = PhysicalTable(
-            name=f"robe/{config.array}" if config.array else spec.name,
-            num_embeddings=self.num_rows,
-            embedding_dim=self.chunk,
-            init=default_init(spec),
-        )
+        name = f"robe/{config.array}" if config.array else spec.name
+        array = own_table(spec, name=name, num_rows=self.num_rows, width=self.chunk, init=default_init(spec))
         self.physical = (array,) * (2 * self.num_chunks)
 
     def _starts(self, ids_N: Tensor) -> Tensor:

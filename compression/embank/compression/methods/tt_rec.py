@@ -21,12 +21,12 @@ from embank.tables import (
     Allocation,
     DistinctMethod,
     Held,
-    PhysicalTable,
     RowInit,
     TableSpec,
     Traits,
     default_init,
     option_class,
+    own_table,
 )
 
 Triple = tuple[int, int, int]
@@ -175,9 +175,7 @@ class TTRec(DistinctMethod):
         self.dim = spec.embedding_dim
         init = RowInit(kind="tails", scale=_core_std(spec, self.tensor_train))
         self.physical = tuple(
-            PhysicalTable(
-                name=f"{spec.name}/core{core}", num_embeddings=shape[0], embedding_dim=math.prod(shape[1:]), init=init
-            )
+            own_table(spec, name=f"{spec.name}/core{core}", num_rows=shape[0], width=math.prod(shape[1:]), init=init)
             for core, shape in enumerate(self.tensor_train.core_shapes)
         )
 

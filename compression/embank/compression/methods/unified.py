@@ -25,8 +25,8 @@ from embank.tables import (
     Served,
     TableSpec,
     Traits,
-    default_init,
     option_class,
+    own_table,
 )
 from embank.tables.ids.hashing import salt64, seeded
 from embank.tables.ids.token_hash import NUM_TOKEN_IDS
@@ -145,15 +145,10 @@ class Unified(Method):
         spec = self.spec
         if self.placement == "shared":
             part = f"/{number + 1} of {config.num_tables}" if config.num_tables > 1 else ""
-            return PhysicalTable(
-                name=f"unified/{config.table}/{self.width}{part}",
-                num_embeddings=self.num_rows,
-                embedding_dim=self.width,
-                init=shared_init(spec),
-            )
+            name = f"unified/{config.table}/{self.width}{part}"
+            return own_table(spec, name=name, num_rows=self.num_rows, width=self.width, init=shared_init(spec))
         dim = spec.embedding_dim if self.placement == "exact" else self.width
-        init = default_init(spec, num_rows=self.num_rows)
-        return PhysicalTable(name=spec.name, num_embeddings=self.num_rows, embedding_dim=dim, init=init)
+        return own_table(spec, num_rows=self.num_rows, width=dim)
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         if not self.is_hashed:

@@ -1,6 +1,7 @@
 """Narrower rows, equally narrow in every table: the baseline of the methods that choose dims (MDE, AutoDim,
 OptEmbed)."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from embank.compression.parts.projected import NarrowRows, held_dim, held_nbytes, refuse_below_floor, with_width
@@ -27,11 +28,9 @@ class CommonWidth(Allocation):
         def total_nbytes(dim: int) -> int:
             return sum(held_nbytes(spec, min(dim, spec.embedding_dim)) for spec in specs)
 
-        low, high = 1, max(spec.embedding_dim for spec in specs)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if total_nbytes(middle) <= nbytes else (low, middle - 1)
-        return [with_width(spec, UniformDimConfig, held_dim(spec, min(low, spec.embedding_dim))) for spec in specs]
+        dims = range(1, max(spec.embedding_dim for spec in specs) + 1)
+        common = bisect_right(dims, nbytes, key=total_nbytes)  # dims begin at 1, which fits
+        return [with_width(spec, UniformDimConfig, held_dim(spec, min(common, spec.embedding_dim))) for spec in specs]
 
 
 class UniformDim(NarrowRows):

@@ -8,6 +8,7 @@ Only histograms cross processes, and no copy of a table is made.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,11 +20,28 @@ from embank.tables import ConfigError, LocalRows, TableSpec
 
 _BINS = 1 << 16
 
+Transform = Callable[[Tensor, Tensor], Tensor]
+"""Rows [r, D] and their numbers [r] in the table, to rows."""
+
+
+class Pruned(Protocol):
+    """A method whose table is pruned.
+
+    Attributes:
+        nbytes: serving bytes that it brings to the pool; None where it has no limit.
+    """
+
+    spec: TableSpec
+
+    @property
+    def nbytes(self) -> int | None: ...
+
+
 Magnitudes = Callable[[], Iterator[Tensor]]
 """Non-negative fp32 values of one table, a part of the table at a time; may be called several times."""
 
 
-def magnitudes(rows: LocalRows, table: str, transform: Callable[[Tensor, Tensor], Tensor] | None = None) -> Magnitudes:
+def magnitudes(rows: LocalRows, table: str, transform: Transform | None = None) -> Magnitudes:
     """The absolute values of a table's entries.
 
     Args:
@@ -122,6 +140,22 @@ def cut_to_bytes(
         return torch.stack(sizes).sum(0) <= nbytes
 
     return cut(tables, fits=fits, total=total)
+
+
+def common_cut(
+    methods: Sequence[Pruned], rows: LocalRows, *, transforms: Sequence[Transform | None] | None = None
+) -> float:
+    """The threshold that fits the pool of some tables' bytes.
+
+    Args:
+        methods: of the tables.
+        rows: the rows held by this process.
+        transforms: for each table what its entries are measured by, see `magnitudes`.
+    """
+    pairs = zip(methods, transforms or [None] * len(methods), strict=True)
+    tables = [magnitudes(rows, method.spec.name, transform) for method, transform in pairs]
+    nbytes = sum(method.nbytes or 0 for method in methods)
+    return cut_to_bytes([method.spec for method in methods], tables, nbytes=nbytes, total=rows.sum)
 
 
 def cut_to_count(tables: Sequence[Magnitudes], *, count: int, total: Callable[[Tensor], Tensor]) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from embank.compression.parts.bits import packed_nbytes
 from embank.compression.parts.row_chunks import numbered_chunks
-from embank.tables import LocalRows
+from embank.tables import LocalRows, TableSpec
 
 _WORD_BITS = 32
 """Columns that are read at once."""
@@ -34,6 +34,11 @@ def find_mask(
         kept = entries_rW[keep(chunk_rD, numbers_r)]
         stream.index_add_(0, kept >> 3, (1 << (kept & 7)).byte())  # no entry comes twice, so adding is setting
     return rows.sum(stream)
+
+
+def entry_mask(rows: LocalRows, spec: TableSpec, *, keep: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The mask of the entries of a plain table; see `find_mask`."""
+    return find_mask(rows, spec.name, shape=(spec.num_embeddings, spec.embedding_dim), keep=keep)
 
 
 def mask_of(stream: Tensor, ids_N: Tensor, *, dim: int) -> Tensor:

@@ -75,7 +75,7 @@ def with_width(spec: TableSpec, config: type, width: int) -> TableSpec:
         ConfigError: the option is set already.
     """
     options: Any = options_of(spec, config)
-    refuse_fixed(spec, width=options.width)
+    refuse_fixed(spec, of=" for its rows", width=options.width)
     return replace(spec, budget=None, options=replace(options, width=width))
 
 

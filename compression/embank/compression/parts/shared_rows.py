@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from embank.compression.budget.floors import share, size_within
-from embank.compression.parts.multiplexed import Reader, share_rows, shared_num_rows
-from embank.tables import Allocation, TableSpec
+from embank.compression.parts.multiplexed import Reader, physical_name, share_rows, shared_init, shared_num_rows
+from embank.tables import Allocation, PhysicalTable, TableSpec, default_init, own_table
 
 _COLLISIONS = 4
 _LEVELS = 1000
@@ -55,6 +55,13 @@ def num_shared_rows(spec: TableSpec, options: SharedRowsConfig, *, fixed_nbytes:
         needs=needs,
         floor_nbytes=fixed_nbytes + row_nbytes,
     )
+
+
+def shared_rows(spec: TableSpec, options: SharedRowsConfig, *, num_rows: int) -> PhysicalTable:
+    """The physical table of these rows: the table's own, or the one that features share."""
+    name = physical_name(spec, table=options.table, num_rows=options.num_rows)
+    init = default_init(spec) if options.table is None else shared_init(spec)
+    return own_table(spec, name=f"{name}/rows", num_rows=num_rows, init=init)
 
 
 @dataclass(frozen=True, kw_only=True)

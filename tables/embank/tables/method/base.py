@@ -242,15 +242,17 @@ class DistinctMethod(Method):
 def own_table(
     spec: TableSpec,
     *,
+    name: str | None = None,
     num_rows: int | None = None,
     width: int | None = None,
     init: RowInit | None = None,
     projection: RowProjection | None = None,
 ) -> PhysicalTable:
-    """A physical table of a logical one's own, which has its name.
+    """A physical table of a logical one's own.
 
     Args:
         spec: of the logical table.
+        name: by default the logical table's.
         num_rows: by default a row for each id.
         width: by default the embedding dim.
         init: by default as a plain table of so many rows begins.
@@ -263,7 +265,7 @@ def own_table(
         ('item', 100, 8)
     """
     return PhysicalTable(
-        name=spec.name,
+        name=spec.name if name is None else name,
         num_embeddings=spec.num_embeddings if num_rows is None else num_rows,
         embedding_dim=spec.embedding_dim if width is None else width,
         init=default_init(spec, num_rows=num_rows) if init is None else init,

@@ -6,9 +6,9 @@ thousand ranks is made on a laptop.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -23,7 +23,6 @@ from embank.tables.storage.yaml_text import read_yaml
 from embank.tables.validation import problem_in_words
 
 Kind = Literal["table_wise", "row_wise", "column_wise", "data_parallel"]
-KINDS: tuple[str, ...] = get_args(Kind)
 
 REPLICATE_BELOW_BYTES = 2**16
 """Tables up to this size are replicated: averaging their gradient moves less than looking them up elsewhere would."""
@@ -124,26 +123,13 @@ class Plan:
             return whole
         if placement.kind == "row_wise":
             first, last = row_range(table, rank, self.world_size)
-            return TableShard(
-                table=table,
-                first_position=first,
-                num_rows=last - first,
-                first_column=0,
-                num_columns=table.embedding_dim,
-                is_striped=True,
-            )
+            return replace(whole, first_position=first, num_rows=last - first, is_striped=True)
         if rank not in placement.ranks:
             return None
         if placement.kind == "table_wise":
             return whole
         width = table.embedding_dim // len(placement.ranks)
-        return TableShard(
-            table=table,
-            first_position=0,
-            num_rows=table.num_embeddings,
-            first_column=placement.ranks.index(rank) * width,
-            num_columns=width,
-        )
+        return replace(whole, first_column=placement.ranks.index(rank) * width, num_columns=width)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, which `parse_plan` reads back."""

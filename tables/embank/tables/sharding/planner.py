@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -184,16 +184,6 @@ def torchrec_plan(loads: Sequence[Load], request: PlanRequest) -> Plan:
             "Use more ranks or memory, or embank's planner, which cuts tables by rows"
         ) from error
     (module_plan,) = found.plan.values()
-    return Plan(
-        world_size=request.world_size,
-        tables={name: Placement(kind=_kind(p.sharding_type), ranks=tuple(p.ranks)) for name, p in module_plan.items()},
-    )
-
-
-def _kind(name: str) -> Kind:
-    kinds: dict[str, Kind] = {
-        "table_wise": "table_wise",
-        "column_wise": "column_wise",
-        "data_parallel": "data_parallel",
-    }
-    return kinds[name]
+    kinds = {name: cast(Kind, placed.sharding_type) for name, placed in module_plan.items()}
+    tables = {name: Placement(kind=kinds[name], ranks=tuple(placed.ranks)) for name, placed in module_plan.items()}
+    return Plan(world_size=request.world_size, tables=tables)
