@@ -59,6 +59,22 @@ def floor_error(spec: TableSpec, *, needs: str, floor_nbytes: int) -> BudgetErro
     )
 
 
+def common_floor_error(specs: Sequence[TableSpec], *, needs: str, floor_nbytes: int, nbytes: int) -> BudgetError:
+    """What to raise when bytes for several tables are below the floor of all.
+
+    Args:
+        specs: of the tables.
+        needs: who can't do without what, and in how many bytes.
+        floor_nbytes: serving bytes of the smallest form of all.
+        nbytes: what there is for them.
+    """
+    plain = sum(spec.plain_nbytes for spec in specs)
+    return BudgetError(
+        f"{needs}, so their floor is budget {share_text(floor_nbytes, plain)}; they were given {nbytes:,} bytes "
+        f"({nbytes / plain:.6g}). Raise the budget"
+    )
+
+
 def refuse_both(spec: TableSpec, **sizes: float | None) -> None:
     """Raises ConfigError if a table has a budget and an option that fixes its size as well."""
     for name, value in sizes.items():
@@ -144,11 +160,8 @@ def share(specs: Sequence[TableSpec], costs: Sequence[Cost], *, num_levels: int,
 
     common = bisect_right(range(num_levels), nbytes, key=total) - 1
     if common < 0:
-        plain, floor = sum(spec.plain_nbytes for spec in specs), total(0)
-        raise BudgetError(
-            f"{len(specs)} tables of method '{specs[0].method}' need {floor:,} bytes, so their floor is budget "
-            f"{share_text(floor, plain)}; they were given {nbytes:,} bytes ({nbytes / plain:.6g}). Raise the budget"
-        )
+        needs = f"{len(specs)} tables of method '{specs[0].method}' need {total(0):,} bytes"
+        raise common_floor_error(specs, needs=needs, floor_nbytes=total(0), nbytes=nbytes)
     sizes = [size(i, common) for i in range(len(specs))]
     spare = nbytes - sum(sizes)
     for reach in (common + 1, num_levels):

@@ -9,8 +9,8 @@ Its tables may be shared by several features, see `embank.compression.parts.mult
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -19,26 +19,14 @@ from torch import Tensor
 from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_sizes, share
 from embank.compression.parts.multiplexed import (
     SALT_NBYTES,
-    Reader,
     hashed_rows,
     lookup_salts,
     physical_name,
-    share_rows,
     shared_init,
     shared_num_rows,
 )
-from embank.tables import (
-    Allocation,
-    ConfigError,
-    Held,
-    Method,
-    RowInit,
-    TableSpec,
-    Traits,
-    default_init,
-    option_class,
-    own_table,
-)
+from embank.compression.parts.shared_rows import SharedRowsAllocation
+from embank.tables import ConfigError, Held, Method, RowInit, TableSpec, Traits, default_init, option_class, own_table
 from embank.tables.method.options import options_of
 
 Combine = Literal["mul", "sum"]
@@ -133,15 +121,25 @@ def possible(num_embeddings: int, num_partitions: int | None) -> list[Partitions
     return [Partitions(num_embeddings, count) for count in counts]
 
 
-class _Shares(Allocation):
+def _options(spec: TableSpec) -> CompositionalConfig:
+    return options_of(spec, CompositionalConfig)
+
+
+def _num_shared(spec: TableSpec) -> int:
+    """Partitions of a table whose rows are shared; each has at least one."""
+    return _options(spec).num_partitions or 2
+
+
+def _salt_nbytes(spec: TableSpec) -> int:
+    """Bytes of the salts of a table whose rows are shared."""
+    return SALT_NBYTES * _num_shared(spec)
+
+
+class _Shares(SharedRowsAllocation):
     """The smallest common divisor that fits, no table's beyond its own best, and what is left to the tables of few ids;
     equally many rows for tables that share them."""
 
-    def share(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        return share_rows(specs, nbytes, reader=_reader, alone=self._alone)
-
-    @staticmethod
-    def _alone(specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+    def alone(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
         largest = max(spec.num_embeddings for spec in specs)
         levels = [
             (ways.num_partitions, total)
@@ -185,7 +183,7 @@ class Compositional(Method):
     """
 
     Config = CompositionalConfig
-    traits = Traits(allocation=_Shares())
+    traits = Traits(allocation=_Shares(options=_options, fixed_nbytes=_salt_nbytes, least=_num_shared))
     held = Held(facts=("sizes", "how", "is_hashed"), on_host=("salts",))
     sizes: tuple[int, ...]
     salts: Tensor
@@ -219,10 +217,6 @@ class Compositional(Method):
         return combined(rows, self.how)
 
 
-def _options(spec: TableSpec) -> CompositionalConfig:
-    return options_of(spec, CompositionalConfig)
-
-
 def _refuse_mixed(spec: TableSpec, options: CompositionalConfig) -> None:
     refuse_sizes(spec, divisor=options.divisor)
     if options.table is None and options.num_rows is not None:
@@ -240,29 +234,11 @@ def _refuse_mixed(spec: TableSpec, options: CompositionalConfig) -> None:
 def _shared_sizes(spec: TableSpec, options: CompositionalConfig) -> tuple[int, ...]:
     """Rows of each partition, where ids are hashed."""
     assert options.table is not None
-    parts = options.num_partitions or 2
+    parts = _num_shared(spec)
     num_rows = shared_num_rows(
-        spec, table=options.table, num_rows=options.num_rows, fixed_nbytes=SALT_NBYTES * parts, least=parts
+        spec, table=options.table, num_rows=options.num_rows, fixed_nbytes=_salt_nbytes(spec), least=parts
     )
     return even_split(num_rows, parts)
-
-
-def _reader(spec: TableSpec) -> Reader | None:
-    options = _options(spec)
-    if options.table is None:
-        return None
-    parts = options.num_partitions or 2
-    return Reader(
-        table=options.table,
-        num_rows=options.num_rows,
-        fixed_nbytes=SALT_NBYTES * parts,
-        least=parts,
-        with_rows=partial(_with_rows, spec),
-    )
-
-
-def _with_rows(spec: TableSpec, num_rows: int) -> TableSpec:
-    return replace(spec, budget=None, options=replace(_options(spec), num_rows=num_rows))
 
 
 def _sizes(spec: TableSpec, options: CompositionalConfig) -> tuple[int, ...]:

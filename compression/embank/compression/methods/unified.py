@@ -13,7 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from embank.compression.budget.floors import refuse_below_one, refuse_fixed, refuse_sizes, share_text, size_within
+from embank.compression.budget.floors import (
+    common_floor_error,
+    refuse_below_one,
+    refuse_fixed,
+    refuse_sizes,
+    size_within,
+)
 from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts, shared_init
 from embank.tables import (
     Allocation,
@@ -313,12 +319,11 @@ def _allocate(specs: Sequence[TableSpec], nbytes: int, *, exact: set[str]) -> li
     left = nbytes - sum(spec.plain_nbytes for spec in specs if spec.name in exact) - sum(map(fixed_nbytes, hashed))
     spare = left - sum(rows_nbytes.values())
     if spare < 0:
-        plain, floor = sum(spec.plain_nbytes for spec in specs), nbytes - spare
-        raise BudgetError(
-            f"{len(specs)} tables of method 'unified' need {floor:,} bytes for their exact tables, salts, projections "
-            f"and a row of each other table, so their floor is budget {share_text(floor, plain)}; they were given "
-            f"{nbytes:,} bytes ({nbytes / plain:.6g}). Raise the budget"
+        needs = (
+            f"{len(specs)} tables of method 'unified' need {nbytes - spare:,} bytes for their exact tables, salts, "
+            "projections and a row of each other table"
         )
+        raise common_floor_error(specs, needs=needs, floor_nbytes=nbytes - spare, nbytes=nbytes)
     total = sum(weights.values())
     rows = {name: 1 + spare * weights[name] // total // rows_nbytes[name] for name in weights}
     return [

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from embank.compression.budget.floors import refuse_fixed, refuse_sizes, size_within
-from embank.tables import BudgetError, ConfigError, RowInit, TableSpec, default_init
+from embank.compression.budget.floors import common_floor_error, refuse_fixed, refuse_sizes, size_within
+from embank.tables import ConfigError, RowInit, TableSpec, default_init
 from embank.tables.ids.hashing import hash_rows, salt64
 
 SHARED_BOUND = 0.05
@@ -144,12 +144,12 @@ def _share(specs: Sequence[TableSpec], nbytes: int, *, readers: Sequence[Reader]
     fixed = sum(min(spec.plain_nbytes, found.fixed_nbytes) for spec, found in pairs)
     least = max((found.least for _, found in hashed), default=0)
     if nbytes < fixed + least * row_nbytes:
-        plain, floor = sum(spec.plain_nbytes for spec in specs), fixed + least * row_nbytes
-        raise BudgetError(
+        floor_nbytes = fixed + least * row_nbytes
+        needs = (
             f"the rows '{readers[0].table}' of {len(specs)} tables of method '{specs[0].method}' and what these do not "
-            f"share need {floor:,} bytes, so their floor is budget {floor / plain:.6g}; they were given {nbytes:,} "
-            f"bytes ({nbytes / plain:.6g}). Raise the budget"
+            f"share need {floor_nbytes:,} bytes"
         )
+        raise common_floor_error(specs, needs=needs, floor_nbytes=floor_nbytes, nbytes=nbytes)
     return [
         found.with_rows((nbytes - fixed) // row_nbytes)
         if found.fixed_nbytes < spec.plain_nbytes

@@ -72,13 +72,15 @@ class SharedRowsAllocation(Allocation):
     Args:
         options: those of a table.
         fixed_nbytes: what a table holds besides rows.
+        least: fewest rows of a table that shares them.
     """
 
     options: Callable[[TableSpec], SharedRowsConfig]
     fixed_nbytes: Callable[[TableSpec], int]
+    least: Callable[[TableSpec], int] = lambda spec: 1
 
     def share(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
-        return share_rows(specs, nbytes, reader=self._reader, alone=self._alone)
+        return share_rows(specs, nbytes, reader=self._reader, alone=self.alone)
 
     def _with_rows(self, spec: TableSpec, num_rows: int) -> TableSpec:
         return replace(spec, budget=None, options=replace(self.options(spec), num_rows=num_rows))
@@ -91,7 +93,7 @@ class SharedRowsAllocation(Allocation):
             table=own.table,
             num_rows=own.num_rows,
             fixed_nbytes=self.fixed_nbytes(spec),
-            least=1,
+            least=self.least(spec),
             with_rows=partial(self._with_rows, spec),
         )
 
@@ -100,5 +102,6 @@ class SharedRowsAllocation(Allocation):
         num_rows = max(1, spec.num_embeddings * (level + 1) // _LEVELS)
         return 4 * num_rows * spec.embedding_dim + self.fixed_nbytes(spec)
 
-    def _alone(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+    def alone(self, specs: Sequence[TableSpec], nbytes: int) -> list[TableSpec]:
+        """The rule for tables that share nothing."""
         return share(specs, [partial(self._nbytes_at, spec) for spec in specs], num_levels=_LEVELS, nbytes=nbytes)
