@@ -19,12 +19,12 @@ from tests.data import naive_prepare as naive
 from embank.pipelines.cli.bars import Bars
 from embank.pipelines.config.columns import PrepareConfig, merge, parse_config, read_columns
 from embank.pipelines.data.describe import describe, describe_folder
+from embank.pipelines.data.key_hash import combine_hashes, hash_strings, unit_interval
 from embank.pipelines.data.prepare.moments import Moments
 from embank.pipelines.data.prepare.prepare import prepare, prepare_from_cli
 from embank.pipelines.data.prepare.ranking import order_tokens
 from embank.pipelines.data.schema import Schema
 from embank.tables.errors import ConfigError, DataError
-from embank.tables.ids.key_hash import combine_hashes, hash_strings, unit_interval
 from embank.tables.ids.mixing import finish_words
 from embank.tables.ids.vocabulary import Vocabulary
 

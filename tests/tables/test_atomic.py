@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from embank.pipelines.locks import hold_lock, is_locked
 from embank.tables.errors import ConfigError, WorkError
 from embank.tables.storage import atomic
 from embank.tables.storage.atomic import (
@@ -16,7 +17,6 @@ from embank.tables.storage.atomic import (
     replacing,
     temporary_beside,
 )
-from embank.tables.storage.locks import hold_lock, is_locked
 
 
 def names(folder: Path) -> list[str]:

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from embank.pipelines.data.key_hash import MISSING_HASH
 from embank.tables.errors import CheckpointError, DataError
-from embank.tables.ids.key_hash import MISSING_HASH
 from embank.tables.ids.token_hash import NUM_TOKEN_IDS, refuse_other_token_hash
 from embank.tables.storage.checksums import CHECKSUMS, file_digest
 from embank.tables.storage.json_text import read_json

@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 
 from embank.pipelines.config.changes import refuse_changed_config
+from embank.pipelines.locks import hold_lock, is_locked
 from embank.pipelines.runs.environment import environment_of
 from embank.pipelines.runs.records import CURE, RESUME, read_record, sealed, short_digest, unsealed, write_record
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.rows.disk.mapped import is_row_file, remove_row_files
 from embank.tables.storage.atomic import remove_folder, replace_text, temporary_file
-from embank.tables.storage.locks import hold_lock, is_locked
 from embank.tables.storage.refusals import cause_of, is_full, writing
 from embank.tables.storage.yaml_text import parse_yaml
 

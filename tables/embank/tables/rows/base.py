@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,11 @@ from torch import Tensor, nn
 from embank.tables.ids.hashing import seed_of
 from embank.tables.rows.held_bytes import distinct_nbytes
 from embank.tables.rows.shards import TableShard
+from embank.tables.rows.space import RowSpace
 from embank.tables.rows.store_spec import StoreSpec
+
+if TYPE_CHECKING:
+    from embank.tables.rows.disk.prefetch import Prefetcher
 
 
 class RowStore(nn.Module, ABC):
@@ -25,7 +30,14 @@ class RowStore(nn.Module, ABC):
 
     Args:
         spec: what is held and how. Its parts are attributes of the store.
+
+    Attributes:
+        space: what holds the rows; None where other stores do.
+        prefetcher: of the space's files; None where there is nothing to fetch ahead.
     """
+
+    space: RowSpace | None = None
+    prefetcher: "Prefetcher | None" = None
 
     def __init__(self, spec: StoreSpec) -> None:
         super().__init__()
@@ -69,6 +81,15 @@ class RowStore(nn.Module, ABC):
         Raises:
             WorkError: a file of the disk tier was cut.
         """
+        if self.prefetcher is not None:
+            self.prefetcher.prefetch(indices, offsets)
+
+    def _before_lookup(self, indices: Tensor) -> None:
+        """Rows are up to date and their pages there; to be called before indices are looked up in the space."""
+        self.finish()
+        self.check()
+        if self.prefetcher is not None:
+            self.prefetcher.wait(indices)
 
     def update(self) -> None:
         """Ends a training step: does what its backward pass has left to do, and counts the update."""
@@ -158,14 +179,18 @@ class RowStore(nn.Module, ABC):
     def check(self) -> None:
         """Raises WorkError if a file of the disk tier can no longer be used; to be asked before rows are read from the
         views of `weights`. Nothing to do elsewhere."""
+        if self.space is not None:
+            self.space.check()
 
-    @abstractmethod
     def flush(self) -> None:
         """Makes what is held durable (disk tier); nothing to do elsewhere.
 
         Raises:
             WorkError: a file was cut, or the disk reports an error.
         """
+        self.finish()
+        if self.space is not None:
+            self.space.flush()
 
     def nbytes(self) -> int:
         """Bytes held, padding and optimizer state included."""

@@ -262,19 +262,15 @@ class FbgemmRows(RowStore):
             assert isinstance(kernel, _Kernel)
             yield kernel
 
-    def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
-        if self.prefetcher is not None:
-            self.prefetcher.prefetch(indices, offsets)
-
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
         if not self.is_one_call:
             return torch.cat(self.parts(indices, offsets), dim=1)
-        self._before_lookup(indices, offsets)
+        self._before_lookup(indices)
         result: Tensor = self.kernels[0](indices, offsets)
         return result
 
     def parts(self, indices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
-        self._before_lookup(indices, offsets)
+        self._before_lookup(indices)
         if self.is_one_call:
             return next(self._kernels()).parts(indices, offsets)
         num_bags = (offsets.numel() - 1) // len(self.lookups)
@@ -283,12 +279,6 @@ class FbgemmRows(RowStore):
             own = kernel.parts(*select_lookups(indices, offsets, positions, num_bags))
             by_lookup |= zip(positions, own, strict=True)
         return tuple(by_lookup[k] for k in range(len(self.lookups)))
-
-    def _before_lookup(self, indices: Tensor, offsets: Tensor) -> None:
-        self.finish()
-        self.space.check()
-        if self.prefetcher is not None:
-            self.prefetcher.wait(indices)
 
     @property
     def is_pending(self) -> bool:
@@ -328,13 +318,6 @@ class FbgemmRows(RowStore):
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         self.finish()
         return {name: state for kernel in self._kernels() for name, state in kernel.optimizer_state().items()}
-
-    def check(self) -> None:
-        self.space.check()
-
-    def flush(self) -> None:
-        self.finish()
-        self.space.flush()
 
     def held_tensors(self) -> list[Tensor]:
         return [tensor for kernel in self._kernels() for tensor in kernel.held_tensors()]

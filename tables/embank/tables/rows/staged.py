@@ -337,7 +337,7 @@ def _host_tensors(held: TorchRows, kind: str) -> list[Tensor]:
 
 def _gather(batch: _Batch, held: TorchRows, lane: Lane) -> None:
     """On the thread: distinct rows of a batch, and their values as they are on the host now."""
-    held.space.check()
+    held.check()
     num_bags = (batch.offsets.numel() - 1) // len(held.lookups)
     bounds = batch.offsets[::num_bags].tolist() if num_bags else [0] * (len(held.lookups) + 1)
     places_N = lane.staging(batch.indices.numel(), torch.int64)
@@ -371,7 +371,7 @@ def _gather(batch: _Batch, held: TorchRows, lane: Lane) -> None:
 
 def _scatter(batch: _Batch, held: TorchRows, lane: Lane, after: Mark) -> None:
     """On the thread: writes updated rows and their state to the host."""
-    held.space.check()
+    held.check()
     landed = lane.download(list(batch.values.values()), after)
     for kind, flat in zip(batch.values, landed, strict=True):
         views = _views(flat, batch.rows, _widths(held, kind))

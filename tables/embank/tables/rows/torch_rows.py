@@ -40,7 +40,7 @@ class TorchRows(RowStore):
             int, list[Tensor]
         ] = {}  # by table, rows that backward passes have updated and `_finish` has not seen
         self.lr = spec.optimizer.lr
-        self.space = RowSpace(spec.tier)
+        self.space: RowSpace = RowSpace(spec.tier)
         for shard in self.shards:
             name, size = shard.table.name, shard.num_rows * shard.num_columns
             chunks = shard.initial_chunks(seed=spec.seed)
@@ -57,15 +57,8 @@ class TorchRows(RowStore):
         shape = (shard.num_rows,) if rowwise else (shard.num_rows, shard.num_columns)
         return self.space.hold(f"{shard.table.name}.{kind}", numel=torch.Size(shape).numel()).view(shape)
 
-    def prefetch(self, indices: Tensor, offsets: Tensor) -> None:
-        if self.prefetcher is not None:
-            self.prefetcher.prefetch(indices, offsets)
-
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
-        self.finish()
-        self.space.check()
-        if self.prefetcher is not None:
-            self.prefetcher.wait(indices)
+        self._before_lookup(indices)
         num_bags = (offsets.numel() - 1) // len(self.lookups)
         bounds = offsets.tolist() if num_bags == 0 else offsets[::num_bags].tolist()
         device = self.rows[0].device
@@ -234,13 +227,6 @@ class TorchRows(RowStore):
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         self.finish()
         return {s.table.name: dict(state) for s, state in zip(self.shards, self.state, strict=True)}
-
-    def check(self) -> None:
-        self.space.check()
-
-    def flush(self) -> None:
-        self.finish()
-        self.space.flush()
 
     def held_tensors(self) -> list[Tensor]:
         return [*self.rows, *(t for state in self.state for t in state.values())]

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from embank.pipelines.config.columns import ColumnSplit, HashSplit, PrepareConfig, TimeSplit
 from embank.pipelines.config.reserved import GROUP_COLUMN, LABEL_COLUMN
+from embank.pipelines.data.key_hash import hash_strings
 from embank.pipelines.data.prepare.labels import LabelRule
 from embank.pipelines.data.prepare.nulls import with_nulls
 from embank.pipelines.data.prepare.numbers import check_float32, read_numeric, transform
@@ -25,7 +26,6 @@ from embank.pipelines.data.prepare.tokens import (
     refuse_bracketed,
 )
 from embank.pipelines.data.sources.formats.base import Chunk
-from embank.tables.ids.key_hash import hash_strings
 
 SPLIT_SPOOL = "__split"
 TIME_SPOOL = "__time"

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from embank.pipelines.data.schema import SCHEMA_FILE
+from embank.pipelines.locks import hold_lock
 from embank.tables.errors import DataError, WorkError
 from embank.tables.storage.atomic import exchange_folder, sync_entry, sync_folder
-from embank.tables.storage.locks import hold_lock
 from embank.tables.storage.refusals import cause_of, is_full
 
 _log = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from embank.pipelines.config.columns import ColumnSplit, HashSplit, RatioSplit, TimeSplit
+from embank.pipelines.data.key_hash import combine_hashes, hash_strings, unit_interval
 from embank.pipelines.data.prepare.times import NO_TIME, TimeReader
 from embank.pipelines.data.prepare.tokens import as_tokens
 from embank.pipelines.data.schema import SPLIT_NAMES
 from embank.pipelines.data.sources.formats.base import Chunk
 from embank.tables.errors import DataError
-from embank.tables.ids.key_hash import combine_hashes, hash_strings, unit_interval
 from embank.tables.ids.mixing import finish_words
 
 Codes = npt.NDArray[np.int8]
