@@ -147,9 +147,8 @@ def _infeasible(specs: Sequence[TableSpec], *, budget: float) -> BudgetError:
     floor_nbytes = sum(nbytes for _, nbytes in floors.values())
     largest = max(floors, key=lambda name: floors[name][1])
     part = f": the largest part is {floors[largest][1]:,} for table '{largest}' by method '{floors[largest][0].method}'"
-    if (
-        _share(specs, floor_nbytes - 1, {}) is not None
-    ):  # tables that share rows need less than the sum of what each needs alone
+    # Tables that share rows need less than the sum of what each needs alone.
+    if _share(specs, floor_nbytes - 1, {}) is not None:
         floor_nbytes = bisect_left(range(floor_nbytes), True, key=lambda nbytes: _share(specs, nbytes, {}) is not None)
         part = ""
     return BudgetError(

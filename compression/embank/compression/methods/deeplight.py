@@ -80,9 +80,8 @@ class _Pruning(Schedule):
         self._prune(methods, rows, threshold=common_cut(methods, rows))
 
     def _prune(self, methods: "Sequence[DeepLight]", rows: LocalRows, *, threshold: float) -> None:
-        below = float(
-            torch.nextafter(torch.tensor(threshold), torch.zeros(()))
-        )  # hardshrink drops what equals its bound
+        # Just below the threshold: hardshrink drops what equals its bound.
+        below = float(torch.nextafter(torch.tensor(threshold), torch.zeros(())))
         for method in methods:
             for _, chunk in row_chunks(rows[method.spec.name]):
                 chunk.copy_(F.hardshrink(chunk, below))

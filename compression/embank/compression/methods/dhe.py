@@ -124,9 +124,8 @@ class Dhe(Method):
             x_SW = linear(x_SW)
             if num_ids > 1:
                 norm.running_mean = x_SW.mean(0)
-                norm.running_var = (
-                    x_SW.var(0).mean().expand(x_SW.shape[1]).clone()
-                )  # of few ids, a unit's own says little
+                # Of few ids, a unit's own says little.
+                norm.running_var = x_SW.var(0).mean().expand(x_SW.shape[1]).clone()
             x_SW = F.mish(self._normalise(norm, x_SW, by_batch=False))
         nn.init.kaiming_normal_(self.last.weight, nonlinearity="relu")
         rows_SD = F.linear(x_SW, self.last.weight)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -94,13 +95,8 @@ class HeldRows(LocalRows):
     def initial(self, table: str, rows_N: Tensor) -> Tensor:
         """What some rows of a table began with; costs the drawing of the table from the first of them to the last."""
         physical, first = self.physical[table], int(rows_N.min()) // ROWS_PER_CHUNK * ROWS_PER_CHUNK
-        wanted = TableShard(
-            table=physical,
-            first_position=first,
-            num_rows=int(rows_N.max()) + 1 - first,
-            first_column=0,
-            num_columns=physical.embedding_dim,
-        )
+        num_rows = int(rows_N.max()) + 1 - first
+        wanted = replace(TableShard.whole(physical), first_position=first, num_rows=num_rows)
         values, start = torch.empty(rows_N.numel(), physical.embedding_dim, dtype=torch.float32), first
         for chunk in wanted.initial_chunks(seed=self.seed):
             chosen = ((rows_N >= start) & (rows_N < start + len(chunk))).nonzero()[:, 0]

@@ -57,9 +57,8 @@ class _Kernel(nn.Module):
         lookups = lookups[:: self.num_merged]
         self.widths = [padded_dim(s.num_columns) for s in self.shards]
         self.is_projected = any(shard.table.projection is not None for shard in self.shards)
-        self.changed: list[
-            tuple[Tensor, Tensor]
-        ] = []  # lookups whose rows a backward pass has updated, to be projected
+        # Lookups whose rows a backward pass has updated, to be projected.
+        self.changed: list[tuple[Tensor, Tensor]] = []
         self.counting = torch.zeros(1, dtype=torch.int64)  # 0, 1, 2, ...: the offsets of bags with one id each
         self.rowwise = optimizer.name == "rowwise_adagrad"
         self.scale = rowwise_scale(self.shards[0].num_columns) if self.rowwise else 1.0

@@ -83,9 +83,8 @@ class TableShard:
             asked
             for, which may take its memory: fresh memory for each costs more time than drawing the values.
         """
-        if (
-            self.is_striped
-        ):  # in the order of positions they would have to be drawn once per stripe: see `scatter_initial`
+        if self.is_striped:
+            # In the order of positions they would have to be drawn once per stripe: see `scatter_initial`.
             for start in range(0, self.num_rows, ROWS_PER_CHUNK):
                 yield torch.zeros(min(ROWS_PER_CHUNK, self.num_rows - start), self.num_columns, dtype=torch.float32)
             return

@@ -36,9 +36,8 @@ class TorchRows(RowStore):
         self.is_replica = is_replica
         self.rows: list[Tensor] = []
         self.state: list[dict[str, Tensor]] = []
-        self.changed: dict[
-            int, list[Tensor]
-        ] = {}  # by table, rows that backward passes have updated and `_finish` has not seen
+        # By table, rows that backward passes have updated and `_finish` has not seen.
+        self.changed: dict[int, list[Tensor]] = {}
         self.lr = spec.optimizer.lr
         self.space: RowSpace = RowSpace(spec.tier)
         for shard in self.shards:

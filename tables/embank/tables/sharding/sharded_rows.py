@@ -132,9 +132,8 @@ class ShardedRows(CompositeRows):
     def _share(self, tables: Sequence[PhysicalTable], sharding: Sharding) -> DistributedModelParallel | None:
         if not tables:
             return None
-        names = {
-            table.name: f"table{number}" for number, table in enumerate(tables)
-        }  # TorchRec takes no "user.id" or "keys"
+        # TorchRec takes no "user.id" or "keys".
+        names = {table.name: f"table{number}" for number, table in enumerate(tables)}
         collection = EmbeddingBagCollection(
             device=torch.device("meta"),
             tables=[

@@ -70,9 +70,8 @@ class Pages:
         counts = [-(-file.nbytes // PAGE_BYTES) for file in files]
         self.firsts = np.cumsum([0, *counts])
         self.origins = np.array([file.address for file in files]) - self.firsts[:-1] * PAGE_BYTES  # of page 0
-        self.samples = [
-            file.tensor[:: PAGE_BYTES // file.tensor.element_size()] for file in files
-        ]  # a float of each page
+        # A float of each page.
+        self.samples = [file.tensor[:: PAGE_BYTES // file.tensor.element_size()] for file in files]
         depth = max(len(regions) for regions in lookups)
         self.layers = [
             _Layer([regions[r] if regions else _NOTHING for regions in lookups], self.firsts) for r in range(depth)
