@@ -31,6 +31,11 @@ def with_nbytes(spec: TableSpec, nbytes: int) -> TableSpec:
     return replace(spec, budget=min(1.0, budget))
 
 
+def as_plain(spec: TableSpec) -> TableSpec:
+    """The same table, stored as it is."""
+    return replace(spec, method="full", options=None, budget=None)
+
+
 def share_text(nbytes: int, plain_nbytes: int) -> str:
     """A budget that holds some bytes, to six digits, rounded up: what a message says will do does."""
     exact = Decimal(nbytes) / Decimal(plain_nbytes)
@@ -172,8 +177,6 @@ def share(specs: Sequence[TableSpec], costs: Sequence[Cost], *, num_levels: int,
             spare -= upgraded - sizes[i]
             sizes[i] = upgraded
     return [
-        replace(spec, method="full", options=None, budget=None)
-        if nbytes == spec.plain_nbytes
-        else with_nbytes(spec, nbytes)
+        as_plain(spec) if nbytes == spec.plain_nbytes else with_nbytes(spec, nbytes)
         for spec, nbytes in zip(specs, sizes, strict=True)
     ]

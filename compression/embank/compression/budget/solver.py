@@ -6,9 +6,8 @@ Accounting is that of serving bytes: everything that packed forms hold, plain sm
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from embank.compression.budget.floors import share_text
+from embank.compression.budget.floors import as_plain, share_text, with_nbytes
 from embank.tables import BudgetError, ConfigError, TableSpec, build_method, method_class
 from embank.tables.method.options import options_of
 
@@ -60,7 +59,7 @@ def _small(specs: Sequence[TableSpec], nbytes: float) -> dict[str, TableSpec]:
         nbytes -= spec.plain_nbytes
         if nbytes < 0:
             break
-        held[spec.name] = _plain(spec)
+        held[spec.name] = as_plain(spec)
     return held
 
 
@@ -86,17 +85,15 @@ def at_floor(spec: TableSpec) -> tuple[TableSpec, int]:
 
     Found by bisection over `build_method`, so that it holds for any method.
     """
-    smallest, largest = 1, spec.plain_nbytes
     try:
-        takes_one = _builds(_with_nbytes(spec, largest))
+        takes_one = _builds(with_nbytes(spec, spec.plain_nbytes))
     except ConfigError:  # it shares an array, whose size is decided for all of its tables together
         takes_one = False
     if not takes_one:
-        return _plain(spec), spec.plain_nbytes
-    while smallest < largest:
-        middle = (smallest + largest) // 2
-        smallest, largest = (smallest, middle) if _builds(_with_nbytes(spec, middle)) else (middle + 1, largest)
-    return _with_nbytes(spec, largest), largest
+        return as_plain(spec), spec.plain_nbytes
+    below_plain = range(1, spec.plain_nbytes)
+    floor_nbytes = 1 + bisect_left(below_plain, True, key=lambda nbytes: _builds(with_nbytes(spec, nbytes)))
+    return with_nbytes(spec, floor_nbytes), floor_nbytes
 
 
 def _allocate(specs: Sequence[TableSpec], nbytes: int) -> tuple[dict[str, TableSpec], list[TableSpec]]:
@@ -128,17 +125,6 @@ def _builds(spec: TableSpec) -> bool:
     except BudgetError:
         return False
     return True
-
-
-def _with_nbytes(spec: TableSpec, nbytes: int) -> TableSpec:
-    budget = nbytes / spec.plain_nbytes
-    if budget * spec.plain_nbytes < nbytes:  # rounded down, which would cost a byte
-        budget = math.nextafter(budget, 1.0)
-    return replace(spec, budget=budget)
-
-
-def _plain(spec: TableSpec) -> TableSpec:
-    return replace(spec, method="full", options=None, budget=None)
 
 
 def _infeasible(specs: Sequence[TableSpec], *, budget: float) -> BudgetError:

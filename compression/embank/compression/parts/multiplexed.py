@@ -7,12 +7,12 @@ feature to feature. `unified` is the principle applied to the hashing trick; her
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from embank.compression.budget.floors import common_floor_error, refuse_fixed, refuse_sizes, size_within
+from embank.compression.budget.floors import as_plain, common_floor_error, refuse_fixed, refuse_sizes, size_within
 from embank.tables import ConfigError, RowInit, TableSpec, default_init
 from embank.tables.ids.hashing import hash_rows, salt64
 
@@ -151,8 +151,6 @@ def _share(specs: Sequence[TableSpec], nbytes: int, *, readers: Sequence[Reader]
         )
         raise common_floor_error(specs, needs=needs, floor_nbytes=floor_nbytes, nbytes=nbytes)
     return [
-        found.with_rows((nbytes - fixed) // row_nbytes)
-        if found.fixed_nbytes < spec.plain_nbytes
-        else replace(spec, method="full", options=None, budget=None)
+        found.with_rows((nbytes - fixed) // row_nbytes) if found.fixed_nbytes < spec.plain_nbytes else as_plain(spec)
         for spec, found in pairs
     ]
