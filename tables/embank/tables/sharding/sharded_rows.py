@@ -33,7 +33,7 @@ from embank.tables.rows.shards import num_positions, positions_of
 from embank.tables.rows.store_spec import RowTier, StoreSpec
 from embank.tables.rows.torch_rows import TorchRows
 from embank.tables.sharding.exchange import RowSharder, ShardedCollection
-from embank.tables.sharding.plan import Plan, row_range
+from embank.tables.sharding.plan import Plan
 from embank.tables.specs import TableSpec
 
 
@@ -266,26 +266,21 @@ def _num_positions(table: PhysicalTable, plan: Plan) -> int:
 def _parameter_sharding(table: PhysicalTable, plan: Plan, *, device: str) -> ParameterSharding:
     """A placement in TorchRec's terms: which rank holds which box of the (striped) table."""
     placement = plan.placement(table.name)
-    dim, positions = table.embedding_dim, _num_positions(table, plan)
-    boxes: list[tuple[int, list[int], list[int]]] = []
-    if placement.kind == "row_wise":
-        for rank in range(plan.world_size):
-            first, last = row_range(table, rank, plan.world_size)
-            boxes.append((rank, [first, 0], [last - first, dim]))
-    else:
-        width = dim // len(placement.ranks)
-        boxes = [(rank, [0, i * width], [positions, width]) for i, rank in enumerate(placement.ranks)]
-    spec = EnumerableShardingSpec(
-        [
-            ShardMetadata(offsets, sizes, placement=f"rank:{rank}/{_device_of(rank, device)}")
-            for rank, offsets, sizes in boxes
-        ]
-    )
+    ranks = placement.ranks or range(plan.world_size)
+    shards = {rank: shard for rank in ranks if (shard := plan.shard(table, rank)) is not None}
+    boxes = [
+        ShardMetadata(
+            [shard.first_position, shard.first_column],
+            [shard.num_rows, shard.num_columns],
+            placement=f"rank:{rank}/{_device_of(rank, device)}",
+        )
+        for rank, shard in shards.items()
+    ]
     return ParameterSharding(
         sharding_type=placement.kind,
         compute_kernel=EmbeddingComputeKernel.CUSTOMIZED_KERNEL.value,
-        ranks=[rank for rank, _, _ in boxes],
-        sharding_spec=spec,
+        ranks=list(shards),
+        sharding_spec=EnumerableShardingSpec(boxes),
     )
 
 
