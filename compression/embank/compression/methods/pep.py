@@ -55,8 +55,8 @@ class PepConfig:
         refuse_wrong_types(self)
         if self.initial_share <= 0 or self.pull < 0:
             raise ConfigError(
-                f"initial_share is {self.initial_share} and pull {self.pull}; give a positive share and a pull of 0 "
-                "or more"
+                f"initial_share is {self.initial_share} and pull {self.pull}; give a positive share and a pull of 0 or "
+                "more"
             )
 
 

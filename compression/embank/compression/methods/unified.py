@@ -261,8 +261,8 @@ def _has_few(spec: TableSpec) -> bool:
 def _refuse_no_vocabulary(spec: TableSpec, *, wants: str) -> None:
     if spec.num_embeddings >= NUM_TOKEN_IDS:
         raise ConfigError(
-            f"table '{spec.name}' has no vocabulary (its ids are hashes of tokens), so it can't have {wants}; "
-            "give the number of rows, rows=..."
+            f"table '{spec.name}' has no vocabulary (its ids are hashes of tokens), so it can't have {wants}; give the "
+            "number of rows, rows=..."
         )
 
 

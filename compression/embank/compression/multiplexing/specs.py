@@ -222,8 +222,8 @@ def advise(specs: Sequence[TableSpec], *, num_values: Mapping[str, int] | None =
     }
     warnings = [
         f"{share:.0%} of the colliding pairs in '{name}' are within features, mostly of "
-        f"'{max(tables[name], key=lambda m: values[m.spec.name] or 0).spec.name}': sharing protects it little. Give "
-        "it private rows"
+        f"'{max(tables[name], key=lambda m: values[m.spec.name] or 0).spec.name}': sharing protects it little. Give it "
+        "private rows"
         for name, share in concentration.items()
         if share > CONCENTRATED
     ]

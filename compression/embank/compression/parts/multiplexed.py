@@ -64,8 +64,8 @@ def shared_num_rows(spec: TableSpec, *, table: str, num_rows: int | None, fixed_
         raise ConfigError(f"table '{spec.name}' has num_rows {num_rows}; method '{spec.method}' needs {least}")
     if num_rows is None and spec.budget is None:
         raise ConfigError(
-            f"table '{spec.name}' shares the rows '{table}' but does not say how many; give all of its tables the "
-            "same num_rows=..., or one budget for all of them"
+            f"table '{spec.name}' shares the rows '{table}' but does not say how many; give all of its tables the same "
+            "num_rows=..., or one budget for all of them"
         )
     row_nbytes = 4 * spec.embedding_dim
 

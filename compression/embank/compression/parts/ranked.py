@@ -60,6 +60,6 @@ def refuse_unranked(spec: TableSpec, *, num_private: int) -> None:
         raise ConfigError(
             f"table '{spec.name}': id {rarest} occurs {int(counts[rarest]):,} times and id {commonest} "
             f"{int(counts[commonest]):,} times, but method '{spec.method}' keeps the ids below {num_private:,} apart "
-            "as the most "
-            "frequent ones. Rank the ids by frequency (embank prepare does), or leave counts out to keep this order"
+            "as the most frequent ones. Rank the ids by frequency (embank prepare does), or leave counts out to keep "
+            "this order"
         )

@@ -44,8 +44,8 @@ def out_of_range(source: str, *, low: int, high: int, table: str, num_embeddings
     'user'"."""
     return IdRangeError(
         f"{source} has id {low if low < 0 else high}, outside table '{table}' of {num_embeddings:,} ids (0 .. "
-        f"{num_embeddings - 1:,}); "
-        "prepare the data with the vocabulary that the table was made for, or give the table more rows"
+        f"{num_embeddings - 1:,}); prepare the data with the vocabulary that the table was made for, or give the table "
+        "more rows"
     )
 
 
@@ -86,8 +86,8 @@ class Bags:
         num_features, batch_size = len(self.places), self.batch_size
         if lengths.numel() != num_features * batch_size:
             raise DataError(
-                f"the batch has {lengths.numel():,} lengths for {num_features} features of {batch_size:,} rows; "
-                f"give {num_features * batch_size:,}, one for each feature and row"
+                f"the batch has {lengths.numel():,} lengths for {num_features} features of {batch_size:,} rows; give "
+                f"{num_features * batch_size:,}, one for each feature and row"
             )
         lengths_FB = lengths.view(num_features, batch_size)
         if lengths.numel() and int(lengths.min()) < 0:
@@ -106,8 +106,8 @@ class Bags:
             if starts[-1] > self.values.numel():
                 raise DataError(
                     f"lengths of feature '{feature}' sum to {size:,}, but the batch has "
-                    f"{self.values.numel() - starts[-2]:,} ids "
-                    "left for it; lengths and ids must come from the same rows"
+                    f"{self.values.numel() - starts[-2]:,} ids left for it; lengths and ids must come from the same "
+                    "rows"
                 )
         if starts[-1] != self.values.numel():
             raise DataError(

@@ -127,8 +127,8 @@ def refuse_other_tables(saved: Mapping[str, Any], tables: "Tables", *, what: str
     if lines:
         more = f", and {len(lines) - 3} more tables" if len(lines) > 3 else ""
         raise CheckpointError(
-            f"{what} is of other tables: {'; '.join(lines[:3])}{more}. Make the tables as they were when it was "
-            "saved, or train anew"
+            f"{what} is of other tables: {'; '.join(lines[:3])}{more}. Make the tables as they were when it was saved, "
+            "or train anew"
         )
 
 

@@ -52,8 +52,8 @@ class RowMark(nn.Parameter):
         """What `apply_optimizer_in_backward` begins with."""
         raise ConfigError(
             "rows have an optimizer of their own, which runs in the backward pass already: choose it when the tables "
-            "are made, "
-            "optimizer=RowOptimizer(name='rowwise_adagrad', lr=0.02), and leave them out of apply_optimizer_in_backward"
+            "are made, optimizer=RowOptimizer(name='rowwise_adagrad', lr=0.02), and leave them out of "
+            "apply_optimizer_in_backward"
         )
 
 

@@ -96,8 +96,8 @@ class SequenceCollection(Tables):
         for spec in self.specs:
             if spec.pooling != "sum":
                 raise ConfigError(
-                    f"table '{spec.name}' has pooling '{spec.pooling}'; a SequenceCollection does not pool. "
-                    "Leave it out, or use a TableCollection"
+                    f"table '{spec.name}' has pooling '{spec.pooling}'; a SequenceCollection does not pool. Leave it "
+                    "out, or use a TableCollection"
                 )
         members: dict[str, list[Method]] = {}
         for method in self.built_methods():

@@ -99,8 +99,8 @@ def token_ids(tokens: pl.Series | npt.NDArray[np.generic] | Sequence[Token]) -> 
         return token_ids(series.cast(pl.String))
     else:
         raise DataError(
-            f"column '{series.name}' has type {series.dtype}, which is no token; convert it to text, bytes or "
-            "integers of 64 bits"
+            f"column '{series.name}' has type {series.dtype}, which is no token; convert it to text, bytes or integers "
+            "of 64 bits"
         )
     if series.null_count():
         ids_N[series.is_null().to_numpy()] = MISSING_ID
@@ -134,8 +134,8 @@ def refuse_other_token_hash(version: int | None, *, what: str, error: type[Emban
     if version not in (None, TOKEN_HASH_VERSION):
         raise error(
             f"{what} has ids of tokens by version {version} of the token hash; this embank has version "
-            f"{TOKEN_HASH_VERSION}, which gives "
-            "tokens other ids. Use the embank that made it, or prepare the data and train again"
+            f"{TOKEN_HASH_VERSION}, which gives tokens other ids. Use the embank that made it, or prepare the data and "
+            "train again"
         )
 
 

@@ -307,8 +307,8 @@ def restored(cls: "type[Any]", facts: Mapping[str, Any], tensors: Mapping[str, T
     """
     if set(facts) != set(cls.held.facts):
         raise CheckpointError(
-            f"a saved {cls.__name__} has the facts {sorted(facts)}; this embank expects {sorted(cls.held.facts)}. "
-            "It was written by another version: export it again"
+            f"a saved {cls.__name__} has the facts {sorted(facts)}; this embank expects {sorted(cls.held.facts)}. It "
+            "was written by another version: export it again"
         )
     part = object.__new__(cls)
     nn.Module.__init__(part)

@@ -74,8 +74,8 @@ def options_of(spec: TableSpec, config: type[Config]) -> Config:
     options = spec.options if spec.options is not None else config()
     if not isinstance(options, config):
         raise ConfigError(
-            f"table '{spec.name}' has method '{spec.method}' but options of type {type(options).__name__}; "
-            f"give {config.__module__}.{config.__qualname__}"
+            f"table '{spec.name}' has method '{spec.method}' but options of type {type(options).__name__}; give "
+            f"{config.__module__}.{config.__qualname__}"
         )
     refuse_wrong_types(options, where=f"table '{spec.name}' has ")
     return options
@@ -118,8 +118,8 @@ def refuse_differing(methods: Sequence["Method"]) -> None:
                 if other != value:
                     raise ConfigError(
                         f"table '{first.spec.name}' has {name} {value} and table '{method.spec.name}' has {name} "
-                        f"{other}, but method "
-                        f"'{first.spec.method}' acts on all of its tables at once; give them one {name}"
+                        f"{other}, but method '{first.spec.method}' acts on all of its tables at once; give them one "
+                        f"{name}"
                     )
 
 

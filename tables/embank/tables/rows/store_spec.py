@@ -135,8 +135,8 @@ class RowTier:
             )
         if number >= torch.cuda.device_count():
             raise ConfigError(
-                f"rows are to be on '{self.device}', but this machine has {torch.cuda.device_count()} GPU(s); "
-                f"use 'cuda:0' to 'cuda:{torch.cuda.device_count() - 1}'"
+                f"rows are to be on '{self.device}', but this machine has {torch.cuda.device_count()} GPU(s); use "
+                f"'cuda:0' to 'cuda:{torch.cuda.device_count() - 1}'"
             )
 
 

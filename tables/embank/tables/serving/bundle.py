@@ -376,8 +376,8 @@ class Bundle:
             return tensors[stored.key].view(tuple(stored.shape))
         except (RuntimeError, TypeError) as error:
             raise CheckpointError(
-                f"'{self.path / MANIFEST}' is damaged: '{stored.key}' has {tensors[stored.key].numel():,} numbers, "
-                f"not shape {stored.shape}. {_CURE}"
+                f"'{self.path / MANIFEST}' is damaged: '{stored.key}' has {tensors[stored.key].numel():,} numbers, not "
+                f"shape {stored.shape}. {_CURE}"
             ) from error
 
     def _pack(self, entry: TableEntry, tensors: Mapping[str, Tensor]) -> PackedTable:

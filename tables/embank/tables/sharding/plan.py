@@ -226,14 +226,14 @@ def check_plan(plan: Plan, loads: Sequence[Load], *, optimizer: str) -> None:
             )
         if table.embedding_dim % pieces:
             raise ConfigError(
-                f"table '{table.name}' of dim {table.embedding_dim} can't be cut evenly into {pieces} columns; "
-                "use a number of ranks that divides the dim"
+                f"table '{table.name}' of dim {table.embedding_dim} can't be cut evenly into {pieces} columns; use a "
+                "number of ranks that divides the dim"
             )
         if optimizer == "rowwise_adagrad" and pieces > 1:
             raise ConfigError(
                 f"table '{table.name}' can't be column_wise with rowwise_adagrad: each piece would keep a row "
-                "statistic of its "
-                "own, so results would depend on the number of ranks. Use row_wise, or table_optimizer adagrad or sgd"
+                "statistic of its own, so results would depend on the number of ranks. Use row_wise, or "
+                "table_optimizer adagrad or sgd"
             )
 
 

@@ -75,8 +75,8 @@ def plan_tables(
         plan = request.given
         if plan.world_size != request.world_size:
             raise ConfigError(
-                f"the plan is for {plan.world_size} ranks, there are {request.world_size}; make one with "
-                f"`embank plan --ranks {request.world_size}`"
+                f"the plan is for {plan.world_size} ranks, there are {request.world_size}; make one with `embank plan "
+                f"--ranks {request.world_size}`"
             )
     elif request.planner == "torchrec":
         plan = torchrec_plan(loads, request)

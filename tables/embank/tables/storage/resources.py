@@ -67,8 +67,8 @@ def out_of(what: str) -> str:
             "out of threads: this process may start no more (`ulimit -u`, or its container's limit). Raise the limit."
         )
     return (
-        "out of memory: the machine, or this process's container, has no more. Use a larger one, or smaller "
-        "batches and tables."
+        "out of memory: the machine, or this process's container, has no more. Use a larger one, or smaller batches "
+        "and tables."
     )
 
 

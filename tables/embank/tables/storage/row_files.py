@@ -102,8 +102,8 @@ def read_rows(folder: Path, tensors: Sequence[RowTensor]) -> None:
         if ROW_DTYPES[saved.dtype] != tensor.view.dtype:
             raise CheckpointError(
                 f"the checkpoint in '{folder}' holds '{tensor.name}' as {saved.dtype}, the table here has "
-                f"{str(tensor.view.dtype).removeprefix('torch.')}. Load it into tables with RowTier(dtype="
-                f"'{saved.dtype}') (rows.dtype in a configuration)"
+                f"{str(tensor.view.dtype).removeprefix('torch.')}. Load it into tables with "
+                f"RowTier(dtype='{saved.dtype}') (rows.dtype in a configuration)"
             )
     for tensor in tensors:  # a second loop: what does not fit is refused before the first row is overwritten
         saved = index[tensor.name]

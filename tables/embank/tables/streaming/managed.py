@@ -52,8 +52,8 @@ class ManagedCollisionConfig:
     def __post_init__(self) -> None:
         if self.policy not in ("lfu", "lru", "distance_lfu"):
             raise ConfigError(
-                f"TorchRec's managed collisions have no policy '{self.policy}'; use 'lfu', 'lru' or 'distance_lfu', "
-                "or StreamingConfig"
+                f"TorchRec's managed collisions have no policy '{self.policy}'; use 'lfu', 'lru' or 'distance_lfu', or "
+                "StreamingConfig"
             )
 
     def build(self, *, name: str, capacity: int) -> "ManagedVocabulary":

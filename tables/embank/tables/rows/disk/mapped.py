@@ -94,8 +94,8 @@ class MappedFile:
             os.fsync(self._descriptor)
         except OSError as error:
             raise WorkError(
-                f"'{self.path}' can't be written: {error.strerror}. Resume from the last checkpoint with the disk "
-                "tier in another folder"
+                f"'{self.path}' can't be written: {error.strerror}. Resume from the last checkpoint with the disk tier "
+                "in another folder"
             ) from error
 
     def evict(self) -> None:
