@@ -64,6 +64,12 @@ def floor_error(spec: TableSpec, *, needs: str, floor_nbytes: int) -> BudgetErro
     )
 
 
+def refuse_small_budget(spec: TableSpec, *, needs: str, floor_nbytes: int) -> None:
+    """Raises BudgetError if a table's budget is below its method's floor; see `floor_error`."""
+    if spec.budget is not None and floor_nbytes > spec.budget * spec.plain_nbytes:
+        raise floor_error(spec, needs=needs, floor_nbytes=floor_nbytes)
+
+
 def common_floor_error(specs: Sequence[TableSpec], *, needs: str, floor_nbytes: int, nbytes: int) -> BudgetError:
     """What to raise when bytes for several tables are below the floor of all.
 

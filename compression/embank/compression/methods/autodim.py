@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embank.compression.budget.floors import floor_error
+from embank.compression.budget.floors import refuse_small_budget
 from embank.compression.parts.projected import Projected
 from embank.tables import (
     Advance,
@@ -115,7 +115,8 @@ class AutoDim(Method):
             raise ConfigError(
                 f"table '{spec.name}' has widths {self.widths}; give ascending ones from 1 to its dim, {dim}"
             )
-        self._refuse_small_budget()
+        needs = f"rows of width {self.widths[0]} and their projection"
+        refuse_small_budget(spec, needs=needs, floor_nbytes=width_nbytes(spec, self.widths[0]))
         if spec.stage == 1:
             self.widths = (int(spec.found["width"]),)
         self.physical = tuple(own_table(spec, name=f"{spec.name}/width{width}", width=width) for width in self.widths)
@@ -125,12 +126,6 @@ class AutoDim(Method):
         if spec.stage == 0:
             self.logits = nn.Parameter(torch.zeros(len(self.widths)))
             self.register_buffer("temperature", torch.ones(()))
-
-    def _refuse_small_budget(self) -> None:
-        spec = self.spec
-        floor = width_nbytes(spec, self.widths[0])
-        if spec.budget is not None and floor > spec.budget * spec.plain_nbytes:
-            raise floor_error(spec, needs=f"rows of width {self.widths[0]} and their projection", floor_nbytes=floor)
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         return (ids_N,) * len(self.widths)

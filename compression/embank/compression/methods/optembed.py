@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embank.compression.budget.floors import floor_error
+from embank.compression.budget.floors import refuse_small_budget
 from embank.compression.parts.evolution import Candidate, EvolutionConfig, Gene, evolve
 from embank.compression.parts.magnitude import cut_to_count, magnitudes
 from embank.compression.parts.masks import find_mask
@@ -155,7 +155,8 @@ class OptEmbed(Method):
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
         super().__init__(spec, seed=seed)
         self.config: OptEmbedConfig = self.options
-        self._refuse_small_budget()
+        floor_nbytes = min(spec.plain_nbytes, shape_nbytes(spec, num_kept=1, width=1))
+        refuse_small_budget(spec, needs="the bitmap of kept ids and one entry", floor_nbytes=floor_nbytes)
         self.unit = mean_norm(default_init(spec), spec.embedding_dim) or 1.0
         self.width, self.num_kept = spec.embedding_dim, spec.num_embeddings
         self.trial: tuple[float, int] | None = None  # threshold and width that the search is trying
@@ -167,12 +168,6 @@ class OptEmbed(Method):
             self.register_buffer("ranks", word_ranks(words), persistent=False)
             self.width, self.num_kept = int(spec.found["width"]), int(popcount(words).sum())
         self.physical = (own_table(spec, num_rows=max(1, self.num_kept), width=self.width),)
-
-    def _refuse_small_budget(self) -> None:
-        spec = self.spec
-        floor = min(spec.plain_nbytes, shape_nbytes(spec, num_kept=1, width=1))
-        if spec.budget is not None and floor > spec.budget * spec.plain_nbytes:
-            raise floor_error(spec, needs="the bitmap of kept ids and one entry", floor_nbytes=floor)
 
     @property
     def keeps_all(self) -> bool:

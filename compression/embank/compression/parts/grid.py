@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from embank.compression.budget.floors import floor_error
+from embank.compression.budget.floors import refuse_small_budget
 from embank.tables import TableSpec
 
 Bits = Literal[8, 16]
@@ -43,9 +43,8 @@ def num_wide_rows(spec: TableSpec, *, bits: Bits | None, step_nbytes: int) -> in
     """
     num_rows, dim = spec.num_embeddings, spec.embedding_dim
     floor_nbytes = num_rows * (dim * (bits or 8) // 8 + step_nbytes)
-    if spec.budget is not None and floor_nbytes > spec.budget * spec.plain_nbytes:
-        needs = f"{dim * (bits or 8) // 8} bytes of codes and {step_nbytes} of a step for each row"
-        raise floor_error(spec, needs=needs, floor_nbytes=floor_nbytes)
+    needs = f"{dim * (bits or 8) // 8} bytes of codes and {step_nbytes} of a step for each row"
+    refuse_small_budget(spec, needs=needs, floor_nbytes=floor_nbytes)
     if bits is not None:
         return num_rows if bits == 16 else 0
     if spec.budget is None:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from embank.compression.budget.floors import floor_error, refuse_both
+from embank.compression.budget.floors import refuse_both, refuse_small_budget
 from embank.compression.parts.row_chunks import numbered_chunks
 from embank.compression.parts.sparse import max_nonzeros, sparse_nbytes
 from embank.tables import ConfigError, LocalRows, TableSpec
@@ -123,10 +123,8 @@ def allowed_nbytes(spec: TableSpec, *, density: float | None) -> int:
     if spec.budget is None:
         return spec.plain_nbytes
     floor = int(sparse_nbytes(num_entries, torch.tensor(1)))
-    nbytes = math.floor(spec.budget * spec.plain_nbytes)
-    if nbytes < floor:
-        raise floor_error(spec, needs="one entry and its place", floor_nbytes=floor)
-    return nbytes
+    refuse_small_budget(spec, needs="one entry and its place", floor_nbytes=floor)
+    return math.floor(spec.budget * spec.plain_nbytes)
 
 
 def cut_to_bytes(

@@ -14,6 +14,8 @@ All are read in place: rank by popcount in the bitmap, binary search in the list
 indices takes 8 Z + 4 (rows + 1) bytes and COO 12 Z.
 """
 
+from bisect import bisect_right
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -122,12 +124,6 @@ def sparse_nbytes(num_entries: int, nonzeros: Tensor) -> Tensor:
 
 def max_nonzeros(num_entries: int, nbytes: int) -> int:
     """The most non-zero entries that fit into some bytes; -1 if not even an empty table does."""
-    # Bytes never fall as entries are added, whichever form is the best, so halving an interval works.
-    low, high = -1, num_entries  # low fits, above high nothing does
-    while low < high:
-        middle = (low + high + 1) // 2
-        if int(sparse_nbytes(num_entries, torch.tensor(middle))) <= nbytes:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    # Bytes never fall as entries are added, whichever form is the best.
+    nonzeros = range(num_entries + 1)
+    return bisect_right(nonzeros, nbytes, key=lambda count: int(sparse_nbytes(num_entries, torch.tensor(count)))) - 1
