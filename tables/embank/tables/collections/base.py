@@ -376,10 +376,6 @@ class Tables(nn.Module, ABC):
         """Bytes of the plain fp32 tables, what budgets refer to."""
         return sum(spec.plain_nbytes for spec in self.specs)
 
-    def there(self, tensor: Tensor) -> Tensor:
-        """A tensor on the device that looks up; from pinned memory without waiting for the copy."""
-        return tensor.to(self.device, non_blocking=True)
-
     @property
     def device(self) -> torch.device:
         """Where the output is."""

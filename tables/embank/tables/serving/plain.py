@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from embank.tables.collections.bags import output_key
 from embank.tables.collections.paths import summed
 from embank.tables.serving.packed import PackedCollection
 
@@ -51,8 +50,7 @@ class PlainCollection(nn.Module):
         ]
         self.features = list(dict.fromkeys(feature for _, feature, _ in self.uses))
         self.single = tuple(single)
-        self.keys = [output_key(spec, feature, specs=specs) for spec in specs for feature in spec.feature_names]
-        self.dims = [spec.embedding_dim for spec in specs for _ in spec.feature_names]
+        self.keys, self.dims = list(collection.keys), list(collection.dims)
         self.eval()
 
     def forward(self, ids: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> Tensor:
