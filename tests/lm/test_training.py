@@ -115,6 +115,8 @@ def test_windows_cover_the_stream_and_ranks_share_a_batch() -> None:
     assert torch.equal(torch.cat(shares), windows.batch(1))
     assert not torch.equal(windows.batch(0), windows.batch(2))  # another epoch, another order
     assert sorted(first for batch in windows.all() for first in batch[:, 0].tolist()) == list(range(0, 100, 10))
+    rest = Windows(torch.arange(171), context=10, batch_size=16, seed=0)
+    assert [len(batch) for batch in rest.all()] == [9, 8]
     with pytest.raises(DataError, match="a split has 39 tokens"):
         Windows(torch.arange(39), context=10, batch_size=4, seed=0)
 

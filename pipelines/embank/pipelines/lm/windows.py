@@ -57,8 +57,8 @@ class Windows:
         return self._known[1]
 
     def all(self) -> Iterator[Tensor]:
-        """Every window once, in batches of which the last may be smaller."""
-        order = self.order(0)
-        for start in range(0, self.num_windows, self.batch_size):
-            starts = order[start : start + self.batch_size, None] * self.context + np.arange(self.context + 1)
+        """Every window once, in as few batches as there can be, of sizes that differ by one at most: none of them is a
+        lonely rest."""
+        for chosen in np.array_split(self.order(0), -(-self.num_windows // self.batch_size)):
+            starts = chosen[:, None] * self.context + np.arange(self.context + 1)
             yield self.stream[torch.from_numpy(starts)]
