@@ -288,6 +288,8 @@ def test_budgets_too_small_are_refused_with_their_floor(method: str) -> None:
     floor = int(str(info.value).split("need ")[1].split(" bytes")[0].replace(",", ""))
     with pytest.raises(BudgetError):
         method_class(method).traits.allocation.share(specs, floor - 1)
+    said = float(str(info.value).split("floor is budget ")[1].split(";")[0])
+    assert floor <= said * plain < floor + 1, "rounded up, so that what is said will do"
     tables = TableCollection(method_class(method).traits.allocation.share(specs, floor))
     assert tables.nbytes("serving") == floor < plain
 
