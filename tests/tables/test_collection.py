@@ -365,7 +365,9 @@ def test_a_method_must_combine_rows_as_wide_as_its_table(monkeypatch: pytest.Mon
     monkeypatch.setitem(METHODS.local, "test_narrow", Narrow)
     spec = TableSpec(name="t", num_embeddings=50, embedding_dim=4, feature_names=["a"], method="test_narrow")
     with pytest.raises(
-        ConfigError, match="the method of 'a' combines rows of 2 columns, but its table has embedding_dim 4"
+        ConfigError,
+        match=r"table 't': method 'test_narrow': combine gives a tensor of float32 \[\d+, 2\] for \d+ ids, but the "
+        "table has embedding_dim 4",
     ):
         TableCollection([spec])(random_kjt({"a": 50}, batch_size=3, seed=0))
 

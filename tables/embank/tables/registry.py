@@ -36,20 +36,28 @@ class Registry(Generic[Kind]):
         """Adds a class of this process.
 
         Raises:
-            ConfigError: it is no such class, or the name is taken by another one.
+            ConfigError: it is no such class, or the name is none or is taken by another one.
         """
+        if not (isinstance(name, str) and name):
+            raise ConfigError(f"{name!r} is no name of a {self.kind}; give a text")
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
             raise ConfigError(f"{self.kind} '{name}' is to be {_place_of(cls)}, which is no subclass of {self._base}")
         taken = self.local.get(name) or self.installed.get(name)
         if taken is not None and taken is not cls:
             raise ConfigError(f"{self.kind} '{name}' is registered already ({_place_of(taken)}); choose another name")
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        if missing:
+            raise ConfigError(
+                f"{self.kind} '{name}' ({_place_of(cls)}) does not define {', '.join(missing)}; define it"
+            )
         self.local[name] = cls
 
     def find(self, name: str) -> type[Kind]:
         """The class of a name.
 
         Raises:
-            ConfigError: nothing of this name is registered; the message has the nearest one.
+            ConfigError: nothing of this name is registered (the message has the nearest one), or its package can't be
+                imported.
         """
         if name in self.local:
             return self.local[name]
@@ -57,14 +65,28 @@ class Registry(Generic[Kind]):
             known = nearest_or_all(name, self.names(), label=f"known {self.kind}s")
             raise ConfigError(f"there is no {self.kind} '{name}'; {known}")
         point = self.installed[name]
-        loaded = point.load()
+        try:
+            loaded = point.load()
+        except (ImportError, AttributeError) as error:
+            package = f" of package '{point.dist.name}'" if point.dist is not None else ""
+            raise ConfigError(
+                f"{self.kind} '{name}' ({point.value}{package}) can't be imported: {error}; mend or remove the package"
+            ) from error
         if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
             raise ConfigError(f"{self.kind} '{name}' ({point.value}) is not a subclass of {self._base}")
         return loaded
 
     def name_of(self, cls: type) -> str | None:
         """The name of a class; None if it is not registered."""
-        return next((name for name in self.names() if self.find(name) is cls), None)
+        local = next((name for name, own in self.local.items() if own is cls), None)
+        return local or next((name for name in self.installed if self._is_place_of(name, cls)), None)
+
+    def _is_place_of(self, name: str, cls: type) -> bool:
+        """Whether an installed name is of a class. A package that can't be imported has none."""
+        try:
+            return self.find(name) is cls
+        except ConfigError:
+            return False
 
     @property
     def _base(self) -> str:

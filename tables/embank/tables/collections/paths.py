@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from embank.tables.collections.addressed import PathIds
+from embank.tables.errors import ConfigError
 from embank.tables.method.base import Combined, DistinctMethod, Method, combination
 from embank.tables.rows import RowStore
 
@@ -237,11 +238,33 @@ def _path_of(method: Method, late: set[str]) -> str:
 
 
 def taken(method: Method, result: Tensor | Combined, within: Pass) -> Tensor:
-    """The logical rows that a method has made; what it adds to the loss goes to the others'."""
+    """The logical rows that a method has made; what it adds to the loss goes to the others'.
+
+    Raises:
+        ConfigError: rows of another width than the table's, or a loss that nobody would add.
+    """
     if isinstance(result, Combined):
+        _refuse_unheard(method, result.loss)
         within.losses.append((method, result.loss))
-        return result.rows_ND
-    return result
+        rows_ND = result.rows_ND
+    else:
+        rows_ND = result
+    if rows_ND.dim() != 2 or rows_ND.shape[1] != method.spec.embedding_dim:
+        raise ConfigError(
+            f"table '{method.spec.name}': method '{method.spec.method}': combine gives rows of shape "
+            f"{list(rows_ND.shape)}, but the table has embedding_dim {method.spec.embedding_dim}; mend combine"
+        )
+    return rows_ND
+
+
+def _refuse_unheard(method: Method, loss: Tensor) -> None:
+    """Raises ConfigError where what `combine` adds to the loss is not declared, or no single number."""
+    who = f"table '{method.spec.name}': method '{method.spec.method}': combine adds"
+    if not method.traits.adds_loss:
+        raise ConfigError(f"{who} to the loss, which its traits do not say; give traits = Traits(adds_loss=True)")
+    if not isinstance(loss, Tensor) or loss.dim():
+        what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise ConfigError(f"{who} {what} to the loss; give a tensor of one number, such as a mean over the ids")
 
 
 def _addressed(uses: Sequence[Use], ids: Mapping[str, Ids]) -> tuple[list[Tensor], dict[str, Tensor]]:

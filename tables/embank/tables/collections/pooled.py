@@ -4,7 +4,7 @@ KeyedJaggedTensor in, KeyedTensor out. `address` may be called earlier, in the d
 result or plain ids, and gives the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -178,19 +178,8 @@ class TableCollection(Tables):
                         offsets, pooling = addressed.bags[use.key], use.method.spec.pooling
                         outputs[use.key] = pool(per_id[use.key], offsets, pooling=pooling)
                 values = torch.cat([outputs[key] for key in self.keys], dim=1)
-                if values.shape[1] != self.num_columns:
-                    raise self._wrong_width(outputs)
             (values,) = self._end_pass([values], within)
         return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=values), per_id
-
-    def _wrong_width(self, outputs: Mapping[str, Tensor]) -> ConfigError:
-        """The error about a method whose logical rows are not as wide as its table."""
-        pairs = zip(self.keys, self.dims, strict=True)
-        key, dim = next((key, dim) for key, dim in pairs if outputs[key].shape[1] != dim)
-        return ConfigError(
-            f"the method of '{key}' combines rows of {outputs[key].shape[1]} columns, but its table has embedding_dim "
-            f"{dim}; mend its `combine`"
-        )
 
     @property
     def keys_per_id(self) -> frozenset[str]:

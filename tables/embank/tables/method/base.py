@@ -10,6 +10,7 @@ All three are made of traceable tensor operations where they are served: no `.to
 depends on data. What differs from table to table are *facts* (numbers and texts that a bundle writes down) and tensors.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from embank.tables.errors import CheckpointError
+from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.method.allocation import Allocation
 from embank.tables.method.options import options_of
 from embank.tables.method.schedule import Schedule
@@ -295,8 +296,33 @@ def combination(method: Method) -> Literal["side by side", "linearly", "freely"]
 
 
 def facts_of(part: "Spine | Coded") -> dict[str, Any]:
-    """The plain attributes of a spine or a codec, as JSON."""
-    return {name: getattr(part, name) for name in part.held.facts}
+    """The plain attributes of a spine or a codec, as they come back from a bundle: lists in place of tuples.
+
+    Raises:
+        ConfigError: there is no such attribute, or it does not come back from JSON.
+    """
+    return {name: _fact(part, name) for name in part.held.facts}
+
+
+def _fact(part: "Spine | Coded", name: str) -> Any:
+    cls = type(part).__name__
+    if not hasattr(part, name):
+        raise ConfigError(f"{cls} has no '{name}', which its `held` names as a fact; set it, or take it off the facts")
+    value = getattr(part, name)
+    cure = "a fact is a number, a text, a list or a dict of them by text; register tensors as buffers"
+    try:
+        read: Any = json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"fact '{name}' of {cls} can't be saved as JSON ({error}); {cure}") from error
+    if read != _as_lists(value):
+        raise ConfigError(f"fact '{name}' of {cls} is {value!r} and would come back from a bundle as {read!r}; {cure}")
+    return read
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_as_lists(part) for part in value]
+    return {key: _as_lists(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def restored(cls: "type[Any]", facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:

@@ -3,6 +3,7 @@
 from embank.tables.errors import ConfigError
 from embank.tables.method.base import Method
 from embank.tables.method.casts import own_defaults
+from embank.tables.method.trial import refuse_no_method, refuse_unsound
 from embank.tables.registry import Registry
 from embank.tables.specs import TableSpec
 
@@ -60,7 +61,8 @@ def build_method(spec: TableSpec, *, seed: int = 0) -> Method:
         seed: initial values of dense parameters depend on it and on the table's name alone; no global generator moves.
 
     Raises:
-        ConfigError: unknown method, options of another method, or a table without a vocabulary that needs one.
+        ConfigError: unknown method, options of another method, a table without a vocabulary that needs one, or a method
+            that does not look up what it should: it is tried on some ids.
         BudgetError: the budget is below the method's floor.
 
     Example:
@@ -77,8 +79,11 @@ def build_method(spec: TableSpec, *, seed: int = 0) -> Method:
         raise ConfigError(f"table '{spec.name}': {error}") from error
     if not spec.has_vocabulary:
         _refuse_no_vocabulary(spec, method)
+    refuse_no_method(method, spec)
     with own_defaults():
-        return method(spec, seed=seed)
+        built = method(spec, seed=seed)
+        refuse_unsound(built, spec)
+    return built
 
 
 def _refuse_no_vocabulary(spec: TableSpec, method: type[Method]) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.method.base import Combined, Method, Served, Spine, facts_of, frozen, restored
+from embank.tables.method.casts import own_defaults
 from embank.tables.method.registry import method_class
+from embank.tables.method.trial import some_ids
 from embank.tables.serving.codecs.base import Coded
 from embank.tables.serving.codecs.registry import codec_class, codec_name, encode
 from embank.tables.specs import TableSpec
@@ -57,6 +59,11 @@ class PackedTable(nn.Module):
             ConfigError: there is no such codec, or rows alone can't be coded by it.
         """
         names = list(served.matrices)
+        unknown = next((name for name in served.lookups if name not in names), None)
+        if unknown is not None:
+            raise ConfigError(
+                f"what is served looks up a matrix '{unknown}', and there are {names}; name each lookup's matrix"
+            )
         coded = [m if isinstance(m, Coded) else encode(m, codec=codec) for m in served.matrices.values()]
         return cls(frozen(served.spine), coded, [names.index(name) for name in served.lookups])
 
@@ -162,7 +169,8 @@ def pack_table(method: Method, rows: Mapping[str, Tensor], *, codec: str = "fp32
         codec: how matrices are held that the method does not code itself.
 
     Raises:
-        ConfigError: the method's module does not name its spine, so that nobody could load a bundle of it.
+        ConfigError: what is served is not what a bundle would give: the method's module does not name its spine, a fact
+            is missing or no JSON, a codec is not registered or takes other rows than it should.
 
     Example:
         >>> spec = TableSpec(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"])
@@ -170,14 +178,68 @@ def pack_table(method: Method, rows: Mapping[str, Tensor], *, codec: str = "fp32
         >>> pack_table(build_method(spec), tables.weights(), codec="fp32").nbytes()
         32000
     """
-    packed = PackedTable.of(method.served(rows), codec=codec)
-    name = type(packed.spine).__name__
-    if spine_class(method.spec.method, name) is not type(packed.spine):
-        raise ConfigError(
-            f"table '{method.spec.name}': its spine {type(packed.spine).__module__}.{name} is not named in the module "
-            f"of method '{method.spec.method}', where a bundle looks for it; define or import it there"
-        )
+    spec = method.spec
+    who = f"table '{spec.name}': method '{spec.method}'"
+    try:
+        served = method.served(rows)
+    except KeyError as error:
+        raise ConfigError(f"{who}: served asks for rows of {error}, and there are {sorted(rows)}; mend it") from error
+    if not isinstance(served, Served):
+        raise ConfigError(f"{who}: served gives a {type(served).__name__}; give a Served")
+    try:
+        packed = PackedTable.of(served, codec=codec)
+        name = type(packed.spine).__name__
+        if spine_class(spec.method, name) is not type(packed.spine):
+            raise ConfigError(
+                f"its spine {type(packed.spine).__module__}.{name} is not named in the module of the method, where a "
+                "bundle looks for it; define or import it there"
+            )
+        _refuse_other_than_loaded(packed, spec)
+    except ConfigError as error:
+        raise ConfigError(f"{who}: {error}") from error
     return packed
+
+
+def _refuse_other_than_loaded(packed: PackedTable, spec: TableSpec) -> None:
+    """Tries what a bundle would give of a table: facts and tensors alone must give the same rows.
+
+    Raises:
+        ConfigError: they do not, or a part has something that a bundle does not write.
+    """
+    for _, part in packed.parts():
+        _refuse_unsaved(part)
+    ids_N = torch.tensor(some_ids(spec.num_embeddings))
+    loaded = PackedTable.restore(spec.method, packed.manifest(), packed.state_dict())
+    try:
+        with own_defaults(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            rows_ND, again_ND = packed.lookup(ids_N), loaded.lookup(ids_N)
+    except Exception as error:  # whatever an author's steps raise
+        raise ConfigError(
+            f"what is served of it can't be looked up: {type(error).__name__}: {error}. All that address, side, "
+            "combine and take read is a fact that `held` names, or a buffer or parameter of the spine or codec itself"
+        ) from error
+    shape = (len(ids_N), spec.embedding_dim)
+    if rows_ND.shape != shape or rows_ND.dtype != torch.float32:
+        raise ConfigError(
+            f"what is served of it gives {rows_ND.dtype} {list(rows_ND.shape)} for {len(ids_N)} ids, not fp32 "
+            f"{list(shape)}; mend `served`"
+        )
+    if not torch.equal(rows_ND.nan_to_num(), again_ND.nan_to_num()):
+        raise ConfigError(
+            "what is served of it gives other rows once it was saved and loaded; all that address, side, combine and "
+            "take read is a fact that `held` names, or a buffer of the spine or codec itself"
+        )
+
+
+def _refuse_unsaved(part: Spine | Coded) -> None:
+    """Raises ConfigError where a part has tensors that a bundle would not make again as they are."""
+    cls = type(part).__name__
+    inner = next((name for name, _ in (*part.named_buffers(), *part.named_parameters()) if "." in name), None)
+    if inner is not None:
+        raise ConfigError(f"tensor '{inner}' of {cls} is a submodule's; register it as a buffer of {cls} itself")
+    learned = next((name for name, _ in part.named_parameters()), None)
+    if learned is not None:
+        raise ConfigError(f"'{learned}' of {cls} is a parameter, and what is served is not trained; make it a buffer")
 
 
 def tried(table: PackedTable, spec: TableSpec) -> PackedTable:

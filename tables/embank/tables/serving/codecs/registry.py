@@ -1,5 +1,9 @@
 """Where codecs announce themselves: by an entry point of their package, or in this process."""
 
+import inspect
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from embank.tables.errors import ConfigError
@@ -75,7 +79,7 @@ def encode(rows_RD: Tensor, *, codec: str = "fp32") -> Coded:
         codec: a registered name.
 
     Raises:
-        ConfigError: no such codec, or one that only its method can make.
+        ConfigError: no such codec, one that only its method can make, or one whose `take` does not give rows back.
 
     Example:
         >>> import torch
@@ -87,4 +91,38 @@ def encode(rows_RD: Tensor, *, codec: str = "fp32") -> Coded:
         >>> coded.nbytes()
         16
     """
-    return codec_class(codec).encode(rows_RD)
+    cls = codec_class(codec)
+    if getattr(cls.encode, "__func__", None) is Coded.encode.__func__:  # type: ignore[attr-defined] # a class method's
+        raise ConfigError(f"codec '{codec}' is made while its method trains; rows alone can't be coded by it")
+    if not inspect.ismethod(cls.encode):
+        raise ConfigError(f"codec '{codec}': encode makes an instance, so it must be a class method; decorate it")
+    coded: Coded = cls.encode(rows_RD)
+    _refuse_other_rows(coded, rows_RD, codec=codec)
+    return coded
+
+
+@torch.no_grad()
+def _refuse_other_rows(coded: Any, rows_RD: Tensor, *, codec: str) -> None:
+    """Tries a new matrix on no row, its first, and its first and last.
+
+    Raises:
+        ConfigError: it does not give so many rows of its width, in fp32.
+    """
+    if not isinstance(coded, Coded):
+        raise ConfigError(f"codec '{codec}': encode gives a {type(coded).__name__}; give an instance of the codec")
+    ends = [0, len(rows_RD) - 1] if len(rows_RD) else []
+    for rows in ([], ends[:1], ends):
+        try:
+            taken: Any = coded.take(torch.tensor(rows, dtype=torch.int64, device=rows_RD.device))
+        except Exception as error:  # whatever an author's class raises
+            raise ConfigError(
+                f"codec '{codec}': take fails for the row ids {rows}, int64 [{len(rows)}]: {type(error).__name__}: "
+                f"{error}; give fp32 rows"
+            ) from error
+        shape = (len(rows), rows_RD.shape[1])
+        if not isinstance(taken, Tensor) or taken.shape != shape or taken.dtype != torch.float32:
+            got = f"{taken.dtype} {list(taken.shape)}" if isinstance(taken, Tensor) else f"a {type(taken).__name__}"
+            raise ConfigError(
+                f"codec '{codec}': take gives {got} for {len(rows)} row ids of a matrix of width {shape[1]}; give fp32 "
+                f"{list(shape)}"
+            )
