@@ -65,3 +65,10 @@ def test_a_length_per_key_of_the_callers_is_not_believed() -> None:
     )
     tables = entries()["torch"]
     assert torch.equal(tables(stated).values(), tables(batch([1, 1, 1, 1])).values())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_input_that_is_no_keyed_jagged_tensor_is_refused(packed: bool) -> None:
+    tables = TableCollection([TableSpec(name="t", num_embeddings=4, embedding_dim=2, feature_names=["a"])])
+    with pytest.raises(DataError, match="the input is a Tensor; give a KeyedJaggedTensor"):
+        (pack_collection(tables) if packed else tables)(torch.tensor([1]))

@@ -321,6 +321,17 @@ def test_a_package_that_can_not_be_imported_is_named_and_hinders_no_other() -> N
     assert registry.name_of(type(encode(torch.ones(2, 2)))) == "fp32"
 
 
+def test_packing_within_autocast_serves_the_same_rows() -> None:
+    spec = TableSpec(
+        name="item", num_embeddings=40, embedding_dim=8, feature_names=["item"], method="autodim", budget=0.6
+    )
+    tables = TableCollection([spec])
+    plain = tables.packs()[0].lookup(torch.arange(40))
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # the projection of its rows is a matrix product
+        packed = tables.packs()[0]
+    assert torch.equal(packed.lookup(torch.arange(40)), plain)
+
+
 def test_a_trial_moves_neither_generators_nor_statistics() -> None:
     spec = TableSpec(name="item", num_embeddings=40, embedding_dim=8, feature_names=["item"], method="dhe", budget=0.9)
     before = torch.get_rng_state()

@@ -64,11 +64,13 @@ class Bags:
         features: ids by feature, unweighted; keys that no table uses are ignored.
 
     Raises:
-        DataError: there are no features, the ids carry weights or are not integers, features have other numbers of
-            rows, or the lengths of bags do not match the ids.
+        DataError: no KeyedJaggedTensor, there are no features, the ids carry weights or are not integers, its
+            features have other numbers of rows, or the lengths of bags do not match the ids.
     """
 
     def __init__(self, features: KeyedJaggedTensor) -> None:
+        if not isinstance(features, KeyedJaggedTensor):
+            raise DataError(f"the input is a {type(features).__name__}; give a KeyedJaggedTensor, ids by feature")
         self.places = {key: place for place, key in enumerate(features.keys())}
         if not self.places:
             raise DataError("the batch has no features; give a key for each feature that the tables look up")

@@ -178,6 +178,11 @@ def pack_table(method: Method, rows: Mapping[str, Tensor], *, codec: str = "fp32
         >>> pack_table(build_method(spec), tables.weights(), codec="fp32").nbytes()
         32000
     """
+    with own_defaults(), torch.no_grad(), torch.autocast("cpu", enabled=False):  # else a product of rows would be bf16
+        return _packed(method, rows, codec)
+
+
+def _packed(method: Method, rows: Mapping[str, Tensor], codec: str) -> PackedTable:
     spec = method.spec
     who = f"table '{spec.name}': method '{spec.method}'"
     try:
@@ -211,8 +216,7 @@ def _refuse_other_than_loaded(packed: PackedTable, spec: TableSpec) -> None:
     ids_N = torch.tensor(some_ids(spec.num_embeddings))
     loaded = PackedTable.restore(spec.method, packed.manifest(), packed.state_dict())
     try:
-        with own_defaults(), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            rows_ND, again_ND = packed.lookup(ids_N), loaded.lookup(ids_N)
+        rows_ND, again_ND = packed.lookup(ids_N), loaded.lookup(ids_N)
     except Exception as error:  # whatever an author's steps raise
         raise ConfigError(
             f"what is served of it can't be looked up: {type(error).__name__}: {error}. All that address, side, "
