@@ -116,9 +116,9 @@ class HeldSplit:
     @torch.no_grad()
     def _read(self, model: CTRModel, data: Path, split: str, *, max_rows: int | None) -> dict[str, Tensor]:
         assert isinstance(model.tables, TableCollection)
-        loader = Loader(data, split, batch_size=BATCH_SIZE, shuffle=False)
         limit = MEMORY // (4 * max(1, model.tables.num_columns))
         limit = limit if max_rows is None else min(limit, max_rows)
+        loader = Loader(data, split, batch_size=min(BATCH_SIZE, limit), shuffle=False)
         every = max(1, min(loader.num_batches, -(-loader.num_rows // limit)))
         dense, values, labels = [], [], []
         found: dict[str, list[tuple[Tensor, Tensor]]] = {f.name: [] for f in self.fields}

@@ -24,8 +24,9 @@ LADDER = (1 / 16, 1 / 4, 1.0)
 LEAST_ROWS = 4096
 """A share with fewer rows says too little; it is left out."""
 
-NUM_CALIBRATION_ROWS = 16_384
-"""Training rows on which the statistics of batch normalisation are taken anew for a candidate."""
+CALIBRATION_ROWS = (2048, 16_384)
+"""Fewest and most training rows on which the statistics of batch normalisation are taken anew for a candidate; between
+them as many as a quarter of validation has."""
 
 
 class Scorer:
@@ -55,7 +56,8 @@ class Scorer:
         self.norms = batch_norms(supernet.model.network)
         self.calibration: HeldSplit | None = None
         if self.norms:
-            num = min(NUM_CALIBRATION_ROWS, max(BATCH_SIZE, self.valid.num_rows // 4))
+            least, most = CALIBRATION_ROWS
+            num = min(most, max(least, self.valid.num_rows // 4))
             self.calibration = HeldSplit(supernet.model, data, "train", fields=supernet.fields, max_rows=num)
         num_rows = self.valid.num_rows
         self.rungs = [n for n in (round(share * num_rows) for share in LADDER[:-1]) if n >= LEAST_ROWS] + [num_rows]
