@@ -6,7 +6,7 @@ Legend: K centroids of a codebook, w columns of a part.
 import torch
 from torch import Tensor
 
-from embank.compression.parts.bits import code_bits, pack_values, read_values
+from embank.compression.parts.bits import code_bits, pack_values, picked, read_values
 from embank.tables import Coded, Held
 
 _SCORES_PER_CHUNK = 1 << 22
@@ -62,7 +62,15 @@ class CodedRows(Coded):
             self.register_buffer(name, torch.cat(streams))
 
     def take(self, rows_N: Tensor) -> Tensor:
-        return decode(self.centroids, self.codes(rows_N))
+        """What `decode` makes of the codes, by a faster kernel: centroids are numbered over all codebooks."""
+        centroids_CKw = self.centroids
+        num_books, num_codes, width = centroids_CKw.shape
+        firsts_C = torch.arange(0, num_books * num_codes, num_codes, device=rows_N.device)
+        numbers_NC = self.codes(rows_N) + firsts_C
+        if width == 1:
+            return picked(centroids_CKw.view(-1), numbers_NC)
+        parts_MW = centroids_CKw.view(-1, width).index_select(0, numbers_NC.view(-1))
+        return parts_MW.view(-1, num_books * width)
 
     def codes(self, rows_N: Tensor) -> Tensor:
         """Codes of some rows, int64 [N, C]."""

@@ -5,10 +5,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from embank.compression.parts.sparse import FORMS, bit_at, form_nbytes, rank_at, rank_bits
+from embank.compression.parts.bits import picked
+from embank.compression.parts.sparse import FORMS, form_nbytes, rank_at, rank_bits
 from embank.tables import Coded, Held
 
 _SHIFT16 = 1 << 15  # torch lacks a 16-bit unsigned type worth the name: 0 .. 65,535 is held as -32,768 .. 32,767
+_WINDOW_BITS = 4  # from 2**4 entries on down they are compared at once: on a CPU as fast for many ids, and for one
 
 
 class SparseRows(Coded):
@@ -80,54 +82,63 @@ class SparseRows(Coded):
         return 8 if self.form == "list8" else 16
 
     def take(self, rows_N: Tensor) -> Tensor:
-        if self.form == "dense":
-            return self.values[rows_N]
-        if not self.values.numel():
-            return self.values.new_zeros(rows_N.numel(), self.dim)
-        return self._from_bitmap(rows_N) if self.form == "bitmap" else self._from_list(rows_N)
+        form, values = self.form, self.values
+        if form == "dense":
+            return values.index_select(0, rows_N)
+        if not values.numel():
+            return values.new_zeros(rows_N.numel(), self.dim)
+        return self._from_bitmap(values, rows_N) if form == "bitmap" else self._from_list(values, rows_N)
 
-    def _from_bitmap(self, rows_N: Tensor) -> Tensor:
+    def _from_bitmap(self, values: Tensor, rows_N: Tensor) -> Tensor:
         """Every entry is looked for: held or not, and the rank of the row's first one says where."""
-        entries_ND = rows_N[:, None] * self.dim + torch.arange(self.dim, device=rows_N.device)
-        held_ND = bit_at(self.words, entries_ND)
-        first_N = rank_at(self.words, self.samples, entries_ND[:, 0])
+        words, begin_N = self.words, rows_N * self.dim
+        entries_ND = begin_N.unsqueeze(1) + torch.arange(self.dim, device=rows_N.device)
+        held_ND = (picked(words, entries_ND >> 6) >> entries_ND.bitwise_and_(63)).bitwise_and_(1)
+        first_N = rank_at(words, self.samples, begin_N)
         # Values lie in the order of entries: a row's j-th held entry is j - 1 after its first. Where an entry is not
         # held any value is read, and multiplied by 0.
-        places_ND = first_N[:, None] + held_ND.cumsum(1) - 1
-        return self.values[places_ND.clamp(0, self.values.numel() - 1)] * held_ND
+        places_ND = held_ND.cumsum(1).add_(first_N.sub_(1).unsqueeze(1))
+        return picked(values, places_ND.clamp_(min=0)).mul_(held_ND)
 
-    def _from_list(self, rows_N: Tensor) -> Tensor:
+    def _from_list(self, values: Tensor, rows_N: Tensor) -> Tensor:
         """The row's first entry is looked for; of it and the next ones, D at most, those of the row are put in their
         columns."""
-        begin_N = rows_N * self.dim
-        places_ND = self._num_below(begin_N)[:, None] + torch.arange(self.dim, device=rows_N.device)
-        column_ND = self._entries(places_ND, bucket_N=begin_N >> self._low_bits) - begin_N[:, None]
-        column_ND = column_ND.where(places_ND < self.values.numel(), self.dim).clamp_(max=self.dim)
-        out_NX = self.values.new_zeros(rows_N.numel(), self.dim + 1)  # a column too many takes what is not the row's
-        return out_NX.scatter_(1, column_ND, self.values[places_ND.clamp_(max=self.values.numel() - 1)])[:, :-1]
+        begin_N, dim = rows_N * self.dim, self.dim
+        bucket_N = begin_N >> self._low_bits
+        place_N = self._num_below(begin_N, bucket_N=bucket_N)
+        places_ND = place_N.unsqueeze(1) + torch.arange(dim, device=rows_N.device)
+        column_ND = self._entries(places_ND, bucket_N=bucket_N) - begin_N.unsqueeze(1)
+        column_ND = column_ND.where(places_ND < values.numel(), dim).clamp_(max=dim)
+        out_NX = values.new_zeros(rows_N.numel(), dim + 1)  # a column too many takes what is not the row's
+        return out_NX.scatter_(1, column_ND, picked(values, places_ND.clamp_(max=values.numel() - 1)))[:, :-1]
 
-    def _num_below(self, entries_N: Tensor) -> Tensor:
-        """How many entries of the list are below some: binary search within each one's bucket."""
-        bucket_N = entries_N >> self._low_bits
-        place_N, end_N = self.starts[bucket_N].long(), self.starts[bucket_N + 1].long()
+    def _num_below(self, entries_N: Tensor, *, bucket_N: Tensor) -> Tensor:
+        """How many entries of the list are below some: binary search within each one's bucket, until so few are left
+        that all of them are compared at once."""
+        lows, starts = self.lows, self.starts
+        last = lows.numel() - 1
+        place_N, end_N = starts.index_select(0, bucket_N).long(), starts.index_select(0, bucket_N + 1)
         wanted_N = entries_N - (bucket_N << self._low_bits) - (0 if self._low_bits == 8 else _SHIFT16)
         # By falling powers of two: a step is taken if the entry just before its end is still below the wanted one.
         # Every id takes as many steps; those whose bucket is shorter are stopped by its end.
-        for bit in reversed(range(self.num_steps)):
-            step = 1 << bit
-            further_N = place_N + step
-            is_below_N = self.lows[(further_N - 1).clamp(max=self.lows.numel() - 1)] < wanted_N
-            place_N = place_N + step * (is_below_N & (further_N <= end_N))
-        return place_N
+        for bit in reversed(range(_WINDOW_BITS, self.num_steps)):
+            before_N = place_N + ((1 << bit) - 1)
+            is_below_N = (lows.index_select(0, before_N.clamp(max=last)) < wanted_N) & (before_N < end_N)
+            place_N = place_N + (is_below_N << bit)
+        window = torch.arange(1 << min(_WINDOW_BITS, self.num_steps), device=entries_N.device)
+        near_NW = place_N.unsqueeze(1) + window
+        is_below_NW = picked(lows, near_NW.clamp(max=last)) < wanted_N.unsqueeze(1)
+        return place_N + (is_below_NW & (near_NW < end_N.unsqueeze(1))).sum(1)
 
     def _entries(self, places_ND: Tensor, *, bucket_N: Tensor) -> Tensor:
         """Entries at places of the list from some bucket on. What lies further on than a row reaches may come out too
         small, but not smaller than the row's end."""
-        high_ND = bucket_N[:, None].expand_as(places_ND).clone()
+        starts, lows = self.starts, self.lows
+        high_ND = bucket_N.unsqueeze(1).expand_as(places_ND).clone()
         # The high bits: one more for each bucket that begins at or before the place. A row reaches over so many buckets
         # at most: those that its D entries fill, and a part of one at either end.
         for further in range(1, self.dim // (1 << self._low_bits) + 3):
-            next_N = (bucket_N + further).clamp_(max=self.starts.numel() - 1)
-            high_ND += places_ND >= self.starts[next_N][:, None]
-        lows_ND = self.lows[places_ND.clamp(max=self.lows.numel() - 1)].long()
+            next_N = (bucket_N + further).clamp_(max=starts.numel() - 1)
+            high_ND += places_ND >= starts.index_select(0, next_N).unsqueeze(1)
+        lows_ND = picked(lows, places_ND.clamp(max=lows.numel() - 1)).long()
         return (high_ND << self._low_bits) + lows_ND + (0 if self._low_bits == 8 else _SHIFT16)

@@ -82,8 +82,10 @@ class Adapt(Method):
             return (ids_N,)
         num_shared = self.num_rows - self.num_private
         shared_N = self.num_private + hash_rows(ids_N, num_rows=num_shared, salt=self.layout)
-        own_N = ids_N - self.first
-        is_private_N = (own_N >= 0) & (own_N < self.num_private)
+        own_N = ids_N - self.first if self.first else ids_N
+        is_private_N = own_N < self.num_private
+        if self.first:
+            is_private_N &= own_N >= 0
         return (torch.where(is_private_N, own_N, shared_N),)
 
 

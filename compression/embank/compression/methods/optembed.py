@@ -27,13 +27,13 @@ from embank.tables import (
     Advance,
     Carry,
     Held,
+    JointSpine,
     LocalRows,
     Method,
     RowInit,
     Schedule,
     Score,
     Served,
-    Spine,
     Stage,
     TableSpec,
     Traits,
@@ -246,7 +246,7 @@ class OptEmbed(Method):
         return Served.of_rows(values_RD, spine=Kept(dim=self.spec.embedding_dim, bitmap=bitmap))
 
 
-class Kept(Spine):
+class Kept(JointSpine):
     """The kept columns of the kept rows, and in a bitmap which ids have one.
 
     Args:
@@ -265,13 +265,12 @@ class Kept(Spine):
             self.register_buffer("words", bitmap[0])
             self.register_buffer("samples", bitmap[1])
 
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+    def address_and_side(self, ids_N: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
         if self.keeps_all:
-            return (ids_N,)
-        return (rank_at(self.words, self.samples, ids_N) * bit_at(self.words, ids_N),)
-
-    def side(self, ids_N: Tensor) -> Tensor | None:
-        return None if self.keeps_all else bit_at(self.words, ids_N)
+            return (ids_N,), None
+        words = self.words
+        is_kept_N = bit_at(words, ids_N)
+        return (rank_at(words, self.samples, ids_N) * is_kept_N,), is_kept_N
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         kept_Nw = rows[0] if side is None else rows[0] * side[:, None]

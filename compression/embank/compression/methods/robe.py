@@ -19,6 +19,7 @@ from embank.tables import (
     BudgetError,
     ConfigError,
     Held,
+    JointSpine,
     Method,
     TableSpec,
     Traits,
@@ -75,7 +76,7 @@ class _Shares(Allocation):
         return [shared[spec.name] for spec in specs]
 
 
-class Robe(Method):
+class Robe(JointSpine, Method):
     """Chunk j of a row is the Z floats from a hashed place on, around the end to the beginning.
 
     The array is stored as rows of Z floats, so that it shards and FBGEMM updates it like any table: a chunk that starts
@@ -117,22 +118,25 @@ class Robe(Method):
     def _starts(self, ids_N: Tensor) -> Tensor:
         return chunk_starts(ids_N, num_chunks=self.num_chunks, num_weights=self.num_rows * self.chunk, salt=self.salt)
 
-    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        rows = (self._starts(ids_N) // self.chunk).unbind(1)
-        return tuple(row_N for first_N in rows for row_N in (first_N, (first_N + 1) % self.num_rows))
-
-    def side(self, ids_N: Tensor) -> Tensor:
-        """Offsets [N, C] of the chunks in their first rows, then the words [N, ...] of 64 signs each."""
-        offsets_NC = self._starts(ids_N) % self.chunk
+    def address_and_side(self, ids_N: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Two rows for each chunk; offsets [N, C] of the chunks in their first rows, then the words [N, ...] of 64
+        signs each."""
+        starts_NC = self._starts(ids_N)
+        rows = (starts_NC // self.chunk).unbind(1)
+        addressed = tuple(row_N for first_N in rows for row_N in (first_N, (first_N + 1) % self.num_rows))
+        offsets_NC = starts_NC % self.chunk
         if not self.has_signs:
-            return offsets_NC
-        return torch.cat([offsets_NC, sign_words(ids_N, dim=self.dim, salt=self.salt)], dim=1)
+            return addressed, offsets_NC
+        return addressed, torch.cat([offsets_NC, sign_words(ids_N, dim=self.dim, salt=self.salt)], dim=1)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         assert side is not None
         pairs_NCW = torch.cat(rows, dim=1).view(-1, self.num_chunks, 2 * self.chunk)
-        places_NCZ = side[:, : self.num_chunks, None] + torch.arange(self.chunk, device=side.device)
-        out_ND = pairs_NCW.gather(2, places_NCZ).flatten(1)[:, : self.dim]
+        offsets_NC = side[:, : self.num_chunks] if self.has_signs else side
+        places_NCZ = offsets_NC.unsqueeze(2) + torch.arange(self.chunk, device=side.device)
+        out_ND = pairs_NCW.gather(2, places_NCZ).flatten(1)
+        if out_ND.shape[1] > self.dim:
+            out_ND = out_ND[:, : self.dim]
         return out_ND * signs_of(side[:, self.num_chunks :], out_ND) if self.has_signs else out_ND
 
 
@@ -212,7 +216,9 @@ def _num_rows(spec: TableSpec, config: RobeConfig, *, chunk: int) -> int:
 
 def chunk_starts(ids_N: Tensor, *, num_chunks: int, num_weights: int, salt: int | Tensor) -> Tensor:
     """Where each chunk starts in the array, int64 [N, C]: a hash of the id, the table's salt and the chunk's number."""
-    mixed_NC = mix64(ids_N, salt=salt)[:, None] + torch.arange(num_chunks, device=ids_N.device)
+    mixed_NC = mix64(ids_N, salt=salt).unsqueeze(1)
+    if num_chunks > 1:
+        mixed_NC = mixed_NC + torch.arange(num_chunks, device=ids_N.device)
     return hash_rows(mixed_NC, num_rows=num_weights, salt=0)
 
 

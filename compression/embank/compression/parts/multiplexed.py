@@ -34,7 +34,9 @@ def lookup_salts(method: str, name: str, num_lookups: int) -> Tensor:
 
 
 def hashed_rows(ids_N: Tensor, *, sizes: Sequence[int], salts: Tensor) -> tuple[Tensor, ...]:
-    """A row in each of several tables, by a hash for each; `salts` are int64 [c]."""
+    """A row in each of several tables, by a hash for each; `salts` are int64 [c]. Tables of one size at once."""
+    if len(set(sizes)) == 1:
+        return hash_rows(ids_N.unsqueeze(0), num_rows=sizes[0], salt=salts.unsqueeze(1)).unbind()
     return tuple(hash_rows(ids_N, num_rows=size, salt=salt) for size, salt in zip(sizes, salts.unbind(), strict=True))
 
 

@@ -169,5 +169,5 @@ class Projected(Spine):
             self.register_buffer("bias", bias_D.detach())
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
-        projected_ND = rows[0] @ self.weight
-        return projected_ND + self.bias if self.has_bias else projected_ND
+        projected_ND = rows[0].mm(self.weight)
+        return projected_ND.add_(self.bias) if self.has_bias else projected_ND

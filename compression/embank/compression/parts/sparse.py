@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embank.compression.parts.bits import pack_values
+from embank.compression.parts.bits import pack_values, picked
 
 FORMS = ("dense", "bitmap", "list8", "list16")
 _WORD_BITS = 64
@@ -36,10 +36,11 @@ def popcount(words: Tensor) -> Tensor:
     """
     # Sums within the word, of ever wider fields (Warren, "Hacker's Delight", section 5-1). int64 will do: shifts copy
     # the sign bit in from the left, and each mask drops those copies.
-    pairs = words - ((words >> 1) & 0x5555555555555555)  # a pair of bits ab is 2a + b; minus a, it is a + b
-    nibbles = (pairs & 0x3333333333333333) + ((pairs >> 2) & 0x3333333333333333)
-    octets = (nibbles + (nibbles >> 4)) & 0x0F0F0F0F0F0F0F0F  # at most 8 each, so no sum leaves its field
-    return (octets * 0x0101010101010101) >> 56  # the top byte of the product is the sum of all bytes, 64 at most
+    pairs = words - (words >> 1).bitwise_and_(0x5555555555555555)  # a pair of bits ab is 2a + b; minus a, it is a + b
+    nibbles = (pairs & 0x3333333333333333).add_((pairs >> 2).bitwise_and_(0x3333333333333333))
+    octets = (nibbles >> 4).add_(nibbles).bitwise_and_(0x0F0F0F0F0F0F0F0F)  # at most 8 each: no sum leaves its field
+    # The top byte of the product is the sum of all bytes, 64 at most.
+    return octets.mul_(0x0101010101010101).bitwise_right_shift_(56)
 
 
 def rank_bits(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,19 +71,19 @@ def rank_octets(octets: Tensor) -> tuple[Tensor, Tensor]:
 
 def bit_at(words: Tensor, positions: Tensor) -> Tensor:
     """The bits at some positions, as bool of their shape."""
-    return ((words[positions >> 6] >> (positions & 63)) & 1).bool()  # word of 64 bits, and the bit in it
+    return ((picked(words, positions >> 6) >> (positions & 63)) & 1).bool()  # word of 64 bits, and the bit in it
 
 
 def rank_at(words: Tensor, samples: Tensor, positions_N: Tensor) -> Tensor:
     """Ones before each position, int64 [N]."""
-    word_N = positions_N >> 6
-    # Three sums: the sample of the group of 8 words, the words of the group before this one, the bits below in this
-    # one.
-    first_N = word_N // _WORDS_PER_SAMPLE * _WORDS_PER_SAMPLE
-    near_NW = first_N[:, None] + torch.arange(_WORDS_PER_SAMPLE, device=positions_N.device)
-    counts_NW = popcount(words[near_NW.clamp(max=words.numel() - 1)]) * (near_NW < word_N[:, None])
-    below_N = popcount(words[word_N] & ((1 << (positions_N & 63)) - 1))
-    return samples[word_N // _WORDS_PER_SAMPLE].long() + counts_NW.sum(1) + below_N
+    group_N = positions_N >> 9  # of 8 words of 64 bits: its sample counts what is before it
+    near_NW = (group_N << 3).unsqueeze(1) + torch.arange(_WORDS_PER_SAMPLE, device=positions_N.device)
+    # How far each word begins above the position: from 0 on all its bits are, down to -64 so many fewer. Those are
+    # shifted out.
+    above_NW = (near_NW << 6).sub_(positions_N.unsqueeze(1))
+    words_NW = picked(words, near_NW.clamp_(max=words.numel() - 1)) << (above_NW + 64).clamp_(0, 63)
+    counts_NW = popcount(words_NW).mul_(above_NW < 0)
+    return counts_NW.sum(1).add_(samples.index_select(0, group_N))
 
 
 def word_ranks(words: Tensor) -> Tensor:

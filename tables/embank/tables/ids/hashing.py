@@ -51,7 +51,8 @@ def mix64(ids: Tensor, *, salt: int | Tensor = 0) -> Tensor:
 
     Args:
         ids: integers, any shape, any value; narrower ones are widened first.
-        salt: int64, see `salt64`; a tensor of no dimensions where it is part of a graph that is exported.
+        salt: int64, see `salt64`; a tensor where it is part of a graph that is exported: of no dimensions, or one that
+            broadcasts with the ids.
 
     Returns:
         int64 of the same shape; for one salt a bijection of the ids.

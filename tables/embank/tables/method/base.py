@@ -91,6 +91,20 @@ class Spine(nn.Module):
         return self
 
 
+class JointSpine(Spine):
+    """A spine whose `address` and `side` share work: `address_and_side` makes both."""
+
+    def address_and_side(self, ids_N: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """What `address` and what `side` returns."""
+        raise NotImplementedError
+
+    def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        return self.address_and_side(ids_N)[0]
+
+    def side(self, ids_N: Tensor) -> Tensor | None:
+        return self.address_and_side(ids_N)[1]
+
+
 class Combined(NamedTuple):
     """What `combine` returns in a training pass that also adds to the loss.
 

@@ -5,15 +5,26 @@ file names is imported or called.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from embank.tables.errors import CheckpointError, ConfigError
-from embank.tables.method.base import Combined, Method, Served, Spine, facts_of, frozen, restored
+from embank.tables.method.base import (
+    Combined,
+    DistinctMethod,
+    JointSpine,
+    Method,
+    Served,
+    Spine,
+    facts_of,
+    frozen,
+    restored,
+)
 from embank.tables.method.casts import own_defaults
+from embank.tables.method.modes import is_followed
 from embank.tables.method.registry import method_class
 from embank.tables.method.trial import some_ids
 from embank.tables.serving.codecs.base import Coded
@@ -22,6 +33,42 @@ from embank.tables.specs import TableSpec
 
 _PARTS = {"spine", "facts", "lookups", "matrices"}
 """What `PackedTable.manifest` tells."""
+
+
+_MANY = 16
+"""Ids from which on it pays to combine each distinct row once."""
+
+
+class _Steps(NamedTuple):
+    """What a lookup calls of its spine, found once, since a module's attributes are slow to ask; None for what any
+    spine has."""
+
+    both: Callable[[Tensor], tuple[tuple[Tensor, ...], Tensor | None]] | None
+    address: Callable[[Tensor], tuple[Tensor, ...]] | None
+    side: Callable[[Tensor], Tensor | None] | None
+    combine: Callable[[tuple[Tensor, ...], Tensor | None], Tensor | Combined] | None
+    combine_distinct: Callable[[tuple[Tensor, ...], Tensor, Tensor | None], Tensor | Combined] | None
+
+    @classmethod
+    def of(cls, spine: Spine) -> "_Steps":
+        kind = type(spine)
+        return cls(
+            both=spine.address_and_side if isinstance(spine, JointSpine) else None,
+            address=None if kind.address is Spine.address else spine.address,
+            side=None if kind.side is Spine.side else spine.side,
+            combine=None if kind.combine is Spine.combine else spine.combine,
+            combine_distinct=spine.combine_distinct if isinstance(spine, DistinctMethod) else None,
+        )
+
+
+def _are_many(ids_N: Tensor) -> bool:
+    """Whether rows may be combined in another way because of the number of ids; an exporter must not depend on it."""
+    return not is_followed() and ids_N.numel() >= _MANY
+
+
+def _rows_of(combined: Tensor | Combined) -> Tensor:
+    assert not isinstance(combined, Combined), "only a training pass adds to the loss"
+    return combined
 
 
 class PackedTable(nn.Module):
@@ -49,6 +96,8 @@ class PackedTable(nn.Module):
         self.matrices = nn.ModuleList(matrices)
         self.coded = tuple(matrices)  # the same; a ModuleList is slow to ask
         self.lookups = list(lookups)
+        self._takes = tuple(matrices[k].take for k in lookups)
+        self._steps = _Steps.of(spine)
         self.eval()
 
     @classmethod
@@ -69,12 +118,22 @@ class PackedTable(nn.Module):
 
     def lookup(self, ids_N: Tensor) -> Tensor:
         """Logical rows [N, D] for ids int64 [N], N may be 0; ids out of range are the caller's to refuse."""
-        spine, coded = self.spine, self.coded
-        addressed = spine.address(ids_N)
-        rows = tuple(coded[k].take(rows_N) for k, rows_N in zip(self.lookups, addressed, strict=True))
-        combined = spine.combine(rows, spine.side(ids_N))
-        assert not isinstance(combined, Combined), "only a training pass adds to the loss"
-        return combined
+        takes, (both, address, side, combine, combine_distinct) = self._takes, self._steps
+        if both is not None:
+            addressed, side_N = both(ids_N)
+        else:
+            addressed = (ids_N,) if address is None else address(ids_N)
+            side_N = None if side is None else side(ids_N)
+        if combine_distinct is not None and _are_many(ids_N):
+            tops = [int(rows_N.max()) + 1 for rows_N in addressed]
+            if max(tops) <= ids_N.numel():
+                rows = tuple([self.coded[k].first(top) for k, top in zip(self.lookups, tops, strict=True)])
+                return _rows_of(combine_distinct(rows, torch.stack(addressed), side_N))
+        if len(takes) == 1:
+            row_ND = takes[0](addressed[0])
+            return row_ND if combine is None else _rows_of(combine((row_ND,), side_N))
+        rows = tuple([take(rows_N) for take, rows_N in zip(takes, addressed, strict=True)])
+        return torch.cat(rows, dim=1) if combine is None else _rows_of(combine(rows, side_N))
 
     def forward(self, ids_N: Tensor) -> Tensor:
         """See `lookup`: what `torch.export` follows."""

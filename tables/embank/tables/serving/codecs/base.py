@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
@@ -49,6 +50,10 @@ class Coded(nn.Module, ABC):
     @abstractmethod
     def take(self, rows_N: Tensor) -> Tensor:
         """Rows [N, D], fp32, for row ids int64 [N]; N may be 0. Ids out of range are the caller's to refuse."""
+
+    def first(self, num_rows: int) -> Tensor:
+        """The first rows, [num_rows, D]."""
+        return self.take(torch.arange(num_rows))
 
     def nbytes(self) -> int:
         """Bytes of everything that is held."""

@@ -25,4 +25,9 @@ class Fp32(Coded):
         return cls(rows_RD)
 
     def take(self, rows_N: Tensor) -> Tensor:
-        return self.rows.index_select(0, rows_N)
+        rows_RD = self._buffers["rows"]  # in half a microsecond less than `self.rows`
+        assert rows_RD is not None
+        return rows_RD.index_select(0, rows_N)
+
+    def first(self, num_rows: int) -> Tensor:
+        return self.rows[:num_rows]
