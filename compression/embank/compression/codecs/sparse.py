@@ -124,7 +124,7 @@ class SparseRows(Coded):
         for bit in reversed(range(_WINDOW_BITS, self.num_steps)):
             before_N = place_N + ((1 << bit) - 1)
             is_below_N = (lows.index_select(0, before_N.clamp(max=last)) < wanted_N) & (before_N < end_N)
-            place_N = place_N + (is_below_N << bit)
+            place_N = place_N + is_below_N * (1 << bit)
         window = torch.arange(1 << min(_WINDOW_BITS, self.num_steps), device=entries_N.device)
         near_NW = place_N.unsqueeze(1) + window
         is_below_NW = picked(lows, near_NW.clamp(max=last)) < wanted_N.unsqueeze(1)

@@ -92,7 +92,15 @@ class Spine(nn.Module):
 
 
 class JointSpine(Spine):
-    """A spine whose `address` and `side` share work: `address_and_side` makes both."""
+    """A spine whose `address` and `side` share work: `address_and_side` makes both.
+
+    Example:
+        >>> class Pairs(JointSpine):
+        ...     def address_and_side(self, ids_N):
+        ...         return (ids_N // 2,), ids_N % 2
+        >>> Pairs().address(torch.tensor([4, 5])), Pairs().side(torch.tensor([4, 5]))
+        ((tensor([2, 2]),), tensor([0, 1]))
+    """
 
     def address_and_side(self, ids_N: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """What `address` and what `side` returns."""
