@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from embank.pipelines.config.changes import refuse_changed_config
 from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.inspect import inspect_run
@@ -339,3 +340,9 @@ def test_resuming_compiled_training(data: Path, tmp_path: Path) -> None:
 def test_row_optimizer_names_are_checked() -> None:
     with pytest.raises(ConfigError, match="there is no row optimizer 'lamb'"):
         RowOptimizer(name="lamb")  # type: ignore[arg-type]
+
+
+def test_a_key_that_the_embank_of_before_did_not_know_is_named_as_such() -> None:
+    refuse_changed_config(Path("runs/a"), {"tables": {"dim": 8}}, {"tables": {"dim": 8}})
+    with pytest.raises(ConfigError, match="started by an embank that did not know the key tables.alignment"):
+        refuse_changed_config(Path("runs/a"), {"tables": {"dim": 8}}, {"tables": {"dim": 8, "alignment": "project"}})

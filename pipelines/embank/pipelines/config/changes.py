@@ -32,6 +32,11 @@ def refuse_changed_config(folder: Path, old: Mapping[str, Any], new: Mapping[str
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in MAY_CHANGE]
     if changed:
         key = changed[0]
+        if key not in before:
+            raise ConfigError(
+                f"'{folder}' was started by an embank that did not know the key {key}, which is {now[key]!r} here; go "
+                "on with the embank that started it, or start a new run in another --out"
+            )
         raise ConfigError(
             f"'{folder}' was started with {key} = {before.get(key)!r}, the configuration now says {now.get(key)!r}; "
             "resume with the same configuration or start a new run in another --out"
