@@ -141,7 +141,8 @@ def prepare(args: argparse.Namespace) -> tuple[list[Fact], list[Fact], int]:
                 break
             text.append(document)
             taken += len(document.text)
-        written = documents_of([*single, *pairs], repeats=args.repeats, seed=0)
+        written = documents_of(single, repeats=args.repeats, seed=0)
+        written += documents_of(pairs, repeats=args.pair_repeats, seed=1)
         text += [Document(name=f"facts#{number}", text=document) for number, document in enumerate(written)]
         random.Random(0).shuffle(text)
         split["train"] = text
@@ -335,6 +336,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "facts": args.facts,
         "templates": TEMPLATES,
         "repeats": args.repeats,
+        "pair_repeats": args.pair_repeats,
         "epochs": args.epochs,
         "tokens_of_one_reading": num_tokens,
         "rates": RATES,
@@ -349,8 +351,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/lm-facts"), help="folder of runs, kept for going on")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--facts", type=int, default=256, help="of each kind, a square number")
-    parser.add_argument("--repeats", type=int, default=4, help="of each sentence")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=4, help="of each sentence about one token")
+    parser.add_argument("--pair-repeats", type=int, default=2, help="of each sentence about a pair of tokens")
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--text-tokens", type=int, default=150_000, help="tokens of other text, roughly")
     parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--eval-tokens", type=int, default=65_536)

@@ -68,7 +68,8 @@ def page(report: dict[str, Any]) -> str:
 
 Written by `{report["command"]}` on {report["machine"]["cores"]} cores ({report["machine"]["cpu"]}); means over
 {len({run["seed"] for run in runs})} seeds. {report["facts"]} facts about one token and as many about pairs, each
-{report["repeats"]} times in seven of eight templates, read {report["epochs"]} times. `benchmarks/lm_facts.py` says how.
+{report["repeats"]} and {report["pair_repeats"]} times in seven of eight templates, read {report["epochs"]} times.
+`benchmarks/lm_facts.py` says how.
 
 Share of facts answered, in trained templates and in the one that was not trained with the entity:
 
