@@ -245,12 +245,14 @@ def test_search_steps_move_search_parameters_alone(data: Path, tmp_path: Path, b
         assert model.network.training
 
 
-def test_search_parameters_go_where_the_gradient_of_validation_points(data: Path, tmp_path: Path) -> None:
+def test_search_parameters_go_where_the_gradient_of_validation_points(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The gradient of a search step against autograd on a copy whose every weight requires one."""
     settings = config(data, tables=TABLES, train={"search_lr": 0.01}, rows={"backend": "torch"})
     model = build(settings, Schema.load(data), data=data, rows_folder=tmp_path)
     assert isinstance(model.tables, TableCollection)
-    model.eval()  # no noise, no dropout
+    monkeypatch.setattr(torch, "randn", torch.zeros)  # no noise of the gates
     loader = Loader(data, "valid", batch_size=64, shuffle=True, address=model.tables.address)
     searched = search_parameters(model.tables)
     before = [p.detach().clone() for p in searched]

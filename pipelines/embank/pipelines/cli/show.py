@@ -251,11 +251,22 @@ def inspection(values: Mapping[str, Any]) -> None:
     """Tables of a run or a bundle and what was verified. A bundle has no training bytes."""
     trained = any("training_bytes" in t for t in values["tables"])
     table(
-        ["table", "method", "ids", "dim", "serving bytes", *(["training bytes"] if trained else []), "ratio", "held"],
+        [
+            "table",
+            "method",
+            *([] if trained else ["codec"]),
+            "ids",
+            "dim",
+            "serving bytes",
+            *(["training bytes"] if trained else []),
+            "ratio",
+            "held",
+        ],
         [
             [
                 t["name"],
                 t["method"],
+                *([] if trained else [", ".join(dict.fromkeys(t["codecs"])) or "-"]),
                 f"{t['num_embeddings']:,}" if t["plain_bytes"] else "no vocabulary",
                 str(t["dim"]),
                 f"{t['serving_bytes']:,}",

@@ -9,7 +9,7 @@ from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_checkpoint, best_model, data_of, refuse_neither
-from embank.tables import Bundle, ConfigError, TableCollection, pack_table, physical_tables
+from embank.tables import Bundle, ConfigError, PackedTable, TableCollection, pack_table, physical_tables
 from embank.tables.collections.held_rows import fp32_rows
 from embank.tables.rows.held_bytes import distinct_nbytes
 from embank.tables.serving.bundle import is_bundle
@@ -75,7 +75,8 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
             "method": spec.method,
             "num_embeddings": spec.num_embeddings,
             "dim": spec.embedding_dim,
-            "rows": " + ".join(_shape(name, tensor) for name, tensor in pack.named_buffers()),
+            "codecs": [entry["codec"] for entry in pack.manifest()["matrices"]],
+            "rows": " + ".join(_held(pack)),
             "serving_bytes": pack.nbytes(),
             "plain_bytes": plain_nbytes_of([spec]),
         }
@@ -109,6 +110,17 @@ def inspect_saved(path: str | Path, *, data: str | Path | None = None) -> dict[s
     if data is not None:
         raise ConfigError(f"'{path}' is a bundle, which is inspected without data; leave out --data")
     return inspect_bundle(path)
+
+
+def _held(pack: PackedTable) -> list[str]:
+    """What a packed table holds, its matrices first: `rows 1,000 x 16 float32`, numbered where there are several."""
+    spine, *matrices = (part for _, part in pack.parts())
+    held = [
+        _shape(f"{name}{i if len(matrices) > 1 else ''}", tensor)
+        for i, matrix in enumerate(matrices)
+        for name, tensor in matrix.named_buffers()
+    ]
+    return [*held, *(_shape(name, tensor) for name, tensor in spine.named_buffers())]
 
 
 def _shape(name: str, tensor: torch.Tensor) -> str:
