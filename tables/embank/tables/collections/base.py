@@ -191,7 +191,7 @@ class Tables(nn.Module, ABC):
                     f"{tables[table.name]} and {table}"
                 )
         numbers = {name: number for number, name in enumerate(tables)}
-        is_once = kind == "distinct"  # all uses of a table share one lookup, so that a batch asks for each row once
+        is_once = PATHS[kind].asks_once
         lookups: list[int] = list(numbers.values()) if is_once else []
         uses: list[Use] = []
         for method, feature in pairs:

@@ -8,7 +8,7 @@ Legend: K lookups of a store, S bags of each, B bags of a batch, N ids of a feat
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +64,12 @@ class LookupPath(ABC):
         device: where logical rows come out.
     """
 
+    pools: ClassVar[bool] = False
+    """Whether `forward` gives pooled rows, one for each bag."""
+
+    asks_once: ClassVar[bool] = False
+    """Whether all uses of a table share one lookup, so that a batch asks for each of its rows once."""
+
     def __init__(self, store: RowStore | None, uses: Sequence[Use], *, device: torch.device) -> None:
         self.store = store
         self.uses = tuple(uses)
@@ -85,6 +91,11 @@ class LookupPath(ABC):
             batch: what `address` made.
             within: the pass that it is part of.
         """
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether what the kernel looks up is the output already, side by side."""
+        return False
 
     def prefetch(self, batch: PathIds) -> None:
         """Tells the store that `forward` will be called with this very batch. Never changes results."""
@@ -121,9 +132,10 @@ class LookupPath(ABC):
 class PooledPath(LookupPath):
     """Bags are summed in the lookup kernel, before `combine`: for methods that are linear in their rows."""
 
+    pools: ClassVar[bool] = True
+
     @property
     def is_direct(self) -> bool:
-        """Whether what the kernel looked up is the output already."""
         return all(combination(u.method) == "side by side" and u.method.spec.pooling == "sum" for u in self.uses)
 
     def address(self, ids: Mapping[str, Ids]) -> PathIds:
@@ -162,6 +174,10 @@ class PooledPath(LookupPath):
 class PerIdPath(LookupPath):
     """Every id is a bag of its own, so that pooling can come after `combine`."""
 
+    @property
+    def is_direct(self) -> bool:
+        return all(combination(use.method) == "side by side" for use in self.uses)
+
     def address(self, ids: Mapping[str, Ids]) -> PathIds:
         rows, sides = _addressed(self.uses, ids)
         return PathIds(
@@ -182,6 +198,8 @@ class PerIdPath(LookupPath):
 
 class DistinctPath(LookupPath):
     """Each distinct row of a batch is looked up once, and spread to its ids afterwards."""
+
+    asks_once: ClassVar[bool] = True
 
     def address(self, ids: Mapping[str, Ids]) -> PathIds:
         rows, sides = _addressed(self.uses, ids)

@@ -14,7 +14,7 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 from embank.tables.collections.addressed import Addressed
 from embank.tables.collections.bags import Bags, bag_configs, bag_offsets
 from embank.tables.collections.base import Tables
-from embank.tables.collections.paths import PATHS, Ids, PooledPath, choose_paths, pool
+from embank.tables.collections.paths import PATHS, Ids, choose_paths, pool
 from embank.tables.errors import ConfigError
 from embank.tables.rows import RowOptimizer, RowStore, RowTier
 from embank.tables.rows.store_spec import Backend
@@ -164,12 +164,13 @@ class TableCollection(Tables):
         per_id: dict[str, Tensor] = {}
         with self._pass() as within:
             if self._is_direct:
-                values = self.paths["pooled"].block(addressed.paths["pooled"], within)
+                ((kind, path),) = self.paths.items()
+                values = path.block(addressed.paths[kind], within)
             else:
                 outputs: dict[str, Tensor] = {}
                 for kind, path in self.paths.items():
                     rows = path.forward(addressed.paths[kind], within)
-                    if kind == "pooled":
+                    if path.pools:
                         outputs |= rows
                     else:
                         per_id |= rows
@@ -184,13 +185,12 @@ class TableCollection(Tables):
     @property
     def keys_per_id(self) -> frozenset[str]:
         """Output keys whose rows `look_up` shows before they are pooled."""
-        return frozenset(use.key for kind, path in self.paths.items() if kind != "pooled" for use in path.uses)
+        return frozenset(use.key for path in self.paths.values() if not path.pools for use in path.uses)
 
     @property
     def _is_direct(self) -> bool:
         """The row store's output is the collection's."""
-        pooled = self.paths.get("pooled")
-        return len(self.paths) == 1 and isinstance(pooled, PooledPath) and pooled.is_direct
+        return len(self.paths) == 1 and all(path.pools and path.is_direct for path in self.paths.values())
 
     def row_stores(self) -> list[RowStore]:
         """The row stores that are in use: one for each path that has rows."""

@@ -23,7 +23,7 @@ from embank.tables.collections.bags import Bags, missing_ids, out_of_range
 from embank.tables.collections.base import Tables
 from embank.tables.collections.paths import Ids, Pass, Use
 from embank.tables.errors import ConfigError, DataError
-from embank.tables.method.base import Method, combination
+from embank.tables.method.base import Method
 from embank.tables.rows import RowOptimizer, RowStore, RowTier
 from embank.tables.rows.store_spec import Backend
 from embank.tables.specs import TableSpec
@@ -197,7 +197,7 @@ class SequenceCollection(Tables):
 
     def _joined(self, batch: PathIds, within: Pass) -> dict[str, Tensor]:
         """Logical rows [N, sum D] of each group. Where they are the physical rows side by side, nothing is copied."""
-        if not self._is_direct:
+        if not self.path.is_direct:
             rows = self.path.forward(batch, within)
             return {group: _side_by_side([rows[use.key] for use in uses]) for group, uses in self.groups.items()}
         blocks = _split(self.path.block(batch, within), list(self.dims.values()))
@@ -205,11 +205,6 @@ class SequenceCollection(Tables):
         sizes = {group: num_ids[uses[0].key] for group, uses in self.groups.items()}
         pairs = zip(self.groups, blocks, strict=True)
         return {group: block if len(block) == sizes[group] else block[: sizes[group]] for group, block in pairs}
-
-    @property
-    def _is_direct(self) -> bool:
-        """Logical rows are what the kernel has looked up."""
-        return not self.dedupe and all(combination(use.method) == "side by side" for use in self.path.uses)
 
     @property
     def arguments(self) -> dict[str, Any]:
