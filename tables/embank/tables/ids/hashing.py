@@ -43,7 +43,8 @@ def salt64(*names: str | int) -> int:
 
 
 def _xor_shift(z: Tensor, bits: int) -> Tensor:
-    return z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))  # int64 shifts copies of the sign in; the mask drops them
+    # int64 shifts copies of the sign in; the mask drops them. In place from there on: the shifted one is nobody else's.
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1).bitwise_xor_(z)
 
 
 def mix64(ids: Tensor, *, salt: int | Tensor = 0) -> Tensor:
@@ -61,9 +62,9 @@ def mix64(ids: Tensor, *, salt: int | Tensor = 0) -> Tensor:
         >>> mix64(torch.tensor([0, 1, 2]))
         tensor([-2152535657050944081, -7995527694508729151, -7541218347953203506])
     """
-    z = (ids.to(torch.int64) ^ salt) + _GAMMA
-    z = _xor_shift(z, 30) * _FIRST
-    z = _xor_shift(z, 27) * _SECOND
+    z = (ids.to(torch.int64) ^ salt).add_(_GAMMA)
+    z = _xor_shift(z, 30).mul_(_FIRST)
+    z = _xor_shift(z, 27).mul_(_SECOND)
     return _xor_shift(z, 31)
 
 
