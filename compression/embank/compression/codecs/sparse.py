@@ -1,5 +1,6 @@
 """Entries that are not zero, in the smallest of four forms (see `parts.sparse`). What pruned tables are served from."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -105,40 +106,55 @@ class SparseRows(Coded):
         columns."""
         begin_N, dim = rows_N * self.dim, self.dim
         bucket_N = begin_N >> self._low_bits
-        place_N = self._num_below(begin_N, bucket_N=bucket_N)
+        # Where the row's bucket and the next ones begin. A row reaches over so many at most: those that its D entries
+        # fill, and a part of one at either end.
+        reach = torch.arange(dim // (1 << self._low_bits) + 3, device=rows_N.device)
+        starts = self.starts
+        edges = picked(starts, (bucket_N.unsqueeze(1) + reach).clamp_(max=starts.numel() - 1)).long().unbind(1)
+        place_N = self._num_below(begin_N - (bucket_N << self._low_bits), edges[0], edges[1])
         places_ND = place_N.unsqueeze(1) + torch.arange(dim, device=rows_N.device)
-        column_ND = self._entries(places_ND, bucket_N=bucket_N) - begin_N.unsqueeze(1)
+        held_ND = places_ND.clamp(max=values.numel() - 1)
+        column_ND = self._entries(places_ND, held_ND, bucket_N=bucket_N, edges=edges[1:]) - begin_N.unsqueeze(1)
         column_ND = column_ND.where(places_ND < values.numel(), dim).clamp_(max=dim)
         out_NX = values.new_zeros(rows_N.numel(), dim + 1)  # a column too many takes what is not the row's
-        return out_NX.scatter_(1, column_ND, picked(values, places_ND.clamp_(max=values.numel() - 1)))[:, :-1]
+        return out_NX.scatter_(1, column_ND, picked(values, held_ND))[:, :-1]
 
-    def _num_below(self, entries_N: Tensor, *, bucket_N: Tensor) -> Tensor:
+    def _num_below(self, lows_N: Tensor, place_N: Tensor, end_N: Tensor) -> Tensor:
         """How many entries of the list are below some: binary search within each one's bucket, until so few are left
-        that all of them are compared at once."""
-        lows, starts = self.lows, self.starts
+        that all of them are compared at once.
+
+        Args:
+            lows_N: low bits of the wanted entries.
+            place_N, end_N: where their buckets begin and end.
+        """
+        lows = self.lows
         last = lows.numel() - 1
-        place_N, end_N = starts.index_select(0, bucket_N).long(), starts.index_select(0, bucket_N + 1)
-        wanted_N = entries_N - (bucket_N << self._low_bits) - (0 if self._low_bits == 8 else _SHIFT16)
+        wanted_N = lows_N if self._low_bits == 8 else lows_N - _SHIFT16
         # By falling powers of two: a step is taken if the entry just before its end is still below the wanted one.
         # Every id takes as many steps; those whose bucket is shorter are stopped by its end.
         for bit in reversed(range(_WINDOW_BITS, self.num_steps)):
             before_N = place_N + ((1 << bit) - 1)
             is_below_N = (lows.index_select(0, before_N.clamp(max=last)) < wanted_N) & (before_N < end_N)
             place_N = place_N + is_below_N * (1 << bit)
-        window = torch.arange(1 << min(_WINDOW_BITS, self.num_steps), device=entries_N.device)
+        window = torch.arange(1 << min(_WINDOW_BITS, self.num_steps), device=lows_N.device)
         near_NW = place_N.unsqueeze(1) + window
         is_below_NW = picked(lows, near_NW.clamp(max=last)) < wanted_N.unsqueeze(1)
-        return place_N + (is_below_NW & (near_NW < end_N.unsqueeze(1))).sum(1)
+        return place_N + is_below_NW.logical_and_(near_NW < end_N.unsqueeze(1)).sum(1)
 
-    def _entries(self, places_ND: Tensor, *, bucket_N: Tensor) -> Tensor:
+    def _entries(self, places_ND: Tensor, held_ND: Tensor, *, bucket_N: Tensor, edges: Sequence[Tensor]) -> Tensor:
         """Entries at places of the list from some bucket on. What lies further on than a row reaches may come out too
-        small, but not smaller than the row's end."""
-        starts, lows = self.starts, self.lows
-        high_ND = bucket_N.unsqueeze(1).expand_as(places_ND).clone()
-        # The high bits: one more for each bucket that begins at or before the place. A row reaches over so many buckets
-        # at most: those that its D entries fill, and a part of one at either end.
-        for further in range(1, self.dim // (1 << self._low_bits) + 3):
-            next_N = (bucket_N + further).clamp_(max=starts.numel() - 1)
-            high_ND += places_ND >= starts.index_select(0, next_N).unsqueeze(1)
-        lows_ND = picked(lows, places_ND.clamp(max=lows.numel() - 1)).long()
-        return (high_ND << self._low_bits) + lows_ND + (0 if self._low_bits == 8 else _SHIFT16)
+        small, but not smaller than the row's end.
+
+        Args:
+            places_ND: the places.
+            held_ND: the same, the last one in place of those beyond the list.
+            bucket_N: of the first entry of each row.
+            edges: where the buckets after it begin, [N] each.
+        """
+        # The high bits: one more for each bucket that begins at or before the place.
+        high_ND = bucket_N.unsqueeze(1) + (places_ND >= edges[0].unsqueeze(1)).long()
+        for edge_N in edges[1:]:
+            high_ND += places_ND >= edge_N.unsqueeze(1)
+        lows_ND = picked(self.lows, held_ND)
+        entries_ND = high_ND.bitwise_left_shift_(self._low_bits).add_(lows_ND)
+        return entries_ND if self._low_bits == 8 else entries_ND.add_(_SHIFT16)
