@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from embank.tables.collections.identity import identity_of
@@ -32,6 +31,7 @@ from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.ids.hashing import HASH_VERSION
 from embank.tables.ids.token_hash import refuse_other_token_hash
 from embank.tables.serving.packed import PackedCollection, pack_collection
+from embank.tables.serving.stored import StoredTensor, TensorFile
 from embank.tables.serving.table import PackedTable, tried
 from embank.tables.serving.version_1 import restored_v1
 from embank.tables.specs import Pooling, TableSpec, token_hash_version_of
@@ -46,14 +46,6 @@ from embank.tables.version import embank_version
 FORMAT, FORMAT_VERSION = "embank bundle", 2
 MANIFEST, TABLES, NETWORK = "manifest.json", "tables.safetensors", "network.safetensors"
 _CURE = "Copy the bundle again or export it again"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """Where a tensor is in its file: tensors that share memory share a key, each with its own shape."""
-
-    key: str
-    shape: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +130,7 @@ def save_bundle(
     network = None if network is None else without_tables(network, tables)
     refuse_non_finite(tables)
     collection = pack_collection(tables)
-    stored = _Stored()
+    stored = TensorFile()
     entries = [_entry(spec, pack, stored) for spec, pack in collection.packed_tables()]
     manifest = {
         "format": FORMAT,
@@ -151,7 +143,7 @@ def save_bundle(
         "tables": [asdict(entry) for entry in entries],
         "facts": dict(facts or {}),
     }
-    dense = _Stored()
+    dense = TensorFile()
     if network is not None:
         manifest["network"] = {name: asdict(dense.add(name, tensor)) for name, tensor in network.items()}
     try:
@@ -203,7 +195,7 @@ def _written(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _entry(spec: TableSpec, pack: PackedTable, stored: "_Stored") -> TableEntry:
+def _entry(spec: TableSpec, pack: PackedTable, stored: TensorFile) -> TableEntry:
     return TableEntry(
         name=spec.name,
         num_embeddings=spec.num_embeddings,
@@ -214,29 +206,6 @@ def _entry(spec: TableSpec, pack: PackedTable, stored: "_Stored") -> TableEntry:
         served=pack.manifest(),
         tensors={name: stored.add(f"{spec.name}.{name}", tensor) for name, tensor in pack.state_dict().items()},
     )
-
-
-class _Stored:
-    """Tensors on their way into a file, those that share memory once."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self._keys: dict[tuple[Any, ...], str] = {}
-
-    def add(self, name: str, tensor: Tensor) -> StoredTensor:
-        """Takes a tensor in, under its own name or that of one in the same place."""
-        place: tuple[Any, ...] = (tensor.data_ptr(), tensor.numel(), tensor.dtype)
-        if not tensor.is_contiguous():
-            place = (*place, tensor.shape, tensor.stride())
-        key = self._keys.setdefault(place, name) if tensor.numel() else name
-        if key == name:
-            self.tensors[name] = tensor.detach().contiguous()
-        return StoredTensor(key=key, shape=list(tensor.shape))
-
-    def write(self, file: Path) -> None:
-        """Writes the file, as readable as its folder: safetensors would keep it from other users."""
-        save_file(self.tensors, file)
-        file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def load_bundle(path: str | Path, *, verify: bool = True) -> PackedCollection:
