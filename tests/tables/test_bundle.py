@@ -395,7 +395,7 @@ def test_what_can_not_be_saved(tmp_path: Path) -> None:
     table = TableSpec(name="p", num_embeddings=400, embedding_dim=4, feature_names=["a"], method="test_elsewhere")
     with pytest.raises(
         ConfigError,
-        match=r"table 'p': its spine \S+optembed.Kept is not named in the module of method 'test_elsewhere'",
+        match=r"table 'p': method 'test_elsewhere': its spine \S+optembed.Kept is not named in the module",
     ):
         save_bundle(tmp_path / "b", TableCollection([table]))
     assert not list(tmp_path.iterdir())
