@@ -27,7 +27,7 @@ def embank(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedP
         (
             ["train", "missing.yaml", "--out", "run"],
             2,
-            "embank: the configuration 'missing.yaml' can't be read: No such file",
+            "embank: there is no configuration file 'missing.yaml'; give the path of a YAML file",
         ),
         (["inspect", "nothing"], 2, "embank: 'nothing' holds no run and no bundle"),
         (["data", "get", "movielens", "--out", "x"], 2, "Did you mean 'movielens-100k'?"),
@@ -113,7 +113,7 @@ def test_shells_complete_commands() -> None:
     script = Path(sys.executable).with_name("embank")
     asked = {"_EMBANK_COMPLETE": "complete_bash", "COMP_WORDS": "embank s", "COMP_CWORD": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run([script], env=asked, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["sweep"]
+    assert done.stdout.split() == ["search", "sweep"]
 
 
 BLOCKED = """

@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(config: Path, tmp_p
         ({"ranks": 2, "memory_per_rank": 100}, "the limit is 100 bytes"),
         ({"ranks": 0}, "--ranks is 0; a plan needs at least 1"),
         ({"ranks": 2, "planner": "embnak"}, "embank"),
-        ({"ranks": 2, "set_": ["tabels.dim=8"]}, "did you mean 'tables'"),
+        ({"ranks": 2, "set_": ["tabels.dim=8"]}, "[Dd]id you mean 'tables'"),
     ):
         with pytest.raises(ConfigError, match=message):
             plan(config, **options, out=tmp_path / "plan.yaml")

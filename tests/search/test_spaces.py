@@ -198,13 +198,18 @@ class FallingConfig:
 
 
 def test_a_config_declares_the_choices_of_its_options() -> None:
-    register_method("choosy", Choosy)
-    space = MethodSpace([plain("a", 400), plain("b", 80)], methods=["full", "choosy"], shares=[0.5])
-    assert space.parameters["choosy.num_rows.a"].values == (50, 100, 200)
-    assert space.parameters["choosy.num_rows.b"].values == (10, 20, 40)
-    assert not space.parameters["choosy.flavour.a"].is_ordered
+    register_method("test_choosy", Choosy)
+    space = MethodSpace([plain("a", 400), plain("b", 80)], methods=["full", "test_choosy"], shares=[0.5])
+    assert space.parameters["test_choosy.num_rows.a"].values == (50, 100, 200)
+    assert space.parameters["test_choosy.num_rows.b"].values == (10, 20, 40)
+    assert not space.parameters["test_choosy.flavour.a"].is_ordered
     assert "share.a" not in space.parameters, "its rows decide its size"
-    candidate = {"method.a": "choosy", "choosy.num_rows.a": 100, "choosy.flavour.a": "spiced", "method.b": "full"}
+    candidate = {
+        "method.a": "test_choosy",
+        "test_choosy.num_rows.a": 100,
+        "test_choosy.flavour.a": "spiced",
+        "method.b": "full",
+    }
     made = space.specs(candidate)
     assert made[0].options == ChoosyConfig(num_rows=100, flavour="spiced")
     assert space.nbytes(candidate) == packed_nbytes(made) == 100 * 64 + 8 + 80 * 64

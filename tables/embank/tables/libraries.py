@@ -17,7 +17,7 @@ _CURES = {
 }
 
 
-def missing_library(error: ModuleNotFoundError) -> str | None:
+def missing_library(error: ImportError) -> str | None:
     """What to install where one of these libraries is missing: a sentence.
 
     Args:

@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from embank.tables.errors import ConfigError
+from embank.tables.libraries import missing_library
 from embank.tables.wording import nearest_or_all
 
 Kind = TypeVar("Kind")
@@ -68,6 +69,8 @@ class Registry(Generic[Kind]):
         try:
             loaded = point.load()
         except (ImportError, AttributeError) as error:
+            if isinstance(error, ImportError) and missing_library(error) is not None:
+                raise  # a library of ours, which its message tells how to install
             package = f" of package '{point.dist.name}'" if point.dist is not None else ""
             raise ConfigError(
                 f"{self.kind} '{name}' ({point.value}{package}) can't be imported: {error}; mend or remove the package"
