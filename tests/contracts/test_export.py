@@ -24,6 +24,8 @@ from embank.tables.collections.stages import finished
 from tests.contracts.forms import DIM, FORMS, NUM, Form
 from tests.contracts.specs import NAMES
 
+pytestmark = pytest.mark.slow
+
 CASES = FORMS | {name: Form(method=name) for name in NAMES if not any(form.method == name for form in FORMS.values())}
 """Forms, and of methods that other packages bring the plain one."""
 LENGTHS = (0, 1, 2, 5, 4096)

@@ -18,6 +18,8 @@ from embank.pipelines import add_engram, add_stem, load_memory  # noqa: E402
 from embank.tables import CheckpointError, ConfigError, DataError, RowTier  # noqa: E402
 from embank.tables.storage.checksums import write_checksums  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 V, T = 60, 9
 KINDS = ("engram", "stem")
 MODELS = ("Llama", "Qwen2", "Qwen3")

@@ -13,6 +13,8 @@ from embank.pipelines.lm.tokenizer import train_tokenizer
 from embank.tables import EmbankError
 from tests.lm.small import lm_raw
 
+pytestmark = pytest.mark.slow
+
 
 def embank(*arguments: object) -> str:
     """Runs a command in this process; returns what it prints. Its errors come through."""

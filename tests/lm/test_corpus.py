@@ -12,6 +12,8 @@ from embank.pipelines.lm.tokens import Corpus, prepare_corpus
 from embank.tables import CheckpointError, ConfigError, DataError
 from tests.lm.small import lm_config
 
+pytestmark = pytest.mark.slow
+
 
 def test_standard_library_has_sources_and_no_tests() -> None:
     names = {path.name for path in standard_library()}

@@ -16,6 +16,8 @@ from embank.tables.memory import PositionEdit
 from tests.lm.small import train_lm
 from tests.lm.test_commands import embank
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "kala tori miden"
 
 

@@ -10,6 +10,8 @@ from embank.pipelines.lm.kneser_ney import KneserNey, best_mixture
 from embank.pipelines.lm.ngrams import CONTEXTS, Packing, seen_contexts
 from embank.tables import ConfigError
 
+pytestmark = pytest.mark.slow
+
 V = 80
 ZIPF = 1 / np.arange(1, V + 1)
 STREAM = np.random.default_rng(0).choice(V, 700, p=ZIPF / ZIPF.sum())

@@ -14,6 +14,8 @@ from embank.tables import ConfigError
 from embank.tables.memory import EngramLayout
 from tests.lm.small import KINDS, lm_config
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.randint(1, 300, (2, 12), generator=torch.Generator().manual_seed(0))
 
 

@@ -22,6 +22,8 @@ from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.tables import CheckpointError, ConfigError, DataError, WorkError
 from tests.lm.small import lm_config, timeless, train_lm
 
+pytestmark = pytest.mark.slow
+
 
 class StopAt(Reporter):
     """Sends this process a signal after a step."""

@@ -8,6 +8,8 @@ import pytest
 
 from tests.lm.test_commands import embank
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "lm_tutorial.md"
 BLOCK = re.compile(r"^```(python|yaml)?\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 

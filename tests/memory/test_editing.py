@@ -22,6 +22,8 @@ from embank.tables.memory import (
 )
 from tests.memory.small import FFN_DIM, MEMORY_DIM, engram, memory, stem, tokens, train, weights_of
 
+pytestmark = pytest.mark.slow
+
 TEXT = torch.tensor([[5, 10, 11, 12, 7, 10, 11, 12], [0, 1, 2, 3, 4, 5, 6, 7]])
 SOURCE = [10, 11, 12]
 

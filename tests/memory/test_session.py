@@ -11,6 +11,8 @@ from embank.tables.memory import EngramLayout, MemoryReader, MemorySession, Memo
 from embank.tables.memory.flat_rows import FlatRows
 from tests.memory.small import NUM_TOKENS, engram, memory, stem, tokens, train
 
+pytestmark = pytest.mark.slow
+
 
 def same(mine, wanted, positions: slice) -> bool:
     return all(

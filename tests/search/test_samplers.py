@@ -26,6 +26,8 @@ from embank.search.samplers.draws import draw_value, near_value
 from embank.search.samplers.ranking import best_trials, crowding
 from embank.tables import ConfigError, TableSpec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def quiet() -> None:

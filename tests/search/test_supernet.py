@@ -18,6 +18,8 @@ from embank.pipelines.search.supernet import open_supernet, train_supernet
 from embank.search.spaces import Shape
 from embank.tables import ConfigError, TableCollection
 
+pytestmark = pytest.mark.slow
+
 MODELS = {
     "deepfm": {"name": "deepfm", "hidden_units": [8], "batch_norm": True},
     "dcn_v2": {"name": "dcn_v2", "hidden_units": [8], "num_cross_layers": 2},

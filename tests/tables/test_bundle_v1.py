@@ -11,6 +11,8 @@ from torchrec import KeyedJaggedTensor
 from embank.tables import load_bundle
 from tests.contracts.forms import FORMS, NUM
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "data/bundles_v1"
 BUNDLES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 PRODUCTS = {"dhe", "tt_rec", "uniform_dim", "mde", "autodim", "unified"}

@@ -34,6 +34,8 @@ from embank.tables.method.registry import METHODS
 from embank.tables.registry import Registry
 from embank.tables.serving.codecs.registry import CODECS
 
+pytestmark = pytest.mark.slow
+
 
 @option_class
 class Config:
