@@ -6,6 +6,7 @@ import optuna
 import pytest
 
 from embank.search import SAMPLERS, DimensionSpace, EvolutionSampler, search
+from embank.search.known import KnownCandidates
 from embank.tables import BudgetError, CheckpointError, ConfigError, TableSpec
 
 
@@ -152,3 +153,20 @@ def test_a_pruned_trial_counts_and_a_failed_one_does_not() -> None:
 
     study = search(objective, space=SPACE, num_trials=5, catch=(RuntimeError,))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "FAIL", *["COMPLETE"] * 3]
+
+
+@pytest.mark.parametrize("sampler", ["ea", "random", "profile"])
+def test_a_trial_costs_no_more_after_many(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished trials are read once, however many come after them."""
+    num_read, read = 0, KnownCandidates.genes_of
+
+    def counted(*args: object) -> object:
+        nonlocal num_read
+        num_read += 1
+        return read(*args)
+
+    monkeypatch.setattr(KnownCandidates, "genes_of", counted)
+    search(score, space=SPACE, sampler=sampler, budget=0.3, num_trials=40)
+    first, num_read = num_read, 0
+    search(score, space=SPACE, sampler=sampler, budget=0.3, num_trials=160)
+    assert num_read < 6 * first

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from functools import cached_property
 
 import optuna
-from optuna.trial import TrialState
 
 from embank.search.knapsack import KnapsackFront, profile_knapsack
 from embank.search.known import KnownCandidates
@@ -140,9 +139,5 @@ def planned_scores(study: optuna.Study, space: Space, plan: set[Genes], known: K
         plan: the candidates that are wanted.
         known: what was decoded before.
     """
-    scores: dict[Genes, float] = {}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        genes = known.genes_of(study, trial, space)
-        if genes is not None and genes in plan:
-            scores.setdefault(genes, trial.values[0])
-    return scores
+    scored = known.scored(study, space)
+    return {genes: scored[genes].values[0] for genes in plan if genes in scored}

@@ -200,7 +200,7 @@ class _Run:
         trial.set_user_attr("nbytes", nbytes)
         if self.allowed is not None:
             trial.set_constraint("nbytes", nbytes / self.allowed - 1)
-        first = self._same(trial, self.space.encode(candidate))
+        first = self._known.scored(trial.study, self.space).get(self.space.encode(candidate))
         if first is None:
             score = self.objective(candidate, trial)
         else:
@@ -208,13 +208,6 @@ class _Run:
             self.is_over = self._is_exhausted(trial.study)
             score = first.values[0]
         return (score, float(nbytes)) if self.front else score
-
-    def _same(self, trial: optuna.Trial, genes: Genes) -> FrozenTrial | None:
-        """An earlier trial that has scored the same candidate."""
-        for other in trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            if self._known.genes_of(trial.study, other, self.space) == genes:
-                return other
-        return None
 
     def _is_exhausted(self, study: optuna.Study) -> bool:
         if self.space.size > _MOST_COUNTED:
