@@ -27,7 +27,8 @@ from embank.tables import (
     save_bundle,
 )
 from embank.tables.ids.hashing import salt64
-from embank.tables.ids.token_hash import NUM_TOKEN_IDS, token_ids
+from embank.tables.ids.token_hash import token_ids
+from embank.tables.ids.token_space import NUM_TOKEN_IDS
 from tests.compression.oracles import check_against_dense, spec_of, splitmix64, table_of
 from tests.tables.batches import random_kjt
 

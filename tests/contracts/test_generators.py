@@ -13,7 +13,8 @@ import torch
 from embank.compression.budget.solver import share
 from embank.tables import RowOptimizer, SequenceCollection, TableCollection, build_method, method_class
 from embank.tables.collections.stages import advance, after_step, settle
-from embank.tables.serving.bundle import load_bundle, save_bundle
+from embank.tables.serving.bundle import load_bundle
+from embank.tables.serving.saving import save_bundle
 from embank.tables.sharding.planner import PlanRequest, plan_tables
 from embank.tables.storage.checkpoint import load_checkpoint, save_checkpoint
 from tests.contracts.specs import EXACT_FLOOR, NAMES, NUM, spec

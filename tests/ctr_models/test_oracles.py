@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchrec.modules.crossnet import CrossNet, LowRankMixtureCrossNet, VectorCrossNet
+from torchrec.modules.crossnet import CrossNet, LowRankCrossNet, LowRankMixtureCrossNet, VectorCrossNet
 
 from embank.ctr_models import Inputs, Network, build_network
 from embank.ctr_models.layers.cin import CompressedInteraction
-from embank.ctr_models.layers.cross import MatrixCross, MixtureCross, VectorCross
+from embank.ctr_models.layers.cross import LowRankCross, MatrixCross, MixtureCross, VectorCross
 
 INPUTS = Inputs(names=("user", "item", "genres"), dims=(4, 4, 4), num_dense=2)
 MIXED = Inputs(names=("user", "item", "genres"), dims=(4, 2, 3), num_dense=2)
@@ -154,6 +154,19 @@ def test_cross_layers_equal_torchrec(width: int) -> None:
             their_matrix.bias[i].copy_(matrix.layers[i].bias[:, None])
     torch.testing.assert_close(vector(x), their_vector(x))
     torch.testing.assert_close(matrix(x), their_matrix(x))
+
+
+def test_low_rank_cross_equals_torchrec() -> None:
+    """With its names of parameters and its initial values: what was saved loads, what was seeded stays."""
+    torch.manual_seed(0)
+    theirs = LowRankCrossNet(7, 3, low_rank=2)
+    torch.manual_seed(0)
+    ours = LowRankCross(7, 3, rank=2)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    torch.nn.init.normal_(ours.bias[1])
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(6, 7)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
 
 def test_mixture_cross_equals_torchrec() -> None:

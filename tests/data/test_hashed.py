@@ -23,7 +23,8 @@ from embank.pipelines.data.prepare.prepare import prepare, prepare_from_cli
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.data.sources.formats import text
 from embank.tables.errors import ConfigError, DataError
-from embank.tables.ids.token_hash import MISSING_ID, NUM_TOKEN_IDS, token_id, token_ids
+from embank.tables.ids.token_hash import token_id, token_ids
+from embank.tables.ids.token_space import MISSING_ID, NUM_TOKEN_IDS
 
 HASHED: dict[str, Any] = {**CONFIG, "hashed": ["item", "tags"]}
 MEGABYTE = "0123456789é" * 90_000

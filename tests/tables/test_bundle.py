@@ -1,5 +1,6 @@
 """Bundles: what is saved is what is served, in any process; and what is no whole bundle is refused."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -32,7 +33,8 @@ from embank.tables import (
     save_bundle,
 )
 from embank.tables.collections.stages import finished
-from embank.tables.serving.bundle import MANIFEST, TABLES, copy_bundle
+from embank.tables.serving.bundle import MANIFEST, TABLES
+from embank.tables.serving.saving import copy_bundle
 from embank.tables.storage.checksums import CHECKSUMS, file_digest
 from tests.contracts.test_methods import NUM, spec, train
 from tests.tables.batches import random_kjt
@@ -136,8 +138,14 @@ FRESH = """
     import sys
     sys.modules["optuna"] = None
     import torch
+    from embank.tables import PlainCollection, load_bundle
+    for method in sys.argv[1:]:  # plain tensors in, by every method, and nothing that only training needs is imported
+        plain = PlainCollection(load_bundle(method + "/"), single=("a",))
+        torch.save(plain({"a": torch.arange(1200)}, {}), method + "-plain.pt")
+    heavy = ("torchrec", "fbgemm_gpu", "torch._dynamo", "sympy", "polars", "pyarrow", "pydantic",
+             "embank.tables.collections.pooled", "embank.tables.storage.checkpoint")
+    assert not [name for name in heavy if name in sys.modules]
     from torchrec import KeyedJaggedTensor
-    from embank.tables import load_bundle
     kjt = KeyedJaggedTensor(keys=["a"], values=torch.arange(1200), lengths=torch.ones(1200, dtype=torch.int32))
     for method in sys.argv[1:]:
         torch.save(load_bundle(method + "/")(kjt).values(), method + ".pt")
@@ -160,6 +168,7 @@ def test_in_a_fresh_process(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for method in NAMES:
         assert torch.equal(torch.load(tmp_path / f"{method}.pt"), expected[method])
+        assert torch.equal(torch.load(tmp_path / f"{method}-plain.pt"), expected[method])
 
 
 def run_code(code: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -349,11 +358,29 @@ def test_without_reading_everything(bundle: Path) -> None:
     kjt.values()[0] = 49
     expected = outputs(plain(), kjt)
     assert torch.equal(load_bundle(bundle, verify=False)(kjt).values().abs(), expected.abs())
+    assert torch.equal(load_bundle(bundle, verify="small")(kjt).values().abs(), expected.abs())
     with pytest.raises(CheckpointError, match="altered"):
         load_bundle(bundle)
+    text = (bundle / MANIFEST).read_text()
+    (bundle / MANIFEST).write_text(text.replace("42", "43"))
+    assert Bundle(bundle, verify=False).facts == {"answer": [43]}
+    with pytest.raises(CheckpointError, match=f"{MANIFEST}' has been altered"):
+        Bundle(bundle, verify="small")
+    (bundle / MANIFEST).write_text(text)
     os.truncate(bundle / TABLES, 300)
-    with pytest.raises(CheckpointError, match="truncated"):
-        load_bundle(bundle, verify=False)
+    for verify in (False, "small"):
+        with pytest.raises(CheckpointError, match="truncated"):
+            load_bundle(bundle, verify=verify)
+
+
+def test_checksum_pins_every_file(bundle: Path, tmp_path: Path) -> None:
+    first = Bundle(bundle)
+    assert first.checksum == hashlib.sha256((bundle / CHECKSUMS).read_bytes()).hexdigest()
+    assert first.version == first.checksum[:12]
+    save_bundle(tmp_path / "same", plain(), facts={"answer": [42]})
+    save_bundle(tmp_path / "other", plain(seed=1), facts={"answer": [42]})
+    assert Bundle(tmp_path / "same").checksum == first.checksum
+    assert Bundle(tmp_path / "other").checksum != first.checksum
 
 
 def test_other_users_may_read_it(tmp_path: Path) -> None:

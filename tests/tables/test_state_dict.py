@@ -22,7 +22,7 @@ from embank.tables import (
     TableSpec,
 )
 from embank.tables.collections.base import Tables
-from embank.tables.serving.packed import pack_collection
+from embank.tables.serving.packing import pack_collection
 from embank.tables.sharding.plan import Placement, Plan
 from embank.tables.sharding.sharded_rows import Sharding
 from embank.tables.streaming import StreamingCollection, StreamingConfig

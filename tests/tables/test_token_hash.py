@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 
 from embank.tables.errors import DataError
 from embank.tables.ids.hashing import integer_ids, salt64
-from embank.tables.ids.token_hash import (
-    INTEGER_SALT,
-    MISSING_ID,
-    NUM_TOKEN_IDS,
-    token_id,
-    token_ids,
-    token_ids_expr,
-)
+from embank.tables.ids.token_hash import token_id, token_ids, token_ids_expr
+from embank.tables.ids.token_space import INTEGER_SALT, MISSING_ID, NUM_TOKEN_IDS
 
 PINNED = {
     "user_17": 4106346469449909920,

@@ -31,7 +31,8 @@ from embank.pipelines.sweep.sweep import Sweep
 from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import CheckpointError, ConfigError, DataError, TableCollection, load_bundle, method_class
-from embank.tables.ids.token_hash import NUM_TOKEN_IDS, token_ids
+from embank.tables.ids.token_hash import token_ids
+from embank.tables.ids.token_space import NUM_TOKEN_IDS
 from embank.tables.storage.checkpoint import verify_checkpoint
 from tests.cli.test_commands import embank
 from tests.tables.test_bundle import run_code

@@ -1,16 +1,17 @@
-"""Compression methods, one file each, on the interface of `embank.tables`."""
+"""Compression methods, one file each, on the interface of `embank.tables`.
 
-from embank.tables.libraries import missing_library
+Names are imported when they are first used: who looks up a bundle's tables needs the module of their method alone.
+"""
 
-try:
+from typing import TYPE_CHECKING, Any
+
+from embank.tables.libraries import lazy_imports, public_name
+
+if TYPE_CHECKING:
     from embank.compression.budget.solver import share
     from embank.compression.build import METHODS, Packed, Table, build_table
     from embank.compression.multiplexing.growth import with_doubled_rows, with_lookups
     from embank.compression.multiplexing.specs import advise, unified_specs
-except ModuleNotFoundError as error:
-    if cure := missing_library(error):
-        raise ImportError(cure, name=error.name) from error
-    raise
 
 __all__ = [
     "METHODS",
@@ -23,3 +24,14 @@ __all__ = [
     "with_doubled_rows",
     "with_lookups",
 ]
+
+_HOME = lazy_imports(__file__)
+
+
+def __getattr__(name: str) -> Any:
+    found = globals()[name] = public_name(__name__, name, homes=_HOME)
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

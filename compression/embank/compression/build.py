@@ -8,7 +8,7 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import DataError, PackedTable, RowOptimizer, TableCollection, TableSpec, registered_methods
-from embank.tables.collections.bags import check_ids, int64_ids
+from embank.tables.collections.ids import check_ids, int64_ids
 from embank.tables.collections.stages import finished
 from embank.tables.collections.training import refuse_unfinished
 from embank.tables.method.modes import evaluating
@@ -75,7 +75,7 @@ class Packed:
         >>> packed.lookup(torch.tensor([11]))
         Traceback (most recent call last):
             ...
-        embank.tables.collections.bags.IdRangeError: feature 'table' has id 11, outside table 'table' of 10 ids (0
+        embank.tables.collections.ids.IdRangeError: feature 'table' has id 11, outside table 'table' of 10 ids (0
         .. 9); prepare the data with the vocabulary that the table was made for, or give the table more rows
     """
 

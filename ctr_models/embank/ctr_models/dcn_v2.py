@@ -4,9 +4,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.crossnet import LowRankCrossNet
 
-from embank.ctr_models.layers.cross import MatrixCross, MixtureCross
+from embank.ctr_models.layers.cross import LowRankCross, MatrixCross, MixtureCross
 from embank.ctr_models.layers.fields import FlatInputs
 from embank.ctr_models.layers.mlp import MLP, Activation, make_linear, squeeze_logits
 from embank.ctr_models.network import Inputs, Network, check_dropout, check_positive
@@ -99,11 +98,8 @@ class DCNv2(Network):
 
 def _first_weight(cross: nn.Module) -> Tensor:
     """Weights [O, W] by which the first cross layer reads its input before it multiplies."""
-    if isinstance(cross, MatrixCross | MixtureCross):
-        return cross.first_weight
-    assert isinstance(cross, LowRankCrossNet)
-    weight: Tensor = cross.V_kernels[0]
-    return weight
+    assert isinstance(cross, MatrixCross | LowRankCross | MixtureCross)
+    return cross.first_weight
 
 
 def _make_cross(config: DCNv2Config, width: int) -> nn.Module:
@@ -111,8 +107,7 @@ def _make_cross(config: DCNv2Config, width: int) -> nn.Module:
         return MatrixCross(width, config.num_cross_layers)
     if config.num_experts > 1:
         return MixtureCross(width, config.num_cross_layers, rank=config.low_rank, num_experts=config.num_experts)
-    low_rank: nn.Module = LowRankCrossNet(width, config.num_cross_layers, low_rank=config.low_rank)
-    return low_rank
+    return LowRankCross(width, config.num_cross_layers, rank=config.low_rank)
 
 
 def _make_deep(config: DCNv2Config, width: int) -> MLP:

@@ -9,15 +9,16 @@ from embank.tables.libraries import lazy_imports, public_name
 
 if TYPE_CHECKING:
     from embank.tables.collections.addressed import Addressed, AddressedSequence
-    from embank.tables.collections.bags import IdRangeError
     from embank.tables.collections.base import Tables
+    from embank.tables.collections.ids import IdRangeError
     from embank.tables.collections.pipelined import PipelinedTables
     from embank.tables.collections.pooled import TableCollection
     from embank.tables.collections.sequence import SequenceCollection
     from embank.tables.collections.stages import advance, current_stage, num_stages
     from embank.tables.errors import BudgetError, CheckpointError, ConfigError, DataError, EmbankError, WorkError
     from embank.tables.ids.hashing import hash_rows
-    from embank.tables.ids.token_hash import MISSING_ID, NUM_TOKEN_IDS, token_id, token_ids, token_ids_expr
+    from embank.tables.ids.token_hash import token_id, token_ids, token_ids_expr
+    from embank.tables.ids.token_space import MISSING_ID, NUM_TOKEN_IDS
     from embank.tables.ids.vocabulary import Vocabulary
     from embank.tables.method.allocation import Allocation, WholeTables
     from embank.tables.method.base import (
@@ -39,11 +40,13 @@ if TYPE_CHECKING:
     from embank.tables.method.schedule import Advance, Carry, Schedule, Stage
     from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowStore, RowTier
     from embank.tables.rows.physical import PhysicalTable, RowInit, RowProjection, default_init
-    from embank.tables.serving.bundle import Bundle, load_bundle, save_bundle
+    from embank.tables.serving.bundle import Bundle, load_bundle
     from embank.tables.serving.codecs.base import Coded
     from embank.tables.serving.codecs.registry import codec_class, encode, register_codec, registered_codecs
-    from embank.tables.serving.packed import PackedCollection, pack_collection
+    from embank.tables.serving.packed import PackedCollection
+    from embank.tables.serving.packing import pack_collection
     from embank.tables.serving.plain import PlainCollection
+    from embank.tables.serving.saving import save_bundle
     from embank.tables.serving.table import PackedTable, pack_table
     from embank.tables.sharding.plan import Placement, Plan, load_plan, save_plan
     from embank.tables.sharding.planner import PlanRequest, plan_tables

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embank.tables.errors import ConfigError
-from embank.tables.ids.token_hash import NUM_TOKEN_IDS, TOKEN_HASH_VERSION
+from embank.tables.ids.token_space import NUM_TOKEN_IDS, TOKEN_HASH_VERSION
 from embank.tables.scalars import plain, whole
 
 Pooling = Literal["sum", "mean"]

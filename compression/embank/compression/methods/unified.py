@@ -35,7 +35,7 @@ from embank.tables import (
     own_table,
 )
 from embank.tables.ids.hashing import salt64, seeded
-from embank.tables.ids.token_hash import NUM_TOKEN_IDS
+from embank.tables.ids.token_space import NUM_TOKEN_IDS
 from embank.tables.method.options import options_of
 
 Placement = Literal["auto", "shared", "private", "exact"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from embank.compression.methods.unified import Unified, UnifiedConfig, fixed_nbytes, placement_of, shape_of
 from embank.tables import ConfigError, TableSpec, build_method
-from embank.tables.ids.token_hash import NUM_TOKEN_IDS
+from embank.tables.ids.token_space import NUM_TOKEN_IDS
 from embank.tables.specs import Pooling
 from embank.tables.wording import human_bytes, nearest_or_all
 

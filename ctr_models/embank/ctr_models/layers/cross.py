@@ -1,13 +1,14 @@
 """Cross layers of DCN and DCN-V2 over flat inputs [B, W].
 
-TorchRec's `LowRankCrossNet` is right and fast, and is used (dcn_v2.py). Its `VectorCrossNet` and
-`LowRankMixtureCrossNet` compute on [B, W, 1], a batch of tiny products, and take several times as long as the same on
-[B, W] here; its `CrossNet` lacks the padded product (layers/mlp.py) that makes an odd W, such as Criteo's 429, a tenth
-faster.
+TorchRec's `VectorCrossNet` and `LowRankMixtureCrossNet` compute on [B, W, 1], a batch of tiny products, and take
+several times as long as the same on [B, W] here; its `CrossNet` lacks the padded product (layers/mlp.py) that makes an
+odd W, such as Criteo's 429, a tenth faster. Its `LowRankCrossNet` is right and fast, but a model that is served should
+not wait for TorchRec to be imported.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from embank.ctr_models.layers.mlp import make_linear
 
@@ -64,6 +65,37 @@ class MatrixCross(nn.Module):
         first = self.layers[0]
         assert isinstance(first, nn.Linear)
         return first.weight
+
+
+class LowRankCross(nn.Module):
+    """x_{l+1} = x_0 * (U_l V_l^T x_l + b_l) + x_l. Source: Wang et al. 2021 (DCN V2), equation 2.
+
+    Parameters have the names of TorchRec's `LowRankCrossNet`, which computes the same.
+
+    Args:
+        width: columns W.
+        num_layers: cross layers.
+        rank: of the matrices.
+    """
+
+    def __init__(self, width: int, num_layers: int, *, rank: int) -> None:
+        super().__init__()
+        self.W_kernels = nn.ParameterList(nn.init.xavier_normal_(torch.empty(width, rank)) for _ in range(num_layers))
+        self.V_kernels = nn.ParameterList(nn.init.xavier_normal_(torch.empty(rank, width)) for _ in range(num_layers))
+        self.bias = nn.ParameterList(torch.zeros(width) for _ in range(num_layers))
+
+    def forward(self, x0_BW: Tensor) -> Tensor:
+        """Cross: [B, W] to [B, W]."""
+        x_BW = x0_BW
+        for up, down, bias in zip(self.W_kernels, self.V_kernels, self.bias, strict=True):
+            x_BW = x0_BW * (F.linear(F.linear(x_BW, down), up) + bias) + x_BW
+        return x_BW
+
+    @property
+    def first_weight(self) -> Tensor:
+        """Weights [R, W] by which the first layer reads its input before it multiplies."""
+        weight: Tensor = self.V_kernels[0]
+        return weight
 
 
 class MixtureCross(nn.Module):

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from embank.pipelines.data.key_hash import MISSING_HASH
 from embank.tables.errors import CheckpointError, DataError
-from embank.tables.ids.token_hash import NUM_TOKEN_IDS, refuse_other_token_hash
+from embank.tables.ids.mixing import GAMMA
+from embank.tables.ids.token_space import NUM_TOKEN_IDS, refuse_other_token_hash
 from embank.tables.storage.checksums import CHECKSUMS, file_digest
 from embank.tables.storage.json_text import read_json
 from embank.tables.storage.refusals import cause_of
@@ -33,8 +33,9 @@ from embank.tables.storage.refusals import cause_of
 FORMAT_VERSION = 2
 UNCHECKED_VERSION = 1
 """Written before there were checksums; read all the same."""
-NO_GROUP = int(MISSING_HASH.astype("int64"))
-"""The group of the rows whose group key is missing: group AUC leaves them out and counts them."""
+NO_GROUP = GAMMA - 2**64
+"""The group of the rows whose group key is missing, `key_hash.MISSING_HASH` as int64: group AUC leaves them out and
+counts them."""
 IS_MISSING = "is_missing"
 SPLIT_NAMES = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"

@@ -10,7 +10,8 @@ from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model, data_of, refuse_other_vocabularies
 from embank.tables import Bundle
 from embank.tables.errors import CheckpointError
-from embank.tables.serving.bundle import copy_bundle, is_bundle
+from embank.tables.serving.bundle import is_bundle
+from embank.tables.serving.saving import copy_bundle
 
 
 def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = None) -> Bundle:

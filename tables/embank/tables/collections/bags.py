@@ -1,60 +1,13 @@
 """The ids of a batch by feature, as a collection of tables takes them: checked, and named as TorchRec names them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 
-from embank.tables.errors import ConfigError, DataError
+from embank.tables.collections.ids import check_ids, int64_ids, missing_ids
+from embank.tables.errors import DataError
 from embank.tables.specs import TableSpec
-from embank.tables.wording import nearest_or_all
-
-
-class IdRangeError(DataError, IndexError):
-    """An id outside its table."""
-
-
-def check_ids(ids: Tensor, *, table: str, feature: str, num_embeddings: int) -> None:
-    """Refuses ids outside 0 .. num_embeddings - 1.
-
-    Raises:
-        IdRangeError: names table, feature, the id and the valid range.
-    """
-    if not ids.numel():
-        return
-    low, high = (int(bound) for bound in ids.aminmax())
-    if low < 0 or high >= num_embeddings:
-        raise out_of_range(f"feature '{feature}'", low=low, high=high, table=table, num_embeddings=num_embeddings)
-
-
-def int64_ids(ids: Tensor) -> Tensor:
-    """Ids as int64.
-
-    Raises:
-        DataError: they are not integers.
-    """
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise DataError(f"ids are {ids.dtype}; they must be integers")
-    return ids.long()
-
-
-def out_of_range(source: str, *, low: int, high: int, table: str, num_embeddings: int) -> IdRangeError:
-    """The error for ids between low and high, one of which is outside; `source` is the sentence's subject, "feature
-    'user'"."""
-    return IdRangeError(
-        f"{source} has id {low if low < 0 else high}, outside table '{table}' of {num_embeddings:,} ids (0 .. "
-        f"{num_embeddings - 1:,}); prepare the data with the vocabulary that the table was made for, or give the table "
-        "more rows"
-    )
-
-
-def missing_ids(feature: str, *, table: str, present: Iterable[str]) -> DataError:
-    """The error for a batch without the ids of a feature."""
-    return DataError(
-        f"table '{table}' looks up feature '{feature}', which the batch lacks; "
-        f"{nearest_or_all(feature, present, label='it has')}"
-    )
 
 
 class Bags:
@@ -135,31 +88,6 @@ class Bags:
         ids_N = self.values[self.starts[place] : self.starts[place + 1]]
         check_ids(ids_N, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)
         return ids_N, self.lengths[place]
-
-
-def bag_offsets(lengths_B: Tensor) -> Tensor:
-    """Where each bag starts among a feature's ids, and where the last one ends: int64 [B + 1]."""
-    return torch.cat([lengths_B.new_zeros(1, dtype=torch.int64), lengths_B.cumsum(0)])
-
-
-def output_key(spec: TableSpec, feature: str, *, specs: Sequence[TableSpec]) -> str:
-    """The output's key of a feature in a table: "feature@table" where several tables look the feature up."""
-    shared = sum(feature in other.feature_names for other in specs) > 1
-    return f"{feature}@{spec.name}" if shared else feature
-
-
-def refuse_bad_names(specs: Sequence[TableSpec], *, owner: str) -> None:
-    """Raises ConfigError if there is no table, if two have one name, or if a feature's name is one that outputs
-    need."""
-    if not specs:
-        raise ConfigError(f"a {owner} needs at least one TableSpec")
-    names = [spec.name for spec in specs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"two tables are named '{name}'; names must be unique in a collection")
-    for feature in {f for spec in specs for f in spec.feature_names}:
-        if "@" in feature:
-            raise ConfigError(f"feature '{feature}' has '@' in its name, which is reserved; rename it")
 
 
 def bag_configs(specs: Sequence[TableSpec]) -> list[EmbeddingBagConfig]:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from embank.tables.collections.bags import output_key, refuse_bad_names
 from embank.tables.collections.copying import reduced
 from embank.tables.collections.held_rows import fp32_rows, settled_copies, writing
+from embank.tables.collections.ids import output_key, refuse_bad_names
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.paths import PATHS, LookupPath, Pass, Use
 from embank.tables.collections.row_mark import RowMarkHolder

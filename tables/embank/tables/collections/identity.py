@@ -16,7 +16,7 @@ from torch import Tensor
 
 from embank.tables.errors import CheckpointError
 from embank.tables.ids.hashing import HASH_VERSION
-from embank.tables.ids.token_hash import refuse_other_token_hash
+from embank.tables.ids.token_space import refuse_other_token_hash
 from embank.tables.method.base import Method
 from embank.tables.specs import token_hash_version_of
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
 from embank.tables.collections.addressed import Addressed
-from embank.tables.collections.bags import Bags, bag_configs, bag_offsets
+from embank.tables.collections.bags import Bags, bag_configs
 from embank.tables.collections.base import Tables
+from embank.tables.collections.ids import bag_offsets
 from embank.tables.collections.paths import PATHS, Ids, choose_paths, pool
 from embank.tables.errors import ConfigError
 from embank.tables.rows import RowOptimizer, RowStore, RowTier

@@ -19,8 +19,9 @@ from torch import Tensor
 from torchrec import JaggedTensor, KeyedJaggedTensor
 
 from embank.tables.collections.addressed import AddressedSequence, PathIds
-from embank.tables.collections.bags import Bags, missing_ids, out_of_range
+from embank.tables.collections.bags import Bags
 from embank.tables.collections.base import Tables
+from embank.tables.collections.ids import missing_ids, out_of_range
 from embank.tables.collections.paths import Ids, Pass, Use
 from embank.tables.errors import ConfigError, DataError
 from embank.tables.method.base import Method

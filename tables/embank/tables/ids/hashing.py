@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from embank.tables.ids.mixing import FIRST, GAMMA, SECOND, bits_of
-from embank.tables.ids.token_hash import INTEGER_SALT
+from embank.tables.ids.token_space import INTEGER_SALT
 
 HASH_VERSION = 1
 """Stored with everything that was addressed by these functions; a different version must be refused on load."""

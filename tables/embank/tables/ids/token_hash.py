@@ -29,21 +29,10 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from embank.tables.errors import DataError, EmbankError
+from embank.tables.errors import DataError
 from embank.tables.ids.mixing import ALL_BITS, Words, mix, mix_words
+from embank.tables.ids.token_space import INTEGER_SALT, MISSING_ID
 from embank.tables.scalars import as_whole
-
-TOKEN_HASH_VERSION = 1
-"""Stored with data, checkpoints and bundles whose ids were made here; a different version must be refused on load."""
-
-NUM_TOKEN_IDS = 2**63
-"""Ids lie in 0 .. 2**63 - 1; the `num_embeddings` of a table without a vocabulary."""
-
-MISSING_ID = 5_643_126_521_301_297_769
-"""The id of null."""
-
-INTEGER_SALT = 4_250_892_226_080_748_609
-"""Tells integers from texts."""
 
 Token = str | bytes | int | None
 
@@ -118,25 +107,6 @@ def token_ids_expr(tokens: pl.Expr) -> pl.Expr:
         [(1803761717057146231, [5170268716604007119, 6412002579416916679]), (5643126521301297769, [])]
     """
     return tokens.map_batches(lambda series: pl.Series(series.name, token_ids(series)), return_dtype=pl.Int64)
-
-
-def refuse_other_token_hash(version: int | None, *, what: str, error: type[EmbankError]) -> None:
-    """Refuses what was made with other ids than these.
-
-    Args:
-        version: that was stored with it; None where nothing in it depends on token ids.
-        what: subject of the message, "bundle 'b'".
-        error: class of the error.
-
-    Raises:
-        error: names both versions.
-    """
-    if version not in (None, TOKEN_HASH_VERSION):
-        raise error(
-            f"{what} has ids of tokens by version {version} of the token hash; this embank has version "
-            f"{TOKEN_HASH_VERSION}, which gives tokens other ids. Use the embank that made it, or prepare the data and "
-            "train again"
-        )
 
 
 def _encoded(token: object) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from embank.tables.collections.bags import int64_ids
+from embank.tables.collections.ids import int64_ids
 from embank.tables.errors import ConfigError, DataError
 
 DEAD = -1

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from embank.tables.collections.bags import int64_ids
+from embank.tables.collections.ids import int64_ids
 from embank.tables.errors import CheckpointError, ConfigError, DataError
 from embank.tables.memory.history import DEAD, mark_tokens
 from embank.tables.memory.ngram_hash import NgramHash

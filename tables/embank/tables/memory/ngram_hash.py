@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embank.tables.collections.bags import int64_ids
+from embank.tables.collections.ids import int64_ids
 from embank.tables.errors import CheckpointError, ConfigError, DataError
 from embank.tables.memory.history import DEAD
 from embank.tables.scalars import whole

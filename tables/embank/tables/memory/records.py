@@ -91,7 +91,7 @@ class NgramRecords:
 
     def __init__(self, folder: str | Path, memory: MemoryTables, *, verify: bool = True) -> None:
         folder = Path(folder)
-        verify_checksums(folder, kind="folder of records", cure=_CURE, read=verify)
+        verify_checksums(folder, kind="folder of records", cure=_CURE, read=lambda name: verify)
         self.layout = _engram_of(memory)
         with reading_tensors(folder / INDEX, what="the records' index") as (facts, get):
             if facts.get("records_version") != FORMAT_VERSION or facts.get("codec") not in _TYPES:

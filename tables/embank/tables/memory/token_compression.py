@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from embank.tables.collections.bags import int64_ids
+from embank.tables.collections.ids import int64_ids
 from embank.tables.errors import CheckpointError, ConfigError, DataError
 from embank.tables.libraries import missing_library
 

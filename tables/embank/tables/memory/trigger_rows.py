@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from embank.tables.collections.bags import int64_ids
+from embank.tables.collections.ids import int64_ids
 from embank.tables.errors import ConfigError
 from embank.tables.memory.layouts import EngramLayout
 from embank.tables.memory.tables import LayerRows, MemoryTables

@@ -11,33 +11,28 @@ A bundle is a folder that is written once and never changed:
 
 It is loaded without the data that the tables were trained on, and without their training configuration. Tensors are
 mapped from the file, not read into memory: pages come in when rows are looked up, and processes share them.
+
+Here bundles are read, without TorchRec and whatever else only training needs; `embank.tables.serving.saving` writes
+them.
 """
 
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from embank.tables.collections.identity import identity_of
-from embank.tables.collections.pooled import TableCollection
-from embank.tables.collections.state import without_tables
-from embank.tables.errors import CheckpointError, ConfigError, WorkError
+from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.ids.hashing import HASH_VERSION
-from embank.tables.ids.token_hash import refuse_other_token_hash
-from embank.tables.serving.packed import PackedCollection, pack_collection
-from embank.tables.serving.stored import StoredTensor, TensorFile
+from embank.tables.ids.token_space import refuse_other_token_hash
+from embank.tables.serving.packed import PackedCollection
+from embank.tables.serving.stored import StoredTensor
 from embank.tables.serving.table import PackedTable, tried
 from embank.tables.serving.version_1 import restored_v1
-from embank.tables.specs import Pooling, TableSpec, token_hash_version_of
-from embank.tables.storage.atomic import publish, temporary_beside
-from embank.tables.storage.checkpoint import refuse_no_tables, refuse_non_finite
-from embank.tables.storage.checksums import verify_checksums, write_checksums
+from embank.tables.specs import Pooling, TableSpec
+from embank.tables.storage.checksums import CHECKSUMS, file_digest, verify_checksums
 from embank.tables.storage.json_text import read_json
 from embank.tables.storage.refusals import cause_of
 from embank.tables.storage.resources import refuse_exhausted
@@ -45,6 +40,8 @@ from embank.tables.version import embank_version
 
 FORMAT, FORMAT_VERSION = "embank bundle", 2
 MANIFEST, TABLES, NETWORK = "manifest.json", "tables.safetensors", "network.safetensors"
+Verify = bool | Literal["small"]
+"""Of which files the SHA-256 is compared: all, none, or the small ones."""
 _CURE = "Copy the bundle again or export it again"
 
 
@@ -89,132 +86,14 @@ class TableEntry:
         )
 
 
-def save_bundle(
-    folder: str | Path,
-    tables: TableCollection,
-    *,
-    network: Mapping[str, Tensor] | None = None,
-    facts: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes tables in their inference form; at every moment either nothing or all of it is at `folder`.
-
-    Rows are settled first (see `Schedule.settle`), and written from where they are: only those that are padded in
-    memory are copied.
-
-    Args:
-        folder: must not exist yet.
-        tables: in the last stage of their methods.
-        network: parameters and buffers of the model that reads the tables, by name. What belongs to the tables is left
-            out, so that the `state_dict` of a model that contains them will do.
-        facts: what else a reader must know, as JSON.
-
-    Raises:
-        CheckpointError: the folder exists.
-        ConfigError: a table is not in its last stage, rows are sharded, the facts are no JSON, the network holds
-            something else than tensors or the rows of other tables, or a method's module does not name its spine.
-        WorkError: rows are not finite, or the bundle can't be written (full disk, no permission); nothing is left
-            behind.
-
-    Example:
-        >>> spec = TableSpec(
-        ...     name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"], method="hash", budget=0.1
-        ... )
-        >>> tables = TableCollection([spec])
-        >>> save_bundle("bundle", tables)
-        >>> served = load_bundle("bundle")
-        >>> served.nbytes() == tables.nbytes("serving")
-        True
-    """
-    folder = Path(folder)
-    refuse_no_tables(tables, doing="save_bundle")
-    network = None if network is None else without_tables(network, tables)
-    refuse_non_finite(tables)
-    collection = pack_collection(tables)
-    stored = TensorFile()
-    entries = [_entry(spec, pack, stored) for spec, pack in collection.packed_tables()]
-    manifest = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "hash_version": HASH_VERSION,
-        "token_hash_version": token_hash_version_of(collection.specs),
-        "embank_version": embank_version(),
-        "keys": collection.keys,
-        "trained_as": identity_of(tables),
-        "tables": [asdict(entry) for entry in entries],
-        "facts": dict(facts or {}),
-    }
-    dense = TensorFile()
-    if network is not None:
-        manifest["network"] = {name: asdict(dense.add(name, tensor)) for name, tensor in network.items()}
-    try:
-        text = json.dumps(manifest, indent=1)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the facts of bundle '{folder}' can't be saved as JSON: {error}; give plain values"
-        ) from error
-    with _written(folder) as temporary:
-        stored.write(temporary / TABLES)
-        if network is not None:
-            dense.write(temporary / NETWORK)
-        (temporary / MANIFEST).write_text(text)
-        write_checksums(temporary)
-
-
-def copy_bundle(source: "Bundle", folder: str | Path) -> None:
-    """Writes a bundle once more, elsewhere.
-
-    Raises:
-        CheckpointError: the folder exists.
-        WorkError: it can't be written; nothing is left behind.
-    """
-    with _written(Path(folder)) as temporary:
-        shutil.copytree(source.path, temporary, dirs_exist_ok=True)
-
-
-@contextmanager
-def _written(folder: Path) -> Iterator[Path]:
-    """A temporary folder that gets its name when the block ends well, and vanishes when it does not."""
-    folder = folder.absolute()
-    if folder.exists():
-        raise CheckpointError(
-            f"'{folder}' exists already, and a bundle is never written over anything; choose another folder"
-        )
-    temporary = temporary_beside(folder)
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        publish(temporary, folder)
-    except (OSError, SafetensorError) as error:
-        refuse_exhausted(error, doing=f"writing the bundle '{folder}'")
-        raise WorkError(
-            f"the bundle '{folder}' can't be written: {cause_of(error)}. Nothing was left behind; make room or choose "
-            "another folder"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _entry(spec: TableSpec, pack: PackedTable, stored: TensorFile) -> TableEntry:
-    return TableEntry(
-        name=spec.name,
-        num_embeddings=spec.num_embeddings,
-        embedding_dim=spec.embedding_dim,
-        feature_names=list(spec.feature_names),
-        pooling=spec.pooling,
-        method=spec.method,
-        served=pack.manifest(),
-        tensors={name: stored.add(f"{spec.name}.{name}", tensor) for name, tensor in pack.state_dict().items()},
-    )
-
-
-def load_bundle(path: str | Path, *, verify: bool = True) -> PackedCollection:
+def load_bundle(path: str | Path, *, verify: Verify = True) -> PackedCollection:
     """The tables of a bundle, ready to look up: a drop-in for `torchrec.EmbeddingBagCollection` at inference.
 
     Args:
         path: what `save_bundle`, a training run or `embank export` wrote.
-        verify: False skips the SHA-256 of the files, which reads all of them (their sizes are checked in any case); for
-            tables that are larger than what is looked up.
+        verify: whether the SHA-256 of the files is compared, which reads all of them: for tables that are larger than
+            what is looked up, "small" compares that of all but rows and vocabularies, and False of none. Sizes are
+            compared in any case.
 
     Raises:
         CheckpointError: no bundle, or one that is damaged, of another version, or needs a method that is not installed.
@@ -249,6 +128,7 @@ class Bundle:
         embank_version: of the writer.
         has_network: whether there is a network besides the tables.
         nbytes: bytes of all files.
+        checksum: SHA-256 of the file of checksums, which stands for all files: two bundles of one checksum are equal.
 
     Raises:
         CheckpointError: no bundle, or one that is damaged or of another version.
@@ -260,15 +140,19 @@ class Bundle:
         >>> bundle = Bundle("bundle")
         >>> [(entry.name, entry.method) for entry in bundle.entries], bundle.has_network
         ([('item', 'full')], False)
+        >>> len(bundle.checksum), bundle.checksum.startswith(bundle.version)
+        (64, True)
     """
 
-    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
+    def __init__(self, path: str | Path, *, verify: Verify = True) -> None:
         self.path = Path(path)
         self._refuse_other_folders()
         manifest = read_json(self.path / MANIFEST)
         self.embank_version = str(manifest.get("embank_version", "unknown"))
         self._refuse_other_versions(manifest)
-        checksums = verify_checksums(self.path, kind="bundle", cure=_CURE, read=verify)
+        read = _is_small if verify == "small" else lambda name: bool(verify)
+        checksums = verify_checksums(self.path, kind="bundle", cure=_CURE, read=read)
+        self.checksum: str = file_digest(self.path / CHECKSUMS)["sha256"]
         try:
             self.keys: list[str] = list(manifest["keys"])
             self.entries = [TableEntry.from_json(values) for values in manifest["tables"]]
@@ -282,6 +166,11 @@ class Bundle:
             if required not in checksums:
                 raise CheckpointError(f"bundle '{self.path}' lacks '{required}' in its checksums. {_CURE}")
         self.nbytes = folder_nbytes(self.path)
+
+    @property
+    def version(self) -> str:
+        """A short name of what the bundle holds: the first 12 digits of `checksum`."""
+        return self.checksum[:12]
 
     def _refuse_other_folders(self) -> None:
         if is_bundle(self.path):
@@ -377,6 +266,11 @@ class Bundle:
         except (OSError, SafetensorError) as error:
             refuse_exhausted(error, doing=f"reading '{self.path / file}'")
             raise CheckpointError(f"'{self.path / file}' can't be read: {cause_of(error)}. {_CURE}") from error
+
+
+def _is_small(file: str) -> bool:
+    """Of a bundle's files by name: what says how to look up and to score, but neither rows nor vocabularies."""
+    return file == NETWORK or file.endswith(".json")
 
 
 def folder_nbytes(path: str | Path) -> int:

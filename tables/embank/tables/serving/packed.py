@@ -1,25 +1,26 @@
-"""`PackedCollection`: tables in their inference form, behind the interface of `torchrec.EmbeddingBagCollection`."""
+"""`PackedCollection`: tables in their inference form, behind the interface of `torchrec.EmbeddingBagCollection`.
+
+TorchRec itself is imported by who gives a KeyedJaggedTensor in, and so is not waited for by who does not.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
-from embank.tables.collections.bags import Bags, bag_configs, bag_offsets, output_key
 from embank.tables.collections.identity import as_tensor, of_tensor
+from embank.tables.collections.ids import bag_offsets, output_key
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.paths import pool
-from embank.tables.collections.pooled import TableCollection
-from embank.tables.collections.training import refuse_unfinished
-from embank.tables.errors import CheckpointError, ConfigError
-from embank.tables.method.schedule import is_last_stage, stages_of
+from embank.tables.errors import CheckpointError
 from embank.tables.rows.held_bytes import distinct_nbytes
 from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec
-from embank.tables.storage.checkpoint import refuse_no_tables
+
+if TYPE_CHECKING:
+    from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
 FORM = "embank's packed tables"
 
@@ -86,7 +87,7 @@ class PackedCollection(nn.Module):
             assert isinstance(pack, PackedTable)
             yield spec, pack
 
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+    def forward(self, features: "KeyedJaggedTensor") -> "KeyedTensor":
         """Pooled logical rows: keys are the features, values [B, sum D].
 
         Args:
@@ -96,6 +97,10 @@ class PackedCollection(nn.Module):
             IdRangeError: an id outside its table.
             DataError: a feature is missing, or the ids carry weights.
         """
+        from torchrec import KeyedTensor
+
+        from embank.tables.collections.bags import Bags
+
         batch = Bags(features)
         outputs: list[Tensor] = []
         for spec, pack in self.packed_tables():
@@ -108,8 +113,10 @@ class PackedCollection(nn.Module):
         """Serving bytes: everything that is held, what several tables share counted once."""
         return distinct_nbytes([*self.parameters(), *self.buffers()])
 
-    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+    def embedding_bag_configs(self) -> "list[EmbeddingBagConfig]":
         """The logical tables as TorchRec describes them: its own models read this."""
+        from embank.tables.collections.bags import bag_configs
+
         return bag_configs(self.specs)
 
     def is_weighted(self) -> bool:
@@ -120,33 +127,3 @@ class PackedCollection(nn.Module):
     def device(self) -> torch.device:
         """Where the tables and the output are."""
         return next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
-
-
-@torch.no_grad()
-def pack_collection(tables: TableCollection) -> PackedCollection:
-    """The inference form of a collection, settled. It may share memory with the collection's rows, which stay as they
-    are.
-
-    Raises:
-        ConfigError: a table is not in the last stage of its method, its schedule was not followed (`Tables.step`), or
-            rows are sharded.
-
-    Example:
-        >>> spec = TableSpec(
-        ...     name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"], method="dpq", budget=0.2
-        ... )
-        >>> packed = pack_collection(TableCollection([spec]))
-        >>> packed.nbytes()
-        6024
-    """
-    refuse_no_tables(tables, doing="pack_collection")
-    tables.refuse_packing_parts()
-    refuse_unfinished(tables)
-    for method in tables.built_methods():
-        spec, stages = method.spec, stages_of(method)
-        if not is_last_stage(method):
-            raise ConfigError(
-                f"table '{spec.name}' (method '{spec.method}') is in stage '{stages[spec.stage].name}', "
-                f"{spec.stage + 1} of {len(stages)}; only the last one is served. Train it to the end first"
-            )
-    return PackedCollection(tables.specs, tables.packs())

@@ -28,7 +28,12 @@ def write_checksums(folder: Path) -> None:
 
 
 def verify_checksums(
-    folder: Path, *, kind: str, cure: str, read: bool = True, only: Callable[[str], bool] = lambda name: True
+    folder: Path,
+    *,
+    kind: str,
+    cure: str,
+    read: Callable[[str], bool] = lambda name: True,
+    only: Callable[[str], bool] = lambda name: True,
 ) -> dict[str, Any]:
     """Checks the files of a folder against its `checksums.json`; files that are not listed there are left alone.
 
@@ -36,7 +41,7 @@ def verify_checksums(
         folder: what is checked.
         kind: what it is, for messages.
         cure: what to do about a damaged file, a sentence.
-        read: False compares sizes only.
+        read: whose SHA-256 is compared, by name; of the others the size alone.
         only: which of the listed files are looked at, by name.
 
     Returns:
@@ -62,18 +67,21 @@ def verify_checksums(
                 f"'{path}' has {size:,} bytes where {expected['nbytes']:,} were written; it is truncated or altered. "
                 f"{cure}"
             )
-    if read:
-        with ThreadPoolExecutor(_HASH_THREADS) as pool:  # hashing lets go of the interpreter
-            for (name, expected), found in zip(
-                looked_at.items(), pool.map(_digest_or_cause, map(folder.__truediv__, looked_at)), strict=True
-            ):
-                if isinstance(found, OSError):
-                    raise CheckpointError(f"'{folder / name}' can't be read: {cause_of(found)}. {cure}") from found
-                if found != expected:
-                    raise CheckpointError(
-                        f"'{folder / name}' has been altered: its SHA-256 differs from the one written with it. {cure}"
-                    )
+    _compare_digests(folder, {name: expected for name, expected in looked_at.items() if read(name)}, cure=cure)
     return checksums
+
+
+def _compare_digests(folder: Path, listed: dict[str, Any], *, cure: str) -> None:
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:  # hashing lets go of the interpreter
+        for (name, expected), found in zip(
+            listed.items(), pool.map(_digest_or_cause, map(folder.__truediv__, listed)), strict=True
+        ):
+            if isinstance(found, OSError):
+                raise CheckpointError(f"'{folder / name}' can't be read: {cause_of(found)}. {cure}") from found
+            if found != expected:
+                raise CheckpointError(
+                    f"'{folder / name}' has been altered: its SHA-256 differs from the one written with it. {cure}"
+                )
 
 
 def text_digest(text: str) -> str:

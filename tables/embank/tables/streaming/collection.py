@@ -8,7 +8,8 @@ from torch import nn
 from torchrec import KeyedJaggedTensor, KeyedTensor
 
 from embank.tables.collections.addressed import Addressed
-from embank.tables.collections.bags import Bags, missing_ids
+from embank.tables.collections.bags import Bags
+from embank.tables.collections.ids import missing_ids
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.pooled import TableCollection
 from embank.tables.errors import ConfigError

@@ -21,7 +21,7 @@ from torchrec.modules.mc_modules import (
 )
 
 from embank.tables.errors import ConfigError, DataError
-from embank.tables.ids.token_hash import NUM_TOKEN_IDS
+from embank.tables.ids.token_space import NUM_TOKEN_IDS
 from embank.tables.method.options import option_class
 from embank.tables.streaming.base import IdVocabulary, StreamCounts
 

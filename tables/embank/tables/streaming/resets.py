@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from embank.tables.collections.bags import IdRangeError
 from embank.tables.collections.base import Tables
+from embank.tables.collections.ids import IdRangeError
 from embank.tables.errors import ConfigError
 from embank.tables.ids.hashing import seed_of
 from embank.tables.method.base import Method, combination

@@ -14,7 +14,7 @@ from embank.pipelines.config.reserved import GROUP_COLUMN, LABEL_COLUMN
 from embank.pipelines.data.prepare.blocks import Array, Bags, Block, IntArray, Piece, RowGroup
 from embank.pipelines.data.schema import Schema
 from embank.tables.errors import DataError
-from embank.tables.ids.token_hash import NUM_TOKEN_IDS
+from embank.tables.ids.token_space import NUM_TOKEN_IDS
 from embank.tables.storage.resources import refuse_exhausted
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from embank.tables.ids.token_hash import NUM_TOKEN_IDS
+from embank.tables.ids.token_space import NUM_TOKEN_IDS
 
 Ids = npt.NDArray[np.int64]
 

@@ -18,7 +18,7 @@ from embank.pipelines.data.prepare.encode import id_type
 from embank.pipelines.data.prepare.numeric_fields import finished, numeric_columns
 from embank.pipelines.data.prepare.spool import BlockWriter
 from embank.pipelines.data.schema import SPLIT_NAMES, NumericField
-from embank.tables.ids.token_hash import MISSING_ID
+from embank.tables.ids.token_space import MISSING_ID
 
 PART_ROWS = 2**20
 _DICTIONARY_IDS = 2**15

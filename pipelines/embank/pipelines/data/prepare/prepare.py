@@ -34,7 +34,7 @@ from embank.pipelines.data.sources.formats.base import Source, TextOptions, chec
 from embank.pipelines.data.sources.formats.registry import find_format
 from embank.pipelines.reporting import Phase, Reporter
 from embank.tables.errors import ConfigError
-from embank.tables.ids.token_hash import NUM_TOKEN_IDS, TOKEN_HASH_VERSION
+from embank.tables.ids.token_space import NUM_TOKEN_IDS, TOKEN_HASH_VERSION
 
 _log = logging.getLogger(__name__)
 _SPOOL_FILE = "spool.parquet"

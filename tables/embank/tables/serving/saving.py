@@ -1,0 +1,148 @@
+"""Writing bundles: tables in their inference form as files, see `embank.tables.serving.bundle`."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from embank.tables.collections.identity import identity_of
+from embank.tables.collections.pooled import TableCollection
+from embank.tables.collections.state import without_tables
+from embank.tables.errors import CheckpointError, ConfigError, WorkError
+from embank.tables.ids.hashing import HASH_VERSION
+from embank.tables.serving.bundle import FORMAT, FORMAT_VERSION, MANIFEST, NETWORK, TABLES, Bundle, TableEntry
+from embank.tables.serving.packing import pack_collection
+from embank.tables.serving.stored import TensorFile
+from embank.tables.serving.table import PackedTable
+from embank.tables.specs import TableSpec, token_hash_version_of
+from embank.tables.storage.atomic import publish, temporary_beside
+from embank.tables.storage.checkpoint import refuse_no_tables, refuse_non_finite
+from embank.tables.storage.checksums import write_checksums
+from embank.tables.storage.refusals import cause_of
+from embank.tables.storage.resources import refuse_exhausted
+from embank.tables.version import embank_version
+
+
+def save_bundle(
+    folder: str | Path,
+    tables: TableCollection,
+    *,
+    network: Mapping[str, Tensor] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes tables in their inference form; at every moment either nothing or all of it is at `folder`.
+
+    Rows are settled first (see `Schedule.settle`), and written from where they are: only those that are padded in
+    memory are copied.
+
+    Args:
+        folder: must not exist yet.
+        tables: in the last stage of their methods.
+        network: parameters and buffers of the model that reads the tables, by name. What belongs to the tables is left
+            out, so that the `state_dict` of a model that contains them will do.
+        facts: what else a reader must know, as JSON.
+
+    Raises:
+        CheckpointError: the folder exists.
+        ConfigError: a table is not in its last stage, rows are sharded, the facts are no JSON, the network holds
+            something else than tensors or the rows of other tables, or a method's module does not name its spine.
+        WorkError: rows are not finite, or the bundle can't be written (full disk, no permission); nothing is left
+            behind.
+
+    Example:
+        >>> spec = TableSpec(
+        ...     name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"], method="hash", budget=0.1
+        ... )
+        >>> tables = TableCollection([spec])
+        >>> save_bundle("bundle", tables)
+        >>> served = load_bundle("bundle")
+        >>> served.nbytes() == tables.nbytes("serving")
+        True
+    """
+    folder = Path(folder)
+    refuse_no_tables(tables, doing="save_bundle")
+    network = None if network is None else without_tables(network, tables)
+    refuse_non_finite(tables)
+    collection = pack_collection(tables)
+    stored = TensorFile()
+    entries = [_entry(spec, pack, stored) for spec, pack in collection.packed_tables()]
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "hash_version": HASH_VERSION,
+        "token_hash_version": token_hash_version_of(collection.specs),
+        "embank_version": embank_version(),
+        "keys": collection.keys,
+        "trained_as": identity_of(tables),
+        "tables": [asdict(entry) for entry in entries],
+        "facts": dict(facts or {}),
+    }
+    dense = TensorFile()
+    if network is not None:
+        manifest["network"] = {name: asdict(dense.add(name, tensor)) for name, tensor in network.items()}
+    try:
+        text = json.dumps(manifest, indent=1)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the facts of bundle '{folder}' can't be saved as JSON: {error}; give plain values"
+        ) from error
+    with _written(folder) as temporary:
+        stored.write(temporary / TABLES)
+        if network is not None:
+            dense.write(temporary / NETWORK)
+        (temporary / MANIFEST).write_text(text)
+        write_checksums(temporary)
+
+
+def copy_bundle(source: Bundle, folder: str | Path) -> None:
+    """Writes a bundle once more, elsewhere.
+
+    Raises:
+        CheckpointError: the folder exists.
+        WorkError: it can't be written; nothing is left behind.
+    """
+    with _written(Path(folder)) as temporary:
+        shutil.copytree(source.path, temporary, dirs_exist_ok=True)
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[Path]:
+    """A temporary folder that gets its name when the block ends well, and vanishes when it does not."""
+    folder = folder.absolute()
+    if folder.exists():
+        raise CheckpointError(
+            f"'{folder}' exists already, and a bundle is never written over anything; choose another folder"
+        )
+    temporary = temporary_beside(folder)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        publish(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        refuse_exhausted(error, doing=f"writing the bundle '{folder}'")
+        raise WorkError(
+            f"the bundle '{folder}' can't be written: {cause_of(error)}. Nothing was left behind; make room or choose "
+            "another folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _entry(spec: TableSpec, pack: PackedTable, stored: TensorFile) -> TableEntry:
+    return TableEntry(
+        name=spec.name,
+        num_embeddings=spec.num_embeddings,
+        embedding_dim=spec.embedding_dim,
+        feature_names=list(spec.feature_names),
+        pooling=spec.pooling,
+        method=spec.method,
+        served=pack.manifest(),
+        tensors={name: stored.add(f"{spec.name}.{name}", tensor) for name, tensor in pack.state_dict().items()},
+    )
