@@ -246,9 +246,9 @@ class Search:
         elif plan.num_retrained:
             seeds = ", ".join(map(str, plan.train_seeds))
             facts.append(
-                f"Scores are those of masks on one supernet; the best {plan.num_retrained} and the uniform candidate "
-                f"were trained anew (seeds {seeds}), and the best is chosen by validation; test figures are means ± "
-                "sample deviation over seeds."
+                f"Scores are those of masks on one supernet; the best {plan.num_retrained} that differ and the simple "
+                f"ones (`uniform` widths, and those of the `mde` rule) were trained anew (seeds {seeds}), and the best "
+                "is chosen by validation; test figures are means ± sample deviation over seeds."
             )
         else:
             facts.append("Scores are those of masks on one supernet; the best candidate was cut out of it, untrained.")
