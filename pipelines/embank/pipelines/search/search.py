@@ -192,7 +192,9 @@ class Search:
                 bundle = self._best_file(budget).with_name(f"{self._best_file(budget).stem}-bundle")
                 if bundle.exists():  # of a search that had fewer trials
                     remove_folder(bundle)
-                write_bundle(bundle, model, config=config, schema=schema, step=net.step)
+                write_bundle(
+                    bundle, model, config=config, schema=schema, step=net.step, data=Path(self.config.data.path)
+                )
 
     def _best(self, entries: Sequence[Entry]) -> dict[float | None, Entry]:
         found = {b: best_entry([entry for entry in entries if entry.budget == b]) for b in self.plan.budgets}
