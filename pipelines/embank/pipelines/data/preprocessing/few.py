@@ -17,7 +17,8 @@ from embank.pipelines.data.prepare.numbers import FLOAT32_MAX
 from embank.pipelines.data.preprocessing.encoded import Encoded
 from embank.pipelines.data.preprocessing.rules import Preprocessing
 from embank.pipelines.data.schema import IS_MISSING
-from embank.tables.ids.token_hash import MISSING_ID, text_ids
+from embank.tables.ids.token_hash import text_ids
+from embank.tables.ids.token_space import MISSING_ID
 from embank.tables.ids.vocabulary import UNKNOWN_ID
 
 MOST_ROWS = 16

@@ -24,7 +24,7 @@ from embank.pipelines.data.schema import CONFIG_FILE, VOCAB_FOLDER, Schema
 from embank.pipelines.data.sources.formats.base import Format, Source, TextOptions, check_column
 from embank.pipelines.data.sources.formats.registry import find_format
 from embank.tables.errors import CheckpointError, ConfigError, DataError
-from embank.tables.ids.token_hash import refuse_other_token_hash
+from embank.tables.ids.token_space import refuse_other_token_hash
 from embank.tables.ids.vocabulary import TOKEN, Vocabulary
 from embank.tables.ids.vocabulary_index import VocabularyIndex
 from embank.tables.storage.json_text import read_json
