@@ -4,6 +4,7 @@
     data                `prepare`, `PrepareConfig`, `synth`, `synth_prepared`, `Schema`, `Loader`, `verify_prepared`
     training            `Trainer`, `run_sweep`, `Reporter`
     a run or a bundle   `evaluate_saved`, `inspect_saved`, `export_run`
+    new bundles         `make_delta`, `apply_delta`
     language models     `add_engram`, `add_stem`, `load_memory`, `ModelMemory`
 
 Names are imported when they are first used, so that a command loads what it needs and no more.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from embank.pipelines.data.prepare.prepare import prepare
     from embank.pipelines.data.schema import Schema
     from embank.pipelines.data.synth import synth, synth_prepared
+    from embank.pipelines.deltas import DeltaReport, apply_delta, make_delta
     from embank.pipelines.lm.adapters.attach import add_engram, add_stem
     from embank.pipelines.lm.adapters.folder import load_memory
     from embank.pipelines.lm.adapters.model_memory import ModelMemory
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "DeltaReport",
     "Loader",
     "ModelMemory",
     "PrepareConfig",
@@ -44,11 +47,13 @@ __all__ = [
     "Trainer",
     "add_engram",
     "add_stem",
+    "apply_delta",
     "evaluate_saved",
     "export_run",
     "inspect_saved",
     "load_config",
     "load_memory",
+    "make_delta",
     "parse_config",
     "prepare",
     "run_sweep",

@@ -2,30 +2,26 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from embank.tables.collections.identity import identity_of
 from embank.tables.collections.pooled import TableCollection
 from embank.tables.collections.state import without_tables
-from embank.tables.errors import CheckpointError, ConfigError, WorkError
+from embank.tables.errors import ConfigError
 from embank.tables.ids.hashing import HASH_VERSION
 from embank.tables.serving.bundle import FORMAT, FORMAT_VERSION, MANIFEST, NETWORK, TABLES, Bundle, TableEntry
 from embank.tables.serving.packing import pack_collection
 from embank.tables.serving.stored import TensorFile
 from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec, token_hash_version_of
-from embank.tables.storage.atomic import publish, temporary_beside
 from embank.tables.storage.checkpoint import refuse_no_tables, refuse_non_finite
 from embank.tables.storage.checksums import write_checksums
-from embank.tables.storage.refusals import cause_of
-from embank.tables.storage.resources import refuse_exhausted
+from embank.tables.storage.new_folder import new_folder
 from embank.tables.version import embank_version
 
 
@@ -35,7 +31,6 @@ def save_bundle(
     *,
     network: Mapping[str, Tensor] | None = None,
     facts: Mapping[str, Any] | None = None,
-    files: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
     """Writes tables in their inference form; at every moment either nothing or all of it is at `folder`.
 
@@ -48,7 +43,6 @@ def save_bundle(
         network: parameters and buffers of the model that reads the tables, by name. What belongs to the tables is left
             out, so that the `state_dict` of a model that contains them will do.
         facts: what else a reader must know, as JSON.
-        files: what else is written into the folder, by its name in it: each function is given the path.
 
     Raises:
         CheckpointError: the folder exists.
@@ -94,14 +88,11 @@ def save_bundle(
         raise ConfigError(
             f"the facts of bundle '{folder}' can't be saved as JSON: {error}; give plain values"
         ) from error
-    with _written(folder) as temporary:
+    with new_folder(folder, kind="bundle") as temporary:
         stored.write(temporary / TABLES)
         if network is not None:
             dense.write(temporary / NETWORK)
         (temporary / MANIFEST).write_text(text)
-        for name, write in (files or {}).items():
-            (temporary / name).parent.mkdir(exist_ok=True)
-            write(temporary / name)
         write_checksums(temporary)
 
 
@@ -112,32 +103,8 @@ def copy_bundle(source: Bundle, folder: str | Path) -> None:
         CheckpointError: the folder exists.
         WorkError: it can't be written; nothing is left behind.
     """
-    with _written(Path(folder)) as temporary:
+    with new_folder(Path(folder), kind="bundle") as temporary:
         shutil.copytree(source.path, temporary, dirs_exist_ok=True)
-
-
-@contextmanager
-def _written(folder: Path) -> Iterator[Path]:
-    """A temporary folder that gets its name when the block ends well, and vanishes when it does not."""
-    folder = folder.absolute()
-    if folder.exists():
-        raise CheckpointError(
-            f"'{folder}' exists already, and a bundle is never written over anything; choose another folder"
-        )
-    temporary = temporary_beside(folder)
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        publish(temporary, folder)
-    except (OSError, SafetensorError) as error:
-        refuse_exhausted(error, doing=f"writing the bundle '{folder}'")
-        raise WorkError(
-            f"the bundle '{folder}' can't be written: {cause_of(error)}. Nothing was left behind; make room or choose "
-            "another folder"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _entry(spec: TableSpec, pack: PackedTable, stored: TensorFile) -> TableEntry:

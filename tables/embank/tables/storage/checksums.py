@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 from embank.tables.errors import CheckpointError
 from embank.tables.storage.json_text import read_json
 from embank.tables.storage.refusals import cause_of
+from embank.tables.wording import shown
 
 CHECKSUMS = "checksums.json"
 
 _HASH_THREADS = 4
+_MAX_NAME = 256
+"""Bytes of a file's or a folder's name; systems refuse longer ones with errors of their own."""
 
 
 def write_checksums(folder: Path) -> None:
@@ -24,7 +27,35 @@ def write_checksums(folder: Path) -> None:
             str(path.relative_to(folder)): found
             for path, found in zip(files, pool.map(file_digest, files), strict=True)
         }
-    (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1, sort_keys=True))
+    (folder / CHECKSUMS).write_text(checksums_text(checksums))
+
+
+def checksums_text(checksums: Mapping[str, Any]) -> str:
+    """What `checksums.json` says of files."""
+    return json.dumps(checksums, indent=1, sort_keys=True)
+
+
+def refuse_bad_listing(checksums: Mapping[str, Any], *, what: str, cure: str) -> None:
+    """Refuses what `checksums.json` never holds, such as files outside of its folder.
+
+    Raises:
+        CheckpointError: a name, a checksum or a size is none.
+    """
+    for name, expected in checksums.items():
+        if not _is_inside(name):
+            raise CheckpointError(f"{what} is damaged: {name!r} is no file inside of its folder. {cure}")
+        kinds = {key: type(value) for key, value in expected.items()} if isinstance(expected, dict) else None
+        if kinds != {"sha256": str, "nbytes": int}:
+            raise CheckpointError(f"{what} is damaged: its entry {name!r} is {shown(expected)}. {cure}")
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name leads to a file in a folder and nowhere else, and systems take it."""
+    try:
+        parts = name.encode().split(b"/")
+    except UnicodeEncodeError:
+        return False
+    return all(part not in (b"", b".", b"..") and b"\0" not in part and len(part) < _MAX_NAME for part in parts)
 
 
 def verify_checksums(
@@ -53,12 +84,11 @@ def verify_checksums(
     listing = folder / CHECKSUMS
     if not listing.is_file():
         raise CheckpointError(f"'{folder}' is not a complete {kind}: it has no {CHECKSUMS}. {cure}")
-    checksums = read_json(listing)
+    checksums = read_json(listing, cure=cure)
+    refuse_bad_listing(checksums, what=f"'{listing}'", cure=cure)
     looked_at = {name: expected for name, expected in checksums.items() if only(name)}
     for name, expected in looked_at.items():
         path = folder / name
-        if not isinstance(expected, dict) or set(expected) != {"sha256", "nbytes"}:
-            raise CheckpointError(f"'{listing}' is damaged: its entry '{name}' is {expected!r}. {cure}")
         if not path.is_file():
             raise CheckpointError(f"{kind} '{folder}' lacks '{name}'. {cure}")
         size = path.stat().st_size

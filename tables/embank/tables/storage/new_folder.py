@@ -1,0 +1,51 @@
+"""A new folder that is there whole or not at all."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from embank.tables.errors import CheckpointError, ConfigError, WorkError
+from embank.tables.storage.atomic import publish, temporary_beside
+from embank.tables.storage.refusals import cause_of
+from embank.tables.storage.resources import refuse_exhausted
+
+
+@contextmanager
+def new_folder(folder: Path, *, kind: str, sources: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """A temporary folder that gets its name, durably, when the block ends well, and vanishes when it does not.
+
+    Args:
+        folder: must not exist yet.
+        kind: what it will be, for messages.
+        sources: folders that are read meanwhile, inside of which nothing may be written.
+
+    Raises:
+        CheckpointError: the folder exists.
+        ConfigError: it would lie inside of a source.
+        WorkError: it can't be written; nothing is left behind.
+    """
+    folder = folder.absolute()
+    if folder.exists():
+        raise CheckpointError(
+            f"'{folder}' exists already, and a {kind} is never written over anything; choose another folder"
+        )
+    for source in sources:
+        if folder.resolve().is_relative_to(source.resolve()):
+            raise ConfigError(f"'{folder}' lies inside of '{source}', which is only read; choose another folder")
+    temporary = temporary_beside(folder)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        publish(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        refuse_exhausted(error, doing=f"writing the {kind} '{folder}'")
+        raise WorkError(
+            f"the {kind} '{folder}' can't be written: {cause_of(error)}. Nothing was left behind; make room or choose "
+            "another folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
