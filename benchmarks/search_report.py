@@ -107,7 +107,7 @@ def difference(searched: Line, others: Sequence[Line]) -> str:
 def tau_of(folder: Path) -> tuple[float | None, int]:
     """Kendall's tau between supernet score and validation after training, over random candidates of one budget."""
     with (folder / "candidates.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["name"] != "uniform" and row["score"] and row["validation"]]
+        rows = [row for row in csv.DictReader(file) if row["name"].isdecimal() and row["score"] and row["validation"]]
     return kendall_tau([(float(row["score"]), float(row["validation"])) for row in rows]), len(rows)
 
 

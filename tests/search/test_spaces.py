@@ -253,6 +253,7 @@ def test_shapes_are_what_a_supernet_masks() -> None:
     [
         (lambda: DimensionSpace([plain("a", 9, dim=4)]), "a space needs at least one parameter"),
         (lambda: DimensionSpace(SPECS, row_levels=0), "row_levels is 0"),
+        (lambda: DimensionSpace(SPECS, row_levels=[0.5, 0.0]), "row_levels holds 0.0"),
         (lambda: Parameter(name="x", values=()), "parameter 'x' has no values"),
         (lambda: Parameter(name="x", values=(1, 1)), "has a value twice"),
         (lambda: SPACES["widths"].encode({"width.a": 4}), "the candidate has no 'width.b'"),

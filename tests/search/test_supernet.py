@@ -3,16 +3,19 @@
 from pathlib import Path
 from random import Random
 
+import optuna
 import pytest
 import torch
 from tests.search.supernets import scored, searched
 from tests.training.runs import train, write_data
 
+from embank.compression.methods.mde import ids_per_lookup
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.runs.evaluate import validation_score
 from embank.pipelines.search import scores as scores_module
 from embank.pipelines.search.cut import cut_model
-from embank.pipelines.search.fields import candidate_config, field_space
+from embank.pipelines.search.fields import MDE, UNIFORM, candidate_config, field_space
+from embank.pipelines.search.retrain import different, overlap
 from embank.pipelines.search.scores import Scorer
 from embank.pipelines.search.supernet import open_supernet, train_supernet
 from embank.search.spaces import Shape
@@ -189,9 +192,33 @@ def test_what_can_not_be_searched_is_refused(data: Path) -> None:
         field_space(searched(data, tables={"dim": 8, "overrides": overrides}))
 
 
-def test_the_uniform_candidate_keeps_the_budget(data: Path) -> None:
+def test_the_simple_candidates_keep_the_budget(data: Path) -> None:
+    space = field_space(searched(data), widths=1, row_levels=3)
+    for budget in (0.6, 0.2, 0.1):
+        allowed = space.allowed_nbytes(budget)
+        simple = space.simple_candidates(allowed)
+        assert all(space.nbytes(candidate) <= allowed for candidate in simple.values())
+        uniform, by_rule = (space.shapes(simple[name]) for name in (UNIFORM, MDE))
+        assert len({shape.width for shape in uniform.values()}) == 1
+        widths = [by_rule[spec.name].width for spec in space.tables]
+        sizes = ids_per_lookup(space.tables)
+        assert [width for _, width in sorted(zip(sizes, widths, strict=True))] == sorted(widths, reverse=True)
+        assert len(set(widths)) > 1
+    assert list(space.simple_candidates(None)) == [UNIFORM], "the rule keeps all, too, and is left out"
+
+
+def test_candidates_that_are_trained_anew_differ(data: Path) -> None:
+    """The search's best are often one with a row more here and there."""
     space = field_space(searched(data), row_levels=3)
-    for budget in (1.0, 0.6, 0.3, 0.2):
-        (candidate,) = space.uniform_candidates(space.allowed_nbytes(budget))
-        assert space.nbytes(candidate) <= space.allowed_nbytes(budget)
-        assert len({shape.width for shape in space.shapes(candidate).values()}) == 1
+    whole = space.decode(space.ceiling())
+    narrow = whole | {"width.user": space.parameters["width.user"].values[0]}
+    nearly = whole | {"width.genre": space.parameters["width.genre"].values[0]}
+    trials = [
+        optuna.trial.create_trial(value=value, user_attrs={"candidate": candidate})
+        for value, candidate in ((0.9, whole), (0.8, nearly), (0.7, narrow))
+    ]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    assert overlap(space.shapes(whole), space.shapes(nearly)) > 0.9 > overlap(space.shapes(whole), space.shapes(narrow))
+    assert [t.number for t in different(trials, space, num=2)] == [0, 2]
+    assert [t.number for t in different(trials, space, num=3)] == [0, 1, 2]

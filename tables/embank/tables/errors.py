@@ -18,7 +18,17 @@ class ConfigError(EmbankError):
 
 
 class DataError(EmbankError):
-    """Raw or prepared data that can't be used."""
+    """Raw or prepared data that can't be used.
+
+    Attributes:
+        field: the column that it is about, where there is one.
+        row: the row, counted from 0, among those that were given, where it is about a cell.
+        value: the cell's value.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None, row: int | None = None, value: object = None) -> None:
+        super().__init__(message)
+        self.field, self.row, self.value = field, row, value
 
 
 class CheckpointError(EmbankError):

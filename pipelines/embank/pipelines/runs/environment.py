@@ -10,16 +10,25 @@ from typing import Any
 _PACKAGES = ("embank", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "polars", "pyarrow", "numpy")
 
 
-def environment_of(fingerprint: str) -> dict[str, Any]:
-    """Versions, machine and commit, and the fingerprint of the data."""
+def provenance_of(seed: int) -> dict[str, Any]:
+    """What a bundle says of the training that made it, besides configuration and data: the same for equal runs."""
+    return {"seed": seed, "versions": _versions(), "git_commit": _git_commit()}
+
+
+def _versions() -> dict[str, str]:
     versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    return versions
+
+
+def environment_of(fingerprint: str) -> dict[str, Any]:
+    """Versions, machine and commit, and the fingerprint of the data."""
     return {
-        "versions": versions,
+        "versions": _versions(),
         "python": platform.python_version(),
         "machine": platform.platform(),
         "num_cpus": os.cpu_count(),

@@ -8,10 +8,13 @@ from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.bundle import write_bundle
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model, data_of, refuse_other_vocabularies
+from embank.pipelines.runs.progress import Progress
+from embank.pipelines.runs.result import metrics_of
 from embank.tables import Bundle
 from embank.tables.errors import CheckpointError
 from embank.tables.serving.bundle import is_bundle
 from embank.tables.serving.saving import copy_bundle
+from embank.tables.storage.checkpoint import meta_of
 
 
 def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = None) -> Bundle:
@@ -44,7 +47,8 @@ def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = N
     refuse_other_vocabularies(schema, data=place, trained=run.fingerprint, path=path)
     verify_prepared(place, schema, splits=())
     with best_model(run, schema=schema, data=place) as (model, step):
-        write_bundle(out, model, config=config, schema=schema, step=step)
+        metrics = metrics_of(Progress.from_json(meta_of(run.saved()[-1])["progress"]))
+        write_bundle(out, model, config=config, schema=schema, step=step, data=place, metrics=metrics)
     return Bundle(out)
 
 

@@ -37,7 +37,7 @@ class Judged:
 
     Args:
         step, epoch: when it was made.
-        logloss, auc, gauc: its figures; None where they are undefined.
+        logloss, auc, gauc, calibration: its figures; None where they are undefined.
     """
 
     step: int
@@ -45,6 +45,7 @@ class Judged:
     logloss: float
     auc: float | None = None
     gauc: float | None = None
+    calibration: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -168,7 +169,11 @@ class Progress:
                 note = f"{record[f'{monitor}_undefined']} Checkpoints are chosen by log loss instead"
         value = record[self.monitor]
         sign = -1 if self.monitor == "logloss" else 1
-        judged = Judged(**{name: record[name] for name in ("step", "epoch", "logloss", "auc")}, gauc=record.get("gauc"))
+        judged = Judged(
+            **{name: record[name] for name in ("step", "epoch", "logloss", "auc")},
+            gauc=record.get("gauc"),
+            calibration=record.get("calibration"),
+        )
         if self.least_loss is None or only_end or judged.logloss < self.least_loss.logloss:
             self.least_loss = judged
         if self.best_value is None or only_end or sign * value > sign * self.best_value:

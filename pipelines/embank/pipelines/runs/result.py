@@ -44,7 +44,15 @@ def close_run(
     with _whole(run, model, config=config, schema=schema) as whole:
         assert isinstance(whole.tables, TableCollection)
         run.remove_bundle()
-        write_bundle(run.bundle, whole, config=config, schema=schema, step=progress.best_step or progress.step)
+        write_bundle(
+            run.bundle,
+            whole,
+            config=config,
+            schema=schema,
+            step=progress.best_step or progress.step,
+            data=Path(config.data.path),
+            metrics=metrics_of(progress),
+        )
         nbytes = folder_nbytes(run.bundle)
         result = final_figures(config, tables=whole.tables, progress=progress, scores=scores, bundle_nbytes=nbytes)
     run.plot()
@@ -114,6 +122,14 @@ def final_figures(
         "method": config.tables.default.method,
         "budget": config.tables.default.budget,
     }
+
+
+def metrics_of(progress: Progress) -> dict[str, Any]:
+    """What validation said of the checkpoint that is served, for its bundle; empty where none was evaluated."""
+    chosen = progress.chosen
+    if chosen is None:
+        return {}
+    return {"split": "valid", **_figures(chosen), "calibration": chosen.calibration}
 
 
 def _figures(judged: Judged) -> dict[str, float]:

@@ -1,17 +1,23 @@
 """What of a configuration is searched: its fields as a space of widths and rows, and candidates as configurations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from embank.compression.methods.mde import ideal_dims, ids_per_lookup
 from embank.ctr_models import MODELS
 from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import id_counts, table_specs
 from embank.search.spaces import Candidate, DimensionSpace, Genes, Shape, Value
-from embank.search.spaces.tables import Widths
+from embank.search.spaces.tables import RowLevels, Widths, rows_at
 from embank.tables import ConfigError, TableCollection, TableSpec
+
+UNIFORM, MDE = "uniform", "mde"
+"""Names of the candidates that every search is measured by."""
+
+_RULE_STEPS = 100
 
 
 class FieldSpace(DimensionSpace):
@@ -36,9 +42,9 @@ class FieldSpace(DimensionSpace):
         fixed_nbytes: int = 0,
         fixed_plain_nbytes: int = 0,
         widths: Widths = 4,
-        row_levels: int = 1,
+        row_levels: RowLevels = 1,
     ) -> None:
-        self.has_first_order, self.fixed_nbytes, self.row_levels = has_first_order, fixed_nbytes, row_levels
+        self.has_first_order, self.fixed_nbytes = has_first_order, fixed_nbytes
         super().__init__(searched, widths=widths, row_levels=row_levels)
         self.plain_nbytes += fixed_plain_nbytes
         if has_first_order:
@@ -51,27 +57,51 @@ class FieldSpace(DimensionSpace):
     def nbytes_of(self, genes: Genes) -> int:
         return super().nbytes_of(genes) + self.fixed_nbytes
 
-    def uniform_candidates(self, nbytes: int | None) -> list[Candidate]:
-        """What a search is measured by: the same share of every table's columns, as wide as some bytes allow; of its
-        rows, too, where narrow rows alone don't keep them. None where even the fewest rows don't."""
+    def simple_candidates(self, nbytes: int | None) -> dict[str, Candidate]:
+        """What a search is measured by, by name, as large as some bytes allow.
+
+        `uniform` keeps the same share of every table's columns; `mde` follows the rule of Mixed Dimension Embeddings,
+        narrower rows in larger tables. Both keep all rows, or where narrow rows alone don't keep the bytes, the same
+        share of each table's. One that is the other is left out, and so are both where even the fewest rows don't.
+        """
         allowed = self.plain_nbytes if nbytes is None else nbytes
-        for level in range(self.row_levels):
-            found = [self._at_level(self._at_share(share), level) for share in self._shares()]
-            fitting = [candidate for candidate in found if self.nbytes(candidate) <= allowed]
+        uniform, by_rule = (self._largest(wholes, allowed) for wholes in (self._uniform(), self._by_rule()))
+        found = {UNIFORM: uniform, MDE: None if by_rule == uniform else by_rule}
+        return {name: candidate for name, candidate in found.items() if candidate is not None}
+
+    def _largest(self, wholes: Sequence[Candidate], allowed: int) -> Candidate | None:
+        """The largest of some candidates of all rows that fits; with fewer rows where none does."""
+        for share in self.row_shares:
+            fitting = [c for c in (self._with_rows(whole, share) for whole in wholes) if self.nbytes(c) <= allowed]
             if fitting:
-                return [max(fitting, key=self.nbytes)]
-        return []
+                return max(fitting, key=self.nbytes)
+        return None
 
-    def _shares(self) -> list[float]:
-        return sorted({int(width) / spec.embedding_dim for spec in self.tables for width in self._widths(spec)})
+    def _uniform(self) -> list[Candidate]:
+        shares = {int(width) / spec.embedding_dim for spec in self.tables for width in self._widths(spec)}
+        return [self._at_share(share) for share in sorted(shares)]
 
-    def _at_level(self, candidate: Candidate, level: int) -> Candidate:
-        """The candidate with a half, a quarter, ... of the rows of each table, as the space has them."""
-        rows = {f"rows.{spec.name}": max(1, spec.num_embeddings >> level) for spec in self.tables}
+    def _by_rule(self) -> list[Candidate]:
+        """From the narrowest to the widest tables that the rule gives; widths are rounded to the nearest there are."""
+        sizes = ids_per_lookup(self.tables)
+        return [
+            self._at_dims(ideal_dims(self.tables, sizes, 2 - 2 * step / _RULE_STEPS)) for step in range(_RULE_STEPS + 1)
+        ]
+
+    def _at_dims(self, dims: Sequence[float]) -> Candidate:
+        nearest = {
+            f"width.{spec.name}": min((abs(int(width) - dim), int(width)) for width in self._widths(spec))[1]
+            for spec, dim in zip(self.tables, dims, strict=True)
+        }
+        return self._at_share(1.0) | {name: width for name, width in nearest.items() if name in self.parameters}
+
+    def _with_rows(self, candidate: Candidate, share: float) -> Candidate:
+        """The candidate with a share of the rows of each table."""
+        rows = {f"rows.{spec.name}": rows_at(spec, share) for spec in self.tables}
         return candidate | {name: value for name, value in rows.items() if name in self.parameters}
 
 
-def field_space(config: Config, *, widths: Widths = 4, row_levels: int = 1) -> FieldSpace:
+def field_space(config: Config, *, widths: Widths = 4, row_levels: RowLevels = 1) -> FieldSpace:
     """The space of a configuration's features.
 
     Args:

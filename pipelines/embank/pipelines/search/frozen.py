@@ -16,7 +16,7 @@ from embank.pipelines.search.scores import Scorer
 from embank.pipelines.search.supernet import Supernet, open_supernet
 from embank.pipelines.train.interrupt import StopRequest
 from embank.search.spaces import Candidate
-from embank.search.spaces.tables import Widths
+from embank.search.spaces.tables import RowLevels, Widths
 from embank.tables import ConfigError
 from embank.tables.wording import nearest_or_all
 
@@ -82,13 +82,26 @@ def space_of(plan: SearchPlan, config: Config) -> FieldSpace:
             raise ConfigError(f"the space has an option '{key}'; {nearest_or_all(key, _OPTIONS, label='it knows')}")
     default = _OPTIONS | ({"row_levels": _ROW_LEVELS} if plan.space == "rows" else {})
     widths: Widths = plan.options.get("widths", default["widths"])
-    return field_space(config, widths=widths, row_levels=int(plan.options.get("row_levels", default["row_levels"])))
+    if widths != "log2" and not _is_whole(widths) and not (isinstance(widths, list) and all(map(_is_whole, widths))):
+        raise ConfigError(f"the space has widths {widths!r}; give a whole number, a list of them, or log2")
+    row_levels: RowLevels = plan.options.get("row_levels", default["row_levels"])
+    if not _is_whole(row_levels) and not (isinstance(row_levels, list) and all(map(_is_number, row_levels))):
+        raise ConfigError(f"the space has row_levels {row_levels!r}; give a whole number, or a list of shares of rows")
+    return field_space(config, widths=widths, row_levels=row_levels)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def first_candidates(space: FieldSpace, *, budget: float | None, plan: SearchPlan) -> list[Candidate]:
-    """What every search is measured by: uniform widths that keep the budget."""
+    """What every search is measured by: uniform widths, and those of the MDE rule, that keep the budget."""
     budgets = [b for b in plan.budgets if b is not None] if plan.front else [] if budget is None else [budget]
-    return [candidate for share in budgets for candidate in space.uniform_candidates(space.allowed_nbytes(share))]
+    return [c for share in budgets for c in space.simple_candidates(space.allowed_nbytes(share)).values()]
 
 
 class FrozenObjective:

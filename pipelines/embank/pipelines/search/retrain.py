@@ -19,9 +19,10 @@ from embank.pipelines.search.trials import StoppedSearchError
 from embank.pipelines.sweep.children import Child, Ended, run_children
 from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.train.interrupt import StopRequest
-from embank.search.spaces import Candidate
+from embank.search.spaces import Candidate, Shape
 
-UNIFORM = "uniform"
+_ALIKE = 0.9
+"""Candidates that keep so much of the same are one candidate with respect to what training them can tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Entry:
 
     Args:
         budget: that it was found for.
-        name: its place among them, or `uniform`, the same share of every table's columns, which is always compared.
+        name: its place among them, or that of a simple one, which is always compared (`FieldSpace.simple_candidates`).
         trial: number of its trial; None if the search has not met it.
         candidate: its values.
         nbytes: its serving bytes.
@@ -59,29 +60,65 @@ class Entry:
         return (mean(values), stdev(values) if len(values) > 1 else None) if values else None
 
 
-def best_trials(study: optuna.Study, *, nbytes: int | None, num: int) -> list[optuna.trial.FrozenTrial]:
-    """The trials of the best scores within some bytes, each candidate once, the best one first."""
+def best_trials(study: optuna.Study, *, nbytes: int | None) -> list[optuna.trial.FrozenTrial]:
+    """The scored trials within some bytes, each candidate once, the best one first."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     fitting = [t for t in complete if nbytes is None or t.user_attrs["nbytes"] <= nbytes]
     ranked = sorted(fitting, key=lambda t: (-t.values[0], t.user_attrs["nbytes"], t.number))
     distinct: dict[tuple[Any, ...], optuna.trial.FrozenTrial] = {}
     for trial in ranked:
-        distinct.setdefault(tuple(sorted(trial.user_attrs["candidate"].items())), trial)
-    return list(distinct.values())[:num]
+        distinct.setdefault(_key(trial.user_attrs["candidate"]), trial)
+    return list(distinct.values())
 
 
 def candidates_of(study: optuna.Study, space: FieldSpace, *, budget: float | None, num: int) -> list[Entry]:
-    """What is trained anew for a budget: the best trials, and the uniform candidate."""
+    """What is trained anew for a budget: the best trials that differ, and the simple candidates."""
     nbytes = None if budget is None else space.allowed_nbytes(budget)
+    ranked = best_trials(study, nbytes=nbytes)
     found = [
         _entry(f"{place}", trial.user_attrs["candidate"], budget=budget, space=space, trial=trial)
-        for place, trial in enumerate(best_trials(study, nbytes=nbytes, num=num), start=1)
+        for place, trial in enumerate(different(ranked, space, num=num), start=1)
     ]
-    for candidate in space.uniform_candidates(nbytes):
-        known = {tuple(sorted(t.user_attrs.get("candidate", {}).items())): t for t in study.get_trials(deepcopy=False)}
-        trial = known.get(tuple(sorted(candidate.items())))
-        found.append(_entry(UNIFORM, candidate, budget=budget, space=space, trial=trial))
+    known = {_key(trial.user_attrs["candidate"]): trial for trial in ranked}
+    for name, candidate in space.simple_candidates(nbytes).items():
+        found.append(_entry(name, candidate, budget=budget, space=space, trial=known.get(_key(candidate))))
     return found
+
+
+def different(
+    ranked: Sequence[optuna.trial.FrozenTrial], space: FieldSpace, *, num: int
+) -> list[optuna.trial.FrozenTrial]:
+    """The first of some trials, and after it those that differ from all before them; if they are too few, the first of
+    the others.
+
+    The best candidates of a search are often one candidate with a row more here and there. Training them all would
+    tell no more than training one: the supernet's errors are the same for all.
+
+    Args:
+        ranked: from the best on.
+        space: of their candidates.
+        num: how many at most.
+    """
+    shapes = {trial.number: space.shapes(trial.user_attrs["candidate"]) for trial in ranked}
+    taken: list[optuna.trial.FrozenTrial] = []
+    for trial in ranked:
+        if len(taken) < num and all(overlap(shapes[trial.number], shapes[t.number]) <= _ALIKE for t in taken):
+            taken.append(trial)
+    numbers = {trial.number for trial in taken}
+    taken += [trial for trial in ranked if trial.number not in numbers][: num - len(taken)]
+    places = {trial.number: place for place, trial in enumerate(ranked)}
+    return sorted(taken, key=lambda trial: places[trial.number])
+
+
+def overlap(first: Mapping[str, Shape], second: Mapping[str, Shape]) -> float:
+    """Numbers that two candidates both keep / those that the larger one keeps."""
+    both = sum(min(own.rows, second[name].rows) * min(own.width, second[name].width) for name, own in first.items())
+    sizes = [sum(shape.rows * shape.width for shape in shapes.values()) for shapes in (first, second)]
+    return both / max(sizes)
+
+
+def _key(candidate: Candidate) -> tuple[Any, ...]:
+    return tuple(sorted(candidate.items()))
 
 
 def _entry(

@@ -192,7 +192,9 @@ class Search:
                 bundle = self._best_file(budget).with_name(f"{self._best_file(budget).stem}-bundle")
                 if bundle.exists():  # of a search that had fewer trials
                     remove_folder(bundle)
-                write_bundle(bundle, model, config=config, schema=schema, step=net.step)
+                write_bundle(
+                    bundle, model, config=config, schema=schema, step=net.step, data=Path(self.config.data.path)
+                )
 
     def _best(self, entries: Sequence[Entry]) -> dict[float | None, Entry]:
         found = {b: best_entry([entry for entry in entries if entry.budget == b]) for b in self.plan.budgets}
@@ -246,9 +248,9 @@ class Search:
         elif plan.num_retrained:
             seeds = ", ".join(map(str, plan.train_seeds))
             facts.append(
-                f"Scores are those of masks on one supernet; the best {plan.num_retrained} and the uniform candidate "
-                f"were trained anew (seeds {seeds}), and the best is chosen by validation; test figures are means ± "
-                "sample deviation over seeds."
+                f"Scores are those of masks on one supernet; the best {plan.num_retrained} that differ and the simple "
+                f"ones (`uniform` widths, and those of the `mde` rule) were trained anew (seeds {seeds}), and the best "
+                "is chosen by validation; test figures are means ± sample deviation over seeds."
             )
         else:
             facts.append("Scores are those of masks on one supernet; the best candidate was cut out of it, untrained.")

@@ -13,6 +13,9 @@ from embank.tables import ConfigError, TableSpec
 Widths = int | Literal["log2"] | Sequence[int]
 """Which widths: multiples of a number, powers of two, or a list."""
 
+RowLevels = int | Sequence[float]
+"""Which numbers of rows: so many levels (all, a half, a quarter, ...), or a list of shares."""
+
 
 class TableSpace(Space):
     """A space of tables that share no bytes.
@@ -100,6 +103,7 @@ class DimensionSpace(TableSpace):
         widths: a number (its multiples up to the embedding dim, and the dim itself), "log2" (1, 2, 4, ... and the dim),
             or a list of widths (those above a table's dim are left out, the dim itself is added).
         row_levels: number of levels of rows: all, a half, a quarter, ... of the most frequent ids; 1 keeps all rows.
+            Or a list of shares of the rows, such as (1, 0.7, 0.5); all rows are added.
         extra: parameters without bytes, such as learning rates.
 
     A candidate's parameters are `width.TABLE` and `rows.TABLE`, where there is more than one value. Its tables are
@@ -115,14 +119,18 @@ class DimensionSpace(TableSpace):
     """
 
     def __init__(
-        self, specs: Sequence[TableSpec], *, widths: Widths = 4, row_levels: int = 1, extra: Sequence[Parameter] = ()
+        self,
+        specs: Sequence[TableSpec],
+        *,
+        widths: Widths = 4,
+        row_levels: RowLevels = 1,
+        extra: Sequence[Parameter] = (),
     ) -> None:
         for spec in specs:
             if spec.method != "full":
                 raise ConfigError(f"table '{spec.name}' has method '{spec.method}'; a space of widths needs 'full'")
-        if row_levels < 1:
-            raise ConfigError(f"row_levels is {row_levels}; 1 keeps all rows")
-        groups = [Group(name=spec.name, parameters=_shape_parameters(spec, widths, row_levels)) for spec in specs]
+        self.row_shares = row_shares(row_levels)
+        groups = [Group(name=spec.name, parameters=_shape_parameters(spec, widths, self.row_shares)) for spec in specs]
         if extra:
             groups.append(Group(name="", parameters=tuple(extra)))
         super().__init__(specs, groups)
@@ -182,9 +190,30 @@ def _shape_of(spec: TableSpec, values: Candidate) -> Shape:
     return Shape(rows=int(rows), width=int(width))
 
 
-def _shape_parameters(spec: TableSpec, widths: Widths, row_levels: int) -> tuple[Parameter, ...]:
+def row_shares(levels: RowLevels) -> tuple[float, ...]:
+    """The shares of a table's rows that may be kept, falling, from all rows on.
+
+    >>> row_shares(3), row_shares([0.7, 0.2])
+    ((1.0, 0.5, 0.25), (1.0, 0.7, 0.2))
+    """
+    if isinstance(levels, int):
+        if levels < 1:
+            raise ConfigError(f"row_levels is {levels}; 1 keeps all rows")
+        return tuple(0.5**level for level in range(levels))
+    wrong = [share for share in levels if not 0 < share <= 1]
+    if wrong:
+        raise ConfigError(f"row_levels holds {wrong[0]}; a share of the rows lies in (0, 1]")
+    return tuple(sorted({1.0, *map(float, levels)}, reverse=True))
+
+
+def rows_at(spec: TableSpec, share: float) -> int:
+    """Rows of a table at a share of them, at least 1."""
+    return max(1, int(spec.num_embeddings * share))
+
+
+def _shape_parameters(spec: TableSpec, widths: Widths, shares: Sequence[float]) -> tuple[Parameter, ...]:
     name = spec.name
-    rows = sorted({max(1, spec.num_embeddings >> level) for level in range(row_levels)})
+    rows = sorted({rows_at(spec, share) for share in shares})
     choices: list[tuple[str, tuple[Value, ...]]] = [
         (f"width.{name}", widths_of(spec.embedding_dim, widths)),
         (f"rows.{name}", tuple(rows)),

@@ -127,8 +127,24 @@ def _integer_ids(values_N: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
     return _ids(wide.view(np.uint64) ^ np.uint64(INTEGER_SALT))
 
 
+def text_ids(texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Ids int64 [N] of a few texts, each as `token_id` has it: `token_ids` without a series, for a handful of tokens.
+
+    Raises:
+        DataError: text that is no Unicode (lone surrogates).
+
+    Example:
+        >>> text_ids(["anna", "bob"]).tolist()
+        [1803761717057146231, 5133568987489982589]
+    """
+    data = [_encoded(text) for text in texts]
+    lengths_N = np.array([len(one) for one in data], dtype=np.int64)
+    words = np.frombuffer(b"".join([one + _PADDING[-len(one) & 7] for one in data]), dtype="<u8")
+    return _padded_ids(words, lengths_N)
+
+
 def _bytes_ids(series: pl.Series) -> npt.NDArray[np.int64]:
-    """Every string is padded with zeros to whole words in one buffer; the words' hashes are added up per string."""
+    """Every string is padded with zeros to whole words in one buffer."""
     array = series.cast(pl.Binary).to_arrow().cast(pa.large_binary())
     offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)[array.offset : array.offset + len(array) + 1]
     buffer = array.buffers()[2]
@@ -138,9 +154,34 @@ def _bytes_ids(series: pl.Series) -> npt.NDArray[np.int64]:
     # Text n starts at word ends_N[n]; its bytes move by the difference between that and where Arrow has them.
     padded = np.zeros(8 * int(ends_N[-1]), dtype=np.uint8)
     padded[np.arange(len(data)) + np.repeat(8 * ends_N[:-1] - (offsets[:-1] - offsets[0]), lengths_N)] = data
-    positions = np.arange(int(ends_N[-1])) - np.repeat(ends_N[:-1], np.diff(ends_N))
-    mixed = mix_words(padded.view("<u8").astype(np.uint64) ^ mix_words(positions.astype(np.uint64)))
+    return _padded_ids(padded.view("<u8"), lengths_N)
+
+
+def _padded_ids(words_W: Words, lengths_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Ids of texts in whole words, one after the other: the words' hashes are added up per text.
+
+    Args:
+        words_W: all texts, each padded with zeros to whole words.
+        lengths_N: of the texts in bytes, without padding.
+    """
+    counts_N = -(-lengths_N // 8)
+    ends_N = np.zeros(len(counts_N) + 1, dtype=np.int64)
+    np.cumsum(counts_N, out=ends_N[1:])
+    positions_W = np.arange(len(words_W)) - np.repeat(ends_N[:-1], counts_N)
+    mixed_W = mix_words(words_W.astype(np.uint64) ^ _mixed(positions_W))
     with np.errstate(over="ignore"):  # a sum per text is the difference of two running sums, also where these wrap
-        sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)])
+        sums = np.zeros(len(words_W) + 1, dtype=np.uint64)
+        np.cumsum(mixed_W, dtype=np.uint64, out=sums[1:])
         totals_N = sums[ends_N[1:]] - sums[ends_N[:-1]]
-    return _ids(totals_N ^ mix_words(lengths_N.astype(np.uint64)))
+    return _ids(totals_N ^ _mixed(lengths_N))
+
+
+def _mixed(numbers_N: npt.NDArray[np.int64]) -> Words:
+    """The mixer of small numbers, which positions and lengths are most of the time."""
+    if numbers_N.size and int(numbers_N.max()) < len(_SMALL):
+        return _SMALL[numbers_N]
+    return mix_words(numbers_N.astype(np.uint64))
+
+
+_PADDING = [bytes(count) for count in range(8)]
+_SMALL = mix_words(np.arange(1024, dtype=np.uint64))

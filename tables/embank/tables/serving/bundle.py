@@ -7,6 +7,7 @@ A bundle is a folder that is written once and never changed:
                            budget, number of ids); the caller's facts
     tables.safetensors     the tensors of all packed tables, each once, however many tables share it
     network.safetensors    parameters and buffers of the network, if there is one
+    ...                    what the writer adds: of a training run preprocess.json, vocabulary.safetensors, tokens/
     checksums.json         SHA-256 and bytes of each file
 
 It is loaded without the data that the tables were trained on, and without their training configuration. Tensors are

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ def save_bundle(
     *,
     network: Mapping[str, Tensor] | None = None,
     facts: Mapping[str, Any] | None = None,
+    files: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
     """Writes tables in their inference form; at every moment either nothing or all of it is at `folder`.
 
@@ -43,6 +44,7 @@ def save_bundle(
         network: parameters and buffers of the model that reads the tables, by name. What belongs to the tables is left
             out, so that the `state_dict` of a model that contains them will do.
         facts: what else a reader must know, as JSON.
+        files: what else is written into the folder, by its name in it: each function is given the path.
 
     Raises:
         CheckpointError: the folder exists.
@@ -93,6 +95,9 @@ def save_bundle(
         if network is not None:
             dense.write(temporary / NETWORK)
         (temporary / MANIFEST).write_text(text)
+        for name, write in (files or {}).items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            write(temporary / name)
         write_checksums(temporary)
 
 

@@ -87,6 +87,15 @@ def verify_prepared(
         raise DataError(str(error)) from error
 
 
+def is_sealed(folder: Path, name: str) -> bool:
+    """Whether a file is one of those that a prepared folder had when it was written.
+
+    Raises:
+        DataError: the folder's checksums are damaged.
+    """
+    return (folder / CHECKSUMS).is_file() and name in _listing(folder)
+
+
 def _listing(folder: Path) -> dict[str, object]:
     if not (folder / CHECKSUMS).is_file():
         raise DataError(

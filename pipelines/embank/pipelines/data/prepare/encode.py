@@ -14,7 +14,7 @@ from embank.pipelines.config.reserved import GROUP_COLUMN, LABEL_COLUMN
 from embank.pipelines.data.key_hash import hash_strings
 from embank.pipelines.data.prepare.labels import LabelRule
 from embank.pipelines.data.prepare.nulls import with_nulls
-from embank.pipelines.data.prepare.numbers import check_float32, read_numeric, transform
+from embank.pipelines.data.prepare.numbers import read_transformed
 from embank.pipelines.data.prepare.splits import TimeBounds, column_split, hash_split
 from embank.pipelines.data.prepare.token_kinds import TokenKinds
 from embank.pipelines.data.prepare.tokens import (
@@ -73,7 +73,7 @@ class Encoder:
         columns |= self._codes(chunk)
         columns |= self._hashes(chunk)
         for name, numeric in self._config.numeric.items():
-            columns[name] = _numbers(chunk, name, numeric.transform)
+            columns[name] = pa.array(read_transformed(chunk, name, numeric.transform))
         if self._config.group is not None:
             columns[GROUP_COLUMN] = group_codes(chunk, self._config.group)
         columns |= self._split_columns(chunk)
@@ -142,14 +142,6 @@ def group_codes(chunk: Chunk, column: str) -> pa.Array:
     """
     tokens = chunk.frame.select(as_tokens(chunk, column)).to_series()
     return pa.array(hash_strings(tokens).view(np.int64))
-
-
-def _numbers(chunk: Chunk, name: str, kind: str) -> pa.Array:
-    values_N = transform(read_numeric(chunk, name), kind)
-    if kind == "standard":
-        return pa.array(values_N)
-    check_float32(values_N, chunk, name)
-    return pa.array(values_N.astype(np.float32))
 
 
 def id_type(name: str, config: PrepareConfig) -> pa.DataType:

@@ -22,7 +22,7 @@ def with_nulls(chunk: Chunk, spellings: Collection[str]) -> Chunk:
     of numbers."""
     if not spellings:
         return chunk
-    numbers = [number for number in map(_number, spellings) if number is not None]
+    numbers = [number for number in map(number_of, spellings) if number is not None]
     replaced = []
     for name, dtype in chunk.frame.schema.items():
         is_null = _is_null(pl.col(name), dtype, spellings, numbers)
@@ -43,7 +43,8 @@ def _is_null(
     return is_null | values.is_nan() if any(map(math.isnan, numbers)) else is_null
 
 
-def _number(spelling: str) -> float | None:
+def number_of(spelling: str) -> float | None:
+    """The number that a spelling of a missing value is; None if it is none."""
     try:
         return float(spelling)
     except ValueError:

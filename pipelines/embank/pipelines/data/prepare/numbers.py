@@ -24,7 +24,8 @@ def number_column(chunk: Chunk, name: str) -> pl.Series:
     column = chunk.frame[name]
     if not (column.dtype in (pl.String, pl.Boolean, pl.Null) or column.dtype.is_numeric()):
         raise DataError(
-            f"{chunk.where(0)}: column {name!r} has type {column.dtype}, which is no number; convert it to a number."
+            f"{chunk.where(0)}: column {name!r} has type {column.dtype}, which is no number; convert it to a number.",
+            field=name,
         )
     return column
 
@@ -63,7 +64,9 @@ def read_numeric(chunk: Chunk, name: str) -> Floats:
             "so, or list the column "
             "under categorical"
         )
-        raise DataError(f"{chunk.where(row)}: column {name!r} is {shown(raw[row])}: {cure}.")
+        raise DataError(
+            f"{chunk.where(row)}: column {name!r} is {shown(raw[row])}: {cure}.", field=name, row=row, value=raw[row]
+        )
     return values_N
 
 
@@ -81,6 +84,20 @@ def transform(values_N: Floats, kind: str) -> Floats:
     return values_N
 
 
+def read_transformed(chunk: Chunk, name: str, kind: str) -> npt.NDArray[np.floating]:
+    """Numbers of a numeric feature after a transform, nan where missing: float32 [N], or float64 where they are still
+    to be scaled (`standard`).
+
+    Raises:
+        DataError: see `read_numeric` and `check_float32`.
+    """
+    values_N = transform(read_numeric(chunk, name), kind)
+    if kind == "standard":
+        return values_N
+    check_float32(values_N, chunk, name)
+    return values_N.astype(np.float32)
+
+
 def check_float32(values_N: Floats, chunk: Chunk, name: str) -> None:
     """Refuse values that 32 bits can't hold.
 
@@ -92,5 +109,8 @@ def check_float32(values_N: Floats, chunk: Chunk, name: str) -> None:
         row = int(np.argmax(too_large_N))
         raise DataError(
             f"{chunk.where(row)}: column {name!r} is {shown(chunk.frame[name][row])}, beyond 32-bit floats. "
-            "Use the transform log1p, or mend the cell."
+            "Use the transform log1p, or mend the cell.",
+            field=name,
+            row=row,
+            value=chunk.frame[name][row],
         )

@@ -90,7 +90,9 @@ def as_tokens(chunk: Chunk, name: str) -> pl.Expr:
         return column.cast(pl.String).replace("", None)
     if not has_spelling(dtype):
         cure = "list it under multivalued" if isinstance(dtype, pl.List) else "convert it to text or integers"
-        raise DataError(f"{chunk.where(0)}: column {name!r} has type {dtype}, which is no single token; {cure}.")
+        raise DataError(
+            f"{chunk.where(0)}: column {name!r} has type {dtype}, which is no single token; {cure}.", field=name
+        )
     try:
         return pl.lit(spelled(chunk.frame[name]))
     except NoSpellingError as error:
@@ -116,11 +118,14 @@ def as_bags(chunk: Chunk, name: str, separator: str | None, *, nulls: Collection
     elif isinstance(dtype, pl.List):
         raise DataError(
             f"{chunk.where(0)}: multi-valued column {name!r} has type {dtype}, whose members are no tokens; convert "
-            "them to text or integers."
+            "them to text or integers.",
+            field=name,
         )
     else:
         cure = f'give a separator, such as `{name}: "|"`' if dtype == pl.String else "list it under categorical"
-        raise DataError(f"{chunk.where(0)}: multi-valued column {name!r} has type {dtype} and no separator; {cure}.")
+        raise DataError(
+            f"{chunk.where(0)}: multi-valued column {name!r} has type {dtype} and no separator; {cure}.", field=name
+        )
     is_member = pl.element().is_not_null() & ~pl.element().is_in(["", *nulls])
     return bags.list.eval(pl.element().filter(is_member)).fill_null([])
 
@@ -173,5 +178,8 @@ def _no_text(chunk: Chunk, name: str, row: int) -> DataError:
     return DataError(
         f"{chunk.where(row)}: column {name!r} is {value!r}, bytes that are not UTF-8. List the column under hashed, "
         "which "
-        "takes any bytes, or convert it to text."
+        "takes any bytes, or convert it to text.",
+        field=name,
+        row=row,
+        value=value,
     )

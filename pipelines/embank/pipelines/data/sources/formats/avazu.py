@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
+from embank.pipelines.data.prepare.tokens import as_tokens
 from embank.pipelines.data.sources.formats.base import Chunk, Format, Source, TextOptions, check_inputs
 from embank.pipelines.data.sources.formats.derived import DerivedSource
 from embank.pipelines.data.sources.formats.text import TextLayout, TextSource, read_header
@@ -75,9 +77,30 @@ def _derive(chunk: Chunk, columns: Sequence[str]) -> Iterator[Chunk]:
         row = int(good.arg_min() or 0)
         value = chunk.frame["hour"][row]
         raise DataError(
-            f"{chunk.where(row)}: column 'hour' is {value!r}; expected YYMMDDHH, such as 14102100. Mend the line."
+            f"{chunk.where(row)}: column 'hour' is {value!r}; expected YYMMDDHH, such as 14102100. Mend the line.",
+            field="hour",
+            row=row,
+            value=value,
         )
     yield Chunk(frame=frame.select(columns), where=chunk.where, num_bytes=chunk.num_bytes)
 
 
-FORMAT = Format(name="avazu", summary="Avazu (Kaggle) train.csv or train.gz", open=open_files)
+def open_rows(paths: Sequence[Path], options: TextOptions) -> Source:
+    """Open Avazu files, the test file included, to score their rows."""
+    return TextSource(paths, TextLayout(separator=",", required=("hour", *PLAIN)))
+
+
+def _derive_rows(chunk: Chunk, columns: Sequence[str]) -> Chunk:
+    text = chunk.frame.with_columns(as_tokens(chunk, "hour").alias("hour")) if "hour" in chunk.frame.columns else None
+    return next(_derive(chunk if text is None else replace(chunk, frame=text), columns))
+
+
+FORMAT = Format(
+    name="avazu",
+    summary="Avazu (Kaggle) train.csv or train.gz",
+    open=open_files,
+    open_rows=open_rows,
+    needs=_needs,
+    derive=_derive_rows,
+    example={"hour": "14102100"},
+)

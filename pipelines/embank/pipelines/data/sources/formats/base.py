@@ -83,12 +83,20 @@ class Format:
         summary: one line for `--help`.
         open: opens files of it.
         needs_config: the format says nothing about columns, so a configuration must.
+        open_rows: opens files of it to score their rows, which need no label; None where `open` does that.
+        needs: raw columns that features are derived from, given the features; None where features are raw columns.
+        derive: a chunk with those raw columns to the features, row by row; None where features are raw columns.
+        example: values of raw columns from which features are derived.
     """
 
     name: str
     summary: str
     open: Callable[[Sequence[Path], TextOptions], Source]
     needs_config: bool = False
+    open_rows: Callable[[Sequence[Path], TextOptions], Source] | None = None
+    needs: Callable[[Sequence[str]], Sequence[str]] | None = None
+    derive: Callable[[Chunk, Sequence[str]], Chunk] | None = None
+    example: Mapping[str, Any] | None = None
 
 
 def trimmed(frame: pl.DataFrame) -> pl.DataFrame:
@@ -150,18 +158,30 @@ def check_columns(source: Source, config: PrepareConfig) -> None:
         DataError: naming the file, the column, its place in the configuration, and the nearest column there is.
     """
     for column in config.columns:
-        if column in source.twice:
-            raise DataError(f"{source.name}, line 1: {named_twice(column)}")
-        if column not in source.columns:
-            hint = (
-                _same_when_normalised(column, source.columns)
-                or _other_separator(column, source.columns)
-                or did_you_mean(column, source.columns)
-            )
-            raise DataError(
-                f"{source.name} has no column {column!r}, which the configuration names under {_role(column, config)}."
-                f"{hint} Its columns: {listing(source.columns)}."
-            )
+        check_column(source, column, whose=f"the configuration names under {_role(column, config)}")
+
+
+def check_column(source: Source, column: str, *, whose: str) -> None:
+    """Refuse a column that the source does not have.
+
+    Args:
+        whose: who asks for it, as in "the configuration names under numeric".
+
+    Raises:
+        DataError: naming the file, the column, and the nearest column there is.
+    """
+    if column in source.twice:
+        raise DataError(f"{source.name}, line 1: {named_twice(column)}", field=column)
+    if column not in source.columns:
+        hint = (
+            _same_when_normalised(column, source.columns)
+            or _other_separator(column, source.columns)
+            or did_you_mean(column, source.columns)
+        )
+        raise DataError(
+            f"{source.name} has no column {column!r}, which {whose}.{hint} Its columns: {listing(source.columns)}.",
+            field=column,
+        )
 
 
 def _same_when_normalised(column: str, columns: Sequence[str]) -> str:

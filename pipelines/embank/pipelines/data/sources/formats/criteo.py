@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embank.pipelines.data.sources.formats.base import Format, Source, TextOptions
-from embank.pipelines.data.sources.formats.text import TextLayout, TextSource
+from embank.pipelines.data.sources.formats.text import TextLayout, TextSource, open_with_or_without
 
 NUMERIC = tuple(f"I{number}" for number in range(1, 14))
 CATEGORICAL = tuple(f"C{number}" for number in range(1, 27))
@@ -32,4 +32,14 @@ def open_files(paths: Sequence[Path], options: TextOptions) -> Source:
     return TextSource(paths, LAYOUT, default=DEFAULT)
 
 
-FORMAT = Format(name="criteo", summary="Criteo Kaggle train.txt or Terabyte day files (also .gz)", open=open_files)
+def open_rows(paths: Sequence[Path], options: TextOptions) -> Source:
+    """Open Criteo files with or without the column of labels (as test.txt is) to score their rows."""
+    return open_with_or_without(paths, LAYOUT, without=("label",))
+
+
+FORMAT = Format(
+    name="criteo",
+    summary="Criteo Kaggle train.txt or Terabyte day files (also .gz)",
+    open=open_files,
+    open_rows=open_rows,
+)

@@ -16,7 +16,7 @@ import polars as pl
 from embank.pipelines.data.prepare.numbers import to_float64
 from embank.pipelines.data.sources.formats.base import Chunk, Format, Source, TextOptions
 from embank.pipelines.data.sources.formats.derived import DerivedSource
-from embank.pipelines.data.sources.formats.text import TextLayout, TextSource
+from embank.pipelines.data.sources.formats.text import TextLayout, TextSource, open_with_or_without
 from embank.tables.errors import DataError
 
 FEATURES = (
@@ -86,4 +86,10 @@ def _counts(chunk: Chunk, name: str) -> np.ndarray:
     return values_N.astype(np.int64)
 
 
-FORMAT = Format(name="kdd12", summary="KDD Cup 2012 track 2 training.txt", open=open_files)
+def open_rows(paths: Sequence[Path], options: TextOptions) -> Source:
+    """Open files with or without counts (as test.txt is) to score their rows: one score for each line, whatever its
+    impressions."""
+    return open_with_or_without(paths, TextLayout(separator="\t", columns=COLUMNS), without=("click", "impression"))
+
+
+FORMAT = Format(name="kdd12", summary="KDD Cup 2012 track 2 training.txt", open=open_files, open_rows=open_rows)

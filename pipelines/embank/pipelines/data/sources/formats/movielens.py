@@ -8,14 +8,14 @@ Ratings 4-5 are positive, 1-2 negative, 3 is dropped, as CTR work on MovieLens d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
 from embank.pipelines.data.sources.formats.base import Chunk, Format, Source, TextOptions
 from embank.pipelines.data.sources.formats.derived import DerivedSource
-from embank.pipelines.data.sources.formats.text import TextLayout, TextSource
+from embank.pipelines.data.sources.formats.text import TextLayout, TextSource, read_header
 from embank.tables.errors import DataError
 
 _RATING = ("user_id", "item_id", "rating", "timestamp")
@@ -62,15 +62,22 @@ class Variant:
         ratings: name (or `*` and suffix) of the ratings file.
         layout: how it is laid out.
         names: its columns in the order of user, item, rating, timestamp.
+        renamed: what these are called here.
         users: the file about users, if the data set has one.
         items: the file about movies.
     """
 
     ratings: str
     layout: TextLayout
-    names: tuple[str, str, str, str] = _RATING
+    names: tuple[str, ...] = _RATING
+    renamed: tuple[str, ...] = _RATING
     users: Side | None
     items: Side
+
+    @property
+    def layout_of_rows(self) -> TextLayout:
+        """The layout of a file with a header whose rows are to be scored: users and items are needed, no ratings."""
+        return replace(self.layout, required=tuple(self.names[:2]))
 
 
 def _year(title: str) -> pl.Expr:
@@ -163,7 +170,21 @@ def open_files(paths: Sequence[Path], options: TextOptions) -> Source:
     Raises:
         DataError: no ratings file is among the paths, or a file beside it is missing.
     """
+    return _open(*_find(paths))
+
+
+def open_rows(paths: Sequence[Path], options: TextOptions) -> Source:
+    """The same to score rows: a ratings file with a header needs no ratings."""
     variant, ratings = _find(paths)
+    if variant.layout.required:
+        header = read_header(ratings, variant.layout_of_rows)
+        given = () if header is None else header.names
+        present = {raw: name for raw, name in zip(variant.names, _RATING, strict=True) if raw in given}
+        variant = replace(variant, layout=variant.layout_of_rows, names=tuple(present), renamed=tuple(present.values()))
+    return _open(variant, ratings)
+
+
+def _open(variant: Variant, ratings: Path) -> Source:
     items = _side(variant.items, ratings)
     users = _side(variant.users, ratings) if variant.users else None
     features = [*(_USER if users is not None else ()), "release_year"]
@@ -176,7 +197,7 @@ def open_files(paths: Sequence[Path], options: TextOptions) -> Source:
     }
     return DerivedSource(
         TextSource([ratings], variant.layout),
-        columns=(*_RATING, *features, "genres"),
+        columns=(*variant.renamed, *features, "genres"),
         needs=lambda columns: variant.names,
         derive=_joiner(variant, users, items),
         default=default,
@@ -187,7 +208,7 @@ def _joiner(
     variant: Variant, users: pl.DataFrame | None, items: pl.DataFrame
 ) -> Callable[[Chunk, Sequence[str]], Iterator[Chunk]]:
     def derive(chunk: Chunk, columns: Sequence[str]) -> Iterator[Chunk]:
-        frame = chunk.frame.rename(dict(zip(variant.names, _RATING, strict=True)))
+        frame = chunk.frame.rename(dict(zip(variant.names, variant.renamed, strict=True)))
         if users is not None:
             frame = frame.join(users, on="user_id", how="left", maintain_order="left")
         frame = frame.join(items, on="item_id", how="left", maintain_order="left")
@@ -226,4 +247,5 @@ FORMAT = Format(
     name="movielens",
     summary="MovieLens 100K, 1M, 20M, 25M, 32M: the unpacked folder or its ratings file",
     open=open_files,
+    open_rows=open_rows,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -126,7 +126,22 @@ def _frame(batch: pa.RecordBatch, columns: Sequence[str], where: _Where) -> pl.D
     return trimmed(pl.DataFrame([_column(batch.column(name), name, where) for name in columns]))
 
 
-def _column(array: pa.Array, name: str, where: _Where) -> pl.Series:
+def plain_frame(table: pa.Table, columns: Sequence[str], where: Callable[[int], str]) -> pl.DataFrame:
+    """The named columns of rows in memory, as they would be read from a file.
+
+    Raises:
+        DataError: a type that nothing is read from, or a value that has none of the plain types.
+    """
+    for name in columns:
+        refuse_type(table.schema.field(name).type, column=name, file="the given rows")
+    return trimmed(pl.DataFrame([_column(_one_array(table.column(name)), name, where) for name in columns]))
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _column(array: pa.Array, name: str, where: Callable[[int], str]) -> pl.Series:
     try:
         return plain_series(array, column=name)
     except pa.ArrowInvalid:

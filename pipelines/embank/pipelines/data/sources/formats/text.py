@@ -126,6 +126,25 @@ class TextSource:
                 yield block
 
 
+def open_with_or_without(paths: Sequence[Path], layout: TextLayout, *, without: Sequence[str]) -> TextSource:
+    """Files without a header that may lack some columns: their first line tells which of both it is.
+
+    Args:
+        layout: with all columns.
+        without: those that may be absent, all together.
+
+    Raises:
+        DataError: see `TextSource`.
+    """
+    check_inputs(paths)
+    assert layout.columns is not None
+    fewer = tuple(name for name in layout.columns if name not in without)
+    block = next((b for path in paths for b in read_blocks(path, dialect=layout.dialect, block_bytes=2**16)), None)
+    line = b"" if block is None else block.data.partition(b"\n")[0]
+    lacks = line.count(layout.separator.encode()) == len(fewer) - 1
+    return TextSource(paths, replace(layout, columns=fewer) if lacks else layout)
+
+
 def parse_block(block: Block, header: Sequence[str], columns: Sequence[str], layout: TextLayout) -> Chunk:
     """Parse one block, in UTF-8, with doubled quotes if any.
 

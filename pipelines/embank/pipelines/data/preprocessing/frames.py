@@ -1,0 +1,179 @@
+"""Raw rows in memory, of the libraries that hold such things, as a chunk of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from embank.pipelines.data.prepare.spelling import has_spelling, spelled
+from embank.pipelines.data.sources.formats.base import Chunk, check_column, trimmed
+from embank.pipelines.data.sources.formats.parquet import plain_frame
+from embank.tables.errors import DataError
+from embank.tables.wording import did_you_mean, shown
+
+WHOSE = "the model was trained on"
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Rows as `check_column` wants to know a source."""
+
+    columns: Sequence[str]
+    twice: Sequence[str] = ()
+    name: str = "the given rows"
+
+
+def where(row: int) -> str:
+    """A row's place in words."""
+    return f"rows[{row}]"
+
+
+def chunk_of(rows: Any, columns: Sequence[str], *, numeric: Sequence[str]) -> Chunk:
+    """Raw rows as a chunk that has the named columns.
+
+    Args:
+        rows: a polars or pandas DataFrame, a pyarrow Table or RecordBatch, or a sequence of mappings.
+        columns: the raw columns that are wanted; others are left out.
+        numeric: those that hold numbers.
+
+    Raises:
+        DataError: a column is missing, with the nearest one there is; a type that nothing is read from; something else
+            than rows.
+    """
+    if isinstance(rows, Mapping):
+        raise DataError("the given rows are one mapping; give a list of rows, [{...}], or a frame.")
+    if isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
+        frame = trimmed(_frame_of_mappings(rows, columns, numeric))
+        return Chunk(frame=frame, where=where, num_bytes=0)
+    table = _table(rows, columns)
+    return Chunk(frame=plain_frame(table, columns, where), where=where, num_bytes=0)
+
+
+def _table(rows: Any, columns: Sequence[str]) -> pa.RecordBatch:
+    library = type(rows).__module__.partition(".")[0]
+    if isinstance(rows, pl.LazyFrame):
+        rows = rows.collect()
+    if not isinstance(rows, (pl.DataFrame, pa.Table, pa.RecordBatch)) and library != "pandas":
+        raise DataError(
+            f"the given rows are a {type(rows).__name__}; give a polars, pandas or pyarrow table, or a list of "
+            "mappings from column to value."
+        )
+    names = [
+        str(name) for name in (rows.schema.names if isinstance(rows, (pa.Table, pa.RecordBatch)) else rows.columns)
+    ]
+    given = _Given(columns=names, twice=[name for name in set(names) if names.count(name) > 1])
+    for column in columns:
+        check_column(given, column, whose=WHOSE)  # type: ignore[arg-type]
+    if isinstance(rows, pl.DataFrame):
+        table = rows.select(columns).to_arrow()
+    elif library == "pandas":
+        try:
+            table = pa.Table.from_pandas(rows[list(columns)], preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise DataError(
+                f"a column of the given rows holds values of several types ({error}). Convert it to one type."
+            ) from error
+    else:
+        table = (pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows).select(list(columns))
+    return table
+
+
+def _frame_of_mappings(rows: Sequence[Any], columns: Sequence[str], numeric: Sequence[str]) -> pl.DataFrame:
+    values: dict[str, list[Any]] = {name: [] for name in columns}
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where(number)} is {shown(row)}; give a mapping from column to value.", row=number)
+        for name, cells in values.items():
+            try:
+                cells.append(row[name])
+            except KeyError:
+                raise missing_key(row, name, number) from None
+    series = [_numbers(name, cells) if name in numeric else _tokens(name, cells) for name, cells in values.items()]
+    return pl.DataFrame(series) if columns else pl.DataFrame()
+
+
+def missing_key(row: Mapping[str, Any], name: str, number: int) -> DataError:
+    """The error about a row that lacks a column."""
+    hint = did_you_mean(name, [str(key) for key in row])
+    return DataError(
+        f"{where(number)} has no {name!r}, which {WHOSE}.{hint} Give null where the value is missing.",
+        field=name,
+        row=number,
+    )
+
+
+def _numbers(name: str, cells: list[Any]) -> pl.Series:
+    """Numbers as they are; where some are text, all of them as text, which is read as a file's would be."""
+    if all(cell is None or type(cell) in (int, float, bool) for cell in cells):
+        try:
+            return pl.Series(name, [None if cell is None else float(cell) for cell in cells], dtype=pl.Float64)
+        except OverflowError:
+            pass
+    for row, cell in enumerate(cells):
+        if cell is not None and type(cell) not in (int, float, bool, str):
+            raise DataError(
+                f"{where(row)}: column {name!r} is {shown(cell)}, which is no number.", field=name, row=row, value=cell
+            )
+    return pl.Series(name, [None if cell is None else str(cell) for cell in cells], dtype=pl.String)
+
+
+def _tokens(name: str, cells: list[Any]) -> pl.Series:
+    """Text of tokens; lists of text where any cell is a list."""
+    if any(isinstance(cell, (list, tuple)) for cell in cells):
+        lists: list[list[str | None] | None] = []
+        for row, cell in enumerate(cells):
+            if cell is not None and not isinstance(cell, (list, tuple)):
+                raise DataError(
+                    f"{where(row)}: column {name!r} is {shown(cell)}, and other rows have lists. Give lists.",
+                    field=name,
+                    row=row,
+                    value=cell,
+                )
+            lists.append(None if cell is None else [_text(name, member, row) for member in cell])
+        return pl.Series(name, lists, dtype=pl.List(pl.String))
+    texts = [_text(name, cell, row) for row, cell in enumerate(cells)]
+    try:
+        return pl.Series(name, texts, dtype=pl.String)
+    except UnicodeEncodeError:
+        row = next(row for row, text in enumerate(texts) if text is not None and not _is_unicode(text))
+        raise DataError(
+            f"{where(row)}: column {name!r} is {shown(texts[row])}, which is no Unicode text (lone surrogates).",
+            field=name,
+            row=row,
+            value=texts[row],
+        ) from None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _text(name: str, cell: Any, row: int) -> str | None:
+    if cell is None or type(cell) is str:
+        return cell
+    if type(cell) is bool:
+        return "true" if cell else "false"
+    if type(cell) is int:
+        return str(cell)
+    try:
+        series = pl.Series([cell], strict=True)
+        if has_spelling(series.dtype):
+            text: str | None = spelled(series)[0]
+            return text
+    except Exception:
+        pass
+    raise DataError(
+        f"{where(row)}: column {name!r} is {shown(cell)}, a {type(cell).__name__}, which is no token; give text or a "
+        "whole number.",
+        field=name,
+        row=row,
+        value=cell,
+    )
