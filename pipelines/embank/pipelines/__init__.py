@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from embank.pipelines.data.prepare.prepare import prepare
     from embank.pipelines.data.schema import Schema
     from embank.pipelines.data.synth import synth, synth_prepared
-    from embank.pipelines.deltas import DeltaReport, apply_delta, make_delta
+    from embank.pipelines.deltas.deltas import DeltaReport, apply_delta, make_delta
     from embank.pipelines.lm.adapters.attach import add_engram, add_stem
     from embank.pipelines.lm.adapters.folder import load_memory
     from embank.pipelines.lm.adapters.model_memory import ModelMemory

@@ -9,7 +9,7 @@ from embank.pipelines.cli import show
 from embank.tables.wording import human_bytes
 
 if TYPE_CHECKING:
-    from embank.pipelines.deltas import DeltaReport
+    from embank.pipelines.deltas.deltas import DeltaReport
 
 
 def delta(
@@ -24,7 +24,7 @@ def delta(
 
     Example: `embank delta bundles/monday bundles/tuesday --out deltas/tuesday`
     """
-    from embank.pipelines.deltas import make_delta
+    from embank.pipelines.deltas.deltas import make_delta
 
     report = make_delta(old, new, out, tolerance=tolerance)
     changed = [change for change in report.tables if change.num_changed or change.num_appended]
@@ -38,6 +38,20 @@ def delta(
         )
     if len(changed) < len(report.tables):
         show.out.print(f"{len(report.tables) - len(changed)} of {len(report.tables)} tables did not change")
+    tokens = [change for change in report.vocabularies if change.num_added or change.num_evicted or change.num_moved]
+    if tokens:
+        show.table(
+            ["vocabulary", "tokens", "added", "evicted", "other id"],
+            [
+                [c.name, f"{c.num_tokens:,}", f"{c.num_added:,}", f"{c.num_evicted:,}", f"{c.num_moved:,}"]
+                for c in tokens
+            ],
+        )
+    if any(change.num_moved for change in tokens):
+        show.line(
+            "tokens have other ids than before, so that their rows moved too; prepare new data with --like, and deltas "
+            "get small"
+        )
     _sum_up(out, report)
 
 
@@ -50,7 +64,7 @@ def apply(
 
     Example: `embank apply bundles/monday deltas/tuesday deltas/wednesday --out bundles/wednesday`
     """
-    from embank.pipelines.deltas import apply_delta
+    from embank.pipelines.deltas.deltas import apply_delta
 
     _sum_up(out, apply_delta(bundle, deltas, out))
 

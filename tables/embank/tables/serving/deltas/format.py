@@ -60,6 +60,7 @@ class Delta:
         listing: SHA-256 and bytes of each file of the bundle that it leads to.
         checksums: the same as the text of its checksums.json.
         tables: what changes in each table.
+        facts: what the writer added.
         nbytes, bundle_nbytes: bytes of the delta, of the bundle that it leads to.
 
     Raises:
@@ -82,6 +83,7 @@ class Delta:
             self.keys = [str(key) for key in manifest["keys"]]
             self.checksums = str(manifest["checksums"])
             self.tables = [TableChange(**values) for values in manifest["tables"]]
+            self.facts: dict[str, Any] = dict(manifest["facts"])
             self.tolerance = float(manifest["tolerance"])
             self._files: dict[str, Mapping[str, Any]] = {name: dict(how) for name, how in manifest["files"].items()}
             if hashlib.sha256(self.checksums.encode()).hexdigest() != self.end:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,19 @@ class _TensorChange:
     nbytes: int = 0
 
 
-def write_delta(old: str | Path, new: str | Path, out: str | Path, *, tolerance: float = 0.0) -> Delta:
+Facts = Callable[[Path, Path], tuple[Mapping[str, Any], Mapping[str, Callable[[Path], None]]]]
+"""For the folders of two bundles: what a delta says of them besides, as JSON, and files by name with what writes them.
+"""
+
+
+def write_delta(
+    old: str | Path,
+    new: str | Path,
+    out: str | Path,
+    *,
+    tolerance: float = 0.0,
+    facts: Facts = lambda old, new: ({}, {}),
+) -> Delta:
     """Writes what leads from one bundle to another; at every moment either nothing or all of it is at `out`.
 
     Rows are compared in the form in which they are served. A stored row of which no number has moved by more than the
@@ -65,6 +77,7 @@ def write_delta(old: str | Path, new: str | Path, out: str | Path, *, tolerance:
         old, new: bundles; the tables have the same features.
         out: the delta's folder; must not exist yet.
         tolerance: 0 takes every bit that changed.
+        facts: what else the delta tells.
 
     Raises:
         CheckpointError: no bundle, a damaged one, or `out` exists.
@@ -91,6 +104,9 @@ def write_delta(old: str | Path, new: str | Path, out: str | Path, *, tolerance:
         checksums = goal if tolerance == 0 else checksums_text(listing)
         if checksums == start:
             raise ConfigError(f"no row of '{new}' has moved by more than {tolerance}; nothing to send")
+        told, written = facts(before.path, after.path)
+        for name, write in written.items():
+            write(temporary / name)
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -102,6 +118,7 @@ def write_delta(old: str | Path, new: str | Path, out: str | Path, *, tolerance:
             "checksums": checksums,
             "files": plan.files,
             "tables": [asdict(change) for change in plan.tables()],
+            "facts": told,
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         write_checksums(temporary)

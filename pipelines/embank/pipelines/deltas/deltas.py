@@ -1,12 +1,15 @@
 """What changed from one bundle to the next, as a delta; and the bundle that deltas lead to."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from embank.pipelines.deltas.vocabularies import CHANGED_TOKENS, VocabularyChange, VocabularyChanges
+from embank.tables.errors import CheckpointError
 from embank.tables.serving.deltas.apply import write_applied
-from embank.tables.serving.deltas.format import TableChange, version_of
+from embank.tables.serving.deltas.format import Delta, TableChange, version_of
 from embank.tables.serving.deltas.make import write_delta
 
 
@@ -19,6 +22,7 @@ class DeltaReport:
         nbytes: bytes of the deltas.
         bundle_nbytes: bytes of the bundle that they lead to.
         tables: what changes in each table; for several deltas those of the last.
+        vocabularies: what changes in each vocabulary, likewise.
         seconds: that it took.
     """
 
@@ -27,6 +31,7 @@ class DeltaReport:
     nbytes: int
     bundle_nbytes: int
     tables: list[TableChange]
+    vocabularies: list[VocabularyChange]
     seconds: float
 
 
@@ -36,7 +41,8 @@ def make_delta(old: str | Path, new: str | Path, out: str | Path, *, tolerance: 
     Rows are compared as they are served. A stored row of which no number has moved by more than the tolerance keeps its
     old numbers, and the delta then leads to a bundle that is `new` up to these rows: make the next delta from that one,
     which `apply_delta` writes. Only rows that stand alone have a tolerance; codes, scales, maps and the network are
-    taken to the bit.
+    taken to the bit. Tokens that came or went are named in `tokens.parquet` of the delta: feature, hash, token, old and
+    new id.
 
     Args:
         old, new: bundles whose tables have the same features.
@@ -49,13 +55,14 @@ def make_delta(old: str | Path, new: str | Path, out: str | Path, *, tolerance: 
         WorkError: it can't be written; nothing is left behind.
     """
     began = time.perf_counter()
-    made = write_delta(old, new, out, tolerance=tolerance)
+    made = write_delta(old, new, out, tolerance=tolerance, facts=_facts)
     return DeltaReport(
         start=version_of(made.start),
         end=version_of(made.end),
         nbytes=made.nbytes,
         bundle_nbytes=made.bundle_nbytes,
         tables=made.tables,
+        vocabularies=_vocabularies(made),
         seconds=time.perf_counter() - began,
     )
 
@@ -84,5 +91,23 @@ def apply_delta(bundle: str | Path, delta: str | Path | Sequence[str | Path], ou
         nbytes=sum(one.nbytes for one in deltas),
         bundle_nbytes=deltas[-1].bundle_nbytes,
         tables=deltas[-1].tables,
+        vocabularies=_vocabularies(deltas[-1]),
         seconds=time.perf_counter() - began,
     )
+
+
+def _facts(old: Path, new: Path) -> tuple[dict[str, Any], dict[str, Callable[[Path], None]]]:
+    """What a delta says of vocabularies, and the file that names their tokens."""
+    vocabularies = VocabularyChanges(old, new)
+    facts = {"vocabularies": [asdict(change) for change in vocabularies.changes]}
+    return facts, {CHANGED_TOKENS: vocabularies.write} if vocabularies.has_tokens else {}
+
+
+def _vocabularies(delta: Delta) -> list[VocabularyChange]:
+    try:
+        return [VocabularyChange(**values) for values in delta.facts.get("vocabularies", [])]
+    except TypeError as error:
+        raise CheckpointError(
+            f"what delta '{delta.path}' says of vocabularies is damaged ({error}). Copy the delta again or make it "
+            "again"
+        ) from error

@@ -18,7 +18,7 @@ from embank.tables.serving.deltas import rows as delta_rows
 from embank.tables.serving.deltas.recipe import ROWS
 from embank.tables.storage.checksums import CHECKSUMS, file_digest, write_checksums
 from tests.contracts.forms import FORMS
-from tests.tables.deltas import DIM, chain, files, moved, network, tables
+from tests.deltas.bundles import DIM, chain, files, moved, network, tables
 
 
 @pytest.fixture

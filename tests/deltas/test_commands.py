@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from embank.pipelines.cli.app import app
 from embank.tables.errors import CheckpointError
-from tests.tables.deltas import chain, files
+from tests.deltas.bundles import chain, files
 
 
 def test_from_bundle_to_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
