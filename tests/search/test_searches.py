@@ -3,6 +3,7 @@
 import csv
 import json
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from embank.pipelines.cli.app import app
 from embank.pipelines.config.run import parse_config
 from embank.pipelines.runs.evaluate import figures_of
 from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.search.configspace import config_space
 from embank.pipelines.search.dashboard import dashboard
 from embank.pipelines.search.report import markdown
 from embank.pipelines.search.retrain import Entry, kendall_tau
@@ -159,6 +161,24 @@ def test_whole_configurations_are_trained(data: Path, tmp_path: Path) -> None:
     chosen = study.best_trial.user_attrs["candidate"]["tables.method"]
     assert best.tables.default.method == ("full" if chosen == "searched" else chosen)
     assert (out / "slices.png").is_file()
+
+
+def test_whole_configurations_have_the_choices_that_methods_declare(data: Path, tmp_path: Path) -> None:
+    """Of each method those that all tables may have, the weights of dim 1 per id among them; sizes are the budget's."""
+    plan = plan_of(data, tmp_path / "full", space="full", sampler="tpe", sections={"model": {"name": "deepfm"}})
+    plan = replace(plan, options={"tables.method": ["hash", "mgqe", "unified"], "tables.dim": [8, 16]})
+    space = config_space(plan, budget=0.4, shapes=tmp_path / "none")
+    declared = {name: parameter.values for name, parameter in space.parameters.items() if "." in name}
+    assert declared["unified.lookups"] == (1, 2, 4)
+    assert declared["unified.width"] == (4, 8), "what both dims are multiples of"
+    assert declared["mgqe.head_share"] == (0.05, 0.1, 0.2)
+    assert "mgqe.num_codebooks" not in declared, "weights of dim 1 have one codebook"
+    (first,) = space.first_candidates()
+    assert "unified.lookups" not in first
+    chosen = {**first, "tables.method": "unified", "unified.lookups": 4, "unified.width": 4, "tables.dim": 8}
+    assert space.decode(space.encode(chosen)) == chosen
+    tables = space.config(chosen).tables.default
+    assert (tables.method, tables.options.lookups, tables.options.width, tables.dim) == ("unified", 4, 4, 8)
 
 
 @pytest.mark.slow

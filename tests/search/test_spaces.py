@@ -1,7 +1,7 @@
 """Spaces: bytes against packed collections, the three forms of a candidate, repair, neighbours."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import optuna
@@ -13,7 +13,15 @@ from embank.compression.methods.hash import Hash, HashConfig
 from embank.search import DimensionSpace, MethodSpace, Parameter, Space, UnifiedSpace
 from embank.search.spaces import Group, layout_of, widths_of
 from embank.search.spaces.options import choices_of
-from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, method_class, register_method
+from embank.tables import (
+    BudgetError,
+    ConfigError,
+    TableCollection,
+    TableSpec,
+    build_method,
+    method_class,
+    register_method,
+)
 from embank.tables.collections.stages import finished
 
 
@@ -27,6 +35,11 @@ def packed_nbytes(specs: list[TableSpec]) -> int:
 
 
 SPECS = [plain("a", 400), plain("b", 90), plain("c.d", 11, dim=10), plain("e", 3)]
+DECLARING = (
+    *("alpt", "compositional", "dedup", "dhe", "dpq", "hash_embedding", "memcom", "mgqe", "pep", "robe", "unified"),
+)
+"""Methods whose options have choices."""
+
 SPACES: dict[str, Space] = {
     "widths": DimensionSpace(SPECS),
     "rows": DimensionSpace(SPECS, widths=(), row_levels=6),
@@ -148,7 +161,7 @@ def test_a_share_below_a_methods_floor_stands_for_the_floor() -> None:
     space = MethodSpace([plain("a", 40)], methods=["full", "dpq"], shares=[0.001, 0.01, 0.9])
     floors = {space.decode((gene,)).get("share.a") for gene in space.groups[0].genes}
     assert floors == {None, 0.01, 0.9}, "0.001 and 0.01 are one table"
-    at_floor = space.specs({"method.a": "dpq", "share.a": 0.01})[0]
+    at_floor = space.specs({"method.a": "dpq", "share.a": 0.01, "dpq.num_codebooks.a": 2})[0]
     assert at_floor.budget is not None
     assert at_floor.budget > 0.01
     assert layout_of(at_floor).nbytes() == packed_nbytes([at_floor])
@@ -216,6 +229,45 @@ def test_a_config_declares_the_choices_of_its_options() -> None:
     assert space.size == 7 * 7
     with pytest.raises(ConfigError, match=r"FallingConfig\.size declares the choices \(2, 1\) for table 'a'; give"):
         choices_of(FallingConfig, plain("a", 4))
+
+
+@pytest.mark.parametrize("dim", [16, 10, 1])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_declared_choice_builds(method: str, dim: int) -> None:
+    """With the defaults of the others, and all of a method's choices at once as far as they are drawn."""
+    spec = TableSpec(
+        name="t", num_embeddings=3000, embedding_dim=dim, feature_names=["t"], method=method,
+        counts=torch.arange(3000, 0, -1),
+    )  # fmt: skip
+    cls = method_class(method)
+    found = choices_of(cls.Config, spec)
+    assert bool(found) == (method in DECLARING)
+    for choices in found:
+        for value in choices.values:
+            build_method(replace(spec, options=cls.Config(**{choices.option: value})))
+    rng = random.Random(0)
+    for _ in range(5 if found else 0):
+        options = {choices.option: rng.choice(choices.values) for choices in found}
+        build_method(replace(spec, options=cls.Config(**options)))
+
+
+def test_forms_are_counted_once_each_though_many_methods_have_options() -> None:
+    """A parameter that does not count makes no further forms."""
+    space = MethodSpace([plain("a", 3000)], methods=["full", *DECLARING], shares=[0.1, 0.5])
+    assert space.size < 2000
+    assert len(set(space.groups[0].genes)) == space.size
+    rng = random.Random(0)
+    for _ in range(10):
+        candidate = space.decode(space.draw(rng))
+        assert space.encode(candidate) in {(gene,) for gene in space.groups[0].genes}
+
+
+@pytest.mark.parametrize("method", ["dpq", "mgqe"])
+def test_bytes_of_codes_are_exact_however_many_rows_they_are_of(method: str) -> None:
+    spec = TableSpec(name="t", num_embeddings=30_001, embedding_dim=4, feature_names=["t"], method=method, budget=0.2)
+    layout = layout_of(spec)
+    assert layout.is_exact
+    assert layout.nbytes() == packed_nbytes([spec])
 
 
 def test_uniform_widths_fill_the_budget_evenly() -> None:

@@ -2,7 +2,7 @@
 Click-Through Rate Prediction", AAAI 2023, arXiv 2212.05735)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class AlptConfig:
     """
 
     bits: Bits | None = None
-    step_lr: float = 0.02
+    step_lr: float = field(default=0.02, metadata={"choices": (0.005, 0.02, 0.08)})
 
 
 class Alpt(Method):

@@ -9,7 +9,7 @@ Its tables may be shared by several features, see `embank.compression.parts.mult
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -49,7 +49,7 @@ class CompositionalConfig:
             own.
     """
 
-    num_partitions: int | None = None
+    num_partitions: int | None = field(default=None, metadata={"choices": (2, 3, 4)})
     combine: Combine = "mul"
     divisor: int | None = None
     table: str | None = None

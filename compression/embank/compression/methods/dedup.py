@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
 from functools import partial
 from typing import ClassVar
 
@@ -53,7 +54,7 @@ class DedupConfig:
     """
 
     rows_per_block: int | None = None
-    similarity: float = 0.7
+    similarity: float = field(default=0.7, metadata={"choices": (0.5, 0.7, 0.9)})
     max_difference: float | None = None
     num_projections: int = 64
     num_candidates: int = 16

@@ -8,6 +8,7 @@ Legend: K hashes of an id, W width of a hidden layer, S ids of a sample.
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from functools import cache, partial
 from itertools import pairwise
 from typing import Literal
@@ -55,8 +56,8 @@ class DheConfig:
     """
 
     width: int | None = None
-    num_layers: int = 5
-    num_hashes: int = 1024
+    num_layers: int = field(default=5, metadata={"choices": (2, 3, 5)})
+    num_hashes: int = field(default=1024, metadata={"choices": (256, 1024)})
     encoding: Encoding = "uniform"
 
 

@@ -1,6 +1,8 @@
 """DPQ: product quantisation trained end to end with the table (Chen et al., ICML 2020)."""
 
-from embank.compression.parts.quantiser import CodeShape, QuantisedRows, choose_shape
+from dataclasses import field
+
+from embank.compression.parts.quantiser import CodeShape, QuantisedRows, choose_shape, codebook_choices
 from embank.tables import option_class
 
 
@@ -13,7 +15,7 @@ class DpqConfig:
         num_codes: centroids per codebook; None leaves it to the budget.
     """
 
-    num_codebooks: int | None = None
+    num_codebooks: int | None = field(default=None, metadata={"choices": codebook_choices})
     num_codes: int | None = None
 
 

@@ -8,6 +8,7 @@ Legend: k hashes, B rows that are hashed into, N ids.
 """
 
 from collections.abc import Sequence
+from dataclasses import field
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class HashEmbeddingConfig:
             budget of its own, a feature has rows of its own.
     """
 
-    num_hashes: int = 2
+    num_hashes: int = field(default=2, metadata={"choices": (2, 3, 4)})
     num_rows: int | None = None
     table: str | None = None
 

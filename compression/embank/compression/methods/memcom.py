@@ -6,6 +6,8 @@ Inference", MLSys 2022.
 Its rows may be shared by several features, see `embank.compression.parts.multiplexed`.
 """
 
+from dataclasses import field
+
 from torch import Tensor
 
 from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts
@@ -28,7 +30,7 @@ class MemcomConfig:
     """
 
     num_rows: int | None = None
-    bias: bool = False
+    bias: bool = field(default=False, metadata={"choices": (False, True)})
     table: str | None = None
 
 

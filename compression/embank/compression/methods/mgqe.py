@@ -1,8 +1,10 @@
 """MGQE: product quantisation in which hot ids have more codes to choose from (Kang et al., WWW 2020 companion)."""
 
+from dataclasses import field
+
 from torch import Tensor
 
-from embank.compression.parts.quantiser import CodeShape, QuantisedRows, choose_shape
+from embank.compression.parts.quantiser import CodeShape, QuantisedRows, choose_shape, codebook_choices
 from embank.tables import ConfigError, option_class
 from embank.tables.method.options import refuse_wrong_types
 
@@ -18,10 +20,10 @@ class MgqeConfig:
         head_share: share of ids, by rank, that are head ids.
     """
 
-    num_codebooks: int | None = None
+    num_codebooks: int | None = field(default=None, metadata={"choices": codebook_choices})
     num_codes: int | None = None
     num_tail_codes: int | None = None
-    head_share: float = 0.1
+    head_share: float = field(default=0.1, metadata={"choices": (0.05, 0.1, 0.2)})
 
     def __post_init__(self) -> None:
         refuse_wrong_types(self)

@@ -2,6 +2,7 @@
 2021)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
 from typing import ClassVar, Literal
 
 import torch
@@ -47,7 +48,9 @@ class PepConfig:
     """
 
     density: float | None = None
-    granularity: Literal["table", "dimension"] = "dimension"
+    granularity: Literal["table", "dimension"] = field(
+        default="dimension", metadata={"choices": ("table", "dimension")}
+    )
     initial_share: float = 0.1
     pull: float = 1e-5
 

@@ -7,7 +7,7 @@ Legend: Z floats per chunk, C chunks per row, R physical rows; the array has R Z
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from functools import partial
 
 import torch
@@ -50,8 +50,8 @@ class RobeConfig:
             which `Robe.allocate` sets.
     """
 
-    chunk: int | None = None
-    signs: bool = False
+    chunk: int | None = field(default=None, metadata={"choices": (4, 8, 16, 32)})
+    signs: bool = field(default=False, metadata={"choices": (False, True)})
     num_weights: int | None = None
     array: str | None = None
 

@@ -7,7 +7,7 @@ Legend: M rows of the shared table, w their width, c lookups per id.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Literal
 
 import torch
@@ -41,6 +41,18 @@ from embank.tables.method.options import options_of
 Placement = Literal["auto", "shared", "private", "exact"]
 
 
+def _width_choices(spec: TableSpec) -> tuple[int, ...]:
+    """Widths of a row that a search tries: those that build with any number of lookups, and without one. Tables of dim
+    1 take one lookup of one column, whatever is given."""
+    dim = spec.embedding_dim
+    return tuple(width for width in (4, 8, 16, 32) if dim % width == 0 or dim == 1) or (dim,)
+
+
+def _lookup_choices(spec: TableSpec) -> tuple[int, ...]:
+    """Numbers of lookups that a search tries: those that build with any width, and without one."""
+    return tuple(count for count in (1, 2, 4) if spec.embedding_dim % count == 0 or spec.embedding_dim == 1)
+
+
 @option_class
 class UnifiedConfig:
     """Options of Unified Embedding.
@@ -67,8 +79,8 @@ class UnifiedConfig:
 
     table: str = "shared"
     rows: int | None = None
-    width: int | None = None
-    lookups: int | None = None
+    width: int | None = field(default=None, metadata={"choices": _width_choices})
+    lookups: int | None = field(default=None, metadata={"choices": _lookup_choices})
     placement: Placement = "auto"
     exact_below: int = 100
     num_tables: int = 1

@@ -111,6 +111,12 @@ def choose_shape(
     return max(shapes, key=lambda s: (s.code_nbytes(num), s.num_codes))
 
 
+def codebook_choices(spec: TableSpec) -> tuple[int, ...]:
+    """Numbers of codebooks that a search tries: those that make parts of 2, 4 and 8 columns."""
+    dim = spec.embedding_dim
+    return tuple(sorted(dim // width for width in (2, 4, 8) if dim % width == 0)) or (1,)
+
+
 class ProductQuantiser(nn.Module):
     """Codebooks with straight-through gradients.
 

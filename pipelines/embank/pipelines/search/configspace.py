@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ from embank.ctr_models import MODELS
 from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.runs.build import id_counts, table_specs
+from embank.pipelines.runs.build import FIRST_ORDER, id_counts, table_specs
 from embank.pipelines.search.fields import candidate_config, plain_config
 from embank.pipelines.search.methodspace import FeatureMethodSpace
 from embank.pipelines.search.plan import SearchPlan
 from embank.pipelines.search.shapes import read_shapes
 from embank.search.spaces import Candidate, Genes, Group, Parameter, Space, Value
+from embank.search.spaces.options import OptionChoices, choices_of, common_choices
 from embank.tables import BudgetError, ConfigError, TableSpec, method_class, registered_methods
 
-BUDGET = "budget"
+BUDGET, METHOD, DIM = "budget", "tables.method", "tables.dim"
 METHODS = (
     *("uniform_dim", "mde", "frequency_cut", "hash", "compositional", "low_precision", "tt_rec", "dpq", "mgqe"),
     *("hash_embedding", "unified"),
@@ -41,7 +43,8 @@ class ConfigSpace(Space):
 
     Args:
         config: all other keys.
-        choices: by key, its values; `budget` is the share of all tables.
+        choices: by key, its values; `budget` is the share of all tables. To each of several methods belong the choices
+            that its `Config` declares, `METHOD.OPTION`, where all tables may have them.
         budget: of all candidates, where it is not among the choices.
         shapes: the file with the profile's shapes; read when a candidate needs them.
     """
@@ -54,14 +57,49 @@ class ConfigSpace(Space):
         self.data = Path(config.data.path)
         self.schema = Schema.load(self.data)
         self.counts = id_counts(self.schema, data=self.data)
-        groups = [
-            Group(name=key, parameters=(Parameter(name=key, values=values, is_ordered=_is_ordered(values)),))
-            for key, values in self.choices.items()
-        ]
+        groups = [Group(name=key, parameters=self._parameters(key, values)) for key, values in self.choices.items()]
         super().__init__(groups, plain_nbytes=self._plain_nbytes(plain_config(config)))
         for candidate in self.first_candidates():
-            if candidate.get("tables.method") != SEARCHED:
+            if candidate.get(METHOD) != SEARCHED:
                 self.config(candidate)
+
+    def _parameters(self, key: str, values: tuple[Value, ...]) -> tuple[Parameter, ...]:
+        """What is chosen at a key; of methods, their options as well."""
+        found = [Parameter(name=key, values=values, is_ordered=_is_ordered(values))]
+        for method in values if key == METHOD else ():
+            if method in registered_methods():
+                found += [
+                    Parameter(
+                        name=f"{method}.{choices.option}",
+                        values=choices.values,
+                        is_ordered=choices.is_ordered,
+                        when=(METHOD, (method,)),
+                    )
+                    for choices in self._options(str(method))
+                ]
+        return tuple(found)
+
+    def _options(self, method: str) -> list[OptionChoices]:
+        """What is tried of a method's options: what all tables may have at every dim, and no sizes, which the budget
+        decides."""
+        cls = method_class(method).Config
+        dims = {self.base["tables"]["dim"], *self.choices.get(DIM, ())}
+        specs = [replace(spec, embedding_dim=dim) for spec in self._embeddings for dim in dims] + self._first_order
+        found = common_choices([choices_of(cls, spec) for spec in specs])
+        given = {key.partition(".")[2] for key in self.choices if key.startswith("tables.")}
+        return [choices for choices in found if not choices.sets_size and choices.option not in given]
+
+    @cached_property
+    def _plain_specs(self) -> list[TableSpec]:
+        return table_specs(plain_config(parse_config(self.base)), self.schema, data=self.data, counts=self.counts)
+
+    @property
+    def _embeddings(self) -> list[TableSpec]:
+        return [spec for spec in self._plain_specs if not spec.name.startswith(f"{FIRST_ORDER}/")]
+
+    @property
+    def _first_order(self) -> list[TableSpec]:
+        return [spec for spec in self._plain_specs if spec.name.startswith(f"{FIRST_ORDER}/")]
 
     def _plain_nbytes(self, config: Config) -> int:
         specs = table_specs(config, self.schema, data=self.data, counts=self.counts)
@@ -70,7 +108,7 @@ class ConfigSpace(Space):
     @property
     def needs_shapes(self) -> bool:
         """Whether a supernet has to be trained and profiled first."""
-        return SEARCHED in self.choices.get("tables.method", ())
+        return SEARCHED in self.choices.get(METHOD, ())
 
     def config(self, candidate: Mapping[str, Value]) -> Config:
         """The configuration that trains a candidate.
@@ -79,15 +117,17 @@ class ConfigSpace(Space):
             ConfigError: it can't be trained.
             BudgetError: its method has one size, which the budget does not hold.
         """
-        if candidate.get("tables.method") == SEARCHED:
+        if candidate.get(METHOD) == SEARCHED:
             return self._searched(candidate)
         raw = deepcopy(self.base)
         values = {key: value for key, value in candidate.items() if key != BUDGET}
         _set_model(raw, values.pop("model.name", None))
-        method = str(values.pop("tables.method", raw["tables"]["method"]))
+        method = str(values.pop(METHOD, raw["tables"]["method"]))
+        options = {key: values.pop(key) for key in list(values) if key.partition(".")[0] == method}
         if method != raw["tables"]["method"]:
             general = (*TABLE_KEYS, *COLLECTION_KEYS)
             raw["tables"] = {k: v for k, v in raw["tables"].items() if k in general} | {"method": method}
+        raw["tables"] |= {key.partition(".")[2]: value for key, value in options.items()}
         for key, value in values.items():
             section, _, name = key.partition(".")
             raw[section][name] = value
@@ -96,8 +136,8 @@ class ConfigSpace(Space):
 
     def _searched(self, candidate: Mapping[str, Value]) -> Config:
         """Plain tables in the profile's shapes, at the configuration's own dim."""
-        others = {k: v for k, v in candidate.items() if k not in ("tables.method", "tables.dim")}
-        plain = self.config(others | {"tables.method": "full", BUDGET: 1.0})
+        others = {k: v for k, v in candidate.items() if k not in (METHOD, DIM)}
+        plain = self.config(others | {METHOD: "full", BUDGET: 1.0})
         budget = candidate.get(BUDGET, self.budget)
         assert budget is not None
         return candidate_config(plain, read_shapes(self.shapes)[float(budget)])
@@ -136,9 +176,14 @@ class ConfigSpace(Space):
         return max((self._at(**{BUDGET: b}) for b in self.choices.get(BUDGET, (None,))), key=self.nbytes_of)
 
     def _at(self, **values: Value | None) -> Genes:
-        return self.encode(
-            {key: _nearest(own, values.get(key) or self._base(key)) for key, own in self.choices.items()}
-        )
+        at = {key: _nearest(own, values.get(key) or self._base(key)) for key, own in self.choices.items()}
+        method = str(at.get(METHOD, ""))
+        if method in registered_methods():
+            default = method_class(method).Config()
+            at |= {
+                f"{method}.{c.option}": _nearest(c.values, getattr(default, c.option)) for c in self._options(method)
+            }
+        return self.encode(at)
 
     def _base(self, key: str) -> Any:
         """What the configuration has at a key."""
@@ -147,9 +192,9 @@ class ConfigSpace(Space):
 
     def first_candidates(self) -> list[Candidate]:
         """The baselines among the methods, everything else as in the configuration; at each budget."""
-        methods: list[str | None] = [m for m in _BASELINES if m in self.choices.get("tables.method", ())]
+        methods: list[str | None] = [m for m in _BASELINES if m in self.choices.get(METHOD, ())]
         budgets: Sequence[Value | None] = self.choices.get(BUDGET, (None,))
-        return [self.decode(self._at(**{"tables.method": m, BUDGET: b})) for b in budgets for m in methods or [None]]
+        return [self.decode(self._at(**{METHOD: m, BUDGET: b})) for b in budgets for m in methods or [None]]
 
 
 def config_space(plan: SearchPlan, *, budget: float | None, shapes: Path) -> ConfigSpace | FeatureMethodSpace:
@@ -174,7 +219,7 @@ def config_space(plan: SearchPlan, *, budget: float | None, shapes: Path) -> Con
         **_default_choices(config, has_budget=plan.budgets[0] is not None),
         **options,
     }
-    if SEARCHED in choices["tables.method"] and None in plan.budgets:
+    if SEARCHED in choices[METHOD] and None in plan.budgets:
         raise ConfigError(f"the space has '{SEARCHED}' among its methods, whose shapes take a --budget; give one")
     for key, values in choices.items():
         if not isinstance(values, list | tuple) or not values:
@@ -194,8 +239,8 @@ def _default_choices(config: Config, *, has_budget: bool) -> dict[str, Sequence[
     dim, train = config.tables.default.dim, config.train
     known = registered_methods()
     return {
-        "tables.method": [*(method for method in METHODS if method in known), *([SEARCHED] if has_budget else [])],
-        "tables.dim": sorted({max(1, round(dim * factor)) for factor in _DIM}),
+        METHOD: [*(method for method in METHODS if method in known), *([SEARCHED] if has_budget else [])],
+        DIM: sorted({max(1, round(dim * factor)) for factor in _DIM}),
         "train.lr": [float(f"{train.lr * factor:.2g}") for factor in _LR],
         "train.table_lr": [float(f"{train.table_lr * factor:.2g}") for factor in _TABLE_LR],
     }

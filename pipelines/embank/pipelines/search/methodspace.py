@@ -9,6 +9,7 @@ from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.runs.build import FIRST_ORDER
 from embank.pipelines.search.fields import field_space, plain_config
 from embank.search.spaces import Candidate, Genes, MethodSpace, Value
+from embank.search.spaces.options import OptionChoices, common_choices
 from embank.tables import BudgetError, TableSpec, build_method
 from embank.tables.scalars import plain as plain_values
 
@@ -30,6 +31,16 @@ class FeatureMethodSpace(MethodSpace):
 
     def nbytes_of(self, genes: Genes) -> int:
         return super().nbytes_of(genes) + self.fixed_nbytes
+
+    def choices(self, spec: TableSpec, method: str) -> list[OptionChoices]:
+        """What is tried of a method's options: where there are weights per id, what they may have as well."""
+        own = super().choices(spec, method)
+        if not self.has_first_order:
+            return own
+        narrow = super().choices(_first_order(spec), method)
+        return [choices for choices in own if choices.sets_size] + [
+            choices for choices in common_choices([own, narrow]) if not choices.sets_size
+        ]
 
     def form(self, spec: TableSpec, values: Candidate) -> TableSpec:
         made = super().form(spec, values)

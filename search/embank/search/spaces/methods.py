@@ -6,7 +6,7 @@ from typing import Any
 
 from embank.compression.budget.solver import at_floor
 from embank.search.spaces.nbytes import PLAIN, CodecNbytes, Layout, layout_of
-from embank.search.spaces.options import choices_of
+from embank.search.spaces.options import OptionChoices, choices_of
 from embank.search.spaces.parameter import Candidate, Group, Parameter, Value
 from embank.search.spaces.tables import TableSpace
 from embank.tables import BudgetError, ConfigError, TableSpec, build_method, method_class
@@ -74,7 +74,7 @@ class MethodSpace(TableSpace):
         name, method = spec.name, str(values[f"method.{spec.name}"])
         cls = method_class(method)
         options = {
-            choices.option: values[f"{method}.{choices.option}.{name}"] for choices in choices_of(cls.Config, spec)
+            choices.option: values[f"{method}.{choices.option}.{name}"] for choices in self.choices(spec, method)
         }
         share = values.get(f"share.{name}")
         made = replace(
@@ -118,11 +118,15 @@ class MethodSpace(TableSpace):
                     is_ordered=choices.is_ordered,
                     when=(f"method.{name}", (method,)),
                 )
-                for choices in choices_of(method_class(method).Config, spec)
+                for choices in self.choices(spec, method)
             ]
         if len(self.codecs) > 1:
             parameters.append(Parameter(name=f"codec.{name}", values=tuple(self.codecs), is_ordered=False))
         return Group(name=name, parameters=tuple(parameters))
+
+    def choices(self, spec: TableSpec, method: str) -> list[OptionChoices]:
+        """What is tried of a method's options for a table."""
+        return choices_of(method_class(method).Config, spec)
 
     def _least(self, spec: TableSpec, method: str) -> int:
         """The index of the largest share that the method can't keep, which stands for its floor; 0 if it keeps all."""

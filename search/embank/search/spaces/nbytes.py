@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from embank.compression.budget.floors import budget_nbytes
+from embank.compression.parts.quantiser import QuantisedRows
 from embank.tables import Method, PackedTable, TableSpec, build_method, physical_tables
 
 CodecNbytes = Callable[[int, int], int]
@@ -22,10 +23,6 @@ PLAIN: Mapping[str, CodecNbytes] = {"fp32": fp32_nbytes}
 """The codecs by default: none."""
 
 
-_MOST_PACKED = 20_000
-"""Rows that are packed, all zeros, for the sake of their bytes, where the shapes alone do not do."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """What the packed form of a table holds.
@@ -33,8 +30,8 @@ class Layout:
     Args:
         matrices: rows and columns of each matrix that is served in a codec of choice.
         rest_nbytes: of everything else.
-        is_exact: False where only training decides (pruned entries, shared blocks), and where packing takes long: then
-            it is as many bytes as the budget allows.
+        is_exact: False where only training decides (pruned entries, shared blocks): then it is as many bytes as the
+            budget allows.
     """
 
     matrices: tuple[tuple[int, int], ...]
@@ -59,13 +56,11 @@ def layout_of(spec: TableSpec) -> Layout:
     method = build_method(spec)
     if is_decided_in_training(type(method)):
         return _bound(spec)
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            return _exact(method, lambda rows, dim: torch.empty(rows, dim))
-    except DataDependentOutputException:  # it looks at values, though its size does not depend on them
-        if spec.num_embeddings > _MOST_PACKED:
-            return _bound(spec)
-        return _exact(method, lambda rows, dim: torch.zeros(1, dim).expand(rows, dim))
+    if isinstance(method, QuantisedRows):  # which codes are nearest, values say, but not how many bytes they have
+        nbytes = method.quantiser.shape.nbytes(spec.num_embeddings, spec.embedding_dim)
+        return Layout(matrices=(), rest_nbytes=nbytes, is_exact=True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return _exact(method)
 
 
 def _bound(spec: TableSpec) -> Layout:
@@ -80,10 +75,10 @@ def is_decided_in_training(method: type[Method]) -> bool:
 
 
 @torch.no_grad()
-def _exact(method: Method, make: Callable[[int, int], torch.Tensor]) -> Layout:
-    """The layout of what a method serves of rows that `make` makes."""
+def _exact(method: Method) -> Layout:
+    """The layout of what a method serves of rows without data."""
     tables = physical_tables(method)
-    served = method.served({table.name: make(table.num_embeddings, table.embedding_dim) for table in tables})
+    served = method.served({table.name: torch.empty(table.num_embeddings, table.embedding_dim) for table in tables})
     matrices = tuple((m.shape[0], m.shape[1]) for m in served.matrices.values() if isinstance(m, torch.Tensor))
     packed = PackedTable.of(served, codec="fp32")
     rest_nbytes = packed.nbytes() - sum(fp32_nbytes(*shape) for shape in matrices)

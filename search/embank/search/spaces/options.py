@@ -11,7 +11,7 @@ given a budget as well.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from embank.search.spaces.parameter import Value
@@ -62,6 +62,22 @@ def choices_of(config: type, spec: TableSpec) -> list[OptionChoices]:
                 )
             found.append(choices)
     return found
+
+
+def common_choices(found: Sequence[Sequence[OptionChoices]]) -> list[OptionChoices]:
+    """What several tables may all have: by option the values that each declares, where there are two at least.
+
+    Args:
+        found: of one method, by table.
+    """
+    first, *others = found
+    common = []
+    for choices in first:
+        own = [{value for c in other if c.option == choices.option for value in c.values} for other in others]
+        values = tuple(value for value in choices.values if all(value in values for values in own))
+        if len(values) > 1:
+            common.append(replace(choices, values=values))
+    return common
 
 
 def _number(value: Value) -> float:

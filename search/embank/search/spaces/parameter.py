@@ -1,10 +1,8 @@
 """What a search chooses: parameters with finitely many values, in groups: one per table, and one for what all share."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from random import Random
 
 import optuna
@@ -128,16 +126,30 @@ class Group:
     parameters: tuple[Parameter, ...]
 
     def __post_init__(self) -> None:
-        if math.prod(len(parameter.values) for parameter in self.parameters) > MAX_GENES:
-            raise ConfigError(
-                f"table '{self.name}' has more than {MAX_GENES:,} forms; give its parameters fewer values"
-            )
+        len(self.genes)  # too many are refused here
 
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
-        """Every gene, parameters that do not count at index 0."""
-        every = product(*(range(len(parameter.values)) for parameter in self.parameters))
-        return tuple(dict.fromkeys(self.canonical(gene) for gene in every))
+        """Every gene, parameters that do not count at index 0.
+
+        Raises:
+            ConfigError: there are too many.
+        """
+        found: list[Gene] = [()]
+        for place, parameter in enumerate(self.parameters):
+            found = [(*gene, index) for gene in found for index in self._indices(place, parameter, gene)]
+            if len(found) > MAX_GENES:
+                raise ConfigError(
+                    f"table '{self.name}' has more than {MAX_GENES:,} forms; give its parameters fewer values"
+                )
+        return tuple(found)
+
+    def _indices(self, place: int, parameter: Parameter, gene: Sequence[int]) -> Sequence[int]:
+        """The values that a parameter may have after those before it, each meaning once."""
+        value = self._ruling(place, gene)
+        if parameter.when is not None and value is None:
+            return (0,)
+        return range(0 if value is None else parameter.least.get(value, 0), len(parameter.values))
 
     def canonical(self, gene: Gene) -> Gene:
         """The gene with every parameter that does not count at index 0: equal genes mean equal tables."""
