@@ -4,6 +4,7 @@
     data                `prepare`, `PrepareConfig`, `synth`, `synth_prepared`, `Schema`, `Loader`, `verify_prepared`
     training            `Trainer`, `run_sweep`, `Reporter`
     a run or a bundle   `evaluate_saved`, `inspect_saved`, `export_run`
+    raw rows            `load_model`, `ServedModel`, `predict`
     new bundles         `make_delta`, `apply_delta`
     language models     `add_engram`, `add_stem`, `load_memory`, `ModelMemory`
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from embank.pipelines.runs.evaluate import evaluate_saved
     from embank.pipelines.runs.export import export_run
     from embank.pipelines.runs.inspect import inspect_saved
+    from embank.pipelines.runs.model import ServedModel, load_model
+    from embank.pipelines.runs.predict import predict
     from embank.pipelines.search.read import search_config
     from embank.pipelines.sweep.sweep import run_sweep
     from embank.pipelines.train.trainer import Trainer
@@ -43,6 +46,7 @@ __all__ = [
     "PrepareConfig",
     "Reporter",
     "Schema",
+    "ServedModel",
     "TrainConfig",
     "Trainer",
     "add_engram",
@@ -53,8 +57,10 @@ __all__ = [
     "inspect_saved",
     "load_config",
     "load_memory",
+    "load_model",
     "make_delta",
     "parse_config",
+    "predict",
     "prepare",
     "run_sweep",
     "search_config",

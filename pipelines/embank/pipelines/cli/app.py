@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embank.pipelines.cli import deltas, lm, show
+from embank.pipelines.cli import deltas, lm, predicting, show
 from embank.pipelines.cli import search as search_command
 from embank.pipelines.cli.messages import messages
 from embank.pipelines.cli.watched import watch
@@ -28,6 +28,7 @@ data_app = typer.Typer(help="Known data sets, generated logs, and what is in a p
 app.add_typer(data_app, name="data")
 app.add_typer(lm.app, name="lm")
 app.command()(search_command.search)
+app.command()(predicting.predict)
 app.command()(deltas.delta)
 app.command()(deltas.apply)
 

@@ -72,9 +72,11 @@ def _what_next(arguments: Sequence[str]) -> str:
     """What there is to do after a signal outside of the work that can stop by itself."""
     words = [argument for argument in arguments if not argument.startswith("-")]
     command = next((word for word in words if word != "lm"), "")
+    out = _value_of("--out", arguments)
+    if command == "predict" and out is not None and _has_files(f"{out}.parts", "state.json"):
+        return f"the rows that were scored are whole, in '{out}.parts'; go on with the same command and --resume"
     if command not in ("train", "sweep"):
         return _BEGINS_AGAIN
-    out = _value_of("--out", arguments)
     # Names of files, not `RunFolder`: its imports may be what was interrupted, and torch can't be imported a second
     # time.
     if out is not None and _has_files(out, "result.json"):

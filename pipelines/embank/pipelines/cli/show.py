@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for
     from embank.pipelines.data.sources.catalog import Dataset, Fetched
     from embank.pipelines.data.synth import SynthReport
     from embank.pipelines.lm.editing import Edited
+    from embank.pipelines.runs.predict import Prediction
     from embank.pipelines.search.folder import SearchFolder
     from embank.pipelines.sweep.folder import SweepFolder
     from embank.pipelines.sweep.leaderboard import Row
@@ -110,6 +111,25 @@ def result(run: Path, values: Mapping[str, Any]) -> None:
         rows.insert(1, ["test group AUC", number(values["gauc"], 5) + without])
     table(["", ""], [[name, str(value)] for name, value in rows], left=2)
     out.print(f"run directory: {run}", markup=False)
+
+
+def predicted(done: "Prediction") -> None:
+    """What was predicted, how fast, and of which values the model knows nothing."""
+    speed = done.rows_scored / max(done.seconds, 1e-9)
+    share = done.seconds_scoring / max(done.seconds, 1e-9)
+    out.print(
+        f"{done.num_rows:,} rows scored by bundle {done.version} ({speed:,.0f} rows/s, {share:.0%} of it tables and "
+        f"network), written to {done.out}",
+        markup=False,
+    )
+    unknown = sorted(((n, name) for name, n in done.num_unknown.items() if n), reverse=True)
+    if unknown:
+        told = [f"{name} {n:,} ({n / max(1, done.num_rows):.1%} of rows)" for n, name in unknown[:_NAMED]]
+        more = f" and {len(unknown) - _NAMED} more features" if len(unknown) > _NAMED else ""
+        out.print(f"values that training did not have: {', '.join(told)}{more}", markup=False)
+
+
+_NAMED = 8
 
 
 def lm_result(run: Path, values: Mapping[str, Any]) -> None:

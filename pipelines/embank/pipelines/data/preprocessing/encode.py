@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -19,7 +22,8 @@ from embank.pipelines.data.prepare.tokens import (
     hashed_tokens,
     refuse_bracketed,
 )
-from embank.pipelines.data.preprocessing.encoded import Encoded
+from embank.pipelines.data.preprocessing.encoded import Encoded, counted
+from embank.pipelines.data.preprocessing.frames import chunk_of_values
 from embank.pipelines.data.preprocessing.rules import Preprocessing
 from embank.pipelines.data.sources.formats.base import Chunk
 from embank.tables.ids.token_hash import token_ids
@@ -59,20 +63,37 @@ class RowEncoder:
             for name, separator in rules.config.multivalued.items():
                 refuse_bracketed(chunk, name, separator)
             self._is_first = False
-        unknown: dict[str, int] = {}
+        unknown: dict[str, IntArray] = {}
         ids, bags = self._with_vocabulary(chunk, unknown)
         self._hashed(chunk, ids, bags)
         return Encoded(
             ids={field.name: ids[field.name] for field in rules.schema.categorical if not field.multivalued},
             bags={field.name: bags[field.name] for field in rules.schema.categorical if field.multivalued},
             dense=self._dense(chunk),
-            unknown=unknown,
+            unknown_rows=unknown,
         )
 
-    def _with_vocabulary(self, chunk: Chunk, unknown: dict[str, int]) -> tuple[dict[str, IntArray], dict[str, Bags]]:
+    def ids_of(self, feature: str, values: Sequence[Any]) -> IntArray:
+        """Ids int64 [N] of single values of a categorical feature, members of bags too.
+
+        Raises:
+            DataError: a value is no token.
+        """
+        rules = self._rules
+        chunk = with_nulls(chunk_of_values(feature, values), rules.config.null_values)
+        if feature in rules.config.hashed:
+            return hashed_tokens(chunk, feature)
+        tokens = chunk.frame.select(as_tokens(chunk, feature)).to_series()
+        ids_N = rules.index.find(feature, token_ids(tokens))
+        ids_N[tokens.is_null().to_numpy()] = rules.index.missing_id(feature)
+        return ids_N
+
+    def _with_vocabulary(
+        self, chunk: Chunk, unknown: dict[str, IntArray]
+    ) -> tuple[dict[str, IntArray], dict[str, Bags]]:
         return _looked_up(self._rules, chunk, unknown) if self._known is None else self._remembered(chunk, unknown)
 
-    def _remembered(self, chunk: Chunk, unknown: dict[str, int]) -> tuple[dict[str, IntArray], dict[str, Bags]]:
+    def _remembered(self, chunk: Chunk, unknown: dict[str, IntArray]) -> tuple[dict[str, IntArray], dict[str, Bags]]:
         config, known = self._rules.config, self._known
         assert known is not None
         single = [known[n].index.codes(as_tokens(chunk, n)).alias(n) for n in config.categorical if n in known]
@@ -89,9 +110,14 @@ class RowEncoder:
         for name, one in known.items():
             if name in config.multivalued:
                 lengths_R, codes_L = _flat(coded[name])
-                bags[name] = Bags(values=one.ids(codes_L.to_numpy(), unknown), offsets=_offsets(lengths_R))
+                ids_L, is_unknown_L = one.ids(codes_L.to_numpy())
+                bags[name] = Bags(values=ids_L, offsets=_offsets(lengths_R))
+                if is_unknown_L.any():
+                    unknown[name] = counted(is_unknown_L, bags[name].offsets)
             else:
-                ids[name] = one.ids(coded[name].to_numpy(), unknown)
+                ids[name], is_unknown_R = one.ids(coded[name].to_numpy())
+                if is_unknown_R.any():
+                    unknown[name] = is_unknown_R.astype(np.int64)
             if one.is_full:
                 known[name] = _Known(self._rules, name)
         return ids, bags
@@ -132,17 +158,17 @@ class _Known:
     def is_full(self) -> bool:
         return len(self._ids) > MOST_REMEMBERED
 
-    def ids(self, codes_N: npt.NDArray[np.int32], unknown: dict[str, int]) -> IntArray:
+    def ids(self, codes_N: npt.NDArray[np.int32]) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+        """Ids of codes, and which of them are unknown."""
         if codes_N.size and int(codes_N.max()) >= len(self._ids):
             new = self.index.tokens().slice(len(self._ids) - 1)
             self._ids = np.concatenate([self._ids, self._find.find(self._name, token_ids(new))])
         ids_N: IntArray = self._ids[codes_N]
-        unknown[self._name] = int(np.count_nonzero((ids_N == UNKNOWN_ID) & (codes_N != 0)))
-        return ids_N
+        return ids_N, (ids_N == UNKNOWN_ID) & (codes_N != 0)
 
 
 def _looked_up(
-    rules: Preprocessing, chunk: Chunk, unknown: dict[str, int]
+    rules: Preprocessing, chunk: Chunk, unknown: dict[str, IntArray]
 ) -> tuple[dict[str, IntArray], dict[str, Bags]]:
     """Ids of the features with a vocabulary, all tokens in one lookup."""
     config, index, num_rows = rules.config, rules.index, chunk.frame.height
@@ -166,10 +192,13 @@ def _looked_up(
         ids_N[is_missing_N] = missing[features_N[is_missing_N]]
     unknown_N = (ids_N == UNKNOWN_ID) & ~is_missing_N
     parts = dict(zip([*single, *jagged], np.split(ids_N, np.cumsum(counts)[:-1]), strict=True))
-    for name, part in zip(parts, np.split(unknown_N, np.cumsum(counts)[:-1]), strict=True):
-        unknown[name] = int(np.count_nonzero(part))
     assert all(len(parts[name]) == num_rows for name in single)
-    bags = {name: Bags(values=parts[name], offsets=_offsets(flat[name][0])) for name in jagged}
+    offsets = {name: _offsets(flat[name][0]) for name in jagged}
+    if unknown_N.any():
+        for name, part in zip(parts, np.split(unknown_N, np.cumsum(counts)[:-1]), strict=True):
+            if part.any():
+                unknown[name] = counted(part, offsets[name]) if name in offsets else part.astype(np.int64)
+    bags = {name: Bags(values=parts[name], offsets=offsets[name]) for name in jagged}
     return {name: parts[name] for name in single}, bags
 
 

@@ -7,14 +7,15 @@ everything else that it is not plain, and `RowEncoder` reads it or refuses it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from embank.pipelines.data.prepare.blocks import Bags
+from embank.pipelines.data.prepare.blocks import Bags, IntArray
 from embank.pipelines.data.prepare.nulls import number_of
 from embank.pipelines.data.prepare.numbers import FLOAT32_MAX
-from embank.pipelines.data.preprocessing.encoded import Encoded
+from embank.pipelines.data.preprocessing.encoded import Encoded, counted
 from embank.pipelines.data.preprocessing.rules import Preprocessing
 from embank.pipelines.data.schema import IS_MISSING
 from embank.tables.ids.token_hash import text_ids
@@ -49,7 +50,6 @@ class FewRows:
         self._nulls = frozenset(config.null_values)
         self._null_numbers = frozenset(n for n in map(number_of, config.null_values) if n is not None)
         self._dense = _Dense(rules)
-        self._nothing = dict.fromkeys(index.facts, 0)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> Encoded | None:
         """The rows, encoded; None if one has a value that is not plain, or lacks a column."""
@@ -60,7 +60,7 @@ class FewRows:
 
     def _encoded(self, rows: Sequence[Mapping[str, Any]]) -> Encoded:
         index, num_rows = self._rules.index, len(rows)
-        unknown = dict(self._nothing)
+        unknown: dict[str, IntArray] = {}
         cells = [self._token(row[name]) for name in self._single for row in rows]
         texts = [cell for cell in cells if cell is not None]
         ids_FR = np.repeat(self._missing, num_rows)
@@ -74,14 +74,15 @@ class FewRows:
                 ids_FR[there] = index.find_each(features_N[there], text_ids(texts))
                 is_unknown = there & (ids_FR == UNKNOWN_ID)
             if is_unknown.any():
-                for feature in np.flatnonzero(is_unknown).tolist():
-                    unknown[self._single[feature // num_rows]] += 1
+                for name, counts_R in zip(self._single, is_unknown.reshape(-1, num_rows), strict=True):
+                    if counts_R.any():
+                        unknown[name] = counts_R.astype(np.int64)
         table = ids_FR.reshape(len(self._single), num_rows)
         ids = {name: table[number] for number, name in enumerate(self._single)}
         for name in self._single_hashed:
             ids[name] = self._hashed([self._token(row[name]) for row in rows])
         bags = {name: self._bag(name, separator, rows, unknown) for name, separator in self._bags}
-        return Encoded(ids=ids, bags=bags, dense=self._dense.of(rows, self._null_numbers), unknown=unknown)
+        return Encoded(ids=ids, bags=bags, dense=self._dense.of(rows, self._null_numbers), unknown_rows=unknown)
 
     def _token(self, cell: Any) -> str | None:
         kind = type(cell)
@@ -109,7 +110,7 @@ class FewRows:
         return ids_R
 
     def _bag(
-        self, name: str, separator: str | None, rows: Sequence[Mapping[str, Any]], unknown: dict[str, int]
+        self, name: str, separator: str | None, rows: Sequence[Mapping[str, Any]], unknown: dict[str, IntArray]
     ) -> Bags:
         members: list[str] = []
         offsets = [0]
@@ -124,11 +125,13 @@ class FewRows:
                 raise _NotPlainError
             members += [text for member in cell if (text := self._token(member)) is not None]
             offsets.append(len(members))
-        values = text_ids(members)
-        if name in self._rules.index.facts:
-            values = self._rules.index.find(name, values)
-            unknown[name] = int(np.count_nonzero(values == UNKNOWN_ID))
-        return Bags(values=values, offsets=np.array(offsets, dtype=np.int64))
+        bags = Bags(values=text_ids(members), offsets=np.array(offsets, dtype=np.int64))
+        if name not in self._rules.index.facts:
+            return bags
+        values = self._rules.index.find(name, bags.values)
+        if (values == UNKNOWN_ID).any():
+            unknown[name] = counted(values == UNKNOWN_ID, bags.offsets)
+        return replace(bags, values=values)
 
 
 class _Dense:

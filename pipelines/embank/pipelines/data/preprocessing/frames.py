@@ -53,6 +53,20 @@ def chunk_of(rows: Any, columns: Sequence[str], *, numeric: Sequence[str]) -> Ch
     return Chunk(frame=plain_frame(table, columns, where), where=where, num_bytes=0)
 
 
+def chunk_of_values(name: str, values: Sequence[Any]) -> Chunk:
+    """Values of one categorical column as a chunk.
+
+    Raises:
+        DataError: one is no token.
+    """
+    if isinstance(values, (str, bytes)):
+        raise DataError(f"the values of {name!r} are {shown(values)}; give a list of values.", field=name)
+    frame = trimmed(pl.DataFrame([_tokens(name, list(values))]))
+    if isinstance(frame[name].dtype, pl.List):
+        raise DataError(f"the values of {name!r} are lists; give one value for each row.", field=name)
+    return Chunk(frame=frame, where=where, num_bytes=0)
+
+
 def _table(rows: Any, columns: Sequence[str]) -> pa.RecordBatch:
     library = type(rows).__module__.partition(".")[0]
     if isinstance(rows, pl.LazyFrame):

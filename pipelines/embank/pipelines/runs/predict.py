@@ -1,0 +1,325 @@
+"""`embank predict`: raw rows in files to a file of scores, in the order of the input and in bounded memory.
+
+Rows are encoded on one thread and scored on another. Every `PART_ROWS` rows a part is written into a folder beside the
+output; the parts become the output when all rows are scored. A run that was stopped goes on after its last part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from embank.pipelines.data.loading.ahead import Clock, run_ahead
+from embank.pipelines.data.preprocessing.encode import RowEncoder
+from embank.pipelines.data.preprocessing.encoded import Encoded
+from embank.pipelines.data.sources.formats.base import Source, check_column
+from embank.pipelines.locks import hold_lock
+from embank.pipelines.reporting import Phase, Reporter
+from embank.pipelines.runs.model import BATCH_ROWS, ServedModel, load_model
+from embank.tables.errors import ConfigError, DataError, WorkError
+from embank.tables.storage.atomic import publish_file, replace_text, temporary_beside
+from embank.tables.storage.json_text import read_json
+from embank.tables.storage.refusals import cause_of, is_full
+
+SCORE = "score"
+PART_ROWS = 64 * BATCH_ROWS
+_STATE = "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What was predicted.
+
+    Attributes:
+        out: the file of scores.
+        num_rows: of it.
+        num_unknown: feature to how many of its values training did not have.
+        seconds: that it took; of a resumed one, since it was resumed.
+        seconds_scoring: of them, those that tables and network took.
+        rows_scored: rows of those seconds.
+        version: of the bundle.
+    """
+
+    out: Path
+    num_rows: int
+    num_unknown: dict[str, int]
+    seconds: float
+    seconds_scoring: float
+    rows_scored: int
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """How far the parts are."""
+
+    rows: int = 0
+    parts: int = 0
+    unknown: dict[str, int]
+
+
+def predict(
+    path: str | Path,
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    keep: Sequence[str] = (),
+    format: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Prediction:
+    """Scores raw rows.
+
+    Args:
+        path: a bundle, or a run directory.
+        inputs: raw files in the layout of the training data (labels may be absent), or Parquet with the same columns.
+        out: `.parquet` or `.csv`; a column `score`, the probability of a positive label, in the order of the input.
+        keep: raw columns that are written too, before the score.
+        format: of the files, where it is not that of the training data.
+        resume: go on with what a stopped call has left.
+        overwrite: replace an existing file.
+        reporter: is told how far the work is.
+
+    Raises:
+        ConfigError, CheckpointError: the bundle can't score raw rows.
+        DataError: the input or the output can't be used; the message names file, line, column and value.
+        WorkError: the scores can't be written; what was done is kept for `resume`.
+    """
+    paths = [Path(one) for one in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
+    out = Path(out).absolute()
+    model = load_model(path)
+    source = model.rules.open(paths, format=format)
+    for name in keep:
+        check_column(source, name, whose="is to be kept")
+    if SCORE in keep:
+        raise ConfigError(f"a column {SCORE!r} can't be kept: it is the name of the scores. Rename it in the input.")
+    _refuse_out(out, paths, overwrite=overwrite)
+    parts = _Parts(out, identity=_identity(model, paths, keep, format))
+    held = f"another process is writing {out}. Wait for it, or give another --out."
+    with hold_lock(out.with_name(f".{out.name}.lock"), held=held, error=DataError):
+        try:
+            return _predict(model, source, parts, keep=list(keep), resume=resume, reporter=reporter or Reporter())
+        except DataError:
+            parts.abandon()
+            raise
+        except OSError as error:
+            raise WorkError(
+                f"{error.filename or out}: {cause_of(error)}. {'Free some space' if is_full(error) else 'Mend it'} and "
+                "give the same command with --resume: what was scored is kept."
+            ) from error
+        finally:
+            out.with_name(f".{out.name}.lock").unlink(missing_ok=True)
+
+
+def _predict(
+    model: ServedModel, source: Source, parts: _Parts, *, keep: list[str], resume: bool, reporter: Reporter
+) -> Prediction:
+    began = time.monotonic()
+    done = parts.begin(resume=resume)
+    if done.rows:
+        reporter.note(f"going on after {done.rows:,} rows that are scored")
+    phase = Phase(reporter, "scoring", total=source.total_bytes, unit="bytes")
+    unknown, rows, first, scoring = Counter(done.unknown), 0, done.rows, 0.0
+    part = _Part(keep)
+    with closing(_batches(model, source, keep, skip=done.rows, phase=phase)) as batches:
+        for encoded, kept in batches:
+            started = time.monotonic()
+            scores = model.score_encoded(encoded)
+            scoring += time.monotonic() - started
+            part.add(kept, scores)
+            unknown.update(encoded.unknown)
+            rows += encoded.num_rows
+            if part.num_rows >= PART_ROWS:
+                parts.write(part.frame(), rows=first + rows, unknown=dict(unknown))
+                part = _Part(keep)
+    if part.num_rows or first + rows == 0:
+        parts.write(part.frame(), rows=first + rows, unknown=dict(unknown))
+    if first + rows < done.rows or (first and rows == 0 and not parts.count):
+        raise DataError(f"{source.name} has fewer rows than when it was begun to be scored. Score it again.")
+    parts.join()
+    return Prediction(
+        out=parts.out,
+        num_rows=first + rows,
+        num_unknown={name: int(unknown[name]) for name in model.rules.index.facts},
+        seconds=time.monotonic() - began,
+        seconds_scoring=scoring,
+        rows_scored=rows,
+        version=model.version,
+    )
+
+
+class _Part:
+    """Scored rows that are not written yet."""
+
+    def __init__(self, keep: list[str]) -> None:
+        self._keep, self._frames, self.num_rows = keep, list[pl.DataFrame](), 0
+
+    def add(self, kept: pl.DataFrame, scores: Any) -> None:
+        self._frames.append(kept.with_columns(pl.Series(SCORE, scores)))
+        self.num_rows += len(scores)
+
+    def frame(self) -> pl.DataFrame:
+        if not self._frames:
+            return pl.DataFrame({SCORE: []}, schema={SCORE: pl.Float64})
+        return pl.concat(self._frames)
+
+
+def _batches(
+    model: ServedModel, source: Source, keep: list[str], *, skip: int, phase: Phase
+) -> Generator[tuple[Encoded, pl.DataFrame], None, None]:
+    """All rows but the first `skip`, in batches of BATCH_ROWS, as `embank evaluate` scores them."""
+    waiting: list[tuple[Encoded, pl.DataFrame]] = []
+    num_waiting = 0
+    for encoded, kept, num_bytes in run_ahead(_encoded(model, source, keep, skip), depth=2, clock=Clock()):
+        waiting.append((encoded, kept))
+        num_waiting += encoded.num_rows
+        phase.advance(num_bytes, rows=encoded.num_rows)
+        if num_waiting >= BATCH_ROWS:
+            joined, frame = _joined(waiting)
+            end = num_waiting - num_waiting % BATCH_ROWS
+            for start in range(0, end, BATCH_ROWS):
+                yield joined.slice(start, start + BATCH_ROWS), frame.slice(start, BATCH_ROWS)
+            waiting, num_waiting = [(joined.slice(end, num_waiting), frame.slice(end))], num_waiting - end
+    if num_waiting:
+        yield _joined(waiting)
+
+
+def _joined(waiting: Sequence[tuple[Encoded, pl.DataFrame]]) -> tuple[Encoded, pl.DataFrame]:
+    return Encoded.concatenate([encoded for encoded, _ in waiting]), pl.concat([kept for _, kept in waiting])
+
+
+def _encoded(
+    model: ServedModel, source: Source, keep: list[str], skip: int
+) -> Generator[tuple[Encoded, pl.DataFrame, int], None, None]:
+    encoder = RowEncoder(model.rules)
+    wanted = list(dict.fromkeys([*model.rules.columns, *keep]))
+    for chunk in source.chunks(wanted):
+        height = chunk.frame.height
+        if skip >= height:
+            skip -= height
+            continue
+        if skip:
+            before, where = skip, chunk.where
+            chunk = replace(chunk, frame=chunk.frame.slice(skip), where=lambda row: where(row + before))  # noqa: B023
+            skip = 0
+        kept = chunk.frame.select(keep) if keep else pl.DataFrame(height=chunk.frame.height)
+        yield encoder.encode(chunk), kept, chunk.num_bytes
+
+
+class _Parts:
+    """The folder of parts beside the output."""
+
+    def __init__(self, out: Path, *, identity: dict[str, Any]) -> None:
+        self.out, self.folder = out, out.with_name(f"{out.name}.parts")
+        self.count = 0
+        self._identity, self._is_mine = identity, False
+
+    def begin(self, *, resume: bool) -> _Done:
+        """What is done already.
+
+        Raises:
+            DataError: there are parts and they are not to be gone on with, or are of other inputs or another model.
+        """
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            self._is_mine = True
+            self._save(_Done(unknown={}))
+            return _Done(unknown={})
+        if not (self.folder / _STATE).is_file():
+            raise DataError(f"{self.folder} is in the way, and is none of ours. Move it, or give another --out.")
+        state = read_json(self.folder / _STATE)
+        if not resume:
+            raise DataError(
+                f"{self.folder} holds {state['done']['rows']:,} scored rows of a call that was stopped. Go on with "
+                "--resume, or delete the folder."
+            )
+        for name, value in self._identity.items():
+            if state["of"].get(name) != value:
+                raise DataError(
+                    f"{self.folder} was begun with another {name} ({state['of'].get(name)}, now {value}). Delete the "
+                    "folder to begin again, or give what it was begun with."
+                )
+        done = _Done(**state["done"])
+        self.count, self._is_mine = done.parts, True
+        return done
+
+    def abandon(self) -> None:
+        """Removes what this call has begun: input that is mended is other input."""
+        if self._is_mine:
+            shutil.rmtree(self.folder)
+
+    def write(self, frame: pl.DataFrame, *, rows: int, unknown: dict[str, int]) -> None:
+        path = self.folder / f"part-{self.count:05d}.parquet"
+        temporary = temporary_beside(path)
+        pq.write_table(frame.to_arrow(), temporary, compression="zstd")
+        publish_file(temporary, path, overwrite=True)
+        self.count += 1
+        self._save(_Done(rows=rows, parts=self.count, unknown=unknown))
+
+    def _save(self, done: _Done) -> None:
+        text = json.dumps({"of": self._identity, "done": asdict(done)})
+        replace_text(self.folder / _STATE, text, cure="make room and give the command again with --resume")
+
+    def join(self) -> None:
+        """The parts as one file, in place."""
+        temporary = temporary_beside(self.out)
+        try:
+            if self.out.suffix == ".csv":
+                with temporary.open("wb") as file:
+                    for number, frame in enumerate(self._frames()):
+                        frame.write_csv(file, include_header=number == 0)
+            else:
+                _write_parquet(temporary, self._frames())
+            publish_file(temporary, self.out, overwrite=True)
+        finally:
+            temporary.unlink(missing_ok=True)
+        shutil.rmtree(self.folder)
+
+    def _frames(self) -> Iterator[pl.DataFrame]:
+        for number in range(self.count):
+            yield pl.read_parquet(self.folder / f"part-{number:05d}.parquet")
+
+
+def _write_parquet(path: Path, frames: Iterator[pl.DataFrame]) -> None:
+    first = next(frames).to_arrow()
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        writer.write_table(first)
+        for frame in frames:
+            writer.write_table(frame.to_arrow().cast(first.schema))
+
+
+def _identity(model: ServedModel, paths: Sequence[Path], keep: Sequence[str], format: str | None) -> dict[str, Any]:
+    """What decides the rows of a part."""
+    files = [[str(path.absolute()), *_stamp(path)] for path in paths]
+    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+    return {"bundle": model.checksum, "input": digest, "keep": list(keep), "format": format}
+
+
+def _stamp(path: Path) -> list[int]:
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [number for file in files for number in (file.stat().st_size, file.stat().st_mtime_ns)]
+
+
+def _refuse_out(out: Path, paths: Sequence[Path], *, overwrite: bool) -> None:
+    if out.suffix not in (".parquet", ".csv"):
+        raise ConfigError(f"{out.name} ends neither in .parquet nor in .csv; give --out a name that does.")
+    if out.is_dir():
+        raise DataError(f"{out} is a folder. Give --out the name of a file.")
+    if any(path.exists() and path.absolute() == out for path in paths):
+        raise DataError(f"{out} is an input too. Give another --out.")
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists already. Give another --out, or --overwrite to replace it.")
+    if not out.parent.is_dir():
+        raise DataError(f"there is no folder {out.parent} to write {out.name} into. Make it, or give another --out.")

@@ -1,0 +1,324 @@
+"""From a raw log to scores of raw rows: those of `embank evaluate`, to the bit."""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from embank.compression import METHODS
+from embank.ctr_models.metrics.auc import roc_auc
+from embank.pipelines import load_model, predict, prepare
+from embank.pipelines.data.loading.loader import Loader
+from embank.pipelines.runs import predict as predicting
+from embank.pipelines.runs.evaluate import evaluate_saved
+from embank.tables import CheckpointError, ConfigError, DataError, WorkError, method_class
+from tests.cli.test_commands import embank
+from tests.data.test_formats_published import criteo_rows, write
+from tests.data.test_preprocessing import CONFIG, csv_of, rows_of
+from tests.tables.test_bundle import run_code
+from tests.training.runs import train, write_data
+
+NAMES = sorted(name for name in METHODS if not name.startswith("test_"))
+MODEL = {"name": "deepfm", "hidden_units": [8]}
+TRAIN = {"epochs": 1, "table_lr": 0.05, "num_threads": 1}
+
+
+def auc_of(scores: Sequence[float], labels: Sequence[int]) -> float:
+    return roc_auc(torch.tensor(scores, dtype=torch.float64), torch.tensor(labels) == 1)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log with labels that follow its rows, and its last tenth, which is the test split."""
+    folder = tmp_path_factory.mktemp("raw")
+    rows = rows_of(2000, seed=1)
+    for row in rows:
+        row["click"] = int((len(str(row["city"])) + len(row["genres"]) + len(str(row["user"]))) % 3 == 0)
+    csv_of(folder / "log.csv", rows)
+    csv_of(folder / "test.csv", rows[1800:])
+    prepare({**CONFIG, "hashed": ["page"]}, folder / "log.csv", folder / "data", format="csv")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose data folder is gone."""
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copytree(raw / "data", folder / "data")
+    tables = {"dim": 4, "overrides": {"page": {"method": "hash", "num_rows": 30}}}
+    train(folder / "data", folder / "run", tables=tables, model=MODEL, train=TRAIN)
+    shutil.rmtree(folder / "data")
+    return folder / "run"
+
+
+def labels_of(path: Path) -> list[int]:
+    return pl.read_csv(path, infer_schema=False)["click"].cast(pl.Int64).to_list()
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return values
+
+
+def test_scores_are_those_of_the_evaluation(raw: Path, run: Path, tmp_path: Path) -> None:
+    done = predict(run, raw / "test.csv", tmp_path / "s.parquet", keep=["user", "click"])
+    frame = pl.read_parquet(tmp_path / "s.parquet")
+    assert frame.columns == ["user", "click", "score"]
+    assert frame["user"].to_list() == pl.read_csv(raw / "test.csv", infer_schema=False)["user"].to_list()
+    assert auc_of(frame["score"].to_list(), labels_of(raw / "test.csv")) == result_of(run)["auc"]
+    assert done.num_rows == 200
+    assert done.num_unknown["city"] > 0
+    assert evaluate_saved(run / "bundle", data=raw / "data", split="test")["auc"] == result_of(run)["auc"]
+    model = load_model(run)
+    [batch] = Loader(raw / "data", "test", batch_size=8192, shuffle=False).epoch(0)
+    np.testing.assert_array_equal(model.score_ids(batch.sparse, batch.dense), frame["score"])
+    np.testing.assert_array_equal(model.score(pl.read_csv(raw / "test.csv", infer_schema=False)), frame["score"])
+    rows = pl.read_csv(raw / "test.csv", infer_schema=False).to_dicts()
+    one_by_one = np.concatenate([model.score([row]) for row in rows[:50]])
+    np.testing.assert_allclose(one_by_one, frame["score"][:50], atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", NAMES)
+def test_every_method_scores_raw_rows_as_it_was_evaluated(raw: Path, tmp_path: Path, method: str) -> None:
+    tables: dict[str, Any] = {"dim": 4, "method": method}
+    if method in ("hash", "unified"):
+        tables |= {"num_rows": 60} if method == "hash" else {"rows": 120, "width": 4}
+    if not method_class(method).traits.takes_token_ids:
+        tables["overrides"] = {"page": {"method": "hash", "num_rows": 30}}
+    result = train(raw / "data", tmp_path / "run", tables=tables, model=MODEL, train=TRAIN)
+    predict(tmp_path / "run", raw / "test.csv", tmp_path / "s.csv")
+    frame = pl.read_csv(tmp_path / "s.csv")
+    assert frame.columns == ["score"]
+    assert auc_of(frame["score"].to_list(), labels_of(raw / "test.csv")) == result["auc"]
+    embedded = load_model(tmp_path / "run").embed("user", ["u1", "nobody", None])
+    assert embedded.shape == (3, 4)
+    assert np.isfinite(embedded).all()
+
+
+def avazu_rows() -> list[list[object]]:
+    rng = np.random.default_rng(0)
+    header = ["id", "click", "hour", *(f"f{number}" for number in range(21))]
+    from embank.pipelines.data.sources.formats.avazu import PLAIN
+
+    header[3:] = PLAIN
+    rows: list[list[object]] = [header]
+    for number in range(600):
+        hour = f"141021{number // 30:02}"
+        rows.append([number, int(rng.integers(2)), hour, *(int(cell) for cell in rng.integers(5, size=len(PLAIN)))])
+    return rows
+
+
+def kdd_rows() -> list[list[object]]:
+    rng = np.random.default_rng(0)
+    return [[int(rng.integers(2)), 1 + int(rng.integers(2)), *rng.integers(6, size=10).tolist()] for _ in range(400)]
+
+
+@pytest.mark.parametrize("name", ["criteo", "avazu", "kdd12", "movielens"])
+def test_every_published_format_scores_with_and_without_labels(tmp_path: Path, name: str) -> None:
+    ratio = {"split": {"by": "ratio", "ratios": [0.8, 0.1, 0.1]}}
+    scored, labels = tmp_path / "scored.txt", list[int]()
+    if name == "criteo":
+        rows = criteo_rows(400)
+        log, bare = write(tmp_path / "log.txt", rows, "\t"), [row[1:] for row in rows[360:]]
+        labels = [int(str(row[0])) for row in rows[360:]]
+        write(scored, bare, "\t")
+    elif name == "avazu":
+        rows = avazu_rows()
+        log = write(tmp_path / "log.csv", rows, ",")
+        labels = [int(str(row[1])) for row in rows[541:]]
+        write(scored, [[row[0], *row[2:]] for row in [rows[0], *rows[541:]]], ",")
+    elif name == "kdd12":
+        rows = kdd_rows()
+        log = write(tmp_path / "log.txt", rows, "\t")
+        write(scored, [row[2:] for row in rows], "\t")
+    else:
+        log, labels, scored = movielens(tmp_path)
+    config = {} if name == "avazu" else ratio
+    prepare(config, log, tmp_path / "data", format=name)
+    result = train(tmp_path / "data", tmp_path / "run", tables={"dim": 4}, model=MODEL, train=TRAIN)
+    shutil.rmtree(tmp_path / "data")
+    predict(tmp_path / "run", scored, tmp_path / "s.parquet")
+    scores = pl.read_parquet(tmp_path / "s.parquet")["score"].to_list()
+    if name == "kdd12":  # a line has one score, whatever its impressions
+        pairs = [
+            (score, int(number < int(str(row[0]))))
+            for score, row in zip(scores, rows, strict=True)
+            for number in range(int(str(row[1])))
+        ]
+        scores, labels = (list(column) for column in zip(*pairs[len(pairs) * 9 // 10 :], strict=True))
+        assert auc_of(scores, labels) == pytest.approx(result["auc"], abs=0.02)
+    else:
+        assert auc_of(scores, labels) == result["auc"]
+    model = load_model(tmp_path / "run")
+    assert model.score([model.example]).shape == (1,)
+    if name == "avazu":
+        with pytest.raises(DataError, match=r"rows\[0\]: column 'hour' is '99'; expected YYMMDDHH"):
+            model.score([{**model.example, "hour": "99"}])
+
+
+def movielens(folder: Path) -> tuple[Path, list[int], Path]:
+    rng = np.random.default_rng(0)
+    rows = [[int(n) for n in (*rng.integers(1, 20, size=2), rng.integers(1, 6), 8 * 10**8)] for _ in range(500)]
+    (folder / "log").mkdir()
+    head = ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
+    write(folder / "log" / "x.inter", [head, *rows], "\t")
+    users = [[n, n % 5, "MF"[n % 2], f"o{n % 3}", f"z{n}"] for n in range(1, 20)]
+    head = ["user_id:token", "age:token", "gender:token", "occupation:token", "zip_code:token"]
+    write(folder / "log" / "x.user", [head, *users], "\t")
+    items = [[n, f"T{n}", 1990 + n % 4, "Drama War" if n % 2 else "Comedy"] for n in range(1, 20)]
+    head = ["item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"]
+    write(folder / "log" / "x.item", [head, *items], "\t")
+    rated = [row for row in rows if row[2] != 3]
+    test = rated[len(rated) * 9 // 10 + (1 if len(rated) * 9 % 10 else 0) :]
+    shutil.copytree(folder / "log", folder / "scored")
+    write(folder / "scored" / "x.inter", [["user_id:token", "item_id:token"], *(row[:2] for row in test)], "\t")
+    return folder / "log", [int(row[2] >= 4) for row in test], folder / "scored"
+
+
+def test_what_was_stopped_goes_on(raw: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = predict(run, raw / "log.csv", tmp_path / "whole.parquet", keep=["user"])
+    monkeypatch.setattr(predicting, "BATCH_ROWS", 128)
+    monkeypatch.setattr(predicting, "PART_ROWS", 256)
+    out, score, calls = tmp_path / "s.parquet", predicting.ServedModel.score_encoded, list[int]()
+
+    def stopping(self: Any, encoded: Any) -> Any:
+        calls.append(encoded.num_rows)
+        if len(calls) in (6, 12):
+            raise KeyboardInterrupt
+        return score(self, encoded)
+
+    monkeypatch.setattr(predicting.ServedModel, "score_encoded", stopping)
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            predict(run, raw / "log.csv", out, keep=["user"], resume=resume)
+    with pytest.raises(DataError, match="holds 1,024 scored rows of a call that was stopped"):
+        predict(run, raw / "log.csv", out, keep=["user"])
+    with pytest.raises(DataError, match=r"begun with another keep \(\['user'\], now \[\]\)"):
+        predict(run, raw / "log.csv", out, resume=True)
+    done = predict(run, raw / "log.csv", out, keep=["user"], resume=True)
+    assert done.num_rows == 2000
+    assert done.num_unknown == whole.num_unknown
+    one, other = pl.read_parquet(out), pl.read_parquet(tmp_path / "whole.parquet")
+    assert one["user"].to_list() == other["user"].to_list()
+    np.testing.assert_allclose(one["score"], other["score"], atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.parquet", "whole.parquet"]
+    assert max(calls) == 128
+
+
+def test_bad_input_is_told(raw: Path, run: Path, tmp_path: Path) -> None:
+    def said(kind: type[Exception], path: Path = run, file: Path = raw / "test.csv", **more: Any) -> str:
+        with pytest.raises(kind) as caught:
+            predict(path, file, **{"out": tmp_path / "s.parquet", **more})
+        assert not (tmp_path / "s.parquet").exists()
+        return str(caught.value)
+
+    frame = pl.read_csv(raw / "test.csv", infer_schema=False)
+    frame.rename({"price": "prize"}).write_csv(tmp_path / "renamed.csv")
+    renamed = said(DataError, file=tmp_path / "renamed.csv")
+    assert "has no column 'price', which the model was trained on. Did you mean 'prize'?" in renamed
+    assert "has no column 'usr', which is to be kept. Did you mean 'user'?" in said(DataError, keep=["usr"])
+    frame.with_columns(pl.lit("dear").alias("price")).write_csv(tmp_path / "dear.csv")
+    assert "dear.csv, line 2: column 'price' is 'dear'" in said(DataError, file=tmp_path / "dear.csv")
+    assert not (tmp_path / "s.parquet.parts").exists()
+    assert "ends neither in .parquet nor in .csv" in said(ConfigError, out=tmp_path / "s.txt")
+    assert "there is no folder" in said(DataError, out=tmp_path / "none" / "s.csv")
+    assert "holds no bundle and no run" in said(CheckpointError, path=tmp_path)
+    assert "no such" not in said(DataError, file=tmp_path / "missing.csv")
+    write_data(tmp_path / "generated")
+    train(tmp_path / "generated", tmp_path / "plain", model=MODEL, train=TRAIN)
+    assert "can't score any" in said(ConfigError, path=tmp_path / "plain")
+    (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "unfinished" / "config.yaml").touch()
+    assert "has no bundle yet: finish it" in said(CheckpointError, path=tmp_path / "unfinished")
+
+
+def test_a_file_of_its_name_is_not_written_over(raw: Path, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("mine")
+    with pytest.raises(DataError, match="exists already"):
+        predict(run, raw / "test.csv", tmp_path / "s.csv")
+    assert (tmp_path / "s.csv").read_text() == "mine"
+    predict(run, raw / "test.csv", tmp_path / "s.csv", overwrite=True)
+    assert len(pl.read_csv(tmp_path / "s.csv")) == 200
+
+
+def test_a_full_disk_keeps_what_was_scored(
+    raw: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, os.strerror(28), "s.parquet")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(predicting, "_write_parquet", full)
+        with pytest.raises(WorkError, match="give the same command with --resume"):
+            predict(run, raw / "test.csv", tmp_path / "s.parquet")
+    assert predict(run, raw / "test.csv", tmp_path / "s.parquet", resume=True).num_rows == 200
+
+
+def test_threads_share_a_model(raw: Path, run: Path) -> None:
+    model = load_model(run)
+    rows = pl.read_csv(raw / "test.csv", infer_schema=False)
+    want = model.score(rows)
+    wrong = list[int]()
+
+    def work(number: int) -> None:
+        for _ in range(10):
+            few = rows.slice(number, 3).to_dicts()
+            if not np.array_equal(model.score(rows), want) or not np.allclose(
+                model.score(few), want[number : number + 3], atol=1e-6
+            ):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_what_does_not_fit_a_model_is_said(run: Path) -> None:
+    model = load_model(run)
+    assert model.features["genres"] == {"type": "multivalued", "separator": "|"}
+    assert list(model.features) == ["user", "city", "page", "genres", "price", "age", "clicks", "rank"]
+    with pytest.raises(ConfigError, match="there is no categorical feature 'price'"):
+        model.embed("price", ["1"])
+    with pytest.raises(ConfigError, match="Did you mean 'user'"):
+        model.embed("usr", ["1"])
+    with pytest.raises(DataError, match="give a list of values"):
+        model.embed("user", "u1")
+    assert model.score([]).shape == (0,)
+    assert model.embed("genres", []).shape == (0, 4)
+    np.testing.assert_array_equal(model.embed("user", [3, "u1"]), model.embed("user", ["3", "u1"]))
+
+
+@pytest.mark.slow
+def test_a_fresh_process_scores_without_torchrec(raw: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "bundle", tmp_path / "bundle")
+    code = """
+import sys, json
+from embank.pipelines import load_model
+model = load_model("bundle")
+scores = model.score([model.example, {**model.example, "user": "nobody"}])
+assert scores.shape == (2,) and (scores > 0).all()
+for name in ("torchrec", "fbgemm_gpu", "optuna", "matplotlib", "embank.pipelines.train", "embank.tables.sharding"):
+    assert name not in sys.modules, name
+"""
+    done = run_code(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_command(raw: Path, run: Path, tmp_path: Path) -> None:
+    done = embank("predict", str(run), "--input", str(raw / "test.csv"), "--out", str(tmp_path / "s.csv"))
+    assert done.returncode == 0, done.stderr
+    assert "200 rows scored by bundle" in done.stdout
+    assert "values that training did not have: city" in done.stdout
