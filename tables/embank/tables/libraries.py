@@ -11,6 +11,10 @@ _CURES = {
         "install it beside the FBGEMM of this machine: without a GPU 'pip install fbgemm-gpu-cpu==1.8.0' and "
         "'pip install --no-deps torchrec==1.8.0', with one \"pip install 'embank[gpu]'\""
     ),
+    "fastapi": "pip install 'embank[serve]'",
+    "prometheus_client": "pip install 'embank[serve]'",
+    "starlette": "pip install 'embank[serve]'",
+    "uvicorn": "pip install 'embank[serve]'",
     "tokenizers": "pip install 'embank[lm]'",
     "transformers": "pip install 'embank[lm]'",
     "fbgemm_gpu": "without a GPU 'pip install fbgemm-gpu-cpu==1.8.0', with one \"pip install 'embank[gpu]'\"",

@@ -9,6 +9,7 @@ import typer
 
 from embank.pipelines.cli import deltas, lm, predicting, show
 from embank.pipelines.cli import search as search_command
+from embank.pipelines.cli import serve as serve_command
 from embank.pipelines.cli.messages import messages
 from embank.pipelines.cli.watched import watch
 
@@ -31,6 +32,7 @@ app.command()(search_command.search)
 app.command()(predicting.predict)
 app.command()(deltas.delta)
 app.command()(deltas.apply)
+app.command()(serve_command.serve)
 
 
 def _print_version(asked: bool) -> None:
@@ -350,12 +352,9 @@ def export(
     data: Annotated[
         Path | None, typer.Option(help="The prepared folder of an unfinished run, if it has moved since training.")
     ] = None,
-    tokens: Annotated[
-        bool, typer.Option(help="Also write the tokens of the vocabularies, which give ids their names.")
-    ] = True,
 ) -> None:
-    """Write a run's best checkpoint as a bundle: preprocessing, packed tables, network, checksums. `embank predict` and
-    `embank serve` score raw rows with it.
+    """Write a run's best checkpoint as a bundle: packed tables, network, checksums. `embank.tables.load_bundle` reads
+    it.
 
     A complete run has one already, in `RUN/bundle`, which is copied. One that is not complete is packed from its best
     checkpoint, or from the last if none was evaluated.
@@ -364,7 +363,7 @@ def export(
     """
     from embank.pipelines.runs.export import export_run
 
-    bundle = export_run(run, out=out, data=data, tokens=tokens)
+    bundle = export_run(run, out=out, data=data)
     show.exported(out, tables=len(bundle.entries), nbytes=bundle.nbytes)
 
 

@@ -1,0 +1,143 @@
+"""Another bundle for a server that runs: who may ask for it, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from embank.pipelines import load_model
+from embank.pipelines.serve.source import current_bundle
+from embank.pipelines.serve.state import StateFolder
+from embank.tables import CheckpointError
+from tests.serve.logs import Bundles
+from tests.serve.served import a_client, a_worker, post
+
+
+def test_reload_changes_what_is_served(bundles: Bundles) -> None:
+    with a_client(bundles.first) as client:
+        before = post(client, "/score", {"rows": bundles.rows}).json()
+        answer = post(client, "/reload", {"bundle": str(bundles.second)})
+        assert answer.status_code == 200, answer.text
+        second = load_model(bundles.second)
+        assert answer.json() == {"sequence": 2, "version": second.version, "checksum": second.checksum}
+        after = post(client, "/score", {"rows": bundles.rows}).json()
+        assert after["checksum"] == second.checksum
+        assert after["scores"] == second.score(bundles.rows).tolist()
+        assert after["scores"] != before["scores"]
+        assert post(client, "/reload", {"bundle": str(bundles.first)}).json()["sequence"] == 3
+        assert post(client, "/score", {"rows": bundles.rows}).json() == before
+
+
+def test_what_can_not_be_served_changes_nothing(bundles: Bundles, tmp_path: Path) -> None:
+    damaged = shutil.copytree(bundles.second, tmp_path / "damaged")
+    network = damaged / "network.safetensors"
+    content = bytearray(network.read_bytes())
+    content[-1] ^= 1
+    network.write_bytes(content)
+    with a_client(bundles.first) as client:
+        for content, status, message in (
+            ({"bundle": str(tmp_path / "gone")}, 422, "holds no bundle"),
+            ({"bundle": str(damaged)}, 422, "has been altered"),
+            ({"bundle": str(bundles.other_columns)}, 409, "it adds shop"),
+            ({"bundle": "x" * 5000}, 422, "nothing was reloaded"),
+            ({"bundle": ""}, 422, "is no path"),
+            ({"bundle": 1}, 422, "is no path"),
+            ({"bundle": "a", "delta": "b"}, 422, "neither one bundle nor one delta"),
+            ([], 422, "neither one bundle nor one delta"),
+            ({"bundel": "a"}, 422, "neither one bundle nor one delta"),
+        ):
+            answer = post(client, "/reload", content)
+            assert answer.status_code == status, answer.text
+            assert message in answer.json()["error"]
+        served = post(client, "/score", {"rows": bundles.rows}).json()
+        assert served["scores"] == load_model(bundles.first).score(bundles.rows).tolist()
+
+
+def test_one_reload_at_a_time(bundles: Bundles) -> None:
+    from starlette.testclient import TestClient
+
+    with (
+        a_worker(bundles.first) as worker,
+        TestClient(worker.app, base_url="http://localhost", client=("127.0.0.1", 1)) as client,
+        worker.state.changing(),
+    ):
+        answer = post(client, "/reload", {"bundle": str(bundles.second)})
+    assert answer.status_code == 409
+    assert "another reload" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("peer", "host", "headers", "status"),
+    [
+        ("127.0.0.1", "localhost:8000", {}, 422),
+        ("::1", "[::1]:8000", {}, 422),
+        ("::ffff:127.0.0.1", "127.0.0.1", {}, 422),
+        ("192.0.2.7", "127.0.0.1", {}, 403),
+        ("127.0.0.1", "rebound.example", {}, 403),
+        ("127.0.0.1", "localhost", {"x_forwarded_for": "127.0.0.1"}, 403),
+        ("192.0.2.7", "localhost", {"x_forwarded_for": "127.0.0.1"}, 403),
+    ],
+    ids=str,
+)
+def test_only_this_machine_reloads(
+    bundles: Bundles, peer: str, host: str, headers: dict[str, str], status: int
+) -> None:
+    with a_client(bundles.first, base_url=f"http://{host}", peer=peer) as client:
+        assert post(client, "/reload", {"bundle": "gone"}, **headers).status_code == status
+        assert post(client, "/score", {"rows": bundles.rows[:1]}).status_code == 200
+
+
+def test_a_token_is_needed_once_there_is_one(bundles: Bundles) -> None:
+    token = "correct horse battery"
+    with a_client(bundles.first, token=token, peer="192.0.2.7", base_url="http://shop.example") as client:
+        for given in ("", "Bearer", "Bearer wrong", f"Basic {token}", f"Bearer {token}x", "Bearer \xe9"):
+            answer = client.post(
+                "/reload",
+                content=json.dumps({"bundle": str(bundles.second)}),
+                headers=[(b"content-type", b"application/json"), (b"authorization", given.encode("latin-1"))],
+            )
+            assert answer.status_code == 401, given
+            assert answer.headers["www-authenticate"] == "Bearer"
+        answer = post(client, "/reload", {"bundle": str(bundles.second)}, authorization=f"Bearer {token}")
+        assert answer.status_code == 200, answer.text
+    with a_client(bundles.first, token=token) as client:
+        assert post(client, "/reload", {"bundle": str(bundles.second)}).status_code == 401
+
+
+def test_what_is_a_bundle(bundles: Bundles, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "bundle").symlink_to(bundles.first)
+    assert current_bundle(run) == bundles.first.resolve()
+    assert current_bundle(bundles.first) == bundles.first.resolve()
+
+    folder = tmp_path / "bundles"
+    folder.mkdir()
+    shutil.copytree(bundles.first, folder / "monday")
+    with pytest.raises(CheckpointError, match="holds no bundle and no run"):
+        current_bundle(folder)
+    (folder / "current").write_text("monday\n")
+    assert current_bundle(folder) == (folder / "monday").resolve()
+    (folder / "current").write_text("sunday")
+    with pytest.raises(CheckpointError, match="'sunday', which holds no bundle|sunday', which holds no bundle"):
+        current_bundle(folder)
+    (folder / "current").unlink()
+    (folder / "current").symlink_to("monday")
+    assert current_bundle(folder) == (folder / "monday").resolve()
+
+
+def test_folders_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    killed = tmp_path / "embank-serve-killed"
+    (killed / "applied").mkdir(parents=True)
+    (killed / "server").touch()
+    other = tmp_path / "embank-serve-other"
+    other.mkdir()
+    with StateFolder.made() as first:
+        assert not killed.exists()
+        with StateFolder.made() as second:
+            assert first.path.is_dir()
+            assert (first.path.stat().st_mode & 0o777) == 0o700
+        assert not second.path.exists()
+        assert other.is_dir()  # not known to be one
