@@ -5,6 +5,7 @@ import json
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import optuna
@@ -18,6 +19,8 @@ from typer.testing import CliRunner
 
 from embank.pipelines.cli.app import app
 from embank.pipelines.config.run import parse_config
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.build import id_counts, table_specs
 from embank.pipelines.runs.evaluate import figures_of
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.search.configspace import config_space
@@ -25,7 +28,7 @@ from embank.pipelines.search.dashboard import dashboard
 from embank.pipelines.search.report import markdown
 from embank.pipelines.search.retrain import Entry, kendall_tau
 from embank.pipelines.search.search import Search
-from embank.tables import BudgetError, CheckpointError, ConfigError
+from embank.tables import BudgetError, CheckpointError, ConfigError, TableCollection
 
 PICTURES = ("pareto.png", "history.png", "importance.png", "slices.png")
 
@@ -63,6 +66,8 @@ def test_a_search_ends_with_a_model_within_the_budget(data: Path, done: tuple[Pa
             assert all(result["serving_bytes"] == int(row["nbytes"]) <= allowed for result in results)
             figures = [(result["auc"], result["valid_auc"]) for result in results]
             assert (float(row["auc"]), float(row["validation"])) in figures
+            assert float(row["share"]) == int(row["nbytes"]) / space.plain_nbytes
+        assert f"of the plain fp32 tables of dim 8, {space.plain_nbytes:,} bytes" in (out / "results.md").read_text()
         chosen = max(rows, key=lambda row: float(row["validation"]))
         assert chosen["is_best"] == "True"
         config = parse_config(yaml.safe_load((out / "best.yaml").read_text()))
@@ -182,14 +187,52 @@ def test_whole_configurations_have_the_choices_that_methods_declare(data: Path, 
 
 
 @pytest.mark.slow
-def test_a_method_for_each_feature_is_trained(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "methods"
-    plan = plan_of(data, out, space="methods", num_trials=2, budgets=[0.7])
-    (study,) = Search(plan, out).run().values()
+@pytest.mark.parametrize(("space", "front"), [("methods", False), ("unified", True)])
+def test_methods_and_lookups_of_each_feature_are_trained(space: str, front: bool, data: Path, tmp_path: Path) -> None:
+    out, file = tmp_path / space, tmp_path / "space.yaml"
+    options = {"rows": [10, 20], "widths": [4, 8], "exact_below": 8} if space == "unified" else {}
+    file.write_text(yaml.safe_dump({"space": space} | options))
+    plan = plan_of(data, out, space=str(file), sampler="ea", num_trials=3, budgets=[0.7], front=front)
+    studies = Search(plan, out).run()
+    (study,) = set(studies.values())
     complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
     assert complete
     for trial in complete:
         assert trial.user_attrs["serving_bytes"] <= trial.user_attrs["nbytes"]
+        if space == "unified":
+            assert trial.user_attrs["serving_bytes"] == trial.user_attrs["nbytes"], "known exactly before training"
+    if space == "unified":
+        best = parse_config(yaml.safe_load((out / "best.yaml").read_text())).tables
+        chosen = [best.of(name) for name in ("user", "genre")]
+        assert {table.method for table in chosen} == {"unified"}
+        assert {table.options.rows for table in chosen} <= {10, 20}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lookup": [1]}, "space 'unified' has no option 'lookup'"),
+        ({"lookups": 2}, "the space's 'lookups' is 2; give a list of whole numbers"),
+        ({"exact_below": [5]}, r"the space's 'exact_below' is \[5\]; give a whole number"),
+        ({"widths": [16]}, "a width of 16 is more than the embedding dim 8"),
+    ],
+)
+def test_unified_spaces_that_can_not_be_are_refused(data: Path, tmp_path: Path, options: Any, message: str) -> None:
+    plan = replace(plan_of(data, tmp_path / "s", space="unified", sampler="tpe"), options=options)
+    with pytest.raises(ConfigError, match=message):
+        config_space(plan, budget=None, shapes=tmp_path / "none")
+
+
+@pytest.mark.parametrize("model", ["deepfm", "dcn_v2"])
+def test_bytes_of_a_unified_table_are_known_before_it_is_built(model: str, data: Path, tmp_path: Path) -> None:
+    plan = plan_of(data, tmp_path / "s", space="unified", sampler="tpe", sections={"model": {"name": model}})
+    space = config_space(replace(plan, options={"exact_below": 8}), budget=0.6, shapes=tmp_path / "none")
+    rng = Random(0)
+    for genes in [*(space.draw(rng) for _ in range(4)), space.floor(), space.encode(space.first_candidates()[0])]:
+        config = space.config(space.decode(genes))
+        schema = Schema.load(data)
+        specs = table_specs(config, schema, data=data, counts=id_counts(schema, data=data))
+        assert TableCollection(specs, backend="torch").nbytes("serving") == space.nbytes_of(genes)
 
 
 @pytest.mark.slow

@@ -19,7 +19,10 @@ from embank.pipelines import load_model, predict, prepare
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.runs import predict as predicting
 from embank.pipelines.runs.evaluate import evaluate_saved
+from embank.pipelines.runs.export import export_run
+from embank.pipelines.runs.inspect import inspect_bundle
 from embank.tables import CheckpointError, ConfigError, DataError, WorkError, method_class
+from embank.tables.storage.checksums import CHECKSUMS, write_checksums
 from tests.cli.test_commands import embank
 from tests.data.test_formats_published import criteo_rows, write
 from tests.data.test_preprocessing import CONFIG, csv_of, rows_of
@@ -28,6 +31,7 @@ from tests.training.runs import train, write_data
 
 NAMES = sorted(name for name in METHODS if not name.startswith("test_"))
 MODEL = {"name": "deepfm", "hidden_units": [8]}
+TABLES: dict[str, Any] = {"dim": 4, "overrides": {"page": {"method": "hash", "num_rows": 30}}}
 TRAIN = {"epochs": 1, "table_lr": 0.05, "num_threads": 1}
 
 
@@ -53,8 +57,7 @@ def run(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose data folder is gone."""
     folder = tmp_path_factory.mktemp("run")
     shutil.copytree(raw / "data", folder / "data")
-    tables = {"dim": 4, "overrides": {"page": {"method": "hash", "num_rows": 30}}}
-    train(folder / "data", folder / "run", tables=tables, model=MODEL, train=TRAIN)
+    train(folder / "data", folder / "run", tables=TABLES, model=MODEL, train=TRAIN)
     shutil.rmtree(folder / "data")
     return folder / "run"
 
@@ -314,6 +317,37 @@ for name in ("torchrec", "fbgemm_gpu", "optuna", "matplotlib", "embank.pipelines
 """
     done = run_code(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_tokens_may_be_left_out(raw: Path, run: Path, tmp_path: Path) -> None:
+    export_run(run, out=tmp_path / "whole")
+    export_run(run, out=tmp_path / "bare", tokens=False)
+    assert (tmp_path / "whole" / "tokens" / "user.parquet").is_file()
+    assert not (tmp_path / "bare" / "tokens").exists()
+    rows = pl.read_csv(raw / "test.csv", infer_schema=False)
+    bare, whole = load_model(tmp_path / "bare", verify=True), load_model(tmp_path / "whole", verify=True)
+    np.testing.assert_array_equal(bare.score(rows), whole.score(rows))
+    assert bare.checksum != whole.checksum == load_model(run).checksum
+    with pytest.raises(ConfigError, match="tokens of feature 'user' were left out"):
+        bare.rules.vocabulary("user")
+    [_, _, scores] = inspect_bundle(tmp_path / "bare")["notes"]
+    assert "vocabularies, the tokens themselves left out" in scores
+    assert inspect_bundle(tmp_path / "bare")["vocabulary_bytes"] > 0
+
+
+def test_a_bundle_of_an_earlier_version_is_made_anew(raw: Path, tmp_path: Path) -> None:
+    train(raw / "data", tmp_path / "run", tables=TABLES, model=MODEL, train=TRAIN)
+    own = tmp_path / "run" / "bundle"
+    for name in ("preprocess.json", "vocabulary.safetensors"):
+        (own / name).unlink()
+    shutil.rmtree(own / "tokens")
+    (own / CHECKSUMS).unlink()
+    write_checksums(own)
+    with pytest.raises(ConfigError, match="Export its run again"):
+        load_model(tmp_path / "run")
+    export_run(tmp_path / "run", out=tmp_path / "new")
+    scores = load_model(tmp_path / "new").score(pl.read_csv(raw / "test.csv", infer_schema=False))
+    assert auc_of(scores.tolist(), labels_of(raw / "test.csv")) == result_of(tmp_path / "run")["auc"]
 
 
 @pytest.mark.slow

@@ -352,9 +352,12 @@ def export(
     data: Annotated[
         Path | None, typer.Option(help="The prepared folder of an unfinished run, if it has moved since training.")
     ] = None,
+    tokens: Annotated[
+        bool, typer.Option(help="Also write the tokens of the vocabularies, which give ids their names.")
+    ] = True,
 ) -> None:
-    """Write a run's best checkpoint as a bundle: packed tables, network, checksums. `embank.tables.load_bundle` reads
-    it.
+    """Write a run's best checkpoint as a bundle: preprocessing, packed tables, network, checksums. `embank predict` and
+    `embank serve` score raw rows with it.
 
     A complete run has one already, in `RUN/bundle`, which is copied. One that is not complete is packed from its best
     checkpoint, or from the last if none was evaluated.
@@ -363,7 +366,7 @@ def export(
     """
     from embank.pipelines.runs.export import export_run
 
-    bundle = export_run(run, out=out, data=data)
+    bundle = export_run(run, out=out, data=data, tokens=tokens)
     show.exported(out, tables=len(bundle.entries), nbytes=bundle.nbytes)
 
 

@@ -15,7 +15,7 @@ def search(
         str,
         typer.Option(
             help="`widths` of each feature's rows, or `rows` (their number as well), on a supernet; `methods` of each "
-            "feature, or `full` configurations, by training; or a SPACE.yaml."
+            "feature, one `unified` table, or `full` configurations, by training; or a SPACE.yaml."
         ),
     ] = "widths",
     sampler: Annotated[str, typer.Option(help="ea, profile, nsga2, tpe, gp or random.")] = "ea",

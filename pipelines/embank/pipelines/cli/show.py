@@ -303,6 +303,7 @@ def inspection(values: Mapping[str, Any]) -> None:
     out.print(
         f"all tables: {total['serving_bytes']:,} serving bytes ({human_bytes(total['serving_bytes'])}), "
         f"{ratio}; network: {values['network_bytes']:,} bytes"
+        + (f"; index of vocabularies: {values['vocabulary_bytes']:,} bytes" if values.get("vocabulary_bytes") else "")
     )
     for line in values["notes"]:
         out.print(line, markup=False)

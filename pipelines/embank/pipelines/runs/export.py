@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from embank.pipelines.config.run import parse_config
+from embank.pipelines.config.run import Config, parse_config
 from embank.pipelines.data.loading.integrity import verify_prepared
+from embank.pipelines.data.preprocessing.rules import PREPROCESS, TOKENS, Preprocessing
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.bundle import write_bundle
 from embank.pipelines.runs.folder import RunFolder
@@ -17,16 +18,17 @@ from embank.tables.serving.saving import copy_bundle
 from embank.tables.storage.checkpoint import meta_of
 
 
-def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = None) -> Bundle:
+def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = None, tokens: bool = True) -> Bundle:
     """Writes the best checkpoint of a run as a bundle: a copy of the run's own if it has one, else packed from the
-    checkpoint.
+    checkpoint. So is one whose own bundle an earlier version wrote, without what scores raw rows.
 
     A run that has not been evaluated yet gives its last checkpoint.
 
     Args:
         path: the run directory.
         out: the bundle's folder; must not exist yet.
-        data: the prepared folder, if an unfinished run's is no longer where its configuration says.
+        data: the prepared folder, if it is needed and no longer where the run's configuration says.
+        tokens: write the vocabularies' tokens too; without them rows are scored all the same, but ids have no names.
 
     Returns:
         The bundle.
@@ -39,8 +41,8 @@ def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = N
     path, out = Path(path), Path(out)
     run = RunFolder(path)
     config = parse_config(run.read_config())
-    if is_bundle(run.bundle):
-        copy_bundle(_own_bundle(run), out)
+    if is_bundle(run.bundle) and _scores_rows(run, config, data):
+        copy_bundle(_own_bundle(run), out, leave_out=[] if tokens else [TOKENS])
         return Bundle(out)
     place = data_of(config, data)
     schema = Schema.load(place)
@@ -48,8 +50,13 @@ def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = N
     verify_prepared(place, schema, splits=())
     with best_model(run, schema=schema, data=place) as (model, step):
         metrics = metrics_of(Progress.from_json(meta_of(run.saved()[-1])["progress"]))
-        write_bundle(out, model, config=config, schema=schema, step=step, data=place, metrics=metrics)
+        write_bundle(out, model, config=config, schema=schema, step=step, data=place, metrics=metrics, tokens=tokens)
     return Bundle(out)
+
+
+def _scores_rows(run: RunFolder, config: Config, data: str | Path | None) -> bool:
+    """Whether a run's own bundle can score raw rows, if any of it can."""
+    return (run.bundle / PREPROCESS).is_file() or Preprocessing.of_prepared(data_of(config, data)) is None
 
 
 def _own_bundle(run: RunFolder) -> Bundle:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from embank.pipelines.config.run import parse_config
+from embank.pipelines.data.preprocessing.rules import PREPROCESS, Preprocessing
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_checkpoint, best_model, data_of, refuse_neither
@@ -86,6 +87,11 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
     notes = [f"{bundle.nbytes:,} bytes on disk, written by embank {bundle.embank_version}: all checksums match"]
     if "config" in bundle.facts and "step" in bundle.facts:
         notes.append(f"model '{bundle.facts['config']['model']['name']}' as of step {bundle.facts['step']}")
+    rules = Preprocessing.load(bundle.path) if (bundle.path / PREPROCESS).is_file() else None
+    if rules is not None:
+        count = sum(facts.num_tokens for facts in rules.index.facts.values())
+        without = "" if rules.tokens is not None else ", the tokens themselves left out"
+        notes.append(f"scores raw rows: {count:,} tokens of {len(rules.index.facts)} vocabularies{without}")
     return {
         "tables": tables,
         "total": {
@@ -93,6 +99,7 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
             "plain_bytes": plain_nbytes_of(collection.specs),
         },
         "network_bytes": distinct_nbytes(list(network)),
+        "vocabulary_bytes": 0 if rules is None else rules.index.nbytes,
         "notes": notes,
     }
 

@@ -16,6 +16,7 @@ from embank.pipelines.search.fields import candidate_config, plain_config
 from embank.pipelines.search.methodspace import FeatureMethodSpace
 from embank.pipelines.search.plan import SearchPlan
 from embank.pipelines.search.shapes import read_shapes
+from embank.pipelines.search.unifiedspace import FeatureUnifiedSpace, unified_space
 from embank.search.spaces import Candidate, Genes, Group, Parameter, Space, Value
 from embank.search.spaces.options import OptionChoices, choices_of, common_choices
 from embank.tables import BudgetError, ConfigError, TableSpec, method_class, registered_methods
@@ -197,7 +198,11 @@ class ConfigSpace(Space):
         return [self.decode(self._at(**{METHOD: m, BUDGET: b})) for b in budgets for m in methods or [None]]
 
 
-def config_space(plan: SearchPlan, *, budget: float | None, shapes: Path) -> ConfigSpace | FeatureMethodSpace:
+TrainedSpace = ConfigSpace | FeatureMethodSpace | FeatureUnifiedSpace
+"""Spaces whose candidates are scored by training them."""
+
+
+def config_space(plan: SearchPlan, *, budget: float | None, shapes: Path) -> TrainedSpace:
     """The space of a plan that trains.
 
     Args:
@@ -215,6 +220,8 @@ def config_space(plan: SearchPlan, *, budget: float | None, shapes: Path) -> Con
         if options:
             raise ConfigError(f"space 'methods' has no option '{next(iter(options))}'; it has methods and shares")
         return FeatureMethodSpace(config, methods=methods, shares=shares)
+    if plan.space == "unified":
+        return unified_space(config, options, budget=budget)
     choices: dict[str, Sequence[Value]] = {
         **_default_choices(config, has_budget=plan.budgets[0] is not None),
         **options,

@@ -37,7 +37,7 @@ class FeatureMethodSpace(MethodSpace):
         own = super().choices(spec, method)
         if not self.has_first_order:
             return own
-        narrow = super().choices(_first_order(spec), method)
+        narrow = super().choices(first_order(spec), method)
         return [choices for choices in own if choices.sets_size] + [
             choices for choices in common_choices([own, narrow]) if not choices.sets_size
         ]
@@ -46,7 +46,7 @@ class FeatureMethodSpace(MethodSpace):
         made = super().form(spec, values)
         if not self.has_first_order or made.budget is None:
             return made
-        narrow = _first_order(made)
+        narrow = first_order(made)
         try:
             build_method(narrow)
         except BudgetError:  # its weights need a larger share than its embeddings
@@ -58,7 +58,7 @@ class FeatureMethodSpace(MethodSpace):
         own = super().form_nbytes(spec, values)
         if not self.has_first_order:
             return own
-        narrow = _first_order(self.form(spec, values))
+        narrow = first_order(self.form(spec, values))
         return own + self._layout(narrow).nbytes(self.codecs[self.codec(spec.name, values)])
 
     def config(self, candidate: Mapping[str, Value]) -> Config:
@@ -77,6 +77,6 @@ class FeatureMethodSpace(MethodSpace):
         return [self.decode(self.floor())]
 
 
-def _first_order(spec: TableSpec) -> TableSpec:
+def first_order(spec: TableSpec) -> TableSpec:
     """The weights per id of a feature: stored as its embeddings are."""
     return replace(spec, name=f"{FIRST_ORDER}/{spec.name}", embedding_dim=1)

@@ -16,8 +16,9 @@ Metric = Literal["auc", "logloss"]
 SUPERNET_SPACES = ("widths", "rows")
 """Scored on a supernet: how wide the rows of each feature are; and besides, how many rows it has."""
 
-TRAINING_SPACES = ("methods", "full")
-"""Trained, trial by trial: the method of each feature; and methods, dims and learning rates of all."""
+TRAINING_SPACES = ("methods", "unified", "full")
+"""Trained, trial by trial: the method of each feature; one table for all, with the lookups of each; and methods, dims
+and learning rates of all."""
 
 SPACES = (*SUPERNET_SPACES, *TRAINING_SPACES)
 

@@ -92,7 +92,7 @@ def search_config(
     Args:
         config: a YAML file, or plain dicts.
         out: the search's directory.
-        space: `widths` or `rows` (scored on a supernet), `methods` or `full` (by training), or a SPACE.yaml.
+        space: `widths` or `rows` (scored on a supernet), `methods`, `unified` or `full` (by training), or a SPACE.yaml.
         sampler: one of `embank.search.SAMPLERS`.
         budget: serving bytes / plain bytes; None for no limit.
         num_trials: of the study, those that it has already included.

@@ -13,10 +13,16 @@ from embank.tables.storage.atomic import replace_text
 _FIGURES = ("auc", "logloss")
 
 
-def write_csv(entries: Sequence[Entry], path: Path) -> None:
-    """All candidates that were trained, numbers in full; a column for each of their values."""
+def write_csv(entries: Sequence[Entry], path: Path, *, plain_nbytes: int) -> None:
+    """All candidates that were trained, numbers in full; a column for each of their values.
+
+    Args:
+        entries: the candidates.
+        path: of the file.
+        plain_nbytes: of the task's plain tables, what `share` refers to.
+    """
     names = list(dict.fromkeys(name for entry in entries for name in entry.candidate))
-    fields = ["budget", "name", "trial", "nbytes", "score", "validation", "seeds"]
+    fields = ["budget", "name", "trial", "nbytes", "share", "score", "validation", "seeds"]
     fields += [column for figure in _FIGURES for column in (figure, f"{figure}_sd")] + ["is_best", *names]
     best = {id(best_entry([e for e in entries if e.budget == entry.budget])) for entry in entries}
     text = io.StringIO(newline="")
@@ -28,6 +34,7 @@ def write_csv(entries: Sequence[Entry], path: Path) -> None:
             "name": entry.name,
             "trial": entry.trial,
             "nbytes": entry.nbytes,
+            "share": entry.nbytes / plain_nbytes,
             "score": entry.score,
             "validation": entry.validation,
             "seeds": " ".join(map(str, entry.results)),

@@ -19,7 +19,7 @@ from embank.pipelines.search.trials import StoppedSearchError
 from embank.pipelines.sweep.children import Child, Ended, run_children
 from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.train.interrupt import StopRequest
-from embank.search.spaces import Candidate, Shape
+from embank.search.spaces import Candidate, Shape, Space
 
 _ALIKE = 0.9
 """Candidates that keep so much of the same are one candidate with respect to what training them can tell."""
@@ -225,17 +225,25 @@ def best_entry(entries: Sequence[Entry]) -> Entry | None:
     return max(scored, key=lambda pair: (pair[0], -pair[1].nbytes))[1] if scored else None
 
 
-def trained_entries(plan: SearchPlan, studies: Mapping[float | None, optuna.Study]) -> list[Entry]:
+def trained_entries(plan: SearchPlan, studies: Mapping[float | None, optuna.Study], space: Space) -> list[Entry]:
     """The best trials of studies whose trials are trainings, with their results."""
     found = []
     for budget, study in studies.items():
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if plan.front:
-            complete = [trial for trial in complete if trial.user_attrs["candidate"].get("budget") == budget]
+            complete = [trial for trial in complete if _is_of(trial, space, budget)]
         ranked = sorted(complete, key=lambda t: (-t.values[0], t.number))[: max(1, plan.num_retrained)]
         seed = plan.parsed.train.seed
         found += [_trained(trial, name=str(place), budget=budget, seed=seed) for place, trial in enumerate(ranked, 1)]
     return found
+
+
+def _is_of(trial: optuna.trial.FrozenTrial, space: Space, budget: float | None) -> bool:
+    """Whether a trial of a front belongs to a budget: that it was made for, or whose bytes it keeps."""
+    candidate = trial.user_attrs["candidate"]
+    if budget is None or "budget" in candidate:
+        return bool(candidate.get("budget") == budget)
+    return bool(trial.user_attrs["nbytes"] <= space.allowed_nbytes(budget))
 
 
 def _trained(trial: optuna.trial.FrozenTrial, *, name: str, budget: float | None, seed: int) -> Entry:

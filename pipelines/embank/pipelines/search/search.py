@@ -14,13 +14,12 @@ from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.bundle import write_bundle
 from embank.pipelines.runs.records import RESUME
-from embank.pipelines.search.configspace import ConfigSpace, config_space
+from embank.pipelines.search.configspace import ConfigSpace, TrainedSpace, config_space
 from embank.pipelines.search.cut import cut_model
 from embank.pipelines.search.fields import FieldSpace, candidate_config
 from embank.pipelines.search.folder import JOURNAL, SearchFolder
 from embank.pipelines.search.frozen import frozen_setting, scorer_of, space_of
 from embank.pipelines.search.job import Job, Setting, SettingOf
-from embank.pipelines.search.methodspace import FeatureMethodSpace
 from embank.pipelines.search.pictures import complete, plot_history, plot_importance, plot_pareto, plot_slices
 from embank.pipelines.search.plan import SearchPlan
 from embank.pipelines.search.report import markdown, write_csv
@@ -84,13 +83,15 @@ class Search:
                 self.studies[budget] = self._search(budget, supernet)
             for budget in self.plan.budgets:
                 self.studies.setdefault(budget, self.studies[self.plan.budgets[0]])
-            entries = trained_entries(self.plan, self.studies) if supernet is None else self._retrained(supernet)
+            entries = (
+                trained_entries(self.plan, self.studies, self.space) if supernet is None else self._retrained(supernet)
+            )
             self._write(entries)
         self._refuse_failures(entries)
         return self.studies
 
     @cached_property
-    def space(self) -> FieldSpace | ConfigSpace | FeatureMethodSpace:
+    def space(self) -> FieldSpace | TrainedSpace:
         """What is searched."""
         if not self.plan.trains:
             return space_of(self.plan, self.config)
@@ -220,7 +221,7 @@ class Search:
         score = f"{'negative log loss' if metric == 'logloss' else metric.upper()} on validation"
         pictures = [folder.pareto, folder.history, folder.importance, folder.slices]
         with writing(f"the results in '{folder.path}'", cure="Make room and go on with --resume"), quiet_optuna():
-            write_csv(entries, folder.csv)
+            write_csv(entries, folder.csv, plain_nbytes=self.space.plain_nbytes)
             plot_pareto(studies, entries, folder.pareto, title=title, score=score)
             plot_history(studies, folder.history, title=title, score=score)
             plot_importance(studies, folder.importance, title=title)
@@ -231,13 +232,17 @@ class Search:
             for budget, best in self._best(entries).items():
                 text = yaml.safe_dump(to_plain(self._config_of(best)), sort_keys=False)
                 replace_text(self._best_file(budget), text, cure=RESUME)
+                self.reporter.note(f"best{budget_text(budget)}: candidate {best.name}, {self._size(best.nbytes)}")
 
     def _facts(self) -> list[str]:
         """Sentences on how the figures were made."""
         plan = self.plan
         num = {num_done(study) for study in self.studies.values()}
         objectives = "score and bytes" if plan.front else "score"
+        plain_nbytes, dim = self.space.plain_nbytes, self.config.tables.default.dim
         facts = [
+            f"Budgets and shares are of the plain fp32 tables of dim {dim}, {plain_nbytes:,} bytes; a run of a "
+            "candidate tells its bytes against plain tables of its own dims.",
             f"Space `{plan.space}`, sampler `{plan.sampler}` (seed {plan.seed}), {max(num)} trials by {objectives}; "
             f"studies in `{plan.storage}`.",
         ]
@@ -256,6 +261,11 @@ class Search:
             facts.append("Scores are those of masks on one supernet; the best candidate was cut out of it, untrained.")
         return facts
 
+    def _size(self, nbytes: int) -> str:
+        """Bytes, and their share of what budgets refer to."""
+        plain_nbytes, dim = self.space.plain_nbytes, self.config.tables.default.dim
+        return f"{nbytes:,} serving bytes, {nbytes / plain_nbytes:.4f} of the plain tables of dim {dim}"
+
     def _refuse_failures(self, entries: Sequence[Entry]) -> None:
         failed = [(entry, seed, said) for entry in entries for seed, said in entry.failures.items()]
         if failed:
@@ -265,6 +275,11 @@ class Search:
                 f"results are written all the same; what they printed is in '{self.folder.path / 'logs'}', and "
                 "--resume tries them again"
             )
+
+
+def budget_text(budget: float | None) -> str:
+    """A budget within a sentence."""
+    return "" if budget is None else f" within budget {budget:g}"
 
 
 class Progress:

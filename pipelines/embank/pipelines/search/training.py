@@ -14,11 +14,10 @@ from optuna.pruners import HyperbandPruner
 from embank.pipelines.config.run import Config
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.folder import RunFolder
-from embank.pipelines.search.configspace import ConfigSpace, config_space
+from embank.pipelines.search.configspace import TrainedSpace, config_space
 from embank.pipelines.search.folder import SearchFolder
 from embank.pipelines.search.job import Job, Setting
 from embank.pipelines.search.leases import RETRY_OF
-from embank.pipelines.search.methodspace import FeatureMethodSpace
 from embank.pipelines.search.trials import FailedTrialError, StoppedSearchError
 from embank.pipelines.sweep.children import last_words, run_command, start
 from embank.pipelines.sweep.comparison import validation
@@ -70,7 +69,7 @@ class TrainingObjective:
         prunes: report the validation curve to the study's pruner.
     """
 
-    def __init__(self, job: Job, space: ConfigSpace | FeatureMethodSpace, *, stop: StopRequest, prunes: bool) -> None:
+    def __init__(self, job: Job, space: TrainedSpace, *, stop: StopRequest, prunes: bool) -> None:
         self.job, self.space, self.stop, self.prunes = job, space, stop, prunes
         self.folder = SearchFolder(job.out)
         self.feasibility = Feasibility(Path(job.plan.parsed.data.path))

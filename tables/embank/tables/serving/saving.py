@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from embank.tables.serving.stored import TensorFile
 from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec, token_hash_version_of
 from embank.tables.storage.checkpoint import refuse_no_tables, refuse_non_finite
-from embank.tables.storage.checksums import write_checksums
+from embank.tables.storage.checksums import CHECKSUMS, write_checksums
 from embank.tables.storage.new_folder import new_folder
 from embank.tables.version import embank_version
 
@@ -101,15 +101,23 @@ def save_bundle(
         write_checksums(temporary)
 
 
-def copy_bundle(source: Bundle, folder: str | Path) -> None:
+def copy_bundle(source: Bundle, folder: str | Path, *, leave_out: Sequence[str] = ()) -> None:
     """Writes a bundle once more, elsewhere.
+
+    Args:
+        source: the bundle.
+        folder: must not exist yet.
+        leave_out: folders in it that are not copied.
 
     Raises:
         CheckpointError: the folder exists.
         WorkError: it can't be written; nothing is left behind.
     """
     with new_folder(Path(folder), kind="bundle") as temporary:
-        shutil.copytree(source.path, temporary, dirs_exist_ok=True)
+        shutil.copytree(source.path, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*leave_out))
+        if leave_out:
+            (temporary / CHECKSUMS).unlink()
+            write_checksums(temporary)
 
 
 def _entry(spec: TableSpec, pack: PackedTable, stored: TensorFile) -> TableEntry:
