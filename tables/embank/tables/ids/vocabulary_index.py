@@ -12,7 +12,7 @@ Unknown tokens have the id 0. That an unknown token has the hash of one that is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -87,8 +87,8 @@ class VocabularyIndex:
         self._steps = max((one.steps for one in facts), default=0)
 
     @classmethod
-    def of(cls, vocabularies: Sequence[Vocabulary]) -> Self:
-        """The index of some vocabularies.
+    def of(cls, vocabularies: Iterable[Vocabulary]) -> Self:
+        """The index of some vocabularies, of which one at a time is looked at.
 
         Raises:
             DataError: two tokens of a vocabulary have one hash; names them.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from embank.pipelines.data.sources.formats.base import Format, Source, TextOptio
 from embank.pipelines.data.sources.formats.registry import find_format
 from embank.tables.errors import CheckpointError, ConfigError, DataError
 from embank.tables.ids.token_space import refuse_other_token_hash
-from embank.tables.ids.vocabulary import TOKEN, Vocabulary
+from embank.tables.ids.vocabulary import Vocabulary
 from embank.tables.ids.vocabulary_index import VocabularyIndex
 from embank.tables.storage.json_text import read_json
 from embank.tables.storage.refusals import cause_of
@@ -64,10 +64,18 @@ class Preprocessing:
         if not (folder / CONFIG_FILE).is_file() and not is_sealed(folder, CONFIG_FILE):
             return None
         config = parse_config(_yaml(folder / CONFIG_FILE), origin=str(folder / CONFIG_FILE))
-        names = [field.name for field in schema.categorical if field.has_vocabulary]
-        vocabularies = {name: Vocabulary.load(folder / VOCAB_FOLDER / f"{name}.parquet") for name in names}
-        index = VocabularyIndex.of(list(vocabularies.values()))
-        example = _example(schema, config, vocabularies)
+        commonest: dict[str, str | None] = {}
+
+        def vocabularies() -> Iterator[Vocabulary]:
+            for name in (field.name for field in schema.categorical if field.has_vocabulary):
+                vocabulary = Vocabulary.load(folder / VOCAB_FOLDER / f"{name}.parquet")
+                commonest[name] = next(
+                    (token for token in vocabulary.decode(range(min(3, len(vocabulary)))) if token), None
+                )
+                yield vocabulary
+
+        index = VocabularyIndex.of(vocabularies())
+        example = _example(schema, config, commonest)
         return cls(schema=schema, config=config, index=index, tokens=folder / VOCAB_FOLDER, example=example)
 
     @classmethod
@@ -207,14 +215,13 @@ def _yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _example(schema: Schema, config: PrepareConfig, vocabularies: Mapping[str, Vocabulary]) -> dict[str, Any]:
-    """The commonest value of each feature, raw."""
+def _example(schema: Schema, config: PrepareConfig, commonest: Mapping[str, str | None]) -> dict[str, Any]:
+    """A raw row of the commonest values."""
     row: dict[str, Any] = {}
     for field in schema.categorical:
-        vocabulary = vocabularies.get(field.name)
-        token = TOKEN if vocabulary is None else vocabulary.tokens.drop_nulls().first()
-        separator = config.multivalued.get(field.name)
-        row[field.name] = [token] if field.multivalued and separator is None else token
+        token = commonest.get(field.name, "a") or "a"
+        is_list = field.multivalued and config.multivalued[field.name] is None
+        row[field.name] = [token] if is_list else token
     row |= dict.fromkeys(config.numeric, 1.0)
     entry = find_format(schema.source)
     return row if entry.example is None else {**row, **entry.example}
