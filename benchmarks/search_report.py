@@ -1,4 +1,5 @@
-"""From the runs of benchmarks/search_runs.py to docs/results/search: one table for each task and model, and a picture.
+"""From the runs of benchmarks/search_runs.py to docs/results/search: tables.md, with a section and a picture for each
+task and model.
 
 Run: python benchmarks/search_report.py runs/search docs/results/search
 """
@@ -25,6 +26,13 @@ from matplotlib import pyplot as plt
 
 EQUAL = log(1.05)
 """Sizes that differ by less count as equal."""
+
+PUBLISHED = {
+    "movielens-deepfm": "movielens-deepfm",
+    "anime-deepfm": "anime-deepfm",
+    "criteo-sample-deepfm": "criteo-deepfm",
+}
+"""Sweeps of all methods with the same data, model, grid and seeds, in docs/results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +145,16 @@ def _supernet_seconds(place: Path, records: Sequence[dict[str, Any]]) -> float:
     return float(meta["progress"]["stages"][0]["seconds"]) if records else 0.0
 
 
-def report_cell(place: Path, budgets: Sequence[str]) -> tuple[list[str], list[Line]]:
-    """Section of a task and model, and its lines."""
+def report_cell(place: Path, budgets: Sequence[str], published: Path | None) -> tuple[list[str], list[Line]]:
+    """Section of a task and model, and its lines.
+
+    Args:
+        place: of its runs.
+        budgets: that were searched for.
+        published: a sweep of all methods with the same model, if there is one.
+    """
     lines = lines_of_sweep(place / "sweep")
+    plain_nbytes = next(line.nbytes for line in lines if line.name == "full")
     searched = [
         line
         for budget in budgets
@@ -147,13 +162,14 @@ def report_cell(place: Path, budgets: Sequence[str]) -> tuple[list[str], list[Li
     ]
     methods = [name for name in dict.fromkeys(line.name for line in lines) if name != "full"]
     text = [f"## {place.name}", "", f"![AUC against bytes]({place.name}.png)", ""]
-    text += [f"| budget | serving bytes | test AUC | {' | '.join(f'− {name}' for name in methods)} |"]
-    text += [f"|{'---|' * (3 + len(methods))}"]
+    text += [f"| budget | serving bytes | of plain | test AUC | {' | '.join(f'− {name}' for name in methods)} |"]
+    text += [f"|{'---|' * (4 + len(methods))}"]
     for line in searched:
         figures = list(line.by_seed.values())
         spread = f" ± {stdev(figures):.4f}" if len(figures) > 1 else ""
         cells = [difference(line, [other for other in lines if other.name == name]) for name in methods]
-        text.append(f"| {line.budget:g} | {line.nbytes:,.0f} | {mean(figures):.4f}{spread} | {' | '.join(cells)} |")
+        size = f"{line.nbytes:,.0f} | {line.nbytes / plain_nbytes:.4f}"
+        text.append(f"| {line.budget:g} | {size} | {mean(figures):.4f}{spread} | {' | '.join(cells)} |")
     plain = [line for line in lines if line.name == "full"]
     text += ["", *(f"Plain tables: {mean(p.by_seed.values()):.4f} at {p.nbytes:,.0f} bytes." for p in plain)]
     tau, num = tau_of(place / "ranks")
@@ -164,11 +180,47 @@ def report_cell(place: Path, budgets: Sequence[str]) -> tuple[list[str], list[Li
     text += [
         "",
         f"Kendall's tau between supernet score and validation after training: "
-        f"{'-' if tau is None else f'{tau:+.2f}'} ({num} random candidates of one budget).",
-        f"Cost in trainings of the plain model, all budgets together: {total:.1f} ({shares}).",
+        f"{'-' if tau is None else f'{tau:+.2f}'} ({num} random candidates of one budget). "
+        f"What was chosen: {chosen_of(place / 'search')}.",
+        "",
+        f"Cost in trainings of the plain model, all budgets together: {total:.1f} ({shares}; "
+        f"{num_trials_of(place / 'search')} trials for each budget).",
         "",
     ]
+    if published is not None:
+        text += [*place_among(searched, published), ""]
     return text, [*lines, *searched]
+
+
+def chosen_of(folder: Path) -> str:
+    """By budget, which candidate validation chose: the search's first, second, ..., or a simple one."""
+    with (folder / "candidates.csv").open() as file:
+        best = [row for row in csv.DictReader(file) if row["is_best"] == "True"]
+    names = {"uniform": "uniform widths", "mde": "the MDE rule"}
+    told = (f"{names.get(row['name'], 'candidate ' + row['name'])} at {float(row['budget']):g}" for row in best)
+    return ", ".join(told)
+
+
+def num_trials_of(folder: Path) -> int:
+    """Trials of the longest of a search's studies."""
+    storage = open_storage(folder / "study.journal")
+    names = optuna.get_all_study_names(storage)
+    return max(len(optuna.load_study(study_name=name, storage=storage).trials) for name in names)
+
+
+def place_among(searched: Sequence[Line], published: Path) -> list[str]:
+    """Where the searched tables stand among all lines of a published sweep."""
+    head = (
+        "| budget | lines of the [published sweep](../{}/leaderboard.md) at these bytes | searched is | better ones |"
+    )
+    rows = [head.format(published.name), "|---|---|---|---|"]
+    for line in searched:
+        own, others = mean(line.by_seed.values()), _published_at(published, line.nbytes)
+        better = sorted(((auc, name) for name, auc in others.items() if auc > own), reverse=True)
+        told = ", ".join(f"{name} {auc:.4f}" for auc, name in better) or "none"
+        place = f"number {len(better) + 1}" if others else "-"
+        rows.append(f"| {line.budget:g} | {len(others)} | {place} | {told} |")
+    return rows
 
 
 def report_training(place: Path, published: Path) -> list[str]:
@@ -238,7 +290,7 @@ def picture(lines: Sequence[Line], path: Path, *, title: str) -> None:
 
 
 def main() -> None:
-    """Writes README.md and a picture for each task and model that is complete."""
+    """Writes tables.md and a picture for each task and model that is complete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("out", type=Path)
@@ -258,12 +310,13 @@ def main() -> None:
         wanted = [place / "sweep", place / "ranks", *(place / f"searched-{b}" for b in settings["budgets"])]
         if not all((p / "leaderboard.csv").is_file() or (p / "results.md").is_file() for p in wanted):
             continue
-        section, lines = report_cell(place, settings["budgets"])
+        sweep = args.out.parent / PUBLISHED.get(place.name, "")
+        section, lines = report_cell(place, settings["budgets"], sweep if place.name in PUBLISHED else None)
         text += section
         picture(lines, args.out / f"{place.name}.png", title=place.name)
         text += report_training(place, args.out.parent / "movielens-deepfm")
-    (args.out / "README.md").write_text("\n".join(text).rstrip() + "\n")
-    print(args.out / "README.md")
+    (args.out / "tables.md").write_text("\n".join(text).rstrip() + "\n")
+    print(args.out / "tables.md")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the two. On MovieLens-100K also whole configurations by training.
 Run: python benchmarks/search_runs.py --data runs/data --work runs/search [--only movielens/deepfm]
 Data: folders movielens-100k, anime and criteo-sample in --data, made as docs/results/README.md says.
 Every step is one `embank` command; a step that is complete is not repeated, one that was stopped goes on. Seconds go to
-WORK/steps.jsonl. Then it writes docs/results/search/, see benchmarks/search_report.py.
+WORK/steps.jsonl. Then it writes docs/results/search/tables.md and its pictures, see benchmarks/search_report.py.
 """
 
 import argparse

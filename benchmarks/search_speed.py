@@ -1,38 +1,91 @@
 """Candidates per second on a frozen supernet against plain forward passes over validation, alone and within a study.
 
 Run: python benchmarks/search_speed.py CONFIG.yaml --supernet RUN [--set KEY=VALUE] [--candidates 100]
-RUN is `OUT/supernet` of an `embank search` of the same configuration. Three rounds, alternating; medians are printed
-and written to benchmarks/results/search_speed.json.
+RUN is `OUT/supernet` of an `embank search` of the same configuration. A forward pass is lookups, network, AUC and log
+loss on batches that are in memory: nothing is read. One comes before every candidate, so that both meet the same load
+of the machine; rates are of their summed times. Adds the model to benchmarks/results/search_speed.json.
 """
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
-from statistics import median
+from typing import TypeVar
 
+import optuna
 import torch
+from peers.machine import describe
 
+from embank.ctr_models import CTRModel
+from embank.ctr_models.metrics import Evaluation
 from embank.pipelines.config.run import load_config, to_plain
-from embank.pipelines.runs.evaluate import validation_score
+from embank.pipelines.data.loading.loader import Loader
+from embank.pipelines.runs.score import score
 from embank.pipelines.search.frozen import FrozenObjective, frozen_setting
+from embank.pipelines.search.held import BATCH_SIZE
 from embank.pipelines.search.job import Job
 from embank.pipelines.search.read import make_plan
 from embank.pipelines.search.trials import run_trials
 from embank.pipelines.train.interrupt import StopRequest
+from embank.search import Candidate
 
-ROUNDS = 3
-PASSES = 5
+Made = TypeVar("Made")
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time."""
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
+class ForwardPass:
+    """The model on all rows of validation.
+
+    Args:
+        model: in evaluation mode.
+        data: the prepared folder.
+    """
+
+    def __init__(self, model: CTRModel, data: str) -> None:
+        self.model = model
+        self.batches = list(Loader(data, "valid", batch_size=BATCH_SIZE, shuffle=False).epoch(0))
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, object]:
+        evaluation = Evaluation(split="valid")
+        for batch in self.batches:
+            values_BE = self.model.tables(batch.sparse).values()
+            logits_B = score(self.model, self.model.network, batch.dense, values_BE, precision="fp32")
+            evaluation.update(logits_B, batch.labels)
+        return evaluation.compute()
+
+
+class Interleaved:
+    """Times work and a bare forward pass in turns.
+
+    Args:
+        bare: the forward pass.
+    """
+
+    def __init__(self, bare: Callable[[], object]) -> None:
+        self.bare = bare
+        self.seconds = {"bare": 0.0, "work": 0.0}
+        self.num = 0
+
+    def __call__(self, work: Callable[[], Made]) -> Made:
+        """The work's result, after a forward pass."""
+        begun = time.perf_counter()
+        self.bare()
+        between = time.perf_counter()
+        made = work()
+        self.seconds["bare"] += between - begun
+        self.seconds["work"] += time.perf_counter() - between
+        self.num += 1
+        return made
+
+    @property
+    def ratio(self) -> float:
+        """Speed of the work / speed of the forward pass."""
+        return self.seconds["bare"] / self.seconds["work"]
 
 
 def main() -> None:
@@ -46,35 +99,41 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "search_speed.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    config = load_config(args.config, overrides=args.set)
-    rates: dict[str, list[float]] = {"forward passes": [], "candidates": [], "trials of a study": []}
+    config, machine = load_config(args.config, overrides=args.set), describe()
     with tempfile.TemporaryDirectory() as folder:
         plan = make_plan(to_plain(config), out=folder, space="rows", budgets=[0.5], num_trials=args.candidates)
-        for number in range(ROUNDS):
-            job = Job(plan=plan, budget=0.5, out=Path(folder), supernet=args.supernet, num_threads=args.threads)
-            with frozen_setting(job, StopRequest()) as setting:
-                assert isinstance(setting.objective, FrozenObjective)
-                scorer, space = setting.objective.scorer, setting.objective.space
-                shapes = [space.shapes(space.decode(space.draw(Random(k)))) for k in range(args.candidates)]
-                model, data = scorer.model, config.data.path
-                bare = seconds(lambda: [validation_score(model, data) for _ in range(PASSES)])  # noqa: B023
-                rates["forward passes"].append(PASSES / bare)
-                rates["candidates"].append(args.candidates / seconds(lambda: [scorer(s) for s in shapes]))  # noqa: B023
-                trials = seconds(lambda: run_trials(job, setting, joins=number > 0))  # noqa: B023
-                if number == 0:  # the study is complete after the first round
-                    rates["trials of a study"].append(args.candidates / trials)
-                num_rows = scorer.valid.num_rows
-    found = {name: median(values) for name, values in rates.items()}
+        job = Job(plan=plan, budget=0.5, out=Path(folder), supernet=args.supernet, num_threads=args.threads)
+        with frozen_setting(job, StopRequest()) as setting:
+            assert isinstance(setting.objective, FrozenObjective)
+            scorer, space = setting.objective.scorer, setting.objective.space
+            data, scored = config.data.path, setting.objective
+            alone = Interleaved(ForwardPass(scorer.model, data))
+            alone(lambda: scorer({}))  # both once, untimed
+            alone = Interleaved(alone.bare)
+            for k in range(args.candidates):
+                shapes = space.shapes(space.decode(space.draw(Random(k))))
+                alone(lambda: scorer(shapes))  # noqa: B023
+            within, begun = Interleaved(alone.bare), time.perf_counter()
+
+            def objective(candidate: Candidate, trial: optuna.Trial) -> float:
+                return within(lambda: scored(candidate, trial))
+
+            run_trials(job, replace(setting, objective=objective), joins=False)
+            studied = time.perf_counter() - begun - within.seconds["bare"]
+            num_rows, num_calibrated = scorer.valid.num_rows, scorer.calibration.num_rows if scorer.calibration else 0
     result = {
-        "config": str(args.config),
-        "model": config.model["name"],
+        "command": f"python benchmarks/search_speed.py {' '.join(sys.argv[1:])}",
+        "machine": machine,
         "validation_rows": num_rows,
-        "threads": args.threads,
-        "per_second": found,
-        "candidates_per_pass": found["candidates"] / found["forward passes"],
-        "trials_per_pass": found["trials of a study"] / found["forward passes"],
+        "calibration_rows": num_calibrated,
+        "forward_passes_per_second": alone.num / alone.seconds["bare"],
+        "candidates_per_second": alone.num / alone.seconds["work"],
+        "candidates_per_pass": alone.ratio,
+        "trials_per_pass": within.seconds["bare"] / studied,
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    name = config.model["name"] + (" with batch normalisation" if num_calibrated else "")
+    found = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    args.out.write_text(json.dumps(found | {f"{name} on {Path(data).name}": result}, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
