@@ -32,6 +32,7 @@ def embank(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedP
         (["inspect", "nothing"], 2, "embank: 'nothing' holds no run and no bundle"),
         (["data", "get", "movielens", "--out", "x"], 2, "Did you mean 'movielens-100k'?"),
         (["prepare", "--format", "criteo", "--input", "gone.txt", "--out", "x"], 2, "there is no file gone.txt"),
+        (["prepare", "--like", "gone", "--input", "gone.txt", "--out", "x"], 2, "'gone' holds no run, no bundle and"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -64,6 +65,7 @@ def test_from_rows_to_a_report(tmp_path: Path) -> None:
         ["export", "run", "--out", "shipped/tables"],
         ["evaluate", "shipped/tables", "--data", "data", "--split", "valid"],
         ["inspect", "shipped/tables"],
+        ["prepare", "--like", "run", "--input", "log.csv", "--out", "monday", "--split", "test"],
     ]
     said = []
     for step in steps:
@@ -81,6 +83,7 @@ def test_from_rows_to_a_report(tmp_path: Path) -> None:
     assert (tmp_path / "shipped" / "tables.evaluations.jsonl").is_file()
     assert "all checksums match" in said[7]
     assert "rows 8 x 4 float32" in said[7]
+    assert "vocabularies and transforms of run 'run'" in said[8]
     again = embank(*steps[2], cwd=tmp_path)
     assert again.returncode == 2
     assert "already holds a run; continue it with --resume" in again.stderr

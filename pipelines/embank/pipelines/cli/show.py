@@ -326,12 +326,19 @@ def preparing() -> Iterator[Reporter]:
 
 def prepared(folder: Path, schema: "Schema") -> None:
     """What `embank prepare` has written."""
-    from embank.pipelines.data.describe import untrained_unknown
+    from embank.pipelines.data.describe import like_cells, like_in_words, untrained_unknown
+    from embank.pipelines.data.prepare.like import Likeness
 
+    positive = [f"{s.num_positive / max(1, s.num_rows):.4f}" if schema.label else "unknown" for s in schema.splits]
     table(
         ["split", "rows", "positive"],
-        [[s.name, f"{s.num_rows:,}", f"{s.num_positive / max(1, s.num_rows):.4f}"] for s in schema.splits],
+        [[s.name, f"{s.num_rows:,}", share] for s, share in zip(schema.splits, positive, strict=True)],
     )
+    likeness = Likeness.load(folder)
+    if likeness is not None:
+        table(*like_cells(likeness))
+        out.print(like_in_words(likeness), markup=False)
+        return
     known = [field.num_embeddings for field in schema.categorical if field.has_vocabulary]
     hashed = len(schema.categorical) - len(known)
     out.print(

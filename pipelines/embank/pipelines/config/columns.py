@@ -103,7 +103,14 @@ class ColumnSplit(_Model):
     column: str
 
 
-SplitConfig = Annotated[HashSplit | RatioSplit | TimeSplit | ColumnSplit, Field(discriminator="by")]
+class OneSplit(_Model):
+    """All rows into one split: for rows that are prepared like others (`embank prepare --like ... --split test`)."""
+
+    by: Literal["one"]
+    name: Literal["train", "valid", "test"]
+
+
+SplitConfig = Annotated[HashSplit | RatioSplit | TimeSplit | ColumnSplit | OneSplit, Field(discriminator="by")]
 
 
 class PrepareConfig(_Model):
@@ -309,7 +316,13 @@ def parse_config(values: Mapping[str, Any], *, origin: str) -> PrepareConfig:
         raise ConfigError(f"{origin}: {_explain(error)}") from None
 
 
-_SPLITS: dict[str, type[BaseModel]] = {"hash": HashSplit, "ratio": RatioSplit, "time": TimeSplit, "column": ColumnSplit}
+_SPLITS: dict[str, type[BaseModel]] = {
+    "hash": HashSplit,
+    "ratio": RatioSplit,
+    "time": TimeSplit,
+    "column": ColumnSplit,
+    "one": OneSplit,
+}
 
 
 def _explain(error: ValidationError) -> str:

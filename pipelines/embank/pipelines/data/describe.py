@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.prepare.distinct import KEPT
+from embank.pipelines.data.prepare.like import Likeness
 from embank.pipelines.data.schema import IS_MISSING, VOCAB_FOLDER, CategoricalField, NumericField, Schema
 from embank.tables.errors import DataError
 from embank.tables.ids.vocabulary import UNKNOWN_ID, Vocabulary
@@ -29,7 +30,7 @@ class FeatureDescription:
     Attributes:
         num_embeddings: ids, the unknown one included; None without a vocabulary, as everything that needs one.
         num_values: without a vocabulary, different values in the training part (see `CategoricalField`).
-        unknown_share: split to the share of its ids that are unknown.
+        unknown_share: split to the share of its ids that are unknown; splits without rows are left out.
         trains_unknown: whether training has unknown values, so that the unknown row learns something. None without a
             vocabulary.
         top_share: share of the most frequent id in the training part.
@@ -53,6 +54,7 @@ class Description:
 
     schema: Schema
     features: tuple[FeatureDescription, ...]
+    likeness: Likeness | None = None
 
     @property
     def bytes_at_dim_16(self) -> int:
@@ -63,7 +65,7 @@ class Description:
         """The description as text tables."""
         schema = self.schema
         parts = [
-            f"format {schema.source}, label {schema.label}, group {schema.group or 'none'}, "
+            f"format {schema.source}, label {schema.label or 'none'}, group {schema.group or 'none'}, "
             f"fingerprint {schema.fingerprint[:16]}",
             _table(["split", "rows", "positive", "share"], [_split_cells(self.schema, i) for i in range(3)]),
             _table(
@@ -77,6 +79,9 @@ class Description:
         untrained = [f.name for f in self.features if f.trains_unknown is False and any(f.unknown_share.values())]
         if untrained:
             parts.append(untrained_unknown(untrained, which=" with new values in valid or test"))
+        if self.likeness is not None:
+            parts.append(like_in_words(self.likeness))
+            parts.append(_table(*like_cells(self.likeness)))
         if schema.numeric:
             kinds = ", ".join(_numeric_in_words(field) for field in schema.numeric)
             parts.append(f"numeric: {kinds}")
@@ -91,13 +96,15 @@ def describe(path: str | Path) -> Description:
     """
     path = Path(path)
     schema = Schema.load(path)
+    likeness = Likeness.load(path)
     verify_prepared(path, schema, splits=("valid", "test"))
-    shares = {split: _unknown_shares(path / split, schema) for split in ("valid", "test")}
+    filled = [split for split in ("valid", "test") if schema.split(split).num_rows]
+    shares = {split: _unknown_shares(path / split, schema) for split in filled}
     features = tuple(
         _describe_feature(path, field, {split: share.get(field.name, 0.0) for split, share in shares.items()})
         for field in schema.categorical
     )
-    return Description(schema=schema, features=features)
+    return Description(schema=schema, features=features, likeness=likeness)
 
 
 def describe_folder(path: str | Path) -> str:
@@ -107,6 +114,31 @@ def describe_folder(path: str | Path) -> str:
         DataError: the folder is not prepared data or is damaged.
     """
     return describe(path).render()
+
+
+def like_in_words(likeness: Likeness) -> str:
+    """Where a folder's vocabularies come from, and what it can be used for."""
+    use = (
+        "evaluation and training take it"
+        if likeness.has_tokens
+        else "its bundle was exported without tokens, so there are no vocabularies here: bundles can be evaluated on "
+        "it, runs can't, and nothing can be trained on it"
+    )
+    return (
+        f"vocabularies and transforms of {likeness.kind} '{likeness.path}', fingerprint {likeness.fingerprint[:16]}; "
+        f"raw format {likeness.format}; {use}"
+    )
+
+
+def like_cells(likeness: Likeness) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table: shares of unknown values and of rows where a feature is missing, by split."""
+    splits = list(likeness.splits)
+    header = ["feature", *(f"{what} {split}" for split in splits for what in ("unknown", "missing"))]
+    rows = []
+    for name in likeness.features:
+        shares = [likeness.share(split, name, what) for split in splits for what in ("unknown", "missing")]
+        rows.append([name, *("" if share is None else f"{share:.2%}" for share in shares)])
+    return header, rows
 
 
 def untrained_unknown(names: Sequence[str], *, which: str = "") -> str:
@@ -133,6 +165,8 @@ def _describe_feature(path: Path, field: CategoricalField, unknown_share: dict[s
             top_share=None,
             bytes_at_dim_16=None,
         )
+    if not (path / VOCAB_FOLDER).is_dir():
+        return _without_counts(field, unknown_share)
     file = path / VOCAB_FOLDER / f"{field.name}.parquet"
     vocabulary = Vocabulary.load(file, name=field.name)
     if len(vocabulary) != field.num_embeddings:
@@ -148,6 +182,22 @@ def _describe_feature(path: Path, field: CategoricalField, unknown_share: dict[s
         unknown_share=unknown_share,
         trains_unknown=bool(vocabulary.counts[UNKNOWN_ID] > 0),
         top_share=float(vocabulary.counts.max() / max(1, vocabulary.counts.sum())),
+        bytes_at_dim_16=field.num_embeddings * REFERENCE_DIM * 4,
+    )
+
+
+def _without_counts(field: CategoricalField, unknown_share: dict[str, float]) -> FeatureDescription:
+    """Of a folder that was prepared like a bundle without tokens: what the schema says."""
+    training = field.training
+    return FeatureDescription(
+        name=field.name,
+        num_embeddings=field.num_embeddings,
+        num_values=None,
+        multivalued=field.multivalued,
+        min_count=field.min_count,
+        unknown_share=unknown_share,
+        trains_unknown=None if training is None or training.unknown is None else training.unknown > 0,
+        top_share=None if training is None else max(training.shares, default=0.0),
         bytes_at_dim_16=field.num_embeddings * REFERENCE_DIM * 4,
     )
 
@@ -186,15 +236,15 @@ def _split_cells(schema: Schema, index: int) -> list[str]:
 
 def _feature_cells(feature: FeatureDescription) -> list[str]:
     values = "many" if feature.multivalued else "one"
-    if feature.num_embeddings is None or feature.top_share is None or feature.bytes_at_dim_16 is None:
+    if feature.num_embeddings is None or feature.bytes_at_dim_16 is None:
         return [feature.name, "no vocabulary", values, "", "", "", "", ""]
     return [
         feature.name,
         f"{feature.num_embeddings:,}",
         values,
         str(feature.min_count),
-        *(f"{feature.unknown_share[split]:.2%}" for split in ("valid", "test")),
-        f"{feature.top_share:.2%}",
+        *(f"{feature.unknown_share[s]:.2%}" if s in feature.unknown_share else "" for s in ("valid", "test")),
+        "" if feature.top_share is None else f"{feature.top_share:.2%}",
         f"{feature.bytes_at_dim_16 / 2**20:,.2f}",
     ]
 

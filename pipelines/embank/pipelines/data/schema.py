@@ -8,6 +8,7 @@ A prepared folder is what `embank prepare` writes and what the loader reads:
     DIR/vocab/FEATURE.parquet     row i is id i: token, kind (unknown | missing | token), count in the training part; no
                                   file for a feature without a vocabulary
     DIR/{train,valid,test}/part-00000.parquet ...
+    DIR/like.json                 of a folder that was prepared like another: which, and what was unknown
     DIR/checksums.json            SHA-256 and bytes of every other file
 
 Part files hold `label` (int8), one int32 column per categorical feature, one list<int32> column per multi-valued
@@ -40,7 +41,36 @@ IS_MISSING = "is_missing"
 SPLIT_NAMES = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"
 CONFIG_FILE = "config.yaml"
+LIKE_FILE = "like.json"
 VOCAB_FOLDER = "vocab"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What the training part had of a feature, for comparison with rows that come later. No part of the fingerprint.
+
+    Args:
+        missing: share of its rows without a value, those with an empty bag included.
+        unknown: share of its values that are unknown; None of numbers and without a vocabulary.
+        shares: of the most frequent ids 0, 1, 2, ... (0 is the unknown value) in all values, or of each bin of numbers.
+        edges: of a numeric feature, what parts its bins: bin i has the numbers from `edges[i - 1]` to below `edges[i]`,
+            as they are written (transformed, and filled where they are missing).
+    """
+
+    missing: float
+    unknown: float | None = None
+    shares: tuple[float, ...] = ()
+    edges: tuple[float, ...] = ()
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Profile:
+        """The inverse of `asdict`.
+
+        Raises:
+            TypeError: keys are missing or unknown, or values are no numbers.
+        """
+        rest = {**values, "shares": tuple(map(float, values["shares"])), "edges": tuple(map(float, values["edges"]))}
+        return cls(**rest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +85,7 @@ class CategoricalField:
         num_values: without a vocabulary, different values in the training part, see
             `embank.pipelines.data.prepare.distinct`: exact up to 16,383, above that estimated with a standard deviation
             of 0.8%. None where there is a vocabulary.
+        training: what the training part had; None in folders of earlier versions.
     """
 
     name: str
@@ -62,6 +93,7 @@ class CategoricalField:
     multivalued: bool
     min_count: int
     num_values: int | None = None
+    training: Profile | None = None
 
     @property
     def has_vocabulary(self) -> bool:
@@ -79,6 +111,7 @@ class NumericField:
         mean, std: of the training part, for `standard` only.
         missing: zero, mean or indicator, as configured.
         fill: what is written, after the transform, where the number is missing.
+        training: what the training part had; None in folders of earlier versions, and of an `IS_MISSING` column.
     """
 
     name: str
@@ -87,6 +120,7 @@ class NumericField:
     std: float | None
     missing: str = "zero"
     fill: float = 0.0
+    training: Profile | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +139,7 @@ class Schema:
     Args:
         format_version: layout of the folder; a reader refuses another one.
         source: name of the raw format (`criteo`, `csv`, ...).
-        label: name of the raw column the label was made from.
+        label: name of the raw column the label was made from; None where the rows have no labels (all are -1).
         categorical: categorical features, multi-valued ones included, in the order of the configuration.
         numeric: numeric features, in the order of the configuration.
         group: name of the raw column behind `group`, or None.
@@ -117,7 +151,7 @@ class Schema:
 
     format_version: int = FORMAT_VERSION
     source: str
-    label: str
+    label: str | None
     categorical: tuple[CategoricalField, ...]
     numeric: tuple[NumericField, ...]
     group: str | None
@@ -161,8 +195,8 @@ class Schema:
             KeyError, TypeError: keys are missing or unknown.
         """
         values = dict(values)
-        values["categorical"] = tuple(CategoricalField(**field) for field in values["categorical"])
-        values["numeric"] = tuple(NumericField(**field) for field in values["numeric"])
+        values["categorical"] = tuple(CategoricalField(**_read(field)) for field in values["categorical"])
+        values["numeric"] = tuple(NumericField(**_read(field)) for field in values["numeric"])
         values["splits"] = tuple(Split(**split) for split in values["splits"])
         return cls(**values)
 
@@ -205,6 +239,18 @@ class Schema:
         if version != UNCHECKED_VERSION:
             _refuse_altered(file)
         return schema
+
+
+def identity_of(field: CategoricalField | NumericField) -> dict[str, Any]:
+    """What a fingerprint takes in of a field: all but its profile."""
+    values = asdict(field)
+    del values["training"]
+    return values
+
+
+def _read(field: dict[str, Any]) -> dict[str, Any]:
+    training = field.get("training")
+    return field if training is None else {**field, "training": Profile.from_json(training)}
 
 
 def _checked(schema: Schema) -> Schema:

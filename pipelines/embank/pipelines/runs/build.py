@@ -120,6 +120,12 @@ def id_counts(schema: Schema, *, data: Path) -> dict[str, torch.Tensor]:
 
 
 def _counts(data: Path, field: CategoricalField) -> torch.Tensor:
+    if not (data / VOCAB_FOLDER).is_dir():
+        raise DataError(
+            f"'{data}' has no vocabularies (it was prepared like a bundle that was exported without tokens), and the "
+            "counts in them are needed to build tables. Bundles can be evaluated on it; for training and for runs, "
+            "prepare it like the run"
+        )
     vocabulary = Vocabulary.load(data / VOCAB_FOLDER / f"{field.name}.parquet", name=field.name)
     if len(vocabulary) != field.num_embeddings:
         raise DataError(

@@ -18,7 +18,7 @@ from embank.pipelines.data.schema import NO_GROUP, Schema
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model, load_model, refuse_neither, refuse_other_vocabularies, schema_of
 from embank.pipelines.runs.score import score
-from embank.tables import Bundle, PackedCollection, TableCollection
+from embank.tables import Bundle, DataError, PackedCollection, TableCollection
 from embank.tables.serving.bundle import is_bundle
 from embank.tables.sharding.processes import Processes
 
@@ -54,6 +54,7 @@ def evaluate(
         rank=processes.rank,
         world_size=processes.count,
     )
+    refuse_unlabelled(loader.schema, data=path)
     evaluation = new_evaluation(split, loader.schema)
     model.eval()
     every = 1 if max_samples is None else max(1, min(loader.num_batches, -(-loader.num_rows // max_samples)))
@@ -62,6 +63,15 @@ def evaluate(
         logits_B = score(model, model.network, batch.dense.to(values.device), values, precision=precision)
         evaluation.update(logits_B.cpu(), batch.labels, batch.groups)
     return _over_all(evaluation, split=split, schema=loader.schema, processes=processes)
+
+
+def refuse_unlabelled(schema: Schema, *, data: str | Path) -> None:
+    """Raises DataError if the rows of a prepared folder have no labels."""
+    if schema.label is None:
+        raise DataError(
+            f"the rows of '{data}' have no labels (it was prepared with --unlabelled), so there is nothing to train "
+            "on or to measure by. Prepare rows with labels; `embank predict` scores those without"
+        )
 
 
 def new_evaluation(split: str, schema: Schema) -> Evaluation:
@@ -89,11 +99,23 @@ def validation_score(
     return float(-values["logloss"] if values["auc"] is None else values["auc"])
 
 
+def _schema_of(data: Path, split: str) -> Schema:
+    """The schema of data whose split is to be read.
+
+    Raises:
+        DataError: there is no such split, or it has no rows.
+    """
+    schema = Schema.load(data)
+    if not schema.split(split).num_rows:
+        filled = [part.name for part in schema.splits if part.num_rows]
+        raise DataError(f"'{data}' has no rows in its {split} split; those with rows: {', '.join(filled)}")
+    return schema
+
+
 def _of_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     run = RunFolder(path)
     trained = run.fingerprint
-    schema = Schema.load(data)
-    schema.split(split)
+    schema = _schema_of(data, split)
     refuse_other_vocabularies(schema, data=data, trained=trained, path=path)
     verify_prepared(data, schema, splits=(split,))
     precision = run.read_config()["train"]["precision"]
@@ -106,8 +128,7 @@ def _of_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
 def _of_bundle(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     bundle = Bundle(path)
     model = load_model(bundle)
-    schema = Schema.load(data)
-    schema.split(split)
+    schema = _schema_of(data, split)
     refuse_other_vocabularies(schema, data=data, trained=schema_of(bundle).fingerprint, path=path)
     verify_prepared(data, schema, splits=(split,), vocabularies=False)
     precision = bundle.facts["config"]["train"]["precision"]

@@ -156,7 +156,8 @@ def refuse_other_vocabularies(schema: Schema, *, data: str | Path, trained: str,
         raise ConfigError(
             f"'{data}' has other vocabularies (fingerprint {schema.fingerprint[:12]}) than the data '{path}' was "
             "trained on "
-            f"({trained[:12]}): its ids mean something else. Prepare it with the training data's vocabularies"
+            f"({trained[:12]}): its ids mean something else. Prepare it with the training data's vocabularies: "
+            f"embank prepare --like {path} --input FILE --out DIR"
         )
 
 

@@ -7,6 +7,7 @@ from embank.pipelines.config.run import Config, to_plain
 from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
+from embank.pipelines.runs.evaluate import refuse_unlabelled
 from embank.pipelines.runs.folder import RunFolder
 from embank.tables.errors import CheckpointError, ConfigError, DataError
 
@@ -25,6 +26,7 @@ def ready_to_start(run: RunFolder, config: Config, schema: Schema, *, content: s
         ConfigError, DataError: names what is in the way.
     """
     run.refuse_used()
+    refuse_unlabelled(schema, data=config.data.path)
     refuse_unusable_splits(schema, path=config.data.path)
     refuse_missing_group(schema, monitor=config.train.monitor, path=config.data.path)
     _verify_data(config, schema, reporter=reporter)
@@ -78,7 +80,7 @@ def refuse_unusable_splits(schema: Schema, *, path: str) -> None:
         if not schema.split(name).num_rows:
             raise DataError(
                 f"'{path}' has no rows in its {name} split; training needs train, valid and test. Prepare the data "
-                "with other split ratios"
+                "with other split ratios, or all of it without --split"
             )
 
 

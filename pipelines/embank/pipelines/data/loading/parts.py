@@ -145,7 +145,7 @@ class Parts:
 
     def _labels(self, table: Any, piece: Piece) -> Array:
         labels = self._flat(table, piece, LABEL_COLUMN)
-        bad = _first_outside(labels, 2)
+        bad = None if self._schema.label is None else _first_outside(labels, 2)
         if bad is not None:
             raise DataError(
                 f"{self._where(piece, bad)}: label is {int(labels[bad])}, expected 0 or 1. Prepare the data again."

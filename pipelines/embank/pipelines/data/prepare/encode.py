@@ -27,6 +27,7 @@ from embank.pipelines.data.prepare.tokens import (
 )
 from embank.pipelines.data.sources.formats.base import Chunk
 
+NO_LABEL = -1
 SPLIT_SPOOL = "__split"
 TIME_SPOOL = "__time"
 
@@ -42,18 +43,22 @@ class Spooled:
 class Encoder:
     """Turns chunks into spool tables and grows the token dictionaries.
 
+    Args:
+        config: columns and rules.
+        labelled: whether the chunks have labels; without them each label is `NO_LABEL`.
+
     Attributes:
         indexes: feature to its dictionary.
         times: distribution of times, for a split by time.
         schema: Arrow schema of the spool.
     """
 
-    def __init__(self, config: PrepareConfig) -> None:
+    def __init__(self, config: PrepareConfig, *, labelled: bool = True) -> None:
         self.indexes = {name: TokenIndex() for name in config.with_vocabulary}
         self.times = TimeBounds(config.split.column) if isinstance(config.split, TimeSplit) else None
         self.schema = _spool_schema(config)
         self._config = config
-        self._rule = LabelRule.build(config.label)
+        self._rule = LabelRule.build(config.label) if labelled else None
         self._kinds = TokenKinds(_token_columns(config))
         self._num_rows = 0
 
@@ -68,7 +73,7 @@ class Encoder:
         if self._num_rows == 0:
             for name, separator in self._config.multivalued.items():
                 refuse_bracketed(chunk, name, separator)
-        labels_N = self._rule.apply(chunk)
+        labels_N = self._labels(chunk)
         columns: dict[str, pa.Array] = {LABEL_COLUMN: pa.array(labels_N)}
         columns |= self._codes(chunk)
         columns |= self._hashes(chunk)
@@ -80,6 +85,11 @@ class Encoder:
         self._num_rows += chunk.frame.height
         table = pa.table([columns[name] for name in self.schema.names], schema=self.schema)
         return self._drop(table, labels_N)
+
+    def _labels(self, chunk: Chunk) -> npt.NDArray[np.int8]:
+        if self._rule is None:
+            return np.full(chunk.frame.height, NO_LABEL, dtype=np.int8)
+        return self._rule.apply(chunk)
 
     def _codes(self, chunk: Chunk) -> dict[str, pa.Array]:
         config = self._config
@@ -121,7 +131,7 @@ class Encoder:
         return {}
 
     def _drop(self, table: pa.Table, labels_N: npt.NDArray[np.int8]) -> Spooled:
-        keep_N = labels_N >= 0
+        keep_N = labels_N >= 0 if self._rule is not None else np.ones(len(labels_N), dtype=np.bool_)
         num_dropped = len(keep_N) - int(np.count_nonzero(keep_N))
         kept = table.filter(pa.array(keep_N)) if num_dropped else table
         if self.times is not None:

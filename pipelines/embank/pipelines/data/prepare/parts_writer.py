@@ -16,7 +16,9 @@ from embank.pipelines.config.reserved import GROUP_COLUMN, LABEL_COLUMN
 from embank.pipelines.data.prepare.distinct import DistinctCount
 from embank.pipelines.data.prepare.encode import id_type
 from embank.pipelines.data.prepare.numeric_fields import finished, numeric_columns
+from embank.pipelines.data.prepare.profile import TrainingNumbers
 from embank.pipelines.data.prepare.spool import BlockWriter
+from embank.pipelines.data.prepare.tally import Tally
 from embank.pipelines.data.schema import SPLIT_NAMES, NumericField
 from embank.tables.ids.token_space import MISSING_ID
 
@@ -80,10 +82,12 @@ class Finisher:
     Args:
         id_of_code: feature to its map from provisional codes to ids.
         numeric: the numeric fields of the schema, in its order.
+        numbers: is given the numbers of the training part.
 
     Attributes:
         num_present: numeric or hashed feature to the number of values in training rows.
         distinct: hashed feature to the number of its different values in training rows.
+        tally: unknown and missing values of all features.
     """
 
     def __init__(
@@ -92,12 +96,14 @@ class Finisher:
         *,
         id_of_code: Mapping[str, npt.NDArray[np.int32]],
         numeric: Sequence[NumericField],
+        numbers: TrainingNumbers | None = None,
     ) -> None:
         self.schema = part_schema(config)
         self.num_present = dict.fromkeys([*config.numeric, *config.hashed], 0)
         self.distinct = {name: DistinctCount() for name in config.hashed}
+        self.tally = Tally()
         self._config, self._id_of_code = config, id_of_code
-        self._numeric = {field.name: field for field in numeric}
+        self._numeric, self._numbers = {field.name: field for field in numeric}, numbers
 
     @property
     def dictionary(self) -> list[str]:
@@ -107,35 +113,48 @@ class Finisher:
     def finish(self, block: pa.Table, splits_N: npt.NDArray[np.int8]) -> pa.Table:
         """Final columns of a block, rows in the same order."""
         columns: dict[str, pa.Array] = {LABEL_COLUMN: block[LABEL_COLUMN].chunk(0)}
+        self.tally.add_rows(splits_N)
         for name in self._config.features:
             column = block[name].chunk(0)
             if name in self.distinct:
                 self._count(name, column, splits_N)
                 columns[name] = column
             else:
-                columns[name] = self._ids(name, column)
+                columns[name] = self._ids(name, column, splits_N)
         for name in self._config.numeric:
             values_N = block[name].to_numpy()
             missing_N = np.isnan(values_N)
             self.num_present[name] += int(np.count_nonzero(~missing_N & (splits_N == 0)))
-            columns[name] = pa.array(finished(values_N, self._numeric[name]))
+            self.tally.add_numbers(name, missing_N, splits_N)
+            written_N = finished(values_N, self._numeric[name])
+            if self._numbers is not None:
+                self._numbers.add(name, written_N[splits_N == 0])
+            columns[name] = pa.array(written_N)
             if name in self._config.indicators:
                 columns[self._config.indicators[name]] = pa.array(missing_N.astype(np.float32))
         if self._config.group is not None:
             columns[GROUP_COLUMN] = block[GROUP_COLUMN].chunk(0)
         return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
 
-    def _ids(self, name: str, column: pa.Array) -> pa.Array:
+    def _ids(self, name: str, column: pa.Array, splits_N: npt.NDArray[np.int8]) -> pa.Array:
         """Ids of a feature with a vocabulary, from its codes."""
         id_of_code = self._id_of_code[name]
         if name not in self._config.multivalued:
-            return pa.array(id_of_code[column.to_numpy()])
+            codes_N = column.to_numpy()
+            ids_N = id_of_code[codes_N]
+            self.tally.add_ids(name, ids_N, splits_N, lengths_N=None, missing=codes_N == 0)
+            return pa.array(ids_N)
         offsets_N = column.offsets.to_numpy()
         ids_L = id_of_code[column.flatten().to_numpy()]
+        no_value_is_missing = np.zeros(len(ids_L), dtype=np.bool_)
+        self.tally.add_ids(name, ids_L, splits_N, lengths_N=np.diff(offsets_N), missing=no_value_is_missing)
         return pa.ListArray.from_arrays(pa.array(offsets_N - offsets_N[0]), pa.array(ids_L))
 
     def _count(self, name: str, column: pa.Array, splits_N: npt.NDArray[np.int8]) -> None:
-        """Takes note of a hashed feature's ids in training."""
+        """Takes note of a hashed feature's ids: of all, and of those in training."""
+        is_list = pa.types.is_list(column.type)
+        every, lengths_N = (column.flatten(), np.diff(column.offsets.to_numpy())) if is_list else (column, None)
+        self.tally.add_hashed(name, every.to_numpy(), splits_N, lengths_N=lengths_N)
         trained = column.filter(pa.array(splits_N == 0))
         ids = (trained.flatten() if pa.types.is_list(column.type) else trained).to_numpy()
         self.distinct[name].add(ids)

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embank.pipelines.config.columns import PrepareConfig, RatioSplit, TimeSplit
+from embank.pipelines.config.columns import OneSplit, PrepareConfig, RatioSplit, TimeSplit
 from embank.pipelines.config.reserved import LABEL_COLUMN
 from embank.pipelines.data.prepare.encode import SPLIT_SPOOL, TIME_SPOOL, Encoder
-from embank.pipelines.data.prepare.splits import ratio_bounds, split_by_bounds
+from embank.pipelines.data.prepare.splits import one_bounds, ratio_bounds, split_by_bounds
 from embank.pipelines.data.prepare.spool import SpoolReader
 from embank.pipelines.data.schema import SPLIT_NAMES, Split
 from embank.tables.errors import DataError
@@ -43,6 +43,8 @@ class SplitPlan:
             return cls(TIME_SPOOL, encoder.times.bounds(config.split))
         if isinstance(config.split, RatioSplit):
             return cls(None, ratio_bounds(config.split, num_rows))
+        if isinstance(config.split, OneSplit):
+            return cls(None, one_bounds(config.split))
         return cls(SPLIT_SPOOL, None)
 
     def blocks(
@@ -80,16 +82,25 @@ def measure_splits(spool: SpoolReader, plan: SplitPlan) -> tuple[Split, ...]:
     )
 
 
+def check_rows(splits: Sequence[Split], *, source: str, num_dropped: int) -> None:
+    """Refuse an input of which no row is left.
+
+    Raises:
+        DataError: says why.
+    """
+    if not sum(split.num_rows for split in splits):
+        raise DataError(
+            f"{source}: the label rules drop all {num_dropped} rows. Change label.positive or label.negative."
+        )
+
+
 def check_splits(splits: Sequence[Split], *, source: str, num_dropped: int) -> None:
     """Refuse splits that nothing can be trained or measured on.
 
     Raises:
         DataError: no rows at all, a split without rows, or one class only in training.
     """
-    if not sum(split.num_rows for split in splits):
-        raise DataError(
-            f"{source}: the label rules drop all {num_dropped} rows. Change label.positive or label.negative."
-        )
+    check_rows(splits, source=source, num_dropped=num_dropped)
     sizes = ", ".join(f"{split.name} {split.num_rows}" for split in splits)
     for split in splits:
         if split.num_rows == 0:

@@ -7,12 +7,13 @@ so they are decided between the two passes. Everything depends on rows and their
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from embank.pipelines.config.columns import ColumnSplit, HashSplit, RatioSplit, TimeSplit
+from embank.pipelines.config.columns import ColumnSplit, HashSplit, OneSplit, RatioSplit, TimeSplit
 from embank.pipelines.data.key_hash import combine_hashes, hash_strings, unit_interval
 from embank.pipelines.data.prepare.times import NO_TIME, TimeReader
 from embank.pipelines.data.prepare.tokens import as_tokens
@@ -65,6 +66,11 @@ def ratio_bounds(config: RatioSplit, num_rows: int) -> tuple[int, int]:
     """First row of valid and first row of test."""
     first, second = np.rint(np.cumsum(config.ratios)[:2] * num_rows).astype(int)
     return int(first), int(second)
+
+
+def one_bounds(config: OneSplit) -> tuple[float, float]:
+    """First row of valid and first row of test where one split has all rows."""
+    return {"train": (math.inf, math.inf), "valid": (0.0, math.inf), "test": (0.0, 0.0)}[config.name]
 
 
 @dataclass

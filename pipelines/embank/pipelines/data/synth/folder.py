@@ -1,7 +1,7 @@
 """Synthetic logs straight into a prepared folder, with tables of an exact total size: for benchmarks of training."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,15 @@ from embank.pipelines.data.loading.integrity import seal
 from embank.pipelines.data.prepare.output import output_folder
 from embank.pipelines.data.prepare.parts_writer import SplitWriter
 from embank.pipelines.data.prepare.ranking import Fingerprint
-from embank.pipelines.data.schema import SPLIT_NAMES, VOCAB_FOLDER, CategoricalField, NumericField, Schema, Split
+from embank.pipelines.data.schema import (
+    SPLIT_NAMES,
+    VOCAB_FOLDER,
+    CategoricalField,
+    NumericField,
+    Schema,
+    Split,
+    identity_of,
+)
 from embank.pipelines.data.synth.fields import CRITEO_FIELDS, CRITEO_NUMBERS, FieldShape, table_sizes
 from embank.pipelines.data.synth.model import DEFAULT_ALPHA, DEFAULT_CLICK_RATE, UNIT_ROWS, PlantedModel, Unit
 from embank.pipelines.data.synth.report import Observer, SynthReport, write_json
@@ -108,7 +116,7 @@ class _Writer:
             vocabulary.save(self._path / VOCAB_FOLDER / f"{field.name}.parquet")
             fingerprint.add_vocabulary(vocabulary)
             self._ids_of_ranks.append(ids_V)
-        described = [asdict(field) for field in fields] + [asdict(column) for column in _NUMERIC]
+        described = [*map(identity_of, fields), *map(identity_of, _NUMERIC)]
         return fingerprint.finish(described)
 
     def write_split(self, name: str, num_rows: int, sizes: Sequence[int]) -> SynthReport:
