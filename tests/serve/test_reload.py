@@ -5,13 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
-from embank.pipelines import load_model
+from embank.pipelines import load_model, make_delta
+from embank.pipelines.serve.models import tried_model
 from embank.pipelines.serve.source import current_bundle
 from embank.pipelines.serve.state import StateFolder
-from embank.tables import CheckpointError
+from embank.tables import CheckpointError, ConfigError, TableCollection, TableSpec, save_bundle
 from tests.serve.logs import Bundles
-from tests.serve.served import a_client, a_worker, post
+from tests.serve.served import HERE, a_client, a_worker, post
 
 
 def test_reload_changes_what_is_served(bundles: Bundles) -> None:
@@ -55,8 +57,6 @@ def test_what_can_not_be_served_changes_nothing(bundles: Bundles, tmp_path: Path
 
 
 def test_one_reload_at_a_time(bundles: Bundles) -> None:
-    from starlette.testclient import TestClient
-
     with (
         a_worker(bundles.first) as worker,
         TestClient(worker.app, base_url="http://localhost", client=("127.0.0.1", 1)) as client,
@@ -141,3 +141,42 @@ def test_folders_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pyte
             assert (first.path.stat().st_mode & 0o777) == 0o700
         assert not second.path.exists()
         assert other.is_dir()  # not known to be one
+
+
+def test_deltas_in_order(bundles: Bundles, tmp_path: Path) -> None:
+    make_delta(bundles.first, bundles.second, tmp_path / "forth")
+    make_delta(bundles.second, bundles.first, tmp_path / "back")
+    with (
+        a_worker(bundles.first) as worker,
+        TestClient(worker.app, base_url=HERE, client=("127.0.0.1", 1)) as client,
+    ):
+        applied = worker.state.applied
+        first, second = load_model(bundles.first), load_model(bundles.second)
+        for number, (delta, status, served) in enumerate(
+            (
+                ("back", 409, first),  # out of order
+                ("gone", 409, first),
+                ("forth", 200, second),
+                ("forth", 409, second),  # repeated
+                ("back", 200, first),
+            )
+        ):
+            answer = post(client, "/reload", {"delta": str(tmp_path / delta)})
+            assert answer.status_code == status, answer.text
+            scored = post(client, "/score", {"rows": bundles.rows}).json()
+            assert scored["checksum"] == served.checksum, number
+            assert scored["scores"] == served.score(bundles.rows).tolist()
+            assert len(list(applied.iterdir())) == (number > 1)  # what is not served any more is gone
+        assert post(client, "/reload", {"bundle": str(bundles.second)}).status_code == 200
+        assert list(applied.iterdir()) == []
+        assert bundles.first.is_dir()
+        text = client.get("/metrics").text
+        assert 'embank_reloads_total{outcome="done"} 3.0' in text
+        assert 'embank_reloads_total{outcome="refused"} 3.0' in text
+
+
+def test_tables_alone_are_not_served(tmp_path: Path) -> None:
+    spec = TableSpec(name="item", num_embeddings=10, embedding_dim=2, feature_names=["item"])
+    save_bundle(tmp_path / "tables", TableCollection([spec]))
+    with pytest.raises(ConfigError, match="preprocess.json"):
+        tried_model(tmp_path / "tables", verify=True)
