@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from embank.pipelines import load_model
 from embank.pipelines.serve.batches import Batcher
 from embank.pipelines.serve.models import Snapshot
 from embank.pipelines.serve.refused import RefusedRequestError
-from embank.pipelines.serve.scoring import Scored
+from embank.pipelines.serve.scoring import Scored, score_requests
 from tests.serve.logs import Bundles
 from tests.serve.served import a_client, post
 
@@ -154,3 +155,41 @@ def test_without_memory(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> No
         assert post(client, "/score", {"rows": bundles.rows[:1]}).status_code == 503
         monkeypatch.undo()
         assert post(client, "/score", {"rows": bundles.rows[:1]}).status_code == 200
+
+
+def test_a_value_means_the_same_in_any_company(bundles: Bundles) -> None:
+    """Numbers, numbers as text, and lists of tags, in one batch."""
+    model = load_model(bundles.first)
+    row = bundles.rows[0]
+    requests: list[Any] = [
+        [row | {"price": 3.5}],
+        [row | {"price": 7}],
+        [row | {"price": "3.5"}],
+        [row | {"user": 5}],
+        [row | {"tags": ["a", "b"]}],
+        [row | {"tags": "a|b"}, row],
+        pa.Table.from_pylist([row]),
+        [row] * 20,
+    ]
+    calls: list[int] = []
+    encode = model.encode
+
+    def counted(rows: Any) -> Any:
+        calls.append(len(rows))
+        return encode(rows)
+
+    model.encode = counted  # type: ignore[method-assign]
+    outcomes = score_requests(model, requests).outcomes
+    model.encode = encode  # type: ignore[method-assign]
+    for rows, outcome in zip(requests, outcomes, strict=True):
+        np.testing.assert_allclose(outcome, model.score(rows), rtol=1e-5)  # type: ignore[arg-type]
+    assert calls == [2, 1, 1, 1, 2, 1, 20]
+
+
+def test_scores_that_are_no_numbers_are_refused(bundles: Bundles) -> None:
+    model = load_model(bundles.first)
+    model.score_encoded = lambda encoded: np.array([0.5, np.nan, 0.5])  # type: ignore[method-assign]
+    [first, second] = score_requests(model, [bundles.rows[:1], bundles.rows[:2]]).outcomes
+    assert isinstance(first, np.ndarray)
+    assert isinstance(second, RefusedRequestError)
+    assert second.facts["row"] == 0

@@ -57,7 +57,7 @@ def test_bodies(client: TestClient, body: bytes, status: int, message: str) -> N
         ({"price": "1" * 400 + ".5"}, None),
         ({"price": '"dear"'}, "price"),
         ({"price": "[1]"}, "price"),
-        ({"user": "9" * 30}, None),
+        ({"user": "9" * 5000}, None),
         ({"user": '{"a": 1}'}, "user"),
         ({"user": '["u1"]'}, "user"),
         ({"item": '"\\ud800"'}, None),
@@ -168,8 +168,8 @@ def test_what_embed_refuses(client: TestClient) -> None:
         ({"feature": "price", "values": []}, "no table has a feature 'price'"),
         ({"feature": ["item"], "values": []}, "no table has a feature"),
         ({"feature": "item", "values": "a"}, "'values' is not a list"),
-        ({"feature": "item", "values": ["a", None]}, "value 1 of 'item'"),
-        ({"feature": "item", "values": [True]}, "value 0 of 'item'"),
+        ({"feature": "item", "values": ["a", ["b"]]}, "'item'"),
+        ({"feature": "item", "values": [{}]}, "'item'"),
     ):
         answer = post(client, "/embed", content)
         assert answer.status_code == 422, answer.text

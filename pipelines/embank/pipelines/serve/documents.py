@@ -8,8 +8,9 @@ from typing import Any
 from embank.pipelines.serve.refused import RefusedRequestError, malformed
 from embank.tables.wording import shortened
 
-_EXTREME = re.compile(rb"\d{19}|[eE]\+?\d{3}")
-"""Numbers that may be beyond 64 bits, or infinite."""
+_EXTREME = re.compile(rb"\d{300}|[eE]\+?\d{3}")
+"""Numbers that may be infinite, or have thousands of digits."""
+_MOST_DIGITS = 300
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -61,11 +62,8 @@ def _refuse_constant(text: str) -> Any:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
-        raise malformed(
-            f"the integer {shortened(text)} does not fit into 64 bits; send a number as 1e30, an id as a string",
-            value=text,
-        )
+    if len(text) > _MOST_DIGITS:
+        raise malformed(f"the integer {shortened(text)} has {len(text):,} digits; send it as a string", value=text)
     return int(text)
 
 

@@ -115,7 +115,9 @@ def _page(app: FastAPI, snapshot: Snapshot, settings: Settings) -> dict[str, Any
     paths["/score"]["post"]["responses"]["200"]["content"][ARROW] = {"schema": _BINARY}
     tables = list(model.scorer.features)
     paths["/embed"]["post"]["requestBody"] = _body(
-        _object({"feature": {"enum": tables}, "values": _list({"type": ["string", "integer"]} | _INT64, settings)}),
+        _object(
+            {"feature": {"enum": tables}, "values": _list({"type": ["string", "number", "boolean", "null"]}, settings)}
+        ),
         example={"feature": tables[0], "values": [str(model.example.get(tables[0], 1))]} if tables else None,
     )
     paths["/reload"]["post"]["requestBody"] = _body(
@@ -126,7 +128,8 @@ def _page(app: FastAPI, snapshot: Snapshot, settings: Settings) -> dict[str, Any
 
 
 _BINARY = {"type": "string", "format": "binary", "description": "Arrow IPC stream"}
-_INT64 = {"minimum": -(2**63), "maximum": 2**63 - 1}
+_LARGEST = 3e38
+"""Of the numbers that a model reads, in 32 bits."""
 
 
 def _rows(features: Mapping[str, Mapping[str, Any]], *, most: int) -> dict[str, Any]:
@@ -137,12 +140,16 @@ def _rows(features: Mapping[str, Mapping[str, Any]], *, most: int) -> dict[str, 
 def _cell(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a column holds; null where a value is missing."""
     if facts["type"] == "numeric":
-        return {"type": ["number", "null"], "minimum": -1e30, "maximum": 1e30}
+        return {"type": ["number", "null"], "minimum": -_LARGEST, "maximum": _LARGEST}
     if facts["type"] == "multivalued":
+        members = {"type": ["array", "null"], "items": {"type": ["string", "number", "null"]}}
         if facts["separator"] is None:
-            return {"type": ["array", "null"], "items": {"type": "string"}}
-        return {"type": ["string", "null"], "description": f"values with {facts['separator']!r} between them"}
-    return {"type": ["string", "integer", "null"], **_INT64}
+            return members
+        return members | {
+            "type": ["string", "array", "null"],
+            "description": f"values with {facts['separator']!r} between them; or lists of values, in all rows",
+        }
+    return {"type": ["string", "number", "boolean", "null"]}
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from embank.pipelines.data.preprocessing.encoded import Encoded
+from embank.pipelines.data.preprocessing.few import MOST_ROWS
 from embank.pipelines.runs.model import ServedModel
 from embank.pipelines.serve.refused import RefusedRequestError, malformed
 from embank.pipelines.serve.rows import Row
 from embank.tables.errors import DataError
 
+_NUMBERS = frozenset((int, float, type(None)))
+_TOKENS = frozenset((str, int, type(None)))
 Rows: TypeAlias = Sequence[Row] | Any
 """A list of objects, or a pyarrow.Table."""
 
@@ -35,32 +38,67 @@ class Scored:
 def score_requests(model: ServedModel, requests: Sequence[Rows]) -> Scored:
     """Scores the rows of all requests in one pass through the network.
 
-    Each request is encoded by itself: only one that can't be is refused, and what a value means does not depend on the
-    values of other clients.
-
     Args:
         model: scores all of them.
         requests: each a list of objects or a table; none is empty.
     """
-    encoded = [_encoded(model, rows) for rows in requests]
-    usable = [one for one in encoded if not isinstance(one, Exception)]
-    if not usable:
-        return Scored(outcomes=[one for one in encoded if isinstance(one, Exception)], unknown={}, num_rows=0)
-    whole = Encoded.concatenate(usable)
-    scores_N = model.score_encoded(whole)
-    parts = iter(np.split(scores_N, np.cumsum([one.num_rows for one in usable])[:-1]))
+    parts, refused = _encoded(model, requests)
+    if not parts:
+        return Scored(outcomes=[refused[number] for number in range(len(requests))], unknown={}, num_rows=0)
+    whole = Encoded.concatenate(parts)
+    sizes = [len(rows) for number, rows in enumerate(requests) if number not in refused]
+    scores = iter(np.split(model.score_encoded(whole), np.cumsum(sizes)[:-1]))
     return Scored(
-        outcomes=[one if isinstance(one, Exception) else _finite(next(parts)) for one in encoded],
+        outcomes=[refused.get(number) or _finite(next(scores)) for number in range(len(requests))],
         unknown=whole.unknown,
         num_rows=whole.num_rows,
     )
 
 
-def _encoded(model: ServedModel, rows: Rows) -> Encoded | Exception:
-    try:
-        return model.encode(rows)
-    except Exception as error:
-        return _judged(model, rows, error)
+def _encoded(model: ServedModel, requests: Sequence[Rows]) -> tuple[list[Encoded], dict[int, Exception]]:
+    """The rows of those requests that can be encoded, in order, and why others can't, by their place."""
+    parts: list[Encoded] = []
+    refused: dict[int, Exception] = {}
+    for group in _groups(requests, numeric=[n for n, facts in model.features.items() if facts["type"] == "numeric"]):
+        if len(group) > 1:
+            try:
+                parts.append(model.encode([row for number in group for row in requests[number]]))
+                continue
+            except Exception:  # one of them can't be: each by itself then, so that only that one is refused
+                pass
+        for number in group:
+            try:
+                parts.append(model.encode(requests[number]))
+            except Exception as error:
+                refused[number] = _judged(model, requests[number], error)
+    return parts, refused
+
+
+def _groups(requests: Sequence[Rows], *, numeric: Sequence[str]) -> list[list[int]]:
+    """Places of neighbouring requests that are encoded in one call, which has costs of its own.
+
+    Only plain rows are: where a column holds numbers as text in some rows, it is read as text in all of them, and what
+    a client's value means must not depend on other clients.
+    """
+    groups: list[list[int]] = []
+    num_rows = MOST_ROWS
+    for number, rows in enumerate(requests):
+        size = len(rows) if _is_plain(rows, numeric) else MOST_ROWS + 1
+        if num_rows + size <= MOST_ROWS:
+            groups[-1].append(number)
+            num_rows += size
+        else:
+            groups.append([number])
+            num_rows = size
+    return groups
+
+
+def _is_plain(rows: Rows, numeric: Sequence[str]) -> bool:
+    """Whether few rows have numbers where the model has, and text or whole numbers elsewhere."""
+    if len(rows) > MOST_ROWS or isinstance(rows, pa.Table):
+        return False
+    numbers = frozenset(numeric)
+    return all(type(cell) in (_NUMBERS if name in numbers else _TOKENS) for row in rows for name, cell in row.items())
 
 
 def _finite(scores_N: np.ndarray) -> np.ndarray | Exception:

@@ -145,15 +145,6 @@ class Service:
         if not isinstance(asked, list):
             raise malformed("'values' is not a list", field="values", value=asked, expected="a list of values")
         refuse_too_many(len(asked), most=self.settings.max_rows)
-        for number, value in enumerate(asked):
-            if not isinstance(value, str | int) or isinstance(value, bool):
-                raise malformed(
-                    f"value {number} of '{feature}' is no text and no integer",
-                    field=feature,
-                    row=number,
-                    value=value,
-                    expected="a string or an integer",
-                )
         return feature, asked
 
     def _change(self, document: Any) -> Callable[[], Any]:

@@ -24,13 +24,13 @@ class Settings:
 
     Example:
         >>> Settings(workers=2).max_rows
-        10000
+        8192
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
-    max_rows: int = 10_000
+    max_rows: int = 8192
     max_body: int = 16 * 2**20
     timeout_s: float = 10.0
     batch_rows: int = 1024

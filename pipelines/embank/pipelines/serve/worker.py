@@ -123,7 +123,7 @@ def work(number: int, settings: Settings, state: StateFolder, listener: socket.s
     """
     end_with_parent()
     torch.set_num_threads(num_threads)
-    logging.basicConfig(level=logging.WARNING, format="embank: worker %(process)d: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="embank: worker %(process)d: %(message)s", force=True)
     try:
         worker = Worker(number, settings=settings, state=state)
     except EmbankError as error:
