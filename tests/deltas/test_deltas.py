@@ -1,5 +1,6 @@
 """Deltas: a bundle and what leads on from it give the next bundle to the bit, or are refused."""
 
+import errno
 import json
 import os
 import shutil
@@ -261,11 +262,19 @@ class TestRefused:
         with pytest.raises(CheckpointError, match=r"has format version 2; embank .* reads version 1. Apply it with"):
             apply_delta(bundles[0], deltas[0], tmp_path / "result")
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-    def test_a_folder_that_takes_no_files(self, bundles: list[Path], deltas: list[Path], tmp_path: Path) -> None:
-        (tmp_path / "kept").mkdir(mode=0o500)
-        with pytest.raises(WorkError, match="can't be written: Permission denied. Nothing was left behind"):
-            apply_delta(bundles[0], deltas[0], tmp_path / "kept" / "result")
+    def test_a_folder_that_takes_no_files(
+        self, bundles: list[Path], deltas: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        for work in (
+            lambda: apply_delta(bundles[0], deltas[0], tmp_path / "result"),
+            lambda: make_delta(bundles[0], bundles[2], tmp_path / "result"),
+        ):
+            with pytest.raises(WorkError, match="can't be written: Read-only file system. Nothing was left behind"):
+                work()
 
 
 def test_bundles_of_version_1(tmp_path: Path) -> None:
