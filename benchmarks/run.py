@@ -46,6 +46,7 @@ def main() -> None:
         ["search.py", *([] if full else ["--problems", "3", "--contestants", *SEARCHES])],
         ["lm_speed.py", "--gib", *(["1", "4"] if full else ["0.1"]), "--rounds", "7" if full else "3"],
         ["ranks.py", "--repeats", "7" if full else "3"],
+        ["deltas.py", "--rows", "20000000" if full else "2000000", "--folder", "runs/bench"],
         ["page_warming.py", "--gib", "4" if full else "1", "--folder", "runs/bench"],
     ]
     for part in parts:

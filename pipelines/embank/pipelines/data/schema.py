@@ -193,12 +193,13 @@ class Schema:
 
         Raises:
             KeyError, TypeError: keys are missing or unknown.
+            ValueError: a value has another type than its key.
         """
         values = dict(values)
         values["categorical"] = tuple(CategoricalField(**_read(field)) for field in values["categorical"])
         values["numeric"] = tuple(NumericField(**_read(field)) for field in values["numeric"])
         values["splits"] = tuple(Split(**split) for split in values["splits"])
-        return cls(**values)
+        return _checked(cls(**values))
 
     def save(self, path: str | Path) -> None:
         """Write `schema.json` into the folder `path`."""
@@ -232,7 +233,7 @@ class Schema:
                 "Run `embank prepare` again with this version."
             )
         try:
-            schema = _checked(cls.from_json(values))
+            schema = cls.from_json(values)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{file} is damaged ({error}). Run `embank prepare` again.") from error
         refuse_other_token_hash(schema.token_hash_version, what=f"the data of {file}", error=DataError)

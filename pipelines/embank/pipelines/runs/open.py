@@ -2,7 +2,7 @@
 
 import errno
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -94,10 +94,11 @@ def load_model(bundle: Bundle) -> CTRModel:
         hyper = dict(bundle.facts["config"]["model"])
         name = hyper.pop("name")
         inputs |= {key: tuple(inputs[key]) for key in ("names", "dims")}
+        _refuse_larger_than(weights, inputs, hyper)
         with torch.random.fork_rng(devices=[]):
             model = build_model(name, tables=bundle.tables(), inputs=Inputs(**inputs), **hyper)
         model.network.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ConfigError) as error:
         refuse_exhausted(error, doing=f"building the network of bundle '{bundle.path}'")
         raise CheckpointError(
             f"the network of bundle '{bundle.path}' can't be built: {error}. It was written by embank "
@@ -105,6 +106,30 @@ def load_model(bundle: Bundle) -> CTRModel:
             "load it with that version, or export it again from its run"
         ) from error
     return model.eval()
+
+
+_PLAIN_SIZE = 4096
+"""A width, or a number of layers, that needs no proof."""
+
+
+def _refuse_larger_than(weights: Mapping[str, torch.Tensor], *facts: Any) -> None:
+    """Refuses facts about a network that its tensors belie, before anything is made that large.
+
+    Raises:
+        ValueError: a number is larger than any axis of any tensor, and than the number of tensors.
+    """
+    largest = max(_PLAIN_SIZE, len(weights), *(size for tensor in weights.values() for size in tensor.shape))
+    for number in _whole_numbers(facts):
+        if number > largest:
+            raise ValueError(f"{number:,} of something, and its tensors have at most {largest:,}")
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(part)
 
 
 def schema_of(bundle: Bundle) -> Schema:
@@ -116,7 +141,7 @@ def schema_of(bundle: Bundle) -> Schema:
     try:
         values: dict[str, Any] = bundle.facts["schema"]
         return Schema.from_json(values)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"bundle '{bundle.path}' does not say which data it was trained on; give the bundle of a training run"
         ) from error

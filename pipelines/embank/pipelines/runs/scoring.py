@@ -8,6 +8,7 @@ from torch import Tensor
 from embank.pipelines.runs.open import load_model, schema_of
 from embank.tables import Bundle, PackedCollection
 from embank.tables.collections.paths import summed
+from embank.tables.serving.table import looked_up
 
 
 class Scorer:
@@ -41,7 +42,7 @@ class Scorer:
         outputs = []
         for spec, pack in tables.packed_tables():
             for feature in spec.feature_names:
-                rows_ND = pack.lookup(ids[feature])
+                rows_ND = looked_up(pack, ids[feature], spec=spec)
                 outputs.append(
                     summed(rows_ND, lengths[feature], pooling=spec.pooling) if feature in lengths else rows_ND
                 )
@@ -55,4 +56,5 @@ class Scorer:
         """Rows [N, D] of a feature."""
         tables = self._model.tables
         assert isinstance(tables, PackedCollection)
-        return next(pack.lookup(ids_N) for spec, pack in tables.packed_tables() if feature in spec.feature_names)
+        spec, pack = next(both for both in tables.packed_tables() if feature in both[0].feature_names)
+        return looked_up(pack, ids_N, spec=spec)

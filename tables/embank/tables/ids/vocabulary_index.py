@@ -108,7 +108,22 @@ class VocabularyIndex:
     def find_each(
         self, features_N: npt.NDArray[np.int64] | int, hashes_N: npt.NDArray[np.int64], *, steps: int | None = None
     ) -> npt.NDArray[np.int64]:
-        """Ids int64 [N] of tokens of several features, by the number that each has in `number`."""
+        """Ids int64 [N] of tokens of several features, by the number that each has in `number`.
+
+        Raises:
+            CheckpointError: the arrays were damaged unnoticed.
+        """
+        try:
+            return self._found(features_N, hashes_N, self._steps if steps is None else steps)
+        except IndexError as error:  # numpy looks where `starts` says, and that is read only now
+            raise CheckpointError(
+                f"buckets of the vocabularies begin where no hashes are ({error}): their index is damaged. Copy the "
+                "bundle again or export it again"
+            ) from error
+
+    def _found(
+        self, features_N: npt.NDArray[np.int64] | int, hashes_N: npt.NDArray[np.int64], steps: int
+    ) -> npt.NDArray[np.int64]:
         bucket_N = (hashes_N >> self._shift_F[features_N]) + self._first_F[features_N]
         base_N = self._base_F[features_N]
         low_N = self.starts[bucket_N] + base_N
@@ -117,7 +132,7 @@ class VocabularyIndex:
         if last < 0:
             return np.full(len(hashes_N), UNKNOWN_ID, dtype=np.int64)
         high_N = end_N
-        for _ in range(self._steps if steps is None else steps):
+        for _ in range(steps):
             middle_N = (low_N + high_N) >> 1
             less_N = self.hashes[np.minimum(middle_N, last)] < hashes_N
             less_N &= middle_N < high_N
@@ -164,8 +179,9 @@ class VocabularyIndex:
 
 
 def _refuse_damaged(facts: IndexFacts) -> None:
-    numbers = (facts.num_ids, facts.num_tokens, facts.bits, facts.steps)
-    if not all(type(number) is int and number >= 0 for number in numbers) or facts.bits > 31 or facts.steps > 31:
+    numbers = (facts.num_ids, facts.num_tokens, facts.bits, facts.steps, facts.missing_id or 0)
+    are_counts = all(type(number) is int and number >= 0 for number in numbers)
+    if not are_counts or facts.bits > 31 or facts.steps > 31 or (facts.missing_id or 0) >= max(1, facts.num_ids):
         raise CheckpointError(f"what is said of the vocabulary of '{facts.name}' is damaged: {facts}")
 
 

@@ -68,12 +68,21 @@ class TableEntry:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TableEntry":
-        """The inverse of `asdict`."""
-        tensors = {name: StoredTensor(**stored) for name, stored in values["tensors"].items()}
+        """The inverse of `asdict`.
+
+        Raises:
+            KeyError, TypeError: keys are missing or unknown, or values of another type.
+        """
+        tensors = {name: StoredTensor.from_json(stored) for name, stored in values["tensors"].items()}
         if "packed" in values:  # version 1
             served = {"packed": values["packed"], "facts": values["facts"]}
             values = {name: value for name, value in values.items() if name not in served} | {"served": served}
-        return cls(**{**values, "tensors": tensors})
+        entry = cls(**{**values, "tensors": tensors})
+        texts = (entry.name, entry.method, entry.pooling, *entry.feature_names)
+        numbers = (entry.num_embeddings, entry.embedding_dim)
+        if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
+            raise TypeError(f"table {entry.name!r} is {values}")
+        return entry
 
     def spec(self) -> TableSpec:
         """The table as the model sees it."""
@@ -159,7 +168,7 @@ class Bundle:
             self.entries = [TableEntry.from_json(values) for values in manifest["tables"]]
             self.facts: dict[str, Any] = dict(manifest["facts"])
             network = manifest.get("network")
-            self._network = network and {name: StoredTensor(**stored) for name, stored in network.items()}
+            self._network = network and {name: StoredTensor.from_json(stored) for name, stored in network.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"'{self.path / MANIFEST}' is damaged ({error!r}). {_CURE}") from error
         self.has_network = network is not None

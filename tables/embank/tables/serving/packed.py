@@ -16,7 +16,7 @@ from embank.tables.collections.named import NamedModules
 from embank.tables.collections.paths import pool
 from embank.tables.errors import CheckpointError
 from embank.tables.rows.held_bytes import distinct_nbytes
-from embank.tables.serving.table import PackedTable
+from embank.tables.serving.table import PackedTable, looked_up
 from embank.tables.specs import TableSpec
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class PackedCollection(nn.Module):
         Raises:
             IdRangeError: an id outside its table.
             DataError: a feature is missing, or the ids carry weights.
+            CheckpointError: the bundle that the tables are from was damaged unnoticed, and an id leads nowhere.
         """
         from torchrec import KeyedTensor
 
@@ -106,7 +107,8 @@ class PackedCollection(nn.Module):
         for spec, pack in self.packed_tables():
             for feature in spec.feature_names:
                 ids_N, lengths_B = batch.of(feature, spec=spec)
-                outputs.append(pool(pack.lookup(ids_N), bag_offsets(lengths_B), pooling=spec.pooling))
+                rows_ND = looked_up(pack, ids_N, spec=spec)
+                outputs.append(pool(rows_ND, bag_offsets(lengths_B), pooling=spec.pooling))
         return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=torch.cat(outputs, dim=1))
 
     def nbytes(self) -> int:

@@ -1,6 +1,6 @@
 """Tensors in a bundle's files: each piece of memory once, however many names it has."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,19 @@ class StoredTensor:
 
     key: str
     shape: Sequence[int]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "StoredTensor":
+        """The inverse of `asdict`.
+
+        Raises:
+            TypeError: keys are missing or unknown, or values of another type.
+        """
+        stored = cls(**values)
+        sizes = stored.shape if isinstance(stored.shape, list) else [None]
+        if type(stored.key) is not str or not all(type(size) is int and size >= 0 for size in sizes):
+            raise TypeError(f"a stored tensor is {dict(values)}")
+        return stored
 
 
 class TensorFile:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from embank.tables.errors import CheckpointError, ConfigError
+from embank.tables.errors import CheckpointError, ConfigError, EmbankError
 from embank.tables.method.base import (
     Combined,
     DistinctMethod,
@@ -30,6 +30,8 @@ from embank.tables.method.trial import some_ids
 from embank.tables.serving.codecs.base import Coded
 from embank.tables.serving.codecs.registry import codec_class, codec_name, encode
 from embank.tables.specs import TableSpec
+from embank.tables.storage.refusals import cause_of
+from embank.tables.storage.resources import refuse_exhausted
 
 _PARTS = {"spine", "facts", "lookups", "matrices"}
 """What `PackedTable.manifest` tells."""
@@ -196,7 +198,10 @@ class PackedTable(nn.Module):
             except ConfigError as error:
                 raise CheckpointError(f"{error}; install the package that has it") from error
             matrices.append(restored(codec, entry["facts"], _below(f"matrices.{i}", tensors)))
-        return cls(spine, matrices, manifest["lookups"])
+        lookups = manifest["lookups"]
+        if not all(type(number) is int and 0 <= number < len(matrices) for number in lookups):
+            raise CheckpointError(f"it looks up the matrices {lookups}, and has {len(matrices)}; export it again")
+        return cls(spine, matrices, lookups)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -303,6 +308,31 @@ def _refuse_unsaved(part: Spine | Coded) -> None:
     learned = next((name for name, _ in part.named_parameters()), None)
     if learned is not None:
         raise ConfigError(f"'{learned}' of {cls} is a parameter, and what is served is not trained; make it a buffer")
+
+
+def looked_up(table: PackedTable, ids_N: Tensor, *, spec: TableSpec) -> Tensor:
+    """Logical rows [N, D] of a table that may have been made from damaged files.
+
+    Its first and last id were tried when it was restored; only now it may turn out that others lead nowhere.
+
+    Args:
+        table: what looks up.
+        ids_N: int64 [N].
+        spec: of the table.
+
+    Raises:
+        CheckpointError: an id that the table has can't be looked up.
+    """
+    try:
+        return table.lookup(ids_N)
+    except Exception as error:  # whatever a lookup of wrong tensors raises
+        if is_followed() or isinstance(error, EmbankError):  # exporters learn from what is raised
+            raise
+        refuse_exhausted(error, doing=f"looking up {ids_N.numel():,} ids of table '{spec.name}'")
+        raise CheckpointError(
+            f"ids of table '{spec.name}' can't be looked up: {cause_of(error)}. What is served of it is damaged, or "
+            f"the ids are none of its {spec.num_embeddings:,}: copy or export its bundle again"
+        ) from error
 
 
 def tried(table: PackedTable, spec: TableSpec) -> PackedTable:

@@ -20,6 +20,7 @@ import yaml
 
 from embank.pipelines.config.columns import PrepareConfig, parse_config
 from embank.pipelines.data.loading.integrity import is_sealed
+from embank.pipelines.data.prepare.numeric_fields import numeric_columns
 from embank.pipelines.data.schema import CONFIG_FILE, VOCAB_FOLDER, Schema
 from embank.pipelines.data.sources.formats.base import Format, Source, TextOptions, check_column
 from embank.pipelines.data.sources.formats.registry import find_format
@@ -110,7 +111,7 @@ class Preprocessing:
                 "again"
             ) from error
         refuse_other_token_hash(schema.token_hash_version, what=f"bundle '{folder}'", error=CheckpointError)
-        rules._refuse_other_vocabularies(folder)
+        rules._refuse_other_features(folder)
         return rules
 
     def files(self, *, tokens: bool = True) -> dict[str, Callable[[Path], None]]:
@@ -195,7 +196,15 @@ class Preprocessing:
         save_file({name: torch.from_numpy(array) for name, array in self.index.arrays().items()}, path)
         path.chmod(path.parent.stat().st_mode & 0o666)
 
-    def _refuse_other_vocabularies(self, folder: Path) -> None:
+    def _refuse_other_features(self, folder: Path) -> None:
+        config, schema = self.config, self.schema
+        read = [(name, name in config.multivalued, name not in config.hashed) for name in config.features]
+        said = [(field.name, field.multivalued, field.has_vocabulary) for field in schema.categorical]
+        if read != said or numeric_columns(config) != [field.name for field in schema.numeric]:
+            raise CheckpointError(
+                f"bundle '{folder}' has a configuration of other features than its schema. Copy the bundle again or "
+                "export it again"
+            )
         sizes = {field.name: field.num_embeddings for field in self.schema.categorical if field.has_vocabulary}
         if sizes != {name: facts.num_ids for name, facts in self.index.facts.items()}:
             raise CheckpointError(

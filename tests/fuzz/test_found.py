@@ -1,0 +1,131 @@
+"""Faults that made-up files have brought up, each by itself."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from torchrec import KeyedJaggedTensor
+
+from embank.pipelines.data.schema import Schema
+from embank.tables import Bundle, CheckpointError, TableCollection, TableSpec, Vocabulary, save_bundle
+from embank.tables.ids.vocabulary_index import VocabularyIndex
+from embank.tables.serving.bundle import MANIFEST
+from embank.tables.storage import json_text
+from embank.tables.storage.checksums import CHECKSUMS
+from tests.data.prepared import write_prepared
+from tests.deltas.bundles import tables
+from tests.fuzz.mutations import reseal
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    save_bundle(tmp_path / "bundle", tables(20))
+    return tmp_path / "bundle"
+
+
+def edit(folder: Path, change: Callable[[Any], object], *, file: str = MANIFEST) -> None:
+    """Changes a JSON file, and the checksums with it."""
+    content = json.loads((folder / file).read_text())
+    change(content)
+    (folder / file).write_text(json.dumps(content))
+    if file != CHECKSUMS:
+        reseal(folder)
+
+
+LISTINGS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "text_size": (
+        lambda c: c[MANIFEST].update(nbytes="9"),
+        r"is damaged: its entry 'manifest.json' is {.*: '9'",
+    ),
+    "no_sha": (lambda c: c[MANIFEST].update(sha256=None), r"is damaged: its entry 'manifest.json' is {'nbytes'"),
+    "outside": (lambda c: c.update({"../x": c[MANIFEST]}), r"'../x' is no file inside of its folder. Copy the bundle"),
+    "absolute": (lambda c: c.update({"/etc/passwd": c[MANIFEST]}), r"'/etc/passwd' is no file inside of its folder"),
+    "long": (lambda c: c.update({"n" * 300: c[MANIFEST]}), r"'nnn.*' is no file inside of its folder"),
+    "surrogate": (lambda c: c.update({"\ud800": c[MANIFEST]}), r"'\\ud800' is no file inside of its folder"),
+}
+
+
+@pytest.mark.parametrize("how", LISTINGS)
+def test_listings_of_checksums(how: str, bundle: Path) -> None:
+    change, message = LISTINGS[how]
+    edit(bundle, change, file=CHECKSUMS)
+    with pytest.raises(CheckpointError, match=message):
+        Bundle(bundle)
+
+
+def test_json_of_any_size_is_not_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_text, "MAX_NBYTES", 100)
+    with pytest.raises(CheckpointError, match=r"manifest.json' has [\d,]+ bytes, more than any such file"):
+        Bundle(bundle)
+
+
+ENTRIES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "key": (lambda t: t["tensors"]["matrices.0.rows"].update(key=[]), "is damaged .*a stored tensor is"),
+    "number": (lambda t: t["tensors"]["matrices.0.rows"].update(key=2), "is damaged .*a stored tensor is"),
+    "shape": (lambda t: t["tensors"]["matrices.0.rows"].update(shape=[-1]), "is damaged .*a stored tensor is"),
+    "lookup": (
+        lambda t: t["served"].update(lookups=[1]),
+        r"it looks up the matrices \[1\], and has 1; export it",
+    ),
+    "matrices": (lambda t: t["served"].update(matrices=[]), r"it looks up the matrices \[0\], and has 0; export it"),
+    "method": (lambda t: t.update(method=[]), "is damaged .*table 'a' is"),
+    "dim": (lambda t: t.update(embedding_dim="8"), "is damaged .*table 'a' is"),
+}
+
+
+@pytest.mark.parametrize("how", ENTRIES)
+def test_tables_in_the_manifest(how: str, bundle: Path) -> None:
+    change, message = ENTRIES[how]
+    edit(bundle, lambda manifest: change(manifest["tables"][0]))
+    with pytest.raises(CheckpointError, match=message):
+        Bundle(bundle).tables()
+
+
+def test_rows_that_only_some_ids_miss(tmp_path: Path) -> None:
+    """The first and the last id are tried when a table is opened; what lies between shows up later."""
+    spec = TableSpec(name="t", num_embeddings=60, embedding_dim=4, feature_names=["t"])
+    save_bundle(tmp_path / "b", TableCollection([spec]))
+    loaded = Bundle(tmp_path / "b").tables()
+    table = next(loaded.packed_tables())[1]
+    table.matrices[0]._buffers["rows"] = next(table.matrices[0].buffers())[:0]
+    kjt = KeyedJaggedTensor(keys=["t"], values=torch.arange(60), lengths=torch.ones(60, dtype=torch.int32))
+    with pytest.raises(CheckpointError, match=r"ids of table 't' can't be looked up: .* copy or export its bundle"):
+        loaded(kjt)
+
+
+class TestVocabularyIndex:
+    def index(self, **facts: Any) -> VocabularyIndex:
+        made = VocabularyIndex.of([Vocabulary("v", pl.Series([None, *map(str, range(50))]), [0] * 51)])
+        return VocabularyIndex.from_json([made.to_json()[0] | facts], made.arrays())
+
+    def test_buckets_that_begin_elsewhere(self) -> None:
+        index = self.index()
+        index.starts[:] = -(2**31)
+        with pytest.raises(CheckpointError, match="begin where no hashes are .* index is damaged. Copy the"):
+            index.find("v", index.hashes)
+
+    @pytest.mark.parametrize("missing", [-1, 51, "x", 1.5])
+    def test_missing_values_of_no_id(self, missing: Any) -> None:
+        with pytest.raises(CheckpointError, match="what is said of the vocabulary of 'v' is damaged"):
+            self.index(missing_id=missing)
+        assert self.index(missing_id=3).missing_id("v") == 3
+
+
+def test_schemas_of_other_types(tmp_path: Path) -> None:
+    """Also in a bundle, where nothing else looks at them."""
+    write_prepared(tmp_path, rows={"train": 5})
+    values = Schema.load(tmp_path).to_json()
+    for part, key, wrong in (
+        ("categorical", "multivalued", "yes"),
+        ("numeric", "name", {}),
+        ("splits", "num_rows", 1.5),
+    ):
+        changed = json.loads(json.dumps(values))
+        changed[part][0][key] = wrong
+        with pytest.raises(ValueError, match=re.escape(f"{key} is {wrong!r}")):
+            Schema.from_json(changed)
