@@ -303,6 +303,35 @@ def test_what_does_not_fit_a_model_is_said(run: Path) -> None:
     np.testing.assert_array_equal(model.embed("user", [3, "u1"]), model.embed("user", ["3", "u1"]))
 
 
+def test_rows_of_several_batches_are_scored_like_those_of_one(raw: Path, run: Path) -> None:
+    model = load_model(run)
+    rows = pl.read_csv(raw / "test.csv", infer_schema=False)
+    want = model.score(rows)
+    many = model.score(pl.concat([rows] * 42))  # 8,400: a batch and a part of one
+    assert many.shape == (8400,)
+    np.testing.assert_allclose(many.reshape(42, 200), np.tile(want, (42, 1)), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_children_of_a_fork_score_with_a_model_that_was_loaded_before(run: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from embank.pipelines import load_model
+model = load_model({str(run)!r})
+rows = [model.example] * 300
+children = []
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os._exit(0 if model.score(rows).shape == (300,) and model.score(rows[:1]).shape == (1,) else 1)
+    children.append(child)
+assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+"""
+    done = run_code(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_a_fresh_process_scores_without_torchrec(raw: Path, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "bundle", tmp_path / "bundle")

@@ -74,8 +74,10 @@ def bundle_of(path: str | Path) -> Path:
 
 
 class ServedModel:
-    """A model that scores raw rows; several threads may use one. After `fork`, a child must not use it where torch has
-    several threads (`torch.set_num_threads(1)` before, or load it in the child: mapped files are shared all the same).
+    """A model that scores raw rows; several threads may use one.
+
+    Children of `fork` may use one that was loaded before, if nothing was scored before: the threads of torch and polars
+    that a score starts are not in a child, which would wait for them for ever. Mapped files are shared either way.
 
     Args:
         path: of the bundle.

@@ -41,7 +41,8 @@ class Encoded:
         return {name: count for name, count in counts.items() if count}
 
     def slice(self, start: int, stop: int) -> Encoded:
-        """Rows `start` to `stop`."""
+        """Rows `start` to `stop`, or to the last one."""
+        stop = min(stop, self.num_rows)
         return Encoded(
             ids={name: ids_R[start:stop] for name, ids_R in self.ids.items()},
             bags={
