@@ -180,8 +180,7 @@ def test_the_log_loss_is_told_at_the_end_of_the_run(
         number = len(list((tmp_path / "run" / "checkpoints").iterdir()))
         return {"auc": 0.6 + number / 10, "logloss": 0.3 + number / 10}
 
-    for module in ("trainer", "checkpoints"):
-        monkeypatch.setattr(f"embank.pipelines.train.{module}.evaluate", worse)
+    monkeypatch.setattr("embank.pipelines.train.checkpoints.evaluate", worse)
     result = Trainer(config(data, train={"epochs": 2}), tmp_path / "run", reporter=Listens()).train()
     assert result["least_valid_logloss"]["logloss"] == pytest.approx(0.3)
     assert result["valid_logloss"] == pytest.approx(0.4)

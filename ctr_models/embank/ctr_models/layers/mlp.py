@@ -50,6 +50,45 @@ class AlignedLinear(nn.Linear):
         return F.linear(input, F.pad(self.weight, (0, num_pad)), self.bias)
 
 
+class PaddedLinear(nn.Module):
+    """What an `AlignedLinear` computes, its zero columns written down once: for a network that is not trained any more.
+
+    Args:
+        linear: whose weights are taken.
+    """
+
+    def __init__(self, linear: AlignedLinear) -> None:
+        super().__init__()
+        self.in_features, self.num_pad = linear.in_features, num_pad_columns(linear.in_features)
+        self.weight = nn.Parameter(F.pad(linear.weight.detach(), (0, self.num_pad)), requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, W] to [B, O], with the zero columns or without."""
+        if input.shape[1] == self.in_features:
+            input = F.pad(input, (0, self.num_pad))
+        return F.linear(input, self.weight, self.bias)
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    """A network in place, as it is when it only scores: in evaluation mode, without gradients, its weights padded once.
+
+    It computes what it did, to the bit. Its `state_dict` is no longer one that can be loaded.
+
+    Example:
+        >>> network = MLP(70, (8,), out_features=1)
+        >>> rows = torch.randn(3, 70)
+        >>> expected = network(rows)
+        >>> torch.equal(frozen(network)(rows), expected)
+        True
+    """
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is AlignedLinear:
+                setattr(module, name, PaddedLinear(child))
+    return network.eval().requires_grad_(False)
+
+
 def num_pad_columns(width: int) -> int:
     """Zero columns that bring a width to a multiple of 8; 0 for narrow inputs, where it does not pay."""
     return -width % 8 if width >= 64 else 0

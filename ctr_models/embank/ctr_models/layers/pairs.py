@@ -61,4 +61,6 @@ class PairProducts(nn.Module):
 
     def forward(self, fields_BFD: Tensor) -> Tensor:
         """Multiply: [B, F, D] to [B, P]."""
+        if not torch.is_grad_enabled():  # autograd's function costs as much as the products of one row
+            return _PairProducts.forward(fields_BFD, self.pairs, self.expand)
         return _PairProducts.apply(fields_BFD, self.pairs, self.expand)  # type: ignore[no-any-return, no-untyped-call]

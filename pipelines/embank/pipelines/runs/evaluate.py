@@ -2,13 +2,14 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchrec import KeyedJaggedTensor
 
 from embank.ctr_models import CTRModel
 from embank.ctr_models.metrics import Evaluation
@@ -16,9 +17,11 @@ from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import NO_GROUP, Schema
 from embank.pipelines.runs.folder import RunFolder
-from embank.pipelines.runs.open import best_model, load_model, refuse_neither, refuse_other_vocabularies, schema_of
+from embank.pipelines.runs.open import best_model, refuse_neither, refuse_other_vocabularies
 from embank.pipelines.runs.score import score
-from embank.tables import Bundle, DataError, PackedCollection, TableCollection
+from embank.pipelines.runs.scoring import Scorer
+from embank.pipelines.runs.trained import schema_of
+from embank.tables import Bundle, DataError, TableCollection
 from embank.tables.serving.bundle import is_bundle
 from embank.tables.sharding.processes import Processes
 
@@ -91,6 +94,31 @@ def _over_all(evaluation: Evaluation, *, split: str, schema: Schema, processes: 
     return merged.compute()
 
 
+def evaluate_bundle(bundle: Bundle, path: str | Path, split: str) -> dict[str, Any]:
+    """Metrics of a bundle on a split of a prepared folder, as `evaluate` gives them.
+
+    Raises:
+        ConfigError, CheckpointError: the bundle is not a training run's, or damaged.
+    """
+    return _scored(Scorer(bundle), path, split)
+
+
+def _scored(scorer: Scorer, path: str | Path, split: str) -> dict[str, Any]:
+    loader = Loader(path, split, batch_size=EVAL_BATCH_SIZE, shuffle=False)
+    evaluation = new_evaluation(split, loader.schema)
+    for batch in loader.epoch(0):
+        ids, lengths = plain_ids(batch.sparse, bags=scorer.multivalued)
+        evaluation.update(scorer.logits(batch.dense, ids, lengths), batch.labels, batch.groups)
+    return evaluation.compute()
+
+
+def plain_ids(features: KeyedJaggedTensor, *, bags: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Ids [N] by feature, and the lengths [B] of those that hold bags: what `Scorer.logits` takes."""
+    starts, lengths_FB = features.offset_per_key(), features.lengths().view(len(features.keys()), -1)
+    ids = {key: features.values()[starts[i] : starts[i + 1]] for i, key in enumerate(features.keys())}
+    return ids, {key: lengths_B for key, lengths_B in zip(features.keys(), lengths_FB, strict=True) if key in bags}
+
+
 def validation_score(
     model: CTRModel, path: str | Path, *, precision: str = "fp32", max_samples: int | None = None
 ) -> float:
@@ -127,17 +155,15 @@ def _of_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
 
 def _of_bundle(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     bundle = Bundle(path)
-    model = load_model(bundle)
+    scorer = Scorer(bundle)
     schema = _schema_of(data, split)
     refuse_other_vocabularies(schema, data=data, trained=schema_of(bundle).fingerprint, path=path)
     verify_prepared(data, schema, splits=(split,), vocabularies=False)
-    precision = bundle.facts["config"]["train"]["precision"]
-    assert isinstance(model.tables, PackedCollection)
     return {
         "split": split,
         "step": bundle.facts["step"],
-        **evaluate(model, data, split, precision=precision),
-        "serving_bytes": model.tables.nbytes(),
+        **_scored(scorer, data, split),
+        "serving_bytes": scorer.nbytes(),
         "bundle_bytes": bundle.nbytes,
         "data": str(data),
     }

@@ -2,26 +2,25 @@
 
 import errno
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from embank.ctr_models import CTRModel, Inputs, build_model
+from embank.ctr_models import CTRModel
 from embank.pipelines.config.run import Config, parse_config
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import build
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.progress import Progress
 from embank.pipelines.runs.state import SavedRun
+from embank.pipelines.runs.trained import network_of
 from embank.tables import Bundle, CheckpointError, ConfigError, DataError, TableCollection
 from embank.tables.collections.stages import settle
 from embank.tables.serving.bundle import is_bundle
 from embank.tables.storage.checkpoint import meta_of
-from embank.tables.storage.resources import refuse_exhausted
 
 
 @contextmanager
@@ -82,69 +81,13 @@ def best_checkpoint(run: RunFolder) -> tuple[Path, int, bool]:
 
 
 def load_model(bundle: Bundle) -> CTRModel:
-    """The model of a bundle, in evaluation mode.
+    """The model of a bundle over its packed tables, in evaluation mode.
 
     Raises:
         ConfigError: the bundle has tables only.
         CheckpointError: another program's facts, or another version's network.
     """
-    weights = bundle.network()
-    try:
-        inputs = dict(bundle.facts["inputs"])
-        hyper = dict(bundle.facts["config"]["model"])
-        name = hyper.pop("name")
-        inputs |= {key: tuple(inputs[key]) for key in ("names", "dims")}
-        _refuse_larger_than(weights, inputs, hyper)
-        with torch.random.fork_rng(devices=[]):
-            model = build_model(name, tables=bundle.tables(), inputs=Inputs(**inputs), **hyper)
-        model.network.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ConfigError) as error:
-        refuse_exhausted(error, doing=f"building the network of bundle '{bundle.path}'")
-        raise CheckpointError(
-            f"the network of bundle '{bundle.path}' can't be built: {error}. It was written by embank "
-            f"{bundle.embank_version}: "
-            "load it with that version, or export it again from its run"
-        ) from error
-    return model.eval()
-
-
-_PLAIN_SIZE = 4096
-"""A width, or a number of layers, that needs no proof."""
-
-
-def _refuse_larger_than(weights: Mapping[str, torch.Tensor], *facts: Any) -> None:
-    """Refuses facts about a network that its tensors belie, before anything is made that large.
-
-    Raises:
-        ValueError: a number is larger than any axis of any tensor, and than the number of tensors.
-    """
-    largest = max(_PLAIN_SIZE, len(weights), *(size for tensor in weights.values() for size in tensor.shape))
-    for number in _whole_numbers(facts):
-        if number > largest:
-            raise ValueError(f"{number:,} of something, and its tensors have at most {largest:,}")
-
-
-def _whole_numbers(value: Any) -> Iterator[int]:
-    if isinstance(value, int):
-        yield value
-    elif isinstance(value, (list, tuple, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _whole_numbers(part)
-
-
-def schema_of(bundle: Bundle) -> Schema:
-    """The schema of the data that a bundle's model was trained on.
-
-    Raises:
-        CheckpointError: the bundle is not one of a training run.
-    """
-    try:
-        values: dict[str, Any] = bundle.facts["schema"]
-        return Schema.from_json(values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"bundle '{bundle.path}' does not say which data it was trained on; give the bundle of a training run"
-        ) from error
+    return CTRModel(bundle.tables(), network_of(bundle)).eval()
 
 
 def data_of(config: Config, moved: str | Path | None) -> Path:

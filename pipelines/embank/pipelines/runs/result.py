@@ -1,6 +1,6 @@
 """The end of a run: its bundle, and its figures: quality, bytes, and what training has cost in all stages."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from embank.ctr_models import CTRModel
 from embank.pipelines.config.run import Config
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.bundle import write_bundle
+from embank.pipelines.runs.evaluate import evaluate_bundle
 from embank.pipelines.runs.folder import ROWS, RunFolder
 from embank.pipelines.runs.open import best_model
 from embank.pipelines.runs.progress import Judged, Progress
-from embank.tables import TableCollection
+from embank.tables import Bundle, TableCollection
 from embank.tables.rows.disk.mapped import remove_row_files
 from embank.tables.serving.bundle import folder_nbytes
 from embank.tables.specs import plain_nbytes_of
@@ -25,9 +26,12 @@ def close_run(
     config: Config,
     schema: Schema,
     progress: Progress,
-    scores: Mapping[str, Any],
+    tell: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """What a run leaves behind at its end: bundle, plots, and last of all the result. One process does it.
+
+    The test split is read once, and scored by the bundle itself: whoever scores its rows by the bundle later has the
+    figures of the result.
 
     Args:
         run: the run directory.
@@ -35,7 +39,7 @@ def close_run(
         config: the run's configuration.
         schema: of its data.
         progress: at the run's end.
-        scores: of the test split.
+        tell: is given the figures of the test split.
 
     Returns:
         What result.json holds.
@@ -53,6 +57,8 @@ def close_run(
             data=Path(config.data.path),
             metrics=metrics_of(progress),
         )
+        scores = evaluate_bundle(Bundle(run.bundle, verify=False), config.data.path, "test")
+        tell(scores)
         nbytes = folder_nbytes(run.bundle)
         result = final_figures(config, tables=whole.tables, progress=progress, scores=scores, bundle_nbytes=nbytes)
     run.plot()

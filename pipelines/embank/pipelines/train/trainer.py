@@ -11,7 +11,6 @@ from embank.pipelines.data.loading.integrity import content_of
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.build import NO_STAGES, build
-from embank.pipelines.runs.evaluate import evaluate
 from embank.pipelines.runs.folder import ROWS, RunFolder
 from embank.pipelines.runs.progress import Progress
 from embank.pipelines.runs.result import close_run
@@ -161,23 +160,26 @@ class Trainer:
                 session.reporter.close()
 
     def _finish(self, session: Session) -> dict[str, Any]:
-        """Reads the test split once, with the checkpoint that validation chose."""
+        """Writes the bundle of the checkpoint that validation chose, and reads the test split once, by that bundle."""
         progress, config = session.progress, self.config
         load_best(session)
         settle(session.tables)
-        scores = evaluate(session.model, config.data.path, "test", precision=config.train.precision)
         chosen = {
             "split": "test",
             "stage": session.training.stage.name,
             "step": progress.best_step,
             "epoch": progress.epoch if progress.chosen is None else progress.chosen.epoch,
         }
-        tell(session, {**chosen, **scores})
         with self.processes.together():
             result = None
             if self.processes.is_first:
                 result = close_run(
-                    self.run, session.model, config=config, schema=self.schema, progress=progress, scores=scores
+                    self.run,
+                    session.model,
+                    config=config,
+                    schema=self.schema,
+                    progress=progress,
+                    tell=lambda scores: tell(session, {**chosen, **scores}),
                 )
         result = self.processes.first(result)
         assert result is not None

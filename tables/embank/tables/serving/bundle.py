@@ -29,7 +29,7 @@ from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.ids.hashing import HASH_VERSION
 from embank.tables.ids.token_space import refuse_other_token_hash
 from embank.tables.serving.packed import PackedCollection
-from embank.tables.serving.stored import StoredTensor
+from embank.tables.serving.stored import StoredTensor, mapped_tensors
 from embank.tables.serving.table import PackedTable, tried
 from embank.tables.serving.version_1 import restored_v1
 from embank.tables.specs import Pooling, TableSpec
@@ -271,8 +271,10 @@ class Bundle:
 
     def _read(self, file: str, keys: set[str]) -> dict[str, Tensor]:
         try:
-            with safe_open(self.path / file, framework="pt") as opened:
-                return {key: opened.get_tensor(key) for key in keys}
+            with safe_open(self.path / file, framework="pt"):  # checks what the file says of its tensors
+                return mapped_tensors(self.path / file, keys)
+        except KeyError as error:
+            raise CheckpointError(f"'{self.path / file}' can't be read: it has no tensor {error}. {_CURE}") from error
         except (OSError, SafetensorError) as error:
             refuse_exhausted(error, doing=f"reading '{self.path / file}'")
             raise CheckpointError(f"'{self.path / file}' can't be read: {cause_of(error)}. {_CURE}") from error

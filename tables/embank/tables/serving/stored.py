@@ -1,10 +1,12 @@
 """Tensors in a bundle's files: each piece of memory once, however many names it has."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +30,50 @@ class StoredTensor:
         if type(stored.key) is not str or not all(type(size) is int and size >= 0 for size in sizes):
             raise TypeError(f"a stored tensor is {dict(values)}")
         return stored
+
+
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def mapped_tensors(file: Path, keys: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors of a file, all in one piece of memory that is mapped from it: tables that lie next to each other in the
+    file are so for torch as well, which safetensors' own tensors are not.
+
+    Args:
+        file: in the safetensors format, checked by safetensors (`safe_open`).
+        keys: names of tensors.
+
+    Raises:
+        KeyError: there is no such tensor, or its type is one that no bundle has.
+        OSError: the file can't be read.
+    """
+    with file.open("rb") as opened:
+        header_nbytes = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(header_nbytes))
+    # Private to this process and never written to, so that pages are those of the file.
+    content = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+    return {key: _part(content[8 + header_nbytes :], header[key]) for key in keys}
+
+
+def _part(data: Tensor, entry: dict[str, Any]) -> Tensor:
+    dtype, (first, last) = _TYPES[entry["dtype"]], entry["data_offsets"]
+    if first == last:
+        return torch.empty(entry["shape"], dtype=dtype)
+    part = data[first:last]
+    if part.storage_offset() % dtype.itemsize:
+        part = part.clone()  # other writers than safetensors may leave tensors where they can't be looked up
+    return part.view(dtype).view(entry["shape"])
 
 
 class TensorFile:

@@ -1,0 +1,279 @@
+"""Packed tables looked up by plain tensors, as few calls as possible for all features together.
+
+`PackedCollection` takes a KeyedJaggedTensor, feature by feature. Here features with one id in each row are looked up
+side by side: their ids are stacked and checked at once, and tables whose rows are plain, of one width and in one file
+are one matrix, from which one `index_select` takes the rows of all of them.
+
+Legend: F features with one id in each row, K uses of a group, B rows of a batch, N ids of a feature with bags.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from embank.tables.collections.ids import check_ids, int64_ids, missing_ids
+from embank.tables.collections.paths import summed
+from embank.tables.errors import CheckpointError, DataError
+from embank.tables.method.base import JointSpine, Spine
+from embank.tables.serving.codecs.fp32 import Fp32
+from embank.tables.serving.packed import PackedCollection
+from embank.tables.serving.table import PackedTable, looked_up
+from embank.tables.specs import TableSpec
+
+Ids = Mapping[str, Tensor]
+
+
+class Use(NamedTuple):
+    """A feature looked up in a table."""
+
+    spec: TableSpec
+    pack: PackedTable
+    feature: str
+
+
+class _Rows(NamedTuple):
+    """Where the rows of a table are: plain ones that `address` alone finds; None: each id is its row."""
+
+    table: str
+    rows_RD: Tensor
+    address: Callable[[Tensor], tuple[Tensor, ...]] | None
+
+    @classmethod
+    def of(cls, use: Use) -> "_Rows | None":
+        """Those of a table; None where a lookup is more than that."""
+        pack = use.pack
+        kind, matrices = type(pack.spine), pack.coded
+        is_plain = kind.combine is Spine.combine and kind.side is Spine.side and not isinstance(pack.spine, JointSpine)
+        if not is_plain or len(pack.lookups) != 1 or len(matrices) != 1 or type(matrices[0]) is not Fp32:
+            return None
+        rows_RD: Tensor = matrices[0].rows
+        if not rows_RD.numel():
+            return None
+        return cls(use.spec.name, rows_RD, None if kind.address is Spine.address else pack.spine.address)
+
+    def matrix(self) -> tuple[int, int, int]:
+        """What rows that one matrix can give have in common: memory, width, and where in a row of it they begin."""
+        storage, width = self.rows_RD.untyped_storage().data_ptr(), self.rows_RD.shape[1]
+        return storage, width, int(self.rows_RD.storage_offset()) % max(width, 1)
+
+
+class _Stack:
+    """Uses next to each other in the output, each with one id in a row, whose rows lie in one matrix.
+
+    Args:
+        rows: of each use.
+        columns: which of the stacked features each one is.
+    """
+
+    def __init__(self, rows: Sequence[_Rows], columns: Sequence[int]) -> None:
+        tables = [own.rows_RD for own in rows]
+        width, starts = tables[0].shape[1], [table.storage_offset() for table in tables]
+        ends = [start + table.numel() for start, table in zip(starts, tables, strict=True)]
+        first = min(starts)
+        # Between these tables may lie others, whose numbers this matrix shows as well, and nobody asks for.
+        self.rows_RD = tables[0].as_strided(((max(ends) - first) // width, width), (width, 1), first)
+        self.first_rows_K = torch.tensor([(start - first) // width for start in starts])
+        self.num_rows_K = torch.tensor([len(table) for table in tables])
+        self.names = [own.table for own in rows]
+        self.addresses = [own.address for own in rows]
+        self.columns = list(columns)
+        self.is_direct = not any(self.addresses) and self.columns == list(range(columns[0], columns[0] + len(columns)))
+
+    def __call__(self, ids_FB: Tensor, ids_BF: Tensor) -> Tensor:
+        """Rows side by side, [B, K D]."""
+        if self.is_direct:
+            ids_BK = ids_BF[:, self.columns[0] : self.columns[0] + len(self.columns)]
+        else:
+            found = [
+                ids_FB[column] if address is None else address(ids_FB[column])[0]
+                for address, column in zip(self.addresses, self.columns, strict=True)
+            ]
+            ids_BK = torch.stack(found, dim=1)
+            self._refuse_elsewhere(ids_BK)
+        rows_ND = self.rows_RD.index_select(0, (ids_BK + self.first_rows_K).flatten())
+        return rows_ND.view(ids_BK.shape[0], len(self.columns) * self.rows_RD.shape[1])
+
+    def _refuse_elsewhere(self, rows_BK: Tensor) -> None:
+        """Raises CheckpointError where an address is not in its own table, but for the matrix another one's row."""
+        if rows_BK.numel():
+            low_K, high_K = rows_BK.aminmax(dim=0)
+            for k in ((low_K < 0) | (high_K >= self.num_rows_K)).nonzero().flatten().tolist():
+                raise CheckpointError(
+                    f"ids of table '{self.names[k]}' can't be looked up: they have rows {int(low_K[k])} to "
+                    f"{int(high_K[k])} of {int(self.num_rows_K[k])}. What is served of it is damaged: copy or export "
+                    "its bundle again"
+                )
+
+
+class _Single:
+    """One use with one id in each row, whatever its method does."""
+
+    def __init__(self, use: Use, column: int) -> None:
+        self.use, self.column = use, column
+
+    def __call__(self, ids_FB: Tensor, ids_BF: Tensor) -> Tensor:
+        """Rows [B, D]."""
+        return looked_up(self.use.pack, ids_FB[self.column], spec=self.use.spec)
+
+
+class Lookups:
+    """The tables of a packed collection over plain tensors: what `PackedCollection` returns, in parts.
+
+    Nothing in it changes once it is made: threads may share it.
+
+    Args:
+        collection: the tables; shared, not copied.
+        parts: numbers of uses, one after the other, whose columns belong together; None takes all as one part.
+        bags: features whose rows hold any number of ids. Others hold one.
+
+    Attributes:
+        features: what is looked up, in the order of the tables.
+
+    Example:
+        >>> spec = TableSpec(name="item", num_embeddings=10, embedding_dim=2, feature_names=["item", "seen"])
+        >>> packed = pack_collection(TableCollection([spec]))
+        >>> lookups = Lookups(packed, bags=["seen"])
+        >>> ids = {"item": torch.tensor([7, 8]), "seen": torch.tensor([1, 2, 3])}
+        >>> (values,) = lookups(ids, {"seen": torch.tensor([0, 3])}, num_rows=2)
+        >>> values.shape  # two features of two columns each
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self, collection: PackedCollection, *, parts: Sequence[int] | None = None, bags: Collection[str] = ()
+    ) -> None:
+        uses = [Use(s, pack, feature) for s, pack in collection.packed_tables() for feature in s.feature_names]
+        self.tables: dict[str, TableSpec] = {}  # of each feature the smallest one, which its ids must fit
+        for use in uses:
+            own = self.tables.setdefault(use.feature, use.spec)
+            if use.spec.num_embeddings < own.num_embeddings:
+                self.tables[use.feature] = use.spec
+        self.features = list(self.tables)
+        self.bags = [feature for feature in self.features if feature in bags]
+        self.single = [feature for feature in self.features if feature not in bags]
+        self.last_F = torch.tensor([self.tables[feature].num_embeddings - 1 for feature in self.single])
+        self.parts: list[list[_Stack | _Single | Use]] = []
+        at = 0
+        for size in [len(uses)] if parts is None else parts:
+            self.parts.append(self._steps(uses[at : at + size]))
+            at += size
+
+    def _steps(self, uses: Sequence[Use]) -> list["_Stack | _Single | Use"]:
+        """How some columns are made: what lies in one matrix, and next to each other in the output, at once."""
+        steps: list[_Stack | _Single | Use] = []
+        run: list[tuple[_Rows, int]] = []
+        for place, use in enumerate(uses):
+            rows, following = _Rows.of(use), next(iter(uses[place + 1 :]), None)
+            if use.feature in self.bags:
+                steps.append(use)
+            elif rows is None:
+                steps.append(_Single(use, self.single.index(use.feature)))
+            else:
+                run.append((rows, self.single.index(use.feature)))
+                if following is None or not self._goes_on(rows, following):
+                    steps.append(_Stack([rows for rows, _ in run], [column for _, column in run]))
+                    run = []
+        return steps
+
+    def _goes_on(self, rows: _Rows, following: Use) -> bool:
+        other = None if following.feature in self.bags else _Rows.of(following)
+        return other is not None and other.matrix() == rows.matrix()
+
+    def __call__(self, ids: Ids, lengths: Ids, *, num_rows: int, padded: int | None = None) -> list[Tensor]:
+        """Pooled logical rows, fp32 [B, columns] for each part.
+
+        Args:
+            ids: for each feature integers: [B], or those of its bags one after the other, [N].
+            lengths: for each feature with bags how many ids each has, integers [B].
+            num_rows: B.
+            padded: so many rows come out, those behind the batch's of id 0 and of empty bags.
+
+        Raises:
+            IdRangeError: an id outside its table.
+            DataError: a feature is missing, or a tensor has another shape or type.
+            CheckpointError: the bundle that the tables are from was damaged unnoticed, and an id leads nowhere.
+        """
+        ids_FB = self._stacked(ids, num_rows)
+        pooled = {feature: self._bags_of(feature, ids, lengths, num_rows) for feature in self.bags}
+        if padded is not None and padded > num_rows:
+            ids_FB = F.pad(ids_FB, (0, padded - num_rows))
+            pooled = {
+                name: (ids_N, F.pad(sizes_B, (0, padded - num_rows))) for name, (ids_N, sizes_B) in pooled.items()
+            }
+        ids_BF = ids_FB.t().contiguous()
+        return [self._part(steps, ids_FB, ids_BF, pooled) for steps in self.parts]
+
+    def _part(
+        self,
+        steps: "Sequence[_Stack | _Single | Use]",
+        ids_FB: Tensor,
+        ids_BF: Tensor,
+        bags: Mapping[str, tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        blocks = []
+        for step in steps:
+            if isinstance(step, Use):
+                ids_N, lengths_B = bags[step.feature]
+                blocks.append(summed(looked_up(step.pack, ids_N, spec=step.spec), lengths_B, pooling=step.spec.pooling))
+            else:
+                blocks.append(step(ids_FB, ids_BF))
+        if len(blocks) == 1:
+            return blocks[0]
+        return torch.cat(blocks, dim=1) if blocks else torch.empty(ids_FB.shape[1], 0)
+
+    def _stacked(self, ids: Ids, num_rows: int) -> Tensor:
+        """Ids int64 [F, B] of the features with one in each row, all of them within their tables."""
+        if not self.single:
+            return torch.empty(0, num_rows, dtype=torch.int64)
+        try:
+            ids_FB = int64_ids(torch.stack([ids[feature] for feature in self.single]))
+        except (KeyError, TypeError, RuntimeError):
+            ids_FB = None
+        if ids_FB is None or ids_FB.shape != (len(self.single), num_rows):
+            for feature in self.single:
+                self._refuse_other_shape(feature, ids, num_rows)
+            raise DataError("the ids of the features can't be put together; give them as int64 tensors in host memory")
+        if num_rows:
+            low_F, high_F = ids_FB.aminmax(dim=1)
+            if bool(((low_F < 0) | (high_F > self.last_F)).any()):
+                self._refuse_range(ids_FB)
+        return ids_FB
+
+    def _refuse_range(self, ids_FB: Tensor) -> None:
+        for feature, ids_B in zip(self.single, ids_FB, strict=True):
+            spec = self.tables[feature]
+            check_ids(ids_B, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)
+
+    def _refuse_other_shape(self, feature: str, ids: Ids, num_rows: int) -> None:
+        """Raises DataError where the ids of a feature are not one integer for each row."""
+        if feature not in ids:
+            raise missing_ids(feature, table=self.tables[feature].name, present=ids)
+        if not isinstance(ids[feature], Tensor):
+            raise DataError(f"the ids of feature '{feature}' are a {type(ids[feature]).__name__}; give a tensor")
+        int64_ids(ids[feature])
+        if ids[feature].shape != (num_rows,):
+            raise DataError(
+                f"feature '{feature}' has ids of shape {list(ids[feature].shape)} for {num_rows:,} rows; give one id "
+                "for each row, or the lengths of its bags"
+            )
+
+    def _bags_of(self, feature: str, ids: Ids, lengths: Ids, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Ids int64 [N] of a feature, and the lengths [B] of its bags, checked."""
+        spec = self.tables[feature]
+        for given in (ids, lengths):
+            if feature not in given:
+                raise missing_ids(feature, table=spec.name, present=given)
+            if not isinstance(given[feature], Tensor) or given[feature].dim() != 1:
+                raise DataError(f"feature '{feature}' needs ids and lengths of its bags as tensors of one dimension")
+        ids_N, lengths_B = int64_ids(ids[feature]), int64_ids(lengths[feature])
+        total = int(lengths_B.sum())
+        if lengths_B.shape != (num_rows,) or total != ids_N.numel() or bool((lengths_B < 0).any()):
+            raise DataError(
+                f"feature '{feature}' has {lengths_B.numel():,} bags of {total:,} ids in all, for {num_rows:,} rows "
+                f"and {ids_N.numel():,} ids; give the length of a bag for each row, 0 or more, that sum up to the ids"
+            )
+        check_ids(ids_N, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)
+        return ids_N, lengths_B
