@@ -11,10 +11,11 @@ from embank.pipelines import apply_delta, load_model, make_delta
 from embank.pipelines.data.prepare.prepare import prepare
 from embank.tables import Bundle, TableCollection, save_bundle
 from embank.tables.collections.stages import finished
-from embank.tables.serving.bundle import Verify
+from embank.tables.serving.bundle import NETWORK, TABLES, Verify
 from tests.contracts.forms import FORMS, NUM
 from tests.data.test_preprocessing import CONFIG, csv_of, rows_of
 from tests.deltas.bundles import chain, files
+from tests.fuzz.mutations import reseal
 from tests.training.runs import train
 
 ROWS = rows_of(40, seed=5)
@@ -49,16 +50,21 @@ class Places:
     def _train(self) -> None:
         csv_of(self.folder / "log.csv", rows_of(400, seed=1))
         prepare({**CONFIG, "hashed": ["page"]}, self.folder / "log.csv", self.folder / "data", format="csv")
-        for seed, place in ((0, self.model), (1, self.other)):
-            tables = {"dim": 4, "overrides": {"page": {"method": "hash", "num_rows": 30}, "user": {"method": "dpq"}}}
-            train(
-                self.folder / "data",
-                self.folder / f"run{seed}",
-                tables=tables,
-                model={"name": "deepfm", "hidden_units": [8]},
-                train={"epochs": 1, "table_lr": 0.05, "num_threads": 1, "seed": seed},
-            )
-            shutil.copytree(self.folder / f"run{seed}" / "bundle", place)
+        tables = {"dim": 4, "overrides": {"page": {"method": "hash", "num_rows": 30}, "user": {"method": "dpq"}}}
+        train(
+            self.folder / "data",
+            self.folder / "run",
+            tables=tables,
+            model={"name": "deepfm", "hidden_units": [8]},
+            train={"epochs": 1, "table_lr": 0.05, "num_threads": 1},
+        )
+        shutil.copytree(self.folder / "run" / "bundle", self.model)
+        shutil.copytree(self.model, self.other)
+        for name in (TABLES, NETWORK):  # the same model with other numbers in it
+            content = bytearray((self.other / name).read_bytes())
+            content[-64:] = bytes(64)
+            (self.other / name).write_bytes(content)
+        reseal(self.other)
 
     def _form(self, name: str) -> Path:
         torch.manual_seed(0)

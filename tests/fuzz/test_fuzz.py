@@ -16,7 +16,7 @@ from tests.fuzz.mutations import Mutation, damage, edits, files_of, reseal, tens
 from tests.fuzz.outcomes import outcome
 from tests.fuzz.places import Places, applied, look_up, score
 
-CASES = int(os.environ.get("EMBANK_FUZZ_CASES", "160"))
+CASES = int(os.environ.get("EMBANK_FUZZ_CASES", "120"))
 """Cases of all tests together."""
 
 pytestmark = pytest.mark.slow
