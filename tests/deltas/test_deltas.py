@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,7 +18,9 @@ from embank.tables.collections.stages import finished, settle
 from embank.tables.serving.bundle import MANIFEST, TABLES
 from embank.tables.serving.deltas import rows as delta_rows
 from embank.tables.serving.deltas.recipe import ROWS
+from embank.tables.serving.deltas.sources import FileSource
 from embank.tables.storage.checksums import CHECKSUMS, file_digest, write_checksums
+from embank.tables.storage.tensor_layout import header_bytes, make_header
 from tests.contracts.forms import FORMS
 from tests.deltas.bundles import DIM, chain, files, moved, network, tables
 
@@ -162,13 +165,34 @@ class TestTolerance:
 
 
 class TestOrder:
-    def test_several_at_once(self, bundles: list[Path], deltas: list[Path], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("block", [64, 2**23])
+    def test_several_at_once(
+        self, block: int, bundles: list[Path], deltas: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(delta_rows, "BLOCK_NBYTES", block)
         report = apply_delta(bundles[0], deltas, tmp_path / "result")
         assert files(tmp_path / "result") == files(bundles[3])
         assert (report.start, report.end) == (Bundle(bundles[0]).version, Bundle(bundles[3]).version)
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
             ["result", *(path.name for path in (*bundles, *deltas))]
         )
+
+    def test_several_that_grow_and_shrink(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Rows that one appends are changed by the next, and gone after the one that follows."""
+        monkeypatch.setattr(delta_rows, "BLOCK_NBYTES", 200)
+        made, last = [], tables(40)
+        for number, size in enumerate((40, 55, 55, 33, 47)):
+            current, shared = tables(size, seed=number), min(size, last.specs[0].num_embeddings)
+            with current.writing():
+                for name, weight in current.weights().items():
+                    weight[:shared] = last.weights()[name][:shared]
+            made.append(tmp_path / f"v{number}")
+            save_bundle(made[-1], moved(current, [number, 50, 30 + number]))
+            last = current
+        for number, (old, new) in enumerate(zip(made, made[1:], strict=False)):
+            make_delta(old, new, tmp_path / f"d{number}")
+        apply_delta(made[0], [tmp_path / f"d{number}" for number in range(4)], tmp_path / "result")
+        assert files(tmp_path / "result") == files(made[-1])
 
     def test_one_by_one(self, bundles: list[Path], deltas: list[Path], tmp_path: Path) -> None:
         at = bundles[0]
@@ -275,6 +299,27 @@ class TestRefused:
         ):
             with pytest.raises(WorkError, match="can't be written: Read-only file system. Nothing was left behind"):
                 work()
+
+
+def test_row_numbers_of_eight_bytes(tmp_path: Path) -> None:
+    """Those of more than 2**32 rows; ascending, and of rows that there are, or the delta is damaged."""
+    header = make_header([("base", "F32", (4, 2)), ("numbers", "U64", (2,)), ("rows", "F32", (2, 2))])
+    base, rows = torch.arange(8.0).view(4, 2), torch.full((2, 2), -1.0)
+    for numbers, fits in (([1, 3], True), ([3, 1], False), ([1, 1], False), ([1, 4], False), ([1, 2**63], False)):
+        with (tmp_path / "f").open("wb") as file:
+            file.write(header_bytes(header))
+            for content in (base.numpy(), np.array(numbers, np.uint64), rows.numpy()):
+                file.write(content.tobytes())
+        stored = FileSource(tmp_path / "f").tensors
+        patched = delta_rows.PatchedRows(
+            stored["base"], stored["base"].place, stored["numbers"], stored["rows"], origin="d"
+        )
+        if fits:
+            found = np.concatenate(list(patched.blocks())).view(np.float32)
+            assert found.tolist() == [[0, 1], [-1, -1], [4, 5], [-1, -1]]
+        else:
+            with pytest.raises(CheckpointError, match="delta 'd' is damaged: its rows don't fit. Copy the delta again"):
+                list(patched.blocks())
 
 
 def test_bundles_of_version_1(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ class _Numbers:
     def _read(self) -> None:
         content = self._cursor.take(min(self._cursor.left, BLOCK_NBYTES // 8))
         numbers = content.view(self._dtype).reshape(-1).astype(np.int64)
-        if numbers[0] <= self._last or (np.diff(numbers) <= 0).any():
+        if numbers[0] <= self._last or (numbers[1:] <= numbers[:-1]).any():  # a difference might overflow
             self._refuse()
         self._pending, self._last = numbers, int(numbers[-1])
 
