@@ -224,23 +224,27 @@ def place_among(searched: Sequence[Line], published: Path) -> list[str]:
 
 
 def report_training(place: Path, published: Path) -> list[str]:
-    """Whole configurations by training against every published line at three sizes."""
+    """The best whole configurations, trained with every seed, against every published line at three sizes."""
     rows = []
-    for folder in sorted(place.glob("full-*")):
-        if not (folder / "candidates.csv").is_file():
+    for folder in sorted(place.glob("full-*"), reverse=True):
+        budget = folder.name.removeprefix("full-")
+        line = line_of("best", float(budget), sorted(p.parent for p in place.glob(f"best-{budget}/*/result.json")))
+        if not (folder / "candidates.csv").is_file() or line is None:
             continue
         with (folder / "candidates.csv").open() as file:
             best = next(row for row in csv.DictReader(file) if row["is_best"] == "True")
-        others = _published_at(published, float(best["nbytes"]))
+        others, own = _published_at(published, line.nbytes), list(line.by_seed.values())
         name, auc = max(others.items(), key=lambda pair: pair[1])
+        spread = f" ± {stdev(own):.4f}" if len(own) > 1 else ""
+        told = ", ".join(f"{key} {best[key]}" for key in best if "." in key and best[key] and key != "tables.method")
         rows.append(
-            f"| {best['budget']} | {best['tables.method']} | {int(best['nbytes']):,} | {float(best['auc']):.4f} | "
-            f"{name} {auc:.4f} | {float(best['auc']) - auc:+.4f} |"
+            f"| {budget} | {best['tables.method']} ({told}) | {line.nbytes:,.0f} | {mean(own):.4f}{spread} | "
+            f"{name} {auc:.4f} | {mean(own) - auc:+.4f} |"
         )
     if not rows:
         return []
-    head = "| budget | method | serving bytes | test AUC | best published line at these bytes | difference |"
-    return ["## Whole configurations, 40 trainings for each budget", "", head, "|---|---|---|---|---|---|", *rows, ""]
+    head = "| budget | chosen | serving bytes | test AUC | best published line at these bytes | difference |"
+    return ["## Whole configurations, 40 trials for each budget", "", head, "|---|---|---|---|---|---|", *rows, ""]
 
 
 def _published_at(folder: Path, nbytes: float) -> dict[str, float]:

@@ -137,7 +137,12 @@ def steps_of(task: Task, model: str, args: argparse.Namespace) -> Iterator[Step]
     if task.name == "movielens" and model == "deepfm" and not args.without_training:
         for budget in ("0.5", "0.1", "0.05"):
             full = ["search", config, *own, "--space", "full", "--sampler", "tpe", "--budget", budget, "--trials", "40"]
-            yield Step(name=f"{place.name}: configurations at {budget}", arguments=full, out=place / f"full-{budget}")
+            found = place / f"full-{budget}"
+            yield Step(name=f"{place.name}: configurations at {budget}", arguments=full, out=found)
+            for seed in args.seeds:
+                again = ["train", str(found / "best.yaml"), "--set", f"train.seed={seed}"]
+                name = f"{place.name}: the best configuration at {budget}, seed {seed}"
+                yield Step(name=name, arguments=again, out=place / f"best-{budget}" / str(seed))
 
 
 def run(step: Step, *, work: Path) -> None:

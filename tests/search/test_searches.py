@@ -12,7 +12,7 @@ import optuna
 import pytest
 import yaml
 from optuna.trial import TrialState
-from tests.search.supernets import plan_of, scored
+from tests.search.supernets import plan_of, scored, searched
 from tests.told import Told
 from tests.training.runs import write_data
 from typer.testing import CliRunner
@@ -25,6 +25,7 @@ from embank.pipelines.runs.evaluate import figures_of
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.search.configspace import config_space
 from embank.pipelines.search.dashboard import dashboard
+from embank.pipelines.search.methodspace import FeatureMethodSpace
 from embank.pipelines.search.report import markdown
 from embank.pipelines.search.retrain import Entry, kendall_tau
 from embank.pipelines.search.search import Search
@@ -184,6 +185,16 @@ def test_whole_configurations_have_the_choices_that_methods_declare(data: Path, 
     assert space.decode(space.encode(chosen)) == chosen
     tables = space.config(chosen).tables.default
     assert (tables.method, tables.options.lookups, tables.options.width, tables.dim) == ("unified", 4, 4, 8)
+
+
+def test_methods_that_weights_per_id_cannot_have_are_left_out(data: Path) -> None:
+    """Of dim 1: `alpt` has more bytes than a plain table, and there is one codebook."""
+    config = searched(data, model={"name": "deepfm"})
+    space = FeatureMethodSpace(config, methods=["full", "alpt", "mgqe"], shares=[0.5])
+    assert space.parameters["method.user"].values == ("full", "mgqe")
+    assert "mgqe.num_codebooks.user" not in space.parameters
+    assert space.parameters["mgqe.head_share.user"].values == (0.05, 0.1, 0.2)
+    assert space.nbytes_of(space.floor()) <= space.plain_nbytes
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.runs.build import FIRST_ORDER
 from embank.pipelines.search.fields import field_space, plain_config
 from embank.search.spaces import Candidate, Genes, MethodSpace, Value
-from embank.search.spaces.options import OptionChoices, common_choices
-from embank.tables import BudgetError, TableSpec, build_method
+from embank.search.spaces.methods import by_share
+from embank.search.spaces.options import OptionChoices
+from embank.tables import BudgetError, ConfigError, TableSpec, build_method, method_class
 from embank.tables.scalars import plain as plain_values
 
 
@@ -32,15 +33,22 @@ class FeatureMethodSpace(MethodSpace):
     def nbytes_of(self, genes: Genes) -> int:
         return super().nbytes_of(genes) + self.fixed_nbytes
 
+    def takes(self, spec: TableSpec, method: str) -> bool:
+        """Whether the embeddings of a feature, and its weights per id if there are any, can be stored by a method."""
+        own = super().takes(spec, method)
+        return own and (not self.has_first_order or super().takes(first_order(spec), method))
+
     def choices(self, spec: TableSpec, method: str) -> list[OptionChoices]:
-        """What is tried of a method's options: where there are weights per id, what they may have as well."""
+        """What is tried of a method's options: where there are weights per id, what they can have as well."""
         own = super().choices(spec, method)
         if not self.has_first_order:
             return own
-        narrow = super().choices(first_order(spec), method)
-        return [choices for choices in own if choices.sets_size] + [
-            choices for choices in common_choices([own, narrow]) if not choices.sets_size
+        narrow = replace(first_order(spec), method=method, budget=1.0 if by_share(spec, method) else None)
+        fitting = [
+            replace(choices, values=tuple(value for value in choices.values if _has(narrow, choices.option, value)))
+            for choices in own
         ]
+        return [choices for choices in fitting if len(choices.values) > 1 or (choices.sets_size and choices.values)]
 
     def form(self, spec: TableSpec, values: Candidate) -> TableSpec:
         made = super().form(spec, values)
@@ -75,6 +83,15 @@ class FeatureMethodSpace(MethodSpace):
 
     def first_candidates(self) -> list[Candidate]:
         return [self.decode(self.floor())]
+
+
+def _has(spec: TableSpec, option: str, value: Value) -> bool:
+    """Whether a table can have a value of an option of its method."""
+    try:
+        build_method(replace(spec, options=method_class(spec.method).Config(**{option: value})))
+    except (BudgetError, ConfigError):
+        return False
+    return True
 
 
 def first_order(spec: TableSpec) -> TableSpec:

@@ -98,14 +98,14 @@ class MethodSpace(TableSpace):
     def _group(self, spec: TableSpec, methods: Sequence[str]) -> Group:
         """The parameters of one table."""
         name = spec.name
-        usable = [method for method in methods if _takes(spec, method)]
+        usable = [method for method in methods if self.takes(spec, method)]
         if not usable:
             raise ConfigError(
                 f"table '{name}' ({spec.num_embeddings:,} ids, dim {spec.embedding_dim}) can be stored by none of the "
                 f"methods {', '.join(methods)}; add 'full'"
             )
         parameters = [Parameter(name=f"method.{name}", values=tuple(usable), is_ordered=False)]
-        sized = [method for method in usable if _by_share(spec, method)]
+        sized = [method for method in usable if by_share(spec, method)]
         if sized:
             when = (f"method.{name}", tuple(sized))
             least: dict[Value, int] = {method: self._least(spec, method) for method in sized}
@@ -124,6 +124,14 @@ class MethodSpace(TableSpace):
             parameters.append(Parameter(name=f"codec.{name}", values=tuple(self.codecs), is_ordered=False))
         return Group(name=name, parameters=tuple(parameters))
 
+    def takes(self, spec: TableSpec, method: str) -> bool:
+        """Whether a table can be stored by a method at all."""
+        try:
+            build_method(replace(spec, method=method, options=None, budget=1.0 if by_share(spec, method) else None))
+        except (BudgetError, ConfigError):
+            return False
+        return True
+
     def choices(self, spec: TableSpec, method: str) -> list[OptionChoices]:
         """What is tried of a method's options for a table."""
         return choices_of(method_class(method).Config, spec)
@@ -136,20 +144,10 @@ class MethodSpace(TableSpace):
         return len(self.shares) - 1
 
 
-def _by_share(spec: TableSpec, method: str) -> bool:
+def by_share(spec: TableSpec, method: str) -> bool:
     """Whether a budget decides the size of a table."""
     cls = method_class(method)
     return cls.traits.allocation.takes_budget and not any(choices.sets_size for choices in choices_of(cls.Config, spec))
-
-
-def _takes(spec: TableSpec, method: str) -> bool:
-    """Whether a table can be stored by a method at all."""
-    budget = 1.0 if _by_share(spec, method) else None
-    try:
-        build_method(replace(spec, method=method, options=None, budget=budget))
-    except (BudgetError, ConfigError):
-        return False
-    return True
 
 
 def _builds(spec: TableSpec) -> bool:
