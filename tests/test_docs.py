@@ -1,5 +1,7 @@
 """Every Python block of the README and of docs/ runs, page by page and in order, in an empty folder."""
 
+import csv
+import random
 import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -9,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 from torchrec import KeyedJaggedTensor
 
+from embank.pipelines import export_run, prepare
 from embank.tables import RowOptimizer, RowTier, TableCollection, TableSpec, save_bundle
 from embank.tables.method.registry import METHODS
 from embank.tables.serving.codecs.registry import CODECS
-from tests.training.runs import write_data
+from tests.training.runs import train, write_data
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
@@ -37,8 +41,10 @@ def _batch(keys: list[str], *, num_ids: int) -> KeyedJaggedTensor:
 
 
 def _readme(folder: Path) -> Names:
-    """A batch, its targets, and a bundle where the tour has left one."""
+    """A batch, its targets, and bundles where the tour has left them: one of tables, one of the columns file."""
     save_bundle(folder / "runs/hash/bundle", TableCollection(_specs()))
+    [columns] = re.findall(r"^```yaml\n# columns.yaml\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.M)
+    _shop(folder, yaml.safe_load(columns), name="clicks")
     kjt = _batch(["user", "item", "last_item"], num_ids=1000)
     return {"kjt": kjt, "batches": [(torch.rand(8, 13), kjt, torch.ones(8))] * 2}
 
@@ -63,9 +69,44 @@ def _tiers(folder: Path) -> Names:
     }
 
 
+def _shop(folder: Path, columns: dict[str, Any], *, name: str) -> None:
+    """A log, `tomorrow.csv`, a run on the log, and its bundle."""
+    rng = random.Random(0)
+
+    def write(file: Path, num_rows: int) -> None:
+        with file.open("w", newline="") as opened:
+            log = csv.writer(opened)
+            log.writerow(["ts", "user_id", "item_id", "gender", "genres", "tags", "price", "rating", "click"])
+            for row in range(num_rows):
+                genres = "|".join(rng.sample(["Drama", "War", "Comedy"], row % 3))
+                tags = "|".join(rng.sample(["sport", "leather", "used"], row % 3))
+                price = "" if row % 5 == 0 else rng.randrange(100)
+                user, item, gender = f"u{rng.randrange(20)}", f"i{rng.randrange(30)}", rng.choice("FM")
+                log.writerow([row, user, item, gender, genres, tags, price, 1 + 4 * (row % 2), row % 2])
+
+    write(folder / "log.csv", 400)
+    write(folder / "tomorrow.csv", 30)
+    prepare(columns, folder / "log.csv", folder / "data" / name, format="csv")
+    train(folder / "data" / name, folder / "runs" / name, tables={"dim": 4}, train={"epochs": 1})
+    export_run(folder / "runs" / name, out=folder / "bundles" / name)
+
+
+def _serving(folder: Path) -> Names:
+    columns = {
+        "label": "click",
+        "categorical": ["user_id", "item_id"],
+        "multivalued": {"tags": "|"},
+        "numeric": {"price": {"transform": "log1p", "missing": "indicator"}},
+        "split": {"by": "ratio", "ratios": [0.8, 0.1, 0.1]},
+    }
+    _shop(folder, columns, name="shop")
+    return {}
+
+
 SETUP: dict[str, Callable[[Path], Names]] = {
     "README.md": _readme,
     "docs/data.md": _data,
+    "docs/serving.md": _serving,
     "docs/sharding.md": _sharding,
     "docs/tiers.md": _tiers,
 }
