@@ -42,7 +42,15 @@ if TYPE_CHECKING:
     from embank.tables.rows.physical import PhysicalTable, RowInit, RowProjection, default_init
     from embank.tables.serving.bundle import Bundle, load_bundle
     from embank.tables.serving.codecs.base import Coded
-    from embank.tables.serving.codecs.registry import codec_class, encode, register_codec, registered_codecs
+    from embank.tables.serving.codecs.fidelity import Fidelity, fidelity
+    from embank.tables.serving.codecs.registry import (
+        NamedCodec,
+        codec_class,
+        encode,
+        named_codec,
+        register_codec,
+        registered_codecs,
+    )
     from embank.tables.serving.packed import PackedCollection
     from embank.tables.serving.packing import pack_collection
     from embank.tables.serving.plain import PlainCollection
@@ -73,12 +81,14 @@ __all__ = [
     "DataError",
     "DistinctMethod",
     "EmbankError",
+    "Fidelity",
     "Held",
     "IdRangeError",
     "JointSpine",
     "LocalRows",
     "ManagedCollisionConfig",
     "Method",
+    "NamedCodec",
     "PackedCollection",
     "PackedTable",
     "PhysicalTable",
@@ -114,11 +124,13 @@ __all__ = [
     "current_stage",
     "default_init",
     "encode",
+    "fidelity",
     "hash_rows",
     "load_bundle",
     "load_checkpoint",
     "load_plan",
     "method_class",
+    "named_codec",
     "num_stages",
     "option_class",
     "own_table",

@@ -67,6 +67,10 @@ class PowerOfTwoRows(GridRows):
     def encode(cls, rows_RD: Tensor) -> Self:
         return cls(rows_RD, num_wide=0)
 
+    @classmethod
+    def nbytes_of(cls, num_rows: int, dim: int) -> int:
+        return num_rows * (dim + 1)
+
     def steps_of(self, rows_N: Tensor) -> Tensor:
         return power_of_two(self.exponents.index_select(0, rows_N))
 

@@ -77,6 +77,41 @@ def read_values(stream: Tensor, positions: Tensor, *, bits: int) -> Tensor:
     return (value >> (first_bit & 7)) & ((1 << bits) - 1)
 
 
+def read_rows(stream: Tensor, rows_N: Tensor, *, dim: int, bits: int) -> Tensor:
+    """All values of some rows of a matrix that was packed as a stream.
+
+    Args:
+        stream: from `pack_values`, of [R, dim] values.
+        rows_N: int64, which rows.
+        dim: values of a row.
+        bits: as when packed; 1 .. 8.
+
+    Returns:
+        Integers [N, dim], of a type that follows from dim and bits.
+
+    Example:
+        >>> stream = pack_values(torch.tensor([[5, 1], [7, 15]]), bits=4)
+        >>> read_rows(stream, torch.tensor([1]), dim=2, bits=4)
+        tensor([[ 7, 15]], dtype=torch.uint8)
+    """
+    if dim * bits % 8:
+        return read_values(stream, rows_N.unsqueeze(1) * dim + torch.arange(dim, device=rows_N.device), bits=bits)
+    bytes_NB = stream.view(-1, dim * bits // 8).index_select(0, rows_N)  # a row begins with a byte
+    if bits == 8:
+        return bytes_NB
+    if 8 % bits == 0:
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=rows_N.device)
+        values = torch.bitwise_right_shift(bytes_NB.unsqueeze(2), shifts).bitwise_and((1 << bits) - 1)
+        return values.reshape(-1, dim)
+    # A value lies in two bytes at most; after the row's last one comes a zero.
+    padded_NX = torch.nn.functional.pad(bytes_NB, (0, 1)).int()
+    first_bit_D = torch.arange(0, dim * bits, bits, device=rows_N.device)
+    first_byte_D, shift_D = first_bit_D >> 3, (first_bit_D & 7).int()
+    high_ND = padded_NX.index_select(1, first_byte_D + 1) * 256
+    both_ND = padded_NX.index_select(1, first_byte_D).bitwise_or(high_ND)
+    return torch.bitwise_right_shift(both_ND, shift_D).bitwise_and((1 << bits) - 1)
+
+
 def picked(values: Tensor, positions: Tensor) -> Tensor:
     """Values of a list at some positions, int64 of any shape: `values[positions]`, four times as fast for many of them
     on a CPU."""

@@ -37,6 +37,9 @@ _PARTS = {"spine", "facts", "lookups", "matrices"}
 """What `PackedTable.manifest` tells."""
 
 
+MIN_NUMBERS = 64
+"""A matrix of fewer numbers is held as it is: steps, offsets and codebooks would take what codes save."""
+
 _MANY = 16
 """Ids from which on it pays to combine each distinct row once."""
 
@@ -104,7 +107,8 @@ class PackedTable(nn.Module):
 
     @classmethod
     def of(cls, served: Served, *, codec: str = "fp32") -> "PackedTable":
-        """What a method serves, its plain matrices held by a codec. It may share memory with the rows.
+        """What a method serves, its plain matrices of at least 64 numbers held by a codec. It may share memory with the
+        rows.
 
         Raises:
             ConfigError: there is no such codec, or rows alone can't be coded by it.
@@ -115,7 +119,10 @@ class PackedTable(nn.Module):
             raise ConfigError(
                 f"what is served looks up a matrix '{unknown}', and there are {names}; name each lookup's matrix"
             )
-        coded = [m if isinstance(m, Coded) else encode(m, codec=codec) for m in served.matrices.values()]
+        coded = [
+            m if isinstance(m, Coded) else encode(m, codec=codec if m.numel() >= MIN_NUMBERS else "fp32")
+            for m in served.matrices.values()
+        ]
         return cls(frozen(served.spine), coded, [names.index(name) for name in served.lookups])
 
     def lookup(self, ids_N: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A codec: how a matrix of rows is held while it is served."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ class Coded(nn.Module, ABC):
 
     Attributes:
         held: the plain attributes that a bundle saves, and the buffers that the paper does not count.
+        arguments: what a codec's name may add to it, see `named_codec`: a "number", another codec as the "inner" one.
+            `encode` and `nbytes_of` take them by keyword.
 
     Example:
         >>> class Halves(Coded):
@@ -34,10 +36,16 @@ class Coded(nn.Module, ABC):
     """
 
     held: ClassVar[Held] = Held()
+    arguments: ClassVar[tuple[Literal["number", "inner"], ...]] = ()
 
     @classmethod
-    def encode(cls, rows_RD: Tensor) -> Self:
+    def encode(cls, rows_RD: Tensor, *args: Any, **arguments: Any) -> Self:
         """Any rows, fp32 [R, D], in this form. They may share memory with it.
+
+        Args:
+            rows_RD: the rows; finite, unless the codec is fp32.
+            args: none; so typed, subclasses may take other arguments.
+            arguments: those that the codec has.
 
         Raises:
             ConfigError: the codec is made by a method, which has more to tell than rows.
@@ -45,6 +53,17 @@ class Coded(nn.Module, ABC):
         raise ConfigError(
             f"codec '{cls.__name__}' is made while its method trains; rows alone can't be coded by it. Choose another "
             "codec"
+        )
+
+    @classmethod
+    def nbytes_of(cls, num_rows: int, dim: int, *args: Any, **arguments: Any) -> int:
+        """Bytes of so many rows in this form, without the rows.
+
+        Raises:
+            ConfigError: only the rows decide.
+        """
+        raise ConfigError(
+            f"how many bytes codec '{cls.__name__}' takes depends on the rows; encode them and ask nbytes"
         )
 
     @abstractmethod

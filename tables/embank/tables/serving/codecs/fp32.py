@@ -24,6 +24,10 @@ class Fp32(Coded):
     def encode(cls, rows_RD: Tensor) -> Self:
         return cls(rows_RD)
 
+    @classmethod
+    def nbytes_of(cls, num_rows: int, dim: int) -> int:
+        return 4 * num_rows * dim
+
     def take(self, rows_N: Tensor) -> Tensor:
         rows_RD = self._buffers["rows"]  # in half a microsecond less than `self.rows`
         assert rows_RD is not None

@@ -1,6 +1,11 @@
-"""Where codecs announce themselves: by an entry point of their package, or in this process."""
+"""Where codecs announce themselves: by an entry point of their package, or in this process. And what their names say.
+
+A name is that of a codec, perhaps with a number and with the codec of what it holds: `int4`, `pca8`, `pca8+int4`.
+"""
 
 import inspect
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,6 +61,77 @@ def codec_class(name: str) -> type[Coded]:
     return CODECS.find(name)
 
 
+@dataclass(frozen=True, kw_only=True)
+class NamedCodec:
+    """What a codec's name says.
+
+    Args:
+        name: all of it.
+        cls: the class.
+        arguments: what `encode` and `nbytes_of` are given besides rows and sizes.
+
+    Example:
+        >>> int4 = named_codec("int4")
+        >>> int4.takes_rows, int4.nbytes_of(1000, 16)  # half a byte a number, 4 bytes for 4 rows
+        (True, 9000)
+    """
+
+    name: str
+    cls: type[Coded]
+    arguments: dict[str, Any]
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether rows alone can be coded by it, without the method that trained them."""
+        return getattr(self.cls.encode, "__func__", None) is not Coded.encode.__func__  # type: ignore[attr-defined]
+
+    def nbytes_of(self, num_rows: int, dim: int) -> int:
+        """Bytes of so many coded rows.
+
+        Raises:
+            ConfigError: only the rows decide.
+        """
+        return self.cls.nbytes_of(num_rows, dim, **self.arguments)
+
+
+def named_codec(name: str) -> NamedCodec:
+    """The codec of a name: `CODEC`, `CODEC8` where it takes a number, `CODEC+INNER` where it holds what another codes.
+
+    Raises:
+        ConfigError: there is no such codec, or it takes no number or no inner codec.
+
+    Example:
+        >>> pca = named_codec("pca8+int4")
+        >>> pca.cls.__name__, pca.arguments
+        ('PcaRows', {'number': 8, 'inner': 'int4'})
+        >>> pca.nbytes_of(1000, 16)
+        5076
+        >>> named_codec("fp16+int4")
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.ConfigError: codec 'fp16+int4': 'fp16' holds no other codec; use 'fp16'
+    """
+    if not isinstance(name, str):
+        raise ConfigError(f"{name!r} is no name of a codec; give a text")
+    outer, plus, inner = name.partition("+")
+    arguments: dict[str, Any] = {}
+    if name not in registered_codecs():
+        numbered = re.fullmatch(r"(.*?[^0-9])([0-9]{1,9})", outer)
+        if outer not in registered_codecs() and numbered and numbered[1] in registered_codecs():
+            outer, arguments["number"] = numbered[1], int(numbered[2])
+        if plus:
+            arguments["inner"] = inner
+    cls = codec_class(outer)
+    for argument, what in (("number", "takes no number"), ("inner", "holds no other codec")):
+        if argument in arguments and argument not in cls.arguments:
+            raise ConfigError(f"codec '{name}': '{outer}' {what}; use '{outer}'")
+    if plus and "inner" in arguments and not named_codec(inner).takes_rows:
+        raise ConfigError(f"codec '{name}': '{inner}' is made while its method trains; choose another inner codec")
+    if arguments.get("number") == 0:
+        raise ConfigError(f"codec '{name}' has number 0; it must be at least 1")
+    return NamedCodec(name=name, cls=cls, arguments=arguments)
+
+
 def codec_name(cls: type[Coded]) -> str:
     """The name under which a codec is registered.
 
@@ -76,10 +152,11 @@ def encode(rows_RD: Tensor, *, codec: str = "fp32") -> Coded:
 
     Args:
         rows_RD: fp32 [R, D].
-        codec: a registered name.
+        codec: a name, see `named_codec`.
 
     Raises:
-        ConfigError: no such codec, one that only its method can make, or one whose `take` does not give rows back.
+        ConfigError: no such codec, one that only its method can make, rows that are not finite (under all but fp32), or
+            a codec whose `take` does not give rows back.
 
     Example:
         >>> import torch
@@ -91,14 +168,24 @@ def encode(rows_RD: Tensor, *, codec: str = "fp32") -> Coded:
         >>> coded.nbytes()
         16
     """
-    cls = codec_class(codec)
-    if getattr(cls.encode, "__func__", None) is Coded.encode.__func__:  # type: ignore[attr-defined] # a class method's
+    named = named_codec(codec)
+    if not named.takes_rows:
         raise ConfigError(f"codec '{codec}' is made while its method trains; rows alone can't be coded by it")
-    if not inspect.ismethod(cls.encode):
+    if not inspect.ismethod(named.cls.encode):
         raise ConfigError(f"codec '{codec}': encode makes an instance, so it must be a class method; decorate it")
-    coded: Coded = cls.encode(rows_RD)
+    if codec != "fp32":
+        _refuse_non_finite(rows_RD, codec=codec)
+    coded: Coded = named.cls.encode(rows_RD, **named.arguments)
     _refuse_other_rows(coded, rows_RD, codec=codec)
     return coded
+
+
+def _refuse_non_finite(rows_RD: Tensor, *, codec: str) -> None:
+    """Raises ConfigError for rows that are not finite: a step or a scale made of them would spoil their neighbours."""
+    if rows_RD.numel() and not bool(torch.stack(rows_RD.detach().aminmax()).isfinite().all()):
+        raise ConfigError(
+            f"rows are not finite, so codec '{codec}' can't hold them; use 'fp32', or train with a lower rate"
+        )
 
 
 @torch.no_grad()

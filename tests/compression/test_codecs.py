@@ -1,0 +1,192 @@
+"""Codecs of any rows: what every one of them keeps, at every size."""
+
+import pytest
+import torch
+
+from embank.compression.parts import bits as bits_module
+from embank.tables import ConfigError, Fidelity, encode, fidelity, named_codec, register_codec, registered_codecs
+from embank.tables.serving.codecs import chunks
+from embank.tables.serving.codecs.composite import Composite
+from tests.compression.codecs import NAMES, OWN, loaded, random_rows
+
+SIZES = [(0, 6), (1, 1), (7, 3), (130, 6), (70, 16), (33, 1), (9, 2048)]
+CLOSE = {"fp32": 0.0, "fp16": 1e-3, "bf16": 5e-3, "fp8_e4m3": 0.05, "fp8_e5m2": 0.1, "int8": 0.01, "int6": 0.04}
+CLOSE |= {"int4": 0.15, "int3": 0.3, "int2": 0.5, "dedup": 0.12, "binary3": 0.4, "bits_8_4_2": 0.5}
+"""Root mean square of the loss, as a share of that of the rows."""
+
+
+def nbytes_told(codec: str, num_rows: int, dim: int) -> int | None:
+    """What is known without rows; None where rows decide."""
+    try:
+        return named_codec(codec).nbytes_of(num_rows, dim)
+    except ConfigError as error:
+        assert "depends on the rows" in str(error)
+        return None
+
+
+@pytest.mark.parametrize("codec", NAMES)
+def test_any_size_is_held_in_the_bytes_that_are_told_and_loads_to_the_bit(codec: str) -> None:
+    for num_rows, dim in SIZES:
+        if codec == "opq" and dim > 256:
+            dim = 256  # a rotation of 2,048 columns takes half a minute to find
+        rows = random_rows(num_rows, dim)
+        before = rows.clone()
+        coded = encode(rows, codec=codec)
+        all_rows = torch.arange(num_rows)
+        found = coded.take(all_rows)
+        assert found.shape == rows.shape
+        assert found.dtype == torch.float32
+        assert bool(found.isfinite().all())
+        assert coded.nbytes() == sum(
+            len(bytes(b.contiguous().view(-1).view(torch.uint8).numpy())) for b in coded.buffers()
+        )
+        assert nbytes_told(codec, num_rows, dim) in (None, coded.nbytes()), (num_rows, dim)
+        assert torch.equal(loaded(coded).take(all_rows), found)
+        assert torch.equal(encode(rows, codec=codec).take(all_rows), found), "encoded twice"
+        assert torch.equal(rows, before), "the rows were written to"
+        if num_rows:
+            some = torch.tensor([num_rows - 1, 0, num_rows - 1])
+            torch.testing.assert_close(coded.take(some), found[some], rtol=1e-6, atol=1e-6)  # a product of 3 rows
+
+
+@pytest.mark.parametrize("codec", CLOSE)
+def test_what_comes_back_is_near(codec: str) -> None:
+    rows = random_rows(3000, 16)
+    loss = (encode(rows, codec=codec).take(torch.arange(3000)) - rows).square().mean().sqrt()
+    assert float(loss / rows.square().mean().sqrt()) <= CLOSE[codec]
+
+
+def test_every_codec_of_ours_was_looked_at() -> None:
+    tried = {named_codec(name).cls for name in NAMES}
+    assert tried == {named_codec(name).cls for name in OWN}
+    assert {"int4", "pq", "opq", "binary", "pca", "lowrank", "dedup", "bits_8_4_2"} <= set(OWN)
+
+
+@pytest.mark.parametrize("codec", [name for name in NAMES if name != "fp32"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_rows_that_are_not_finite_are_refused(codec: str, value: float) -> None:
+    rows = random_rows(20, 6)
+    rows[13, 2] = value
+    with pytest.raises(ConfigError, match="rows are not finite, so codec"):
+        encode(rows, codec=codec)
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int2", "binary", "pca2+fp16"])
+def test_rows_beyond_what_a_codec_holds_are_refused_with_their_size(codec: str) -> None:
+    with pytest.raises(ConfigError, match=r"rows reach .*e\+06"):
+        encode(random_rows(20, 6) * 1e6, codec=codec)
+
+
+@pytest.mark.parametrize("codec", ["bf16", "fp8_e4m3", "fp8_e5m2", "pq", "opq", "pca", "lowrank", "dedup", "sparse"])
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+def test_rows_of_any_size_keep_their_shape(codec: str, size: float) -> None:
+    rows = random_rows(40, 6).double()
+    found = encode((rows * size).float(), codec=codec).take(torch.arange(40)).double() / size
+    small = encode(rows.float(), codec=codec).take(torch.arange(40)).double()
+    torch.testing.assert_close(found, small, rtol=0.13, atol=0.05)  # an 8-bit float's scale is rounded
+
+
+@pytest.mark.parametrize("codec", NAMES)
+def test_rows_of_zeros_and_of_one_number_come_back(codec: str) -> None:
+    for value in (0.0, 0.5):
+        rows = torch.full((70, 6), value)
+        torch.testing.assert_close(encode(rows, codec=codec).take(torch.arange(70)), rows, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("codec", ["int3", "int8", "fp8_e4m3", "binary", "bits_8_4_2"])
+def test_some_rows_at_a_time_are_all_rows_at_once(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = random_rows(2000, 6)
+    whole = encode(rows, codec=codec)
+    parts = chunks.row_chunks
+    from embank.compression.codecs import affine, binary
+    from embank.tables.serving.codecs import float8
+
+    for module in (affine, binary, float8):
+        monkeypatch.setattr(
+            module, "row_chunks", lambda rows, *, multiple=1, numbers=0: parts(rows, multiple=multiple, numbers=700)
+        )
+    again = encode(rows, codec=codec)
+    for (name, one), (_, other) in zip(whole.named_buffers(), again.named_buffers(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("dim", [1, 3, 4, 8, 12])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_rows_of_a_stream_are_its_values(bits: int, dim: int) -> None:
+    values = torch.randint(0, 2**bits, (40, dim), generator=torch.Generator().manual_seed(0))
+    stream = bits_module.pack_values(values, bits=bits)
+    rows = torch.tensor([39, 0, 7, 7])
+    assert torch.equal(bits_module.read_rows(stream, rows, dim=dim, bits=bits).long(), values[rows])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("int5", "there is no codec 'int5'; did you mean 'int"),
+        ("int8+int4", "codec 'int8+int4': 'int8' holds no other codec; use 'int8'"),
+        ("fp1616", "there is no codec 'fp1616'"),
+        ("opq8+int4", "'opq' holds no other codec"),
+        ("pca0+int8", "has number 0; it must be at least 1"),
+        ("pca8+", "there is no codec ''"),
+        ("pca8+stepped", "'stepped' is made while its method trains"),
+        ("sparse4", "codec 'sparse4': 'sparse' takes no number"),
+        ("+int8", "there is no codec ''"),
+    ],
+)
+def test_names_that_say_nothing_are_refused(name: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        named_codec(name)
+    assert told in str(refused.value)
+
+
+def test_a_name_that_ends_with_a_digit_is_a_name_first() -> None:
+    named = named_codec("bits_8_4_2")
+    assert named.arguments == {}
+    assert named_codec("pca12+pca4+int2").arguments == {"number": 12, "inner": "pca4+int2"}
+
+
+def test_fidelity_is_that_of_plain_arithmetic() -> None:
+    rows = random_rows(200, 5)
+    rows[3] = 0
+    coded = encode(rows, codec="int3")
+    other = coded.take(torch.arange(200))
+    cosine = torch.tensor(
+        [torch.dot(a, b) / a.norm() / b.norm() for i, (a, b) in enumerate(zip(rows, other, strict=True)) if i != 3]
+    )
+    same = 0
+    for i in range(200):
+        near = [
+            {j for _, j in sorted((float((rows[i] - of[j]).norm()), j) for j in range(200) if j != i)[:10]}
+            for of in (rows, other)
+        ]
+        same += len(near[0] & near[1])
+    found = fidelity(rows, coded)
+    assert (found.nbytes, found.share) == (coded.nbytes(), coded.nbytes() / 4000)
+    assert found.rmse == pytest.approx(float((rows - other).square().mean().sqrt()), rel=1e-6)
+    assert found.cosine == pytest.approx(float(cosine.mean()), rel=1e-6)
+    assert found.recall == pytest.approx(same / 2000, abs=0.002)
+    assert fidelity(rows, encode(rows)) == Fidelity(
+        nbytes=4000, share=1.0, rmse=0.0, cosine=pytest.approx(1), recall=1.0
+    )
+    assert fidelity(rows[:0], encode(rows[:0], codec="int4")).recall == 1.0
+
+
+def test_a_part_follows_the_buffers_of_its_codec() -> None:
+    """They are replaced where a module moves to another device, and by exporters."""
+    coded = encode(random_rows(30, 6), codec="pca3+int8")
+    assert isinstance(coded, Composite)
+    before = coded.take(torch.arange(30))
+    coded.coordinates_offsets = coded.coordinates_offsets * 0
+    assert not torch.equal(coded.take(torch.arange(30)), before)
+    assert not list(coded.children())
+
+
+def test_a_codec_without_bytes_for_sizes_says_so() -> None:
+    with pytest.raises(ConfigError, match="depends on the rows; encode them and ask nbytes"):
+        named_codec("dedup").nbytes_of(10, 4)
+
+
+def test_names_are_registered_once() -> None:
+    assert len(set(registered_codecs())) == len(registered_codecs())
+    with pytest.raises(ConfigError, match="codec 'int4' is registered already"):
+        register_codec("int4", Composite)

@@ -1,0 +1,74 @@
+"""What is served of every method, held by every codec."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from embank.compression import build_table
+from embank.tables import Coded, PackedTable, named_codec
+from embank.tables.serving.table import MIN_NUMBERS
+from tests.compression.codecs import NAMES as CODECS
+from tests.contracts.forms import DIM, FORMS, NUM, Form
+from tests.contracts.specs import NAMES
+
+pytestmark = pytest.mark.slow
+
+LOSSLESS = {"fp32", "sparse"}
+NEAR = {"fp16": 0.002, "bf16": 0.02, "fp8_e4m3": 0.15, "int8": 0.03, "int6": 0.1, "power_of_two": 0.02}
+NEAR |= dict.fromkeys(LOSSLESS, 0.0)
+"""Largest difference of a row's number from what is served without a codec, as a share of the largest number."""
+
+
+def form_of(method: str) -> Form:
+    return next((form for form in FORMS.values() if form.method == method), Form(method=method))
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_every_codec_holds_the_rows_of_a_method(method: str, tmp_path) -> None:
+    """Its bytes are those that are held, told beforehand and written; from a file it is the same to the bit."""
+    spec = form_of(method).spec(method)
+    table = build_table(
+        method=method,
+        num_embeddings=NUM,
+        embedding_dim=DIM,
+        budget=spec.budget,
+        counts=spec.counts,
+        options=spec.options,
+        seed=1,
+        name=method,
+    )
+    ids = torch.arange(NUM)
+    plain = table.pack().table
+    expected = plain.lookup(ids)
+    for codec in CODECS:
+        packed = table.pack(codec=codec).table
+        found = packed.lookup(ids)
+        assert found.shape == (NUM, DIM), codec
+        assert bool(found.isfinite().all()), codec
+        if codec in NEAR:
+            torch.testing.assert_close(found, expected, rtol=0, atol=NEAR[codec] * float(expected.abs().max()) + 1e-9)
+        state = {name: tensor for name, tensor in packed.state_dict().items() if isinstance(tensor, torch.Tensor)}
+        file = tmp_path / f"{codec}.safetensors"
+        save_file({name: tensor.clone() for name, tensor in state.items()}, file)
+        written = load_file(file)
+        assert packed.nbytes() == sum(t.numel() * t.element_size() for t in written.values()), codec
+        other = PackedTable.restore(method, packed.manifest(), written)
+        assert torch.equal(other.lookup(ids), found), codec
+        for own, coded in zip(plain.coded, packed.coded, strict=True):
+            assert_bytes_told(own, coded, codec=codec)
+
+
+def assert_bytes_told(plain: Coded, coded: Coded, *, codec: str) -> None:
+    rows = getattr(plain, "rows", None)
+    if rows is None or codec in ("sparse", "dedup", "dedup20+int4", "pca2+dedup+fp16"):
+        return  # coded by the method, or in as many bytes as the rows themselves decide
+    wanted = codec if rows.numel() >= MIN_NUMBERS else "fp32"
+    assert coded.nbytes() == named_codec(wanted).nbytes_of(*rows.shape), codec
+
+
+def test_small_matrices_stay_as_they_are() -> None:
+    few = build_table(method="full", num_embeddings=7, embedding_dim=9).pack(codec="int4").table
+    many = build_table(method="full", num_embeddings=8, embedding_dim=8).pack(codec="int4").table
+    assert [m["codec"] for m in few.manifest()["matrices"]] == ["fp32"]
+    assert [m["codec"] for m in many.manifest()["matrices"]] == ["int4"]
+    assert many.nbytes() == 32 + 4
