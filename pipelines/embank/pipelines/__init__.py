@@ -6,6 +6,7 @@
     a run or a bundle   `evaluate_saved`, `inspect_saved`, `export_run`
     raw rows            `load_model`, `ServedModel`, `predict`
     new bundles         `make_delta`, `apply_delta`
+    new days            `drift_report`, `Drift`
     language models     `add_engram`, `add_stem`, `load_memory`, `ModelMemory`
 
 Names are imported when they are first used, so that a command loads what it needs and no more.
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from embank.pipelines.data.schema import Schema
     from embank.pipelines.data.synth import synth, synth_prepared
     from embank.pipelines.deltas.deltas import DeltaReport, apply_delta, make_delta
+    from embank.pipelines.diagnosis.drift import Drift, drift_report
     from embank.pipelines.lm.adapters.attach import add_engram, add_stem
     from embank.pipelines.lm.adapters.folder import load_memory
     from embank.pipelines.lm.adapters.model_memory import ModelMemory
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Config",
     "DeltaReport",
+    "Drift",
     "Loader",
     "ModelMemory",
     "PrepareConfig",
@@ -52,6 +55,7 @@ __all__ = [
     "add_engram",
     "add_stem",
     "apply_delta",
+    "drift_report",
     "evaluate_saved",
     "export_run",
     "inspect_saved",

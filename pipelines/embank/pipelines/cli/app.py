@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embank.pipelines.cli import deltas, lm, predicting, show
+from embank.pipelines.cli import deltas, lm, predicting, preparing, show
 from embank.pipelines.cli import search as search_command
 from embank.pipelines.cli import serve as serve_command
 from embank.pipelines.cli.messages import messages
@@ -30,6 +30,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(lm.app, name="lm")
 app.command()(search_command.search)
 app.command()(predicting.predict)
+app.command()(preparing.prepare)
+app.command()(preparing.drift)
 app.command()(deltas.delta)
 app.command()(deltas.apply)
 app.command()(serve_command.serve)
@@ -112,46 +114,6 @@ def data_synth(
     with show.preparing() as reporter:
         report = synth(like=like, rows=rows, out=out, seed=seed, scale=scale, overwrite=overwrite, reporter=reporter)
     show.synthesised(out, report)
-
-
-@app.command()
-def prepare(
-    input: Annotated[list[Path], typer.Option(help="A raw file; repeat for several, in time order.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
-    format: Annotated[
-        str | None,
-        typer.Option(help="criteo, avazu, kdd12, movielens, csv, tsv or parquet; with --like, that of its data."),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML: columns, label rule, split. Needed for csv, tsv, parquet; with --like, label and split only."
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
-    like: Annotated[
-        Path | None,
-        typer.Option(help="A run, bundle or prepared folder whose vocabularies and transforms the rows are given."),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="With --like: train, valid or test, for all rows.")] = None,
-    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="With --like: the rows have no labels.")] = False,
-) -> None:
-    """Turn raw logs into training data: Parquet with bounded row groups, vocabularies, counts.
-
-    Vocabularies and statistics are fitted on the training part only. Several inputs: repeat --input.
-
-    Example: `embank prepare --format csv --input clicks.csv --config columns.yaml --out data/clicks`
-
-    A new day, so that ids mean what they meant to a run: `embank prepare --like runs/first --input monday.csv --split
-    test --out data/monday`
-    """
-    from embank.pipelines.data.prepare.prepare import prepare_from_cli
-
-    with show.preparing() as reporter:
-        schema = prepare_from_cli(
-            format, input, out, config, overwrite, reporter, like=like, split=split, labelled=not unlabelled
-        )
-    show.prepared(out, schema)
 
 
 @app.command()

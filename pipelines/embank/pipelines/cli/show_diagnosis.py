@@ -1,4 +1,4 @@
-"""What `embank advise` and `embank diagnose` print."""
+"""What `embank advise`, `embank diagnose` and `embank drift` print."""
 
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ from embank.tables.wording import human_bytes
 if TYPE_CHECKING:  # these import torch, and `embank --help` should not wait for it
     from embank.compression.multiplexing.specs import FeatureAdvice
     from embank.pipelines.diagnosis.diagnose import Diagnosis
+    from embank.pipelines.diagnosis.drift import Drift
     from embank.pipelines.diagnosis.traffic import NormTrend
     from embank.pipelines.sizing.advice import ConfigAdvice
 
@@ -139,3 +140,53 @@ def diagnosis(found: "Diagnosis") -> None:
 
 def _growth(trend: "NormTrend | None") -> str:
     return "-" if trend is None or not trend.initial[0] else f"{trend.final[0] / trend.initial[0]:.2f}"
+
+
+def drift(values: "Drift") -> None:
+    """What has changed since training."""
+    told = sorted(values.features, key=lambda one: -1.0 if one.psi is None else one.psi, reverse=True)
+    table(
+        ["feature", "PSI", "", "unknown", "in training", "in validation", "missing", "in training"],
+        [
+            [
+                one.name,
+                "" if one.psi is None else f"{one.psi:.3f}",
+                one.verdict,
+                *map(_share, (one.unknown, one.unknown_train, one.unknown_valid, one.missing, one.missing_train)),
+            ]
+            for one in told
+        ],
+    )
+    out.print("PSI: population stability index; below .1 stable, from .25 on much has changed")
+    if values.slices:
+        table(
+            [f"by {values.by}", "rows", "predicted", "observed", "calibration"],
+            [
+                [
+                    one.name,
+                    f"{one.num_rows:,}",
+                    f"{one.mean_prediction:.4f}",
+                    *map(_number, (one.mean_label, one.calibration)),
+                ]
+                for one in values.slices
+            ],
+        )
+    metrics = values.metrics
+    line = f"{values.num_rows:,} rows, mean prediction {values.mean_prediction:.4f}"
+    if metrics is not None:
+        line += f", observed {metrics['num_positive'] / metrics['num_rows']:.4f}"
+        line += f", calibration {_number(metrics['calibration'])}, log loss {_number(metrics['logloss'])}"
+        line += f", AUC {_number(metrics['auc'])}"
+    out.print(line, markup=False)
+    for note in values.notes:
+        out.print(note, markup=False)
+    for file in values.files:
+        out.print(f"written to {file}", markup=False)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

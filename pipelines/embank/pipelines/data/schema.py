@@ -9,6 +9,7 @@ A prepared folder is what `embank prepare` writes and what the loader reads:
                                   file for a feature without a vocabulary
     DIR/{train,valid,test}/part-00000.parquet ...
     DIR/like.json                 of a folder that was prepared like another: which, and what was unknown
+    DIR/times/SPLIT/part-*.parquet    of such a folder, where its data was split by time: the time of each row
     DIR/checksums.json            SHA-256 and bytes of every other file
 
 Part files hold `label` (int8), one int32 column per categorical feature, one list<int32> column per multi-valued
@@ -42,6 +43,7 @@ SPLIT_NAMES = ("train", "valid", "test")
 SCHEMA_FILE = "schema.json"
 CONFIG_FILE = "config.yaml"
 LIKE_FILE = "like.json"
+TIMES_FOLDER, TIME_COLUMN = "times", "time"
 VOCAB_FOLDER = "vocab"
 
 
@@ -52,6 +54,7 @@ class Profile:
     Args:
         missing: share of its rows without a value, those with an empty bag included.
         unknown: share of its values that are unknown; None of numbers and without a vocabulary.
+        unknown_valid: the same of the validation part, whose values the vocabulary was not made of.
         shares: of the most frequent ids 0, 1, 2, ... (0 is the unknown value) in all values, or of each bin of numbers.
         edges: of a numeric feature, what parts its bins: bin i has the numbers from `edges[i - 1]` to below `edges[i]`,
             as they are written (transformed, and filled where they are missing).
@@ -59,6 +62,7 @@ class Profile:
 
     missing: float
     unknown: float | None = None
+    unknown_valid: float | None = None
     shares: tuple[float, ...] = ()
     edges: tuple[float, ...] = ()
 

@@ -16,6 +16,7 @@ from embank.pipelines.data.prepare.labels import LabelRule
 from embank.pipelines.data.prepare.nulls import with_nulls
 from embank.pipelines.data.prepare.numbers import read_transformed
 from embank.pipelines.data.prepare.splits import TimeBounds, column_split, hash_split
+from embank.pipelines.data.prepare.times import TimeReader
 from embank.pipelines.data.prepare.token_kinds import TokenKinds
 from embank.pipelines.data.prepare.tokens import (
     TokenIndex,
@@ -46,6 +47,7 @@ class Encoder:
     Args:
         config: columns and rules.
         labelled: whether the chunks have labels; without them each label is `NO_LABEL`.
+        time_column: a column of times to take along, where the split is not by time.
 
     Attributes:
         indexes: feature to its dictionary.
@@ -53,10 +55,12 @@ class Encoder:
         schema: Arrow schema of the spool.
     """
 
-    def __init__(self, config: PrepareConfig, *, labelled: bool = True) -> None:
+    def __init__(self, config: PrepareConfig, *, labelled: bool = True, time_column: str | None = None) -> None:
         self.indexes = {name: TokenIndex() for name in config.with_vocabulary}
         self.times = TimeBounds(config.split.column) if isinstance(config.split, TimeSplit) else None
-        self.schema = _spool_schema(config)
+        is_extra = time_column is not None and self.times is None
+        self._clock = TimeReader(str(time_column)) if is_extra else None
+        self.schema = _spool_schema(config, timed=is_extra or self.times is not None)
         self._config = config
         self._rule = LabelRule.build(config.label) if labelled else None
         self._kinds = TokenKinds(_token_columns(config))
@@ -82,9 +86,17 @@ class Encoder:
         if self._config.group is not None:
             columns[GROUP_COLUMN] = group_codes(chunk, self._config.group)
         columns |= self._split_columns(chunk)
+        if self._clock is not None:
+            columns[TIME_SPOOL] = pa.array(self._clock.read(chunk))
         self._num_rows += chunk.frame.height
         table = pa.table([columns[name] for name in self.schema.names], schema=self.schema)
         return self._drop(table, labels_N)
+
+    @property
+    def has_dates(self) -> bool:
+        """Whether the times are of days, not bare numbers."""
+        reader = self._clock if self.times is None else self.times.reader
+        return reader is not None and reader.has_dates
 
     def _labels(self, chunk: Chunk) -> npt.NDArray[np.int8]:
         if self._rule is None:
@@ -161,7 +173,7 @@ def id_type(name: str, config: PrepareConfig) -> pa.DataType:
     return pa.list_(pa.field("item", single, nullable=False)) if name in config.multivalued else single
 
 
-def _spool_schema(config: PrepareConfig) -> pa.Schema:
+def _spool_schema(config: PrepareConfig, *, timed: bool) -> pa.Schema:
     fields: list[tuple[str, pa.DataType]] = [(LABEL_COLUMN, pa.int8())]
     fields += [(name, id_type(name, config)) for name in config.features]
     for name, numeric in config.numeric.items():
@@ -169,6 +181,6 @@ def _spool_schema(config: PrepareConfig) -> pa.Schema:
     fields += [(GROUP_COLUMN, pa.int64())] if config.group is not None else []
     if isinstance(config.split, (HashSplit, ColumnSplit)):
         fields.append((SPLIT_SPOOL, pa.int8()))
-    if isinstance(config.split, TimeSplit):
+    if timed:
         fields.append((TIME_SPOOL, pa.float64()))
     return pa.schema([pa.field(name, dtype, nullable=False) for name, dtype in fields])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from embank.pipelines.config.columns import PrepareConfig, merge, parse_config
+from embank.pipelines.config.columns import PrepareConfig, TimeSplit, merge, parse_config
 from embank.pipelines.data.prepare.reference import Reference
 from embank.pipelines.data.schema import FORMAT_VERSION, LIKE_FILE, SPLIT_NAMES, Schema, Split
 from embank.pipelines.data.sources.formats.base import Chunk, Source, TextOptions, check_column
@@ -35,6 +35,8 @@ class Likeness:
         kind: which of these it was.
         fingerprint: of its vocabularies, and so of the folder's.
         format: of the raw input.
+        time: the column of times whose values are in `times`; None where there is none.
+        has_dates: whether these are of days, and not bare numbers.
         has_tokens: whether the vocabularies themselves were at hand. Without them the folder has no `vocab`, and only
             bundles can be evaluated on it.
         splits: split to its rows and features: values, unknown ones (None where none can be) and missing ones.
@@ -45,6 +47,8 @@ class Likeness:
     fingerprint: str
     format: str
     has_tokens: bool
+    time: str | None
+    has_dates: bool
     splits: Mapping[str, Any]
 
     @classmethod
@@ -81,6 +85,28 @@ class Likeness:
         return list(next(iter(self.splits.values()))["features"])
 
 
+@dataclass(frozen=True)
+class LikeInput:
+    """An opened input.
+
+    Args:
+        source: the files.
+        wanted: columns that are read; without labels, not theirs.
+        format: of the files.
+        time: a column of times that is read too, if it is not among them.
+    """
+
+    source: Source
+    wanted: list[str]
+    format: str
+    time: str | None
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns that are read."""
+        return [*self.wanted, *([] if self.time is None or self.time in self.wanted else [self.time])]
+
+
 def like_config(reference: Reference, config: Mapping[str, Any] | None, *, split: str | None) -> PrepareConfig:
     """The configuration of the reference, with another label, split or dialect where these are given.
 
@@ -110,8 +136,8 @@ def like_config(reference: Reference, config: Mapping[str, Any] | None, *, split
 
 def like_source(
     reference: Reference, config: PrepareConfig, paths: Sequence[Path], *, format: str | None, labelled: bool
-) -> tuple[Source, str]:
-    """The raw input, with the columns of a configuration, and the name of its format.
+) -> LikeInput:
+    """The raw input, with the columns of a configuration.
 
     Args:
         reference: what is prepared like.
@@ -130,22 +156,37 @@ def like_source(
     if entry.needs_config:
         options = TextOptions(separator=config.separator, quote=config.quote, escape=config.escape)
     source = entry.open(paths, options) if labelled else (entry.open_rows or entry.open)(paths, options)
-    wanted = wanted_columns(config, labelled=labelled)
+    wanted = [name for name in config.columns if labelled or name != config.label.column]
     derive, needs = rules.format.derive, rules.format.needs
     if derive is None or needs is None or (labelled and entry is rules.format):
         _check(source, wanted, config, reference)
-        return source, name
+        return LikeInput(source, wanted, name, time_of(reference, config, source.columns))
 
     def derived(chunk: Chunk, columns: Sequence[str]) -> Iterator[Chunk]:
         yield derive(chunk, columns)
 
     _check(source, needs(wanted), config, reference)
-    return DerivedSource(source, columns=wanted, needs=needs, derive=derived, default={}), name
+    time = time_of(reference, config, source.columns, needs=needs)
+    given = [*wanted, *([] if time is None or time in wanted else [time])]
+    whole = DerivedSource(source, columns=given, needs=needs, derive=derived, default={})
+    return LikeInput(whole, wanted, name, time)
 
 
-def wanted_columns(config: PrepareConfig, *, labelled: bool) -> list[str]:
-    """The columns that are read; without labels, not theirs."""
-    return [name for name in config.columns if labelled or name != config.label.column]
+def time_of(
+    reference: Reference,
+    config: PrepareConfig,
+    columns: Sequence[str],
+    *,
+    needs: Callable[[Sequence[str]], Sequence[str]] | None = None,
+) -> str | None:
+    """The column of times to take along: that of the split by time, or of the reference's where the input has it."""
+    if isinstance(config.split, TimeSplit):
+        return config.split.column
+    split = reference.rules.config.split
+    if not isinstance(split, TimeSplit):
+        return None
+    raw = [split.column] if needs is None else needs([split.column])
+    return split.column if set(raw) <= set(columns) else None
 
 
 def _check(source: Source, columns: Sequence[str], config: PrepareConfig, reference: Reference) -> None:

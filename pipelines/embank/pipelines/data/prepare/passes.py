@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from embank.pipelines.config.columns import PrepareConfig
 from embank.pipelines.data.loading.ahead import Clock, run_ahead
-from embank.pipelines.data.prepare.encode import Encoder, Spooled
+from embank.pipelines.data.prepare.encode import TIME_SPOOL, Encoder, Spooled
 from embank.pipelines.data.prepare.moments import Moments
 from embank.pipelines.data.prepare.numeric_fields import needs_moments
 from embank.pipelines.data.prepare.parts_writer import Finisher, SplitWriter, write_split_rows
@@ -24,7 +24,7 @@ from embank.pipelines.data.prepare.plan import Codes, SplitPlan
 from embank.pipelines.data.prepare.ranking import Ranked, count_codes, rank
 from embank.pipelines.data.prepare.spool import BlockWriter, SpoolReader
 from embank.pipelines.data.prepare.tokens import TokenIndex
-from embank.pipelines.data.schema import SPLIT_NAMES
+from embank.pipelines.data.schema import SPLIT_NAMES, TIME_COLUMN, TIMES_FOLDER
 from embank.pipelines.data.sources.formats.base import Chunk, Source
 from embank.pipelines.reporting import Phase, Reporter
 from embank.tables.errors import DataError
@@ -173,6 +173,21 @@ def write_parts(
         for table, splits_N in run_ahead(_finished(spool, plan, finisher), depth=2, clock=Clock()):
             write_split_rows(table, splits_N, writers)
             phase.advance(table.num_rows, rows=table.num_rows)
+
+
+def write_times(out: Path, spool: SpoolReader, plan: SplitPlan) -> None:
+    """The times of the rows of each split, in the order of their part files, in a folder beside these."""
+    (out / TIMES_FOLDER).mkdir()
+    schema = pa.schema([pa.field(TIME_COLUMN, pa.float64(), nullable=False)])
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                SplitWriter(out / TIMES_FOLDER / name, schema, row_group_rows=SPOOL_ROWS, dictionary=())
+            )
+            for name in SPLIT_NAMES
+        ]
+        for block, splits_N in plan.blocks(spool, [TIME_SPOOL]):
+            write_split_rows(pa.table([block[TIME_SPOOL]], schema=schema), splits_N, writers)
 
 
 def _finished(spool: SpoolReader, plan: SplitPlan, finisher: Finisher) -> Generator[tuple[pa.Table, Codes], None, None]:

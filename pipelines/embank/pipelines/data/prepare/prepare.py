@@ -28,12 +28,18 @@ from embank.pipelines.data.prepare.like import (
     like_config,
     like_schema,
     like_source,
-    wanted_columns,
 )
 from embank.pipelines.data.prepare.numeric_fields import numeric_fields
 from embank.pipelines.data.prepare.output import output_folder
 from embank.pipelines.data.prepare.parts_writer import Finisher
-from embank.pipelines.data.prepare.passes import check_present, measure_moments, rank_features, spool_rows, write_parts
+from embank.pipelines.data.prepare.passes import (
+    check_present,
+    measure_moments,
+    rank_features,
+    spool_rows,
+    write_parts,
+    write_times,
+)
 from embank.pipelines.data.prepare.plan import SplitPlan, check_rows, check_splits, measure_splits
 from embank.pipelines.data.prepare.profile import TrainingNumbers, shares_of, with_bins, with_profiles
 from embank.pipelines.data.prepare.ranking import Fingerprint
@@ -70,6 +76,7 @@ class Job:
         format: of the input.
         like: what to prepare like; None to fit everything on the training part.
         labelled: whether the rows have labels.
+        time: a column of times whose values are kept.
     """
 
     source: Source
@@ -78,6 +85,7 @@ class Job:
     format: str
     like: Reference | None = None
     labelled: bool = True
+    time: str | None = None
 
 
 def prepare(
@@ -164,14 +172,15 @@ def _like(
     reference = Reference.open(like)
     given = config.model_dump(exclude_unset=True) if isinstance(config, PrepareConfig) else config
     resolved = like_config(reference, given, split=split)
-    source, name = like_source(reference, resolved, paths, format=format, labelled=labelled)
+    opened = like_source(reference, resolved, paths, format=format, labelled=labelled)
     return Job(
-        source=source,
+        source=opened.source,
         config=resolved,
-        columns=wanted_columns(resolved, labelled=labelled),
-        format=name,
+        columns=opened.columns,
+        format=opened.format,
         like=reference,
         labelled=labelled,
+        time=opened.time,
     )
 
 
@@ -226,7 +235,7 @@ def _text_options(config: PrepareConfig) -> TextOptions:
 
 
 def _prepare_into(folder: Path, job: Job, reporter: Reporter) -> Schema:
-    encoder = Encoder(job.config, labelled=job.labelled)
+    encoder = Encoder(job.config, labelled=job.labelled, time_column=job.time)
     spool_path = folder / _SPOOL_FILE
     num_dropped = spool_rows(job.source, encoder, spool_path, job.columns, reporter)
     with closing(SpoolReader(spool_path)) as spool:
@@ -268,7 +277,7 @@ def _fit(
     sizes = {name: _vocabulary_size(ids) for name, ids in id_of_code.items()}
     distinct = {name: counter.count for name, counter in finisher.distinct.items()}
     schema = _schema(config, job.format, splits, sizes, distinct, numeric, fingerprint)
-    tally = finisher.tally.to_json()["train"]
+    tally = finisher.tally.to_json()
     return replace(
         schema,
         categorical=with_profiles(schema.categorical, tally=tally, shares=shares),
@@ -296,12 +305,16 @@ def _apply(
     finisher = Finisher(config, id_of_code=id_of_code, numeric=like.rules.schema.numeric)
     write_parts(folder, spool, plan, finisher, row_group_rows=config.row_group_rows, reporter=reporter)
     like.copy_vocabularies(folder)
+    if job.time is not None:
+        write_times(folder, spool, plan)
     Likeness(
         path=str(like.path),
         kind=like.kind,
         fingerprint=like.rules.schema.fingerprint,
         format=job.format,
         has_tokens=like.has_tokens,
+        time=job.time,
+        has_dates=encoder.has_dates,
         splits=finisher.tally.to_json(),
     ).save(folder)
     return like_schema(like, config, splits=splits, labelled=job.labelled)

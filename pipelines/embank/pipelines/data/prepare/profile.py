@@ -65,7 +65,7 @@ def with_profiles(
 
     Args:
         categorical: the fields.
-        tally: of the training part, see `Tally.to_json`.
+        tally: of all splits, see `Tally.to_json`.
         shares: feature with a vocabulary to the shares of its first ids.
     """
     fields = []
@@ -74,6 +74,7 @@ def with_profiles(
         profile = Profile(
             missing=_missing(field.name, tally),
             unknown=None if known is None else known[UNKNOWN_ID],
+            unknown_valid=None if known is None else _unknown(field.name, tally["valid"]),
             shares=known or (),
         )
         fields.append(replace(field, training=profile))
@@ -86,7 +87,7 @@ def with_bins(
     """Fields with what the training part had; indicator columns are as they were."""
     fields = []
     for field in numeric:
-        if field.name in tally["features"]:
+        if field.name in tally["train"]["features"]:
             edges, shares = numbers.bins(field.name)
             field = replace(field, training=Profile(missing=_missing(field.name, tally), shares=shares, edges=edges))
         fields.append(field)
@@ -94,4 +95,10 @@ def with_bins(
 
 
 def _missing(name: str, tally: Mapping[str, Any]) -> float:
-    return float(tally["features"][name]["missing"] / tally["rows"])
+    train = tally["train"]
+    return float(train["features"][name]["missing"] / train["rows"])
+
+
+def _unknown(name: str, split: Mapping[str, Any]) -> float:
+    counted = split["features"][name]
+    return float(counted["unknown"] / max(1, counted["values"]))

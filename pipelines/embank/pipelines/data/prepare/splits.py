@@ -82,7 +82,7 @@ class TimeBounds:
     _held: int = 0
 
     def __post_init__(self) -> None:
-        self._reader = TimeReader(self.column)
+        self.reader = TimeReader(self.column)
 
     def read(self, chunk: Chunk) -> npt.NDArray[np.float64]:
         """Times of the chunk, [N] float64.
@@ -90,7 +90,7 @@ class TimeBounds:
         Raises:
             DataError: a time can't be read.
         """
-        return self._reader.read(chunk)
+        return self.reader.read(chunk)
 
     def add(self, times_N: npt.NDArray[np.float64]) -> None:
         """Count the times of rows that are kept."""

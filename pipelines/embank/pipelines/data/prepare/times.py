@@ -62,6 +62,11 @@ class TimeReader:
             raise DataError(self._message(chunk, int(np.argmax(unread_N))))
         return np.where(present_N, values_N, NO_TIME)
 
+    @property
+    def has_dates(self) -> bool:
+        """Whether the times read so far are of days: microseconds since 1970."""
+        return self._kind in (_DATE, _ZONED)
+
     def _values(self, raw: pl.Series) -> Times:
         """Nan where a time is missing, can't be read, or is of another kind."""
         if raw.dtype == pl.String and self._kind in (_DATE, _ZONED):
