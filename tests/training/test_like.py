@@ -57,8 +57,9 @@ def test_rows_without_labels_are_neither_measured_nor_trained_on(first: Path, tm
     rows = [{name: cell for name, cell in row.items() if name != "click"} for row in rows_of(60)]
     raw = csv_of(tmp_path / "new.csv", rows)
     prepare(None, raw, tmp_path / "new", like=first / "run", labelled=False)
-    with pytest.raises(DataError, match=r"have no labels .*`embank predict` scores those without"):
-        evaluate_saved(first / "run", data=tmp_path / "new", split="test")
+    for saved in ("run", "run/bundle"):
+        with pytest.raises(DataError, match=r"have no labels .*`embank predict` scores those without"):
+            evaluate_saved(first / saved, data=tmp_path / "new", split="test")
     with pytest.raises(DataError, match="have no labels"):
         train(tmp_path / "new", tmp_path / "run", **SECTIONS)
 

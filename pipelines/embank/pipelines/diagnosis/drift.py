@@ -10,7 +10,7 @@ Source: N. Siddiqi, "Credit Risk Scorecards", 2006, chapter 10, for the index an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from embank.ctr_models import CTRModel
 from embank.pipelines.data.loading.batch import Batch
 from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.loading.loader import Loader
@@ -28,10 +28,12 @@ from embank.pipelines.data.prepare.like import Likeness
 from embank.pipelines.data.prepare.profile import bins_of, shares_of
 from embank.pipelines.data.schema import IS_MISSING, VOCAB_FOLDER, CategoricalField, NumericField, Profile, Schema
 from embank.pipelines.diagnosis.slices import Slice, Slicer, slicer_of
-from embank.pipelines.runs.evaluate import EVAL_BATCH_SIZE, new_evaluation
+from embank.pipelines.runs.evaluate import EVAL_BATCH_SIZE, new_evaluation, plain_ids
 from embank.pipelines.runs.folder import RunFolder
-from embank.pipelines.runs.open import best_model, load_model, refuse_neither, refuse_other_vocabularies, schema_of
+from embank.pipelines.runs.open import best_model, refuse_neither, refuse_other_vocabularies
 from embank.pipelines.runs.score import score
+from embank.pipelines.runs.scoring import Scorer
+from embank.pipelines.runs.trained import schema_of
 from embank.tables import Bundle, DataError, Vocabulary, WorkError
 from embank.tables.ids.vocabulary import UNKNOWN_ID
 from embank.tables.serving.bundle import is_bundle
@@ -39,6 +41,7 @@ from embank.tables.serving.bundle import is_bundle
 SOME, MUCH = 0.1, 0.25
 LEAST_SHARE = 1e-4
 Counts = npt.NDArray[np.int64]
+Logits = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +144,12 @@ def drift_report(
     if not schema.split(split).num_rows:
         filled = [part.name for part in schema.splits if part.num_rows]
         raise DataError(f"'{data}' has no rows in its {split} split; those with rows: {', '.join(filled)}")
-    with _opened(path, schema, data, split) as (model, precision, trained):
+    with _opened(path, schema, data, split) as (logits, trained):
         fields = _with_profiles(trained, data)
         counts = [_Ids(field) for field in fields.categorical]
         numbers = [_Numbers(field) for field in fields.numeric]
         slicer = slicer_of(data, schema, split=split, by=by)
-        sums = _score(model, data, split, precision, schema, counts, numbers, slicer)
+        sums = _score(logits, data, split, schema, counts, numbers, slicer)
     likeness = Likeness.load(data)
     features = [*(one.drift(likeness, split) for one in counts), *(one.drift(likeness, split) for one in numbers)]
     drift = Drift(
@@ -175,21 +178,29 @@ def _written(drift: Drift, out: Path) -> Drift:
 
 
 @contextmanager
-def _opened(path: Path, schema: Schema, data: Path, split: str) -> Iterator[tuple[CTRModel, str, Schema]]:
-    """The model, its precision, and the schema of its training data."""
+def _opened(path: Path, schema: Schema, data: Path, split: str) -> Iterator[tuple[Logits, Schema]]:
+    """What scores batches as `embank evaluate` does, and the schema of the model's training data."""
     if is_bundle(path):
         bundle = Bundle(path)
         trained = schema_of(bundle)
         refuse_other_vocabularies(schema, data=data, trained=trained.fingerprint, path=path)
         verify_prepared(data, schema, splits=(split,), vocabularies=False)
-        yield load_model(bundle), bundle.facts["config"]["train"]["precision"], trained
+        scorer = Scorer(bundle)
+        yield lambda batch: scorer.logits(batch.dense, *plain_ids(batch.sparse, bags=scorer.multivalued)), trained
         return
     run = RunFolder(path)
     refuse_other_vocabularies(schema, data=data, trained=run.fingerprint, path=path)
     verify_prepared(data, schema, splits=(split,))
     trained = schema_of(Bundle(run.bundle, verify=False)) if is_bundle(run.bundle) else schema
     with best_model(run, schema=schema, data=data) as (model, _):
-        yield model, run.read_config()["train"]["precision"], trained
+        model.eval()
+        precision = run.read_config()["train"]["precision"]
+
+        def logits(batch: Batch) -> Tensor:
+            values = model.tables(batch.sparse).values()
+            return score(model, model.network, batch.dense.to(values.device), values, precision=precision).cpu()
+
+        yield logits, trained
 
 
 def _with_profiles(trained: Schema, data: Path) -> Schema:
@@ -217,23 +228,20 @@ class _Scored:
 
 @torch.no_grad()
 def _score(
-    model: CTRModel,
+    logits: Logits,
     data: Path,
     split: str,
-    precision: str,
     schema: Schema,
     counts: Sequence[_Ids],
     numbers: Sequence[_Numbers],
     slicer: Slicer | None,
 ) -> _Scored:
-    """One pass over the rows: everything is counted, and scored as `embank evaluate` does it."""
+    """One pass over the rows: everything is counted and scored."""
     loader = Loader(data, split, batch_size=EVAL_BATCH_SIZE, shuffle=False)
     evaluation = new_evaluation(split, schema)
-    model.eval()
     total = 0.0
     for batch in loader.epoch(0):
-        values = model.tables(batch.sparse).values()
-        logits_B = score(model, model.network, batch.dense.to(values.device), values, precision=precision).cpu()
+        logits_B = logits(batch)
         predictions_B = torch.sigmoid(logits_B.double()).numpy()
         total += float(predictions_B.sum())
         labels_B = None if schema.label is None else batch.labels

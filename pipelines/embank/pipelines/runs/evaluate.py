@@ -105,6 +105,7 @@ def evaluate_bundle(bundle: Bundle, path: str | Path, split: str) -> dict[str, A
 
 def _scored(scorer: Scorer, path: str | Path, split: str) -> dict[str, Any]:
     loader = Loader(path, split, batch_size=EVAL_BATCH_SIZE, shuffle=False)
+    refuse_unlabelled(loader.schema, data=path)
     evaluation = new_evaluation(split, loader.schema)
     for batch in loader.epoch(0):
         ids, lengths = plain_ids(batch.sparse, bags=scorer.multivalued)
