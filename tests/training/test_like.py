@@ -34,14 +34,14 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluation_is_that_of_the_original_folder(first: Path, tmp_path: Path) -> None:
     result = RunFolder(first / "run").read_result()
     prepare(None, first / "log.csv", tmp_path / "like", like=first / "run")
-    values = evaluate_saved(first / "run", data=tmp_path / "like", split="test")
+    values = evaluate_saved(first / "run/bundle", data=tmp_path / "like", split="test")  # as result.json was made
     same = ["auc", "logloss", "gauc", "calibration", "serving_bytes"]
     assert {name: values[name] for name in same} == {name: result[name] for name in same}
     assert values["step"] == result["best_step"]
-    bundle = evaluate_saved(first / "run/bundle", data=tmp_path / "like", split="test")
-    kept = evaluate_saved(first / "run/bundle", data=first / "kept", split="test")
-    assert {**bundle, "data": ""} == {**kept, "data": ""}
-    assert bundle["auc"] == result["auc"]
+    like = evaluate_saved(first / "run", data=tmp_path / "like", split="test")
+    kept = evaluate_saved(first / "run", data=first / "kept", split="test")
+    assert {**like, "data": ""} == {**kept, "data": ""}
+    assert like["auc"] == result["auc"]
 
 
 def test_a_new_day_is_one_split(first: Path, tmp_path: Path) -> None:
