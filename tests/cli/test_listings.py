@@ -30,6 +30,15 @@ def test_every_method_has_its_line() -> None:
     assert all(len(line.split()) > 5 for line in lines[1:])
 
 
+def test_every_codec_of_rows_has_its_line_with_its_bytes() -> None:
+    lines = [line.split() for line in said("codecs")]
+    assert {"int4", "pca[N][+CODEC]", "binary[N]", "sparse"} <= {line[0] for line in lines}
+    assert "product" not in {line[0] for line in lines}  # made while its method trains
+    (int4,) = [line for line in lines if line[0] == "int4"]
+    assert int4[1] == "0.141"
+    assert all(len(line) > 5 for line in lines[1:])
+
+
 def test_every_model_has_its_line() -> None:
     lines = said("models")
     assert [line.split()[0] for line in lines[1:]] == list(MODELS)

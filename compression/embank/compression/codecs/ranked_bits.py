@@ -18,7 +18,7 @@ from embank.tables.serving.codecs.registry import named_codec
 
 
 class RankedBits(Composite):
-    """The first eighth of the rows in 8 bits, the next three in 4, the second half in 2: see `AffineRows`.
+    """The first eighth of the rows in 8 bits, the next three in 4, the second half in 2.
 
     Example:
         >>> rows_RD = torch.randn(4096, 16, generator=torch.Generator().manual_seed(0))

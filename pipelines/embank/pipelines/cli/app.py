@@ -334,19 +334,24 @@ def export(
     tokens: Annotated[
         bool, typer.Option(help="Also write the tokens of the vocabularies, which give ids their names.")
     ] = True,
+    codec: Annotated[
+        str, typer.Option(help="How rows are held, see `embank codecs`; auto chooses for each table, on validation.")
+    ] = "fp32",
+    max_auc_loss: Annotated[float, typer.Option(help="What --codec auto may cost, in AUC on validation.")] = 0.0005,
 ) -> None:
     """Write a run's best checkpoint as a bundle: preprocessing, packed tables, network, checksums. `embank predict` and
     `embank serve` score raw rows with it.
 
     A complete run has one already, in `RUN/bundle`, which is copied. One that is not complete is packed from its best
-    checkpoint, or from the last if none was evaluated.
+    checkpoint, or from the last if none was evaluated; so is one whose rows are to be held by a codec.
 
-    Example: `embank export runs/hash --out bundles/hash`
+    Example: `embank export runs/hash --out bundles/hash --codec int4`
     """
+    from embank.pipelines.cli import show_codecs
     from embank.pipelines.runs.export import export_run
 
-    bundle = export_run(run, out=out, data=data, tokens=tokens)
-    show.exported(out, tables=len(bundle.entries), nbytes=bundle.nbytes)
+    bundle = export_run(run, out=out, data=data, tokens=tokens, codec=codec, max_auc_loss=max_auc_loss)
+    show_codecs.exported(out, bundle)
 
 
 @app.command()
@@ -358,6 +363,20 @@ def methods() -> None:
     from embank.tables import method_class, registered_methods
 
     show.listing("method", {name: method_class(name) for name in registered_methods()})
+
+
+@app.command()
+def codecs() -> None:
+    """List the codecs that hold the rows of a trained table, a line each. `embank.codecs` entry points of other
+    packages are among them.
+
+    Example: `embank codecs`
+    """
+    from embank.pipelines.cli import show_codecs
+    from embank.tables import named_codec, registered_codecs
+
+    named = [named_codec(name) for name in registered_codecs()]
+    show_codecs.codecs([codec for codec in named if codec.takes_rows])
 
 
 @app.command()

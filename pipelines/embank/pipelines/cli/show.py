@@ -309,11 +309,6 @@ def inspection(values: Mapping[str, Any]) -> None:
         out.print(line, markup=False)
 
 
-def exported(path: Path, *, tables: int, nbytes: int) -> None:
-    """What `embank export` has written."""
-    out.print(f"{path}: {tables} tables, {nbytes:,} bytes ({human_bytes(nbytes)})", markup=False)
-
-
 @contextlib.contextmanager
 def preparing() -> Iterator[Reporter]:
     """The reporter of preparing and generating data: a bar per phase; silent when stderr is not a terminal."""

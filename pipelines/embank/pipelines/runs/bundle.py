@@ -24,6 +24,8 @@ def write_bundle(
     data: Path,
     metrics: Mapping[str, Any] | None = None,
     tokens: bool = True,
+    codec: str | Mapping[str, str] = "fp32",
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a model as it stands, with the rules and vocabularies that turn raw rows into what it reads.
 
@@ -40,6 +42,8 @@ def write_bundle(
         data: the prepared folder, where rules and vocabularies are.
         metrics: what validation said of it.
         tokens: write the vocabularies' tokens too, not only their index.
+        codec: of the tables, see `embank.tables.save_bundle`.
+        facts: what else the bundle is to say.
 
     Raises:
         CheckpointError, ConfigError, WorkError: see `embank.tables.save_bundle`.
@@ -50,7 +54,7 @@ def write_bundle(
     for key in sorted(MAY_CHANGE):
         section, name = key.split(".")
         del plain[section][name]
-    facts = {
+    own = {
         "config": plain,
         "inputs": asdict(model.network.inputs),
         "schema": schema.to_json(),
@@ -62,6 +66,7 @@ def write_bundle(
         folder,
         model.tables,
         network={key: value.cpu() for key, value in model.network.state_dict().items()},
-        facts=facts,
+        facts={**own, **(facts or {})},
         files={} if rules is None else rules.files(tokens=tokens),
+        codec=codec,
     )

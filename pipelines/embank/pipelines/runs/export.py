@@ -7,6 +7,7 @@ from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.preprocessing.rules import PREPROCESS, TOKENS, Preprocessing
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.bundle import write_bundle
+from embank.pipelines.runs.codecs import AUTO, MAX_AUC_LOSS, codecs_of, refuse_codec
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model, data_of, refuse_other_vocabularies
 from embank.pipelines.runs.progress import Progress
@@ -18,9 +19,20 @@ from embank.tables.serving.saving import copy_bundle
 from embank.tables.storage.checkpoint import meta_of
 
 
-def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = None, tokens: bool = True) -> Bundle:
+def export_run(
+    path: str | Path,
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    tokens: bool = True,
+    codec: str = "fp32",
+    max_auc_loss: float = MAX_AUC_LOSS,
+) -> Bundle:
     """Writes the best checkpoint of a run as a bundle: a copy of the run's own if it has one, else packed from the
     checkpoint. So is one whose own bundle an earlier version wrote, without what scores raw rows.
+
+    Under a codec it is packed from the checkpoint, and the facts of the bundle have "codec": its name, and for `auto`
+    AUC on validation and serving bytes, with and without.
 
     A run that has not been evaluated yet gives its last checkpoint.
 
@@ -29,28 +41,44 @@ def export_run(path: str | Path, *, out: str | Path, data: str | Path | None = N
         out: the bundle's folder; must not exist yet.
         data: the prepared folder, if it is needed and no longer where the run's configuration says.
         tokens: write the vocabularies' tokens too; without them rows are scored all the same, but ids have no names.
+        codec: how matrices are held that the methods do not code themselves; "auto" chooses one for each table, see
+            `choose_codecs`.
+        max_auc_loss: that "auto" may cost on validation.
 
     Returns:
         The bundle.
 
     Raises:
         CheckpointError: no run, no checkpoint, a damaged one, or `out` exists.
-        ConfigError: the data has other vocabularies, or a table is not in the last stage of its method.
+        ConfigError: no such codec, the data has other vocabularies, or a table is not in the last stage of its method.
         WorkError: it can't be written.
     """
     path, out = Path(path), Path(out)
     run = RunFolder(path)
     config = parse_config(run.read_config())
-    if is_bundle(run.bundle) and _scores_rows(run, config, data):
+    refuse_codec(codec)
+    if codec == "fp32" and is_bundle(run.bundle) and _scores_rows(run, config, data):
         copy_bundle(_own_bundle(run), out, leave_out=[] if tokens else [TOKENS])
         return Bundle(out)
     place = data_of(config, data)
     schema = Schema.load(place)
     refuse_other_vocabularies(schema, data=place, trained=run.fingerprint, path=path)
-    verify_prepared(place, schema, splits=())
+    verify_prepared(place, schema, splits=("valid",) if codec == AUTO else ())
     with best_model(run, schema=schema, data=place) as (model, step):
         metrics = metrics_of(Progress.from_json(meta_of(run.saved()[-1])["progress"]))
-        write_bundle(out, model, config=config, schema=schema, step=step, data=place, metrics=metrics, tokens=tokens)
+        codecs, said = codecs_of(codec, model, place, precision=config.train.precision, max_auc_loss=max_auc_loss)
+        write_bundle(
+            out,
+            model,
+            config=config,
+            schema=schema,
+            step=step,
+            data=place,
+            metrics=metrics,
+            tokens=tokens,
+            codec=codecs,
+            facts={} if codec == "fp32" else {"codec": {"name": codec, **said}},
+        )
     return Bundle(out)
 
 

@@ -6,7 +6,7 @@ take any `Tables`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -51,6 +51,7 @@ from embank.tables.sharding.processes import Processes, is_one_of_many
 from embank.tables.specs import TableSpec
 
 if TYPE_CHECKING:
+    from embank.tables.serving.codecs.base import Coded
     from embank.tables.serving.table import PackedTable
     from embank.tables.sharding.sharded_rows import Sharding
 
@@ -344,14 +345,18 @@ class Tables(nn.Module, ABC):
             return distinct_nbytes([t for pack in packs for t in pack.counted()])
         return distinct_nbytes([t for pack in packs for t in pack.buffers()])
 
-    def packs(self, *, copied: bool = False, codec: str = "fp32") -> "list[PackedTable]":
+    def packs(self, *, copied: bool = False, codec: str | Mapping[str, str] = "fp32") -> "list[PackedTable]":
         """The inference form of each table as it would be settled, in host memory; where rows are there, it may share
-        them unless they are to be copied. What the methods do not code themselves is held by the codec. The tables
-        themselves stay as they are.
+        them unless they are to be copied. The tables themselves stay as they are.
+
+        Args:
+            copied: share no memory with the rows.
+            codec: what the methods do not code themselves is held by it; a name for all tables, or by table.
 
         Raises:
-            ConfigError: rows are sharded: this process has a part of them; or there is no such codec.
+            ConfigError: rows are sharded: this process has a part of them; or there is no such codec or table.
         """
+        from embank.tables.serving.codecs.registry import codecs_by_table
         from embank.tables.serving.table import pack_table
 
         self.refuse_packing_parts()
@@ -359,8 +364,13 @@ class Tables(nn.Module, ABC):
             name: weight.clone().cpu() if copied else weight.cpu()
             for name, weight in {**fp32_rows(self), **settled_copies(self)}.items()
         }
-        methods = self.built_methods()
-        return [pack_table(deepcopy(m).cpu() if self.tier.on_gpu else m, rows, codec=codec) for m in methods]
+        methods = list(self.built_methods())
+        codecs = codecs_by_table(codec, [method.spec.name for method in methods])
+        shared: dict[tuple[str, str], Coded] = {}
+        return [
+            pack_table(deepcopy(m).cpu() if self.tier.on_gpu else m, rows, codec=codecs[m.spec.name], shared=shared)
+            for m in methods
+        ]
 
     def refuse_packing_parts(self) -> None:
         """Raises ConfigError if rows are sharded, so that what is here is not all of them."""

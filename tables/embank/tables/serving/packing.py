@@ -1,5 +1,7 @@
 """From a collection that was trained to its inference form."""
 
+from collections.abc import Mapping
+
 import torch
 
 from embank.tables.collections.pooled import TableCollection
@@ -11,13 +13,17 @@ from embank.tables.storage.checkpoint import refuse_no_tables
 
 
 @torch.no_grad()
-def pack_collection(tables: TableCollection) -> PackedCollection:
+def pack_collection(tables: TableCollection, *, codec: str | Mapping[str, str] = "fp32") -> PackedCollection:
     """The inference form of a collection, settled. It may share memory with the collection's rows, which stay as they
     are.
 
+    Args:
+        tables: in the last stage of their methods.
+        codec: how matrices are held that the methods do not code themselves: a name for all tables, or by table.
+
     Raises:
-        ConfigError: a table is not in the last stage of its method, its schedule was not followed (`Tables.step`), or
-            rows are sharded.
+        ConfigError: there is no such codec or table, a codec can't hold its rows, a table is not in the last stage of
+            its method, its schedule was not followed (`Tables.step`), or rows are sharded.
 
     Example:
         >>> spec = TableSpec(
@@ -26,6 +32,11 @@ def pack_collection(tables: TableCollection) -> PackedCollection:
         >>> packed = pack_collection(TableCollection([spec]))
         >>> packed.nbytes()
         6024
+        >>> tables = TableCollection(
+        ...     [TableSpec(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"])]
+        ... )
+        >>> pack_collection(tables, codec="int4").nbytes(), tables.plain_nbytes
+        (4500, 32000)
     """
     refuse_no_tables(tables, doing="pack_collection")
     tables.refuse_packing_parts()
@@ -37,4 +48,4 @@ def pack_collection(tables: TableCollection) -> PackedCollection:
                 f"table '{spec.name}' (method '{spec.method}') is in stage '{stages[spec.stage].name}', "
                 f"{spec.stage + 1} of {len(stages)}; only the last one is served. Train it to the end first"
             )
-    return PackedCollection(tables.specs, tables.packs())
+    return PackedCollection(tables.specs, tables.packs(codec=codec))

@@ -32,6 +32,7 @@ def save_bundle(
     network: Mapping[str, Tensor] | None = None,
     facts: Mapping[str, Any] | None = None,
     files: Mapping[str, Callable[[Path], None]] | None = None,
+    codec: str | Mapping[str, str] = "fp32",
 ) -> None:
     """Writes tables in their inference form; at every moment either nothing or all of it is at `folder`.
 
@@ -45,6 +46,7 @@ def save_bundle(
             out, so that the `state_dict` of a model that contains them will do.
         facts: what else a reader must know, as JSON.
         files: what else is written into the folder, by its name in it: each function is given the path.
+        codec: how matrices are held that the methods do not code themselves: a name for all tables, or by table.
 
     Raises:
         CheckpointError: the folder exists.
@@ -67,7 +69,7 @@ def save_bundle(
     refuse_no_tables(tables, doing="save_bundle")
     network = None if network is None else without_tables(network, tables)
     refuse_non_finite(tables)
-    collection = pack_collection(tables)
+    collection = pack_collection(tables, codec=codec)
     stored = TensorFile()
     entries = [_entry(spec, pack, stored) for spec, pack in collection.packed_tables()]
     manifest = {

@@ -5,7 +5,7 @@ file names is imported or called.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -106,9 +106,16 @@ class PackedTable(nn.Module):
         self.eval()
 
     @classmethod
-    def of(cls, served: Served, *, codec: str = "fp32") -> "PackedTable":
+    def of(
+        cls, served: Served, *, codec: str = "fp32", coded: Callable[[Tensor], Coded | None] = lambda _: None
+    ) -> "PackedTable":
         """What a method serves, its plain matrices of at least 64 numbers held by a codec. It may share memory with the
         rows.
+
+        Args:
+            served: what a method serves.
+            codec: of the plain matrices.
+            coded: the form of a matrix that has one already, as where tables share rows.
 
         Raises:
             ConfigError: there is no such codec, or rows alone can't be coded by it.
@@ -119,11 +126,11 @@ class PackedTable(nn.Module):
             raise ConfigError(
                 f"what is served looks up a matrix '{unknown}', and there are {names}; name each lookup's matrix"
             )
-        coded = [
-            m if isinstance(m, Coded) else encode(m, codec=codec if m.numel() >= MIN_NUMBERS else "fp32")
+        matrices = [
+            m if isinstance(m, Coded) else coded(m) or encode(m, codec=codec_of(codec, m))
             for m in served.matrices.values()
         ]
-        return cls(frozen(served.spine), coded, [names.index(name) for name in served.lookups])
+        return cls(frozen(served.spine), matrices, [names.index(name) for name in served.lookups])
 
     def lookup(self, ids_N: Tensor) -> Tensor:
         """Logical rows [N, D] for ids int64 [N], N may be 0; ids out of range are the caller's to refuse."""
@@ -215,6 +222,11 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
+def codec_of(codec: str, rows_RD: Tensor) -> str:
+    """The codec of a matrix under one for the table."""
+    return codec if rows_RD.numel() >= MIN_NUMBERS else "fp32"
+
+
 def spine_class(method: str, name: str) -> type[Spine] | None:
     """The spine that a file names: the method itself, one in the module of it or of what it inherits, or the plain one;
     None if there is none.
@@ -231,13 +243,20 @@ def spine_class(method: str, name: str) -> type[Spine] | None:
     return next(spines, None)
 
 
-def pack_table(method: Method, rows: Mapping[str, Tensor], *, codec: str = "fp32") -> PackedTable:
+def pack_table(
+    method: Method,
+    rows: Mapping[str, Tensor],
+    *,
+    codec: str = "fp32",
+    shared: MutableMapping[tuple[str, str], Coded] | None = None,
+) -> PackedTable:
     """The served form of one table.
 
     Args:
         method: the table's.
         rows: fp32 [R, width] of each physical table by name. The result may share memory with them.
         codec: how matrices are held that the method does not code itself.
+        shared: coded physical tables by name and codec, which several tables may read; those of this one are added.
 
     Raises:
         ConfigError: what is served is not what a bundle would give: the method's module does not name its spine, a fact
@@ -250,10 +269,12 @@ def pack_table(method: Method, rows: Mapping[str, Tensor], *, codec: str = "fp32
         32000
     """
     with own_defaults(), torch.no_grad(), torch.autocast("cpu", enabled=False):  # else a product of rows would be bf16
-        return _packed(method, rows, codec)
+        return _packed(method, rows, codec, {} if shared is None else shared)
 
 
-def _packed(method: Method, rows: Mapping[str, Tensor], codec: str) -> PackedTable:
+def _packed(
+    method: Method, rows: Mapping[str, Tensor], codec: str, shared: MutableMapping[tuple[str, str], Coded]
+) -> PackedTable:
     spec = method.spec
     who = f"table '{spec.name}': method '{spec.method}'"
     try:
@@ -263,7 +284,13 @@ def _packed(method: Method, rows: Mapping[str, Tensor], codec: str) -> PackedTab
     if not isinstance(served, Served):
         raise ConfigError(f"{who}: served gives a {type(served).__name__}; give a Served")
     try:
-        packed = PackedTable.of(served, codec=codec)
+        own = {id(matrix): name for name, matrix in rows.items()}
+        packed = PackedTable.of(
+            served, codec=codec, coded=lambda m: shared.get((own.get(id(m), ""), codec_of(codec, m)))
+        )
+        for matrix, form in zip(served.matrices.values(), packed.coded, strict=True):
+            if isinstance(matrix, Tensor) and id(matrix) in own:
+                shared[own[id(matrix)], codec_of(codec, matrix)] = form
         name = type(packed.spine).__name__
         if spine_class(spec.method, name) is not type(packed.spine):
             raise ConfigError(

@@ -5,6 +5,7 @@ A name is that of a codec, perhaps with a number and with the codec of what it h
 
 import inspect
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from embank.tables.errors import ConfigError
 from embank.tables.registry import Registry
 from embank.tables.serving.codecs.base import Coded
+from embank.tables.wording import nearest_or_all
 
 CODECS: Registry[Coded] = Registry("codec", Coded, group="embank.codecs")  # type: ignore[type-abstract]
 
@@ -130,6 +132,28 @@ def named_codec(name: str) -> NamedCodec:
     if arguments.get("number") == 0:
         raise ConfigError(f"codec '{name}' has number 0; it must be at least 1")
     return NamedCodec(name=name, cls=cls, arguments=arguments)
+
+
+def codecs_by_table(codec: str | Mapping[str, str], tables: Sequence[str]) -> dict[str, str]:
+    """The codec of each table, from one for all or some by table; the others are fp32.
+
+    Raises:
+        ConfigError: there is no such table or codec, or rows alone can't be coded by it.
+
+    Example:
+        >>> codecs_by_table({"item": "int4"}, ["user", "item"])
+        {'user': 'fp32', 'item': 'int4'}
+    """
+    by_table = dict.fromkeys(tables, codec) if isinstance(codec, str) else dict(codec)
+    for name in by_table:
+        if name not in tables:
+            raise ConfigError(
+                f"codec of table '{name}': there is no such table; {nearest_or_all(name, list(tables), label='tables')}"
+            )
+    for name in sorted(set(by_table.values())):
+        if not named_codec(name).takes_rows:
+            raise ConfigError(f"codec '{name}' is made while its method trains; rows alone can't be coded by it")
+    return {table: by_table.get(table, "fp32") for table in tables}
 
 
 def codec_name(cls: type[Coded]) -> str:

@@ -1,0 +1,137 @@
+"""The codec of each table of a trained model, by what it costs on validation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embank.ctr_models import CTRModel
+from embank.pipelines.runs.evaluate import evaluate
+from embank.tables import ConfigError, PackedCollection, TableCollection, named_codec, pack_collection
+
+AUTO = "auto"
+MAX_AUC_LOSS = 0.0005
+LADDER = ("fp32", "fp16", "int8", "int6", "int4", "int3", "int2")
+"""What is tried of a table, from the most bytes to the fewest."""
+_SMALL = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecChoice:
+    """What was chosen for the tables of a model.
+
+    Args:
+        codecs: of each table.
+        valid_auc: with them, on validation.
+        fp32_auc: without.
+        nbytes: serving bytes with them.
+        fp32_nbytes: without.
+        num_evaluations: that it took.
+    """
+
+    codecs: Mapping[str, str]
+    valid_auc: float
+    fp32_auc: float
+    nbytes: int
+    fp32_nbytes: int
+    num_evaluations: int
+
+    def facts(self) -> dict[str, Any]:
+        """What a bundle says of it."""
+        return {
+            "valid_auc": self.valid_auc,
+            "valid_auc_fp32": self.fp32_auc,
+            "serving_bytes": self.nbytes,
+            "serving_bytes_fp32": self.fp32_nbytes,
+        }
+
+
+def choose_codecs(
+    model: CTRModel, path: Path, *, precision: str = "fp32", max_auc_loss: float = MAX_AUC_LOSS
+) -> CodecChoice:
+    """The fewest bytes whose loss of AUC on validation stays within a bound.
+
+    Tables are taken from the largest on, those of less than a hundredth of all bytes as one. Each gets the last codec
+    of `LADDER` up to which the model loses no more than the bound, the codecs of the tables before it included; so a
+    large table may use up what there is to lose. The test split is not read.
+
+    Args:
+        model: settled.
+        path: a prepared folder.
+        precision: of the network.
+        max_auc_loss: against the tables without codec.
+
+    Raises:
+        ConfigError: AUC is not defined on validation, or the bound is below 0.
+    """
+    if not max_auc_loss >= 0:
+        raise ConfigError(f"the largest loss of AUC is {max_auc_loss}; it must be 0 or more")
+    assert isinstance(model.tables, TableCollection)
+    search = _Search(model, model.tables, path, precision=precision)
+    plain = pack_collection(model.tables)
+    codecs = {spec.name: "fp32" for spec in model.tables.specs}
+    fp32_auc = best_auc = search.auc(codecs)
+    for tables in _groups({spec.name: pack.nbytes() for spec, pack in plain.packed_tables()}):
+        level, low, high = 0, 1, len(LADDER) - 1
+        while low <= high:  # fewer bits never gain AUC but by chance
+            middle = (low + high) // 2
+            auc = search.auc(codecs | dict.fromkeys(tables, LADDER[middle]))
+            if fp32_auc - auc <= max_auc_loss:
+                level, low, best_auc = middle, middle + 1, auc
+            else:
+                high = middle - 1
+        codecs |= dict.fromkeys(tables, LADDER[level])
+    return CodecChoice(
+        codecs=codecs,
+        valid_auc=best_auc,
+        fp32_auc=fp32_auc,
+        nbytes=pack_collection(model.tables, codec=codecs).nbytes(),
+        fp32_nbytes=plain.nbytes(),
+        num_evaluations=search.num_evaluations,
+    )
+
+
+def codecs_of(
+    codec: str, model: CTRModel, path: Path, *, precision: str, max_auc_loss: float
+) -> tuple[Mapping[str, str] | str, dict[str, Any]]:
+    """What a codec's name stands for, and what is to be said of it: `auto` is chosen, see `choose_codecs`."""
+    if codec != AUTO:
+        return codec, {}
+    chosen = choose_codecs(model, path, precision=precision, max_auc_loss=max_auc_loss)
+    return chosen.codecs, chosen.facts()
+
+
+def refuse_codec(codec: str) -> None:
+    """Raises ConfigError for a name that is neither `auto` nor that of a codec of rows alone."""
+    if codec != AUTO and not named_codec(codec).takes_rows:
+        raise ConfigError(f"codec '{codec}' is made while its method trains; rows alone can't be coded by it")
+
+
+def _groups(nbytes: Mapping[str, int]) -> list[list[str]]:
+    """Tables from the largest down, one each; the small ones together, last."""
+    total = sum(nbytes.values())
+    order = sorted(nbytes, key=lambda name: (-nbytes[name], name))
+    large = [[name] for name in order if nbytes[name] >= _SMALL * total]
+    small = order[len(large) :]
+    return [*large, *([small] if small else [])]
+
+
+class _Search:
+    """Evaluates codecs on validation."""
+
+    def __init__(self, model: CTRModel, tables: TableCollection, path: Path, *, precision: str) -> None:
+        self.network, self.tables = model.network, tables
+        self.evaluate: Callable[[CTRModel], dict[str, Any]] = lambda coded: evaluate(
+            coded, path, "valid", precision=precision
+        )
+        self.num_evaluations = 0
+
+    def auc(self, codecs: Mapping[str, str]) -> float:
+        self.num_evaluations += 1
+        packed: PackedCollection = pack_collection(self.tables, codec=codecs)
+        values = self.evaluate(CTRModel(packed, self.network))
+        if values["auc"] is None:
+            raise ConfigError(
+                f"codec 'auto' compares AUC, which is not defined here: {values['auc_undefined']}; name one"
+            )
+        return float(values["auc"])

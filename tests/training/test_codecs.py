@@ -1,0 +1,108 @@
+"""Runs exported under codecs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from embank.pipelines.cli.app import app
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.codecs import LADDER, choose_codecs
+from embank.pipelines.runs.evaluate import evaluate, evaluate_bundle
+from embank.pipelines.runs.export import export_run
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.inspect import inspect_bundle
+from embank.pipelines.runs.open import best_model
+from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, pack_collection
+from tests.training.runs import train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    train(data, path, tables={"dim": 16, "overrides": {"user": {"method": "hash", "num_rows": 20}}})
+    return path
+
+
+def codecs_in(bundle: Bundle) -> dict[str, list[str]]:
+    return {entry.name: [matrix["codec"] for matrix in entry.served["matrices"]] for entry in bundle.entries}
+
+
+def test_a_bundle_under_a_codec_scores_as_the_coded_tables_do(run: Path, data: Path, tmp_path: Path) -> None:
+    bundle, plain = export_run(run, out=tmp_path / "int4", codec="int4"), Bundle(run / "bundle")
+    codecs = codecs_in(bundle)
+    assert codecs["user"] == codecs["item"] == ["int4"]
+    assert codecs["first_order/item"] == ["fp32"]  # of 7 ids
+    assert bundle.facts["codec"] == {"name": "int4"}
+    with best_model(RunFolder(run), schema=Schema.load(data), data=data) as (model, _):
+        assert isinstance(model.tables, TableCollection)
+        coded = pack_collection(model.tables, codec="int4")
+        model.tables = coded
+        expected = evaluate(model, data, "test")
+    found = evaluate_bundle(bundle, data, "test")
+    assert found["auc"] == expected["auc"]
+    assert found["logloss"] == pytest.approx(expected["logloss"], rel=1e-6)
+    assert found["logloss"] != evaluate_bundle(plain, data, "test")["logloss"]
+    assert coded.nbytes() == bundle.tables().nbytes() < 0.4 * plain.tables().nbytes()
+    (user,) = [t for t in inspect_bundle(bundle.path)["tables"] if t["name"] == "user"]
+    assert (user["codecs"], user["serving_bytes"]) == (["int4"], 20 * 8 + 5 * 4 + 8)  # 8 bytes of the hash
+
+
+def test_auto_takes_what_the_bound_allows(run: Path, data: Path) -> None:
+    """Nothing may be lost, a little, all. The rows themselves stay as they are."""
+    with best_model(RunFolder(run), schema=Schema.load(data), data=data) as (model, _):
+        assert isinstance(model.tables, TableCollection)
+        rows = {name: own.clone() for name, own in model.tables.weights().items()}
+        nothing, little, everything = (choose_codecs(model, data, max_auc_loss=bound) for bound in (0, 0.01, 1))
+        assert isinstance(model.tables, TableCollection)
+        found = pack_collection(model.tables, codec=little.codecs)
+        before = model.tables
+        model.tables = found
+        auc = evaluate(model, data, "valid")["auc"]
+        model.tables = before
+        assert all(torch.equal(own, rows[name]) for name, own in before.weights().items())
+    assert set(everything.codecs.values()) == {LADDER[-1]}
+    assert auc == little.valid_auc >= little.fp32_auc - 0.01
+    assert nothing.valid_auc >= nothing.fp32_auc == little.fp32_auc
+    assert everything.nbytes <= little.nbytes == found.nbytes() <= nothing.nbytes <= nothing.fp32_nbytes
+    assert little.num_evaluations <= 1 + 3 * len(little.codecs)
+
+
+def test_the_command_line_exports_and_tells_what_was_chosen(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "auto"
+    arguments = ["export", str(run), "--out", str(out), "--codec", "auto", "--max-auc-loss", "1"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "user int2" in lines
+    facts = Bundle(out).facts["codec"]
+    assert facts["name"] == "auto"
+    assert f"AUC on validation {facts['valid_auc']:.5f}, {facts['valid_auc_fp32']:.5f} without" in done.stdout.replace(
+        "\n", " "
+    )
+    assert facts["serving_bytes"] == Bundle(out).tables().nbytes() < facts["serving_bytes_fp32"]
+
+
+@pytest.mark.parametrize(
+    ("codec", "bound", "told"),
+    [
+        ("int5", 0.1, "there is no codec 'int5'; did you mean"),
+        ("product", 0.1, "codec 'product' is made while its method trains"),
+        ("auto", -0.1, "the largest loss of AUC is -0.1; it must be 0 or more"),
+        ("auto", float("nan"), "the largest loss of AUC is nan"),
+    ],
+)
+def test_what_can_not_be_exported_is_refused(run: Path, tmp_path: Path, codec: str, bound: float, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        export_run(run, out=tmp_path / "none", codec=codec, max_auc_loss=bound)
+    assert told in str(refused.value)
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_export_under_a_codec_is_never_written_over_another(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(CheckpointError, match="exists"):
+        export_run(run, out=tmp_path / "taken", codec="int8")
