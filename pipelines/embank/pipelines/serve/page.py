@@ -115,9 +115,7 @@ def _page(app: FastAPI, snapshot: Snapshot, settings: Settings) -> dict[str, Any
     paths["/score"]["post"]["responses"]["200"]["content"][ARROW] = {"schema": _BINARY}
     tables = list(model.scorer.features)
     paths["/embed"]["post"]["requestBody"] = _body(
-        _object(
-            {"feature": {"enum": tables}, "values": _list({"type": ["string", "number", "boolean", "null"]}, settings)}
-        ),
+        _object({"feature": {"enum": tables}, "values": _list(_TOKEN, settings)}),
         example={"feature": tables[0], "values": [str(model.example.get(tables[0], 1))]} if tables else None,
     )
     paths["/reload"]["post"]["requestBody"] = _body(
@@ -128,6 +126,7 @@ def _page(app: FastAPI, snapshot: Snapshot, settings: Settings) -> dict[str, Any
 
 
 _BINARY = {"type": "string", "format": "binary", "description": "Arrow IPC stream"}
+_TOKEN = {"type": ["string", "number", "boolean", "null"]}
 _LARGEST = 3e38
 """Of the numbers that a model reads, in 32 bits."""
 
@@ -149,7 +148,7 @@ def _cell(facts: Mapping[str, Any]) -> dict[str, Any]:
             "type": ["string", "array", "null"],
             "description": f"values with {facts['separator']!r} between them; or lists of values, in all rows",
         }
-    return {"type": ["string", "number", "boolean", "null"]}
+    return dict(_TOKEN)
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
