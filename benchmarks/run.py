@@ -47,6 +47,7 @@ def main() -> None:
         ["lm_speed.py", "--gib", *(["1", "4"] if full else ["0.1"]), "--rounds", "7" if full else "3"],
         ["ranks.py", "--repeats", "7" if full else "3"],
         ["deltas.py", "--rows", "20000000" if full else "2000000", "--folder", "runs/bench"],
+        ["serving.py", "--work", "runs/bench/serving", "--seconds", "5" if full else "2"],
         ["page_warming.py", "--gib", "4" if full else "1", "--folder", "runs/bench"],
     ]
     for part in parts:

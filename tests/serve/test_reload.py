@@ -1,6 +1,7 @@
 """Another bundle for a server that runs: who may ask for it, and what is refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from embank.pipelines import load_model, make_delta
+from embank.pipelines.serve import changes
 from embank.pipelines.serve.models import tried_model
 from embank.pipelines.serve.source import current_bundle
-from embank.pipelines.serve.state import StateFolder
+from embank.pipelines.serve.state import Loaded, StateFolder
 from embank.tables import CheckpointError, ConfigError, TableCollection, TableSpec, save_bundle
 from tests.serve.logs import Bundles
 from tests.serve.served import HERE, a_client, a_worker, post
@@ -131,7 +133,6 @@ def test_folders_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     killed = tmp_path / "embank-serve-killed"
     (killed / "applied").mkdir(parents=True)
-    (killed / "server").touch()
     other = tmp_path / "embank-serve-other"
     other.mkdir()
     with StateFolder.made() as first:
@@ -141,6 +142,22 @@ def test_folders_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pyte
             assert (first.path.stat().st_mode & 0o777) == 0o700
         assert not second.path.exists()
         assert other.is_dir()  # not known to be one
+
+
+def test_a_worker_that_does_not_follow_is_named(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "WAIT_S", 0.2)
+    with (
+        a_worker(bundles.first) as worker,
+        TestClient(worker.app, base_url=HERE, client=("127.0.0.1", 1)) as client,
+    ):
+        worker.state.tell_workers({0: os.getpid(), 1: 1, 2: 2})
+        old = load_model(bundles.first)
+        facts = {"sequence": 1, "version": old.version, "checksum": old.checksum}
+        worker.state.tell_loaded(2, Loaded(pid=2, failed=(2, "there is no memory"), **facts))  # type: ignore[arg-type]
+        answer = post(client, "/reload", {"bundle": str(bundles.second)})
+        assert answer.status_code == 503
+        assert "worker 1: it has not answered yet; worker 2: there is no memory" in answer.json()["error"]
+        assert client.get("/ready").json()["checksum"] == load_model(bundles.second).checksum
 
 
 def test_deltas_in_order(bundles: Bundles, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from embank.pipelines import load_model
 from embank.pipelines.serve.arrow import ARROW
 from tests.serve.logs import Bundles
-from tests.serve.served import post
+from tests.serve.served import a_client, post
 
 HEADERS = {"content-type": ARROW}
 
@@ -121,3 +121,11 @@ def test_figures(client: TestClient, bundles: Bundles) -> None:
     model = load_model(bundles.first)
     info = f'embank_model_info{{checksum="{model.checksum}",version="{model.version}",worker="0"}}'
     assert figure(info) == 1
+
+
+def test_more_rows_than_are_scored_at_once(bundles: Bundles) -> None:
+    rows = bundles.rows * 225
+    with a_client(bundles.first, max_rows=10_000) as client:
+        answer = post(client, "/score", {"rows": rows})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["scores"] == load_model(bundles.first).score(rows).tolist()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from embank.pipelines.cli.failures import explain
 from embank.pipelines.serve.server import listening
 from embank.pipelines.serve.settings import Settings
 from embank.tables import ConfigError
@@ -35,3 +36,10 @@ def test_port_in_use() -> None:
 def test_settings(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         Settings(**options)
+
+
+@pytest.mark.parametrize("library", ["fastapi", "starlette", "uvicorn", "prometheus_client"])
+def test_a_missing_library(library: str) -> None:
+    message, code = explain(ModuleNotFoundError(name=library))
+    assert message == f"{library} is not installed; pip install 'embank[serve]'"
+    assert code == 1

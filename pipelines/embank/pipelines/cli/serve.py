@@ -19,7 +19,7 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
     max_rows: Annotated[int, typer.Option(help="Rows of a request.")] = 8192,
-    max_body: Annotated[int, typer.Option(help="Bytes of a request.")] = 16 * 2**20,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request.")] = 8 * 2**20,
     timeout: Annotated[float, typer.Option(help="Seconds for a request.")] = 10.0,
     batch_rows: Annotated[int, typer.Option(help="Rows that are scored together, if so many wait.")] = 1024,
     batch_wait_ms: Annotated[

@@ -31,7 +31,7 @@ class Settings:
     port: int = 8000
     workers: int = 1
     max_rows: int = 8192
-    max_body: int = 16 * 2**20
+    max_body: int = 8 * 2**20
     timeout_s: float = 10.0
     batch_rows: int = 1024
     batch_wait_ms: float = 1.0

@@ -4,7 +4,6 @@
     workers          process id of each worker, by number
     loaded/NUMBER    what a worker has loaded, or why it could not
     lock             held by who changes `current`
-    server           held as long as the server lives
     applied/         bundles that deltas made
     metrics/         what the workers count, in prometheus-client's files
 
@@ -28,7 +27,6 @@ from embank.tables.storage.atomic import replace_text
 from embank.tables.storage.json_text import read_json
 
 _PREFIX = "embank-serve-"
-_HELD = "server"
 _CURE = "make room where temporary files go, or set TMPDIR"
 
 
@@ -91,14 +89,17 @@ class StateFolder:
     def made(cls) -> Iterator["StateFolder"]:
         """A new one, which nobody else may read; it vanishes at the end of the block."""
         _remove_abandoned()
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))
+        path = made.with_name(made.name.removeprefix("."))
         try:
             for name in ("metrics", "applied", "loaded"):
-                (path / name).mkdir()
-            with _held(path):
+                (made / name).mkdir()
+            with _held(made):
+                made.rename(path)  # nobody finds it before it is held
                 yield cls(path)
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            for folder in (made, path):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def current(self) -> Current:
         """What is to be served.
@@ -108,9 +109,12 @@ class StateFolder:
         """
         return Current(**read_json(self.current_file))
 
-    def stamp(self) -> tuple[int, int]:
-        """Changes whenever `current` does, and costs one look at the file system."""
-        status = os.stat(self.current_file)
+    def stamp(self) -> tuple[int, int] | None:
+        """Changes whenever `current` does, and costs one look at the file system; None where it is gone."""
+        try:
+            status = os.stat(self.current_file)
+        except OSError:
+            return None
         return status.st_ino, status.st_mtime_ns
 
     def publish(self, current: Current) -> None:
@@ -165,17 +169,23 @@ class StateFolder:
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Holds a lock, which the system lets go of whatever ends this process."""
-    with (path / f".{_HELD}").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        (path / f".{_HELD}").rename(path / _HELD)  # nobody finds it before it is held
+def _held(folder: Path, *, waits: bool = True) -> Iterator[None]:
+    """Locks a folder; the system lets go of it whatever ends this process. Cleaners of /tmp leave such folders alone.
+
+    Raises:
+        BlockingIOError: somebody else has it, and this was not to wait.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _remove_abandoned() -> None:
     """Removes the folders of servers that were killed: they may hold whole bundles."""
-    for held in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_HELD}"):
-        with suppress(OSError), held.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(held.parent, ignore_errors=True)
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError), _held(folder, waits=False):
+            if (folder / "applied").is_dir():
+                shutil.rmtree(folder, ignore_errors=True)

@@ -27,6 +27,8 @@ LOOK_S = 0.1
 """Between looks at what is to be served."""
 _AGAIN_S = 2.0
 """After a bundle could not be loaded."""
+KEPT_S = 75
+"""For a connection without a request: longer than clients and proxies keep theirs, so that they close first."""
 DRAIN_S = 30
 """For requests to end after a signal."""
 
@@ -63,15 +65,17 @@ class Worker:
         stamp = None
         while True:
             await asyncio.sleep(LOOK_S)
-            if (newest := self.state.stamp()) == stamp or self.changes.is_busy:
+            newest = self.state.stamp()
+            if newest in (None, stamp) or self.changes.is_busy:
                 continue  # where this worker makes the change, it has the model already
-            if await asyncio.to_thread(self._take_up, self.state.current()):
+            if await asyncio.to_thread(self._take_up):
                 stamp = newest
             else:
                 await asyncio.sleep(_AGAIN_S)
 
-    def _take_up(self, current: Current) -> bool:
+    def _take_up(self) -> bool:
         """Serves what is to be served, or says why it can't; whatever that is, the old model goes on."""
+        current = self.state.current()
         try:
             if current.sequence > self.served.snapshot.sequence:
                 self.adopt(_loaded(current))
@@ -138,6 +142,7 @@ def work(number: int, settings: Settings, state: StateFolder, listener: socket.s
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
         ws="none",
+        timeout_keep_alive=KEPT_S,
     )
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signals that it has obeyed once more
         _Server(config, listening=worker.tell).run(sockets=[listener])
