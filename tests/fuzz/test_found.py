@@ -11,6 +11,7 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
+from embank.pipelines import apply_delta, make_delta
 from embank.pipelines.data.schema import Schema
 from embank.tables import Bundle, CheckpointError, TableCollection, TableSpec, Vocabulary, save_bundle
 from embank.tables.ids.vocabulary_index import VocabularyIndex
@@ -18,7 +19,7 @@ from embank.tables.serving.bundle import MANIFEST
 from embank.tables.storage import json_text
 from embank.tables.storage.checksums import CHECKSUMS
 from tests.data.prepared import write_prepared
-from tests.deltas.bundles import tables
+from tests.deltas.bundles import chain, tables
 from tests.fuzz.mutations import reseal
 
 
@@ -114,6 +115,26 @@ class TestVocabularyIndex:
         with pytest.raises(CheckpointError, match="what is said of the vocabulary of 'v' is damaged"):
             self.index(missing_id=missing)
         assert self.index(missing_id=3).missing_id("v") == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["tables"][0].update(num_rows="9"), "is damaged .*the change of a table is"),
+        (lambda m: m["facts"].update(vocabularies=[{"name": 1}]), "says of vocabularies is damaged"),
+        (lambda m: m["facts"].update(vocabularies=3), "says of vocabularies is damaged"),
+        (lambda m: m["files"].update({"../x": {"how": "same"}}), "it lists other files than it makes. Copy the delta"),
+        (lambda m: m["files"]["manifest.json"].update(how="magic"), "is made 'magic'.* Copy the delta again"),
+        (lambda m: m.update(to=m["from"]), "the checksums of the bundle that it leads to are not those of its name"),
+    ],
+)
+def test_deltas(change: Callable[[Any], object], message: str, tmp_path: Path) -> None:
+    old, new = chain(tmp_path, 1)
+    make_delta(old, new, tmp_path / "d")
+    edit(tmp_path / "d", change)
+    with pytest.raises(CheckpointError, match=message):
+        apply_delta(old, tmp_path / "d", tmp_path / "result")
+    assert not (tmp_path / "result").exists()
 
 
 def test_schemas_of_other_types(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from embank.pipelines.deltas.vocabularies import CHANGED_TOKENS, VocabularyChange, VocabularyChanges
 from embank.tables.errors import CheckpointError
+from embank.tables.serving.bundle import version_of
 from embank.tables.serving.deltas.apply import write_applied
-from embank.tables.serving.deltas.format import Delta, TableChange, version_of
+from embank.tables.serving.deltas.format import Delta, TableChange
 from embank.tables.serving.deltas.make import write_delta
 
 
@@ -83,15 +84,16 @@ def apply_delta(bundle: str | Path, delta: str | Path | Sequence[str | Path], ou
         WorkError: it can't be written; nothing is left behind.
     """
     began = time.perf_counter()
-    given = [delta] if isinstance(delta, (str, Path)) else list(delta)
-    _, deltas = write_applied(bundle, given, out)
+    deltas = [Delta(path) for path in ([delta] if isinstance(delta, (str, Path)) else delta)]
+    vocabularies = [_vocabularies(one) for one in deltas]  # what is damaged is refused before anything is written
+    write_applied(bundle, deltas, out)
     return DeltaReport(
         start=version_of(deltas[0].start),
         end=version_of(deltas[-1].end),
         nbytes=sum(one.nbytes for one in deltas),
         bundle_nbytes=deltas[-1].bundle_nbytes,
         tables=deltas[-1].tables,
-        vocabularies=_vocabularies(deltas[-1]),
+        vocabularies=vocabularies[-1],
         seconds=time.perf_counter() - began,
     )
 
@@ -105,7 +107,7 @@ def _facts(old: Path, new: Path) -> tuple[dict[str, Any], dict[str, Callable[[Pa
 
 def _vocabularies(delta: Delta) -> list[VocabularyChange]:
     try:
-        return [VocabularyChange(**values) for values in delta.facts.get("vocabularies", [])]
+        return [VocabularyChange.from_json(values) for values in delta.facts.get("vocabularies", [])]
     except TypeError as error:
         raise CheckpointError(
             f"what delta '{delta.path}' says of vocabularies is damaged ({error}). Copy the delta again or make it "

@@ -1,6 +1,6 @@
 """How the vocabularies of two bundles differ: tokens that came, that went, and that have another id."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,19 @@ class VocabularyChange:
     num_added: int
     num_evicted: int
     num_moved: int
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "VocabularyChange":
+        """The inverse of `asdict`.
+
+        Raises:
+            TypeError: keys are missing or unknown, or values of another type.
+        """
+        change = cls(**values)
+        counts = (change.num_tokens, change.num_added, change.num_evicted, change.num_moved)
+        if type(change.name) is not str or not all(type(count) is int for count in counts):
+            raise TypeError(f"the change of a vocabulary is {dict(values)}")
+        return change
 
 
 class VocabularyChanges:

@@ -180,7 +180,7 @@ class Bundle:
     @property
     def version(self) -> str:
         """A short name of what the bundle holds: the first 12 digits of `checksum`."""
-        return self.checksum[:12]
+        return version_of(self.checksum)
 
     def _refuse_other_folders(self) -> None:
         if is_bundle(self.path):
@@ -283,6 +283,11 @@ class Bundle:
 def _is_small(file: str) -> bool:
     """Of a bundle's files by name: what says how to look up and to score, but neither rows nor vocabularies."""
     return file == NETWORK or file.endswith(".json")
+
+
+def version_of(checksum: str) -> str:
+    """A bundle's version, by its checksum."""
+    return checksum[:12]
 
 
 def folder_nbytes(path: str | Path) -> int:

@@ -12,7 +12,7 @@ from embank.tables.storage.json_text import read_json
 from embank.tables.storage.new_folder import new_folder
 
 
-def write_applied(bundle: str | Path, deltas: Sequence[str | Path], out: str | Path) -> tuple[Bundle, list[Delta]]:
+def write_applied(bundle: str | Path, deltas: Sequence[Delta], out: str | Path) -> Bundle:
     """Writes the bundle that deltas lead to, in one pass over its bytes however many deltas there are; at every moment
     either nothing or all of it is at `out`. What is read stays as it is.
 
@@ -22,29 +22,30 @@ def write_applied(bundle: str | Path, deltas: Sequence[str | Path], out: str | P
         out: must not exist yet.
 
     Returns:
-        The new bundle, and the deltas.
+        The new bundle.
 
     Raises:
-        CheckpointError: no bundle, no delta, a damaged one, `out` exists, or a delta is missing, repeated, out of order
-            or of another model.
+        CheckpointError: no bundle, a damaged one, `out` exists, or a delta is missing, repeated, out of order or of
+            another model.
+        ConfigError: no deltas.
         WorkError: it can't be written; nothing is left behind.
     """
     if not deltas:
         raise ConfigError("there is no delta to apply; give one or several")
-    out, opened = Path(out), [Delta(path) for path in deltas]
+    out = Path(out)
     # Its checksums are compared while it is read for the result, and only sizes here: files may be large.
-    old, last = Bundle(bundle, verify=False), opened[-1]
-    refuse_gaps(old.checksum, opened, bundle=old.path, keys=old.keys)
+    old, last = Bundle(bundle, verify=False), deltas[-1]
+    refuse_gaps(old.checksum, deltas, bundle=old.path, keys=old.keys)
     files: Mapping[str, Source] = bundle_sources(old.path, read_json(old.path / CHECKSUMS, cure=CURE))
-    for delta in opened:
+    for delta in deltas:
         files = delta.over(files)
-    with new_folder(out, kind="bundle", sources=(old.path, *(delta.path for delta in opened))) as temporary:
+    with new_folder(out, kind="bundle", sources=(old.path, *(delta.path for delta in deltas))) as temporary:
         for name, source in files.items():
             if digest(source.chunks(), into=temporary / name) != last.listing[name]:
                 _refuse_damaged(old, name, last)
         (temporary / CHECKSUMS).write_text(last.checksums, encoding="utf-8")
         _refuse_no_bundle(temporary, last)
-    return Bundle(out, verify=False), opened
+    return Bundle(out, verify=False)
 
 
 def _refuse_damaged(old: Bundle, name: str, last: Delta) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from embank.tables.errors import CheckpointError
+from embank.tables.serving.bundle import version_of
 from embank.tables.serving.deltas.recipe import CURE, MANIFEST, ROWS, made_files
 from embank.tables.serving.deltas.sources import Source
 from embank.tables.storage.checksums import CHECKSUMS, refuse_bad_listing, verify_checksums
@@ -46,6 +47,19 @@ class TableChange:
     num_changed: int
     num_appended: int
     nbytes: int
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TableChange":
+        """The inverse of `asdict`.
+
+        Raises:
+            TypeError: keys are missing or unknown, or values of another type.
+        """
+        change = cls(**values)
+        counts = (change.num_rows, change.num_changed, change.num_appended, change.nbytes)
+        if type(change.name) is not str or not all(type(count) is int for count in counts):
+            raise TypeError(f"the change of a table is {dict(values)}")
+        return change
 
 
 class Delta:
@@ -82,7 +96,7 @@ class Delta:
             self.start, self.end = str(manifest["from"]), str(manifest["to"])
             self.keys = [str(key) for key in manifest["keys"]]
             self.checksums = str(manifest["checksums"])
-            self.tables = [TableChange(**values) for values in manifest["tables"]]
+            self.tables = [TableChange.from_json(values) for values in manifest["tables"]]
             self.facts: dict[str, Any] = dict(manifest["facts"])
             self.tolerance = float(manifest["tolerance"])
             self._files: dict[str, Mapping[str, Any]] = {name: dict(how) for name, how in manifest["files"].items()}
@@ -121,11 +135,6 @@ class Delta:
             CheckpointError: it is damaged, or made for others.
         """
         return made_files(self.path, self._files, files)
-
-
-def version_of(checksum: str) -> str:
-    """A bundle's version, as messages name it: the first 12 digits of its checksum."""
-    return checksum[:12]
 
 
 def refuse_gaps(start: str, deltas: Sequence[Delta], *, bundle: Path, keys: Sequence[str]) -> None:

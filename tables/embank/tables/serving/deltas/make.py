@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from embank.tables.errors import ConfigError, WorkError
-from embank.tables.serving.bundle import TABLES, Bundle
-from embank.tables.serving.deltas.format import FORMAT, FORMAT_VERSION, Delta, TableChange, version_of
+from embank.tables.serving.bundle import TABLES, Bundle, version_of
+from embank.tables.serving.deltas.format import FORMAT, FORMAT_VERSION, Delta, TableChange
 from embank.tables.serving.deltas.recipe import FILES, MANIFEST, ROWS, made_files
 from embank.tables.serving.deltas.rows import FileRows, Masks, bits_differ, moved_beyond
 from embank.tables.serving.deltas.sources import FileSource, bundle_sources, digest
@@ -88,8 +88,7 @@ def write_delta(
         raise ConfigError(f"tolerance is {tolerance}; give a number from 0 on")
     before, after, out = Bundle(old), Bundle(new), Path(out)
     _refuse_other_models(before, after)
-    start = (before.path / CHECKSUMS).read_text(encoding="utf-8")
-    goal = (after.path / CHECKSUMS).read_text(encoding="utf-8")
+    start, goal = ((bundle.path / CHECKSUMS).read_bytes().decode() for bundle in (before, after))
     if start == goal:
         raise ConfigError(f"'{old}' and '{new}' are the same version {version_of(before.checksum)}; nothing to send")
     with new_folder(out, kind="delta", sources=(before.path, after.path)) as temporary:
