@@ -74,8 +74,11 @@ ENTRIES: dict[str, tuple[Callable[[Any], object], str]] = {
         r"it looks up the matrices \[1\], and has 1; export it",
     ),
     "matrices": (lambda t: t["served"].update(matrices=[]), r"it looks up the matrices \[0\], and has 0; export it"),
-    "method": (lambda t: t.update(method=[]), "is damaged .*table 'a' is"),
-    "dim": (lambda t: t.update(embedding_dim="8"), "is damaged .*table 'a' is"),
+    "method": (lambda t: t.update(method=[]), r"is damaged .*of a table \[\] is no str"),
+    "dim": (lambda t: t.update(embedding_dim="8"), "is damaged .*of a table '8' is no int"),
+    "features": (lambda t: t.update(feature_names="a" * 5000), r"is damaged .*of a table 'a{100,120}\.\.\. is no list"),
+    "served": (lambda t: t.update(served="a" * 5000), r"is damaged .*of a table 'a{100,120}\.\.\. is no dict"),
+    "facts": (lambda t: t["served"].update(facts="a" * 5000), "a saved Full has the facts a str; this embank expects"),
 }
 
 
@@ -150,3 +153,5 @@ def test_schemas_of_other_types(tmp_path: Path) -> None:
         changed[part][0][key] = wrong
         with pytest.raises(ValueError, match=re.escape(f"{key} is {wrong!r}")):
             Schema.from_json(changed)
+    with pytest.raises(TypeError, match="a field is None"):
+        Schema.from_json({**values, "numeric": [None]})

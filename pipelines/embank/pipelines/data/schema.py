@@ -31,6 +31,7 @@ from embank.tables.ids.token_space import NUM_TOKEN_IDS, refuse_other_token_hash
 from embank.tables.storage.checksums import CHECKSUMS, file_digest
 from embank.tables.storage.json_text import read_json
 from embank.tables.storage.refusals import cause_of
+from embank.tables.wording import shown
 
 FORMAT_VERSION = 2
 UNCHECKED_VERSION = 1
@@ -254,6 +255,8 @@ def identity_of(field: CategoricalField | NumericField) -> dict[str, Any]:
 
 
 def _read(field: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(field, dict):
+        raise TypeError(f"a field is {shown(field)}")
     training = field.get("training")
     return field if training is None else {**field, "training": Profile.from_json(training)}
 
@@ -274,7 +277,7 @@ def _checked(schema: Schema) -> Schema:
             allowed = get_args(hint) or (hint,)
             allowed = (*allowed, int) if float in allowed else allowed
             if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-                raise ValueError(f"{field.name} is {value!r}")
+                raise ValueError(f"{field.name} is {shown(value)}")
     return schema
 
 

@@ -38,6 +38,7 @@ from embank.tables.storage.json_text import read_json
 from embank.tables.storage.refusals import cause_of
 from embank.tables.storage.resources import refuse_exhausted
 from embank.tables.version import embank_version
+from embank.tables.wording import shown
 
 FORMAT, FORMAT_VERSION = "embank bundle", 2
 MANIFEST, TABLES, NETWORK = "manifest.json", "tables.safetensors", "network.safetensors"
@@ -78,10 +79,12 @@ class TableEntry:
             served = {"packed": values["packed"], "facts": values["facts"]}
             values = {name: value for name, value in values.items() if name not in served} | {"served": served}
         entry = cls(**{**values, "tensors": tensors})
-        texts = (entry.name, entry.method, entry.pooling, *entry.feature_names)
-        numbers = (entry.num_embeddings, entry.embedding_dim)
-        if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
-            raise TypeError(f"table {entry.name!r} is {values}")
+        kinds: list[tuple[object, type]] = [(entry.feature_names, list), (entry.served, dict)]
+        kinds += [(text, str) for text in (entry.name, entry.method, entry.pooling, *entry.feature_names)]
+        kinds += [(number, int) for number in (entry.num_embeddings, entry.embedding_dim)]
+        wrong = [(value, kind) for value, kind in kinds if type(value) is not kind]
+        if wrong:
+            raise TypeError(f"of a table {shown(wrong[0][0])} is no {wrong[0][1].__name__}")
         return entry
 
     def spec(self) -> TableSpec:

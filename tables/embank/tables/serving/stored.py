@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from embank.tables.wording import shown
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
@@ -28,7 +30,7 @@ class StoredTensor:
         stored = cls(**values)
         sizes = stored.shape if isinstance(stored.shape, list) else [None]
         if type(stored.key) is not str or not all(type(size) is int and size >= 0 for size in sizes):
-            raise TypeError(f"a stored tensor is {dict(values)}")
+            raise TypeError(f"a stored tensor is {shown(values)}")
         return stored
 
 
