@@ -24,7 +24,7 @@ from embank.tables.method.options import options_of
 from embank.tables.method.schedule import Schedule
 from embank.tables.rows.physical import PhysicalTable, RowInit, RowProjection, default_init
 from embank.tables.specs import TableSpec
-from embank.tables.wording import listing
+from embank.tables.wording import shown
 
 if TYPE_CHECKING:
     from embank.tables.serving.codecs.base import Coded
@@ -354,10 +354,10 @@ def restored(cls: "type[Any]", facts: Mapping[str, Any], tensors: Mapping[str, T
     Raises:
         CheckpointError: a fact is missing, or there is one too many.
     """
-    names = list(facts) if isinstance(facts, Mapping) else [f"a {type(facts).__name__}"]
-    if set(names) != set(cls.held.facts):
+    names = sorted(facts) if isinstance(facts, Mapping) else facts
+    if names != sorted(cls.held.facts):
         raise CheckpointError(
-            f"a saved {cls.__name__} has the facts {listing(sorted(names))}; this embank expects "
+            f"a saved {cls.__name__} has the facts {shown(names)}; this embank expects "
             f"{sorted(cls.held.facts)}. It was written by another version: export it again"
         )
     part = object.__new__(cls)
