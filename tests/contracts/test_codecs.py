@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from embank.compression import build_table
 from embank.tables import Coded, PackedTable, named_codec
-from embank.tables.serving.table import MIN_NUMBERS
+from embank.tables.serving.codecs.base import MIN_NUMBERS
 from tests.compression.codecs import NAMES as CODECS
 from tests.contracts.forms import DIM, FORMS, NUM, Form
 from tests.contracts.specs import NAMES
@@ -72,3 +72,40 @@ def test_small_matrices_stay_as_they_are() -> None:
     assert [m["codec"] for m in few.manifest()["matrices"]] == ["fp32"]
     assert [m["codec"] for m in many.manifest()["matrices"]] == ["int4"]
     assert many.nbytes() == 32 + 4
+
+
+@pytest.mark.parametrize(
+    ("form", "held", "wanted"),
+    [
+        ("mgqe", "centroids", "product_coded"),
+        ("dpq_bytes", "centroids", "product_coded"),
+        ("sparse_dense", "values", "sparse_coded"),
+        ("sparse_bitmap", "values", "sparse_coded"),
+        ("sparse_list8", "values", "sparse_coded"),
+    ],
+)
+def test_what_methods_code_themselves_has_its_fp32_numbers_coded(form: str, held: str, wanted: str) -> None:
+    """And is followed by an exporter; the codes and places are those of the plain form."""
+    spec = FORMS[form].spec(form)
+    table = build_table(
+        method=spec.method,
+        num_embeddings=NUM,
+        embedding_dim=DIM,
+        budget=spec.budget,
+        counts=spec.counts,
+        options=spec.options,
+        name=form,
+    )
+    (plain,), coded_table = table.pack().table.coded, table.pack(codec="int8").table
+    (coded,) = coded_table.coded
+    assert coded_table.manifest()["matrices"][0]["codec"] == wanted
+    numbers = getattr(plain, held)
+    shape = (numbers.numel() // numbers.shape[-1], numbers.shape[-1]) if numbers.dim() > 1 else (len(numbers), 1)
+    assert plain.nbytes() - coded.nbytes() == 4 * numbers.numel() - named_codec("int8").nbytes_of(*shape)
+    ids = torch.arange(NUM)
+    rows, expected = coded.take(ids), plain.take(ids)
+    assert bool((rows[expected == 0] == 0).all()), "what is not held is 0"
+    torch.testing.assert_close(rows, expected, rtol=0, atol=0.01 * float(expected.abs().max()))
+    program = torch.export.export(coded_table, (ids[:3],), dynamic_shapes={"ids_N": {0: torch.export.Dim("N", min=0)}})
+    assert torch.equal(program.module()(ids), coded_table.lookup(ids))
+    assert torch.equal(program.module()(ids[:0]), coded_table.lookup(ids[:0]))

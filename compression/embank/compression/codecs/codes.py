@@ -3,11 +3,15 @@
 Legend: K centroids of a codebook, w columns of a part.
 """
 
+from typing import Self
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embank.compression.parts.bits import code_bits, pack_values, picked, read_values
-from embank.tables import Coded, Held
+from embank.tables import Coded, Held, encode
+from embank.tables.serving.codecs.base import MIN_NUMBERS
+from embank.tables.serving.codecs.composite import Composite
 
 _SCORES_PER_CHUNK = 1 << 22
 _ROWS_PER_CHUNK = 1 << 16
@@ -63,18 +67,28 @@ class CodedRows(Coded):
 
     def take(self, rows_N: Tensor) -> Tensor:
         """What `decode` makes of the codes, by a faster kernel: centroids are numbered over all codebooks."""
-        centroids_CKw = self.centroids
-        num_books, num_codes, width = centroids_CKw.shape
-        firsts_C = torch.arange(0, num_books * num_codes, num_codes, device=rows_N.device)
-        numbers_NC = self.codes(rows_N) + firsts_C
+        centroids_CKw, numbers_NC = self.centroids, self._numbers(rows_N)
+        num_books, _, width = centroids_CKw.shape
         if width == 1:
             return picked(centroids_CKw.view(-1), numbers_NC)
         parts_MW = centroids_CKw.view(-1, width).index_select(0, numbers_NC.view(-1))
         return parts_MW.view(-1, num_books * width)
 
+    def recoded(self, codec: str) -> Coded:
+        return self if self.centroids.numel() < MIN_NUMBERS else CodedCentroids.of(self, codec)
+
+    def _books(self) -> tuple[int, int]:
+        """Codebooks, and codes of each."""
+        return self.centroids.shape[0], self.centroids.shape[1]
+
+    def _numbers(self, rows_N: Tensor) -> Tensor:
+        """Of the centroids of some rows, counted over all codebooks, int64 [N, C]."""
+        num_books, num_codes = self._books()
+        return self.codes(rows_N) + torch.arange(0, num_books * num_codes, num_codes, device=rows_N.device)
+
     def codes(self, rows_N: Tensor) -> Tensor:
         """Codes of some rows, int64 [N, C]."""
-        num_books = self.centroids.shape[0]
+        num_books, _ = self._books()
         columns_C = torch.arange(num_books, device=rows_N.device)
         # Both streams are read for all rows and one is chosen, as a branch on data could not be exported. Positions of
         # the other kind are clamped to one that exists.
@@ -87,6 +101,47 @@ class CodedRows(Coded):
             return tail_codes_NC
         head_codes_NC = read_values(self.head, head_NC.clamp(max=self.num_head * num_books - 1), bits=self.head_bits)
         return torch.where((rows_N < self.num_head)[:, None], head_codes_NC, tail_codes_NC)
+
+
+class CodedCentroids(Composite, CodedRows):
+    """The same, the centroids held by a codec: each is a row of that.
+
+    Example:
+        >>> centroids_CKw = torch.randn(4, 16, 2, generator=torch.Generator().manual_seed(0))
+        >>> rows_RD = centroids_CKw[:, 3].reshape(1, 8)
+        >>> plain = CodedRows(rows_RD, centroids_CKw, num_head=1, num_tail_codes=16)
+        >>> coded = plain.recoded("int8")
+        >>> torch.allclose(coded.take(torch.tensor([0])), rows_RD, atol=0.02), plain.nbytes(), coded.nbytes()
+        (True, 514, 138)
+    """
+
+    held = Held(facts=(*CodedRows.held.facts, "parts", "num_books", "num_codes"))
+    num_books: int
+    num_codes: int
+
+    @classmethod
+    def of(cls, plain: CodedRows, codec: str) -> Self:
+        """Another form of coded rows, whose codes it shares."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.parts = {}
+        for fact in CodedRows.held.facts:
+            setattr(made, fact, getattr(plain, fact))
+        made.num_books, made.num_codes, width = plain.centroids.shape
+        made.register_buffer("head", plain.head)
+        made.register_buffer("tail", plain.tail)
+        made.hold("centroids", encode(plain.centroids.reshape(-1, width), codec=codec))
+        return made
+
+    def recoded(self, codec: str) -> Coded:
+        return self
+
+    def _books(self) -> tuple[int, int]:
+        return self.num_books, self.num_codes
+
+    def take(self, rows_N: Tensor) -> Tensor:
+        parts_Mw = self.part("centroids").take(self._numbers(rows_N).view(-1))
+        return parts_Mw.view(-1, self.num_books * parts_Mw.shape[1])
 
 
 def nearest_codes(rows_ND: Tensor, centroids_CKw: Tensor, is_head_N: Tensor | None, *, num_tail_codes: int) -> Tensor:

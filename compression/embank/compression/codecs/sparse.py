@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embank.compression.parts.bits import picked
 from embank.compression.parts.sparse import FORMS, form_nbytes, rank_at, rank_bits
-from embank.tables import Coded, Held
+from embank.tables import Coded, Held, encode
+from embank.tables.serving.codecs.base import MIN_NUMBERS
+from embank.tables.serving.codecs.composite import Composite
 
 _SHIFT16 = 1 << 15  # torch lacks a 16-bit unsigned type worth the name: 0 .. 65,535 is held as -32,768 .. 32,767
 _WINDOW_BITS = 4  # from 2**4 entries on down they are compared at once: on a CPU as fast for many ids, and for one
@@ -83,14 +85,23 @@ class SparseRows(Coded):
         return 8 if self.form == "list8" else 16
 
     def take(self, rows_N: Tensor) -> Tensor:
-        form, values = self.form, self.values
-        if form == "dense":
-            return values.index_select(0, rows_N)
-        if not values.numel():
-            return values.new_zeros(rows_N.numel(), self.dim)
-        return self._from_bitmap(values, rows_N) if form == "bitmap" else self._from_list(values, rows_N)
+        if self.form == "dense":
+            return self._values(rows_N)
+        if not self._num_values():
+            return torch.zeros(rows_N.numel(), self.dim, device=rows_N.device)
+        return self._from_bitmap(rows_N) if self.form == "bitmap" else self._from_list(rows_N)
 
-    def _from_bitmap(self, values: Tensor, rows_N: Tensor) -> Tensor:
+    def recoded(self, codec: str) -> Coded:
+        return self if self.values.numel() < MIN_NUMBERS else CodedValues.of(self, codec)
+
+    def _num_values(self) -> int:
+        return self.values.shape[0]
+
+    def _values(self, places: Tensor) -> Tensor:
+        """Values at places, of any shape; where all entries are held, rows [N, D] at [N]."""
+        return self.values.index_select(0, places) if self.form == "dense" else picked(self.values, places)
+
+    def _from_bitmap(self, rows_N: Tensor) -> Tensor:
         """Every entry is looked for: held or not, and the rank of the row's first one says where."""
         words, begin_N = self.words, rows_N * self.dim
         entries_ND = begin_N.unsqueeze(1) + torch.arange(self.dim, device=rows_N.device)
@@ -99,12 +110,12 @@ class SparseRows(Coded):
         # Values lie in the order of entries: a row's j-th held entry is j - 1 after its first. Where an entry is not
         # held any value is read, and multiplied by 0.
         places_ND = held_ND.cumsum(1).add_(first_N.sub_(1).unsqueeze(1))
-        return picked(values, places_ND.clamp_(min=0)).mul_(held_ND)
+        return self._values(places_ND.clamp_(min=0)).mul_(held_ND)
 
-    def _from_list(self, values: Tensor, rows_N: Tensor) -> Tensor:
+    def _from_list(self, rows_N: Tensor) -> Tensor:
         """The row's first entry is looked for; of it and the next ones, D at most, those of the row are put in their
         columns."""
-        begin_N, dim = rows_N * self.dim, self.dim
+        begin_N, dim, num_values = rows_N * self.dim, self.dim, self._num_values()
         bucket_N = begin_N >> self._low_bits
         # Where the row's bucket and the next ones begin. A row reaches over so many at most: those that its D entries
         # fill, and a part of one at either end.
@@ -113,11 +124,12 @@ class SparseRows(Coded):
         edges = picked(starts, (bucket_N.unsqueeze(1) + reach).clamp_(max=starts.numel() - 1)).long().unbind(1)
         place_N = self._num_below(begin_N - (bucket_N << self._low_bits), edges[0], edges[1])
         places_ND = place_N.unsqueeze(1) + torch.arange(dim, device=rows_N.device)
-        held_ND = places_ND.clamp(max=values.numel() - 1)
+        held_ND = places_ND.clamp(max=num_values - 1)
         column_ND = self._entries(places_ND, held_ND, bucket_N=bucket_N, edges=edges[1:]) - begin_N.unsqueeze(1)
-        column_ND = column_ND.where(places_ND < values.numel(), dim).clamp_(max=dim)
-        out_NX = values.new_zeros(rows_N.numel(), dim + 1)  # a column too many takes what is not the row's
-        return out_NX.scatter_(1, column_ND, picked(values, held_ND))[:, :-1]
+        column_ND = column_ND.where(places_ND < num_values, dim).clamp_(max=dim)
+        values_ND = self._values(held_ND)
+        out_NX = values_ND.new_zeros(rows_N.numel(), dim + 1)  # a column too many takes what is not the row's
+        return out_NX.scatter_(1, column_ND, values_ND)[:, :-1]
 
     def _num_below(self, lows_N: Tensor, place_N: Tensor, end_N: Tensor) -> Tensor:
         """How many entries of the list are below some: binary search within each one's bucket, until so few are left
@@ -158,3 +170,46 @@ class SparseRows(Coded):
         lows_ND = picked(self.lows, held_ND)
         entries_ND = high_ND.bitwise_left_shift_(self._low_bits).add_(lows_ND)
         return entries_ND if self._low_bits == 8 else entries_ND.add_(_SHIFT16)
+
+
+class CodedValues(Composite, SparseRows):
+    """The same, the values held by a codec, as rows of one column: 64 consecutive ones share a step.
+
+    Example:
+        >>> rows_RD = torch.zeros(1000, 4)
+        >>> rows_RD[::10, 2] = 0.5
+        >>> plain = SparseRows.encode(rows_RD)
+        >>> coded = plain.recoded("int4")
+        >>> torch.equal(coded.take(torch.arange(1000)), rows_RD), plain.nbytes() - coded.nbytes()
+        (True, 342)
+    """
+
+    held = Held(facts=(*SparseRows.held.facts, "parts", "num_values"), uncounted=SparseRows.held.uncounted)
+    num_values: int
+
+    @classmethod
+    def of(cls, plain: SparseRows, codec: str) -> Self:
+        """Another form of sparse rows, whose places it shares."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.parts = {}
+        for fact in SparseRows.held.facts:
+            setattr(made, fact, getattr(plain, fact))
+        made.num_values = len(plain.values)
+        for name, buffer in plain.named_buffers():
+            if name != "values":
+                made.register_buffer(name, buffer)
+        made.hold("values", encode(plain.values if plain.form == "dense" else plain.values[:, None], codec=codec))
+        return made
+
+    encode = Coded.encode  # type: ignore[assignment] # refused: these are made of rows in the plain form
+
+    def recoded(self, codec: str) -> Coded:
+        return self
+
+    def _num_values(self) -> int:
+        return self.num_values
+
+    def _values(self, places: Tensor) -> Tensor:
+        taken = self.part("values").take(places.reshape(-1))
+        return taken if self.form == "dense" else taken.view(places.shape)

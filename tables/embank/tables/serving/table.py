@@ -27,7 +27,7 @@ from embank.tables.method.casts import own_defaults
 from embank.tables.method.modes import is_followed
 from embank.tables.method.registry import method_class
 from embank.tables.method.trial import some_ids
-from embank.tables.serving.codecs.base import Coded
+from embank.tables.serving.codecs.base import MIN_NUMBERS, Coded
 from embank.tables.serving.codecs.registry import codec_class, codec_name, encode
 from embank.tables.specs import TableSpec
 from embank.tables.storage.refusals import cause_of
@@ -36,9 +36,6 @@ from embank.tables.storage.resources import refuse_exhausted
 _PARTS = {"spine", "facts", "lookups", "matrices"}
 """What `PackedTable.manifest` tells."""
 
-
-MIN_NUMBERS = 64
-"""A matrix of fewer numbers is held as it is: steps, offsets and codebooks would take what codes save."""
 
 _MANY = 16
 """Ids from which on it pays to combine each distinct row once."""
@@ -127,7 +124,7 @@ class PackedTable(nn.Module):
                 f"what is served looks up a matrix '{unknown}', and there are {names}; name each lookup's matrix"
             )
         matrices = [
-            m if isinstance(m, Coded) else coded(m) or encode(m, codec=codec_of(codec, m))
+            _recoded(m, codec) if isinstance(m, Coded) else coded(m) or encode(m, codec=codec_of(codec, m))
             for m in served.matrices.values()
         ]
         return cls(frozen(served.spine), matrices, [names.index(name) for name in served.lookups])
@@ -220,6 +217,10 @@ class PackedTable(nn.Module):
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _recoded(matrix: Coded, codec: str) -> Coded:
+    return matrix if codec == "fp32" else matrix.recoded(codec)
 
 
 def codec_of(codec: str, rows_RD: Tensor) -> str:

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from embank.tables.errors import ConfigError
 from embank.tables.method.base import Held
 
+MIN_NUMBERS = 64
+"""A matrix of fewer numbers is held as it is: steps, offsets and codebooks would take what codes save."""
+
 
 class Coded(nn.Module, ABC):
     """A matrix of rows in its served form: buffers of any type, and plain attributes. The class is the codec.
@@ -65,6 +68,10 @@ class Coded(nn.Module, ABC):
         raise ConfigError(
             f"how many bytes codec '{cls.__name__}' takes depends on the rows; encode them and ask nbytes"
         )
+
+    def recoded(self, codec: str) -> "Coded":
+        """The same rows, what is fp32 in this form (centroids, values) held by another codec; by default as it is."""
+        return self
 
     @abstractmethod
     def take(self, rows_N: Tensor) -> Tensor:
