@@ -4,21 +4,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from embank.pipelines.cli.app import app
 from embank.pipelines.cli.failures import explain
 from embank.pipelines.cli.messages import _what_next
 from embank.pipelines.lm.tokenizer import train_tokenizer
 from embank.tables import EmbankError
 from tests.lm.small import lm_raw
+from tests.pages import embank
 
 pytestmark = pytest.mark.slow
-
-
-def embank(*arguments: object) -> str:
-    """Runs a command in this process; returns what it prints. Its errors come through."""
-    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False, standalone_mode=False).stdout
 
 
 def test_train_evaluate_generate(texts: Path, tmp_path: Path) -> None:

@@ -1,34 +1,18 @@
 """The tutorial runs as it stands, and says what it says it does."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
-from tests.lm.test_commands import embank
-
-pytestmark = pytest.mark.slow
-
-PAGE = Path(__file__).parents[2] / "docs" / "lm_tutorial.md"
-BLOCK = re.compile(r"^```(python|yaml)?\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+from tests.pages import ROOT, Followed
 
 
 @pytest.mark.slow
 def test_the_tutorial_runs_word_for_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    said: list[str] = []
-    for language, text in BLOCK.findall(PAGE.read_text()):
-        if language == "python":
-            exec(text, {"__name__": "tutorial"})
-        elif language == "yaml":
-            Path("tutorial.yaml").write_text(text)
-        else:
-            for line in text.replace("\\\n", " ").splitlines():
-                program, *words = shlex.split(line)
-                assert program == "embank"
-                said.append(embank(*words))
-    train, evaluate, asked, edited, after, other, evaluated, _, swapped = said
+    with Followed(ROOT / "docs/lm_tutorial.md") as page:
+        _, train, evaluate, asked, edited, after, other, evaluated, _, swapped = page.follow()
     assert "117 of 117" in train
     assert "valid, checkpoint of step" in evaluate
     assert asked.startswith("The capital of Corva is Amber.")
