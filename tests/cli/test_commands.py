@@ -30,6 +30,7 @@ def embank(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedP
             "embank: there is no configuration file 'missing.yaml'; give the path of a YAML file",
         ),
         (["inspect", "nothing"], 2, "embank: 'nothing' holds no run and no bundle"),
+        (["serve", "nothing"], 2, "embank: 'nothing' holds no bundle and no run"),
         (["data", "get", "movielens", "--out", "x"], 2, "Did you mean 'movielens-100k'?"),
         (["prepare", "--format", "criteo", "--input", "gone.txt", "--out", "x"], 2, "there is no file gone.txt"),
         (["prepare", "--like", "gone", "--input", "gone.txt", "--out", "x"], 2, "'gone' holds no run, no bundle and"),

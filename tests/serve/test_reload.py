@@ -62,7 +62,7 @@ def test_one_reload_at_a_time(bundles: Bundles) -> None:
     with (
         a_worker(bundles.first) as worker,
         TestClient(worker.app, base_url="http://localhost", client=("127.0.0.1", 1)) as client,
-        worker.state.changing(),
+        worker.state.changing(waits=True),
     ):
         answer = post(client, "/reload", {"bundle": str(bundles.second)})
     assert answer.status_code == 409

@@ -46,14 +46,18 @@ class Changes:
         self.adopt = adopt
         self.is_busy = False
 
-    def to_bundle(self, path: str | Path) -> Changed:
+    def to_bundle(self, path: str | Path, *, waits: bool = False) -> Changed:
         """Serves another bundle.
+
+        Args:
+            path: the bundle, or what has one.
+            waits: for a change that is under way.
 
         Raises:
             RefusedRequestError: 409 where the bundle has other columns or another change is under way, 422 where it
                 can't be loaded. What was served is still served.
         """
-        with self._changing():
+        with self._changing(waits=waits):
             return self._change(current_bundle(path))
 
     def by_delta(self, path: str | Path) -> Changed:
@@ -64,7 +68,7 @@ class Changes:
         """
         from embank.pipelines.deltas.deltas import apply_delta
 
-        with self._changing():
+        with self._changing(waits=False):
             now = self.state.current()
             made = self.state.applied / str(now.sequence + 1)
             try:
@@ -79,8 +83,8 @@ class Changes:
                 raise
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
-        with self.state.changing(), _as_refusals():
+    def _changing(self, *, waits: bool) -> Iterator[None]:
+        with self.state.changing(waits=waits), _as_refusals():
             self.is_busy = True
             try:
                 yield

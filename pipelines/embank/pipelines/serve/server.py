@@ -15,12 +15,12 @@ from pathlib import Path
 from embank.pipelines.serve.changes import Changes
 from embank.pipelines.serve.models import features_of, tried_model
 from embank.pipelines.serve.settings import Settings
-from embank.pipelines.serve.source import current_bundle, has_pointer, stamp_of
+from embank.pipelines.serve.source import Stamp, current_bundle, has_pointer, stamp_of
 from embank.pipelines.serve.state import Current, StateFolder
 from embank.pipelines.serve.worker import DRAIN_S, work
 from embank.pipelines.sweep.children import num_cores, start
 from embank.pipelines.train.interrupt import StopRequest, stop_on_signals
-from embank.tables.errors import ConfigError, EmbankError, WorkError
+from embank.tables.errors import ConfigError, WorkError
 from embank.tables.storage.refusals import cause_of
 
 _PRELOADED = ["embank.pipelines.serve.worker"]
@@ -44,6 +44,7 @@ def serve(path: str | Path, settings: Settings, *, note: Note) -> None:
         WorkError: workers die as soon as they start.
     """
     with stop_on_signals() as stop, closing(listening(settings)) as listener, StateFolder.made() as state:
+        seen = stamp_of(Path(path))  # before the pointer is read, so that no change of it is missed
         bundle = current_bundle(path)
         server = _Server(settings, state=state, listener=listener, note=note)
         model = tried_model(bundle, verify=True)
@@ -58,7 +59,7 @@ def serve(path: str | Path, settings: Settings, *, note: Note) -> None:
             if not stop:
                 note(f"serving {what} at http://{host}:{port} with {settings.workers} workers; /docs shows how to ask")
             if has_pointer(path):
-                pointer = _Pointer(Path(path), bundle=bundle, state=state, note=note)
+                pointer = _Pointer(Path(path), seen=seen, state=state, note=note)
             while not stop:
                 server.revive(stop)
         finally:
@@ -185,9 +186,9 @@ def _how(process: BaseProcess) -> str:
 class _Pointer:
     """Serves another bundle when the folder's `current` names one. A thread of its own looks once a second."""
 
-    def __init__(self, folder: Path, *, bundle: Path, state: StateFolder, note: Note) -> None:
+    def __init__(self, folder: Path, *, seen: Stamp, state: StateFolder, note: Note) -> None:
         self.folder = folder
-        self.bundle = bundle
+        self.seen = seen
         self.changes = Changes(state)
         self.note = note
         self.ended = threading.Event()
@@ -199,20 +200,18 @@ class _Pointer:
         self.ended.set()
 
     def _follow(self) -> None:
-        seen = stamp_of(self.folder)
         while not self.ended.wait(_POINTER_S):
-            if (stamp := stamp_of(self.folder)) == seen:
+            if (stamp := stamp_of(self.folder)) == self.seen:
                 continue
-            seen = stamp  # what can't be served is told once, and tried again when the pointer changes again
+            self.seen = stamp  # what can't be served is told once, and tried again when the pointer changes again
             try:
                 self._take_up(current_bundle(self.folder))
-            except EmbankError as error:
-                self.note(str(error))
+            except Exception as error:  # whatever it is, the thread goes on looking
+                self.note(str(error) or type(error).__name__)
 
     def _take_up(self, bundle: Path) -> None:
-        if bundle == self.bundle:
+        if str(bundle) == self.changes.state.current().bundle:
             return
-        changed = self.changes.to_bundle(bundle)
-        self.bundle = bundle
+        changed = self.changes.to_bundle(bundle, waits=True)
         said = "".join(f"; worker {number}: {why}" for number, why in changed.missing.items())
         self.note(f"serving '{bundle}' from now on{said}")

@@ -8,6 +8,7 @@ from embank.tables.serving.bundle import is_bundle
 from embank.tables.storage.refusals import cause_of
 
 POINTER = "current"
+Stamp = tuple[int, int] | None
 
 
 def has_pointer(path: str | Path) -> bool:
@@ -16,7 +17,7 @@ def has_pointer(path: str | Path) -> bool:
     return not is_bundle(path) and (pointer.is_file() or pointer.is_symlink())
 
 
-def stamp_of(folder: Path) -> tuple[int, int] | None:
+def stamp_of(folder: Path) -> Stamp:
     """Changes when a folder's pointer does; None where it is gone."""
     try:
         status = (folder / POINTER).lstat()

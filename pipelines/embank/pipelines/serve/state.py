@@ -146,15 +146,18 @@ class StateFolder:
         return found
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
+    def changing(self, *, waits: bool) -> Iterator[None]:
         """Held by who changes `current`, one at a time.
 
+        Args:
+            waits: until it is free.
+
         Raises:
-            RefusedRequestError: 409, somebody else does.
+            RefusedRequestError: 409, somebody else does, and this was not to wait.
         """
         with (self.path / "lock").open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             except BlockingIOError as error:
                 raise RefusedRequestError(
                     409, "reload", "another reload is under way; ask again when it has ended"
