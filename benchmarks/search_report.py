@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import matplotlib as mpl
 import optuna
@@ -20,6 +19,7 @@ import yaml
 
 from embank.pipelines.search.retrain import kendall_tau
 from embank.pipelines.search.storage import open_storage
+from embank.search.study import IDENTITY
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -119,30 +119,33 @@ def tau_of(folder: Path) -> tuple[float | None, int]:
     return kendall_tau([(float(row["score"]), float(row["validation"])) for row in rows]), len(rows)
 
 
-def seconds_of(place: Path) -> dict[str, float]:
-    """What a search has cost: the supernet, the trials of all budgets, the candidates trained anew; and one plain
-    training."""
-    progress = [json.loads(line) for line in (place / "search" / "supernet" / "metrics.jsonl").read_text().splitlines()]
-    study_seconds = 0.0
-    storage = open_storage(place / "search" / "study.journal")
-    for name in optuna.get_all_study_names(storage):
-        trials = optuna.load_study(study_name=name, storage=storage).trials
-        study_seconds += sum((t.duration.total_seconds() for t in trials if t.duration is not None), 0.0)
+def cost_of(place: Path) -> dict[str, float]:
+    """What a search has cost, in trainings of the plain model: the supernet, the trials of all budgets, the candidates
+    trained anew.
+
+    By rows, since seconds hang on what else the machine did: a row that is scored counts a third of one that is trained
+    (a forward pass of three).
+    """
     runs = [json.loads(path.read_text()) for path in (place / "search" / "runs").glob("*/*/result.json")]
     full = [json.loads(path.read_text()) for path in (place / "sweep" / "runs").glob("*/full/1/**/result.json")]
+    one = mean(run["num_samples"] for run in full)
+    saved = sorted((place / "search" / "supernet" / "checkpoints").glob("step-*"))
+    supernet = json.loads((saved[-1] / "meta.json").read_text())["progress"]["stages"][0]["samples"]
+    scored = sum(
+        sum("same_as" not in trial.user_attrs for trial in study.trials) * study.user_attrs[IDENTITY]["validation_rows"]
+        for study in studies_of(place / "search")
+    )
     return {
-        "one training": mean(run["train_seconds"] for run in full),
-        "supernet": _supernet_seconds(place, progress),
-        "trials": study_seconds,
-        "retraining": sum(run["train_seconds"] for run in runs),
+        "supernet": supernet / one,
+        "trials": scored / 3 / one,
+        "retraining": sum(run["num_samples"] for run in runs) / one,
     }
 
 
-def _supernet_seconds(place: Path, records: Sequence[dict[str, Any]]) -> float:
-    """Training time of the supernet, as its last checkpoint has it."""
-    saved = sorted((place / "search" / "supernet" / "checkpoints").glob("step-*"))
-    meta = json.loads((saved[-1] / "meta.json").read_text())
-    return float(meta["progress"]["stages"][0]["seconds"]) if records else 0.0
+def studies_of(folder: Path) -> list[optuna.Study]:
+    """The studies of a search, one for each budget."""
+    storage = open_storage(folder / "study.journal")
+    return [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
 
 
 def report_cell(place: Path, budgets: Sequence[str], published: Path | None) -> tuple[list[str], list[Line]]:
@@ -173,10 +176,9 @@ def report_cell(place: Path, budgets: Sequence[str], published: Path | None) -> 
     plain = [line for line in lines if line.name == "full"]
     text += ["", *(f"Plain tables: {mean(p.by_seed.values()):.4f} at {p.nbytes:,.0f} bytes." for p in plain)]
     tau, num = tau_of(place / "ranks")
-    cost = seconds_of(place)
-    one = cost["one training"]
-    shares = ", ".join(f"{name} {cost[name] / one:.1f}" for name in ("supernet", "trials", "retraining"))
-    total = sum(cost[name] for name in ("supernet", "trials", "retraining")) / one
+    cost = cost_of(place)
+    shares = ", ".join(f"{name} {share:.1f}" for name, share in cost.items())
+    total = sum(cost.values())
     text += [
         "",
         f"Kendall's tau between supernet score and validation after training: "
@@ -203,9 +205,7 @@ def chosen_of(folder: Path) -> str:
 
 def num_trials_of(folder: Path) -> int:
     """Trials of the longest of a search's studies."""
-    storage = open_storage(folder / "study.journal")
-    names = optuna.get_all_study_names(storage)
-    return max(len(optuna.load_study(study_name=name, storage=storage).trials) for name in names)
+    return max(len(study.trials) for study in studies_of(folder))
 
 
 def place_among(searched: Sequence[Line], published: Path) -> list[str]:

@@ -8,10 +8,11 @@ of the machine; rates are of their summed times. Adds the model to benchmarks/re
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -88,6 +89,12 @@ class Interleaved:
         return self.seconds["bare"] / self.seconds["work"]
 
 
+def _without_out(arguments: Sequence[str]) -> list[str]:
+    """The command as it is told: where the figures went is no matter."""
+    place = arguments.index("--out") if "--out" in arguments else len(arguments)
+    return [*arguments[:place], *arguments[place + 2 :]]
+
+
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,7 +129,7 @@ def main() -> None:
             studied = time.perf_counter() - begun - within.seconds["bare"]
             num_rows, num_calibrated = scorer.valid.num_rows, scorer.calibration.num_rows if scorer.calibration else 0
     result = {
-        "command": f"python benchmarks/search_speed.py {' '.join(sys.argv[1:])}",
+        "command": shlex.join(["python", "benchmarks/search_speed.py", *_without_out(sys.argv[1:])]),
         "machine": machine,
         "validation_rows": num_rows,
         "calibration_rows": num_calibrated,
