@@ -1,6 +1,8 @@
 """OptEmbed against golden values, autograd, enumeration and masks written out."""
 
+import math
 import random
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -81,8 +83,10 @@ def test_unit_is_the_mean_norm_of_initial_rows() -> None:
         assert float(rows.abs().sum(1).mean()) == pytest.approx(mean_norm(default_init(table), 8), rel=0.01)
 
 
-def test_widths_in_training_are_uniform_prefixes_and_rows_below_the_threshold_are_zero() -> None:
-    tables = TableCollection([spec()])
+@pytest.mark.parametrize("sampling", ["uniform", "log"])
+def test_widths_in_training_are_random_prefixes_and_rows_below_the_threshold_are_zero(sampling: str) -> None:
+    """Each as likely, or each doubling of the width plus one."""
+    tables = TableCollection([replace(spec(), options=OptEmbedConfig(width_sampling=sampling))])
     rows = tables.weights()["t"]
     torch.manual_seed(0)
     out = lookup(tables, torch.arange(300).repeat(40)).detach()
@@ -90,7 +94,8 @@ def test_widths_in_training_are_uniform_prefixes_and_rows_below_the_threshold_ar
     assert not (is_kept[:, 1:] & ~is_kept[:, :-1]).any(), "a kept column follows a dropped one"
     assert torch.equal(out[is_kept], rows.repeat(40, 1)[is_kept])
     counts = is_kept.sum(1).bincount(minlength=9)[1:].double()
-    expected = 12_000 / 8
+    shares = {"uniform": [1 / 8] * 8, "log": [math.log((k + 1) / k, 9) for k in range(1, 9)]}
+    expected = 12_000 * torch.tensor(shares[sampling], dtype=torch.float64)
     assert float(((counts - expected) ** 2 / expected).sum()) < 24.3, "chi-square with 7 degrees of freedom, p = .001"
     tables.eval()
     (method,) = tables.built_methods()

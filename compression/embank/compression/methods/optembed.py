@@ -1,9 +1,10 @@
 """OptEmbed: which ids deserve a row, and how wide each table's rows should be (Lyu et al., CIKM 2022)."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,10 +53,14 @@ class OptEmbedConfig:
 
     Args:
         alpha: strength of the term alpha * exp(-t) that raises the threshold t.
+        width_sampling: how the supernet draws the width of a looked-up row: "uniform", each as likely, is the paper's;
+            "log" draws each doubling as likely. Narrow rows are then trained more, and score in the supernet more as
+            they would trained alone.
         evolution: sizes of the search over widths; one for all tables of a collection.
     """
 
     alpha: float = 1e-4
+    width_sampling: Literal["uniform", "log"] = "uniform"
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
 
 
@@ -191,10 +196,19 @@ class OptEmbed(Method):
         is_kept_N = Step.apply(self.norms(rows_ND) - threshold)  # type: ignore[no-untyped-call]
         widths_N = torch.full((rows_ND.shape[0],), width, device=rows_ND.device)
         if self.training:
-            widths_N.random_(1, self.spec.embedding_dim + 1)
+            self._draw_widths(widths_N)
         in_prefix_ND = torch.arange(self.spec.embedding_dim, device=rows_ND.device) < widths_N[:, None]
         masked_ND: Tensor = rows_ND * is_kept_N[:, None] * in_prefix_ND
         return masked_ND
+
+    def _draw_widths(self, widths_N: Tensor) -> None:
+        """Fills in random widths."""
+        dim = self.spec.embedding_dim
+        if self.config.width_sampling == "uniform":
+            widths_N.random_(1, dim + 1)
+            return
+        octaves_N = torch.rand(widths_N.shape, device=widths_N.device) * math.log2(dim + 1)
+        widths_N.copy_(octaves_N.exp2().clamp_(max=dim))  # whole numbers: rounded down
 
     def norms(self, rows_ND: Tensor, numbers_N: Tensor | None = None) -> Tensor:
         """L1 norms in units of an initial row's, [N]."""
