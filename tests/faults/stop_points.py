@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 COUNT, KILL, FULL, LOG = range(4)
@@ -33,7 +34,7 @@ def _save(place: Path, out: Path) -> None:
     from tests.deltas.bundles import network, tables
 
     made = {"rules.json": lambda path: path.write_text("{}"), "more/tokens": lambda path: path.write_text("a b")}
-    save_bundle(out, tables(60), network=network(), facts={"step": 1}, files=made)
+    save_bundle(out, tables(), network=network(), facts={"step": 1}, files=made)
 
 
 def _copy(place: Path, out: Path) -> None:
@@ -195,8 +196,11 @@ def build(folder: Path) -> Path:
 
 def run(*, points: int, seed: int, jobs: list[str]) -> dict[str, dict[str, int]]:
     """Stops every job at some points; how often it ended how. In a process with the library preloaded."""
-    import tests.deltas.bundles  # noqa: F401 - before the first fork
+    for module in ("embank.pipelines.deltas.deltas", "embank.tables.serving.saving", "tests.deltas.bundles"):
+        import_module(module)  # before the first fork
+    from embank.tables.serving.deltas import rows, sources
 
+    rows.BLOCK_NBYTES = sources.BLOCK_NBYTES = 2**13  # more points in small files
     ends: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory(prefix="embank-stops-") as folder:
         stops = Stops(Path(folder))
