@@ -178,7 +178,7 @@ def test_another_supernet_is_refused_by_name(data: Path, run: Path, tmp_path: Pa
     ):
         pass
     trained = tmp_path / "trained"
-    options = {"evolution": {"generations": 1, "num_mutants": 1, "num_crossovers": 0}}
+    options = {"width_sampling": "log", "evolution": {"generations": 1, "num_mutants": 1, "num_crossovers": 0}}
     train(data, trained, tables={"dim": 8, "method": "optembed", "alignment": "pad", **options}, train={"epochs": 1})
     with pytest.raises(ConfigError, match=r"tables.evolution"), open_supernet(trained, config=searched(data)):
         pass

@@ -65,8 +65,8 @@ def open_supernet(run: Path, *, config: Config) -> Iterator[Supernet]:
     """The supernet that a run has trained, for as long as the context lasts.
 
     Args:
-        run: a run directory of method `optembed` that stands at its first stage: `RUN/supernet` of a search, or a run
-            that has not begun its retraining.
+        run: a run directory of method `optembed`, `width_sampling: log`, that stands at its first stage: `RUN/supernet`
+            of a search, or a run that has not begun its retraining.
         config: the search's configuration.
 
     Raises:
