@@ -15,6 +15,7 @@ from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.inspect import inspect_bundle
 from embank.pipelines.runs.open import best_model
 from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, pack_collection
+from tests.scripts import script
 from tests.training.runs import train
 
 pytestmark = pytest.mark.slow
@@ -106,3 +107,9 @@ def test_an_export_under_a_codec_is_never_written_over_another(run: Path, tmp_pa
     (tmp_path / "taken").mkdir()
     with pytest.raises(CheckpointError, match="exists"):
         export_run(run, out=tmp_path / "taken", codec="int8")
+
+
+def test_the_benchmark_has_a_line_for_each_codec(run: Path, data: Path) -> None:
+    fp32, int4 = script("codecs").lines(run, data, ["fp32", "int4"])
+    assert fp32 == ("`fp32`", "1.000", "0.000", "1.0000", "1.000", "1.000", "+0")
+    assert (int4[0], float(int4[1]) < 0.16, 0 < float(int4[2]) < 0.2) == ("`int4`", True, True)
