@@ -123,11 +123,12 @@ def steps_of(task: Task, model: str, args: argparse.Namespace) -> Iterator[Step]
     middle = min(args.budgets, key=lambda b: abs(float(b) - 0.1))
     sweep = ["sweep", config, *own, "--methods", ",".join(methods), "--budgets", budgets, "--seeds", seeds, *grid]
     yield Step(name=f"{place.name}: baselines", arguments=[*sweep, "--grid-budget", middle], out=place / "sweep")
-    search = ["search", config, *own, "--space", SPACE, "--sampler", "profile", "--trials", str(args.trials)]
+    own_search = ["search", config, *own, "--workers", str(args.workers)]
+    search = [*own_search, "--space", SPACE, "--sampler", "profile", "--trials", str(args.trials)]
     found = place / "search"
     retrained = ["--retrain", "5", "--train-seeds", str(args.seeds[0])]
     yield Step(name=f"{place.name}: search", arguments=[*search, "--budget", budgets, *retrained], out=found)
-    ranks = ["search", config, *own, "--space", SPACE, "--sampler", "random", "--trials", "12", "--budget", middle]
+    ranks = [*own_search, "--space", SPACE, "--sampler", "random", "--trials", "12", "--budget", middle]
     supernet = ["--supernet", str(found / "supernet"), "--retrain", "12", "--train-seeds", str(args.seeds[0])]
     yield Step(name=f"{place.name}: rank correlation", arguments=[*ranks, *supernet], out=place / "ranks")
     for budget in args.budgets:
@@ -136,7 +137,7 @@ def steps_of(task: Task, model: str, args: argparse.Namespace) -> Iterator[Step]
         yield Step(name=f"{place.name}: searched at {budget}", arguments=tuned, out=place / f"searched-{budget}")
     if task.name == "movielens" and model == "deepfm" and not args.without_training:
         for budget in ("0.5", "0.1", "0.05"):
-            full = ["search", config, *own, "--space", "full", "--sampler", "tpe", "--budget", budget, "--trials", "40"]
+            full = [*own_search, "--space", "full", "--sampler", "tpe", "--budget", budget, "--trials", "40"]
             found = place / f"full-{budget}"
             yield Step(name=f"{place.name}: configurations at {budget}", arguments=full, out=found)
             for seed in args.seeds:
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=["0.5", "0.2", "0.1", "0.05"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--trials", type=int, default=1200, help="of each budget's study, more than the profile takes")
+    parser.add_argument("--workers", type=int, default=1, help="trainings at a time")
     parser.add_argument("--without-training", action="store_true", help="leave the configurations by training out")
     parser.add_argument("--out", type=Path, default=RESULTS / "search")
     args = parser.parse_args()
