@@ -1,5 +1,6 @@
 """Requests that are refused, each with what is wrong with it; none of them is a failure of the server."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -8,9 +9,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from embank.pipelines.serve.arrow import ARROW
+from embank.pipelines.serve.bodies import Bodies
+from embank.pipelines.serve.refused import RefusedRequestError
 from tests.serve.logs import Bundles
 from tests.serve.served import JSON, a_client, post
 from tests.serve.test_scores import stream
@@ -203,3 +207,25 @@ def test_nothing_that_is_sent_makes_it_fail(client: TestClient, bundles: Bundles
     kind_sent = ARROW if kind == "arrow" else "application/json"
     answer = client.post("/score", content=content, headers={"content-type": kind_sent})
     assert answer.status_code in (200, 400, 413, 415, 422), answer.text
+
+
+def test_bodies_that_a_worker_has_no_room_for() -> None:
+    messages = [{"type": "http.request", "body": b"x" * 10, "more_body": False}, {"type": "http.disconnect"}]
+
+    async def read(bodies: Bodies, message: dict[str, Any]) -> bytes:
+        async def receive() -> dict[str, Any]:
+            return message
+
+        with bodies.room() as room:
+            return await room.read(Request({"type": "http", "headers": []}, receive))
+
+    bodies = Bodies(most=16)
+    assert asyncio.run(read(bodies, messages[0])) == b"x" * 10
+    with pytest.raises(RefusedRequestError) as gone:
+        asyncio.run(read(bodies, messages[1]))
+    assert gone.value.status == 400
+    bodies.held = 8 * 16 - 5
+    with pytest.raises(RefusedRequestError) as full:
+        asyncio.run(read(bodies, messages[0]))
+    assert full.value.status == 503
+    assert bodies.held == 8 * 16 - 5
