@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from embank.pipelines.data.prepare.prepare import prepare
+from embank.pipelines.data.preprocessing.rules import Preprocessing
 from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.train.trainer import Trainer
 from embank.tables.errors import ConfigError, DataError
 from embank.tables.storage.checksums import CHECKSUMS, write_checksums
 from tests.data.test_preprocessing import CONFIG, csv_of, rows_of
-from tests.training.runs import train
+from tests.training.runs import config, train
 
 SECTIONS: dict[str, Any] = {
     "train": {"epochs": 1},
@@ -95,3 +97,17 @@ def test_training_goes_on_a_folder_that_was_prepared_like_another(first: Path, t
     prepare(None, first / "log.csv", tmp_path / "like", like=first / "run")
     result = train(tmp_path / "like", tmp_path / "run", **SECTIONS)
     assert result["auc"] == RunFolder(first / "run").read_result()["auc"]
+
+
+def test_a_run_goes_on_with_the_rows_of_a_new_day(first: Path, tmp_path: Path) -> None:
+    raw = csv_of(tmp_path / "monday.csv", rows_of(200, seed=8))
+    prepare(None, raw, tmp_path / "monday", like=first / "run")
+    chosen = config(tmp_path / "monday", **{**SECTIONS, "train": {"epochs": 1, "seed": 7}})
+    result = Trainer(chosen, tmp_path / "next").train(begin_with=first / "run")
+    assert result["from"]["run"] == str(first / "run")
+    begun = RunFolder(tmp_path / "next").read_metrics()[0]
+    before = evaluate_saved(first / "run", data=tmp_path / "monday", split="valid")
+    assert (begun["step"], begun["auc"], begun["logloss"]) == (0, before["auc"], before["logloss"])
+    rules = Preprocessing.load(tmp_path / "next/bundle")  # raw rows go on as they did
+    assert rules.index.arrays().keys() == Preprocessing.load(first / "run/bundle").index.arrays().keys()
+    assert rules.schema.fingerprint == RunFolder(first / "run").fingerprint

@@ -124,6 +124,10 @@ def train(
         list[str] | None, typer.Option("--set", help="KEY=VALUE, for example train.lr=0.01; may be repeated.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", help="A run whose best checkpoint it begins with; data prepared --like that run."),
+    ] = None,
 ) -> None:
     """Train a CTR model; the best checkpoint by validation is evaluated once on the test split.
 
@@ -135,7 +139,7 @@ def train(
 
     loaded = load_config(config, overrides=set_ or [])
     with joined_processes() as processes, show.training() as reporter:
-        result = Trainer(loaded, out, reporter=reporter, processes=processes).train(resume=resume)
+        result = Trainer(loaded, out, reporter=reporter, processes=processes).train(resume=resume, begin_with=from_)
     if processes.is_first:
         show.result(out, result)
 

@@ -132,13 +132,21 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
 
-    def create(self, config: Mapping[str, Any], *, fingerprint: str, content: str | None) -> None:
+    def create(
+        self,
+        config: Mapping[str, Any],
+        *,
+        fingerprint: str,
+        content: str | None,
+        start: Mapping[str, Any] | None = None,
+    ) -> None:
         """Starts a new run; the folder is locked and not used otherwise.
 
         Args:
             config: the resolved configuration.
             fingerprint: of the data's vocabularies.
             content: of its rows, see `embank.pipelines.data.loading.integrity`; None for data that says nothing of it.
+            start: the checkpoint of another run that it begins with, see `embank.pipelines.runs.start`.
 
         Raises:
             WorkError: the disk is full.
@@ -147,9 +155,8 @@ class RunFolder:
             self.checkpoints.mkdir(exist_ok=True)
             self.plots.mkdir(exist_ok=True)
         text = yaml.safe_dump(dict(config), sort_keys=False)
-        write_record(
-            self.environment, {**environment_of(fingerprint), "data_content": content, "config": short_digest(text)}
-        )
+        record = {**environment_of(fingerprint), "data_content": content, "config": short_digest(text)}
+        write_record(self.environment, record if start is None else {**record, "from": dict(start)})
         replace_text(self.config, text, cure=RESUME)
 
     def read_config(self) -> dict[str, Any]:
@@ -198,6 +205,12 @@ class RunFolder:
         """Digest of the rows that the run was trained on; None in a run of an earlier version."""
         content = self._read_environment().get("data_content")
         return None if content is None else str(content)
+
+    @property
+    def start(self) -> dict[str, Any] | None:
+        """The checkpoint of another run that this one began with; None if it began anew."""
+        start = self._read_environment().get("from")
+        return None if start is None else dict(start)
 
     def refuse_changes(self, config: Mapping[str, Any], *, fingerprint: str, content: str | None) -> None:
         """Resuming needs the same configuration and data; arguments as in `create`.

@@ -53,7 +53,7 @@ def close_run(
             whole,
             config=config,
             schema=schema,
-            step=progress.best_step or progress.step,
+            step=progress.step if progress.best_step is None else progress.best_step,
             data=Path(config.data.path),
             metrics=metrics_of(progress),
         )
@@ -62,7 +62,8 @@ def close_run(
         nbytes = folder_nbytes(run.bundle)
         result = final_figures(config, tables=whole.tables, progress=progress, scores=scores, bundle_nbytes=nbytes)
     run.plot()
-    run.write_result({**result, "ranks": model.tables.processes.count})
+    begun = {} if run.start is None else {"from": run.start}
+    run.write_result({**result, **begun, "ranks": model.tables.processes.count})
     remove_row_files(run.path / ROWS)  # what a killed process left; this one's own end with it
     return run.read_result()
 

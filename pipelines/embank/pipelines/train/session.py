@@ -142,6 +142,7 @@ class Session:
         training: what trains it in the current stage.
         num_stages: of all, those that are trained; None for all.
         stop: set by a signal.
+        is_to_be_judged: the model is another run's, to be evaluated before the first step.
         saved_at: when the last checkpoint was written, in seconds of `time.monotonic`.
     """
 
@@ -153,6 +154,7 @@ class Session:
     progress: Progress
     model: CTRModel
     num_stages: int | None = None
+    is_to_be_judged: bool = False
     training: StageTraining = field(init=False)
     stop: StopRequest = field(default_factory=StopRequest)
     saved_at: float = field(default_factory=time.monotonic)

@@ -12,10 +12,11 @@ from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.build import NO_STAGES, build
 from embank.pipelines.runs.folder import ROWS, RunFolder
-from embank.pipelines.runs.progress import Progress
+from embank.pipelines.runs.progress import Progress, StageProgress
 from embank.pipelines.runs.result import close_run
+from embank.pipelines.runs.start import Start, refuse_other_start, refuse_unfinished
 from embank.pipelines.runs.state import SavedRun
-from embank.pipelines.train.checkpoints import load_best, tell
+from embank.pipelines.train.checkpoints import evaluate_and_save, load_best, stop_if_asked, tell
 from embank.pipelines.train.interrupt import stop_on_signals
 from embank.pipelines.train.launch import refuse_differences
 from embank.pipelines.train.loop import train_stage
@@ -23,7 +24,8 @@ from embank.pipelines.train.readiness import ready_to_resume, ready_to_start
 from embank.pipelines.train.session import Session
 from embank.pipelines.train.stages import next_stage
 from embank.pipelines.train.telling import recorded
-from embank.tables.collections.stages import settle
+from embank.tables import TableCollection
+from embank.tables.collections.stages import planned_stages, settle
 from embank.tables.sharding.processes import Processes
 
 
@@ -58,11 +60,14 @@ class Trainer:
             self.schema = Schema.load(config.data.path)
             self.content = content_of(Path(config.data.path), self.schema)
 
-    def train(self, *, resume: bool = False) -> dict[str, Any]:
+    def train(self, *, resume: bool = False, begin_with: str | Path | None = None) -> dict[str, Any]:
         """Trains to the end and evaluates the best checkpoint once on the test split.
 
         Args:
             resume: go on from the last checkpoint; a complete run just returns its result.
+            begin_with: a run whose best checkpoint gives the initial tables and network, and the rows' optimizer state
+                if the optimizer is the same. Vocabularies, model and tables must be the same; data, seed, rates and
+                lengths may differ. It is evaluated before the first step and may be what is served in the end.
 
         Returns:
             What result.json holds.
@@ -82,15 +87,31 @@ class Trainer:
                 check = ready_to_resume if resume else ready_to_start
                 done = check(self.run, self.config, self.schema, content=self.content, reporter=self.reporter)
         done = self.processes.first(done)
+        start = self._start_of(begin_with, resume=resume)
         if done is not None:
             return done
         with self.processes.together():
             lock = self._lock(begins=not resume)
         with lock:
-            self.session = self._restore()
+            self.session = self._restore(start)
             if not resume and self.processes.is_first:
-                self.run.create(plain, fingerprint=self.schema.fingerprint, content=self.content)
+                facts = None if start is None else start.to_json()
+                self.run.create(plain, fingerprint=self.schema.fingerprint, content=self.content, start=facts)
             return self._run(self.session)
+
+    def _start_of(self, begin_with: str | Path | None, *, resume: bool) -> Start | None:
+        """What the run begins or began with; None if anew. The first process looks, all get to know."""
+        start = None
+        with self.processes.together():
+            if self.processes.is_first:
+                if resume and begin_with is not None:
+                    refuse_other_start(self.run, begin_with)
+                if resume:
+                    start = Start.recorded(self.run)
+                elif begin_with is not None:
+                    start = Start.of(begin_with, config=self.config, schema=self.schema)
+        found: Start | None = self.processes.first(start)
+        return found
 
     def _lock(self, *, begins: bool) -> ExitStack:
         """The run directory, locked by the first process."""
@@ -99,16 +120,18 @@ class Trainer:
                 stack.enter_context(self.run.lock(begins=begins))
             return stack.pop_all()
 
-    def _restore(self) -> Session:
-        """Builds the run as its last checkpoint has it, or as it begins."""
+    def _restore(self, start: Start | None) -> Session:
+        """Builds the run as its last checkpoint has it, or as it begins: anew, or with another run's checkpoint."""
         saved = self.processes.first(self.run.saved())
         last = SavedRun(saved[-1], processes=self.processes) if saved else None
+        begun = start.open(self.processes) if start is not None and last is None else None
+        source = last or begun
         model = build(
             self.config,
             self.schema,
             data=Path(self.config.data.path),
             rows_folder=self.run.path / ROWS,
-            stages=last.table_stages if last else NO_STAGES,
+            stages=source.table_stages if source else NO_STAGES,
             processes=self.processes,
         )
         session = Session(
@@ -123,14 +146,28 @@ class Trainer:
         )
         if last is None:
             torch.cuda.manual_seed_all(self.config.train.seed)  # does nothing without a GPU
-            session.begin_stage()
+            if start is not None and begun is not None:
+                self._begin_with(session, start, begun)
+            else:
+                session.begin_stage()
         else:
             session.build_stage()
             self._load_training(session, last)
         if self.processes.is_first and self.run.is_run:
-            begun = [stage.name for stage in session.progress.stages]
-            self.run.keep_metrics(up_to_step=session.progress.evaluated_step, stages=begun)
+            names = [stage.name for stage in session.progress.stages]
+            self.run.keep_metrics(up_to_step=session.progress.evaluated_step, stages=names)
         return session
+
+    def _begin_with(self, session: Session, start: Start, saved: SavedRun) -> None:
+        """Begins in the last stage of the tables' methods, with what another run has trained in it."""
+        assert isinstance(session.model.tables, TableCollection)
+        with self.processes.together():
+            refuse_unfinished(session.model.tables, start, begun=len(saved.progress().stages))
+        done = planned_stages(session.model.tables)[:-1]
+        session.progress.stages = [StageProgress(name=stage.name, first_epoch=0) for stage in done]
+        session.begin_stage()
+        self.reporter.note(start.load(session.model, saved))
+        session.is_to_be_judged = True
 
     def _load_training(self, session: Session, last: SavedRun) -> None:
         training = session.training
@@ -151,6 +188,9 @@ class Trainer:
                 told = recorded(self.reporter, log=self.run.log, board=board, resumed_at=step, num_ranks=count)
                 session.reporter = stack.enter_context(told)
             try:
+                if session.is_to_be_judged:
+                    evaluate_and_save(session)
+                    stop_if_asked(session)
                 train_stage(session)
                 while not session.training.is_last:
                     next_stage(session)
@@ -183,6 +223,11 @@ class Trainer:
                 )
         result = self.processes.first(result)
         assert result is not None
+        if "from" in result and progress.best_step == 0:
+            session.reporter.note(
+                f"no evaluation was better than that before the first step, so the run serves what run "
+                f"'{result['from']['run']}' had; lower rates (train.lr, train.table_lr) or more rows may help"
+            )
         if progress.loss_note is not None:
             session.reporter.note(progress.loss_note)
         return result
