@@ -26,6 +26,7 @@ from embank.tables import (
     TableSpec,
     save_bundle,
 )
+from tests.tables.test_bundle import run_code
 
 SIZES = {"user": 90, "item": 70, "tags": 40, "city": 50, "hour": 24}
 BAGS = ("tags",)
@@ -39,15 +40,16 @@ def made(
     methods: Mapping[str, str] | None = None,
     hyper: Mapping[str, Any] | None = None,
     precision: str = "fp32",
+    sizes: Mapping[str, int] = SIZES,
 ) -> Bundle:
     """A bundle as a training run writes it, of a model that was not trained."""
-    network_class, names = MODELS[model], list(SIZES)
+    network_class, names = MODELS[model], list(sizes)
     widths = [8] * (len(names) if network_class.embeddings else 0) + [1] * (len(names) * network_class.first_order)
     tables = TableCollection(
         [
             TableSpec(
                 name=name if at < len(names) and network_class.embeddings else f"first_order/{name}",
-                num_embeddings=SIZES[name],
+                num_embeddings=sizes[name],
                 embedding_dim=dim,
                 feature_names=[name],
                 method=(methods or {}).get(name, "full") if dim > 1 else "full",
@@ -62,7 +64,7 @@ def made(
     schema = Schema(
         categorical=tuple(
             CategoricalField(name=name, num_embeddings=size, multivalued=name in BAGS, min_count=1)
-            for name, size in SIZES.items()
+            for name, size in sizes.items()
         ),
         source="csv",
         label="label",
@@ -244,3 +246,32 @@ def test_a_damaged_address_does_not_give_rows_of_another_table(tmp_path: Path) -
     spine.num_rows *= 2
     with pytest.raises(CheckpointError, match="ids of table 'user' can't be looked up: they have rows"):
         scorer.logits(*plain(64))
+
+
+FRESH = """
+import sys
+import torch
+from embank.pipelines.runs.scoring import Scorer
+from embank.tables import Bundle
+scorer = Scorer(Bundle("b", verify="small"))
+ids = {name: torch.tensor([1, 2]) for name in scorer.features}
+torch.save(scorer.logits(torch.ones(2, scorer.num_dense), ids, {}), "logits.pt")
+heavy = ["torchrec", "fbgemm_gpu", "torch._dynamo", "sympy", "polars", "pyarrow", "optuna", "matplotlib", "typer"]
+ours = ["embank.pipelines.train", "embank.tables.collections.pooled", "embank.tables.rows.fbgemm", "embank.search"]
+assert not [name for name in heavy + ours if name in sys.modules]
+if sys.platform == "linux":
+    parts = open("/proc/self/smaps").read().split("tables.safetensors")[1:]
+    in_memory = sum(int(part.partition("Rss:")[2].split()[0]) for part in parts)  # KiB
+    assert parts and in_memory < 2048, in_memory
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_process_opens_a_bundle_without_training_code_and_leaves_rows_where_they_are(tmp_path: Path) -> None:
+    sizes = dict.fromkeys(SIZES, 200000)  # 32 MB in all
+    scorer = Scorer(made(tmp_path / "b", sizes=sizes))
+    ids = {name: torch.tensor([1, 2]) for name in SIZES}
+    done = run_code(FRESH, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = scorer.logits(torch.ones(2, NUM_DENSE), ids, {})
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)

@@ -4,12 +4,13 @@ Not `torchrec.modules.mlp.MLP`: that one has neither dropout nor batch normalisa
 second activation per layer; here ReLU works in place on what the linear layer has just written.
 """
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Net = TypeVar("Net", bound=nn.Module)
 Activation = Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "tanh", "sigmoid", "identity"]
 
 
@@ -70,7 +71,7 @@ class PaddedLinear(nn.Module):
         return F.linear(input, self.weight, self.bias)
 
 
-def frozen(network: nn.Module) -> nn.Module:
+def frozen(network: Net) -> Net:
     """A network in place, as it is when it only scores: in evaluation mode, without gradients, its weights padded once.
 
     It computes what it did, to the bit. Its `state_dict` is no longer one that can be loaded.

@@ -7,7 +7,7 @@ are one matrix, from which one `index_select` takes the rows of all of them.
 Legend: F features with one id in each row, K uses of a group, B rows of a batch, N ids of a feature with bags.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,48 +75,38 @@ class _Stack:
         first = min(starts)
         # Between these tables may lie others, whose numbers this matrix shows as well, and nobody asks for.
         self.rows_RD = tables[0].as_strided(((max(ends) - first) // width, width), (width, 1), first)
-        self.first_rows_K = torch.tensor([(start - first) // width for start in starts])
-        self.num_rows_K = torch.tensor([len(table) for table in tables])
+        self.first_rows_K1 = torch.tensor([[(start - first) // width] for start in starts])
+        self.num_rows_K1 = torch.tensor([[len(table)] for table in tables])
         self.names = [own.table for own in rows]
         self.addresses = [own.address for own in rows]
         self.columns = list(columns)
         self.is_direct = not any(self.addresses) and self.columns == list(range(columns[0], columns[0] + len(columns)))
 
-    def __call__(self, ids_FB: Tensor, ids_BF: Tensor) -> Tensor:
+    def __call__(self, ids_FB: Tensor) -> Tensor:
         """Rows side by side, [B, K D]."""
         if self.is_direct:
-            ids_BK = ids_BF[:, self.columns[0] : self.columns[0] + len(self.columns)]
+            rows_KB = ids_FB[self.columns[0] : self.columns[0] + len(self.columns)]
         else:
-            found = [
-                ids_FB[column] if address is None else address(ids_FB[column])[0]
-                for address, column in zip(self.addresses, self.columns, strict=True)
-            ]
-            ids_BK = torch.stack(found, dim=1)
-            self._refuse_elsewhere(ids_BK)
-        rows_ND = self.rows_RD.index_select(0, (ids_BK + self.first_rows_K).flatten())
-        return rows_ND.view(ids_BK.shape[0], len(self.columns) * self.rows_RD.shape[1])
+            rows_KB = torch.stack(
+                [
+                    ids_FB[column] if address is None else address(ids_FB[column])[0]
+                    for address, column in zip(self.addresses, self.columns, strict=True)
+                ]
+            )
+            self._refuse_elsewhere(rows_KB)
+        rows_ND = self.rows_RD.index_select(0, (rows_KB + self.first_rows_K1).t().flatten())
+        return rows_ND.view(ids_FB.shape[1], len(self.columns) * self.rows_RD.shape[1])
 
-    def _refuse_elsewhere(self, rows_BK: Tensor) -> None:
+    def _refuse_elsewhere(self, rows_KB: Tensor) -> None:
         """Raises CheckpointError where an address is not in its own table, but for the matrix another one's row."""
-        if rows_BK.numel():
-            low_K, high_K = rows_BK.aminmax(dim=0)
-            for k in ((low_K < 0) | (high_K >= self.num_rows_K)).nonzero().flatten().tolist():
-                raise CheckpointError(
-                    f"ids of table '{self.names[k]}' can't be looked up: they have rows {int(low_K[k])} to "
-                    f"{int(high_K[k])} of {int(self.num_rows_K[k])}. What is served of it is damaged: copy or export "
-                    "its bundle again"
-                )
-
-
-class _Single:
-    """One use with one id in each row, whatever its method does."""
-
-    def __init__(self, use: Use, column: int) -> None:
-        self.use, self.column = use, column
-
-    def __call__(self, ids_FB: Tensor, ids_BF: Tensor) -> Tensor:
-        """Rows [B, D]."""
-        return looked_up(self.use.pack, ids_FB[self.column], spec=self.use.spec)
+        wrong_KB = (rows_KB < 0) | (rows_KB >= self.num_rows_K1)
+        if bool(wrong_KB.any()):
+            k = int(wrong_KB.nonzero()[0, 0])
+            raise CheckpointError(
+                f"ids of table '{self.names[k]}' can't be looked up: they have rows {int(rows_KB[k].min())} to "
+                f"{int(rows_KB[k].max())} of {int(self.num_rows_K1[k])}. What is served of it is damaged: copy or "
+                "export its bundle again"
+            )
 
 
 class Lookups:
@@ -154,25 +144,25 @@ class Lookups:
         self.features = list(self.tables)
         self.bags = [feature for feature in self.features if feature in bags]
         self.single = [feature for feature in self.features if feature not in bags]
-        self.last_F = torch.tensor([self.tables[feature].num_embeddings - 1 for feature in self.single])
-        self.parts: list[list[_Stack | _Single | Use]] = []
+        self.column = {feature: column for column, feature in enumerate(self.single)}
+        self.last_F1 = torch.tensor([[self.tables[feature].num_embeddings - 1] for feature in self.single])
+        self.zero_F1 = torch.zeros_like(self.last_F1)
+        self.parts: list[list[_Stack | Use]] = []
         at = 0
         for size in [len(uses)] if parts is None else parts:
             self.parts.append(self._steps(uses[at : at + size]))
             at += size
 
-    def _steps(self, uses: Sequence[Use]) -> list["_Stack | _Single | Use"]:
+    def _steps(self, uses: Sequence[Use]) -> list["_Stack | Use"]:
         """How some columns are made: what lies in one matrix, and next to each other in the output, at once."""
-        steps: list[_Stack | _Single | Use] = []
+        steps: list[_Stack | Use] = []
         run: list[tuple[_Rows, int]] = []
         for place, use in enumerate(uses):
             rows, following = _Rows.of(use), next(iter(uses[place + 1 :]), None)
-            if use.feature in self.bags:
+            if use.feature in self.bags or rows is None:
                 steps.append(use)
-            elif rows is None:
-                steps.append(_Single(use, self.single.index(use.feature)))
             else:
-                run.append((rows, self.single.index(use.feature)))
+                run.append((rows, self.column[use.feature]))
                 if following is None or not self._goes_on(rows, following):
                     steps.append(_Stack([rows for rows, _ in run], [column for _, column in run]))
                     run = []
@@ -196,33 +186,46 @@ class Lookups:
             DataError: a feature is missing, or a tensor has another shape or type.
             CheckpointError: the bundle that the tables are from was damaged unnoticed, and an id leads nowhere.
         """
+        (parts,) = self.blocks(ids, lengths, num_rows=num_rows, padded=padded)
+        return parts
+
+    def blocks(
+        self, ids: Ids, lengths: Ids, *, num_rows: int, padded: int | None = None, block_rows: int | None = None
+    ) -> Iterator[list[Tensor]]:
+        """The same, some rows at a time, each time for all parts: what is taken of a stack of tables stays in a core's
+        cache for who uses it.
+
+        Args:
+            ids, lengths, num_rows, padded: see `__call__`.
+            block_rows: rows at a time; None gives all at once.
+        """
         ids_FB = self._stacked(ids, num_rows)
-        pooled = {feature: self._bags_of(feature, ids, lengths, num_rows) for feature in self.bags}
+        bags = {feature: self._bags_of(feature, ids, lengths, num_rows) for feature in self.bags}
         if padded is not None and padded > num_rows:
             ids_FB = F.pad(ids_FB, (0, padded - num_rows))
-            pooled = {
-                name: (ids_N, F.pad(sizes_B, (0, padded - num_rows))) for name, (ids_N, sizes_B) in pooled.items()
-            }
-        ids_BF = ids_FB.t().contiguous()
-        return [self._part(steps, ids_FB, ids_BF, pooled) for steps in self.parts]
+            bags = {name: (ids_N, F.pad(sizes_B, (0, padded - num_rows))) for name, (ids_N, sizes_B) in bags.items()}
+        steps: list[list[_Stack | Tensor]] = [
+            [step if isinstance(step, _Stack) else self._looked_up(step, ids_FB, bags) for step in part]
+            for part in self.parts
+        ]
+        size = ids_FB.shape[1]
+        if block_rows is None or size <= block_rows:
+            yield [_side_by_side([s(ids_FB) if isinstance(s, _Stack) else s for s in part], size) for part in steps]
+            return
+        for start in range(0, size, block_rows):
+            end = min(start + block_rows, size)
+            own_FB = ids_FB[:, start:end]
+            yield [
+                _side_by_side([s(own_FB) if isinstance(s, _Stack) else s[start:end] for s in part], end - start)
+                for part in steps
+            ]
 
-    def _part(
-        self,
-        steps: "Sequence[_Stack | _Single | Use]",
-        ids_FB: Tensor,
-        ids_BF: Tensor,
-        bags: Mapping[str, tuple[Tensor, Tensor]],
-    ) -> Tensor:
-        blocks = []
-        for step in steps:
-            if isinstance(step, Use):
-                ids_N, lengths_B = bags[step.feature]
-                blocks.append(summed(looked_up(step.pack, ids_N, spec=step.spec), lengths_B, pooling=step.spec.pooling))
-            else:
-                blocks.append(step(ids_FB, ids_BF))
-        if len(blocks) == 1:
-            return blocks[0]
-        return torch.cat(blocks, dim=1) if blocks else torch.empty(ids_FB.shape[1], 0)
+    def _looked_up(self, use: Use, ids_FB: Tensor, bags: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Rows [B, D] of a use, whatever its method does."""
+        if use.feature not in bags:
+            return looked_up(use.pack, ids_FB[self.column[use.feature]], spec=use.spec)
+        ids_N, lengths_B = bags[use.feature]
+        return summed(looked_up(use.pack, ids_N, spec=use.spec), lengths_B, pooling=use.spec.pooling)
 
     def _stacked(self, ids: Ids, num_rows: int) -> Tensor:
         """Ids int64 [F, B] of the features with one in each row, all of them within their tables."""
@@ -236,10 +239,8 @@ class Lookups:
             for feature in self.single:
                 self._refuse_other_shape(feature, ids, num_rows)
             raise DataError("the ids of the features can't be put together; give them as int64 tensors in host memory")
-        if num_rows:
-            low_F, high_F = ids_FB.aminmax(dim=1)
-            if bool(((low_F < 0) | (high_F > self.last_F)).any()):
-                self._refuse_range(ids_FB)
+        if not torch.equal(ids_FB.clamp(self.zero_F1, self.last_F1), ids_FB):  # quicker for one row than two extremes
+            self._refuse_range(ids_FB)
         return ids_FB
 
     def _refuse_range(self, ids_FB: Tensor) -> None:
@@ -277,3 +278,9 @@ class Lookups:
             )
         check_ids(ids_N, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)
         return ids_N, lengths_B
+
+
+def _side_by_side(blocks: Sequence[Tensor], num_rows: int) -> Tensor:
+    if len(blocks) == 1:
+        return blocks[0]
+    return torch.cat(list(blocks), dim=1) if blocks else torch.empty(num_rows, 0)

@@ -1,0 +1,71 @@
+"""Tables over plain tensors: what `PackedCollection` gives, in fewer calls."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torchrec import KeyedJaggedTensor
+
+from embank.tables import DataError, IdRangeError, TableCollection, TableSpec, load_bundle, save_bundle
+from embank.tables.serving.lookups import Lookups, _Stack
+from tests.tables.batches import random_kjt
+
+SPECS = [
+    TableSpec(name="b", num_embeddings=30, embedding_dim=8, feature_names=["b"]),
+    TableSpec(name="a", num_embeddings=50, embedding_dim=8, feature_names=["a", "again"]),
+    TableSpec(name="c", num_embeddings=700, embedding_dim=8, feature_names=["c"], method="hash", budget=0.5),
+    TableSpec(name="d", num_embeddings=31, embedding_dim=4, feature_names=["d"]),
+    TableSpec(name="e", num_embeddings=40, embedding_dim=8, feature_names=["e"], method="compositional", budget=0.5),
+    TableSpec(name="f", num_embeddings=60, embedding_dim=8, feature_names=["f"], pooling="mean"),
+    TableSpec(name="a1", num_embeddings=50, embedding_dim=1, feature_names=["a"]),
+    TableSpec(name="b1", num_embeddings=29, embedding_dim=1, feature_names=["b"]),
+]
+SIZES = {"a": 50, "again": 50, "b": 29, "c": 700, "d": 31, "e": 40, "f": 60}
+
+
+def plain(kjt: KeyedJaggedTensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    return {key: kjt[key].values() for key in kjt.keys()}, {key: kjt[key].lengths() for key in kjt.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("bags", [[], ["f"], ["a", "c", "e", "f"], list(SIZES)])
+def test_as_a_packed_collection(bags: list[str], tmp_path: Path) -> None:
+    save_bundle(tmp_path / "b", TableCollection(SPECS))
+    packed = load_bundle(tmp_path / "b")
+    kinds = [({name: SIZES[name] for name in SIZES if (name in bags) is many}, many) for many in (False, True)]
+    kjts = [random_kjt(own, batch_size=40, seed=1, single=not many) for own, many in kinds if own]
+    kjt = KeyedJaggedTensor.concat(kjts)
+    ids, lengths = plain(kjt)
+    expected = packed(kjt).values()
+    lookups = Lookups(packed, bags=bags, parts=[7, 2])
+    embeddings, weights = lookups(ids, lengths, num_rows=40)
+    assert torch.equal(torch.cat([embeddings, weights], dim=1), expected)
+    padded = torch.cat(lookups(ids, lengths, num_rows=40, padded=48), dim=1)
+    assert torch.equal(padded[:40], expected)
+    blocks = [torch.cat(parts, dim=1) for parts in lookups.blocks(ids, lengths, num_rows=40, block_rows=16)]
+    assert [len(block) for block in blocks] == [16, 16, 8]
+    assert torch.equal(torch.cat(blocks), expected)
+
+
+def test_plain_tables_next_to_each_other_are_one_matrix(tmp_path: Path) -> None:
+    """Plain and hashed rows of one width are taken at once, in whatever order they lie in the file; others alone."""
+    narrow = {"d": "x", "a1": "y", "b1": "z"}  # in a file, tensors lie by name
+    specs = [replace(spec, name=narrow.get(spec.name, spec.name)) for spec in SPECS]
+    save_bundle(tmp_path / "b", TableCollection(specs))
+    lookups = Lookups(load_bundle(tmp_path / "b"), bags=["f"], parts=[7, 2])
+    found = [[len(s.columns) if isinstance(s, _Stack) else s.spec.name for s in part] for part in lookups.parts]
+    assert found == [[4, 1, "e", "f"], [2]]
+    assert lookups.features == ["b", "a", "again", "c", "d", "e", "f"]
+
+
+def test_ids_fit_the_smallest_table_of_a_feature(tmp_path: Path) -> None:
+    save_bundle(tmp_path / "b", TableCollection(SPECS))
+    lookups = Lookups(load_bundle(tmp_path / "b"))
+    ids = {name: torch.tensor([0, size - 1]) for name, size in SIZES.items()}
+    lookups(ids, {}, num_rows=2)
+    for name, size in SIZES.items():
+        for wrong in (size, -1, 2**40, -(2**63)):
+            with pytest.raises(IdRangeError, match=f"feature '{name}' has id {wrong}, outside table '{name[0]}"):
+                lookups(ids | {name: torch.tensor([0, wrong])}, {}, num_rows=2)
+    with pytest.raises(DataError, match=r"feature 'b' has ids of shape \[2\] for 3 rows"):
+        lookups(ids, {}, num_rows=3)
