@@ -48,6 +48,7 @@ def main() -> None:
         ["ranks.py", "--repeats", "7" if full else "3"],
         ["deltas.py", "--rows", "20000000" if full else "2000000", "--folder", "runs/bench"],
         ["serving.py", "--work", "runs/bench/serving", "--seconds", "5" if full else "2"],
+        ["scoring.py", "--large-rows", "16000000" if full else "2000000", "--folder", "runs/bench"],
         ["page_warming.py", "--gib", "4" if full else "1", "--folder", "runs/bench"],
     ]
     for part in parts:

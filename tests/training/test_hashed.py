@@ -129,7 +129,7 @@ def test_the_bundle_and_the_checkpoint_say_the_hash(run: Path, data: Path, monke
     assert json.loads((run / "bundle" / "manifest.json").read_text())["token_hash_version"] == 1
     checkpoint = RunFolder(run).saved()[-1]
     assert verify_checkpoint(checkpoint)["identity"]["token_hash_version"] == 1
-    monkeypatch.setattr("embank.tables.ids.token_hash.TOKEN_HASH_VERSION", 2)
+    monkeypatch.setattr("embank.tables.ids.token_space.TOKEN_HASH_VERSION", 2)
     said = "has ids of tokens by version 1 of the token hash; this embank has version 2, which gives tokens other ids"
     with pytest.raises(CheckpointError, match=f"bundle '.*bundle' {said}"):
         load_bundle(run / "bundle")
@@ -144,7 +144,7 @@ def test_with_a_vocabulary_the_token_hash_does_not_matter(
 ) -> None:
     prepare({**COLUMNS, "hashed": [], "categorical": ["shop", "user"]}, [log], tmp_path / "data")
     train(tmp_path / "data", tmp_path / "run", model=MODEL, train={"epochs": 1})
-    monkeypatch.setattr("embank.tables.ids.token_hash.TOKEN_HASH_VERSION", 2)
+    monkeypatch.setattr("embank.tables.ids.token_space.TOKEN_HASH_VERSION", 2)
     assert evaluate_saved(tmp_path / "run" / "bundle", data=tmp_path / "data", split="test")["auc"] > 0
     verify_checkpoint(RunFolder(tmp_path / "run").saved()[-1])
 
