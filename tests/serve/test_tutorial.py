@@ -15,10 +15,13 @@ def test_the_tutorial_runs_word_for_word(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     with Followed(ROOT / "docs/serving_tutorial.md") as page:
         said = page.follow()
-    _, _, train, _, _, scores, _, answer, refusal, _, evaluated, drift, _, _, _, _, reloaded, other, new = said
+    _, _, train, _, _, scores, _, answer, refusal, *said = said
+    _, evaluated, drift, _, _, before, after, _, delta, reloaded, other, new = said
     assert 0.77 < float(re.findall(r"test AUC +([\d.]+)", train)[0]) < 0.81
     assert 1.6 < float(re.findall(r"calibration +([\d.]+)", evaluated)[0]) < 2.2
     assert re.search(r"item_id .* much .*\n", drift)
+    losses = [float(re.findall(r"logloss +([\d.]+)", text)[0]) for text in (before, after)]
+    assert losses == [pytest.approx(0.39, abs=0.02), pytest.approx(0.34, abs=0.02)]
     frame = pl.read_csv("scores.csv")
     assert (frame.columns, len(frame)) == (["user_id", "item_id", "score"], 4000)
     if HAS_CURL:
@@ -27,6 +30,7 @@ def test_the_tutorial_runs_word_for_word(tmp_path: Path, monkeypatch: pytest.Mon
         assert second["scores"] == pytest.approx([float(new.strip("[]\n"))], abs=1e-7)
         assert second["scores"] != pytest.approx(first["scores"], abs=1e-3)
         assert second["version"] == third["version"] != first["version"]
+        assert f"version {first['version']} to {second['version']}" in delta
         assert json.loads(refusal)["field"] == "tags"
 
 

@@ -57,7 +57,8 @@ def serve(path: str | Path, settings: Settings, *, note: Note) -> None:
             host, port = listener.getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
             if not stop:
-                note(f"serving {what} at http://{host}:{port} with {settings.workers} workers; /docs shows how to ask")
+                workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
+                note(f"serving {what} at http://{host}:{port} with {workers}; /docs shows how to ask")
             if has_pointer(path):
                 pointer = _Pointer(Path(path), seen=seen, state=state, note=note)
             while not stop:
