@@ -1,8 +1,10 @@
 """Another bundle for a server that runs: who may ask for it, and what is refused."""
 
+import gc
 import json
 import os
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -197,3 +199,24 @@ def test_tables_alone_are_not_served(tmp_path: Path) -> None:
     save_bundle(tmp_path / "tables", TableCollection([spec]))
     with pytest.raises(ConfigError, match="preprocess.json"):
         tried_model(tmp_path / "tables", verify=True)
+
+
+def test_a_model_that_is_replaced_is_let_go(bundles: Bundles) -> None:
+    """Also without the collector, which workers keep from looking at what they began with: its files stay mapped
+    otherwise."""
+    with (
+        a_worker(bundles.first) as worker,
+        TestClient(worker.app, base_url=HERE, client=("127.0.0.1", 1)) as client,
+    ):
+        old = weakref.ref(worker.served.snapshot.model)
+        assert client.get("/openapi.json").status_code == 200
+        for path, content in (("/score", {"rows": bundles.rows}), ("/embed", {"feature": "item", "values": ["i1"]})):
+            assert post(client, path, content).status_code == 200
+        gc.collect()
+        gc.disable()
+        try:
+            assert post(client, "/reload", {"bundle": str(bundles.second)}).status_code == 200
+            assert post(client, "/score", {"rows": bundles.rows}).status_code == 200
+            assert old() is None
+        finally:
+            gc.enable()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -144,6 +145,9 @@ def work(number: int, settings: Settings, state: StateFolder, listener: socket.s
         ws="none",
         timeout_keep_alive=KEPT_S,
     )
+    # What libraries have made stays for good. Looking through all of it again and again stops every request meanwhile.
+    gc.collect()
+    gc.freeze()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signals that it has obeyed once more
         _Server(config, listening=worker.tell).run(sockets=[listener])
 
