@@ -173,6 +173,7 @@ def test_figures_on_ranks_are_those_of_the_served_model(
         alone = evaluate_saved(path, data=data, split="test")
         assert alone["auc"] == result["auc"], path.name
         assert alone["logloss"] == pytest.approx(result["logloss"], rel=1e-6), path.name
+    assert alone["logloss"] == result["logloss"], "the result's figures are the bundle's, to the bit"
     valid = evaluate_saved(tmp_path / "run", data=data, split="valid")
     assert valid["auc"] == result["valid_auc"]
     ranks[2].run(jobs.train_until, data, tmp_path / "stopped", sections, 7)

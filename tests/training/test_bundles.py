@@ -34,6 +34,9 @@ from tests.training.test_resume import StopAt
 pytestmark = pytest.mark.slow
 
 
+METRICS = ("auc", "logloss", "calibration", "gauc", "num_rows")
+
+
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
@@ -47,8 +50,13 @@ def shipped(run: Path, tmp_path: Path) -> Path:
     return tmp_path / "shipped"
 
 
-def test_a_run_ends_with_its_bundle(run: Path) -> None:
+def test_a_run_ends_with_its_bundle(run: Path, data: Path) -> None:
     result = json.loads((run / "result.json").read_text())
+    figures = evaluate_saved(run / "bundle", data=data, split="test")
+    assert {name: result[name] for name in METRICS} == {name: figures[name] for name in METRICS}  # to the bit
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    (told,) = (line for line in lines if line["split"] == "test")
+    assert {name: result[name] for name in METRICS} == {name: told[name] for name in METRICS}
     bundle = Bundle(run / "bundle")
     assert result["bundle_bytes"] == bundle.nbytes == folder_nbytes(run / "bundle")
     assert load_bundle(run / "bundle").nbytes() == result["serving_bytes"] < result["bundle_bytes"]

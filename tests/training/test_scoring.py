@@ -132,6 +132,19 @@ def test_every_model_scores_as_it_is_and_a_batch_may_be_cut_anywhere(tmp_path: P
     assert scorer.logits(*plain(0)).shape == (0,)
 
 
+@pytest.mark.parametrize("model", ["dlrm", "deepfm"])
+def test_layers_that_only_train_do_not_show(tmp_path: Path, model: str) -> None:
+    """Batch norm and dropout, where operations are recorded and where they are not."""
+    widths = {"bottom": [16], "top": [70, 8]} if model == "dlrm" else {"hidden_units": [70, 8]}
+    bundle = made(tmp_path / "b", model=model, hyper={**widths, "batch_norm": True, "dropout": 0.5})
+    with torch.no_grad():
+        expected = load_model(bundle)(*batch(24))
+    scorer = Scorer(bundle)
+    assert torch.equal(scorer.logits(*plain(24)), expected)
+    assert torch.equal(cut_up(scorer, plain(24), [8, 16]), expected)
+    torch.testing.assert_close(cut_up(scorer, plain(24), [1] * 24), expected, rtol=0, atol=1e-6)
+
+
 MIXED = {"user": "hash", "item": "dhe", "tags": "compositional", "city": "mgqe"}
 
 
