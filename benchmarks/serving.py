@@ -202,7 +202,8 @@ def checks(size: int, *, arrow: bool) -> Callable[[bytes], None]:
 
 def served(run: Path, options: argparse.Namespace, batches: dict[int, list[list[dict[str, Any]]]]) -> list[dict]:
     """Figures of a server that is started for them."""
-    command = [sys.executable, "-m", "embank", "serve", str(run), "--port", "0", "--workers", str(options.workers)]
+    command = [sys.executable, "-m", "embank", "serve", str(run), "--port", "0", "--timeout", "120"]
+    command += ["--workers", str(options.workers)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = ""
