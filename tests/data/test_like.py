@@ -130,6 +130,29 @@ def test_new_values_are_unknown_and_counted(first: Path, tmp_path: Path) -> None
     assert "50.00%" in text
 
 
+@pytest.mark.parametrize("name", ["criteo", "kdd12", "movielens-25m"])
+def test_published_formats_without_labels(tmp_path: Path, name: str) -> None:
+    raw, format = PUBLISHED[name](tmp_path), name.partition("-")[0]
+    prepare(None, raw, tmp_path / "data", format=format)
+    if name == "movielens-25m":
+        lines = (raw / "ratings.csv").read_text().splitlines()
+        (raw / "ratings.csv").write_text("\n".join(",".join(line.split(",")[:2]) for line in lines) + "\n")
+    else:
+        num_labels = {"criteo": 1, "kdd12": 2}[name]
+        lines = [line.split("\t", num_labels)[num_labels] for line in raw.read_text().splitlines()]
+        raw = tmp_path / "test.txt"
+        raw.write_text("\n".join(lines) + "\n")
+    schema = prepare(None, raw, tmp_path / "new", like=tmp_path / "data", split="test", labelled=False)
+    assert schema.fingerprint == Schema.load(tmp_path / "data").fingerprint
+    likeness = Likeness.load(tmp_path / "new")
+    assert likeness is not None
+    assert likeness.splits["test"]["rows"] == {"criteo": 60, "kdd12": 160, "movielens-25m": 600}[name]
+    assert all((likeness.share("test", feature, "unknown") or 0.0) < 0.2 for feature in likeness.features)
+    if name == "criteo":  # split by position, and no row is dropped or multiplied
+        whole = pl.concat([pl.read_parquet(tmp_path / "data" / split) for split in ("train", "valid", "test")])
+        assert pl.read_parquet(tmp_path / "new/test").drop("label").equals(whole.drop("label"))
+
+
 def test_a_folder_like_an_index_only_bundle_has_no_vocabularies(first: Path, tmp_path: Path) -> None:
     prepare(None, first / "log.csv", tmp_path / "like", like=first / "index-only")
     assert not (tmp_path / "like/vocab").exists()
@@ -198,6 +221,10 @@ def test_what_is_nothing_to_prepare_like_is_refused(first: Path, tmp_path: Path)
     vocabulary = tmp_path / "damaged/vocab/city.parquet"
     vocabulary.write_bytes(vocabulary.read_bytes()[:-1] + b"?")
     assert "city.parquet" in refused(tmp_path / "damaged")
+    shutil.copytree(first / "data", tmp_path / "edited")  # its rows would be read by other rules than its ids
+    config = tmp_path / "edited/config.yaml"
+    config.write_text(config.read_text().replace("-999", "-998"))
+    assert "config.yaml" in refused(tmp_path / "edited")
     shutil.copytree(first / "bundle", tmp_path / "bitten")
     index = tmp_path / "bitten/vocabulary.safetensors"
     index.write_bytes(index.read_bytes()[:-1] + b"?")

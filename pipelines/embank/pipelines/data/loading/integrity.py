@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embank.pipelines.data.loading.parts import Parts
-from embank.pipelines.data.schema import SPLIT_NAMES, UNCHECKED_VERSION, VOCAB_FOLDER, Schema
+from embank.pipelines.data.schema import CONFIG_FILE, LIKE_FILE, SPLIT_NAMES, UNCHECKED_VERSION, VOCAB_FOLDER, Schema
 from embank.pipelines.reporting import Reporter
 from embank.tables.errors import CheckpointError, DataError
 from embank.tables.storage.checksums import CHECKSUMS, text_digest, verify_checksums, write_checksums
@@ -52,6 +52,8 @@ def verify_prepared(
 ) -> None:
     """Refuses a prepared folder that has lost or changed anything since it was written.
 
+    Its configuration is checked in any case: raw rows that are scored, or prepared like it, are read by it.
+
     Args:
         folder: the prepared folder.
         schema: its schema.
@@ -77,7 +79,7 @@ def verify_prepared(
         for path in sorted((folder / split).glob("part-*.parquet")):
             if f"{split}/{path.name}" not in listing:
                 raise DataError(f"'{path}' is not one of the files that `embank prepare` wrote. {_CURE}.")
-    wanted = (*splits, *([VOCAB_FOLDER] if vocabularies else []))
+    wanted = (*splits, CONFIG_FILE, LIKE_FILE, *([VOCAB_FOLDER] if vocabularies else []))
     nbytes = sum(_nbytes(entry) for name, entry in listing.items() if _is_in(name, wanted))
     if nbytes > LARGE_NBYTES:
         reporter.note(f"checking {nbytes / 2**30:.1f} GiB of prepared data in '{folder}' against its checksums")
