@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
+from embank.ctr_models import Inputs, build_network
 from embank.pipelines import apply_delta, make_delta
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.trained import network_of
 from embank.tables import Bundle, CheckpointError, TableCollection, TableSpec, Vocabulary, save_bundle
 from embank.tables.ids.vocabulary_index import VocabularyIndex
 from embank.tables.serving.bundle import MANIFEST
@@ -118,6 +121,26 @@ class TestVocabularyIndex:
         with pytest.raises(CheckpointError, match="what is said of the vocabulary of 'v' is damaged"):
             self.index(missing_id=missing)
         assert self.index(missing_id=3).missing_id("v") == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: facts["config"]["model"].update(hidden_units=[10**9]),
+        lambda facts: facts["inputs"].update(dims=[10**9]),
+        lambda facts: facts["inputs"].update(num_dense=10**12),
+    ],
+)
+def test_networks_larger_than_their_tensors(change: Callable[[Any], object], tmp_path: Path) -> None:
+    """Nothing of that size is made in order to find out that it does not fit."""
+    inputs = Inputs(names=("a",), dims=(8,), num_dense=1)
+    network = build_network("deepfm", inputs=inputs, hidden_units=(4,))
+    facts = {"inputs": asdict(inputs), "config": {"model": {"name": "deepfm", "hidden_units": [4]}}}
+    save_bundle(tmp_path / "b", tables(20, names=("a",)), network=network.state_dict(), facts=facts)
+    assert network_of(Bundle(tmp_path / "b")).state_dict().keys() == network.state_dict().keys()
+    edit(tmp_path / "b", lambda manifest: change(manifest["facts"]))
+    with pytest.raises(CheckpointError, match=r"be built: [\d,]+ of something, and its tensors have at most 4,096"):
+        network_of(Bundle(tmp_path / "b"))
 
 
 @pytest.mark.parametrize(
