@@ -17,10 +17,12 @@ from embank.pipelines import apply_delta, make_delta
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.trained import network_of
 from embank.tables import Bundle, CheckpointError, TableCollection, TableSpec, Vocabulary, save_bundle
+from embank.tables.collections.stages import finished
 from embank.tables.ids.vocabulary_index import VocabularyIndex
 from embank.tables.serving.bundle import MANIFEST
 from embank.tables.storage import json_text
 from embank.tables.storage.checksums import CHECKSUMS
+from tests.contracts.forms import FORMS
 from tests.data.prepared import write_prepared
 from tests.deltas.bundles import chain, tables
 from tests.fuzz.mutations import reseal
@@ -91,6 +93,33 @@ def test_tables_in_the_manifest(how: str, bundle: Path) -> None:
     edit(bundle, lambda manifest: change(manifest["tables"][0]))
     with pytest.raises(CheckpointError, match=message):
         Bundle(bundle).tables()
+
+
+SIZES = [
+    ("robe_signs", "spine", "num_chunks"),
+    ("dhe", "spine", "num_layers"),
+    ("sparse_list8", "matrices", "num_steps"),
+    ("dpq", "matrices", "head_bits"),
+    ("optembed", "spine", "dim"),
+]
+
+
+@pytest.mark.parametrize(("form", "part", "fact"), SIZES)
+def test_sizes_of_nothing_that_is_there(form: str, part: str, fact: str, tmp_path: Path) -> None:
+    """They would be made, or gone through, before anything is found not to fit."""
+    save_bundle(tmp_path / "b", finished(TableCollection([FORMS[form].spec("t")])))
+    for size in (10**6, 10**30, -1, 1.5, [10**9], "x"):
+
+        def change(manifest: Any, size: Any = size) -> None:
+            served = manifest["tables"][0]["served"]
+            facts = served["facts"] if part == "spine" else served["matrices"][0]["facts"]
+            assert fact in facts
+            facts[fact] = size
+
+        edit(tmp_path / "b", change)
+        message = rf"has {fact} .*, which is no size from 0 to 524,288; export it again"
+        with pytest.raises(CheckpointError, match=message):
+            Bundle(tmp_path / "b").tables()
 
 
 def test_rows_that_only_some_ids_miss(tmp_path: Path) -> None:

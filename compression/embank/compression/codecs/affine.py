@@ -46,7 +46,7 @@ def cuts(bits: int) -> tuple[tuple[float, float], ...]:
 class AffineRows(Coded):
     """Codes at their exact bits, row after row without padding, and an fp16 step and offset for each group of rows."""
 
-    held = Held(facts=("dim", "group"))
+    held = Held(facts=("dim", "group"), sizes=("dim",))
     bits: ClassVar[int]
     codes: Tensor
     steps: Tensor

@@ -31,7 +31,7 @@ class BinaryRows(Coded):
         (tensor([[ 3., -1.,  1., -3.]]), 5)
     """
 
-    held = Held(facts=("dim", "num_levels"))
+    held = Held(facts=("dim", "num_levels"), sizes=("dim", "num_levels"))
     arguments = ("number",)
     signs: Tensor
     weights: Tensor

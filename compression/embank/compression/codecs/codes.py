@@ -42,7 +42,7 @@ class CodedRows(Coded):
                 [0., 2.]])
     """
 
-    held = Held(facts=("num_rows", "num_head", "head_bits", "tail_bits"))
+    held = Held(facts=("num_rows", "num_head", "head_bits", "tail_bits"), sizes=("head_bits", "tail_bits"))
     centroids: Tensor
     head: Tensor
     tail: Tensor
@@ -115,7 +115,9 @@ class CodedCentroids(Composite, CodedRows):
         (True, 514, 138)
     """
 
-    held = Held(facts=(*CodedRows.held.facts, "parts", "num_books", "num_codes"))
+    held = Held(
+        facts=(*CodedRows.held.facts, "parts", "num_books", "num_codes"), sizes=(*CodedRows.held.sizes, "num_books")
+    )
     num_books: int
     num_codes: int
 

@@ -40,7 +40,7 @@ class DedupRows(Composite):
         ([[1.0, 2.0], [5.0, 6.0], [1.0, 2.0], [1.0, 2.0]], 17)
     """
 
-    held = Held(facts=("parts", "bits"))
+    held = Held(facts=("parts", "bits"), sizes=("bits",))
     arguments = ("number", "inner")
     map: Tensor
 

@@ -35,7 +35,11 @@ class SparseRows(Coded):
                 [0.0000, 0.0000, 0.5000, 0.0000]])
     """
 
-    held = Held(facts=("dim", "form", "num_steps"), uncounted=("words", "samples", "starts", "lows"))
+    held = Held(
+        facts=("dim", "form", "num_steps"),
+        uncounted=("words", "samples", "starts", "lows"),
+        sizes=("dim", "num_steps"),
+    )
     dim: int
     form: str
     values: Tensor  # dense: [R, D]; otherwise [Z]
@@ -184,7 +188,11 @@ class CodedValues(Composite, SparseRows):
         (True, 342)
     """
 
-    held = Held(facts=(*SparseRows.held.facts, "parts", "num_values"), uncounted=SparseRows.held.uncounted)
+    held = Held(
+        facts=(*SparseRows.held.facts, "parts", "num_values"),
+        uncounted=SparseRows.held.uncounted,
+        sizes=SparseRows.held.sizes,
+    )
     num_values: int
 
     @classmethod

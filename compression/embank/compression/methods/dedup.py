@@ -192,7 +192,7 @@ class Blocks(Spine):
         rows_per_block: ids per block.
     """
 
-    held = Held(facts=("rows_per_block", "bits"), uncounted=("map",))
+    held = Held(facts=("rows_per_block", "bits"), uncounted=("map",), sizes=("bits",))
     map: Tensor
 
     def __init__(self, blocks_B: Tensor, *, rows_per_block: int) -> None:

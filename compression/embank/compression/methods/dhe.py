@@ -187,7 +187,7 @@ class Decoder(Spine):
         method: the trained network.
     """
 
-    held = Held(facts=("num_layers", "encoding"))
+    held = Held(facts=("num_layers", "encoding"), sizes=("num_layers",))
     hash_constants: Tensor
 
     def __init__(self, method: Dhe) -> None:

@@ -268,7 +268,7 @@ class Kept(JointSpine):
         bitmap: words and samples, see `rank_bits`; None where every id has a row.
     """
 
-    held = Held(facts=("dim", "keeps_all"), uncounted=("words", "samples"))
+    held = Held(facts=("dim", "keeps_all"), uncounted=("words", "samples"), sizes=("dim",))
     words: Tensor
     samples: Tensor
 

@@ -100,7 +100,11 @@ class Robe(JointSpine, Method):
 
     Config = RobeConfig
     traits = Traits(allocation=_Shares())
-    held = Held(facts=("chunk", "num_chunks", "num_rows", "has_signs", "dim"), on_host=("salt",))
+    held = Held(
+        facts=("chunk", "num_chunks", "num_rows", "has_signs", "dim"),
+        on_host=("salt",),
+        sizes=("chunk", "num_chunks", "dim"),
+    )
     salt: Tensor
 
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:

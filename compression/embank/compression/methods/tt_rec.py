@@ -163,7 +163,7 @@ class TTRec(DistinctMethod):
 
     Config = TTRecConfig
     traits = Traits(allocation=_CommonRank())
-    held = Held(facts=("row_factors", "slice_shapes", "dim"))
+    held = Held(facts=("row_factors", "slice_shapes", "dim"), sizes=("dim",))
     row_factors: Sequence[int]
     slice_shapes: Sequence[Sequence[int]]
 

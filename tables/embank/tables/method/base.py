@@ -39,15 +39,18 @@ class Held:
         uncounted: names of tensors that the paper leaves out when it counts bytes, such as a map or a projection.
         on_host: names of buffers that `address` and `side` read in training: they stay in host memory, where these run,
             when a method goes to a GPU.
+        sizes: those facts, whole numbers or lists of them, by which steps are repeated or tensors are made: a file in
+            which one is above 524,288 is damaged.
 
     Example:
-        >>> Held(facts=("num_rows",), uncounted=("salt",))
-        Held(facts=('num_rows',), uncounted=('salt',), on_host=())
+        >>> Held(facts=("num_rows", "width"), uncounted=("salt",), sizes=("width",))
+        Held(facts=('num_rows', 'width'), uncounted=('salt',), on_host=(), sizes=('width',))
     """
 
     facts: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
     on_host: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
 
 
 class Spine(nn.Module):
@@ -348,11 +351,21 @@ def _as_lists(value: Any) -> Any:
     return {key: _as_lists(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
+_LARGEST = 2**19
+"""Columns, bits, layers: what a lookup repeats, or makes tensors of, without asking what its tensors hold."""
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_size, value))
+    return value is None or (isinstance(value, int) and 0 <= value <= _LARGEST)
+
+
 def restored(cls: "type[Any]", facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     """A spine or a codec from its facts and tensors, without its constructor.
 
     Raises:
-        CheckpointError: a fact is missing, or there is one too many.
+        CheckpointError: a fact is missing, there is one too many, or one that is no size and has to be.
     """
     names = sorted(facts) if isinstance(facts, Mapping) else facts
     if names != sorted(cls.held.facts):
@@ -360,6 +373,12 @@ def restored(cls: "type[Any]", facts: Mapping[str, Any], tensors: Mapping[str, T
             f"a saved {cls.__name__} has the facts {shown(names)}; this embank expects "
             f"{sorted(cls.held.facts)}. It was written by another version: export it again"
         )
+    for name in cls.held.sizes:
+        if not _is_size(facts[name]):
+            raise CheckpointError(
+                f"a saved {cls.__name__} has {name} {shown(facts[name])}, which is no size from 0 to {_LARGEST:,}; "
+                "export it again"
+            )
     part = object.__new__(cls)
     nn.Module.__init__(part)
     part.held = Held(facts=cls.held.facts, uncounted=cls.held.uncounted)  # what is served moves as a whole

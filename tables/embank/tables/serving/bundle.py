@@ -269,7 +269,7 @@ class Bundle:
             if "packed" in entry.served:
                 return restored_v1(entry.spec(), entry.served["packed"], entry.served["facts"], tensors)
             return PackedTable.restore(entry.method, entry.served, tensors)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"what it says of its parts is damaged ({error!r}). {_CURE}") from error
 
     def _read(self, file: str, keys: set[str]) -> dict[str, Tensor]:
