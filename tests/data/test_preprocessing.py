@@ -2,10 +2,13 @@
 
 import random
 from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -195,9 +198,34 @@ def test_frames_of_all_libraries_are_the_same_rows(prepared: Path) -> None:
     want = FewRows(rules).encode(rows)
     assert want is not None
     frame = pl.DataFrame(rows)
-    for given_rows in (rows, frame, frame.lazy(), frame.to_arrow(), frame.to_arrow().to_batches()[0]):
+    pandas = pd.DataFrame(rows, index=[7, 7])
+    for given_rows in (rows, frame, frame.lazy(), frame.to_arrow(), frame.to_arrow().to_batches()[0], pandas):
         chunk = chunk_of(given_rows, rules.columns, numeric=numeric)
         assert_same(RowEncoder(rules, remembers=False).encode(chunk), want)
+
+
+def test_values_of_any_library_are_what_they_stand_for(prepared: Path) -> None:
+    rules = rules_of(prepared / "data")
+    numeric = list(rules.config.numeric)
+
+    def of(price: Any, user: Any) -> Encoded:
+        rows = [{**dict.fromkeys(COLUMNS), "price": price, "user": user}]
+        return RowEncoder(rules, remembers=False).encode(chunk_of(rows, rules.columns, numeric=numeric))
+
+    for price, user in (
+        (3.0, 5),
+        (np.float32(3), np.int64(5)),
+        (Decimal(3), np.str_("5")),
+        ("3", 5.0),
+        (Fraction(3), "5"),
+    ):
+        assert_same(of(price, user), of(3, "5"))
+    assert_same(of(pd.NA, pd.NaT), of(None, None))
+    assert_same(of(np.bool_(True), "5"), of(1, "5"))
+    mixed = [{**dict.fromkeys(COLUMNS), "price": price} for price in (True, "3.5", 10**400 * 0 + 2, None)]
+    chunk = chunk_of(mixed, rules.columns, numeric=numeric)
+    dense = RowEncoder(rules, remembers=False).encode(chunk).dense[:, 0]
+    np.testing.assert_array_equal(dense[:3], np.log1p([1, 3.5, 2]).astype(np.float32))
 
 
 def test_what_is_wrong_with_rows_is_said(prepared: Path) -> None:
@@ -222,7 +250,9 @@ def test_what_is_wrong_with_rows_is_said(prepared: Path) -> None:
     assert (error.field, error.row, error.value) == ("price", 1, "cheap")
     assert "'rank' is inf" in str(said([{**good, "rank": float("inf")}]))
     assert "'user' is {'a': 1}, a dict" in str(said([{**good, "user": {"a": 1}}]))
-    assert "no Unicode" in str(said([{**good, "user": "\ud800"}]))
+    for name in ("user", "genres", "price"):
+        assert "no Unicode" in str(said([{**good, name: "\ud800"}]))
+    assert "no Unicode" in str(said([{**good, "genres": ["\ud800"]}]))
     assert "rows[0] is 3" in str(said([3]))
     assert "are one mapping" in str(said(good))
     assert "are a int" in str(said(3))

@@ -244,6 +244,16 @@ def test_bad_input_is_told(raw: Path, run: Path, tmp_path: Path) -> None:
     assert "has no bundle yet: finish it" in said(CheckpointError, path=tmp_path / "unfinished")
 
 
+def test_what_csv_can_not_hold_is_refused_before_it_is_scored(raw: Path, run: Path, tmp_path: Path) -> None:
+    frame = pl.read_csv(raw / "test.csv", infer_schema=False).with_columns(bag=pl.lit([1, 2]))
+    frame.write_parquet(tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="column 'bag' has type List"):
+        predict(run, tmp_path / "test.parquet", tmp_path / "s.csv", keep=["bag"])
+    predict(run, tmp_path / "test.parquet", tmp_path / "s.parquet", keep=["bag", "user", "bag"])
+    assert pl.read_parquet(tmp_path / "s.parquet").columns == ["bag", "user", "score"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.parquet", "test.parquet"]
+
+
 def test_a_file_of_its_name_is_not_written_over(raw: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("mine")
     with pytest.raises(DataError, match="exists already"):

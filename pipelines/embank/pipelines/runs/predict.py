@@ -101,6 +101,7 @@ def predict(
     out = Path(out).absolute()
     model = load_model(path)
     source = model.rules.open(paths, format=format)
+    keep = list(dict.fromkeys(keep))
     for name in keep:
         check_column(source, name, whose="is to be kept")
     if SCORE in keep:
@@ -110,7 +111,7 @@ def predict(
     held = f"another process is writing {out}. Wait for it, or give another --out."
     with hold_lock(out.with_name(f".{out.name}.lock"), held=held, error=DataError):
         try:
-            return _predict(model, source, parts, keep=list(keep), resume=resume, reporter=reporter or Reporter())
+            return _predict(model, source, parts, keep=keep, resume=resume, reporter=reporter or Reporter())
         except DataError:
             parts.abandon()
             raise
@@ -133,7 +134,7 @@ def _predict(
     phase = Phase(reporter, "scoring", total=source.total_bytes, unit="bytes")
     unknown, rows, first, scoring = Counter(done.unknown), 0, done.rows, 0.0
     part = _Part(keep)
-    with closing(_batches(model, source, keep, skip=done.rows, phase=phase)) as batches:
+    with closing(_batches(model, source, keep, skip=done.rows, is_csv=parts.is_csv, phase=phase)) as batches:
         for encoded, kept in batches:
             started = time.monotonic()
             scores = model.score_encoded(encoded)
@@ -177,12 +178,12 @@ class _Part:
 
 
 def _batches(
-    model: ServedModel, source: Source, keep: list[str], *, skip: int, phase: Phase
+    model: ServedModel, source: Source, keep: list[str], *, skip: int, is_csv: bool, phase: Phase
 ) -> Generator[tuple[Encoded, pl.DataFrame], None, None]:
     """All rows but the first `skip`, in batches of BATCH_ROWS, as `embank evaluate` scores them."""
     waiting: list[tuple[Encoded, pl.DataFrame]] = []
     num_waiting = 0
-    for encoded, kept, num_bytes in run_ahead(_encoded(model, source, keep, skip), depth=2, clock=Clock()):
+    for encoded, kept, num_bytes in run_ahead(_encoded(model, source, keep, skip, is_csv), depth=2, clock=Clock()):
         waiting.append((encoded, kept))
         num_waiting += encoded.num_rows
         phase.advance(num_bytes, rows=encoded.num_rows)
@@ -201,7 +202,7 @@ def _joined(waiting: Sequence[tuple[Encoded, pl.DataFrame]]) -> tuple[Encoded, p
 
 
 def _encoded(
-    model: ServedModel, source: Source, keep: list[str], skip: int
+    model: ServedModel, source: Source, keep: list[str], skip: int, is_csv: bool
 ) -> Generator[tuple[Encoded, pl.DataFrame, int], None, None]:
     encoder = RowEncoder(model.rules)
     wanted = list(dict.fromkeys([*model.rules.columns, *keep]))
@@ -215,7 +216,19 @@ def _encoded(
             chunk = replace(chunk, frame=chunk.frame.slice(skip), where=lambda row: where(row + before))  # noqa: B023
             skip = 0
         kept = chunk.frame.select(keep) if keep else pl.DataFrame(height=chunk.frame.height)
+        if is_csv:
+            _refuse_no_text(kept)
         yield encoder.encode(chunk), kept, chunk.num_bytes
+
+
+def _refuse_no_text(kept: pl.DataFrame) -> None:
+    """Raises DataError where a column has no text that a CSV could hold."""
+    for name, dtype in kept.schema.items():
+        if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+            raise DataError(
+                f"column {name!r} has type {dtype}, which CSV can't hold. Give --out a name that ends in .parquet, or "
+                "don't keep it."
+            )
 
 
 class _Parts:
@@ -223,7 +236,7 @@ class _Parts:
 
     def __init__(self, out: Path, *, identity: dict[str, Any]) -> None:
         self.out, self.folder = out, out.with_name(f"{out.name}.parts")
-        self.count = 0
+        self.count, self.is_csv = 0, out.suffix == ".csv"
         self._identity, self._is_mine = identity, False
 
     def begin(self, *, resume: bool) -> _Done:
@@ -276,7 +289,7 @@ class _Parts:
         """The parts as one file, in place."""
         temporary = temporary_beside(self.out)
         try:
-            if self.out.suffix == ".csv":
+            if self.is_csv:
                 with temporary.open("wb") as file:
                     for number, frame in enumerate(self._frames()):
                         frame.write_csv(file, include_header=number == 0)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -121,18 +124,26 @@ def missing_key(row: Mapping[str, Any], name: str, number: int) -> DataError:
 
 
 def _numbers(name: str, cells: list[Any]) -> pl.Series:
-    """Numbers as they are; where some are text, all of them as text, which is read as a file's would be."""
-    if all(cell is None or type(cell) in (int, float, bool) for cell in cells):
+    """Numbers of any library; where some are text, all of them as text, which is read as a file's would be."""
+    values = [_number(name, cell, row) for row, cell in enumerate(cells)]
+    if any(isinstance(value, str) for value in values):
+        return pl.Series(name, [value if value is None else str(value) for value in values], dtype=pl.String)
+    return pl.Series(name, values, dtype=pl.Float64)
+
+
+def _number(name: str, cell: Any, row: int) -> float | str | None:
+    if _is_missing(cell):
+        return None
+    if isinstance(cell, str):
+        return _unicode(name, cell, row)
+    if isinstance(cell, (Real, Decimal, np.bool_)):
         try:
-            return pl.Series(name, [None if cell is None else float(cell) for cell in cells], dtype=pl.Float64)
+            return float(cell)
         except OverflowError:
-            pass
-    for row, cell in enumerate(cells):
-        if cell is not None and type(cell) not in (int, float, bool, str):
-            raise DataError(
-                f"{where(row)}: column {name!r} is {shown(cell)}, which is no number.", field=name, row=row, value=cell
-            )
-    return pl.Series(name, [None if cell is None else str(cell) for cell in cells], dtype=pl.String)
+            return str(cell)
+    raise DataError(
+        f"{where(row)}: column {name!r} is {shown(cell)}, which is no number.", field=name, row=row, value=cell
+    )
 
 
 def _tokens(name: str, cells: list[Any]) -> pl.Series:
@@ -149,30 +160,37 @@ def _tokens(name: str, cells: list[Any]) -> pl.Series:
                 )
             lists.append(None if cell is None else [_text(name, member, row) for member in cell])
         return pl.Series(name, lists, dtype=pl.List(pl.String))
-    texts = [_text(name, cell, row) for row, cell in enumerate(cells)]
-    try:
-        return pl.Series(name, texts, dtype=pl.String)
-    except UnicodeEncodeError:
-        row = next(row for row, text in enumerate(texts) if text is not None and not _is_unicode(text))
-        raise DataError(
-            f"{where(row)}: column {name!r} is {shown(texts[row])}, which is no Unicode text (lone surrogates).",
-            field=name,
-            row=row,
-            value=texts[row],
-        ) from None
+    return pl.Series(name, [_text(name, cell, row) for row, cell in enumerate(cells)], dtype=pl.String)
 
 
-def _is_unicode(text: str) -> bool:
+def _is_missing(cell: Any) -> bool:
+    """None, and what pandas has for it."""
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType")
+
+
+def _unicode(name: str, text: str, row: int) -> str:
+    """A text as str.
+
+    Raises:
+        DataError: it is no Unicode.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise DataError(
+            f"{where(row)}: column {name!r} is {shown(text)}, which is no Unicode text (lone surrogates).",
+            field=name,
+            row=row,
+            value=text,
+        ) from None
+    return str(text)
 
 
 def _text(name: str, cell: Any, row: int) -> str | None:
-    if cell is None or type(cell) is str:
-        return cell
+    if _is_missing(cell):
+        return None
+    if isinstance(cell, str):
+        return _unicode(name, cell, row)
     if type(cell) is bool:
         return "true" if cell else "false"
     if type(cell) is int:
