@@ -1,6 +1,7 @@
 """Runs exported under codecs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,14 +10,14 @@ from typer.testing import CliRunner
 from embank.pipelines.cli.app import app
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.codecs import LADDER, choose_codecs
-from embank.pipelines.runs.evaluate import evaluate, evaluate_bundle
+from embank.pipelines.runs.evaluate import evaluate, evaluate_bundle, figures_of
 from embank.pipelines.runs.export import export_run
 from embank.pipelines.runs.folder import RunFolder
-from embank.pipelines.runs.inspect import inspect_bundle
+from embank.pipelines.runs.inspect import inspect_bundle, inspect_run
 from embank.pipelines.runs.open import best_model
 from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, pack_collection
 from tests.scripts import script
-from tests.training.runs import train
+from tests.training.runs import config, train
 
 pytestmark = pytest.mark.slow
 
@@ -113,3 +114,60 @@ def test_the_benchmark_has_a_line_for_each_codec(run: Path, data: Path) -> None:
     fp32, int4 = script("codecs").lines(run, data, ["fp32", "int4"])
     assert fp32 == ("`fp32`", "1.000", "0.000", "1.0000", "1.000", "1.000", "+0")
     assert (int4[0], float(int4[1]) < 0.16, 0 < float(int4[2]) < 0.2) == ("`int4`", True, True)
+
+
+@pytest.fixture(scope="module")
+def coded_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "coded"
+    tables = {
+        "dim": 16,
+        "method": "hash",
+        "budget": 0.1,
+        "codec": "int4",
+        "overrides": {"item": {"method": "full", "codec": "int8"}},
+    }
+    train(data, path, tables=tables)
+    return path
+
+
+def test_a_run_is_served_and_judged_under_the_codec_of_its_configuration(
+    coded_run: Path, data: Path, tmp_path: Path
+) -> None:
+    """Its budget counts coded bytes; a feature may have its own codec."""
+    result, bundle = RunFolder(coded_run).read_result(), Bundle(coded_run / "bundle")
+    assert result["codec"] == "int4"
+    assert result["serving_bytes"] == bundle.tables().nbytes() == inspect_run(coded_run)["total"]["serving_bytes"]
+    codecs = codecs_in(bundle)
+    assert codecs["user"] == ["int4"]
+    assert codecs["item"] == ["int8"]
+    default = [t for t in inspect_bundle(bundle.path)["tables"] if "item" not in t["name"]]
+    assert sum(t["serving_bytes"] for t in default) <= 0.1 * sum(t["plain_bytes"] for t in default)
+    (user,) = [table for table in bundle.tables().packed_tables() if table[0].name == "user"]
+    assert user[1].coded[0].codes.numel() // 8 > 0.15 * 50, "more rows than a tenth of the ids"
+    of_run, of_bundle = (figures_of(path, data=data, split="test") for path in (coded_run, bundle.path))
+    assert of_run["auc"] == of_bundle["auc"] == result["auc"]
+    assert of_run["serving_bytes"] == result["serving_bytes"]
+    export_run(coded_run, out=tmp_path / "copy")
+    assert Bundle(tmp_path / "copy").checksum == bundle.checksum
+    export_run(coded_run, out=tmp_path / "fp32", codec="fp32")
+    assert {codec for own in codecs_in(Bundle(tmp_path / "fp32")).values() for codec in own} == {"fp32"}
+
+
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        ({"codec": "int44"}, "tables.codec: there is no codec 'int44'"),
+        ({"codec": "stepped"}, "it is made while its method trains"),
+        ({"codec": "dedup", "method": "hash", "budget": 0.5}, "'tables' has codec 'dedup' and a budget"),
+        ({"overrides": {"user": {"codec": "in4"}}}, "tables.overrides.user.codec: there is no codec 'in4'"),
+        ({"codec": 4}, "tables.codec"),
+    ],
+)
+def test_a_codec_that_can_not_be_is_refused_by_its_key(data: Path, tables: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        config(data, tables=tables)
+    assert told in str(refused.value)
+
+
+def test_runs_are_fp32_unless_told(run: Path) -> None:
+    assert RunFolder(run).read_result()["codec"] == "fp32"

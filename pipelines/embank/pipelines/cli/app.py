@@ -339,8 +339,12 @@ def export(
         bool, typer.Option(help="Also write the tokens of the vocabularies, which give ids their names.")
     ] = True,
     codec: Annotated[
-        str, typer.Option(help="How rows are held, see `embank codecs`; auto chooses for each table, on validation.")
-    ] = "fp32",
+        str | None,
+        typer.Option(
+            help="How rows are held, see `embank codecs`; auto chooses for each table, on validation. By default as "
+            "the run's configuration says."
+        ),
+    ] = None,
     max_auc_loss: Annotated[float, typer.Option(help="What --codec auto may cost, in AUC on validation.")] = 0.0005,
 ) -> None:
     """Write a run's best checkpoint as a bundle: preprocessing, packed tables, network, checksums. `embank predict` and

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from embank.compression.budget.coded import refuse_unknown_nbytes
 from embank.pipelines.config.problems import refuse_boolean, refuse_unknown, wrong_value
 from embank.pipelines.config.values import as_number, field_names, validated, validated_as
-from embank.tables import ConfigError, method_class
+from embank.tables import ConfigError, method_class, named_codec
 from embank.tables.scalars import as_whole
 from embank.tables.specs import Pooling
 
@@ -16,6 +17,7 @@ TABLE_KEYS: dict[str, tuple[Any, Any]] = {
     "budget": (float | None, None),
     "pooling": (Pooling, "sum"),
     "init_std": (float | None, None),
+    "codec": (str, "fp32"),
 }
 
 COLLECTION_KEYS = ("overrides", "plain_below", "alignment")
@@ -30,9 +32,11 @@ class TableConfig:
     Args:
         dim: embedding dim.
         method: name of a registered method.
-        budget: serving bytes / bytes of the plain fp32 table; None leaves the size to the method's options.
+        budget: serving bytes, coded, / bytes of the plain fp32 table; None leaves the size to the method's options.
         pooling: how the rows of a multi-valued feature become one.
         init_std: standard deviation of normal initial values; None draws from U(-b, b), b = num_embeddings ** -0.5.
+        codec: how rows are held once they are trained, see `embank.tables.named_codec`; the bundle's, and so the one of
+            the final figures.
         options: the method's own options.
     """
 
@@ -41,6 +45,7 @@ class TableConfig:
     budget: float | None
     pooling: Pooling
     init_std: float | None
+    codec: str
     options: Any
 
 
@@ -114,6 +119,7 @@ def _table(raw: Mapping[str, Any], defaults: dict[str, Any], *, path: str, more:
     for key, (kind, _) in TABLE_KEYS.items():
         refuse_boolean(raw.get(key), kind, path=f"{path}.{key}")
         values[key] = validated_as(kind, as_number(raw.get(key, defaults[key]), kind), path=f"{path}.{key}")
+    _refuse_codec(values["codec"], has_budget=values["budget"] is not None, path=path)
     options_class = method_class(values["method"]).Config
     clash = [name for name in field_names(options_class) if name in (*TABLE_KEYS, *COLLECTION_KEYS)]
     if clash:
@@ -125,3 +131,18 @@ def _table(raw: Mapping[str, Any], defaults: dict[str, Any], *, path: str, more:
     refuse_unknown(raw, known, path=path)
     options = validated(options_class, {k: v for k, v in raw.items() if k not in TABLE_KEYS}, path=path)
     return TableConfig(**values, options=options)
+
+
+def _refuse_codec(codec: str, *, has_budget: bool, path: str) -> None:
+    """Raises ConfigError for a codec that is none, that rows alone can't be coded by, or whose bytes a budget can't
+    count."""
+    try:
+        named = named_codec(codec)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.codec: {error}") from error
+    if not named.takes_rows:
+        raise ConfigError(
+            wrong_value(f"{path}.codec", codec, "it is made while its method trains; choose one of `embank codecs`")
+        )
+    if has_budget:
+        refuse_unknown_nbytes(codec, where=f"'{path}'")

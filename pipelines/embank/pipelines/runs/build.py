@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from embank.compression.budget.solver import share
+from embank.compression.budget.coded import share_coded, within_coded
 from embank.ctr_models import MODELS, CTRModel, Inputs, Network, build_network
 from embank.pipelines.config.run import Config
 from embank.pipelines.data.schema import VOCAB_FOLDER, CategoricalField, Schema
 from embank.tables import (
     ConfigError,
     DataError,
+    PackedCollection,
     RowOptimizer,
     RowTier,
     TableCollection,
     TableSpec,
     Vocabulary,
+    pack_collection,
 )
 from embank.tables.collections.stages import restored_specs
 from embank.tables.sharding.plan import Load, Plan, load_plan
@@ -92,7 +94,11 @@ def _spec(
 
 def _share_budget(config: Config, specs: list[TableSpec]) -> list[TableSpec]:
     """Shares the default budget between the tables that are not overridden."""
-    budget = config.tables.default.budget
+    budget, codecs = config.tables.default.budget, table_codecs(config, specs)
+    specs = [
+        within_coded(spec, codec=codecs[spec.name]) if spec.feature_names[0] in config.tables.overrides else spec
+        for spec in specs
+    ]
     if budget is None:
         return specs
     shared = [spec for spec in specs if spec.feature_names[0] not in config.tables.overrides]
@@ -106,8 +112,23 @@ def _share_budget(config: Config, specs: list[TableSpec]) -> list[TableSpec]:
                 "num_rows: 100000, budget: null}', or for all tables 'method: unified' with 'rows' in place of the "
                 "budget"
             )
-    within = {spec.name: spec for spec in share(shared, budget=budget, plain_below=config.tables.plain_below)}
+    found = share_coded(shared, budget=budget, codecs=codecs, plain_below=config.tables.plain_below)
+    within = {spec.name: spec for spec in found}
     return [within.get(spec.name, spec) for spec in specs]
+
+
+def table_codecs(config: Config, specs: Sequence[TableSpec]) -> dict[str, str]:
+    """The codec of each table: that of its feature."""
+    return {spec.name: config.tables.of(spec.feature_names[0]).codec for spec in specs}
+
+
+def served_tables(config: Config, tables: TableCollection) -> PackedCollection:
+    """Tables as a configuration serves them.
+
+    Raises:
+        ConfigError: see `embank.tables.pack_collection`.
+    """
+    return pack_collection(tables, codec=table_codecs(config, tables.specs))
 
 
 def id_counts(schema: Schema, *, data: Path) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from embank.pipelines.config.changes import MAY_CHANGE
 from embank.pipelines.config.run import Config, to_plain
 from embank.pipelines.data.preprocessing.rules import Preprocessing
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.build import table_codecs
 from embank.pipelines.runs.environment import provenance_of
 from embank.tables import TableCollection, save_bundle
 
@@ -24,7 +25,7 @@ def write_bundle(
     data: Path,
     metrics: Mapping[str, Any] | None = None,
     tokens: bool = True,
-    codec: str | Mapping[str, str] = "fp32",
+    codec: str | Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a model as it stands, with the rules and vocabularies that turn raw rows into what it reads.
@@ -42,7 +43,7 @@ def write_bundle(
         data: the prepared folder, where rules and vocabularies are.
         metrics: what validation said of it.
         tokens: write the vocabularies' tokens too, not only their index.
-        codec: of the tables, see `embank.tables.save_bundle`.
+        codec: of the tables, see `embank.tables.save_bundle`; None takes those of the configuration.
         facts: what else the bundle is to say.
 
     Raises:
@@ -68,5 +69,5 @@ def write_bundle(
         network={key: value.cpu() for key, value in model.network.state_dict().items()},
         facts={**own, **(facts or {})},
         files={} if rules is None else rules.files(tokens=tokens),
-        codec=codec,
+        codec=table_codecs(config, model.tables.specs) if codec is None else codec,
     )

@@ -92,8 +92,8 @@ def choose_codecs(
 
 
 def codecs_of(
-    codec: str, model: CTRModel, path: Path, *, precision: str, max_auc_loss: float
-) -> tuple[Mapping[str, str] | str, dict[str, Any]]:
+    codec: str | None, model: CTRModel, path: Path, *, precision: str, max_auc_loss: float
+) -> tuple[Mapping[str, str] | str | None, dict[str, Any]]:
     """What a codec's name stands for, and what is to be said of it: `auto` is chosen, see `choose_codecs`."""
     if codec != AUTO:
         return codec, {}

@@ -13,9 +13,11 @@ from torchrec import KeyedJaggedTensor
 
 from embank.ctr_models import CTRModel
 from embank.ctr_models.metrics import Evaluation
+from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import NO_GROUP, Schema
+from embank.pipelines.runs.build import served_tables, table_codecs
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model, refuse_neither, refuse_other_vocabularies
 from embank.pipelines.runs.score import score
@@ -147,11 +149,14 @@ def _of_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     schema = _schema_of(data, split)
     refuse_other_vocabularies(schema, data=data, trained=trained, path=path)
     verify_prepared(data, schema, splits=(split,))
-    precision = run.read_config()["train"]["precision"]
+    config = parse_config(run.read_config())
     with best_model(run, schema=schema, data=data) as (model, step):
-        values = {"split": split, "step": step, **evaluate(model, data, split, precision=precision)}
         assert isinstance(model.tables, TableCollection)
-        return values | {"serving_bytes": model.tables.nbytes("serving"), "data": str(data)}
+        served = served_tables(config, model.tables)
+        if set(table_codecs(config, served.specs).values()) != {"fp32"}:
+            model = CTRModel(served, model.network)
+        values = {"split": split, "step": step, **evaluate(model, data, split, precision=config.train.precision)}
+        return values | {"serving_bytes": served.nbytes(), "data": str(data)}
 
 
 def _of_bundle(path: Path, *, data: Path, split: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def export_run(
     out: str | Path,
     data: str | Path | None = None,
     tokens: bool = True,
-    codec: str = "fp32",
+    codec: str | None = None,
     max_auc_loss: float = MAX_AUC_LOSS,
 ) -> Bundle:
     """Writes the best checkpoint of a run as a bundle: a copy of the run's own if it has one, else packed from the
@@ -41,7 +41,8 @@ def export_run(
         out: the bundle's folder; must not exist yet.
         data: the prepared folder, if it is needed and no longer where the run's configuration says.
         tokens: write the vocabularies' tokens too; without them rows are scored all the same, but ids have no names.
-        codec: how matrices are held that the methods do not code themselves; "auto" chooses one for each table, see
+        codec: how matrices are held that the methods do not code themselves; None leaves that to the run's
+            configuration; "auto" chooses one for each table, see
             `choose_codecs`.
         max_auc_loss: that "auto" may cost on validation.
 
@@ -56,8 +57,9 @@ def export_run(
     path, out = Path(path), Path(out)
     run = RunFolder(path)
     config = parse_config(run.read_config())
-    refuse_codec(codec)
-    if codec == "fp32" and is_bundle(run.bundle) and _scores_rows(run, config, data):
+    if codec is not None:
+        refuse_codec(codec)
+    if codec is None and is_bundle(run.bundle) and _scores_rows(run, config, data):
         copy_bundle(_own_bundle(run), out, leave_out=[] if tokens else [TOKENS])
         return Bundle(out)
     place = data_of(config, data)
@@ -77,7 +79,7 @@ def export_run(
             metrics=metrics,
             tokens=tokens,
             codec=codecs,
-            facts={} if codec == "fp32" else {"codec": {"name": codec, **said}},
+            facts={} if codec is None else {"codec": {"name": codec, **said}},
         )
     return Bundle(out)
 

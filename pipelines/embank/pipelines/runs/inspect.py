@@ -1,5 +1,6 @@
 """What a run or a bundle holds, after verifying all of it. Tables without a vocabulary have no plain bytes: None."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.preprocessing.rules import PREPROCESS, Preprocessing
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.build import served_tables, table_codecs
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_checkpoint, best_model, data_of, refuse_neither
 from embank.tables import Bundle, ConfigError, PackedTable, TableCollection, pack_table, physical_tables
@@ -43,9 +45,9 @@ def inspect_run(path: str | Path, *, data: str | Path | None = None) -> dict[str
     place = data_of(config, data)
     with best_model(run, schema=Schema.load(place), data=place) as (model, step):
         assert isinstance(model.tables, TableCollection)
-        tables = _tables(model.tables)
+        tables = _tables(model.tables, codecs=table_codecs(config, model.tables.specs))
         total = {
-            "serving_bytes": model.tables.nbytes("serving"),
+            "serving_bytes": served_tables(config, model.tables).nbytes(),
             "training_bytes": model.tables.nbytes("training"),
             "plain_bytes": plain_nbytes_of(model.tables.specs),
         }
@@ -136,7 +138,7 @@ def _shape(name: str, tensor: torch.Tensor) -> str:
     return f"{name} {shape} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _tables(tables: TableCollection) -> list[dict[str, Any]]:
+def _tables(tables: TableCollection, *, codecs: Mapping[str, str]) -> list[dict[str, Any]]:
     weights, state, rows_packed = tables.weights(), tables.optimizer_state(), fp32_rows(tables)
 
     def held(name: str) -> int:
@@ -153,7 +155,7 @@ def _tables(tables: TableCollection) -> list[dict[str, Any]]:
                 "num_embeddings": spec.num_embeddings,
                 "dim": spec.embedding_dim,
                 "rows": " + ".join(shapes),
-                "serving_bytes": pack_table(method, rows_packed).nbytes(),
+                "serving_bytes": pack_table(method, rows_packed, codec=codecs[spec.name]).nbytes(),
                 "training_bytes": sum(held(table.name) for table in physical_tables(method)),
                 "plain_bytes": plain_nbytes_of([spec]),
             }

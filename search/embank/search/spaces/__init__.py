@@ -13,9 +13,9 @@ space.encode(candidate) <-> space.decode(genes)            # genes: what sampler
 space.params(genes) <-> space.genes(trial.params)          # what an Optuna trial holds
 """
 
+from embank.compression.budget.layout import CodecNbytes, Layout, fp32_nbytes, layout_of
 from embank.search.spaces.base import Space
 from embank.search.spaces.methods import MethodSpace
-from embank.search.spaces.nbytes import CodecNbytes, Layout, fp32_nbytes, layout_of
 from embank.search.spaces.parameter import Candidate, Gene, Genes, Group, Parameter, Value
 from embank.search.spaces.tables import DimensionSpace, Shape, TableSpace, widths_of
 from embank.search.spaces.unified import UnifiedSpace

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from embank.compression.budget.layout import PLAIN, CodecNbytes, Layout, layout_of
 from embank.compression.budget.solver import at_floor
-from embank.search.spaces.nbytes import PLAIN, CodecNbytes, Layout, layout_of
 from embank.search.spaces.options import OptionChoices, choices_of
 from embank.search.spaces.parameter import Candidate, Group, Parameter, Value
 from embank.search.spaces.tables import TableSpace
