@@ -15,6 +15,7 @@ from embank.pipelines.runs.export import export_run
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.inspect import inspect_bundle, inspect_run
 from embank.pipelines.runs.open import best_model
+from embank.pipelines.search.fields import field_space
 from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, pack_collection
 from tests.scripts import script
 from tests.training.runs import config, train
@@ -171,3 +172,10 @@ def test_a_codec_that_can_not_be_is_refused_by_its_key(data: Path, tables: dict[
 
 def test_runs_are_fp32_unless_told(run: Path) -> None:
     assert RunFolder(run).read_result()["codec"] == "fp32"
+
+
+def test_a_search_that_counts_fp32_rows_refuses_a_codec(data: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"have codec 'int4', and this search counts bytes of fp32 rows; leave 'codec' out"
+    ):
+        field_space(config(data, tables={"overrides": {"item": {"codec": "int4"}}}))

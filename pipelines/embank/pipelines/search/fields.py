@@ -110,9 +110,15 @@ def field_space(config: Config, *, widths: Widths = 4, row_levels: RowLevels = 1
         widths, row_levels: see `DimensionSpace`.
 
     Raises:
-        ConfigError: no feature is left to search, or the model has no embeddings.
+        ConfigError: no feature is left to search, the model has no embeddings, or rows are to be held by a codec.
         DataError: the prepared folder can't be read.
     """
+    codecs = {table.codec for table in (config.tables.default, *config.tables.overrides.values())} - {"fp32"}
+    if codecs:
+        raise ConfigError(
+            f"the tables have codec '{min(codecs)}', and this search counts bytes of fp32 rows; leave 'codec' out, "
+            "and export what was chosen by `embank export --codec`"
+        )
     data = Path(config.data.path)
     schema = Schema.load(data)
     network = MODELS[config.model["name"]]
