@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.loading.batch import Batch
 from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.loading.loader import Loader
@@ -28,6 +29,7 @@ from embank.pipelines.data.prepare.like import Likeness
 from embank.pipelines.data.prepare.profile import bins_of, shares_of
 from embank.pipelines.data.schema import IS_MISSING, VOCAB_FOLDER, CategoricalField, NumericField, Profile, Schema
 from embank.pipelines.diagnosis.slices import Slice, Slicer, slicer_of
+from embank.pipelines.runs.build import served_model
 from embank.pipelines.runs.evaluate import EVAL_BATCH_SIZE, new_evaluation, plain_ids
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model, refuse_neither, refuse_other_vocabularies
@@ -193,12 +195,13 @@ def _opened(path: Path, schema: Schema, data: Path, split: str) -> Iterator[tupl
     verify_prepared(data, schema, splits=(split,))
     trained = schema_of(Bundle(run.bundle, verify=False)) if is_bundle(run.bundle) else schema
     with best_model(run, schema=schema, data=data) as (model, _):
-        model.eval()
-        precision = run.read_config()["train"]["precision"]
+        config = parse_config(run.read_config())
+        served = served_model(config, model).eval()
 
         def logits(batch: Batch) -> Tensor:
-            values = model.tables(batch.sparse).values()
-            return score(model, model.network, batch.dense.to(values.device), values, precision=precision).cpu()
+            values = served.tables(batch.sparse).values()
+            dense = batch.dense.to(values.device)
+            return score(served, served.network, dense, values, precision=config.train.precision).cpu()
 
         yield logits, trained
 

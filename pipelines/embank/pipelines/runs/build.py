@@ -131,6 +131,13 @@ def served_tables(config: Config, tables: TableCollection) -> PackedCollection:
     return pack_collection(tables, codec=table_codecs(config, tables.specs))
 
 
+def served_model(config: Config, model: CTRModel) -> CTRModel:
+    """The model over its tables as the configuration serves them: itself, where they have no codec."""
+    assert isinstance(model.tables, TableCollection)
+    codecs = table_codecs(config, model.tables.specs)
+    return CTRModel(served_tables(config, model.tables), model.network) if {*codecs.values()} - {"fp32"} else model
+
+
 def id_counts(schema: Schema, *, data: Path) -> dict[str, torch.Tensor]:
     """Occurrences in training of every id, int64 [num_embeddings], by feature with a vocabulary.
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
+from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.build import table_codecs
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model
 from embank.tables import PackedTable, TableCollection, pack_table
@@ -47,10 +49,14 @@ def measure(run: Path, *, data: Path) -> Latency:
     try:
         with best_model(RunFolder(run), schema=Schema.load(data), data=data) as (model, _), torch.inference_mode():
             assert isinstance(model.tables, TableCollection)
-            rows = fp32_rows(model.tables)
+            rows, folder = fp32_rows(model.tables), RunFolder(run)
+            codecs = table_codecs(parse_config(folder.read_config()), model.tables.specs)
             batch = next(iter(Loader(data, "test", batch_size=BATCH, shuffle=False, prefetch=0).epoch(0)))
             packs = [
-                (pack_table(method, rows), some_ids(batch.sparse, feature=method.spec.feature_names[0]))
+                (
+                    pack_table(method, rows, codec=codecs[method.spec.name]),
+                    some_ids(batch.sparse, feature=method.spec.feature_names[0]),
+                )
                 for method in model.tables.built_methods()
             ]
             return measure_packs(packs)
