@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from embank.ctr_models import CTRModel
 from embank.pipelines.config.run import Config, parse_config
+from embank.pipelines.runs.trained import network_of
 from embank.pipelines.train.trainer import Trainer
+from embank.tables import Bundle
 from tests.data.prepared import write_prepared
 
 TIMES = ("samples_per_s", "train_seconds", "loader_share")
@@ -53,3 +56,8 @@ def timeless(result: dict[str, Any]) -> dict[str, Any]:
     """A result without what depends on the clock."""
     stages = [{key: value for key, value in stage.items() if key != "seconds"} for stage in result["stages"]]
     return {key: value for key, value in result.items() if key not in TIMES} | {"stages": stages}
+
+
+def model_of(bundle: Bundle) -> CTRModel:
+    """A bundle's model over KeyedJaggedTensors: the slow twin of `Scorer`."""
+    return CTRModel(bundle.tables(), network_of(bundle)).eval()

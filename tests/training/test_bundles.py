@@ -22,13 +22,13 @@ from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.export import export_run
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.inspect import inspect_run, inspect_saved
-from embank.pipelines.runs.open import best_model, load_model
+from embank.pipelines.runs.open import best_model
 from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import Bundle, CheckpointError, ConfigError, DataError, load_bundle, save_bundle
 from embank.tables.serving.bundle import folder_nbytes
 from tests.tables.test_bundle import flip, plain
-from tests.training.runs import config, timeless, train, write_data
+from tests.training.runs import config, model_of, timeless, train, write_data
 from tests.training.test_resume import StopAt
 
 pytestmark = pytest.mark.slow
@@ -82,7 +82,7 @@ def test_evaluating_a_bundle_gives_the_figures_of_the_run(shipped: Path, run: Pa
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_scores_the_same(data: Path, tmp_path: Path, name: str) -> None:
     train(data, tmp_path / "run", model={"name": name}, train={"epochs": 1})
-    model = load_model(Bundle(tmp_path / "run" / "bundle"))
+    model = model_of(Bundle(tmp_path / "run" / "bundle"))
     with best_model(RunFolder(tmp_path / "run"), schema=Schema.load(data), data=data) as (trained, _), torch.no_grad():
         trained.eval()
         for batch in Loader(data, "test", batch_size=50, shuffle=False).epoch(0):

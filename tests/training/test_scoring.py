@@ -14,7 +14,6 @@ from torchrec import KeyedJaggedTensor
 from embank.ctr_models import MODELS, CTRModel, Inputs, build_network
 from embank.pipelines.data.schema import CategoricalField, Schema
 from embank.pipelines.runs.evaluate import plain_ids
-from embank.pipelines.runs.open import load_model
 from embank.pipelines.runs.scoring import Scorer
 from embank.tables import (
     Bundle,
@@ -27,6 +26,7 @@ from embank.tables import (
     save_bundle,
 )
 from tests.tables.test_bundle import run_code
+from tests.training.runs import model_of
 
 SIZES = {"user": 90, "item": 70, "tags": 40, "city": 50, "hour": 24}
 BAGS = ("tags",)
@@ -120,7 +120,7 @@ def test_every_model_scores_as_it_is_and_a_batch_may_be_cut_anywhere(tmp_path: P
     bundle = made(tmp_path / "b", model=model)
     scorer = Scorer(bundle)
     assert (scorer.features, scorer.multivalued) == (list(SIZES), list(BAGS))
-    whole: CTRModel = load_model(bundle)
+    whole: CTRModel = model_of(bundle)
     with torch.no_grad():
         expected = whole(*batch(64))
     logits = scorer.logits(*plain(64))
@@ -138,7 +138,7 @@ def test_layers_that_only_train_do_not_show(tmp_path: Path, model: str) -> None:
     widths = {"bottom": [16], "top": [70, 8]} if model == "dlrm" else {"hidden_units": [70, 8]}
     bundle = made(tmp_path / "b", model=model, hyper={**widths, "batch_norm": True, "dropout": 0.5})
     with torch.no_grad():
-        expected = load_model(bundle)(*batch(24))
+        expected = model_of(bundle)(*batch(24))
     scorer = Scorer(bundle)
     assert torch.equal(scorer.logits(*plain(24)), expected)
     assert torch.equal(cut_up(scorer, plain(24), [8, 16]), expected)
@@ -152,7 +152,7 @@ def test_tables_of_other_methods_beside_plain_ones(tmp_path: Path) -> None:
     bundle = made(tmp_path / "b", methods=MIXED)
     scorer = Scorer(bundle)
     with torch.no_grad():
-        expected = load_model(bundle)(*batch(64))
+        expected = model_of(bundle)(*batch(64))
     assert torch.equal(scorer.logits(*plain(64)), expected)
     assert torch.equal(cut_up(scorer, plain(64), [30, 34]), expected)
 
@@ -179,7 +179,7 @@ def test_features_may_have_bags_or_not(tmp_path: Path) -> None:
 def test_bf16_is_that_of_the_evaluation(tmp_path: Path) -> None:
     bundle = made(tmp_path / "b", precision="bf16")
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = load_model(bundle)(*batch(64)).float()
+        expected = model_of(bundle)(*batch(64)).float()
     logits = Scorer(bundle).logits(*plain(64))
     assert torch.equal(logits, expected)
     made(tmp_path / "exact")

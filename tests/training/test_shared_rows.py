@@ -13,10 +13,10 @@ from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.folder import RunFolder
-from embank.pipelines.runs.open import best_model, load_model
+from embank.pipelines.runs.open import best_model
 from embank.tables import Bundle
 from tests.cli.test_commands import embank
-from tests.training.runs import raw_config, train, write_data
+from tests.training.runs import model_of, raw_config, train, write_data
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def test_a_yaml_with_overrides_trains_evaluates_and_bundles(data: Path, tmp_path
             "first_order/item": (60, 1),
             "first_order/genre": (90, 1),
         }
-        served = load_model(Bundle(tmp_path / "shipped"))
+        served = model_of(Bundle(tmp_path / "shipped"))
         model.eval()
         (batch,) = Loader(data, "test", batch_size=100, shuffle=False).epoch(0)
         with torch.no_grad():

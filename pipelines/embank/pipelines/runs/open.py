@@ -1,4 +1,4 @@
-"""From a run or a bundle to its model, and what belongs to it: its data, its vocabularies."""
+"""From a run to its model, and what belongs to it: its data, its vocabularies."""
 
 import errno
 import tempfile
@@ -16,8 +16,7 @@ from embank.pipelines.runs.build import build
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.progress import Progress
 from embank.pipelines.runs.state import SavedRun
-from embank.pipelines.runs.trained import network_of
-from embank.tables import Bundle, CheckpointError, ConfigError, DataError, TableCollection
+from embank.tables import CheckpointError, ConfigError, DataError, TableCollection
 from embank.tables.collections.stages import settle
 from embank.tables.serving.bundle import is_bundle
 from embank.tables.storage.checkpoint import meta_of
@@ -78,16 +77,6 @@ def best_checkpoint(run: RunFolder) -> tuple[Path, int, bool]:
     if best is None:
         return saved[-1], progress.step, False
     return run.checkpoints / progress.checkpoint_name(best, evaluated=True), best, True
-
-
-def load_model(bundle: Bundle) -> CTRModel:
-    """The model of a bundle over its packed tables, in evaluation mode.
-
-    Raises:
-        ConfigError: the bundle has tables only.
-        CheckpointError: another program's facts, or another version's network.
-    """
-    return CTRModel(bundle.tables(), network_of(bundle)).eval()
 
 
 def data_of(config: Config, moved: str | Path | None) -> Path:
