@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from embank.pipelines.cli.app import app
 from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.data.prepare.profile import TrainingNumbers, bins_of
 from embank.pipelines.data.schema import Schema
@@ -172,6 +174,19 @@ def test_what_is_written(first: Path, tmp_path: Path) -> None:
     with (tmp_path / "report/drift.csv").open() as file:
         assert [row["verdict"] for row in csv.DictReader(file)] == [one.verdict for one in drift.features]
     assert (tmp_path / "report/drift.png").stat().st_size > 10_000
+
+
+def test_the_command_says_it(first: Path, tmp_path: Path) -> None:
+    arguments = ["drift", str(first / "run/bundle"), "--data", str(first / "new"), "--out", str(tmp_path / "report")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    drift = drift_report(first / "run/bundle", data=first / "new")
+    user = next(line.split() for line in done.output.splitlines() if line.startswith("user"))
+    assert user[1:4] == [f"{of(drift)['user'].psi:.3f}", "much", f"{of(drift)['user'].unknown:.2%}"]
+    assert "2024-05-20" in done.output
+    assert drift.metrics is not None
+    assert f"calibration {drift.metrics['calibration']:.4f}" in done.output
+    assert str(tmp_path / "report/drift.png") in done.output.replace("\n", "")
 
 
 def test_times_that_are_numbers_give_tenths(first: Path, tmp_path: Path) -> None:
