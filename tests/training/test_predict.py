@@ -21,6 +21,7 @@ from embank.pipelines.runs import predict as predicting
 from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.export import export_run
 from embank.pipelines.runs.inspect import inspect_bundle
+from embank.pipelines.runs.model import probabilities
 from embank.tables import CheckpointError, ConfigError, DataError, WorkError, method_class
 from embank.tables.storage.checksums import CHECKSUMS, write_checksums
 from tests.cli.test_commands import embank
@@ -212,7 +213,7 @@ def test_what_was_stopped_goes_on(raw: Path, run: Path, tmp_path: Path, monkeypa
     assert done.num_unknown == whole.num_unknown
     one, other = pl.read_parquet(out), pl.read_parquet(tmp_path / "whole.parquet")
     assert one["user"].to_list() == other["user"].to_list()
-    np.testing.assert_allclose(one["score"], other["score"], atol=1e-6)
+    np.testing.assert_array_equal(one["score"], other["score"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.parquet", "whole.parquet"]
     assert max(calls) == 128
 
@@ -285,8 +286,8 @@ def test_threads_share_a_model(raw: Path, run: Path) -> None:
     def work(number: int) -> None:
         for _ in range(10):
             few = rows.slice(number, 3).to_dicts()
-            if not np.array_equal(model.score(rows), want) or not np.allclose(
-                model.score(few), want[number : number + 3], atol=1e-6
+            if not np.array_equal(model.score(rows), want) or not np.array_equal(
+                model.score(few), want[number : number + 3]
             ):
                 wrong.append(number)
 
@@ -319,7 +320,17 @@ def test_rows_of_several_batches_are_scored_like_those_of_one(raw: Path, run: Pa
     want = model.score(rows)
     many = model.score(pl.concat([rows] * 42))  # 8,400: a batch and a part of one
     assert many.shape == (8400,)
-    np.testing.assert_allclose(many.reshape(42, 200), np.tile(want, (42, 1)), atol=1e-6)
+    np.testing.assert_array_equal(many.reshape(42, 200), np.tile(want, (42, 1)))
+    for size in (2, 3, 7, 33):
+        parts = [model.score(rows.slice(start, size)) for start in range(0, 198 - size, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), want[: sum(map(len, parts))])
+
+
+def test_logits_of_any_size_have_a_probability() -> None:
+    logits = torch.tensor([-1000.0, -100.0, 0.0, 1.0, 100.0, 1000.0])
+    scores = probabilities(logits)
+    np.testing.assert_allclose(scores, torch.sigmoid(logits.double()), rtol=1e-15)
+    assert (scores[0], scores[2], scores[-1]) == (0.0, 0.5, 1.0)
 
 
 @pytest.mark.slow
