@@ -12,6 +12,14 @@ from embank.pipelines.serve.rows import refuse_columns, refuse_too_many
 
 ARROW = "application/vnd.apache.arrow.stream"
 
+_SIMPLE = (
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary),
+    *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean, pa.types.is_null),
+    *(pa.types.is_date, pa.types.is_time, pa.types.is_timestamp),
+)
+_VIEWS = (pa.types.is_string_view, pa.types.is_binary_view)
+"""What polars writes of text, unless it is asked for another form."""
+
 _COMPRESSION_FIELD = 3  # of RecordBatch, in Arrow's Message.fbs
 _HEADER_FIELD = 2  # of Message
 _DATA_FIELD = 1  # of DictionaryBatch: its RecordBatch
@@ -59,30 +67,45 @@ def _refuse_type(field: pa.Field) -> None:
     kind = field.type
     if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type
-    simple = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating)
-    if not any(is_one(kind) for is_one in (*simple, pa.types.is_boolean, pa.types.is_null)):
+    is_view = kind == field.type and any(is_one(kind) for is_one in _VIEWS)
+    if not is_view and not any(is_one(kind) for is_one in _SIMPLE):
         raise malformed(
-            f"column '{field.name}' has the type {field.type}; send strings, numbers, or lists of them",
+            f"column '{field.name}' has the type {field.type}; send strings, numbers, dates, or lists of them",
             field=field.name,
             value=str(field.type),
-            expected="string, integer, floating, boolean, null, a dictionary or a list of one of them",
+            expected="string, binary, integer, floating, decimal, boolean, date, time, timestamp, null, or a "
+            "dictionary or a list of one of them",
         )
 
 
 def _decoded(table: pa.Table, *, most: int) -> pa.Table:
-    """The table without dictionaries, which may be a long text for each of many rows: it is measured first."""
+    """The table without dictionaries and views, which may be a long text for each of many rows: it is measured
+    first."""
     for place, field in enumerate(table.schema):
+        if any(is_one(field.type) for is_one in _VIEWS):
+            column = table.column(place)
+            _refuse_long(field.name, sum(_viewed_nbytes(chunk) for chunk in column.chunks), most=most)
+            plain = pa.large_string() if pa.types.is_string_view(field.type) else pa.large_binary()
+            table = table.set_column(place, field.name, column.cast(plain))
+            continue
         if not pa.types.is_dictionary(field.type):
             continue
         column = table.column(place)
         if pa.types.is_string(field.type.value_type) or pa.types.is_large_string(field.type.value_type):
-            nbytes = sum(_decoded_nbytes(chunk) for chunk in column.chunks)
-            if nbytes > most:
-                raise RefusedRequestError(
-                    413, "body", f"column '{field.name}' has {nbytes:,} bytes of text without its dictionary"
-                )
+            _refuse_long(field.name, sum(_decoded_nbytes(chunk) for chunk in column.chunks), most=most)
         table = table.set_column(place, field.name, column.cast(field.type.value_type))
     return table
+
+
+def _refuse_long(name: str, nbytes: int, *, most: int) -> None:
+    if nbytes > most:
+        raise RefusedRequestError(413, "body", f"column '{name}' has {nbytes:,} bytes of text, row by row")
+
+
+def _viewed_nbytes(chunk: pa.Array) -> int:
+    """Bytes of all texts of an array of views, each of which begins with its length."""
+    views = np.frombuffer(chunk.buffers()[1], dtype=np.int32).reshape(-1, 4)
+    return int(views[chunk.offset : chunk.offset + len(chunk), 0].astype(np.int64).sum())
 
 
 def _decoded_nbytes(chunk: pa.DictionaryArray) -> int:

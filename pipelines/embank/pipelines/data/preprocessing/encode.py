@@ -46,7 +46,7 @@ class RowEncoder:
         self._rules = rules
         self._kinds = TokenKinds(rules.config.features)
         self._known = {name: _Known(rules, name) for name in rules.index.facts} if remembers else None
-        self._is_first = True
+        self._is_first = remembers  # of a log: of a few rows nobody can tell whether brackets belong to their text
 
     def encode(self, chunk: Chunk) -> Encoded:
         """Encode one chunk, which has the raw columns of the rules.
