@@ -11,7 +11,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from embank.search.known import KnownCandidates
+from embank.search.known import KnownCandidates, enqueue_new
 from embank.search.samplers.evolution import EvolutionSampler
 from embank.search.samplers.named import make_sampler
 from embank.search.samplers.profile import ProfileSampler
@@ -134,8 +134,7 @@ def enqueue(study: optuna.Study, space: Space, candidates: Iterable[Mapping[str,
     Raises:
         ConfigError: a candidate outside the space.
     """
-    for candidate in candidates:
-        study.enqueue_trial(space.params(space.encode(candidate)), skip_if_exists=True)
+    enqueue_new(study, space, map(space.encode, candidates))
 
 
 def _name_of(sampler: str | BaseSampler) -> str:

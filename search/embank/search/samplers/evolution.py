@@ -117,8 +117,10 @@ class EvolutionSampler(BaseGASampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Values for all parameters; none in the first round of a search without a space."""
-        if not search_space:
-            return {}
+        if not search_space or (
+            self.space is not None and self.space.has_all(trial.system_attrs.get("fixed_params", {}))
+        ):
+            return {}  # an enqueued trial's values are given
         generation = self.get_trial_generation(study, trial)
         parents = self._best(self.get_parent_population(study, generation), study)
         rng = random.Random(f"{self.seed}:{trial.number}")

@@ -7,6 +7,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from embank.search.known import enqueue_new
 from embank.search.profile import Profile, planned_scores, profile_plan
 from embank.search.samplers.evolution import EvolutionSampler
 from embank.search.spaces import Genes, Space, TableSpace
@@ -41,8 +42,7 @@ class ProfileSampler(EvolutionSampler):
     def enqueue(self, study: optuna.Study) -> None:
         """Makes the plan the next trials of a study, without those candidates that it has."""
         assert self.space is not None
-        for genes in self.plan:
-            study.enqueue_trial(self.space.params(genes), user_attrs={"profile": True}, skip_if_exists=True)
+        enqueue_new(study, self.space, self.plan, attributes={"profile": True})
 
     def _of_space(
         self, space: Space, study: optuna.Study, trial: FrozenTrial, parents: Sequence[FrozenTrial], rng: random.Random
