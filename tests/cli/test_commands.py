@@ -117,7 +117,7 @@ def test_shells_complete_commands() -> None:
     script = Path(sys.executable).with_name("embank")
     asked = {"_EMBANK_COMPLETE": "complete_bash", "COMP_WORDS": "embank s", "COMP_CWORD": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run([script], env=asked, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["search", "sweep"]
+    assert done.stdout.split() == ["search", "serve", "sweep"]
 
 
 BLOCKED = """
@@ -134,8 +134,8 @@ sys.meta_path.insert(0, Block())
     "code",
     [
         "from embank.tables import TableCollection",
-        "import embank.compression",
-        "from embank.pipelines.cli import main; sys.argv = ['embank', 'methods']; main()",
+        "from embank.tables import PipelinedTables",
+        "from embank.pipelines.cli import main; sys.argv = ['embank', 'train', 'none.yaml', '--out', 'x']; main()",
     ],
 )
 def test_without_torchrec_it_says_what_to_install(code: str) -> None:
@@ -143,3 +143,15 @@ def test_without_torchrec_it_says_what_to_install(code: str) -> None:
     assert done.returncode == 1
     assert "torchrec is not installed; " in done.stderr
     assert "pip install --no-deps torchrec==" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import embank.compression; embank.compression.METHODS",
+        "from embank.pipelines.cli import main; sys.argv = ['embank', 'methods']; main()",
+    ],
+)
+def test_what_trains_nothing_does_without_torchrec(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKED + code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
