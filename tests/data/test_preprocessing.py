@@ -112,6 +112,7 @@ def assert_same(one: Encoded, other: Encoded) -> None:
         assert ids.dtype == other.ids[name].dtype == np.int64
     for name, bags in one.bags.items():
         np.testing.assert_array_equal(bags.values, other.bags[name].values, err_msg=name)
+        assert bags.values.flags.writeable  # or torch warns
         np.testing.assert_array_equal(bags.offsets, other.bags[name].offsets, err_msg=name)
     np.testing.assert_array_equal(one.dense, other.dense)
     assert one.dense.dtype == other.dense.dtype == np.float32

@@ -164,6 +164,8 @@ def _ask_while_it_ends(server: Running, rows: list[dict[str, Any]]) -> np.ndarra
         time.sleep(0.5)
         server.process.terminate()
         time.sleep(0.5)
+        with pytest.raises(ConnectionRefusedError):  # at once, so that a client may ask another server
+            socket.create_connection(connection.getpeername(), timeout=5).close()
         connection.sendall(body[100:])
         answer = b""
         while part := connection.recv(65536):

@@ -218,6 +218,36 @@ def test_what_was_stopped_goes_on(raw: Path, run: Path, tmp_path: Path, monkeypa
     assert max(calls) == 128
 
 
+def test_what_a_kill_leaves_is_gone_on_with(raw: Path, run: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "s.parquet.parts"
+    parts.mkdir()  # before its state was written
+    predict(run, raw / "test.csv", tmp_path / "s.parquet")
+    (tmp_path / ".s.parquet.parts.removed").mkdir()
+    (tmp_path / ".s.parquet.parts.removed" / "part-00000.parquet").touch()
+    predict(run, raw / "test.csv", tmp_path / "s.parquet", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.parquet"]
+    parts.mkdir()
+    (parts / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="is in the way, and is none of ours"):
+        predict(run, raw / "test.csv", tmp_path / "s.parquet", overwrite=True)
+    assert (parts / "notes.txt").read_text() == "mine"
+
+
+def test_a_damaged_part_is_told(raw: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, os.strerror(28), "s.parquet")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(predicting, "_write_parquet", full)
+        with pytest.raises(WorkError):
+            predict(run, raw / "test.csv", tmp_path / "s.parquet")
+    part = tmp_path / "s.parquet.parts" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(DataError, match="is damaged, so all parts were removed"):
+        predict(run, raw / "test.csv", tmp_path / "s.parquet", resume=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_bad_input_is_told(raw: Path, run: Path, tmp_path: Path) -> None:
     def said(kind: type[Exception], path: Path = run, file: Path = raw / "test.csv", **more: Any) -> str:
         with pytest.raises(kind) as caught:
@@ -377,6 +407,9 @@ def test_tokens_may_be_left_out(raw: Path, run: Path, tmp_path: Path) -> None:
     rows = pl.read_csv(raw / "test.csv", infer_schema=False)
     bare, whole = load_model(tmp_path / "bare", verify=True), load_model(tmp_path / "whole", verify=True)
     np.testing.assert_array_equal(bare.score(rows), whole.score(rows))
+    assert bare.example["user"] == "a"
+    assert whole.example["user"] in whole.rules.vocabulary("user").tokens
+    assert bare.score([bare.example]).shape == (1,)
     assert bare.checksum != whole.checksum == load_model(run).checksum
     with pytest.raises(ConfigError, match="tokens of feature 'user' were left out"):
         bare.rules.vocabulary("user")

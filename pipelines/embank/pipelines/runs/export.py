@@ -60,7 +60,12 @@ def export_run(
     if codec is not None:
         refuse_codec(codec)
     if codec is None and is_bundle(run.bundle) and _scores_rows(run, config, data):
-        copy_bundle(_own_bundle(run), out, leave_out=[] if tokens else [TOKENS])
+        own = _own_bundle(run)
+        if tokens or not (run.bundle / PREPROCESS).is_file():
+            copy_bundle(own, out)
+        else:
+            rules = Preprocessing.load(run.bundle).files(tokens=False)
+            copy_bundle(own, out, leave_out=[TOKENS], files={PREPROCESS: rules[PREPROCESS]})
         return Bundle(out)
     place = data_of(config, data)
     schema = Schema.load(place)

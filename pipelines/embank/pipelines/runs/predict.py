@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
@@ -28,7 +27,7 @@ from embank.pipelines.locks import hold_lock
 from embank.pipelines.reporting import Phase, Reporter
 from embank.pipelines.runs.model import BATCH_ROWS, ServedModel, load_model
 from embank.tables.errors import ConfigError, DataError, WorkError
-from embank.tables.storage.atomic import publish_file, replace_text, temporary_beside
+from embank.tables.storage.atomic import publish_file, remove_folder, replace_text, temporary_beside
 from embank.tables.storage.json_text import read_json
 from embank.tables.storage.refusals import cause_of, is_full
 
@@ -245,8 +244,8 @@ class _Parts:
         Raises:
             DataError: there are parts and they are not to be gone on with, or are of other inputs or another model.
         """
-        if not self.folder.exists():
-            self.folder.mkdir(parents=True)
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            self.folder.mkdir(exist_ok=True)
             self._is_mine = True
             self._save(_Done(unknown={}))
             return _Done(unknown={})
@@ -271,7 +270,7 @@ class _Parts:
     def abandon(self) -> None:
         """Removes what this call has begun: input that is mended is other input."""
         if self._is_mine:
-            shutil.rmtree(self.folder)
+            remove_folder(self.folder)
 
     def write(self, frame: pl.DataFrame, *, rows: int, unknown: dict[str, int]) -> None:
         path = self.folder / f"part-{self.count:05d}.parquet"
@@ -298,11 +297,15 @@ class _Parts:
             publish_file(temporary, self.out, overwrite=True)
         finally:
             temporary.unlink(missing_ok=True)
-        shutil.rmtree(self.folder)
+        remove_folder(self.folder)
 
     def _frames(self) -> Iterator[pl.DataFrame]:
         for number in range(self.count):
-            yield pl.read_parquet(self.folder / f"part-{number:05d}.parquet")
+            path = self.folder / f"part-{number:05d}.parquet"
+            try:
+                yield pl.read_parquet(path)
+            except (OSError, pl.exceptions.PolarsError) as error:
+                raise DataError(f"{path} is damaged, so all parts were removed. Score the input again.") from error
 
 
 def _write_parquet(path: Path, frames: Iterator[pl.DataFrame]) -> None:

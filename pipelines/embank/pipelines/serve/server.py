@@ -27,6 +27,7 @@ _PRELOADED = ["embank.pipelines.serve.worker"]
 _LOOK_S = 0.1
 _POINTER_S = 1.0
 _MOST_DEATHS = 5
+_QUICK_S, _LONGEST_PAUSE_S = 10.0, 30.0
 _START_S = 600.0
 Note = Callable[[str], None]
 
@@ -107,7 +108,8 @@ class _Server:
         self.num_threads = max(1, num_cores() // settings.workers)
         self.processes: dict[int, BaseProcess] = {}
         self.begun: dict[int, float] = {}
-        self.deaths = 0
+        self.deaths: dict[int, int] = {}  # in a row, each soon after its start
+        self.due: dict[int, float] = {}
         # Looked at once, when these libraries are imported.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(state.metrics)
         for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS"):
@@ -132,27 +134,51 @@ class _Server:
             time.sleep(_LOOK_S / 2)
 
     def revive(self, stop: StopRequest) -> None:
-        """Waits a moment, and starts workers again that have died.
+        """Waits a moment, and starts workers again that have died, one that dies again and again after longer and
+        longer pauses.
 
         Raises:
-            WorkError: they die again and again.
+            WorkError: they die again and again, and none is left that answers.
         """
-        wait([process.sentinel for process in self.processes.values()], timeout=_LOOK_S)
+        living = [process.sentinel for process in self.processes.values() if process.exitcode is None]
+        if living:
+            wait(living, timeout=_LOOK_S)
+        else:
+            time.sleep(_LOOK_S)
         for number, process in list(self.processes.items()):
             if process.exitcode is None or stop:
                 continue
-            lived = time.monotonic() - self.begun[number]
-            self.deaths = self.deaths + 1 if lived < 10 else 1
-            if self.deaths > _MOST_DEATHS * self.settings.workers:
-                raise WorkError(f"workers have died {self.deaths} times within seconds; what they said stands above")
-            self.note(f"worker {number} has ended ({_how(process)}) and is started again")
-            self._forget(process)
-            if self.deaths > 1:
-                time.sleep(min(2.0, 0.1 * 2**self.deaths))
-            self._begin(number)
+            if number not in self.due:
+                self.due[number] = time.monotonic() + self._pause(number, process)
+            if time.monotonic() >= self.due[number]:
+                del self.due[number]
+                self._begin(number)
+
+    def _pause(self, number: int, process: BaseProcess) -> float:
+        """Takes note of a worker's death.
+
+        Returns:
+            Seconds until it is started again.
+        """
+        quick = time.monotonic() - self.begun[number] < _QUICK_S
+        self.deaths[number] = self.deaths.get(number, 0) + 1 if quick else 1
+        count = self.deaths[number]
+        if count > _MOST_DEATHS and not self._answers():
+            raise WorkError(f"workers have died {count} times within seconds; what they said stands above")
+        pause = 0.0 if count == 1 else min(_LONGEST_PAUSE_S, 0.1 * 2**count)
+        when = f" in {pause:.0f} s" if pause >= 1 else ""
+        self.note(f"worker {number} has ended ({_how(process)}) and is started again{when}")
+        self._forget(process)
+        return pause
+
+    def _answers(self) -> bool:
+        """Whether a worker has lived for a while."""
+        now = time.monotonic()
+        return any(p.exitcode is None and now - self.begun[n] >= _QUICK_S for n, p in self.processes.items())
 
     def end(self) -> None:
-        """Asks the workers to end, and waits until they have answered what they had begun."""
+        """Asks the workers to end, and waits until they have answered what they had begun; nobody else is let in."""
+        self.listener.close()  # else the system would take connections that no worker accepts any more
         for process in self.processes.values():
             process.terminate()
         end = time.monotonic() + DRAIN_S + 5

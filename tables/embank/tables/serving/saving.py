@@ -103,13 +103,20 @@ def save_bundle(
         write_checksums(temporary)
 
 
-def copy_bundle(source: Bundle, folder: str | Path, *, leave_out: Sequence[str] = ()) -> None:
+def copy_bundle(
+    source: Bundle,
+    folder: str | Path,
+    *,
+    leave_out: Sequence[str] = (),
+    files: Mapping[str, Callable[[Path], None]] | None = None,
+) -> None:
     """Writes a bundle once more, elsewhere.
 
     Args:
         source: the bundle.
         folder: must not exist yet.
         leave_out: folders in it that are not copied.
+        files: what is written in place of its own, see `save_bundle`.
 
     Raises:
         CheckpointError: the folder exists.
@@ -117,7 +124,10 @@ def copy_bundle(source: Bundle, folder: str | Path, *, leave_out: Sequence[str] 
     """
     with new_folder(Path(folder), kind="bundle") as temporary:
         shutil.copytree(source.path, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*leave_out))
-        if leave_out:
+        for name, write in (files or {}).items():
+            (temporary / name).unlink()
+            write(temporary / name)
+        if leave_out or files:
             (temporary / CHECKSUMS).unlink()
             write_checksums(temporary)
 

@@ -155,5 +155,6 @@ def _exchange(first: Path, second: Path) -> bool:
 def remove_folder(folder: Path) -> None:
     """Removes a folder; a crash does not leave half of it under its name."""
     hidden = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)  # what a crash has left of an earlier one
     folder.rename(hidden)
     shutil.rmtree(hidden)

@@ -128,7 +128,7 @@ class RowEncoder:
             if name in config.multivalued:
                 array = hashed_bags(chunk, name, config.multivalued[name], nulls=config.null_values)
                 offsets = array.offsets.to_numpy().astype(np.int64)
-                bags[name] = Bags(values=array.flatten().to_numpy(), offsets=offsets - offsets[0])
+                bags[name] = Bags(values=np.array(array.flatten()), offsets=offsets - offsets[0])
             else:
                 ids[name] = hashed_tokens(chunk, name)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -120,7 +120,8 @@ class Preprocessing:
         Args:
             tokens: the vocabularies themselves too, where they are at hand.
         """
-        files: dict[str, Callable[[Path], None]] = {PREPROCESS: self._write_rules, INDEX: self._write_index}
+        told = self if tokens else replace(self, example=_example(self.schema, self.config, {}))  # which tells no value
+        files: dict[str, Callable[[Path], None]] = {PREPROCESS: told._write_rules, INDEX: self._write_index}
         if tokens and self.tokens is not None:
             for name in self.index.facts:
                 source = self.tokens / f"{name}.parquet"
