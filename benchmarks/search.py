@@ -29,6 +29,7 @@ import argparse
 import json
 import math
 import random
+import shlex
 import statistics
 import sys
 import time
@@ -218,7 +219,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"# Search of widths: {FIELDS} fields, a separable score whose optimum is known{limit}",
         "",
-        f"`{report['command']}`",
+        *(f"`{command}`" for command in dict.fromkeys(row["command"] for row in report["contestants"])),
         "",
         "Regret against the optimum, times 1e4, of the candidate that each contestant hands over. A problem is solved",
         "where that candidate keeps the budget; the mean is over those. The problems are those from "
@@ -254,14 +255,15 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = RESULTS / ("search.json" if arguments.budget is None else "search_budget.json")
     rows = {row["contestant"]: row for row in json.loads(path.read_text())["contestants"]} if arguments.merge else {}
+    command = shlex.join(["python", "benchmarks/search.py", *sys.argv[1:]])
     machine = describe()  # before the first result is written: the commit is then that of a clean checkout
     for name in arguments.contestants:
         if name == "released" and arguments.budget is not None:
             continue
         problems = arguments.slow_problems if name in SLOW else arguments.problems
         for row in measure(name, problems=problems, evaluations=arguments.evaluations, budget=arguments.budget):
+            row |= {"commit": machine["commit"], "command": command}
             report = {
-                "command": f"python benchmarks/search.py {' '.join(sys.argv[1:])}".rstrip(),
                 "machine": machine,
                 "budget": arguments.budget,
                 "contestants": [*(kept for other, kept in rows.items() if other != name), row],
