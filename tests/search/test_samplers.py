@@ -97,7 +97,7 @@ def test_steps_are_near_and_draws_anywhere() -> None:
     rng, group = random.Random(0), SPACE.groups[0]
     assert {group.step((7,), rng)[0] - 7 for _ in range(200)} == {-2, -1, 1, 2}
     assert {group.step((0,), rng)[0] for _ in range(200)} == {0, 1, 2}
-    methods = MethodSpace([plain("a", 1000)], methods=["full", "hash", "robe"], shares=[0.1, 0.2, 0.5]).groups[0]
+    methods = MethodSpace([plain("a", 1000)], methods=["full", "hash", "uniform_dim"], shares=[0.1, 0.2, 0.5]).groups[0]
     assert {methods.step((1, 0), rng) for _ in range(300)} == {(0, 0), (1, 0), (2, 0), (1, 1)}
 
 
