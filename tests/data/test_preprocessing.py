@@ -208,6 +208,18 @@ def test_frames_of_all_libraries_are_the_same_rows(prepared: Path) -> None:
         assert_same(RowEncoder(rules, remembers=False).encode(chunk), want)
 
 
+def test_no_rows_are_none_of_any_library(prepared: Path) -> None:
+    rules = rules_of(prepared / "data")
+    for rows in (
+        [],
+        pl.DataFrame(schema=COLUMNS),
+        pd.DataFrame(columns=COLUMNS),
+        pd.DataFrame({c: [1.0] for c in COLUMNS})[:0],
+    ):
+        chunk = chunk_of(rows, rules.columns, numeric=list(rules.config.numeric))
+        assert RowEncoder(rules, remembers=False).encode(chunk).num_rows == 0
+
+
 def test_brackets_are_refused_in_logs_and_read_in_rows(prepared: Path) -> None:
     rules = rules_of(prepared / "data")
     rows = [{**dict.fromkeys(COLUMNS), "genres": "[a|c c]"}]

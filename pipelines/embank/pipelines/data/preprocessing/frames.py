@@ -53,6 +53,8 @@ def chunk_of(rows: Any, columns: Sequence[str], *, numeric: Sequence[str]) -> Ch
         frame = trimmed(_frame_of_mappings(rows, columns, numeric))
         return Chunk(frame=frame, where=where, num_bytes=0)
     table = _table(rows, columns)
+    if not table.num_rows:  # columns without values may have any type
+        return Chunk(frame=pl.DataFrame(schema=dict.fromkeys(columns, pl.String)), where=where, num_bytes=0)
     return Chunk(frame=plain_frame(table, columns, where), where=where, num_bytes=0)
 
 
