@@ -170,3 +170,20 @@ def test_a_trial_costs_no_more_after_many(sampler: str, monkeypatch: pytest.Monk
     first, num_read = num_read, 0
     search(score, space=SPACE, sampler=sampler, budget=0.3, num_trials=160)
     assert num_read < 6 * first
+
+
+@pytest.mark.parametrize("sampler", ["ea", "random", "tpe"])
+def test_samplers_know_the_trials_of_every_bracket(sampler: str) -> None:
+    """Hyperband shows samplers those of one bracket alone."""
+    space = DimensionSpace([plain("a", 400), plain("b", 90)])
+
+    def objective(candidate: dict, trial: optuna.Trial) -> float:
+        trial.report(score(candidate, trial), 1)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        return score(candidate, trial)
+
+    pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9)
+    study = search(objective, space=space, sampler=sampler, num_trials=14, pruner=pruner)
+    seen = [json.dumps(trial.user_attrs["candidate"]) for trial in study.trials]
+    assert len(set(seen)) == len(seen) == 14

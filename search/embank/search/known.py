@@ -74,7 +74,8 @@ class KnownCandidates:
     def _read(self, study: optuna.Study, space: Space) -> _Read:
         """The study as it stands: new trials, and those that were not finished when it was read last."""
         read = self._of_study(study)
-        trials = study.get_trials(deepcopy=False)
+        # of the storage: under Hyperband samplers are shown the trials of one bracket alone
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
         looked_at = [*(trials[number] for number in read.unfinished), *trials[read.num :]]
         read.num, read.unfinished, read.pending = len(trials), [], {}
         for trial in looked_at:
