@@ -65,7 +65,7 @@ def python(site: Path, *arguments: object) -> str:
 
 
 def test_the_contracts_hold(site: Path) -> None:
-    files = [f"tests/contracts/test_{name}.py" for name in ("methods", "export", "sharding")]
+    files = [f"tests/contracts/test_{name}.py" for name in ("methods", "export", "codecs", "sharding")]
     printed = python(site, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *files, "-k", TESTS)
     passed = re.search(r"(\d+) passed", printed)
     assert passed, printed

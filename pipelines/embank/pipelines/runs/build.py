@@ -131,6 +131,12 @@ def served_tables(config: Config, tables: TableCollection) -> PackedCollection:
     return pack_collection(tables, codec=table_codecs(config, tables.specs))
 
 
+def served_nbytes(config: Config, tables: TableCollection) -> int:
+    """Serving bytes of tables as a configuration serves them; without codecs also of tables that are still searched."""
+    codecs = table_codecs(config, tables.specs)
+    return served_tables(config, tables).nbytes() if {*codecs.values()} - {"fp32"} else tables.nbytes("serving")
+
+
 def served_model(config: Config, model: CTRModel) -> CTRModel:
     """The model over its tables as the configuration serves them: itself, where they have no codec."""
     assert isinstance(model.tables, TableCollection)

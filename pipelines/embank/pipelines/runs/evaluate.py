@@ -17,7 +17,7 @@ from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import NO_GROUP, Schema
-from embank.pipelines.runs.build import served_model, served_tables
+from embank.pipelines.runs.build import served_model, served_nbytes
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model, refuse_neither, refuse_other_vocabularies
 from embank.pipelines.runs.score import score
@@ -152,7 +152,7 @@ def _of_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     config = parse_config(run.read_config())
     with best_model(run, schema=schema, data=data) as (model, step):
         assert isinstance(model.tables, TableCollection)
-        nbytes, served = served_tables(config, model.tables).nbytes(), served_model(config, model)
+        nbytes, served = served_nbytes(config, model.tables), served_model(config, model)
         values = {"split": split, "step": step, **evaluate(served, data, split, precision=config.train.precision)}
         return values | {"serving_bytes": nbytes, "data": str(data)}
 

@@ -9,7 +9,7 @@ import torch
 from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.preprocessing.rules import PREPROCESS, Preprocessing
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.runs.build import served_tables, table_codecs
+from embank.pipelines.runs.build import served_nbytes, table_codecs
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_checkpoint, best_model, data_of, refuse_neither
 from embank.tables import Bundle, ConfigError, PackedTable, TableCollection, pack_table, physical_tables
@@ -47,7 +47,7 @@ def inspect_run(path: str | Path, *, data: str | Path | None = None) -> dict[str
         assert isinstance(model.tables, TableCollection)
         tables = _tables(model.tables, codecs=table_codecs(config, model.tables.specs))
         total = {
-            "serving_bytes": served_tables(config, model.tables).nbytes(),
+            "serving_bytes": served_nbytes(config, model.tables),
             "training_bytes": model.tables.nbytes("training"),
             "plain_bytes": plain_nbytes_of(model.tables.specs),
         }

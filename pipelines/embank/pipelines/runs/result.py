@@ -8,7 +8,7 @@ from typing import Any
 from embank.ctr_models import CTRModel
 from embank.pipelines.config.run import Config
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.runs.build import served_tables
+from embank.pipelines.runs.build import served_nbytes
 from embank.pipelines.runs.bundle import write_bundle
 from embank.pipelines.runs.evaluate import evaluate_bundle
 from embank.pipelines.runs.folder import ROWS, RunFolder
@@ -92,7 +92,7 @@ def final_figures(
         scores: of the test split.
         bundle_nbytes: of the run's bundle, on disk.
     """
-    serving, plain = served_tables(config, tables).nbytes(), plain_nbytes_of(tables.specs)
+    serving, plain = served_nbytes(config, tables), plain_nbytes_of(tables.specs)
     chosen, least = progress.chosen, progress.least_loss
     nominal = tables.nbytes("nominal")
     return {
