@@ -7,6 +7,7 @@ Run: python benchmarks/search_report.py runs/search docs/results/search
 import argparse
 import csv
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
@@ -319,7 +320,8 @@ def main() -> None:
         text += section
         picture(lines, args.out / f"{place.name}.png", title=place.name)
         text += report_training(place, args.out.parent / "movielens-deepfm")
-    (args.out / "tables.md").write_text("\n".join(text).rstrip() + "\n")
+    wrapped = [line if line.startswith(("|", "#")) else textwrap.fill(line, 120) for line in text]
+    (args.out / "tables.md").write_text("\n".join(wrapped).rstrip() + "\n")
     print(args.out / "tables.md")
 
 

@@ -204,12 +204,12 @@ def test_the_answers_of_the_architecture_are_where_it_says() -> None:
 
 
 def test_lines_are_at_most_120_characters_long() -> None:
-    """Of every page; but for the tables that `embank sweep` writes."""
+    """Of every page; but for the tables that `embank sweep` and benchmarks write."""
     long = {
         f"{name_of(page)}:{number}": len(line)
         for page in ALL_PAGES
         for number, line in enumerate(page.read_text().splitlines(), 1)
-        if len(line) > 120 and not (page.name == "leaderboard.md" and line.startswith("|"))
+        if len(line) > 120 and not (page.name in ("leaderboard.md", "tables.md") and line.startswith("|"))
     }
     assert not long
 
