@@ -65,8 +65,8 @@ hash_s, find_s = min(r[0] for r in rounds), min(r[1] for r in rounds)
 told |= {"hash_per_s": count / hash_s, "find_per_s": count / find_s, "strings_per_s": count / (hash_s + find_s)}
 told |= {"unknown_share": float((ids == 0).mean()), "touched": memory(), "index_bytes": model.rules.index.nbytes}
 begun = time.perf_counter()
-model.embed("user", ["user-0000000000007"])
-told["first_embed_s"] = time.perf_counter() - begun
+model.ids_of("user", ["user-0000000000007"])
+told["one_id_s"] = time.perf_counter() - begun
 print(json.dumps(told))
 """
 )
