@@ -321,10 +321,10 @@ def preparing() -> Iterator[Reporter]:
 
 def prepared(folder: Path, schema: "Schema") -> None:
     """What `embank prepare` has written."""
-    from embank.pipelines.data.describe import like_cells, like_in_words, untrained_unknown
+    from embank.pipelines.data.describe import like_cells, like_in_words, positive_share, untrained_unknown
     from embank.pipelines.data.prepare.like import Likeness
 
-    positive = [f"{s.num_positive / max(1, s.num_rows):.4f}" if schema.label else "unknown" for s in schema.splits]
+    positive = [positive_share(split) if schema.label else "unknown" for split in schema.splits]
     table(
         ["split", "rows", "positive"],
         [[s.name, f"{s.num_rows:,}", share] for s, share in zip(schema.splits, positive, strict=True)],

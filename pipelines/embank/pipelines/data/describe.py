@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.prepare.distinct import KEPT
 from embank.pipelines.data.prepare.like import Likeness
-from embank.pipelines.data.schema import IS_MISSING, VOCAB_FOLDER, CategoricalField, NumericField, Schema
+from embank.pipelines.data.schema import IS_MISSING, VOCAB_FOLDER, CategoricalField, NumericField, Schema, Split
 from embank.tables.errors import DataError
 from embank.tables.ids.vocabulary import UNKNOWN_ID, Vocabulary
 from embank.tables.storage.resources import refuse_exhausted
@@ -119,7 +119,7 @@ def describe_folder(path: str | Path) -> str:
 def like_in_words(likeness: Likeness) -> str:
     """Where a folder's vocabularies come from, and what it can be used for."""
     use = (
-        "evaluation and training take it"
+        "evaluation takes it, and training if it has training rows"
         if likeness.has_tokens
         else "its bundle was exported without tokens, so there are no vocabularies here: bundles can be evaluated on "
         "it, runs can't, and nothing can be trained on it"
@@ -230,8 +230,12 @@ def _batches(part: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 def _split_cells(schema: Schema, index: int) -> list[str]:
     split = schema.splits[index]
-    share = split.num_positive / max(1, split.num_rows)
-    return [split.name, f"{split.num_rows:,}", f"{split.num_positive:,}", f"{share:.4f}"]
+    return [split.name, f"{split.num_rows:,}", f"{split.num_positive:,}", positive_share(split)]
+
+
+def positive_share(split: Split) -> str:
+    """The share of positive rows, or a dash where there are no rows."""
+    return f"{split.num_positive / split.num_rows:.4f}" if split.num_rows else "-"
 
 
 def _feature_cells(feature: FeatureDescription) -> list[str]:
