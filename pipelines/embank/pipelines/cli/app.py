@@ -11,7 +11,6 @@ from embank.pipelines.cli import deltas, lm, predicting, preparing, show
 from embank.pipelines.cli import search as search_command
 from embank.pipelines.cli import serve as serve_command
 from embank.pipelines.cli.messages import messages
-from embank.pipelines.cli.watched import watch
 
 # Read by OpenMP when torch is imported. Threads that spin while they wait take the cores that the loader's threads
 # need: on two busy cores a training step took thirty times as long.
@@ -402,6 +401,5 @@ def main() -> None:
     """Entry point of `embank` and `python -m embank`. `--debug` may stand anywhere."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
-    watch()
     with messages(debug=debug, arguments=arguments):
         app(["--debug", *arguments] if debug and arguments else arguments)
