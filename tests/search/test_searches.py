@@ -179,12 +179,29 @@ def test_whole_configurations_have_the_choices_that_methods_declare(data: Path, 
     assert declared["unified.width"] == (4, 8), "what both dims are multiples of"
     assert declared["mgqe.head_share"] == (0.05, 0.1, 0.2)
     assert "mgqe.num_codebooks" not in declared, "weights of dim 1 have one codebook"
-    (first,) = space.first_candidates()
+    first, coded = space.first_candidates()
     assert "unified.lookups" not in first
+    assert (first["tables.codec"], coded["tables.codec"]) == ("fp32", "int4")
+    assert {**coded, "tables.codec": "fp32"} == first
     chosen = {**first, "tables.method": "unified", "unified.lookups": 4, "unified.width": 4, "tables.dim": 8}
     assert space.decode(space.encode(chosen)) == chosen
     tables = space.config(chosen).tables.default
     assert (tables.method, tables.options.lookups, tables.options.width, tables.dim) == ("unified", 4, 4, 8)
+
+
+def test_codecs_of_whole_configurations(data: Path, tmp_path: Path) -> None:
+    """A codec within the budget means more rows; the profile's shapes are of fp32 rows and have no choice of it."""
+    plan = plan_of(data, tmp_path / "full", space="full", sampler="tpe", sections={"model": {"name": "deepfm"}})
+    plan = replace(plan, options={"tables.method": ["hash", "searched"], "tables.codec": ["fp32", "int4"]})
+    space = config_space(plan, budget=0.4, shapes=tmp_path / "none")
+    (first,) = space.first_candidates()
+    assert first["tables.method"] == "searched"
+    assert "tables.codec" not in first
+    rows = [
+        TableCollection(space.specs({**first, "tables.method": "hash", "tables.codec": codec})).nbytes("serving")
+        for codec in ("fp32", "int4")
+    ]
+    assert rows[1] > 1.5 * rows[0]
 
 
 def test_methods_that_weights_per_id_cannot_have_are_left_out(data: Path) -> None:

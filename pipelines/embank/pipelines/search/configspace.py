@@ -19,9 +19,9 @@ from embank.pipelines.search.shapes import read_shapes
 from embank.pipelines.search.unifiedspace import FeatureUnifiedSpace, unified_space
 from embank.search.spaces import Candidate, Genes, Group, Parameter, Space, Value
 from embank.search.spaces.options import OptionChoices, choices_of, common_choices
-from embank.tables import BudgetError, ConfigError, TableSpec, method_class, registered_methods
+from embank.tables import BudgetError, ConfigError, TableSpec, method_class, named_codec, registered_methods
 
-BUDGET, METHOD, DIM = "budget", "tables.method", "tables.dim"
+BUDGET, METHOD, DIM, CODEC = "budget", "tables.method", "tables.dim", "tables.codec"
 METHODS = (
     *("uniform_dim", "mde", "frequency_cut", "hash", "compositional", "low_precision", "tt_rec", "dpq", "mgqe"),
     *("hash_embedding", "unified"),
@@ -30,6 +30,9 @@ METHODS = (
 
 SEARCHED = "searched"
 """In place of a method: plain tables of the shapes that the profile of a supernet finds for the budget."""
+
+CODECS = ("fp32", "int8", "int4")
+"""Codecs that a search tries by default, see `embank codecs`."""
 
 _BASELINES = ("uniform_dim", "mde", "frequency_cut", SEARCHED)
 _LR, _TABLE_LR, _DIM = (1 / 3, 1.0, 3.0), (0.25, 0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
@@ -58,15 +61,22 @@ class ConfigSpace(Space):
         self.data = Path(config.data.path)
         self.schema = Schema.load(self.data)
         self.counts = id_counts(self.schema, data=self.data)
-        groups = [Group(name=key, parameters=self._parameters(key, values)) for key, values in self.choices.items()]
+        groups = [
+            Group(name=key, parameters=self._parameters(key, values))
+            for key, values in self.choices.items()
+            if key != CODEC or METHOD not in self.choices
+        ]
         super().__init__(groups, plain_nbytes=self._plain_nbytes(plain_config(config)))
         for candidate in self.first_candidates():
             if candidate.get(METHOD) != SEARCHED:
                 self.config(candidate)
 
     def _parameters(self, key: str, values: tuple[Value, ...]) -> tuple[Parameter, ...]:
-        """What is chosen at a key; of methods, their options as well."""
+        """What is chosen at a key; of methods, their codec and their options as well."""
         found = [Parameter(name=key, values=values, is_ordered=_is_ordered(values))]
+        coded = tuple(method for method in values if method != SEARCHED)
+        if key == METHOD and coded and CODEC in self.choices:
+            found.append(Parameter(name=CODEC, values=self.choices[CODEC], is_ordered=False, when=(METHOD, coded)))
         for method in values if key == METHOD else ():
             if method in registered_methods():
                 found += [
@@ -138,7 +148,7 @@ class ConfigSpace(Space):
     def _searched(self, candidate: Mapping[str, Value]) -> Config:
         """Plain tables in the profile's shapes, at the configuration's own dim."""
         others = {k: v for k, v in candidate.items() if k not in (METHOD, DIM)}
-        plain = self.config(others | {METHOD: "full", BUDGET: 1.0})
+        plain = self.config(others | {METHOD: "full", CODEC: "fp32", BUDGET: 1.0})
         budget = candidate.get(BUDGET, self.budget)
         assert budget is not None
         return candidate_config(plain, read_shapes(self.shapes)[float(budget)])
@@ -161,7 +171,7 @@ class ConfigSpace(Space):
     def _plain_tables(self) -> dict[str, Any]:
         general = (*TABLE_KEYS, *COLLECTION_KEYS)
         kept = {key: value for key, value in self.base["tables"].items() if key in general}
-        return kept | {"method": "full", "budget": None}
+        return kept | {"method": "full", "budget": None, "codec": "fp32"}
 
     def nbytes_of(self, genes: Genes) -> int:
         budget = self.decode(genes).get(BUDGET, self.budget)
@@ -179,6 +189,8 @@ class ConfigSpace(Space):
     def _at(self, **values: Value | None) -> Genes:
         at = {key: _nearest(own, values.get(key) or self._base(key)) for key, own in self.choices.items()}
         method = str(at.get(METHOD, ""))
+        if method == SEARCHED:
+            at.pop(CODEC, None)
         if method in registered_methods():
             default = method_class(method).Config()
             at |= {
@@ -192,10 +204,15 @@ class ConfigSpace(Space):
         return self.budget if key == BUDGET else self.base[section].get(name)
 
     def first_candidates(self) -> list[Candidate]:
-        """The baselines among the methods, everything else as in the configuration; at each budget."""
-        methods: list[str | None] = [m for m in _BASELINES if m in self.choices.get(METHOD, ())]
+        """The baselines among the methods, everything else as in the configuration, and the first of them in the
+        codec of the fewest bits; at each budget."""
+        methods: list[str | None] = [m for m in _BASELINES if m in self.choices.get(METHOD, ())] or [None]
         budgets: Sequence[Value | None] = self.choices.get(BUDGET, (None,))
-        return [self.decode(self._at(**{METHOD: m, BUDGET: b})) for b in budgets for m in methods or [None]]
+        found = [self._at(**{METHOD: m, BUDGET: b}) for b in budgets for m in methods]
+        if len(self.choices.get(CODEC, ())) > 1:
+            smallest = min(self.choices[CODEC], key=lambda codec: named_codec(str(codec)).nbytes_of(64, 64))
+            found += [self._at(**{METHOD: methods[0], BUDGET: b, CODEC: smallest}) for b in budgets]
+        return [self.decode(genes) for genes in dict.fromkeys(found)]
 
 
 TrainedSpace = ConfigSpace | FeatureMethodSpace | FeatureUnifiedSpace
@@ -247,6 +264,7 @@ def _default_choices(config: Config, *, has_budget: bool) -> dict[str, Sequence[
     known = registered_methods()
     return {
         METHOD: [*(method for method in METHODS if method in known), *([SEARCHED] if has_budget else [])],
+        CODEC: list(dict.fromkeys((config.tables.default.codec, *CODECS))),
         DIM: sorted({max(1, round(dim * factor)) for factor in _DIM}),
         "train.lr": [float(f"{train.lr * factor:.2g}") for factor in _LR],
         "train.table_lr": [float(f"{train.table_lr * factor:.2g}") for factor in _TABLE_LR],
