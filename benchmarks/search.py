@@ -219,7 +219,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"# Search of widths: {FIELDS} fields, a separable score whose optimum is known{limit}",
         "",
-        *(f"`{command}`" for command in dict.fromkeys(row["command"] for row in report["contestants"])),
+        *(f"`{command}`" for command in dict.fromkeys(row.get("command") for row in report["contestants"]) if command),
         "",
         "Regret against the optimum, times 1e4, of the candidate that each contestant hands over. A problem is solved",
         "where that candidate keeps the budget; the mean is over those. The problems are those from "

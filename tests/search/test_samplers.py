@@ -55,6 +55,15 @@ class TestEvolutionKeepsOptunasContract(BasicSamplerTestCase, RelativeSamplerTes
         return lambda: EvolutionSampler(seed=0)
 
 
+@pytest.mark.parametrize("name", ["profile", "random"])
+class TestOthersKeepOptunasContract(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
+    """Of a space, asked for parameters that are not the space's; those of its own are proposed together."""
+
+    @pytest.fixture
+    def sampler(self, name: str) -> Callable[[], BaseSampler]:
+        return lambda: make_sampler(name, space=SPACE, seed=0)
+
+
 @pytest.mark.slow
 def test_it_beats_random_search_by_far() -> None:
     def regret(name: str, seed: int) -> float:

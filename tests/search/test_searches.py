@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from embank.pipelines.cli.app import app
 from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.runs.build import id_counts, table_specs
+from embank.pipelines.runs.build import id_counts, served_nbytes, table_specs
 from embank.pipelines.runs.evaluate import figures_of
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.search.configspace import config_space
@@ -43,6 +43,25 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[float | None, optuna.Study]]:
     out = tmp_path_factory.mktemp("searches") / "search"
     return out, Search(plan_of(data, out), out).run()
+
+
+def test_codecs_of_features(data: Path) -> None:
+    """Bytes are those that are served by the configuration that trains a candidate, weights per id included."""
+    config = searched(data, model={"name": "deepfm"})
+    methods = ["full", "hash", "frequency_cut"]
+    space = FeatureMethodSpace(config, methods=methods, shares=[0.01, 0.3], codecs=["fp32", "int4"])
+    schema = Schema.load(data)
+    rng = Random(0)
+    for genes in [space.floor(), *(space.draw(rng) for _ in range(8))]:
+        candidate = space.decode(genes)
+        made = space.config(candidate)
+        specs = table_specs(made, schema, data=data, counts=id_counts(schema, data=data))
+        assert space.nbytes(candidate) == served_nbytes(made, TableCollection(specs, backend="torch")), candidate
+    few = FeatureMethodSpace(config, methods=["hash"], shares=[0.2], codecs=["fp32"])
+    coded = FeatureMethodSpace(config, methods=["hash"], shares=[0.2], codecs=["int4"])
+    assert coded.nbytes_of(coded.floor()) <= few.nbytes_of(few.floor())
+    with pytest.raises(ConfigError, match="only known once rows are trained"):
+        FeatureMethodSpace(config, methods=["full"], shares=[0.5], codecs=["dedup"])
 
 
 @pytest.mark.slow

@@ -234,9 +234,10 @@ def config_space(plan: SearchPlan, *, budget: float | None, shapes: Path) -> Tra
     if plan.space == "methods":
         methods = options.pop("methods", ("full", "frequency_cut", "hash", "uniform_dim", "mgqe"))
         shares = options.pop("shares", (0.05, 0.1, 0.2, 0.5))
+        codecs = options.pop("codecs", CODECS)
         if options:
-            raise ConfigError(f"space 'methods' has no option '{next(iter(options))}'; it has methods and shares")
-        return FeatureMethodSpace(config, methods=methods, shares=shares)
+            raise ConfigError(f"space 'methods' has no option '{next(iter(options))}'; it has methods, shares, codecs")
+        return FeatureMethodSpace(config, methods=methods, shares=shares, codecs=codecs)
     if plan.space == "unified":
         return unified_space(config, options, budget=budget)
     choices: dict[str, Sequence[Value]] = {

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
+from typing import Any
 
+from embank.compression.budget.coded import coded_nbytes, refuse_unknown_nbytes, within_coded
 from embank.compression.budget.solver import at_floor
 from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.runs.build import FIRST_ORDER
@@ -11,23 +13,38 @@ from embank.pipelines.search.fields import field_space, plain_config
 from embank.search.spaces import Candidate, Genes, MethodSpace, Value
 from embank.search.spaces.methods import by_share
 from embank.search.spaces.options import OptionChoices
-from embank.tables import BudgetError, ConfigError, TableSpec, build_method, method_class
+from embank.tables import BudgetError, ConfigError, TableSpec, build_method, method_class, named_codec
 from embank.tables.scalars import plain as plain_values
 
 
 class FeatureMethodSpace(MethodSpace):
-    """A method for each feature, see `embank.search.MethodSpace`.
+    """A method for each feature, see `embank.search.MethodSpace`, and the codec that its rows are served in.
 
     Args:
         config: all else; features with an override keep it.
-        methods, shares: see `embank.search.MethodSpace`.
+        methods: see `embank.search.MethodSpace`.
+        shares: see `embank.search.MethodSpace`; of the bytes as they are served, so that a codec means more rows.
+        codecs: names, see `embank codecs`.
+
+    Raises:
+        ConfigError: a codec is unknown, or its bytes depend on the rows.
     """
 
-    def __init__(self, config: Config, *, methods: Sequence[str], shares: Sequence[float]) -> None:
+    def __init__(
+        self, config: Config, *, methods: Sequence[str], shares: Sequence[float], codecs: Sequence[str] = ("fp32",)
+    ) -> None:
         fields = field_space(config)
         self.base, self.has_first_order = to_plain(plain_config(config)), fields.has_first_order
         self.fixed_nbytes = fields.fixed_nbytes
-        super().__init__([replace(spec, options=None) for spec in fields.tables], methods=methods, shares=shares)
+        self._shares: dict[tuple[Any, ...], float] = {}
+        for codec in codecs:
+            refuse_unknown_nbytes(codec, where="the space")
+        super().__init__(
+            [replace(spec, options=None) for spec in fields.tables],
+            methods=methods,
+            shares=shares,
+            codecs={codec: named_codec(codec).nbytes_of for codec in codecs},
+        )
         self.plain_nbytes = fields.plain_nbytes
 
     def nbytes_of(self, genes: Genes) -> int:
@@ -51,32 +68,52 @@ class FeatureMethodSpace(MethodSpace):
         return [choices for choices in fitting if len(choices.values) > 1 or (choices.sets_size and choices.values)]
 
     def form(self, spec: TableSpec, values: Candidate) -> TableSpec:
-        made = super().form(spec, values)
-        if not self.has_first_order or made.budget is None:
-            return made
-        narrow = first_order(made)
-        try:
-            build_method(narrow)
-        except BudgetError:  # its weights need a larger share than its embeddings
-            floor = at_floor(replace(narrow, budget=1.0))[0].budget
-            return replace(made, budget=max(made.budget, floor or made.budget))
-        return made
+        return self._within(super().form(spec, values), values)
 
     def form_nbytes(self, spec: TableSpec, values: Candidate) -> int:
-        own = super().form_nbytes(spec, values)
+        codec = self.codecs[self.codec(spec.name, values)]
+        own = self._layout(self.form(spec, values)).nbytes(codec)
         if not self.has_first_order:
             return own
-        narrow = first_order(self.form(spec, values))
-        return own + self._layout(narrow).nbytes(self.codecs[self.codec(spec.name, values)])
+        return own + self._layout(self._within(first_order(super().form(spec, values)), values)).nbytes(codec)
+
+    def _within(self, made: TableSpec, values: Candidate) -> TableSpec:
+        """A feature's embeddings, or its weights per id, as they are trained for its share of the served bytes."""
+        if made.budget is None:
+            return made
+        name = made.feature_names[0]
+        return within_coded(replace(made, budget=self._share(name, values)), codec=self.codec(name, values))
+
+    def _share(self, name: str, values: Candidate) -> float:
+        """The share of plain bytes of a feature's tables, as they are served: the candidate's, or the smallest that its
+        method keeps with the embeddings and the weights per id."""
+        codec = self.codec(name, values)
+        spec = next(spec for spec in self.tables if spec.name == name)
+        made = super().form(spec, values)
+        asked = float(values[f"share.{name}"])
+        key = (name, made.method, made.options, asked, codec)
+        if key not in self._shares:
+            parts = [made, first_order(made)] if self.has_first_order else [made]
+            self._shares[key] = max(asked, *(_least_share(part, asked, codec) for part in parts))
+        return self._shares[key]
+
+    def _least(self, spec: TableSpec, method: str) -> int:
+        """By the codec that keeps the smallest share."""
+        for index, share in enumerate(self.shares):
+            if any(_builds_coded(replace(spec, method=method, budget=share), codec) for codec in self.codecs):
+                return max(0, index - 1)
+        return len(self.shares) - 1
 
     def config(self, candidate: Mapping[str, Value]) -> Config:
-        raw = deepcopy(self.base)
-        for spec in self.specs(candidate):
-            options = {} if spec.options is None else plain_values(asdict(spec.options))
+        raw, values = deepcopy(self.base), dict(candidate)
+        for spec in self.tables:
+            made = super().form(spec, values)
+            options = {} if made.options is None else plain_values(asdict(made.options))
             raw["tables"]["overrides"][spec.name] = {
-                "dim": spec.embedding_dim,
-                "method": spec.method,
-                "budget": spec.budget,
+                "dim": made.embedding_dim,
+                "method": made.method,
+                "budget": None if made.budget is None else self._share(spec.name, values),
+                "codec": self.codec(spec.name, values),
                 **options,
             }
         return parse_config(raw)
@@ -90,6 +127,27 @@ def _has(spec: TableSpec, option: str, value: Value) -> bool:
     try:
         build_method(replace(spec, options=method_class(spec.method).Config(**{option: value})))
     except (BudgetError, ConfigError):
+        return False
+    return True
+
+
+def _least_share(spec: TableSpec, asked: float, codec: str) -> float:
+    """The smallest share from one that was asked for on that a method keeps under a codec, to a fiftieth."""
+    if _builds_coded(replace(spec, budget=asked), codec):
+        return asked
+    floor, floor_nbytes = at_floor(replace(spec, budget=1.0))
+    if codec == "fp32":
+        return max(asked, floor.budget or asked)
+    share = max(asked, coded_nbytes([floor], {spec.name: codec}) / spec.plain_nbytes)
+    while share < floor_nbytes / spec.plain_nbytes and not _builds_coded(replace(spec, budget=share), codec):
+        share *= 1.02
+    return share
+
+
+def _builds_coded(spec: TableSpec, codec: str) -> bool:
+    try:
+        build_method(within_coded(spec, codec=codec))
+    except BudgetError:
         return False
     return True
 
