@@ -6,6 +6,7 @@
     a run or a bundle   `evaluate_saved`, `inspect_saved`, `export_run`
     raw rows            `load_model`, `ServedModel`, `predict`
     new bundles         `make_delta`, `apply_delta`
+    other systems       `convert_bundle`, `Conversion`
     new days            `drift_report`, `Drift`
     language models     `add_engram`, `add_stem`, `load_memory`, `ModelMemory`
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from embank.pipelines.config.columns import PrepareConfig
     from embank.pipelines.config.run import Config, load_config, parse_config
     from embank.pipelines.config.sections import TrainConfig
+    from embank.pipelines.convert.convert import Conversion, convert_bundle
     from embank.pipelines.data.loading.integrity import verify_prepared
     from embank.pipelines.data.loading.loader import Loader
     from embank.pipelines.data.prepare.prepare import prepare
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "Conversion",
     "DeltaReport",
     "Drift",
     "Loader",
@@ -55,6 +58,7 @@ __all__ = [
     "add_engram",
     "add_stem",
     "apply_delta",
+    "convert_bundle",
     "drift_report",
     "evaluate_saved",
     "export_run",

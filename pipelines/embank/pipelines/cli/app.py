@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embank.pipelines.cli import deltas, lm, predicting, preparing, show
+from embank.pipelines.cli import converting, deltas, lm, predicting, preparing, show
 from embank.pipelines.cli import search as search_command
 from embank.pipelines.cli import serve as serve_command
 from embank.pipelines.cli.messages import messages
@@ -31,6 +31,7 @@ app.command()(search_command.search)
 app.command()(predicting.predict)
 app.command()(preparing.prepare)
 app.command()(preparing.drift)
+app.command()(converting.convert)
 app.command()(deltas.delta)
 app.command()(deltas.apply)
 app.command()(serve_command.serve)

@@ -1,0 +1,205 @@
+"""Whether what was written says what its bundle says: asked in a second process, which reads it as its users will."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embank.ctr_models.metrics import roc_auc
+from embank.pipelines.convert.cases import IDS, LENGTHS, Array, Case, Original, known
+from embank.tables.collections.paths import summed
+from embank.tables.errors import WorkError
+from embank.tables.serving.export.decoded import chosen_tables
+from embank.tables.serving.table import looked_up
+
+READER = "read.py"
+_CHECK = Path(__file__).parent / "readers" / "check.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """One question, and what the bundle says to it."""
+
+    name: str
+    inputs: Mapping[str, Array]
+    expected: Array
+    table: str | None = None
+    timed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """What came out.
+
+    Args:
+        facts: for the report.
+        max_difference: of all numbers.
+        finite: whether all numbers that were read are.
+    """
+
+    facts: Mapping[str, Any]
+    max_difference: float
+    finite: bool
+
+
+def compared_rows(
+    folder: Path, original: Original, cases: Sequence[Case], data: Sequence[Case], *, tables: Sequence[str]
+) -> Parity:
+    """Compares rows of tables, and the scores of labelled rows by rows that were read.
+
+    Args:
+        folder: what was written.
+        original: its bundle.
+        cases: not labelled; each table is asked for their ids.
+        data: labelled.
+        tables: that were written.
+    """
+    asked = []
+    pairs = chosen_tables(original.collection, tables, target="rows")
+    for spec, pack in pairs:
+        end = spec.num_embeddings - 1
+        wanted = [np.array([0, end, end // 2, end // 2])]
+        for case in [*cases, *data]:
+            wanted += [case.inputs[IDS + feature] for feature in spec.feature_names]
+        ids = np.unique(np.concatenate(wanted))
+        ids = np.concatenate([wanted[0], ids[(ids >= 0) & (ids <= end)]]).astype(np.int64)
+        with torch.inference_mode():
+            expected = looked_up(pack, _tensor(ids), spec=spec).numpy()
+        asked.append(_Asked(name=spec.name, table=spec.name, inputs={"ids": ids}, expected=expected))
+    answers, said = _ask(folder, asked)
+    read = {question.table: (question.inputs["ids"], a) for question, a in zip(asked, answers, strict=True)}
+    is_whole = len(pairs) == len(original.collection.specs)
+    auc = _auc(original, data, lambda case: _pooled(original, case, read)) if data and is_whole else None
+    return _parity(asked, answers, said, auc, compared="rows")
+
+
+def compared_batches(
+    folder: Path, original: Original, cases: Sequence[Case], data: Sequence[Case], *, gives: str
+) -> Parity:
+    """Compares answers to batches.
+
+    Args:
+        folder: what was written.
+        original: its bundle.
+        cases: not labelled.
+        data: labelled.
+        gives: "scores", or "values": what the tables give.
+    """
+    expect = original.scores if gives == "scores" else original.values
+    asked = [
+        _Asked(name=case.name, inputs=case.inputs, expected=expect(case), timed=case.name in ("one row", "many rows"))
+        for case in [*cases, *data]
+    ]
+    answers, said = _ask(folder, asked)
+    if not data:
+        return _parity(asked, answers, said, None, compared=gives)
+    read = dict(zip([case.name for case in data], answers[len(cases) :], strict=True))
+    if gives == "scores":
+        auc = _auc_of(data, [original.scores(case) for case in data], [read[case.name] for case in data])
+    else:
+        auc = _auc(original, data, lambda case: read[case.name])
+    return _parity(asked, answers, said, auc, compared=gives)
+
+
+def _ask(folder: Path, asked: Sequence[_Asked]) -> tuple[list[Array], dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as name:
+        cases, answers = Path(name) / "cases.npz", Path(name) / "answers.npz"
+        told = [{"name": q.name, "inputs": list(q.inputs), "timed": q.timed} for q in asked]
+        told = [one if q.table is None else {**one, "table": q.table} for one, q in zip(told, asked, strict=True)]
+        arrays = {f"{number}|{key}": array for number, q in enumerate(asked) for key, array in q.inputs.items()}
+        np.savez(cases, cases=np.array(json.dumps(told)), **arrays)  # type: ignore[arg-type]
+        command = [sys.executable, "-I", "-B", "-W", "ignore", str(_CHECK), str(folder), str(cases), str(answers)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise WorkError(
+                f"what was written can't be read in a process of its own: {lines[-1] if lines else done.returncode}. "
+                "Nothing was left behind; this is a mistake of embank or of the library that reads it"
+            )
+        said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        with np.load(answers) as read:
+            return [read[str(number)] for number in range(len(asked))], said
+
+
+def _parity(
+    asked: Sequence[_Asked], answers: Sequence[Array], said: dict[str, Any], auc: Any, *, compared: str
+) -> Parity:
+    differences = []
+    for question, answer in zip(asked, answers, strict=True):
+        if answer.shape != question.expected.shape:
+            raise WorkError(
+                f"what was written gives {list(answer.shape)} numbers for '{question.name}', its bundle "
+                f"{list(question.expected.shape)}. Nothing was left behind; this is a mistake of embank"
+            )
+        differences.append(np.abs(answer.astype(np.float64) - question.expected.astype(np.float64)))
+    count = sum(part.size for part in differences)
+    largest = max((float(part.max()) for part in differences if part.size), default=0.0)
+    facts = {
+        "compared": compared,
+        "numbers": count,
+        "largest_number": max((float(np.abs(q.expected).max()) for q in asked if q.expected.size), default=0.0),
+        "max_difference": largest,
+        "mean_difference": sum(float(part.sum()) for part in differences) / max(count, 1),
+        "auc": auc,
+        "cases": [
+            {
+                "name": question.name,
+                "numbers": part.size,
+                "max_difference": float(part.max()) if part.size else 0.0,
+            }
+            for question, part in zip(asked, differences, strict=True)
+        ],
+        "second_process": said,
+    }
+    finite = all(bool(np.isfinite(answer).all()) for answer in answers)
+    return Parity(facts=facts, max_difference=largest, finite=finite)
+
+
+def _auc(original: Original, data: Sequence[Case], values: Any) -> dict[str, Any]:
+    before = [original.scores(case) for case in data]
+    return _auc_of(data, before, [original.scores_of(case, values(case)) for case in data])
+
+
+def _auc_of(data: Sequence[Case], before: Sequence[Array], after: Sequence[Array]) -> dict[str, Any]:
+    labels = np.concatenate([case.labels for case in data if case.labels is not None]) > 0
+    defined = bool(labels.any()) and not bool(labels.all())
+    figures = [
+        float(roc_auc(np.concatenate(s).astype(np.float32), labels)) if defined else None for s in (before, after)
+    ]
+    difference = np.abs(np.concatenate(before) - np.concatenate(after).astype(np.float64))
+    return {
+        "rows": len(labels),
+        "bundle": figures[0],
+        "converted": figures[1],
+        "max_score_difference": float(difference.max()),
+        "mean_score_difference": float(difference.mean()),
+    }
+
+
+def _pooled(original: Original, case: Case, read: Mapping[str | None, tuple[Array, Array]]) -> Array:
+    """What tables give whose rows were read elsewhere."""
+    parts = []
+    for spec in original.collection.specs:
+        ids_U, rows_UD = read[spec.name]
+        order = np.argsort(ids_U, kind="stable")
+        for feature in spec.feature_names:
+            ids = known(_tensor(case.inputs[IDS + feature]), last=original.last[feature]).numpy()
+            rows_ND = _tensor(rows_UD[order[np.searchsorted(ids_U, ids, sorter=order)]])
+            if feature in original.bags:
+                rows_ND = summed(rows_ND, _tensor(case.inputs[LENGTHS + feature]), pooling=spec.pooling)
+            parts.append(rows_ND.numpy())
+    return np.concatenate(parts, axis=1)
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

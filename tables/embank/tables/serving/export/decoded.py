@@ -1,0 +1,91 @@
+"""Served tables as plain rows, some at a time: what targets write that know nothing of methods."""
+
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor
+
+from embank.tables.errors import ConfigError
+from embank.tables.ids.token_space import NUM_TOKEN_IDS
+from embank.tables.serving.packed import PackedCollection
+from embank.tables.serving.table import PackedTable, looked_up
+from embank.tables.specs import TableSpec
+from embank.tables.wording import nearest_or_all
+
+CHUNK_NBYTES = 2**24
+"""Bytes of rows that are decoded at once."""
+
+
+def chosen_tables(
+    collection: PackedCollection, names: Collection[str] = (), *, target: str
+) -> list[tuple[TableSpec, PackedTable]]:
+    """Tables whose rows can be listed.
+
+    Args:
+        collection: of a bundle.
+        names: of tables; none takes all.
+        target: what they are written as, for messages.
+
+    Raises:
+        ConfigError: there is no such table, or the ids of one are hashes of tokens.
+    """
+    known = {spec.name: (spec, pack) for spec, pack in collection.packed_tables()}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"there is no table '{name}'; {nearest_or_all(name, known, label='there are')}")
+    found = [pair for name, pair in known.items() if not names or name in names]
+    hashed = [spec.name for spec, _ in found if spec.num_embeddings >= NUM_TOKEN_IDS]
+    if hashed:
+        listed = [spec.name for spec, _ in found if spec.name not in hashed]
+        cure = f"name the others ({', '.join(f'--table {name}' for name in listed)}), or take" if listed else "take"
+        raise ConfigError(
+            f"target '{target}' lists the row of each id, and the ids of table '{hashed[0]}' are hashes of tokens, "
+            f"2**63 of them; {cure} target pt2 or onnx, which compute rows from hashes"
+        )
+    return found
+
+
+def chunk_rows(spec: TableSpec) -> int:
+    """Rows of a table that are decoded at once."""
+    return max(1, CHUNK_NBYTES // (4 * spec.embedding_dim))
+
+
+@torch.inference_mode()
+def decoded(spec: TableSpec, pack: PackedTable, first: int, last: int) -> Tensor:
+    """The logical rows of the ids from `first` to before `last`, fp32.
+
+    Raises:
+        CheckpointError: what is served of the table is damaged.
+    """
+    return looked_up(pack, torch.arange(first, last), spec=spec)
+
+
+def decoded_chunks(spec: TableSpec, pack: PackedTable) -> Iterator[Tensor]:
+    """All logical rows of a table in order, fp32, some at a time."""
+    step = chunk_rows(spec)
+    for first in range(0, spec.num_embeddings, step):
+        yield decoded(spec, pack, first, min(first + step, spec.num_embeddings))
+
+
+def folder_names(specs: Collection[TableSpec]) -> dict[str, str]:
+    """A name in a file system for each table, as near to its own as one can be."""
+    names: dict[str, str] = {}
+    for spec in specs:
+        plain = "".join(sign if sign.isalnum() or sign in "-_." else "." for sign in spec.name).lstrip(".") or "table"
+        name, number = plain, 2
+        while name in names.values():
+            name, number = f"{plain}.{number}", number + 1
+        names[spec.name] = name
+    return names
+
+
+def table_facts(spec: TableSpec) -> dict[str, object]:
+    """What the manifest of an output says of a table."""
+    return {
+        "name": spec.name,
+        "num_embeddings": spec.num_embeddings,
+        "embedding_dim": spec.embedding_dim,
+        "feature_names": list(spec.feature_names),
+        "pooling": spec.pooling,
+        "method": spec.method,
+    }

@@ -1,0 +1,169 @@
+"""Targets of rows: Parquet and safetensors, of every form of every method."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from embank.pipelines import convert_bundle, load_model
+from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, TableSpec, WorkError, save_bundle
+from embank.tables.serving.export import parquet
+from embank.tables.serving.export.decoded import decoded_chunks, folder_names
+from tests.convert.bundles import ALL, HASHED, ONE_EACH, bundle_of_forms, trained_bundle, trained_bundle_of_a_log
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle_of_forms(tmp_path_factory.mktemp("tables"), ONE_EACH)
+
+
+def entries(folder: Path) -> list[str]:
+    """What is in a folder, hidden entries too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def expected_rows(bundle: Path) -> dict[str, torch.Tensor]:
+    """The slow twin: every row of every table, looked up one by one."""
+    return {
+        spec.name: torch.cat([pack.lookup(torch.tensor([i])) for i in range(spec.num_embeddings)])
+        for spec, pack in Bundle(bundle).tables().packed_tables()
+    }
+
+
+LIBRARY = {"parquet": "pyarrow", "safetensors": "safetensors"}
+
+
+def converted(target: str, bundle: Path, out: Path) -> None:
+    """Compares each row of each table; by the script of at most 20 lines that lies beside it."""
+    done = convert_bundle(bundle, to=target, out=out)
+    report = json.loads((out / "parity.json").read_text())
+    assert report == json.loads(json.dumps(done.report))
+    assert (report["compared"], report["auc"]) == ("rows", None)
+    tables = json.loads((out / "manifest.json").read_text())["tables"]
+    assert [case["name"] for case in report["cases"]] == [table["name"] for table in tables]
+    assert report["max_difference"] <= 1e-6, report
+    expected = expected_rows(bundle)
+    libraries = set(report["second_process"]["libraries"])  # pyarrow takes pandas where it finds it
+    assert LIBRARY[target] in libraries
+    assert libraries.isdisjoint({"embank", "torch", "torchrec", "polars"})
+    script = (out / "read.py").read_text()
+    assert len([line for line in script.splitlines() if line.strip()]) <= 20
+    reader: dict[str, Any] = {}
+    exec(script, reader)
+    opened = reader["load"](out)
+    for table in tables:
+        rows = reader["rows"](opened, table["name"], list(range(table["num_embeddings"])))
+        read = torch.from_numpy(np.array(rows, dtype=np.float32))
+        torch.testing.assert_close(read, expected[table["name"]], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["parquet", "safetensors"])
+def test_every_method(target: str, tables: Path, tmp_path: Path) -> None:
+    converted(target, tables, tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["parquet", "safetensors"])
+def test_every_form_of_every_method_in_a_codec(target: str, tmp_path: Path) -> None:
+    converted(target, bundle_of_forms(tmp_path, list(ALL), codec="int4"), tmp_path / "out")
+
+
+def test_half_precision(tables: Path, tmp_path: Path) -> None:
+    convert_bundle(tables, to="safetensors", out=tmp_path / "out", dtype="fp16", tables=["full", "tt_rec"])
+    read = load_file(tmp_path / "out/tables.safetensors")
+    assert {name: rows.dtype for name, rows in read.items()} == {"full": torch.float16, "tt_rec": torch.float16}
+    assert torch.equal(read["full"], expected_rows(tables)["full"].half())
+
+
+def test_parts_have_a_bound_and_hold_all_rows(tmp_path: Path) -> None:
+    """Also where a chunk is larger than a part."""
+    spec = TableSpec(name="item", num_embeddings=5000, embedding_dim=24, feature_names=["item"])
+    save_bundle(tmp_path / "bundle", TableCollection([spec], seed=0))
+    tables = list(Bundle(tmp_path / "bundle").tables().packed_tables())
+    (tmp_path / "out").mkdir()
+    [facts] = parquet.write_parquet(tmp_path / "out", tables, part_nbytes=100_000)
+    files = [tmp_path / "out" / part for part in facts["parts"]]
+    assert 5 <= len(files) < 10
+    assert all(file.stat().st_size <= 100_000 for file in files)
+    read = pq.read_table(files)
+    assert read["id"].to_pylist() == list(range(5000))
+    expected = torch.cat(list(decoded_chunks(*tables[0])))
+    assert np.array_equal(np.array(read["vector"].to_pylist(), dtype=np.float32), expected.numpy())
+
+
+def test_tokens_stand_beside_their_ids(tmp_path: Path) -> None:
+    bundle = trained_bundle_of_a_log(tmp_path)
+    convert_bundle(bundle, to="parquet", out=tmp_path / "out")
+    model = load_model(bundle)
+    read = pq.read_table(tmp_path / "out/item").to_pylist()
+    assert read[0]["token"] is None
+    tokens = [row["token"] for row in read[1:]]
+    assert set(tokens) == {f"i{number}" for number in range(20)}
+    assert model.ids_of("item", tokens).tolist() == [row["id"] for row in read[1:]]
+    assert np.array_equal(model.embed("item", tokens), np.array([row["vector"] for row in read[1:]], np.float32))
+    convert_bundle(bundle, to="parquet", out=tmp_path / "bare", tokens=False)
+    assert [field.type for field in pq.read_schema(tmp_path / "bare/item/part-00000.parquet")] == [
+        pa.int64(),
+        pa.list_(pa.field("element", pa.float32())),
+    ]
+
+
+def test_labelled_rows_have_the_same_auc(tmp_path: Path) -> None:
+    """Bags are pooled, and the network scores, from what was read."""
+    bundle, data = trained_bundle(tmp_path, tables={"method": "tt_rec", "budget": 0.5})
+    report = convert_bundle(bundle, to="safetensors", out=tmp_path / "out", data=data).report
+    assert report["auc"]["rows"] == 100
+    assert abs(report["auc"]["bundle"] - report["auc"]["converted"]) < 1e-9
+    assert report["auc"]["max_score_difference"] < 1e-6
+
+
+def test_nothing_is_written_over_and_nothing_is_left(tables: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("mine")
+    with pytest.raises(CheckpointError, match="exists already, and a conversion is never written over anything"):
+        convert_bundle(tables, to="parquet", out=tmp_path / "out")
+    assert entries(tmp_path) == ["out"]
+    assert entries(tmp_path / "out") == ["mine"]
+    with pytest.raises(ConfigError, match="there is no target 'parket'; did you mean 'parquet'"):
+        convert_bundle(tables, to="parket", out=tmp_path / "x")
+    with pytest.raises(ConfigError, match="there is no table 'ful'; did you mean 'full'"):
+        convert_bundle(tables, to="parquet", out=tmp_path / "x", tables=["ful"])
+    with pytest.raises(ConfigError, match="target 'parquet' has no dtype 'int8': it keeps what the bundle holds"):
+        convert_bundle(tables, to="parquet", out=tmp_path / "x", dtype="int8")
+    with pytest.raises(ConfigError, match="has tables and no network, so that labels tell nothing of it"):
+        convert_bundle(tables, to="parquet", out=tmp_path / "x", data=tmp_path)
+    assert entries(tmp_path) == ["out"]
+    assert entries(tmp_path / "out") == ["mine"]
+
+
+def test_hashes_of_tokens_are_refused_by_name(tmp_path: Path) -> None:
+    save_bundle(tmp_path / "bundle", TableCollection(HASHED))
+    with pytest.raises(ConfigError, match=r"the ids of table 'any' are hashes of tokens, 2\*\*63 of them; name"):
+        convert_bundle(tmp_path / "bundle", to="parquet", out=tmp_path / "out")
+    assert entries(tmp_path) == ["bundle"]
+    convert_bundle(tmp_path / "bundle", to="parquet", out=tmp_path / "out", tables=["item"])
+
+
+def test_rows_that_half_precision_cannot_hold(tmp_path: Path) -> None:
+    spec = TableSpec(name="item", num_embeddings=10, embedding_dim=4, feature_names=["item"])
+    tables = TableCollection([spec])
+    with tables.writing(), torch.no_grad():
+        tables.weights()["item"][3, 2] = 1e6
+    save_bundle(tmp_path / "bundle", tables)
+    with pytest.raises(WorkError, match="not finite: dtype 'fp16' can't hold the rows. Nothing was left behind; take"):
+        convert_bundle(tmp_path / "bundle", to="safetensors", out=tmp_path / "out", dtype="fp16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_tables_become_names_of_folders() -> None:
+    specs = [
+        TableSpec(name=name, num_embeddings=1, embedding_dim=1, feature_names=["f"])
+        for name in ("a/b", "a.b", "../up", "größe")
+    ]
+    assert folder_names(specs) == {"a/b": "a.b", "a.b": "a.b.2", "../up": "up", "größe": "größe"}
