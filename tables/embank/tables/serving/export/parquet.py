@@ -128,8 +128,8 @@ class _Parts:
 
 def _most_nbytes(batch: pa.Table) -> int:
     """What a batch takes in a file at most: its numbers, levels of its lists, statistics and page headers."""
-    nbytes: int = batch.nbytes
-    return int(nbytes * 1.02) + batch.num_rows + 4096
+    nbytes, rows = int(batch.nbytes), int(batch.num_rows)
+    return nbytes + nbytes // 50 + rows + 4096
 
 
 def _foot_nbytes(row_groups: int) -> int:
