@@ -58,6 +58,39 @@ def test_plain_tables_next_to_each_other_are_one_matrix(tmp_path: Path) -> None:
     assert lookups.features == ["b", "a", "again", "c", "d", "e", "f"]
 
 
+CODECS = ["fp32", "fp16", "bf16", "int8", "int6", "int4", "int3", "int2"]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_coded_tables_are_taken_at_once(codec: str, tmp_path: Path) -> None:
+    """The rows that each table's own `take` has, plain, hashed and cut ones side by side, to the bit."""
+    methods = {3: "hash", 4: "frequency_cut", 5: "hash", 8: "frequency_cut"}
+    wide = [
+        TableSpec(
+            name=f"t{k}",
+            num_embeddings=100 + 13 * k,
+            embedding_dim=16,
+            feature_names=[f"f{k}"],
+            method=methods.get(k, "full"),
+            budget=0.4 if k in methods else None,
+        )
+        for k in range(10)
+    ]
+    narrow = [
+        replace(s, name=f"w{k}", embedding_dim=1, method="full", budget=None) for k, s in enumerate(wide) if k < 4
+    ]
+    save_bundle(tmp_path / "b", TableCollection([*wide, *narrow]), codec=codec)
+    packed = load_bundle(tmp_path / "b")
+    lookups = Lookups(packed, parts=[10, 4])
+    sizes = [len(step.columns) if isinstance(step, _Stack) else 0 for part in lookups.parts for step in part]
+    assert sizes == ([10] + [0] * 4 if codec in ("int6", "int3") else [10, 4]), "int6, int3: rows of no whole bytes"
+    for batch_size in (1, 37):
+        kjt = random_kjt({f"f{k}": 100 + 13 * k for k in range(10)}, batch_size=batch_size, seed=batch_size, single=True)
+        ids, _ = plain(kjt)
+        found = torch.cat(lookups(ids, {}, num_rows=batch_size), dim=1)
+        assert torch.equal(found, packed(kjt).values())
+
+
 def test_ids_fit_the_smallest_table_of_a_feature(tmp_path: Path) -> None:
     save_bundle(tmp_path / "b", TableCollection(SPECS))
     lookups = Lookups(load_bundle(tmp_path / "b"))

@@ -10,15 +10,17 @@ and the error is that of the step and offset as fp16 has them.
 Legend: G groups, n numbers of a group, K cuts.
 """
 
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from embank.compression.parts.bits import pack_values, packed_nbytes, read_rows
+from embank.compression.parts.bits import pack_values, packed_nbytes, read_rows, read_values
 from embank.tables import Coded, ConfigError, Held
 from embank.tables.serving.codecs.chunks import row_chunks
+from embank.tables.serving.codecs.joined import Joined, place_of
 
 _GROUP = 64
 _CUTS = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.26, 0.32)
@@ -76,6 +78,41 @@ class AffineRows(Coded):
     @classmethod
     def nbytes_of(cls, num_rows: int, dim: int) -> int:
         return packed_nbytes(num_rows * dim, cls.bits) + 4 * -(-num_rows // rows_per_group(dim))
+
+    def joint_place(self) -> Hashable | None:
+        row_bits = self.dim * self.bits
+        if not self.codes.numel() or (row_bits % 8 and not (self.dim == 1 and 8 % self.bits == 0)):
+            return None
+        scales = [place_of(scale.unsqueeze(1)) for scale in (self.steps, self.offsets)]
+        return type(self).__name__, self.dim, place_of(self._code_bytes()), *scales
+
+    def _code_bytes(self) -> Tensor:
+        """The codes [.., bytes of a row]; rows of half a byte or less are those of single bytes."""
+        return self.codes.view(-1, max(1, self.dim * self.bits // 8))
+
+    def num_rows(self) -> int:
+        return 8 * self.codes.numel() // (self.dim * self.bits)
+
+    @classmethod
+    def joined(cls, matrices: Sequence[Self]) -> Callable[[Tensor], Tensor]:
+        dim, group, a_byte = matrices[0].dim, matrices[0].group, max(1, 8 // (matrices[0].dim * cls.bits))
+        codes = Joined([matrix._code_bytes() for matrix in matrices])
+        steps = Joined([matrix.steps.unsqueeze(1) for matrix in matrices])
+        offsets = Joined([matrix.offsets.unsqueeze(1) for matrix in matrices])
+        stream = codes.rows.flatten()
+
+        def take(rows_KB: Tensor) -> Tensor:
+            if a_byte == 1:
+                codes_ND = read_rows(stream, codes.places(rows_KB), dim=dim, bits=cls.bits)
+            else:
+                codes_N = codes.places(rows_KB // a_byte) * a_byte + (rows_KB % a_byte).t().flatten()
+                codes_ND = read_values(stream, codes_N, bits=cls.bits).unsqueeze(1)
+            groups_KB = rows_KB // group if group > 1 else rows_KB
+            steps_N1 = steps.rows.index_select(0, steps.places(groups_KB)).float()
+            offsets_N1 = offsets.rows.index_select(0, offsets.places(groups_KB)).float()
+            return codes_ND.float() * steps_N1 + offsets_N1
+
+        return take
 
     def take(self, rows_N: Tensor) -> Tensor:
         group_N = rows_N if self.group == 1 else rows_N // self.group

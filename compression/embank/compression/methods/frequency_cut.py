@@ -4,6 +4,9 @@ beat.
 On Criteo 80% of all ids occur once and carry next to no signal, so this is stronger than it looks.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -52,7 +55,12 @@ class FrequencyCut(Method):
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         return (cut(ids_N, num_rows=self.num_rows),)
 
+    @classmethod
+    def address_together(cls, spines: Sequence[Self]) -> Callable[[Tensor], Tensor]:
+        num_rows_J1 = torch.tensor([[spine.num_rows] for spine in spines])
+        return lambda ids_JB: cut(ids_JB, num_rows=num_rows_J1)
 
-def cut(ids_N: Tensor, *, num_rows: int) -> Tensor:
-    """Rows [N] of ids: their own below `num_rows`, else row 0."""
+
+def cut(ids_N: Tensor, *, num_rows: int | Tensor) -> Tensor:
+    """Rows [N] of ids: their own below `num_rows`, else row 0. Several tables' ids [J, N] take `num_rows` [J, 1]."""
     return torch.where(ids_N < num_rows, ids_N, 0)

@@ -1,5 +1,8 @@
 """The hashing trick: fewer rows than ids, several ids to a row (Weinberger et al., ICML 2009)."""
 
+from collections.abc import Callable, Sequence
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -66,3 +69,9 @@ class Hash(Method):
 
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         return (hash_rows(ids_N, num_rows=self.num_rows, salt=self.salt),)
+
+    @classmethod
+    def address_together(cls, spines: Sequence[Self]) -> Callable[[Tensor], Tensor]:
+        num_rows_J1 = torch.tensor([[spine.num_rows] for spine in spines])
+        salt_J1 = torch.stack([spine.salt for spine in spines]).unsqueeze(1)
+        return lambda ids_JB: hash_rows(ids_JB, num_rows=num_rows_J1, salt=salt_J1)

@@ -68,14 +68,14 @@ def mix64(ids: Tensor, *, salt: int | Tensor = 0) -> Tensor:
     return _xor_shift(z, 31)
 
 
-def hash_rows(ids: Tensor, *, num_rows: int, salt: int | Tensor) -> Tensor:
+def hash_rows(ids: Tensor, *, num_rows: int | Tensor, salt: int | Tensor) -> Tensor:
     """Rows in [0, num_rows) for ids: 63 mixed bits modulo the number of rows.
 
     The bias of the modulo is below num_rows / 2**63: nothing that can be measured.
 
     Args:
         ids: int64, any shape.
-        num_rows: at least 1.
+        num_rows: at least 1; an int64 tensor that broadcasts with the ids where there are several.
         salt: int64, as for `mix64`.
 
     Returns:

@@ -11,7 +11,7 @@ depends on data. What differs from table to table are *facts* (numbers and texts
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -74,6 +74,12 @@ class Spine(nn.Module):
     def address(self, ids_N: Tensor) -> tuple[Tensor, ...]:
         """Row ids, one int64 [N] for each lookup: a pure function of the ids. Runs early, on the loader's thread."""
         return (ids_N,)
+
+    @classmethod
+    def address_together(cls, spines: Sequence[Self]) -> Callable[[Tensor], Tensor] | None:
+        """What addresses several tables of one matrix each at once: rows int64 [J, B] for ids int64 [J, B] of J tables,
+        the same as each `address` has. None, as by default, where each is asked alone."""
+        return None
 
     def side(self, ids_N: Tensor) -> Tensor | None:
         """What `combine` must know of the ids besides their rows (offsets, signs, groups, masks), [N, ...]: pure and

@@ -1,13 +1,13 @@
 """Packed tables looked up by plain tensors, as few calls as possible for all features together.
 
 `PackedCollection` takes a KeyedJaggedTensor, feature by feature. Here features with one id in each row are looked up
-side by side: their ids are stacked and checked at once, and tables whose rows are plain, of one width and in one file
-are one matrix, from which one `index_select` takes the rows of all of them.
+side by side: their ids are stacked and checked at once, and tables whose rows are in one file and alike (width, codec)
+are one matrix, from which one call takes the rows of all of them.
 
 Legend: F features with one id in each row, K uses of a group, B rows of a batch, N ids of a feature with bags.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from embank.tables.collections.ids import check_ids, int64_ids, missing_ids
 from embank.tables.collections.paths import summed
 from embank.tables.errors import CheckpointError, DataError
 from embank.tables.method.base import JointSpine, Spine
-from embank.tables.serving.codecs.fp32 import Fp32
+from embank.tables.serving.codecs.base import Coded
 from embank.tables.serving.packed import PackedCollection
 from embank.tables.serving.table import PackedTable, looked_up
 from embank.tables.specs import TableSpec
@@ -35,33 +35,30 @@ class Use(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Where the rows of a table are: plain ones that `address` alone finds; None: each id is its row."""
+    """Where the rows of a table are, for a spine that only addresses: None where each id is its row."""
 
     table: str
-    rows_RD: Tensor
-    address: Callable[[Tensor], tuple[Tensor, ...]] | None
+    matrix: Coded
+    place: Hashable
+    spine: Spine | None
 
     @classmethod
     def of(cls, use: Use) -> "_Rows | None":
-        """Those of a table; None where a lookup is more than that."""
+        """Those of a table; None where a lookup is more than that, or takes its rows alone."""
         pack = use.pack
         kind, matrices = type(pack.spine), pack.coded
         is_plain = kind.combine is Spine.combine and kind.side is Spine.side and not isinstance(pack.spine, JointSpine)
-        if not is_plain or len(pack.lookups) != 1 or len(matrices) != 1 or type(matrices[0]) is not Fp32:
+        if not is_plain or len(pack.lookups) != 1 or len(matrices) != 1:
             return None
-        rows_RD: Tensor = matrices[0].rows
-        if not rows_RD.numel():
+        place = matrices[0].joint_place()
+        if place is None:
             return None
-        return cls(use.spec.name, rows_RD, None if kind.address is Spine.address else pack.spine.address)
-
-    def matrix(self) -> tuple[int, int, int]:
-        """What rows that one matrix can give have in common: memory, width, and where in a row of it they begin."""
-        storage, width = self.rows_RD.untyped_storage().data_ptr(), self.rows_RD.shape[1]
-        return storage, width, int(self.rows_RD.storage_offset()) % max(width, 1)
+        own = None if kind.address is Spine.address else pack.spine
+        return cls(use.spec.name, matrices[0], (type(matrices[0]), place), own)
 
 
 class _Stack:
-    """Uses next to each other in the output, each with one id in a row, whose rows lie in one matrix.
+    """Uses next to each other in the output, each with one id in a row, whose rows one call takes.
 
     Args:
         rows: of each use.
@@ -69,33 +66,33 @@ class _Stack:
     """
 
     def __init__(self, rows: Sequence[_Rows], columns: Sequence[int]) -> None:
-        tables = [own.rows_RD for own in rows]
-        width, starts = tables[0].shape[1], [table.storage_offset() for table in tables]
-        ends = [start + table.numel() for start, table in zip(starts, tables, strict=True)]
-        first = min(starts)
-        # Between these tables may lie others, whose numbers this matrix shows as well, and nobody asks for.
-        self.rows_RD = tables[0].as_strided(((max(ends) - first) // width, width), (width, 1), first)
-        self.first_rows_K1 = torch.tensor([[(start - first) // width] for start in starts])
-        self.num_rows_K1 = torch.tensor([[len(table)] for table in tables])
+        matrices = [own.matrix for own in rows]
+        self.take = type(matrices[0]).joined(matrices)
         self.names = [own.table for own in rows]
-        self.addresses = [own.address for own in rows]
         self.columns = list(columns)
-        self.is_direct = not any(self.addresses) and self.columns == list(range(columns[0], columns[0] + len(columns)))
+        self.columns_K = torch.tensor(self.columns)
+        self.addresses = _addresses([own.spine for own in rows])
+        self.num_rows_K1 = torch.tensor([[own.matrix.num_rows()] for own in rows])
+        self.is_next = self.columns == list(range(columns[0], columns[0] + len(columns)))
 
     def __call__(self, ids_FB: Tensor) -> Tensor:
         """Rows side by side, [B, K D]."""
-        if self.is_direct:
-            rows_KB = ids_FB[self.columns[0] : self.columns[0] + len(self.columns)]
-        else:
-            rows_KB = torch.stack(
-                [
-                    ids_FB[column] if address is None else address(ids_FB[column])[0]
-                    for address, column in zip(self.addresses, self.columns, strict=True)
-                ]
-            )
-            self._refuse_elsewhere(rows_KB)
-        rows_ND = self.rows_RD.index_select(0, (rows_KB + self.first_rows_K1).t().flatten())
-        return rows_ND.view(ids_FB.shape[1], len(self.columns) * self.rows_RD.shape[1])
+        first = self.columns[0]
+        ids_KB = ids_FB[first : first + len(self.columns)] if self.is_next else ids_FB.index_select(0, self.columns_K)
+        if self.addresses:
+            ids_KB = self._addressed(ids_KB)
+            self._refuse_elsewhere(ids_KB)
+        return self.take(ids_KB).view(ids_FB.shape[1], -1)
+
+    def _addressed(self, ids_KB: Tensor) -> Tensor:
+        """Rows [K, B] of ids, of all tables of a method at once where it can."""
+        (places_J, address), *others = self.addresses
+        if not others and len(places_J) == len(self.columns):
+            return address(ids_KB)
+        rows_KB = ids_KB.clone()
+        for places_J, address in self.addresses:
+            rows_KB[places_J] = address(ids_KB.index_select(0, places_J))
+        return rows_KB
 
     def _refuse_elsewhere(self, rows_KB: Tensor) -> None:
         """Raises CheckpointError where an address is not in its own table, but for the matrix another one's row."""
@@ -107,6 +104,24 @@ class _Stack:
                 f"{int(rows_KB[k].max())} of {int(self.num_rows_K1[k])}. What is served of it is damaged: copy or "
                 "export its bundle again"
             )
+
+
+def _addresses(spines: Sequence[Spine | None]) -> list[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+    """For each method among some tables which of them it has, and what gives rows [J, B] for their ids [J, B]."""
+    kinds: dict[type[Spine], list[int]] = {}
+    for place, spine in enumerate(spines):
+        if spine is not None:
+            kinds.setdefault(type(spine), []).append(place)
+    found = []
+    for kind, places in kinds.items():
+        own = [spine for place in places if (spine := spines[place]) is not None]
+        together = kind.address_together(own)
+        found.append((torch.tensor(places), _one_by_one(own) if together is None else together))
+    return found
+
+
+def _one_by_one(spines: Sequence[Spine]) -> Callable[[Tensor], Tensor]:
+    return lambda ids_JB: torch.stack([spine.address(ids_B)[0] for spine, ids_B in zip(spines, ids_JB, strict=True)])
 
 
 class Lookups:
@@ -170,7 +185,7 @@ class Lookups:
 
     def _goes_on(self, rows: _Rows, following: Use) -> bool:
         other = None if following.feature in self.bags else _Rows.of(following)
-        return other is not None and other.matrix() == rows.matrix()
+        return other is not None and other.place == rows.place
 
     def __call__(self, ids: Ids, lengths: Ids, *, num_rows: int, padded: int | None = None) -> list[Tensor]:
         """Pooled logical rows, fp32 [B, columns] for each part.

@@ -1,6 +1,7 @@
 """A codec: how a matrix of rows is held while it is served."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -80,6 +81,20 @@ class Coded(nn.Module, ABC):
     def first(self, num_rows: int) -> Tensor:
         """The first rows, [num_rows, D]."""
         return self.take(torch.arange(num_rows))
+
+    def joint_place(self) -> Hashable | None:
+        """What matrices have in common whose rows `joined` takes at once; None where each is asked alone."""
+        return None
+
+    def num_rows(self) -> int:
+        """Rows that it has, where it has a joint place; a few more where the last byte holds so many."""
+        raise NotImplementedError(f"{type(self).__name__} has a joint place, and no number of rows")
+
+    @classmethod
+    def joined(cls, matrices: Sequence[Self]) -> Callable[[Tensor], Tensor]:
+        """What takes rows of several matrices at once: of K of one `joint_place`, rows fp32 [B K, D] for row ids
+        int64 [K, B], those of the first ids of all matrices first. The same rows as `take` has."""
+        raise NotImplementedError(f"{cls.__name__} has a joint place, and no way to take from it")
 
     def nbytes(self) -> int:
         """Bytes of everything that is held."""

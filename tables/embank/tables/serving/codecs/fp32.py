@@ -1,10 +1,12 @@
 """Rows as they are."""
 
+from collections.abc import Callable, Hashable, Sequence
 from typing import Self
 
 from torch import Tensor
 
 from embank.tables.serving.codecs.base import Coded
+from embank.tables.serving.codecs.joined import Joined, place_of
 
 
 class Fp32(Coded):
@@ -27,6 +29,17 @@ class Fp32(Coded):
     @classmethod
     def nbytes_of(cls, num_rows: int, dim: int) -> int:
         return 4 * num_rows * dim
+
+    def joint_place(self) -> Hashable | None:
+        return place_of(self.rows) if self.rows.numel() else None
+
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def joined(cls, matrices: Sequence[Self]) -> Callable[[Tensor], Tensor]:
+        joined = Joined([matrix.rows for matrix in matrices])
+        return lambda rows_KB: joined.rows.index_select(0, joined.places(rows_KB))
 
     def take(self, rows_N: Tensor) -> Tensor:
         rows_RD = self._buffers["rows"]  # in half a microsecond less than `self.rows`

@@ -3,6 +3,7 @@
 Source: IEEE 754-2008 binary16; Kalamkar et al., "A study of bfloat16 for deep learning training" (arXiv:1905.12322).
 """
 
+from collections.abc import Callable, Hashable, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from embank.tables.errors import ConfigError
 from embank.tables.serving.codecs.base import Coded
+from embank.tables.serving.codecs.joined import Joined, place_of
 
 
 class HalfRows(Coded):
@@ -35,6 +37,17 @@ class HalfRows(Coded):
     @classmethod
     def nbytes_of(cls, num_rows: int, dim: int) -> int:
         return 2 * num_rows * dim
+
+    def joint_place(self) -> Hashable | None:
+        return place_of(self.rows) if self.rows.numel() else None
+
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def joined(cls, matrices: Sequence[Self]) -> Callable[[Tensor], Tensor]:
+        joined = Joined([matrix.rows for matrix in matrices])
+        return lambda rows_KB: joined.rows.index_select(0, joined.places(rows_KB)).float()
 
     def take(self, rows_N: Tensor) -> Tensor:
         return self.rows.index_select(0, rows_N).float()
