@@ -85,7 +85,9 @@ def test_coded_tables_are_taken_at_once(codec: str, tmp_path: Path) -> None:
     sizes = [len(step.columns) if isinstance(step, _Stack) else 0 for part in lookups.parts for step in part]
     assert sizes == ([10] + [0] * 4 if codec in ("int6", "int3") else [10, 4]), "int6, int3: rows of no whole bytes"
     for batch_size in (1, 37):
-        kjt = random_kjt({f"f{k}": 100 + 13 * k for k in range(10)}, batch_size=batch_size, seed=batch_size, single=True)
+        kjt = random_kjt(
+            {f"f{k}": 100 + 13 * k for k in range(10)}, batch_size=batch_size, seed=batch_size, single=True
+        )
         ids, _ = plain(kjt)
         found = torch.cat(lookups(ids, {}, num_rows=batch_size), dim=1)
         assert torch.equal(found, packed(kjt).values())
