@@ -90,7 +90,7 @@ class AffineRows(Coded):
         """The codes [.., bytes of a row]; rows of half a byte or less are those of single bytes."""
         return self.codes.view(-1, max(1, self.dim * self.bits // 8))
 
-    def num_rows(self) -> int:
+    def num_joint_rows(self) -> int:
         return 8 * self.codes.numel() // (self.dim * self.bits)
 
     @classmethod

@@ -72,7 +72,7 @@ class _Stack:
         self.columns = list(columns)
         self.columns_K = torch.tensor(self.columns)
         self.addresses = _addresses([own.spine for own in rows])
-        self.num_rows_K1 = torch.tensor([[own.matrix.num_rows()] for own in rows])
+        self.num_rows_K1 = torch.tensor([[own.matrix.num_joint_rows()] for own in rows])
         self.is_next = self.columns == list(range(columns[0], columns[0] + len(columns)))
 
     def __call__(self, ids_FB: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class Coded(nn.Module, ABC):
         """What matrices have in common whose rows `joined` takes at once; None where each is asked alone."""
         return None
 
-    def num_rows(self) -> int:
+    def num_joint_rows(self) -> int:
         """Rows that it has, where it has a joint place; a few more where the last byte holds so many."""
         raise NotImplementedError(f"{type(self).__name__} has a joint place, and no number of rows")
 

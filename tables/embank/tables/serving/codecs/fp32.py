@@ -33,7 +33,7 @@ class Fp32(Coded):
     def joint_place(self) -> Hashable | None:
         return place_of(self.rows) if self.rows.numel() else None
 
-    def num_rows(self) -> int:
+    def num_joint_rows(self) -> int:
         return len(self.rows)
 
     @classmethod

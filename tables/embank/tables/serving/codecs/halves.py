@@ -41,7 +41,7 @@ class HalfRows(Coded):
     def joint_place(self) -> Hashable | None:
         return place_of(self.rows) if self.rows.numel() else None
 
-    def num_rows(self) -> int:
+    def num_joint_rows(self) -> int:
         return len(self.rows)
 
     @classmethod
