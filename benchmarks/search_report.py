@@ -2,6 +2,9 @@
 task and model.
 
 Run: python benchmarks/search_report.py runs/search docs/results/search
+
+Each task and model leaves its section in a file of its own, sections/NAME.json, so that they may be run on different
+days or machines; tables.md has them all.
 """
 
 import argparse
@@ -311,15 +314,19 @@ def main() -> None:
         "on the line between two sizes of the baseline over the logarithm of bytes.",
         "",
     ]
+    sections = args.out / "sections"
+    sections.mkdir(exist_ok=True)
     for place in sorted(path for path in args.work.iterdir() if path.is_dir()):
         wanted = [place / "sweep", place / "ranks", *(place / f"searched-{b}" for b in settings["budgets"])]
         if not all((p / "leaderboard.csv").is_file() or (p / "results.md").is_file() for p in wanted):
             continue
         sweep = args.out.parent / PUBLISHED.get(place.name, "")
         section, lines = report_cell(place, settings["budgets"], sweep if place.name in PUBLISHED else None)
-        text += section
+        section += report_training(place, args.out.parent / "movielens-deepfm")
         picture(lines, args.out / f"{place.name}.png", title=place.name)
-        text += report_training(place, args.out.parent / "movielens-deepfm")
+        (sections / f"{place.name}.json").write_text(json.dumps(section, indent=1, ensure_ascii=False) + "\n")
+    for file in sorted(sections.glob("*.json")):
+        text += json.loads(file.read_text())
     wrapped = [line if line.startswith(("|", "#")) else textwrap.fill(line, 120) for line in text]
     (args.out / "tables.md").write_text("\n".join(wrapped).rstrip() + "\n")
     print(args.out / "tables.md")
