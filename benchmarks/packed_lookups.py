@@ -61,7 +61,7 @@ class Fbgemm:
 
 def specs_of(method: str, num_rows: int) -> list[TableSpec]:
     """26 tables of a method at a quarter of the bytes."""
-    counts = torch.arange(num_rows, 0, -1).tolist() if method == "mgqe" else None
+    counts = torch.arange(num_rows, 0, -1) if method == "mgqe" else None
     return [
         TableSpec(
             name=f"t{k:02}",

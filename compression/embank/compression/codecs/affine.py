@@ -80,33 +80,33 @@ class AffineRows(Coded):
         return packed_nbytes(num_rows * dim, cls.bits) + 4 * -(-num_rows // rows_per_group(dim))
 
     def joint_place(self) -> Hashable | None:
-        row_bits = self.dim * self.bits
-        if not self.codes.numel() or (row_bits % 8 and not (self.dim == 1 and 8 % self.bits == 0)):
+        if not self.codes.numel():
             return None
         scales = [place_of(scale.unsqueeze(1)) for scale in (self.steps, self.offsets)]
-        return type(self).__name__, self.dim, place_of(self._code_bytes()), *scales
+        return self.dim, place_of(self._code_bytes()), *scales
 
     def _code_bytes(self) -> Tensor:
-        """The codes [.., bytes of a row]; rows of half a byte or less are those of single bytes."""
-        return self.codes.view(-1, max(1, self.dim * self.bits // 8))
+        """Codes [R, bytes of a row] where a row begins with a byte, else [bytes, 1]."""
+        row_bits = self.dim * self.bits
+        return self.codes.view(-1, 1 if row_bits % 8 else row_bits // 8)
 
     def num_joint_rows(self) -> int:
         return 8 * self.codes.numel() // (self.dim * self.bits)
 
     @classmethod
     def joined(cls, matrices: Sequence[Self]) -> Callable[[Tensor], Tensor]:
-        dim, group, a_byte = matrices[0].dim, matrices[0].group, max(1, 8 // (matrices[0].dim * cls.bits))
+        dim, group, begins_with_byte = matrices[0].dim, matrices[0].group, not matrices[0].dim * cls.bits % 8
         codes = Joined([matrix._code_bytes() for matrix in matrices])
         steps = Joined([matrix.steps.unsqueeze(1) for matrix in matrices])
         offsets = Joined([matrix.offsets.unsqueeze(1) for matrix in matrices])
-        stream = codes.rows.flatten()
+        stream, columns_D = codes.rows.flatten(), torch.arange(dim)
 
         def take(rows_KB: Tensor) -> Tensor:
-            if a_byte == 1:
+            if begins_with_byte:
                 codes_ND = read_rows(stream, codes.places(rows_KB), dim=dim, bits=cls.bits)
             else:
-                codes_N = codes.places(rows_KB // a_byte) * a_byte + (rows_KB % a_byte).t().flatten()
-                codes_ND = read_values(stream, codes_N, bits=cls.bits).unsqueeze(1)
+                places_BKD = rows_KB.t().unsqueeze(2) * dim + columns_D
+                codes_ND = read_values(stream, places_BKD, bits=cls.bits, first_byte=codes.first_K1).flatten(0, 1)
             groups_KB = rows_KB // group if group > 1 else rows_KB
             steps_N1 = steps.rows.index_select(0, steps.places(groups_KB)).float()
             offsets_N1 = offsets.rows.index_select(0, offsets.places(groups_KB)).float()

@@ -3,6 +3,7 @@
 Legend: K centroids of a codebook, w columns of a part.
 """
 
+from collections.abc import Callable, Hashable, Sequence
 from typing import Self
 
 import torch
@@ -12,6 +13,7 @@ from embank.compression.parts.bits import code_bits, pack_values, picked, read_v
 from embank.tables import Coded, Held, encode
 from embank.tables.serving.codecs.base import MIN_NUMBERS
 from embank.tables.serving.codecs.composite import Composite
+from embank.tables.serving.codecs.joined import Joined, place_of
 
 _SCORES_PER_CHUNK = 1 << 22
 _ROWS_PER_CHUNK = 1 << 16
@@ -74,6 +76,44 @@ class CodedRows(Coded):
         parts_MW = centroids_CKw.view(-1, width).index_select(0, numbers_NC.view(-1))
         return parts_MW.view(-1, num_books * width)
 
+    def joint_place(self) -> Hashable | None:
+        if not self.num_rows or not self.centroids.numel():
+            return None
+        has_parts = self.num_head > 0, self.num_head < self.num_rows
+        bits = self.head_bits if has_parts[0] else 0, self.tail_bits if has_parts[1] else 0
+        memory = self.head.untyped_storage().data_ptr(), self.tail.untyped_storage().data_ptr()
+        return self.centroids.shape, place_of(self.centroids.flatten(0, 1)), bits, memory
+
+    def num_joint_rows(self) -> int:
+        return self.num_rows
+
+    @classmethod
+    def joined(cls, matrices: Sequence[Self]) -> Callable[[Tensor], Tensor]:
+        """As `take`, the centroids numbered over the codebooks of all matrices."""
+        one = matrices[0]
+        num_books, num_codes, width = one.centroids.shape
+        centroids = Joined([matrix.centroids.flatten(0, 1) for matrix in matrices])
+        books_KC = centroids.first_K1 + torch.arange(0, num_books * num_codes, num_codes)
+        head_K1 = torch.tensor([[matrix.num_head] for matrix in matrices])
+        head, tail = (
+            _Streams([getattr(matrix, name) for matrix in matrices], bits=bits, num_books=num_books)
+            for name, bits in (("head", one.head_bits), ("tail", one.tail_bits))
+        )
+        has_head, has_tail = one.num_head > 0, one.num_head < one.num_rows
+
+        def take(rows_KB: Tensor) -> Tensor:
+            if not has_tail:
+                codes_BKC = head(rows_KB)
+            elif not has_head:
+                codes_BKC = tail(rows_KB)
+            else:
+                tail_BKC, head_BKC = tail((rows_KB - head_K1).clamp(min=0)), head(rows_KB.minimum(head_K1 - 1))
+                codes_BKC = torch.where((rows_KB < head_K1).t().unsqueeze(2), head_BKC, tail_BKC)
+            numbers_M = (codes_BKC + books_KC).flatten()
+            return centroids.rows.index_select(0, numbers_M).view(-1, num_books * width)
+
+        return take
+
     def recoded(self, codec: str) -> Coded:
         return self if self.centroids.numel() < MIN_NUMBERS else CodedCentroids.of(self, codec)
 
@@ -101,6 +141,26 @@ class CodedRows(Coded):
             return tail_codes_NC
         head_codes_NC = read_values(self.head, head_NC.clamp(max=self.num_head * num_books - 1), bits=self.head_bits)
         return torch.where((rows_N < self.num_head)[:, None], head_codes_NC, tail_codes_NC)
+
+
+class _Streams:
+    """Codes of several matrices, in one piece of memory.
+
+    Args:
+        streams: of each matrix.
+        bits: of a code.
+        num_books: codes of a row.
+    """
+
+    def __init__(self, streams: Sequence[Tensor], *, bits: int, num_books: int) -> None:
+        joined = Joined([stream.unsqueeze(1) for stream in streams])
+        self.stream, self.first_K1, self.bits = joined.rows.flatten(), joined.first_K1, bits
+        self.num_books, self.columns_C = num_books, torch.arange(num_books)
+
+    def __call__(self, rows_KB: Tensor) -> Tensor:
+        """Codes [B, K, C] of rows [K, B]."""
+        places_BKC = rows_KB.t().unsqueeze(2) * self.num_books + self.columns_C
+        return read_values(self.stream, places_BKC, bits=self.bits, first_byte=self.first_K1)
 
 
 class CodedCentroids(Composite, CodedRows):
@@ -134,6 +194,9 @@ class CodedCentroids(Composite, CodedRows):
         made.register_buffer("tail", plain.tail)
         made.hold("centroids", encode(plain.centroids.reshape(-1, width), codec=codec))
         return made
+
+    def joint_place(self) -> Hashable | None:
+        return None
 
     def recoded(self, codec: str) -> Coded:
         return self

@@ -50,13 +50,14 @@ def pack_values(values: Tensor, *, bits: int) -> Tensor:
     return stream
 
 
-def read_values(stream: Tensor, positions: Tensor, *, bits: int) -> Tensor:
+def read_values(stream: Tensor, positions: Tensor, *, bits: int, first_byte: int | Tensor = 0) -> Tensor:
     """Reads values from a stream.
 
     Args:
-        stream: uint8, from `pack_values`.
+        stream: uint8, from `pack_values`, or several streams in one piece of memory.
         positions: int64, any shape: which values.
         bits: as when packed.
+        first_byte: where the stream begins; for several of them of each position, broadcast.
 
     Returns:
         int64 of the shape of `positions`.
@@ -64,16 +65,16 @@ def read_values(stream: Tensor, positions: Tensor, *, bits: int) -> Tensor:
     if bits == 0:
         return torch.zeros_like(positions)
     if bits == 8:
-        return picked(stream, positions).long()
+        return picked(stream, positions + first_byte).long()
     first_bit = positions * bits
-    first_byte = first_bit >> 3
-    value = picked(stream, first_byte).long()
+    at_byte = (first_bit >> 3) + first_byte
+    value = picked(stream, at_byte).long()
     # A value begins at one of the 8 bits of its first byte, so it touches at most ceil((bits + 7) / 8) bytes; of 1, 2
     # and 4 bits it never crosses one. The last values may touch bytes after the end; whatever is read in their place,
     # the mask below drops it.
     num_bytes = 1 if 8 % bits == 0 else (bits + 14) // 8
     for i in range(1, num_bytes):
-        value = value | picked(stream, (first_byte + i).clamp(max=stream.numel() - 1)).long() << (8 * i)
+        value = value | picked(stream, (at_byte + i).clamp(max=stream.numel() - 1)).long() << (8 * i)
     return (value >> (first_bit & 7)) & ((1 << bits) - 1)
 
 

@@ -26,6 +26,7 @@ class Joined:
 
     Attributes:
         rows: [R, W], from the first row of any to the last one.
+        first_K1: the first row of each.
 
     Example:
         >>> memory = torch.arange(12.0)
@@ -40,8 +41,8 @@ class Joined:
         ends = [start + matrix.numel() for start, matrix in zip(starts, matrices, strict=True)]
         first = min(starts)
         self.rows = matrices[0].as_strided(((max(ends) - first) // width, width), (width, 1), first)
-        self._first_K1 = torch.tensor([[(start - first) // width] for start in starts])
+        self.first_K1 = torch.tensor([[(start - first) // width] for start in starts])
 
     def places(self, rows_KB: Tensor) -> Tensor:
         """Rows [N] of the one matrix for rows of each: those of the first id of all matrices come first."""
-        return (rows_KB + self._first_K1).t().flatten()
+        return (rows_KB + self.first_K1).t().flatten()
