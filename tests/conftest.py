@@ -1,14 +1,16 @@
 """Settings for the whole suite."""
 
 import os
+
+# The suite runs on several processes, whose threads would only fight; torch asks when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.distributed.ranks import Ranks
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs on several processes; threads of torch would only fight
 
 # A shell starts what it puts into the background with Ctrl-C ignored, and so would every process of these tests be.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -167,7 +167,7 @@ def test_in_a_fresh_process(tmp_path: Path) -> None:
     done = run_code(FRESH, *NAMES, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for method in NAMES:
-        assert torch.equal(torch.load(tmp_path / f"{method}.pt"), expected[method])
+        assert torch.equal(torch.load(tmp_path / f"{method}.pt"), expected[method]), method
         assert torch.equal(torch.load(tmp_path / f"{method}-plain.pt"), expected[method])
 
 

@@ -1,5 +1,7 @@
 """Tables over plain tensors: what `PackedCollection` gives, in fewer calls."""
 
+import pickle
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +9,16 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
-from embank.tables import DataError, IdRangeError, TableCollection, TableSpec, load_bundle, save_bundle
+from embank.tables import (
+    DataError,
+    IdRangeError,
+    TableCollection,
+    TableSpec,
+    load_bundle,
+    pack_collection,
+    save_bundle,
+)
+from embank.tables.collections.bags import Bags
 from embank.tables.serving.lookups import Lookups, _Stack
 from tests.tables.batches import random_kjt
 
@@ -36,7 +47,10 @@ def test_as_a_packed_collection(bags: list[str], tmp_path: Path) -> None:
     kjts = [random_kjt(own, batch_size=40, seed=1, single=not many) for own, many in kinds if own]
     kjt = KeyedJaggedTensor.concat(kjts)
     ids, lengths = plain(kjt)
-    expected = packed(kjt).values()
+    expected = packed._one_by_one(Bags(kjt))
+    for same in (packed, pickle.loads(pickle.dumps(packed)), deepcopy(packed)):
+        for _ in range(2):
+            assert torch.equal(same(kjt).values(), expected)
     lookups = Lookups(packed, bags=bags, parts=[7, 2])
     embeddings, weights = lookups(ids, lengths, num_rows=40)
     assert torch.equal(torch.cat([embeddings, weights], dim=1), expected)
@@ -45,6 +59,20 @@ def test_as_a_packed_collection(bags: list[str], tmp_path: Path) -> None:
     blocks = [torch.cat(parts, dim=1) for parts in lookups.blocks(ids, lengths, num_rows=40, block_rows=16)]
     assert [len(block) for block in blocks] == [16, 16, 8]
     assert torch.equal(torch.cat(blocks), expected)
+
+
+def test_a_collection_whose_tensors_were_replaced() -> None:
+    """What was looked up before is not kept."""
+    packed = pack_collection(TableCollection(SPECS))
+    kjt = random_kjt(SIZES, batch_size=8, seed=1)
+    before = packed(kjt).values()
+    state = {k: v if k.endswith("_extra_state") else v * 0 for k, v in packed.state_dict().items()}
+    packed.load_state_dict(state, assign=True)
+    assert not packed(kjt).values().any()
+    packed = pack_collection(TableCollection(SPECS))
+    assert torch.equal(packed(kjt).values(), before)
+    packed._apply(lambda tensor: tensor * 0)
+    assert not packed(kjt).values().any()
 
 
 def test_plain_tables_next_to_each_other_are_one_matrix(tmp_path: Path) -> None:
@@ -90,7 +118,7 @@ def test_coded_tables_are_taken_at_once(codec: str, tmp_path: Path) -> None:
         )
         ids, _ = plain(kjt)
         found = torch.cat(lookups(ids, {}, num_rows=batch_size), dim=1)
-        assert torch.equal(found, packed(kjt).values())
+        assert torch.equal(found, packed._one_by_one(Bags(kjt)))
 
 
 @pytest.mark.parametrize("method", ["dpq", "mgqe"])
@@ -115,7 +143,7 @@ def test_product_codes_are_taken_at_once(method: str, tmp_path: Path) -> None:
         sizes_of = {f"f{k}": 300 + 17 * k for k in range(5)}
         kjt = random_kjt(sizes_of, batch_size=batch_size, seed=batch_size, single=True)
         (found,) = lookups(plain(kjt)[0], {}, num_rows=batch_size)
-        assert torch.equal(found, packed(kjt).values())
+        assert torch.equal(found, packed._one_by_one(Bags(kjt)))
 
 
 def test_ids_fit_the_smallest_table_of_a_feature(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ TorchRec itself is imported by who gives a KeyedJaggedTensor in, and so is not w
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from embank.tables.collections.ids import bag_offsets, output_key
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.paths import pool
 from embank.tables.errors import CheckpointError
+from embank.tables.method.modes import is_followed
 from embank.tables.rows.held_bytes import distinct_nbytes
 from embank.tables.serving.table import PackedTable, looked_up
 from embank.tables.specs import TableSpec
@@ -22,7 +24,13 @@ from embank.tables.specs import TableSpec
 if TYPE_CHECKING:
     from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
+    from embank.tables.collections.bags import Bags
+    from embank.tables.serving.lookups import Lookups
+
 FORM = "embank's packed tables"
+
+_MAX_LOOKUPS = 16
+"""Sets of features with bags whose lookups are kept."""
 
 
 class PackedCollection(nn.Module):
@@ -50,6 +58,7 @@ class PackedCollection(nn.Module):
         self.packs = NamedModules({spec.name: pack for spec, pack in zip(specs, packs, strict=True)})
         self.keys = [output_key(spec, feature, specs=specs) for spec in specs for feature in spec.feature_names]
         self.dims = [spec.embedding_dim for spec in specs for _ in spec.feature_names]
+        self._lookups: dict[frozenset[str], Lookups] = {}
 
     def get_extra_state(self) -> Tensor:
         """What the tensors in a `state_dict` belong to: their tables, and the plain attributes of their packed
@@ -103,13 +112,46 @@ class PackedCollection(nn.Module):
         from embank.tables.collections.bags import Bags
 
         batch = Bags(features)
+        is_joint = self.device.type == "cpu" and batch.values.device.type == "cpu" and not is_followed()
+        values_BE = self._joint(batch) if is_joint else self._one_by_one(batch)
+        return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=values_BE)
+
+    def _one_by_one(self, batch: "Bags") -> Tensor:
         outputs: list[Tensor] = []
         for spec, pack in self.packed_tables():
             for feature in spec.feature_names:
                 ids_N, lengths_B = batch.of(feature, spec=spec)
                 rows_ND = looked_up(pack, ids_N, spec=spec)
                 outputs.append(pool(rows_ND, bag_offsets(lengths_B), pooling=spec.pooling))
-        return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=torch.cat(outputs, dim=1))
+        return torch.cat(outputs, dim=1)
+
+    def _joint(self, batch: "Bags") -> Tensor:
+        """The same by `Lookups`: tables that are alike, and features with one id in each row, at once."""
+        from embank.tables.serving.lookups import Lookups
+
+        single_F = (batch.lengths == 1).all(1).tolist() if batch.batch_size else [True] * len(batch.places)
+        bags = frozenset(feature for feature, single in zip(batch.places, single_F, strict=True) if not single)
+        if bags not in self._lookups:
+            if len(self._lookups) >= _MAX_LOOKUPS:
+                self._lookups.clear()
+            self._lookups[bags] = Lookups(self, bags=bags)
+        ids = {feature: batch.values[a:b] for feature, (a, b) in zip(batch.places, pairwise(batch.starts), strict=True)}
+        lengths = {feature: batch.lengths[batch.places[feature]] for feature in bags}
+        (values_BE,) = self._lookups[bags](ids, lengths, num_rows=batch.batch_size)
+        return values_BE
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._lookups.clear()  # they hold the tensors that are about to be replaced
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As any module's."""
+        self._lookups.clear()
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_lookups": {}}  # type: ignore[no-untyped-call]
 
     def nbytes(self) -> int:
         """Serving bytes: everything that is held, what several tables share counted once."""
