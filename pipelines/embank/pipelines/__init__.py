@@ -8,6 +8,7 @@
     new bundles         `make_delta`, `apply_delta`
     other systems       `convert_bundle`, `Conversion`
     new days            `drift_report`, `Drift`
+    vectors             `compress_vectors`, `load_vectors`, `Compressed`, `StoredVectors`
     language models     `add_engram`, `add_stem`, `load_memory`, `ModelMemory`
 
 Names are imported when they are first used, so that a command loads what it needs and no more.
@@ -41,8 +42,11 @@ if TYPE_CHECKING:
     from embank.pipelines.search.read import search_config
     from embank.pipelines.sweep.sweep import run_sweep
     from embank.pipelines.train.trainer import Trainer
+    from embank.pipelines.vectors.compress import Compressed, compress_vectors
+    from embank.pipelines.vectors.store import StoredVectors, load_vectors
 
 __all__ = [
+    "Compressed",
     "Config",
     "Conversion",
     "DeltaReport",
@@ -53,12 +57,14 @@ __all__ = [
     "Reporter",
     "Schema",
     "ServedModel",
+    "StoredVectors",
     "TrainConfig",
     "Trainer",
     "add_engram",
     "add_stem",
     "apply_delta",
     "convert_bundle",
+    "compress_vectors",
     "drift_report",
     "evaluate_saved",
     "export_run",
@@ -66,6 +72,7 @@ __all__ = [
     "load_config",
     "load_memory",
     "load_model",
+    "load_vectors",
     "make_delta",
     "parse_config",
     "predict",

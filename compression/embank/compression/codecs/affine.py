@@ -114,6 +114,10 @@ class AffineRows(Coded):
 
         return take
 
+    @classmethod
+    def rows_per_block(cls, dim: int) -> int:
+        return 8 * rows_per_group(dim)  # whole bytes
+
     def take(self, rows_N: Tensor) -> Tensor:
         group_N = rows_N if self.group == 1 else rows_N // self.group
         codes_ND = read_rows(self.codes, rows_N, dim=self.dim, bits=self.bits)

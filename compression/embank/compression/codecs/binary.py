@@ -55,6 +55,10 @@ class BinaryRows(Coded):
     def nbytes_of(cls, num_rows: int, dim: int, *, number: int = _LEVELS) -> int:
         return packed_nbytes(num_rows * dim * number, 1) + 2 * num_rows * number
 
+    @classmethod
+    def rows_per_block(cls, dim: int) -> int:
+        return 8  # whole bytes
+
     def take(self, rows_N: Tensor) -> Tensor:
         signs_NLD = self._bits(rows_N).float() * 2 - 1
         return (signs_NLD * self.weights.index_select(0, rows_N).float().unsqueeze(2)).sum(1)

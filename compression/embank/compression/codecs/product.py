@@ -7,7 +7,7 @@ own, whose form this one shares.
 Source: Jégou et al., "Product quantization for nearest neighbor search" (TPAMI 2011), section II; Ge et al., "Optimized
 product quantization" (CVPR 2013), sections 3.2 (the rotation to begin with: principal
 directions, dealt to the parts so that all have as much to code) and 3.1 (rotation and codebooks in turn). Centroids are
-those of k-means on at most 65,536 rows, spread evenly.
+those of k-means on at most 65,536 rows, spread evenly, of dims above 512 fewer.
 
 Legend: C codebooks, K centroids of each, w columns of a part.
 """
@@ -21,11 +21,12 @@ from embank.compression.codecs.codes import CodedRows, decode, nearest
 from embank.compression.parts.bits import code_bits, packed_nbytes
 from embank.tables import Held
 from embank.tables.ids.hashing import generator_of
-from embank.tables.serving.codecs.chunks import row_chunks
+from embank.tables.serving.codecs.chunks import intermediate, row_chunks, spread
 from embank.tables.serving.codecs.composite import Composite
 
 _NUM_CODES = 16
-_SAMPLE = 1 << 16
+_SAMPLE, _SAMPLE_NUMBERS = 1 << 16, 1 << 25
+"""Rows, and numbers of them: 16,384 rows of dim 2,048 are as many for each centroid as anyone needs."""
 _STEPS = 20
 _TURNS, _STEPS_A_TURN = 10, 3
 _WIDE, _WIDE_TURNS = 256, 2
@@ -86,7 +87,10 @@ class RotatedProductRows(Composite):
             left, _, right = torch.linalg.svd(sample.double().T @ decoded.double())
             rotation_DD = (left @ right).float()
         centroids_CKw = k_means(sample @ rotation_DD, centroids_CKw, num_steps=_STEPS_A_TURN)
-        rotated_RD = torch.cat([rows_RD.new_empty(0, dim), *(chunk @ rotation_DD for chunk in row_chunks(rows_RD))])
+        rotated_RD, start = intermediate(*rows_RD.shape), 0
+        for chunk in row_chunks(rows_RD):
+            torch.mm(chunk, rotation_DD, out=rotated_RD[start : start + len(chunk)])
+            start += len(chunk)
         codes = ProductRows(rotated_RD, centroids_CKw, num_head=len(rows_RD), num_tail_codes=centroids_CKw.shape[1])
         self.hold("codes", codes)
         self.register_buffer("rotation", rotation_DD.T.contiguous())
@@ -119,8 +123,7 @@ def _num_codes(num_rows: int) -> int:
 
 
 def _sample(rows_RD: Tensor) -> Tensor:
-    num = min(_SAMPLE, len(rows_RD))
-    return rows_RD if num == len(rows_RD) else rows_RD[torch.arange(num) * len(rows_RD) // num]
+    return spread(rows_RD, num_rows=min(_SAMPLE, _SAMPLE_NUMBERS // max(1, rows_RD.shape[1])))
 
 
 def first_centroids(rows_RD: Tensor, *, number: int | None) -> Tensor:

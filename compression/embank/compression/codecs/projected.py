@@ -5,7 +5,8 @@ are all in use, as after training they are; vectors of a language model have dir
 
 Source: Huerga-Pérez et al., "Optimization of embeddings storage for RAG systems using quantization and dimensionality
 reduction techniques" (arXiv:2505.00105): PCA, then 8-bit floats; Eckart and Young, "The approximation of one matrix by
-another of lower rank" (Psychometrika 1, 1936): the best W directions are the first W right singular vectors.
+another of lower rank" (Psychometrika 1, 1936): the best W directions are the first W right singular vectors. They are
+those of at most 262,144 rows, spread evenly.
 
 Legend: W directions.
 """
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 
 from embank.tables import encode
-from embank.tables.serving.codecs.chunks import row_chunks
+from embank.tables.serving.codecs.chunks import intermediate, row_chunks, spread
 from embank.tables.serving.codecs.composite import Composite
 from embank.tables.serving.codecs.registry import named_codec
+
+_SAMPLE = 1 << 18
 
 
 class DirectionRows(Composite):
@@ -40,10 +43,14 @@ class DirectionRows(Composite):
         super().__init__()
         rows_RD = rows_RD.detach()
         dim = rows_RD.shape[1]
-        origin_D = _mean(rows_RD) if self.is_centred else torch.zeros(dim, dtype=torch.float64)
-        directions_WD = _directions(rows_RD, origin_D, number=self._width(len(rows_RD), dim, number))
-        coordinates = [((chunk.double() - origin_D) @ directions_WD.T).float() for chunk in row_chunks(rows_RD)]
-        coordinates_RW = torch.cat([rows_RD.new_empty(0, len(directions_WD)), *coordinates])
+        sample = spread(rows_RD, num_rows=_SAMPLE)
+        origin_D = _mean(sample) if self.is_centred else torch.zeros(dim, dtype=torch.float64)
+        directions_WD = _directions(sample, origin_D, number=self._width(len(rows_RD), dim, number))
+        coordinates_RW = intermediate(len(rows_RD), len(directions_WD))
+        start = 0
+        for chunk in row_chunks(rows_RD):
+            coordinates_RW[start : start + len(chunk)] = ((chunk.double() - origin_D) @ directions_WD.T).float()
+            start += len(chunk)
         self.hold("coordinates", encode(coordinates_RW, codec=inner))
         self.register_buffer("directions", directions_WD.float())
         if self.is_centred:

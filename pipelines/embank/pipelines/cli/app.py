@@ -10,6 +10,7 @@ import typer
 from embank.pipelines.cli import converting, deltas, lm, predicting, preparing, show
 from embank.pipelines.cli import search as search_command
 from embank.pipelines.cli import serve as serve_command
+from embank.pipelines.cli import vectors as vector_commands
 from embank.pipelines.cli.messages import messages
 
 # Read by OpenMP when torch is imported. Threads that spin while they wait take the cores that the loader's threads
@@ -35,6 +36,7 @@ app.command()(converting.convert)
 app.command()(deltas.delta)
 app.command()(deltas.apply)
 app.command()(serve_command.serve)
+app.command()(vector_commands.compress)
 
 
 def _print_version(asked: bool) -> None:

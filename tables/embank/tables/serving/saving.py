@@ -15,6 +15,7 @@ from embank.tables.collections.state import without_tables
 from embank.tables.errors import ConfigError
 from embank.tables.ids.hashing import HASH_VERSION
 from embank.tables.serving.bundle import FORMAT, FORMAT_VERSION, MANIFEST, NETWORK, TABLES, Bundle, TableEntry
+from embank.tables.serving.packed import PackedCollection
 from embank.tables.serving.packing import pack_collection
 from embank.tables.serving.stored import TensorFile
 from embank.tables.serving.table import PackedTable
@@ -70,6 +71,44 @@ def save_bundle(
     network = None if network is None else without_tables(network, tables)
     refuse_non_finite(tables)
     collection = pack_collection(tables, codec=codec)
+    dense = TensorFile()
+    more: dict[str, Any] = {"trained_as": identity_of(tables)}
+    if network is not None:
+        more["network"] = {name: asdict(dense.add(name, tensor)) for name, tensor in network.items()}
+    written, text = _described(collection, facts=facts, what=f"bundle '{folder}'", **more)
+    with new_folder(folder, kind="bundle") as temporary:
+        if network is not None:
+            dense.write(temporary / NETWORK)
+        _write(temporary, written, text, files=files)
+
+
+def write_packed(
+    folder: Path,
+    collection: PackedCollection,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    files: Mapping[str, Callable[[Path], None]] | None = None,
+    scratch: Path | None = None,
+) -> None:
+    """Writes packed tables that no training made into a folder, which is a bundle then: see `new_folder`.
+
+    Args:
+        folder: is there, and has no files of these names.
+        collection: the tables.
+        facts, files: see `save_bundle`.
+        scratch: a folder in it that the tables may be mapped from, and that goes once they are written.
+
+    Raises:
+        ConfigError: the facts are no JSON.
+    """
+    written, text = _described(collection, facts=facts, what=f"bundle '{folder}'", trained_as=None)
+    _write(folder, written, text, files=files, scratch=scratch)
+
+
+def _described(
+    collection: PackedCollection, *, facts: Mapping[str, Any] | None, what: str, **more: Any
+) -> tuple[TensorFile, str]:
+    """The tensors of tables, and the manifest."""
     stored = TensorFile()
     entries = [_entry(spec, pack, stored) for spec, pack in collection.packed_tables()]
     manifest = {
@@ -79,28 +118,32 @@ def save_bundle(
         "token_hash_version": token_hash_version_of(collection.specs),
         "embank_version": embank_version(),
         "keys": collection.keys,
-        "trained_as": identity_of(tables),
         "tables": [asdict(entry) for entry in entries],
         "facts": dict(facts or {}),
+        **more,
     }
-    dense = TensorFile()
-    if network is not None:
-        manifest["network"] = {name: asdict(dense.add(name, tensor)) for name, tensor in network.items()}
     try:
-        text = json.dumps(manifest, indent=1)
+        return stored, json.dumps(manifest, indent=1)
     except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the facts of bundle '{folder}' can't be saved as JSON: {error}; give plain values"
-        ) from error
-    with new_folder(folder, kind="bundle") as temporary:
-        stored.write(temporary / TABLES)
-        if network is not None:
-            dense.write(temporary / NETWORK)
-        (temporary / MANIFEST).write_text(text)
-        for name, write in (files or {}).items():
-            (temporary / name).parent.mkdir(exist_ok=True)
-            write(temporary / name)
-        write_checksums(temporary)
+        raise ConfigError(f"the facts of {what} can't be saved as JSON: {error}; give plain values") from error
+
+
+def _write(
+    folder: Path,
+    stored: TensorFile,
+    manifest: str,
+    *,
+    files: Mapping[str, Callable[[Path], None]] | None,
+    scratch: Path | None = None,
+) -> None:
+    stored.write(folder / TABLES)
+    if scratch is not None:
+        shutil.rmtree(scratch)
+    (folder / MANIFEST).write_text(manifest)
+    for name, write in (files or {}).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write(folder / name)
+    write_checksums(folder)
 
 
 def copy_bundle(

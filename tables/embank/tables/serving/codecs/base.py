@@ -70,6 +70,16 @@ class Coded(nn.Module, ABC):
             f"how many bytes codec '{cls.__name__}' takes depends on the rows; encode them and ask nbytes"
         )
 
+    @classmethod
+    def rows_per_block(cls, dim: int) -> int:
+        """Rows of which every multiple is coded as it is within a larger matrix: the buffers of such blocks, one after
+        the other, are those of the whole. 0 where all rows are coded together.
+
+        Args:
+            dim: of the rows.
+        """
+        return 0
+
     def recoded(self, codec: str) -> "Coded":
         """The same rows, what is fp32 in this form (centroids, values) held by another codec; by default as it is."""
         return self

@@ -41,6 +41,10 @@ class Fp32(Coded):
         joined = Joined([matrix.rows for matrix in matrices])
         return lambda rows_KB: joined.rows.index_select(0, joined.places(rows_KB))
 
+    @classmethod
+    def rows_per_block(cls, dim: int) -> int:
+        return 1
+
     def take(self, rows_N: Tensor) -> Tensor:
         rows_RD = self._buffers["rows"]  # in half a microsecond less than `self.rows`
         assert rows_RD is not None

@@ -49,6 +49,10 @@ class HalfRows(Coded):
         joined = Joined([matrix.rows for matrix in matrices])
         return lambda rows_KB: joined.rows.index_select(0, joined.places(rows_KB)).float()
 
+    @classmethod
+    def rows_per_block(cls, dim: int) -> int:
+        return 1
+
     def take(self, rows_N: Tensor) -> Tensor:
         return self.rows.index_select(0, rows_N).float()
 
