@@ -86,10 +86,10 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     for source in asked.sources:
         with tempfile.TemporaryDirectory() as folder:
-            rows_RD = rows_of(source, Path(folder))
-            dim = rows_RD.shape[1]
-            print(f"\n## {Path(source).name}: {len(rows_RD):,} vectors of {dim}\n", flush=True)
+            rows = rows_of(source, Path(folder))
+            dim = rows.shape[1]
+            print(f"\n## {Path(source).name}: {len(rows):,} vectors of {dim}\n", flush=True)
             print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
             names = asked.codecs.split(",") if asked.codecs else list(dict.fromkeys(codecs(dim)))
-            for cells in lines(rows_RD, names, Path(folder), num_queries=asked.queries):
+            for cells in lines(rows, names, Path(folder), num_queries=asked.queries):
                 print(f"| {' | '.join(cells)} |", flush=True)

@@ -128,7 +128,7 @@ def test_a_budget_takes_the_best_on_validation_among_those_that_fit(tmp_path: Pa
     page = (tmp_path / "out/report.md").read_text()
     assert "**pca4+int8**" in page
     assert "take at most 0.1 of the fp32 bytes" in page
-    with pytest.raises(BudgetError, match=r"fits into budget 0\.01: the smallest, 'pca4+int8', takes 3,192 bytes"):
+    with pytest.raises(BudgetError, match=r"fits into budget 0\.01: the smallest, 'pca4\+int8', takes 3,192 bytes"):
         compress_vectors(tmp_path / "v.npy", tmp_path / "none", codec=codecs, budget=0.01)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "v.npy"]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from embank.tables.libraries import lazy_imports, public_name
 
 if TYPE_CHECKING:
+    from embank.compression.alignment import Alignment, fit_alignment
     from embank.compression.budget.solver import share
     from embank.compression.build import METHODS, Packed, Table, build_table
     from embank.compression.multiplexing.growth import with_doubled_rows, with_lookups
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "Alignment",
     "Packed",
     "Table",
     "advise",
     "build_table",
+    "fit_alignment",
     "share",
     "unified_specs",
     "with_doubled_rows",

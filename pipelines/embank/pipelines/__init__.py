@@ -9,6 +9,7 @@
     other systems       `convert_bundle`, `Conversion`
     new days            `drift_report`, `Drift`
     vectors             `compress_vectors`, `load_vectors`, `Compressed`, `StoredVectors`
+    new trainings       `align_vectors`, `apply_alignment`, `load_alignment`, `AlignReport`, `LoadedAlignment`
     language models     `add_engram`, `add_stem`, `load_memory`, `ModelMemory`
 
 Names are imported when they are first used, so that a command loads what it needs and no more.
@@ -42,15 +43,19 @@ if TYPE_CHECKING:
     from embank.pipelines.search.read import search_config
     from embank.pipelines.sweep.sweep import run_sweep
     from embank.pipelines.train.trainer import Trainer
+    from embank.pipelines.vectors.align import AlignReport, align_vectors
     from embank.pipelines.vectors.compress import Compressed, compress_vectors
+    from embank.pipelines.vectors.mapping import LoadedAlignment, apply_alignment, load_alignment
     from embank.pipelines.vectors.store import StoredVectors, load_vectors
 
 __all__ = [
+    "AlignReport",
     "Compressed",
     "Config",
     "Conversion",
     "DeltaReport",
     "Drift",
+    "LoadedAlignment",
     "Loader",
     "ModelMemory",
     "PrepareConfig",
@@ -62,6 +67,8 @@ __all__ = [
     "Trainer",
     "add_engram",
     "add_stem",
+    "align_vectors",
+    "apply_alignment",
     "apply_delta",
     "convert_bundle",
     "compress_vectors",
@@ -69,6 +76,7 @@ __all__ = [
     "evaluate_saved",
     "export_run",
     "inspect_saved",
+    "load_alignment",
     "load_config",
     "load_memory",
     "load_model",

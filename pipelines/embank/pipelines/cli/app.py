@@ -37,6 +37,7 @@ app.command()(deltas.delta)
 app.command()(deltas.apply)
 app.command()(serve_command.serve)
 app.command()(vector_commands.compress)
+app.command()(vector_commands.align)
 
 
 def _print_version(asked: bool) -> None:

@@ -9,6 +9,7 @@ from embank.pipelines.cli import show
 from embank.tables.wording import human_bytes
 
 if TYPE_CHECKING:
+    from embank.pipelines.vectors.align import AlignReport
     from embank.pipelines.vectors.compress import Compressed
     from embank.pipelines.vectors.trials import Trial
 
@@ -57,6 +58,62 @@ def compress(
             reporter=reporter,
         )
     _compressed(out, made)
+
+
+def align(
+    paths: Annotated[
+        list[Path], typer.Argument(help="OLD NEW: bundles, runs or files of vectors. With --apply: MAP, made before.")
+    ],
+    out: Annotated[Path, typer.Option(help="The map's folder; with --apply a .npy or .parquet file. Must not exist.")],
+    apply: Annotated[Path | None, typer.Option(help="New vectors to map into the old space, by MAP.")] = None,
+    kind: Annotated[str, typer.Option(help="orthogonal, affine, or auto: the better one on validation ids.")] = "auto",
+    table: Annotated[str | None, typer.Option(help="Of bundles that have several.")] = None,
+    column: Annotated[str | None, typer.Option(help="Of Parquet: the column of vectors, where several may be.")] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help='Of Parquet: the column of keys, where several may be; "" for none.')
+    ] = None,
+    tensor: Annotated[str | None, typer.Option(help="Of safetensors: the matrix, where there are several.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw of ids that are held out.")] = 0,
+) -> None:
+    """Fit the map from a new training's vectors to the old one's, so that what was built on the old ones goes on
+    working with new ones; or apply one.
+
+    Example: `embank align runs/monday runs/tuesday --table item_id --out maps/tuesday`
+    """
+    from embank.pipelines.vectors.align import align_vectors
+    from embank.pipelines.vectors.mapping import apply_alignment
+    from embank.tables.errors import ConfigError
+
+    where = {"table": table, "column": column, "id_column": id_column, "tensor": tensor}
+    if len(paths) != (2 if apply is None else 1):
+        raise ConfigError(
+            f"{len(paths)} paths were given; give OLD NEW --out MAP, or MAP --apply VECTORS --out FILE to use a map"
+        )
+    with show.preparing() as reporter:
+        if apply is not None:
+            num = apply_alignment(paths[0], apply, out, **where, reporter=reporter)
+            report = None
+        else:
+            report = align_vectors(paths[0], paths[1], out, kind=kind, seed=seed, **where, reporter=reporter)  # type: ignore[arg-type]
+    if report is None:
+        _say(f"{out}: {num:,} vectors")
+    else:
+        _aligned(out, report)
+
+
+def _aligned(out: Path, report: "AlignReport") -> None:
+    rows = []
+    if report.before is not None:
+        rows.append(["as they are", "-", f"{report.before.recall:.4f}", f"{report.before.cosine:.4f}"])
+    for name, after in report.after.items():
+        shown = f"{name} *" if name == report.kind else name
+        rows.append([shown, f"{report.valid[name].recall:.4f}", f"{after.recall:.4f}", f"{after.cosine:.4f}"])
+    show.table(["new vectors", "valid recall@10", "test recall@10", "test cosine"], rows)
+    _say(
+        f"{report.num_matched:,} ids in both, by {report.by}; {report.only_old:,} in the old source alone, "
+        f"{report.only_new:,} in the new one"
+    )
+    _say(f"{out}: {report.kind} map from {report.new_dim} to {report.old_dim} numbers; see {out / 'report.md'}")
 
 
 def _compressed(out: Path, made: "Compressed") -> None:

@@ -152,7 +152,7 @@ class NpyVectors(_MappedVectors):
         if not array.dtype.isnative:
             raise self.refused(f"it holds {array.dtype}, in another order of bytes than this machine's; convert it")
         self.rows = torch.from_numpy(array)
-        self.num_rows, self.dim, self.dtype = *array.shape, str(array.dtype)
+        (self.num_rows, self.dim), self.dtype = array.shape, str(array.dtype)
 
 
 class SafetensorsVectors(_MappedVectors):
@@ -289,7 +289,7 @@ def _storage_array(array: Any) -> Any:
 def _is_vector(kind: Any) -> bool:
     kind = _storage(kind)
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return is_list and pa.types.is_floating(kind.value_type)
+    return bool(is_list and pa.types.is_floating(kind.value_type))
 
 
 def _fixed_size(kind: Any) -> int:
@@ -299,4 +299,4 @@ def _fixed_size(kind: Any) -> int:
 
 def _is_key(kind: Any) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
