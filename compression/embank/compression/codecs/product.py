@@ -5,8 +5,8 @@ number in the name is the number of parts. Methods `dpq` and `mgqe` train throug
 own, whose form this one shares.
 
 Source: Jégou et al., "Product quantization for nearest neighbor search" (TPAMI 2011), section II; Ge et al., "Optimized
-product quantization" (CVPR 2013), sections 3.2 (the rotation to begin with: principal
-directions, dealt to the parts so that all have as much to code) and 3.1 (rotation and codebooks in turn). Centroids are
+product quantization" (CVPR 2013), sections 3.2 (the rotation to begin with: principal directions, dealt to the parts so
+that all have as much to code; here none where that loses less) and 3.1 (rotation and codebooks in turn). Centroids are
 those of k-means on at most 65,536 rows, spread evenly, of dims above 512 fewer.
 
 Legend: C codebooks, K centroids of each, w columns of a part.
@@ -78,15 +78,14 @@ class RotatedProductRows(Composite):
         super().__init__()
         rows_RD = rows_RD.detach()
         sample, dim = _sample(rows_RD), rows_RD.shape[1]
-        rotation_DD = first_rotation(sample, num_books=num_codebooks(dim, number))
-        centroids_CKw = first_centroids(sample @ rotation_DD, number=number)
+        rotation_DD, centroids_CKw = _start(sample, number=number)
         for _ in range(_TURNS if dim <= _WIDE else _WIDE_TURNS):
             rotated = sample @ rotation_DD
             centroids_CKw = k_means(rotated, centroids_CKw, num_steps=_STEPS_A_TURN)
             decoded = decode(centroids_CKw, nearest(rotated, centroids_CKw))
             left, _, right = torch.linalg.svd(sample.double().T @ decoded.double())
             rotation_DD = (left @ right).float()
-        centroids_CKw = k_means(sample @ rotation_DD, centroids_CKw, num_steps=_STEPS_A_TURN)
+        centroids_CKw = k_means(sample @ rotation_DD, centroids_CKw, num_steps=_STEPS)
         rotated_RD, start = intermediate(*rows_RD.shape), 0
         for chunk in row_chunks(rows_RD):
             torch.mm(chunk, rotation_DD, out=rotated_RD[start : start + len(chunk)])
@@ -134,6 +133,23 @@ def first_centroids(rows_RD: Tensor, *, number: int | None) -> Tensor:
         return torch.zeros(books, num_codes, dim // books)
     drawn = torch.randperm(num_rows, generator=generator_of(0, "product quantisation"))[:num_codes]
     return rows_RD[drawn].view(num_codes, books, -1).transpose(0, 1).contiguous()
+
+
+def _start(sample: Tensor, *, number: int | None) -> tuple[Tensor, Tensor]:
+    """A rotation and codebooks to begin with: the principal directions, or the columns as they are where these lose
+    less, as they may where parts are so narrow that they can't share what there is to code."""
+    dim = sample.shape[1]
+    found = []
+    for rotation_DD in (first_rotation(sample, num_books=num_codebooks(dim, number)), torch.eye(dim)):
+        rotated = sample @ rotation_DD
+        centroids_CKw = k_means(rotated, first_centroids(rotated, number=number), num_steps=_STEPS_A_TURN)
+        lost = sum(
+            float((decode(centroids_CKw, nearest(chunk, centroids_CKw)) - chunk).double().square().sum())
+            for chunk in row_chunks(rotated)
+        )
+        found.append((lost, rotation_DD, centroids_CKw))
+    _, rotation_DD, centroids_CKw = min(found, key=lambda one: one[0])
+    return rotation_DD, centroids_CKw
 
 
 def first_rotation(rows_RD: Tensor, *, num_books: int) -> Tensor:

@@ -122,7 +122,7 @@ def align_vectors(
         >>> report = align_vectors("old.npy", "new.npy", "map")
         >>> report.kind, report.after["orthogonal"].recall
         ('orthogonal', 1.0)
-        >>> numpy.abs(load_alignment("map").apply(old @ turn) - old).max() < 1e-5
+        >>> numpy.allclose(load_alignment("map").apply(old @ turn), old, atol=1e-5)
         True
     """
     if kind not in ("auto", *KINDS):
