@@ -3,7 +3,8 @@
 Run: python benchmarks/packed_lookups.py [--rows 100000] [--rounds 9]
 Writes benchmarks/results/packed_lookups.json and .md. All contestants take turns in one process on one thread; figures
 are the least of the rounds, of CPU time. FBGEMM's rows hold fp32, fp16, int8 or int4 with a scale and an offset each;
-ours are those of a bundle on disk, mapped. `alone` is what our tables take when each is asked for its rows by itself.
+ours are those of a bundle on disk, mapped. `kjt` is our collection with a KeyedJaggedTensor; `alone` is what our tables
+take when each is asked for its rows by itself.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTable
 from fbgemm_gpu.tbe.utils.quantize import quantize_embs
 from peers.machine import describe
 from torch import Tensor
+from torchrec import KeyedJaggedTensor
 
 from embank.tables import TableCollection, TableSpec, load_bundle, save_bundle
 from embank.tables.serving.lookups import Lookups
@@ -27,7 +29,7 @@ from embank.tables.serving.table import looked_up
 
 RESULTS = Path(__file__).with_name("results")
 NUM_TABLES, DIM, BUDGET = 26, 16, 0.25
-METHODS = ("full", "hash", "frequency_cut", "uniform_dim", "mde", "mgqe", "dpq", "optembed", "deeplight")
+METHODS = ("full", "hash", "frequency_cut", "uniform_dim", "mde", "mgqe", "dpq", "deeplight")
 CODECS = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "int8": SparseType.INT8, "int4": SparseType.INT4}
 
 
@@ -111,8 +113,12 @@ def main() -> None:
                     ids_FB = torch.randint(args.rows, (NUM_TABLES, batch_size), generator=generator)
                     ids = {f"f{k}": ids_FB[k] for k in range(NUM_TABLES)}
                     flat, offsets = ids_FB.flatten().int(), torch.arange(ids_FB.numel() + 1, dtype=torch.int32)
+                    kjt = KeyedJaggedTensor(
+                        keys=list(ids), values=ids_FB.flatten(), lengths=torch.ones(ids_FB.numel(), dtype=torch.int64)
+                    )
                     contestants: dict[str, Callable[[], Tensor]] = {
                         "embank": lambda lookups=lookups, ids=ids, b=batch_size: lookups(ids, {}, num_rows=b)[0],
+                        "kjt": lambda packed=packed, kjt=kjt: packed(kjt).values(),
                         "alone": lambda packed=packed, ids=ids: torch.cat(
                             [looked_up(p, ids[s.feature_names[0]], spec=s) for s, p in packed.packed_tables()], dim=1
                         ),
