@@ -112,7 +112,7 @@ def test_coded_tables_are_taken_at_once(codec: str, tmp_path: Path) -> None:
     lookups = Lookups(packed, parts=[10, 4])
     sizes = [len(step.columns) if isinstance(step, _Stack) else 0 for part in lookups.parts for step in part]
     assert sizes == [10, 4]
-    for batch_size in (1, 37):
+    for batch_size in (1, 37, 1000):
         kjt = random_kjt(
             {f"f{k}": 100 + 13 * k for k in range(10)}, batch_size=batch_size, seed=batch_size, single=True
         )
@@ -139,7 +139,7 @@ def test_product_codes_are_taken_at_once(method: str, tmp_path: Path) -> None:
     packed = load_bundle(tmp_path / "b")
     lookups = Lookups(packed)
     assert [isinstance(step, _Stack) for part in lookups.parts for step in part] == [True]
-    for batch_size in (1, 37):
+    for batch_size in (1, 37, 1000):
         sizes_of = {f"f{k}": 300 + 17 * k for k in range(5)}
         kjt = random_kjt(sizes_of, batch_size=batch_size, seed=batch_size, single=True)
         (found,) = lookups(plain(kjt)[0], {}, num_rows=batch_size)

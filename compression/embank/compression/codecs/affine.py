@@ -20,7 +20,7 @@ from torch import Tensor
 from embank.compression.parts.bits import pack_values, packed_nbytes, read_rows, read_values
 from embank.tables import Coded, ConfigError, Held
 from embank.tables.serving.codecs.chunks import row_chunks
-from embank.tables.serving.codecs.joined import Joined, place_of
+from embank.tables.serving.codecs.joined import Joined, joint_or_each, place_of
 
 _GROUP = 64
 _CUTS = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.26, 0.32)
@@ -112,7 +112,7 @@ class AffineRows(Coded):
             offsets_N1 = offsets.rows.index_select(0, offsets.places(groups_KB)).float()
             return codes_ND.float() * steps_N1 + offsets_N1
 
-        return take
+        return joint_or_each(take, [matrix.take for matrix in matrices])
 
     @classmethod
     def rows_per_block(cls, dim: int) -> int:

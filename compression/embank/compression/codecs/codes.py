@@ -13,7 +13,7 @@ from embank.compression.parts.bits import code_bits, pack_values, picked, read_v
 from embank.tables import Coded, Held, encode
 from embank.tables.serving.codecs.base import MIN_NUMBERS
 from embank.tables.serving.codecs.composite import Composite
-from embank.tables.serving.codecs.joined import Joined, place_of
+from embank.tables.serving.codecs.joined import Joined, joint_or_each, place_of
 
 _SCORES_PER_CHUNK = 1 << 22
 _ROWS_PER_CHUNK = 1 << 16
@@ -112,7 +112,7 @@ class CodedRows(Coded):
             numbers_M = (codes_BKC + books_KC).flatten()
             return centroids.rows.index_select(0, numbers_M).view(-1, num_books * width)
 
-        return take
+        return joint_or_each(take, [matrix.take for matrix in matrices])
 
     def recoded(self, codec: str) -> Coded:
         return self if self.centroids.numel() < MIN_NUMBERS else CodedCentroids.of(self, codec)

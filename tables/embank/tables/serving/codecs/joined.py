@@ -3,10 +3,33 @@
 Legend: K matrices, R_k rows of one, W numbers of a row, B ids of each, N = B K.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+
+_FEW = 512
+"""Ids of each matrix up to which one call for all of them is faster than a call for each: beyond, the rows of one after
+the other stay in a core's cache."""
+
+
+def joint_or_each(
+    joint: Callable[[Tensor], Tensor], each: Sequence[Callable[[Tensor], Tensor]]
+) -> Callable[[Tensor], Tensor]:
+    """What takes rows [B K, D] of ids [K, B] the faster way.
+
+    Args:
+        joint: takes all at once.
+        each: takes rows [B, D] of ids [B] of one matrix.
+    """
+
+    def taken(rows_KB: Tensor) -> Tensor:
+        if rows_KB.shape[1] <= _FEW:
+            return joint(rows_KB)
+        return torch.stack([take(rows_B) for take, rows_B in zip(each, rows_KB, strict=True)], dim=1).flatten(0, 1)
+
+    return taken
 
 
 def place_of(rows_RW: Tensor) -> tuple[int, int, int]:
