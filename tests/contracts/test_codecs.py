@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from embank.compression import build_table
-from embank.tables import Coded, PackedTable, named_codec
+from embank.tables import Coded, PackedCollection, PackedTable, named_codec
 from embank.tables.serving.codecs.base import MIN_NUMBERS
+from embank.tables.serving.recoding import recode_collection
 from tests.compression.codecs import NAMES as CODECS
 from tests.contracts.forms import DIM, FORMS, NUM, Form
 from tests.contracts.specs import NAMES
@@ -49,6 +50,9 @@ def test_every_codec_holds_the_rows_of_a_method(method: str, tmp_path) -> None:
         assert bool(found.isfinite().all()), codec
         if codec in NEAR:
             torch.testing.assert_close(found, expected, rtol=0, atol=NEAR[codec] * float(expected.abs().max()) + 1e-9)
+        (_, again), *_ = recode_collection(PackedCollection([spec], [plain]), codec=codec).packed_tables()
+        assert torch.equal(again.lookup(ids), found), f"{codec}: of what is served, as of the trained rows"
+        assert again.manifest() == packed.manifest(), codec
         state = {name: tensor for name, tensor in packed.state_dict().items() if isinstance(tensor, torch.Tensor)}
         file = tmp_path / f"{codec}.safetensors"
         save_file({name: tensor.clone() for name, tensor in state.items()}, file)

@@ -24,8 +24,8 @@ from embank.pipelines.sweep.leaderboard import (
     leaderboard_facts,
     table_columns,
     write_csv,
-    write_markdown,
 )
+from embank.pipelines.sweep.page import write_markdown
 from embank.pipelines.sweep.pareto import front, look_of, plot_pareto, spread
 from embank.pipelines.sweep.plan import Case, Job, Plan, grid_axes, method_names, numbers
 from embank.tables import CheckpointError, ConfigError, TableCollection, method_class, registered_methods
@@ -381,8 +381,8 @@ def test_files(tmp_path: Path) -> None:
     assert read[1]["auc"] == ""
     write_markdown(rows, tmp_path / "l.md", title="T", facts=["a fact"])
     text = (tmp_path / "l.md").read_text()
-    assert "| full | 1 | 0.8500 ± 0.0707 |" in text
-    assert "| hash | 0.001 | infeasible: floor 0.0123 |" in text
+    assert "| full | **0.8500 ± 0.0707 (0.1)** |" in text
+    assert "| hash |  |  | floor 0.0123 |" in text
     assert "- deepfm, mine: deepfm/mine/0.5/0 failed: the disk is full" in text
     assert "nominal" not in table_columns(rows), "a column without a figure is left out"
     plot_pareto(rows, tmp_path / "p.png", title="T")

@@ -232,7 +232,7 @@ def test_a_budget_out_of_reach_is_no_failure(swept: Path) -> None:
     assert 0.0005 < float(line["note"].split()[-1]) < 0.1
     assert not (swept / "runs/deepfm/hash/0.0005").exists()
     assert (swept / "pareto.png").stat().st_size > 10_000
-    assert "infeasible: floor" in (swept / "leaderboard.md").read_text()
+    assert "| floor 0.0" in (swept / "leaderboard.md").read_text()
 
 
 def test_a_grid_is_chosen_on_validation_and_a_failed_point_is_no_failure(tmp_path: Path) -> None:
@@ -260,7 +260,10 @@ def test_a_grid_is_chosen_on_validation_and_a_failed_point_is_no_failure(tmp_pat
     both = [json.loads((runs / chosen / seed / "result.json").read_text())["auc"] for seed in ("3", "4")]
     assert row.auc == pytest.approx(statistics.mean(both))
     assert "1e+38/3 failed: " in row.note
-    assert "the grid train.table_lr in 0.01, 1.0, 1e+38" in _unwrapped(tmp_path / "out/leaderboard.md")
+    page = _unwrapped(tmp_path / "out/leaderboard.md")
+    assert "the grid train.table_lr in 0.01, 1.0, 1e+38" in page
+    at_edge = "train.table_lr=0.01, the smallest value of its grid, was chosen by 1 of 1 lines (fm/hash/0.5): try "
+    assert (at_edge in page) == (chosen == "train.table_lr=0.01") == any(at_edge in note for note in told.notes)
 
 
 def test_a_grid_at_one_budget_decides_for_the_others(tmp_path: Path) -> None:

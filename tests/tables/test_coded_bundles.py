@@ -15,6 +15,7 @@ from embank.tables import (
     pack_collection,
     save_bundle,
 )
+from embank.tables.serving.recoding import recode_collection
 
 
 def plain(name: str, num: int = 300, dim: int = 8) -> TableSpec:
@@ -50,8 +51,19 @@ def test_rows_that_tables_share_are_coded_and_counted_once(tmp_path: Path) -> No
     save_bundle(tmp_path / "bundle", tables, codec="int4")
     loaded = load_bundle(tmp_path / "bundle")
     assert loaded.nbytes() == packed.nbytes()
+    save_bundle(tmp_path / "plain", tables)
+    assert recode_collection(load_bundle(tmp_path / "plain"), codec="int4").nbytes() == packed.nbytes()
     mixed = pack_collection(tables, codec={"a": "int4", "b": "int8"})
     assert mixed.nbytes() > packed.nbytes()
+
+
+def test_a_table_whose_rows_a_codec_can_not_hold_is_named() -> None:
+    tables = TableCollection([plain("a"), plain("b")], seed=1)
+    packed = pack_collection(tables)
+    list(packed.packed_tables())[1][1].coded[0].rows.mul_(1e7)
+    with pytest.raises(ConfigError, match="table 'b': rows reach .* more than the fp16 offsets of int4 hold"):
+        recode_collection(packed, codec="int4")
+    assert recode_collection(packed, codec="fp32").nbytes() == packed.nbytes()
 
 
 @pytest.mark.parametrize(

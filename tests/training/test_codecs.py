@@ -1,5 +1,6 @@
 """Runs exported under codecs."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.inspect import inspect_bundle, inspect_run
 from embank.pipelines.runs.open import best_model
 from embank.pipelines.search.fields import field_space
+from embank.pipelines.train.interrupt import InterruptedRunError
+from embank.pipelines.train.trainer import Trainer
 from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, pack_collection
 from tests.scripts import script
-from tests.training.runs import config, train
+from tests.training.runs import config, timeless, train
+from tests.training.test_resume import StopAt
 
 pytestmark = pytest.mark.slow
 
@@ -179,3 +183,40 @@ def test_a_search_that_counts_fp32_rows_refuses_a_codec(data: Path) -> None:
         ConfigError, match=r"have codec 'int4', and this search counts bytes of fp32 rows; leave 'codec' out"
     ):
         field_space(config(data, tables={"overrides": {"item": {"codec": "int4"}}}))
+
+
+def test_a_run_through_a_codec_is_judged_and_served_under_it(data: Path, run: Path, tmp_path: Path) -> None:
+    """It begins with what the plain codec gives, keeps the best of validation, and resumes to the same end."""
+    tables = {"dim": 16, "overrides": {"user": {"method": "hash", "num_rows": 20}}}
+    sections = {"tables": tables, "train": {"epochs": 2, "straight_through": "int2", "table_lr": 0.2}}
+    through = tmp_path / "through"
+    result = Trainer(config(data, **sections), through).train(begin_with=run)
+    plain = evaluate_bundle(export_run(run, out=tmp_path / "plain", codec="int2"), data, "valid")
+    judged = [record for record in RunFolder(through).read_metrics() if record["split"] == "valid"]
+    assert [record["step"] for record in judged] == [0, 10, 20]
+    assert judged[0]["auc"] == plain["auc"], "it begins where the codec after training ends"
+    assert result["valid_auc"] == max(record["auc"] for record in judged)
+    bundle = Bundle(through / "bundle")
+    assert codecs_in(bundle)["user"] == codecs_in(bundle)["item"] == ["int2"]
+    assert (result["codec"], result["serving_bytes"]) == ("int2", Bundle(tmp_path / "plain").tables().nbytes())
+    assert figures_of(bundle.path, data=data, split="valid")["auc"] == pytest.approx(result["valid_auc"], abs=1e-6)
+    assert figures_of(through, data=data, split="test")["auc"] == pytest.approx(result["auc"], abs=1e-6)
+
+    stopped = tmp_path / "stopped"
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(data, **sections), stopped, reporter=StopAt(7, signal.SIGTERM)).train(begin_with=run)
+    again = Trainer(config(data, **sections), stopped).train(resume=True)
+    assert timeless(again) == timeless(result)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"straight_through": "int22"}, "train.straight_through: there is no codec 'int22'; did you mean 'int2'"),
+        ({"straight_through": "fp32"}, "train.straight_through is 'fp32': it must be a codec of rows"),
+        ({"straight_through": "stepped"}, "train.straight_through is 'stepped': it must be a codec of rows"),
+    ],
+)
+def test_codecs_that_no_run_goes_through(data: Path, train: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(data, train=train)

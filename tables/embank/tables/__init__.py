@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from embank.tables.collections.pooled import TableCollection
     from embank.tables.collections.sequence import SequenceCollection
     from embank.tables.collections.stages import advance, current_stage, num_stages
+    from embank.tables.collections.straight_through import StraightThrough
     from embank.tables.errors import BudgetError, CheckpointError, ConfigError, DataError, EmbankError, WorkError
     from embank.tables.ids.hashing import hash_rows
     from embank.tables.ids.token_hash import token_id, token_ids, token_ids_expr
@@ -109,6 +110,7 @@ __all__ = [
     "Sharding",
     "Spine",
     "Stage",
+    "StraightThrough",
     "StreamingCollection",
     "StreamingConfig",
     "TableCollection",

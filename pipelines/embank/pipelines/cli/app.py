@@ -182,6 +182,13 @@ def sweep(
             help="Run the grid at this budget only, once per method, and take its choice to the other budgets."
         ),
     ] = None,
+    codecs: Annotated[
+        str | None,
+        typer.Option(
+            help="Evaluate each run under these codecs too, without training it again: fp32,int8,int4. See `embank "
+            "codecs`."
+        ),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at a time; by default one per core.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the runs that are missing or were stopped.")
@@ -193,10 +200,13 @@ def sweep(
 
     With a grid: `embank sweep deepfm.yaml --methods all --budgets 0.1 --grid train.table_lr=0.02,0.05 --out
     sweeps/tuned`
+
+    With codecs: `embank sweep deepfm.yaml --methods all --budgets 0.25,0.1 --codecs fp32,int8,int4 --out
+    sweeps/composed`
     """
     from embank.pipelines.config.file import read_config
     from embank.pipelines.config.run import parse_config
-    from embank.pipelines.sweep.plan import Plan, grid_axes, method_names, numbers, parts
+    from embank.pipelines.sweep.plan import Plan, codec_names, grid_axes, method_names, numbers, parts
     from embank.pipelines.sweep.sweep import Sweep
 
     raw = read_config(config, overrides=set_ or [])
@@ -210,6 +220,7 @@ def sweep(
         seeds=numbers(seeds, option="--seeds", kind=int),
         grid=grid_axes(grid or []),
         grid_budget=grid_budget,
+        codecs=[] if codecs is None else codec_names(codecs),
     )
     task = Sweep(plan, out, num_jobs=jobs, reporter=show.Notes())
     rows = task.run(resume=resume)

@@ -224,6 +224,8 @@ def leaderboard(rows: "Sequence[Row]", folder: "SweepFolder") -> None:
     left = sum(name in ("model", "method") for name in names)
     table(names, list(zip(*(columns[name] for name in names), strict=True)), left=left)
     out.print(f"leaderboard: {folder.markdown}, {folder.csv}\nAUC against bytes: {folder.plot}", markup=False)
+    if folder.codecs:
+        out.print(f"methods with codecs against methods alone: {folder.composition}", markup=False)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from embank.pipelines.config.problems import ORIGIN, missing_key, refuse_unknown
 from embank.pipelines.config.sections import DataConfig, RowsConfig, TrainConfig
 from embank.pipelines.config.tables import TABLE_KEYS, TableConfig, TablesConfig, parse_tables
 from embank.pipelines.config.values import field_names, validated
-from embank.tables import ConfigError
+from embank.tables import ConfigError, named_codec
 from embank.tables.scalars import plain
 
 
@@ -73,6 +73,7 @@ def _parse(raw: Any) -> Config:
     }
     config = Config(**sections)
     _refuse_out_of_range(config)
+    _refuse_through(config.train.straight_through)
     return config
 
 
@@ -109,6 +110,22 @@ def _model(raw: Any) -> dict[str, Any]:
         )
     name, hyper = str(raw["name"]), {key: value for key, value in raw.items() if key != "name"}
     return {"name": name, **asdict(validated(find_model(name).Config, hyper, path="model"))}
+
+
+def _refuse_through(codec: str | None) -> None:
+    """Raises ConfigError for what rows can't be trained through."""
+    if codec is None:
+        return
+    try:
+        named = named_codec(codec)
+    except ConfigError as error:
+        raise ConfigError(f"train.straight_through: {error}") from error
+    if codec == "fp32" or not named.takes_rows:
+        raise ConfigError(
+            wrong_value(
+                "train.straight_through", codec, "it must be a codec of rows that loses something, such as int2"
+            )
+        )
 
 
 def _refuse_out_of_range(config: Config) -> None:

@@ -56,6 +56,9 @@ class TrainConfig:
         compile: run the network through torch.compile.
         tensorboard: also write TensorBoard event files (the extra `embank[tensorboard]`).
         num_threads: threads of torch; None leaves torch's own choice.
+        straight_through: a codec in the loop: steps and evaluations see rows as it holds them, gradients move the fp32
+            rows; it is the one that is served. Tables that have a codec of their own are trained through that. A budget
+            does not count it. None trains plain rows.
     """
 
     epochs: int = 1
@@ -79,6 +82,7 @@ class TrainConfig:
     compile: bool = False
     tensorboard: bool = False
     num_threads: int | None = None
+    straight_through: str | None = None
 
 
 @option_class

@@ -94,7 +94,7 @@ def _spec(
 
 def _share_budget(config: Config, specs: list[TableSpec]) -> list[TableSpec]:
     """Shares the default budget between the tables that are not overridden."""
-    budget, codecs = config.tables.default.budget, table_codecs(config, specs)
+    budget, codecs = config.tables.default.budget, _counted_codecs(config, specs)
     specs = [
         within_coded(spec, codec=codecs[spec.name]) if spec.feature_names[0] in config.tables.overrides else spec
         for spec in specs
@@ -118,7 +118,19 @@ def _share_budget(config: Config, specs: list[TableSpec]) -> list[TableSpec]:
 
 
 def table_codecs(config: Config, specs: Sequence[TableSpec]) -> dict[str, str]:
-    """The codec of each table: that of its feature."""
+    """The codec that each table is served under: that of its feature, or else the one that was trained through."""
+    through = config.train.straight_through or "fp32"
+    return {name: through if codec == "fp32" else codec for name, codec in _counted_codecs(config, specs).items()}
+
+
+def served_codec(config: Config) -> str:
+    """The codec of a feature without one of its own, as its table is served."""
+    own = config.tables.default.codec
+    return config.train.straight_through or own if own == "fp32" else own
+
+
+def _counted_codecs(config: Config, specs: Sequence[TableSpec]) -> dict[str, str]:
+    """The codec of each table that a budget counts."""
     return {spec.name: config.tables.of(spec.feature_names[0]).codec for spec in specs}
 
 

@@ -102,10 +102,11 @@ def evaluate_bundle(bundle: Bundle, path: str | Path, split: str) -> dict[str, A
     Raises:
         ConfigError, CheckpointError: the bundle is not a training run's, or damaged.
     """
-    return _scored(Scorer(bundle), path, split)
+    return evaluate_scorer(Scorer(bundle), path, split)
 
 
-def _scored(scorer: Scorer, path: str | Path, split: str) -> dict[str, Any]:
+def evaluate_scorer(scorer: Scorer, path: str | Path, split: str) -> dict[str, Any]:
+    """Metrics of what a bundle's scorer gives for a split of a prepared folder, as `evaluate` gives them."""
     loader = Loader(path, split, batch_size=EVAL_BATCH_SIZE, shuffle=False)
     refuse_unlabelled(loader.schema, data=path)
     evaluation = new_evaluation(split, loader.schema)
@@ -166,7 +167,7 @@ def _of_bundle(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     return {
         "split": split,
         "step": bundle.facts["step"],
-        **_scored(scorer, data, split),
+        **evaluate_scorer(scorer, data, split),
         "serving_bytes": scorer.nbytes(),
         "bundle_bytes": bundle.nbytes,
         "data": str(data),

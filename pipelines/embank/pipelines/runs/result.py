@@ -8,7 +8,7 @@ from typing import Any
 from embank.ctr_models import CTRModel
 from embank.pipelines.config.run import Config
 from embank.pipelines.data.schema import Schema
-from embank.pipelines.runs.build import served_nbytes
+from embank.pipelines.runs.build import served_codec, served_nbytes
 from embank.pipelines.runs.bundle import write_bundle
 from embank.pipelines.runs.evaluate import evaluate_bundle
 from embank.pipelines.runs.folder import ROWS, RunFolder
@@ -129,7 +129,7 @@ def final_figures(
         "model": config.model["name"],
         "method": config.tables.default.method,
         "budget": config.tables.default.budget,
-        "codec": config.tables.default.codec,
+        "codec": served_codec(config),
     }
 
 

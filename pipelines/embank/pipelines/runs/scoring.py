@@ -15,6 +15,7 @@ from embank.tables.collections.ids import check_ids, int64_ids
 from embank.tables.errors import CheckpointError, ConfigError, DataError
 from embank.tables.serving.bundle import Bundle
 from embank.tables.serving.lookups import Lookups
+from embank.tables.serving.packed import PackedCollection
 from embank.tables.serving.table import looked_up
 from embank.tables.wording import nearest_or_all
 
@@ -35,6 +36,7 @@ class Scorer:
 
     Args:
         bundle: of a training run.
+        tables: its tables in another form; None takes them as they are.
 
     Attributes:
         features: categorical features in the schema's order.
@@ -50,7 +52,7 @@ class Scorer:
     lengths_B})`
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, tables: PackedCollection | None = None) -> None:
         network, schema = network_of(bundle), schema_of(bundle)
         self.features = list(schema.feature_names)
         self.multivalued = [field.name for field in schema.categorical if field.multivalued]
@@ -59,7 +61,7 @@ class Scorer:
         self.num_dense = inputs.num_dense
         self._network, self._precision = frozen(network), precision_of(bundle)
         self._few = _recorded(self._network, inputs) if self._precision == "fp32" else {}
-        self._collection = bundle.tables()
+        self._collection = bundle.tables() if tables is None else tables
         dims = self._collection.dims
         if len(dims) != sum(self._parts) or sum(dims[: self._parts[0]]) != (inputs.width if self._parts[0] else 0):
             raise CheckpointError(

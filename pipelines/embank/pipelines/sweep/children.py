@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from embank.pipelines.train.interrupt import StopRequest
+from embank.tables.errors import EmbankError
 
 POLL_SECONDS = 0.05
 BUSY_SECONDS = 0.5
@@ -31,17 +32,19 @@ _PRELOADED = ["embank.pipelines.cli.app", "embank.pipelines.train.trainer"]
 
 @dataclass(frozen=True, kw_only=True)
 class Child:
-    """A command, and what it leaves behind.
+    """A command, or other work, and what it leaves behind.
 
     Args:
         name: of the run.
         arguments: of `embank`.
         log: gets its output.
+        work: is called in place of a command; a function of a module, perhaps with arguments (`functools.partial`).
     """
 
     name: str
-    arguments: Sequence[str]
     log: Path
+    arguments: Sequence[str] = ()
+    work: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +118,8 @@ class _Running:
 
     def start(self, child: Child) -> None:
         child.log.parent.mkdir(parents=True, exist_ok=True)
-        process = self.context.Process(
-            target=run_command, args=(child.arguments, child.log, self.num_threads), daemon=True
-        )
+        target, what = (run_command, child.arguments) if child.work is None else (run_work, child.work)
+        process = self.context.Process(target=target, args=(what, child.log, self.num_threads), daemon=True)
         start(process)
         self.children[child.name] = (child, process, time.monotonic())
 
@@ -160,6 +162,22 @@ def start(process: BaseProcess) -> None:
 
 def run_command(arguments: Sequence[str], log: Path, num_threads: int) -> None:
     """In the child: `embank` with these arguments, its output in the log."""
+    _begin(log, num_threads)
+    sys.argv = ["embank", *arguments]
+    runpy.run_module("embank", run_name="__main__")  # `python -m embank`, without a new interpreter and its imports
+
+
+def run_work(work: Callable[[], None], log: Path, num_threads: int) -> None:
+    """In the child: a function, its output and its error in the log."""
+    _begin(log, num_threads)
+    try:
+        work()
+    except EmbankError as error:
+        sys.exit(f"embank: {error}")
+
+
+def _begin(log: Path, num_threads: int) -> None:
+    """Turns a new process into a child of the sweep."""
     end_with_parent()
     with log.open("ab") as file, open(os.devnull, "rb") as nothing:
         for stream, target in ((nothing, 0), (file, 1), (file, 2)):
@@ -167,8 +185,6 @@ def run_command(arguments: Sequence[str], log: Path, num_threads: int) -> None:
     import torch
 
     torch.set_num_threads(num_threads)
-    sys.argv = ["embank", *arguments]
-    runpy.run_module("embank", run_name="__main__")  # `python -m embank`, without a new interpreter and its imports
 
 
 def end_with_parent() -> None:

@@ -1,7 +1,7 @@
 """Methods against baselines at equal bytes: seed by seed, and between two sizes of a baseline by interpolation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan, log, nan
 from statistics import mean, stdev
 from typing import Any
@@ -30,6 +30,9 @@ class CaseResults:
         floor: the smallest budget of a method that can't reach this one; None if it can, or has none.
         refusal: why it can't.
         latency: of one run's packed tables.
+        codec: that the tables are served under; None where the sweep has no codecs.
+        uncoded: with a codec, the results of the same runs without, by seed.
+        refused: with a codec, why it can't hold the rows of a run, by run.
     """
 
     case: Case
@@ -40,6 +43,19 @@ class CaseResults:
     floor: float | None = None
     refusal: str | None = None
     latency: Latency | None = None
+    codec: str | None = None
+    uncoded: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether it is another form of runs that have a line of their own."""
+        return bool(self.uncoded)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every run has figures or was refused."""
+        return not self.failures
 
     @property
     def nbytes(self) -> float:
@@ -85,15 +101,25 @@ def base_name(method: str) -> str:
 
 
 def differences(entry: CaseResults, results: Sequence[CaseResults]) -> dict[str, Difference]:
-    """What a case with runs gains over each other baseline of its model that has runs, by name."""
+    """What a case with runs gains over each other baseline of its model that has runs, by name.
+
+    Baselines are those without codec; under a codec a baseline is compared to itself without.
+    """
     found = {}
     for name in BASELINES:
-        sizes = [
-            e for e in results if e.by_seed and e.case.model == entry.case.model and base_name(e.case.method) == name
-        ]
-        if sizes and base_name(entry.case.method) != name:
+        own = [e for e in results if e.by_seed and e.case.model == entry.case.model and not e.is_coded]
+        sizes = [e for e in own if base_name(e.case.method) == name]
+        if sizes and (entry.is_coded or base_name(entry.case.method) != name):
             found[name] = _difference(entry, sizes, baseline=name)
     return found
+
+
+def changes(entry: CaseResults) -> tuple[list[float], list[float]]:
+    """What a codec changes of test AUC (where it is defined) and of validation, run by run."""
+    runs = [(coded, entry.uncoded[seed]) for seed, coded in entry.by_seed.items() if seed in entry.uncoded]
+    tested = [_auc(coded) - _auc(plain) for coded, plain in runs]
+    judged = [validation(coded) - validation(plain) for coded, plain in runs]
+    return [gain for gain in tested if not isnan(gain)], judged
 
 
 def best(found: Mapping[str, Difference]) -> Difference | None:

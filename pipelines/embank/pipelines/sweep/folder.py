@@ -25,12 +25,15 @@ class SweepFolder:
     runs/MODEL/METHOD/BUDGET/[POINT/]SEED    run directories, see `RunFolder`
     configs/             their configurations
     logs/                what they printed
-    leaderboard.csv, leaderboard.md, pareto.png
+    leaderboard.csv, leaderboard.md, pareto.png; with codecs composition.png
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = path = Path(path)
         self.record = path / "sweep.yaml"
+        self.codecs: list[str] = []
+        """Those that were ever asked for, once the folder is opened."""
+        self.composition = path / "composition.png"
         self.csv, self.markdown, self.plot = path / "leaderboard.csv", path / "leaderboard.md", path / "pareto.png"
 
     @contextmanager
@@ -50,9 +53,11 @@ class SweepFolder:
             before = self._read()
             refuse_changed_config(self.path, before["config"], plain)
             earlier = self._cases(before)
+            self.codecs = self._codecs(before)
         else:
             self._refuse_used()
         cases = list(dict.fromkeys([*earlier, *plan.cases()]))
+        self.codecs = list(dict.fromkeys([*self.codecs, *plan.codecs]))
         with training_in(self.path):
             if not resume:
                 self._refuse_used()  # another process may have been here since
@@ -63,6 +68,7 @@ class SweepFolder:
                 "models": list(plan.models),
                 "grid": dict(plan.grid),
                 "grid_budget": plan.grid_budget,
+                **({"codecs": self.codecs} if self.codecs else {}),
                 "cases": [asdict(case) for case in cases],
                 "config": plain,
             }
@@ -106,6 +112,12 @@ class SweepFolder:
         except (TypeError, KeyError, ValueError) as error:
             raise self._damaged() from error
 
+    def _codecs(self, record: Mapping[str, Any]) -> list[str]:
+        codecs = record.get("codecs", [])
+        if not isinstance(codecs, list) or not all(isinstance(codec, str) for codec in codecs):
+            raise self._damaged()
+        return codecs
+
     def _damaged(self) -> CheckpointError:
         return CheckpointError(f"'{self.record}' is damaged; restore it or start the sweep again in another --out")
 
@@ -128,9 +140,9 @@ class SweepFolder:
         """The directory of a run."""
         return RunFolder(self.path / "runs" / job.name)
 
-    def log(self, job: Job) -> Path:
-        """What a run prints."""
-        return self.path / "logs" / f"{job.name.replace('/', '_')}.log"
+    def log(self, job: Job, *, of: str = "") -> Path:
+        """What a run prints, or other work on it."""
+        return self.path / "logs" / f"{job.name.replace('/', '_')}{of and f'.{of}'}.log"
 
     def write_config(self, job: Job, plan: Plan) -> Path:
         """Writes the configuration of a run."""

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,7 +9,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from embank.pipelines.runs.records import RESUME
-from embank.pipelines.sweep.comparison import CaseResults, best, differences
+from embank.pipelines.sweep.comparison import CaseResults, best, changes, differences
+from embank.tables import DataError
 from embank.tables.storage.atomic import replace_text
 
 AVERAGED = (
@@ -19,7 +19,8 @@ AVERAGED = (
 )
 """Figures of result.json that a line has the mean of."""
 
-COMPLETE, INFEASIBLE, FAILED = "complete", "infeasible", "failed"
+COMPLETE, INFEASIBLE, FAILED, REFUSED = "complete", "infeasible", "failed", "refused"
+"""Of a line: it has its figures; no such budget; a run has none; its codec can't hold its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Row:
     model: str
     method: str
     budget: float | None
+    codec: str | None = None
     status: str
     point: str
     seeds: str
@@ -59,7 +61,14 @@ class Row:
     minus_best_baseline: float | None = None
     minus_best_baseline_sd: float | None = None
     minus_best_baseline_bytes_ratio: float | None = None
+    minus_fp32: float | None = None
+    minus_fp32_sd: float | None = None
+    valid_minus_fp32: float | None = None
     note: str = ""
+
+
+CODEC_COLUMNS = ("codec", "minus_fp32", "minus_fp32_sd", "valid_minus_fp32")
+"""Left out where a sweep has no codecs."""
 
 
 def leaderboard(results: Sequence[CaseResults]) -> list[Row]:
@@ -73,6 +82,7 @@ def _row(entry: CaseResults, results: Sequence[CaseResults]) -> Row:
         "model": case.model,
         "method": case.method,
         "budget": case.budget,
+        "codec": entry.codec,
         "point": entry.point,
         "seeds": ",".join(map(str, entry.by_seed)),
         "note": "; ".join(f"{run} failed: {text}" for run, text in {**entry.failures, **entry.failed_points}.items()),
@@ -80,6 +90,9 @@ def _row(entry: CaseResults, results: Sequence[CaseResults]) -> Row:
     if entry.refusal is not None:
         floor = entry.refusal if entry.floor is None else f"floor {entry.floor:g}"
         return Row(**{**head, "status": INFEASIBLE, "note": f"{INFEASIBLE}: {floor}"})
+    if entry.refused and not entry.failures:
+        told = "; ".join(f"{run}: {text}" for run, text in entry.refused.items())
+        return Row(**{**head, "status": REFUSED, "note": f"{REFUSED}: {told}"})
     if not runs:
         return Row(**head, status=FAILED)
 
@@ -94,6 +107,7 @@ def _row(entry: CaseResults, results: Sequence[CaseResults]) -> Row:
     gains = differences(entry, results)
     hashed, top = gains.get("hash"), best(gains)
     means: dict[str, Any] = {key: average(key) for key in AVERAGED}
+    lost, lost_valid = changes(entry)
     return Row(
         **head,
         status=COMPLETE if not entry.failures else FAILED,
@@ -110,6 +124,9 @@ def _row(entry: CaseResults, results: Sequence[CaseResults]) -> Row:
         minus_best_baseline=top.mean if top else None,
         minus_best_baseline_sd=top.sd if top else None,
         minus_best_baseline_bytes_ratio=top.bytes_ratio if top else None,
+        minus_fp32=mean(lost) if lost else None,
+        minus_fp32_sd=stdev(lost) if len(lost) > 1 else None,
+        valid_minus_fp32=mean(lost_valid) if lost_valid else None,
     )
 
 
@@ -130,6 +147,10 @@ def leaderboard_facts(rows: Sequence[Row], *, data: Path, num_jobs: int, num_cor
     else:
         told = "seeds of each line"
     quality = f"mean ± sample deviation over the {told}" if several else told
+    coded = [
+        "A codec other than fp32 is that of the same runs' bundles, coded and scored anew and not trained again; AUC − "
+        "fp32 is paired by run. Baselines, training and lookups are those without codec."
+    ]
     runs = "1 run at a time had" if num_jobs == 1 else f"{num_jobs} runs at a time shared"
     return [
         f"Test split of `{data}`, {quality}; checkpoints are chosen on validation.",
@@ -143,41 +164,49 @@ def leaderboard_facts(rows: Sequence[Row], *, data: Path, num_jobs: int, num_cor
         f"{num_cores} core{'s' * (num_cores != 1)}.",
         "Lookups in the packed tables of the first seed, afterwards, one run at a time on one thread: median time for "
         "one id, and rows per second at 4,096 ids.",
+        *(coded if any(row.codec for row in rows) else []),
     ]
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """All columns, numbers in full; undefined ones are empty."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=[field.name for field in fields(Row)])
+    left_out = () if any(row.codec for row in rows) else CODEC_COLUMNS
+    names = [field.name for field in fields(Row) if field.name not in left_out]
+    writer = csv.DictWriter(text, fieldnames=names, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     replace_text(path, text.getvalue(), cure=RESUME)
 
 
-def write_markdown(rows: Sequence[Row], path: Path, *, title: str, facts: Sequence[str]) -> None:
-    """A table for people, how its figures were made, and what went wrong.
+def read_csv(path: Path) -> list[Row]:
+    """What `write_csv` wrote; columns that an earlier version did not have are empty.
 
-    Args:
-        rows: the leaderboard.
-        path: the file.
-        title: data and models.
-        facts: sentences about the sweep.
+    Raises:
+        DataError: a column that no leaderboard has, or a cell that is no number where one belongs.
     """
-    columns = table_columns(rows)
-    lines = [f"# {title}", "", *map(_bullet, facts), "", "![AUC against serving bytes](pareto.png)", ""]
-    lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    lines += [f"| {' | '.join(values)} |" for values in zip(*columns.values(), strict=True)]
-    failed = [row for row in rows if row.status == FAILED]
-    if failed:
-        lines += ["", "## Failed runs", "", *(f"- {row.model}, {row.method}: {row.note}" for row in failed)]
-    replace_text(path, "\n".join(lines) + "\n", cure=RESUME)
+    kinds = {field.name: field.type for field in fields(Row)}
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    rows = []
+    for number, line in enumerate(lines, 2):
+        unknown = [name for name in line if name not in kinds]
+        if unknown:
+            raise DataError(
+                f"'{path}' has a column '{unknown[0]}', which no leaderboard has; write it again by --resume"
+            )
+        try:
+            values = {name: _value(text, kinds[name]) for name, text in line.items()}
+            rows.append(Row(**values))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"'{path}', line {number}: {error}; write it again by --resume") from error
+    return rows
 
 
-def _bullet(fact: str) -> str:
-    return textwrap.fill(
-        fact, 120, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
+def _value(text: str, kind: Any) -> Any:
+    if kind is str:
+        return text
+    return None if text == "" else float(text) if kind == (float | None) else text
 
 
 def table_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -187,11 +216,13 @@ def table_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
         "model": [row.model for row in rows] if several else [],
         "method": [row.method for row in rows],
         "budget": [_budget(row) for row in rows],
+        "codec": [row.codec or "" for row in rows],
         "seeds": [row.seeds.replace(",", ", ") for row in rows]
         if len({row.seeds for row in rows if row.seeds}) > 1
         else [],
         "chosen": [row.point for row in rows],
         "test AUC": [_pair(row.auc, row.auc_sd, ".4f") if row.auc is not None else _status(row) for row in rows],
+        "AUC − fp32": [_pair(row.minus_fp32, row.minus_fp32_sd, "+.4f") for row in rows],
         "log loss": [_pair(row.logloss, row.logloss_sd, ".4f") for row in rows],
         "serving bytes": [_number(row.serving_bytes, ",.0f") for row in rows],
         "of plain": [_number(row.serving_ratio, ".4f") for row in rows],
@@ -246,4 +277,4 @@ def _against(
 
 
 def _status(row: Row) -> str:
-    return row.note if row.status == INFEASIBLE else row.status if row.status == FAILED else "undefined"
+    return {COMPLETE: "undefined", INFEASIBLE: row.note}.get(row.status, row.status)

@@ -112,12 +112,12 @@ def _panel(axes: Any, rows: Sequence[Row], methods: Sequence[str]) -> None:
         if points:
             _line(axes, points, look)
             ends.append((look, max(points, key=_nbytes)))
-    _reference(axes, [row for row in rows if row.method == "full"])
+    reference(axes, [row for row in rows if row.method == "full"])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     handle = Line2D([], [], color=_FRONT, alpha=0.6, linewidth=4, marker="o", markersize=10, markerfacecolor="none")
     axes.legend([handle], ["Pareto front (by validation)"], loc="lower right", frameon=False, fontsize=8.5)
-    _label(ends, axes)
+    label_ends(ends, axes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,7 @@ def _line(axes: Any, rows: Sequence[Row], look: Look) -> None:
     )
 
 
-def _reference(axes: Any, rows: Sequence[Row]) -> None:
+def reference(axes: Any, rows: Sequence[Row]) -> None:
     """The plain table as a level, and its share as a second scale."""
     if not rows:
         return
@@ -204,7 +204,7 @@ def _reference(axes: Any, rows: Sequence[Row]) -> None:
     top.tick_params(labelsize=8)
 
 
-def _label(ends: Sequence[tuple[Look, Row]], axes: Any) -> None:
+def label_ends(ends: Sequence[tuple[Look, Row]], axes: Any) -> None:
     """Markers and names in a column to the right of the panel, spread so that none covers another, joined to their
     lines."""
     figure = axes.figure

@@ -11,7 +11,8 @@ from typing import Any
 from embank.ctr_models.registry import find_model
 from embank.pipelines.config.file import set_key
 from embank.pipelines.config.run import Config, parse_config
-from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS
+from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS, TableConfig, TablesConfig
+from embank.pipelines.runs.coded import UNCODED, refuse_choice
 from embank.tables import ConfigError, method_class, registered_methods
 from embank.tables.storage.yaml_text import parse_yaml
 
@@ -67,6 +68,7 @@ class Plan:
         grid: by key, the values to choose from on validation.
         grid_budget: a method runs the grid once per model, at the budget next to this one that it can reach, and takes
             what was chosen to its other budgets; None runs it at every budget.
+        codecs: under which each run is evaluated besides, without training it again; `fp32` is the run itself.
 
     Raises:
         ConfigError: an unknown name, a budget outside (0, 1], an empty list, a key that the configuration lacks.
@@ -79,6 +81,7 @@ class Plan:
     seeds: Sequence[int]
     grid: Mapping[str, Sequence[Any]]
     grid_budget: float | None = None
+    codecs: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for model in self.models:
@@ -103,9 +106,23 @@ class Plan:
         for seed in self.seeds:
             if seed < 0:
                 raise ConfigError(f"--seeds holds {seed}; a seed must be 0 or more")
+        for codec in self.codecs:
+            refuse_choice(codec)
         for case in self.cases():
             for job in self.points(case):
-                self.config_of(job)
+                self._refuse_coded(self.config_of(job), method=case.method)
+
+    def _refuse_coded(self, config: Config, *, method: str) -> None:
+        tables = config.tables
+        coded = [(f"{path}.codec", table.codec) for path, table in _by_path(tables) if table.codec != UNCODED]
+        through = config.train.straight_through
+        coded += [] if through is None else [("train.straight_through", through)]
+        if self.codecs and coded:
+            path, codec = coded[0]
+            raise ConfigError(
+                f"'{path}' is {codec} with method '{method}', and --codecs codes the rows of runs in fp32; leave "
+                "one of them out. With the key, a budget counts coded bytes: that is another sweep"
+            )
 
     def cases(self) -> list[Case]:
         """The lines of the leaderboard, in order."""
@@ -145,11 +162,13 @@ class Plan:
         raw["model"] = _with_model(raw["model"], job.case.model)
         raw["tables"] = _with_method(raw.get("tables") or {}, job.case.method) | {"budget": job.case.budget}
         raw["train"] = {**(raw.get("train") or {}), "seed": job.seed}
-        for key, values in self.grid.items():
-            for value in values:
-                if f",{key}={_text(value)}," in f",{job.point},":
-                    set_key(raw, f"{key}={json.dumps(value)}")
+        for key, value in point_of(job.point, self.grid).items():
+            set_key(raw, f"{key}={json.dumps(value)}")
         return parse_config(raw)
+
+
+def _by_path(tables: TablesConfig) -> list[tuple[str, TableConfig]]:
+    return [("tables", tables.default), *((f"tables.overrides.{name}", t) for name, t in tables.overrides.items())]
 
 
 def _with_model(model: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -191,6 +210,11 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(";", ":"))
 
 
+def point_of(point: str, grid: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The values that a point of a grid stands for, by key."""
+    return {key: value for key, values in grid.items() for value in values if f",{key}={_text(value)}," in f",{point},"}
+
+
 def method_names(text: str) -> list[str]:
     """Methods from "a,b:key=value,c" or "all".
 
@@ -201,6 +225,18 @@ def method_names(text: str) -> list[str]:
     for method in methods:
         method_class(split_method(method)[0])
     return methods
+
+
+def codec_names(text: str) -> list[str]:
+    """Codecs from "fp32,int8".
+
+    Raises:
+        ConfigError: there is none.
+    """
+    codecs = parts(text)
+    if not codecs:
+        raise ConfigError(f"--codecs is '{text}'; give names separated by commas, for example fp32,int8,int4")
+    return codecs
 
 
 def numbers(text: str, *, option: str, kind: type[int] | type[float]) -> list[Any]:

@@ -8,9 +8,12 @@ from typing import Any
 from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
+from embank.pipelines.runs.coded import UNCODED
 from embank.pipelines.runs.folder import is_training
 from embank.pipelines.sweep.children import Child, Ended, num_cores, run_children
+from embank.pipelines.sweep.coding import Coding
 from embank.pipelines.sweep.comparison import CaseResults, validation
+from embank.pipelines.sweep.edges import edges
 from embank.pipelines.sweep.feasible import Feasibility
 from embank.pipelines.sweep.folder import SweepFolder
 from embank.pipelines.sweep.latency import measure
@@ -20,8 +23,8 @@ from embank.pipelines.sweep.leaderboard import (
     leaderboard,
     leaderboard_facts,
     write_csv,
-    write_markdown,
 )
+from embank.pipelines.sweep.page import write_markdown
 from embank.pipelines.sweep.plan import Case, Job, Plan
 from embank.pipelines.train.interrupt import stop_on_signals
 from embank.tables import ConfigError, EmbankError, WorkError
@@ -86,7 +89,7 @@ class Sweep:
                 self._refuse_to_go_on()
                 entry = self._compared(entries[case]) if case in entries else self._earlier(case, feasibility)
                 compared += [] if entry is None else [entry]
-            rows = leaderboard(compared)
+            rows = leaderboard(self._coded(compared, asked=asked) if self.folder.codecs else compared)
             self._write(rows)
             return rows
 
@@ -174,6 +177,12 @@ class Sweep:
         complete = [job for job in points if job in self.results]
         return max(complete, key=lambda job: validation(self.results[job])).point if complete else None
 
+    def _tuned(self) -> dict[str, str]:
+        """Of each line whose grid was run its choice."""
+        feasible = self._feasible_cases()
+        tuned = dict.fromkeys(self.plan.tuned_with(case, feasible) for case in feasible)
+        return {case.name: point for case in tuned if (point := self._chosen(case))}
+
     def _waiting(self) -> list[str]:
         self._read_results()  # also of runs that another process has ended meanwhile
         self.jobs = {job.name: job for job in self._wanted()}
@@ -255,10 +264,30 @@ class Sweep:
         )
         return self._with_runs(compared, {seed: done[seed] for seed in seeds})
 
-    def _write(self, rows: list[Row]) -> None:
-        from embank.pipelines.sweep.pareto import plot_pareto  # matplotlib takes a second to import
+    def _coded(self, compared: Sequence[CaseResults], *, asked: Sequence[Case]) -> list[CaseResults]:
+        """Lines with those of the same runs under codecs; of what was not asked for now as far as it is complete."""
+        coding, codecs = Coding(self.folder, data=self.data, reporter=self.reporter), self.plan.codecs
+        jobs = [
+            Job(case=entry.case, seed=seed, point=entry.point)
+            for entry in compared
+            if entry.case in asked
+            for seed in entry.by_seed
+        ]
+        coding.evaluate(jobs, codecs, num_jobs=self.num_jobs, stop=self.stop)
+        self._refuse_to_go_on()
+        return [
+            line
+            for entry in compared
+            for line in coding.entries(entry, self.folder.codecs, asked=codecs if entry.case in asked else ())
+        ]
 
-        plan = self.plan
+    def _write(self, rows: list[Row]) -> None:
+        from embank.pipelines.sweep.composition import plot_compositions  # matplotlib takes a second to import
+        from embank.pipelines.sweep.pareto import plot_pareto
+
+        plan, told_edges = self.plan, [str(edge) for edge in edges(self.plan, self._tuned())]
+        for told in told_edges:
+            self.reporter.note(told)
         title = f"{', '.join(plan.models)} on {self.data.name}"
         facts = leaderboard_facts(rows, data=self.data, num_jobs=self.num_jobs, num_cores=num_cores())
         if plan.grid:
@@ -272,10 +301,13 @@ class Sweep:
                 f"Chosen on validation with seed {plan.seeds[0]}, separately for {lines}, from the grid {grid}; test "
                 "figures are those of the chosen point."
             )
+            facts += told_edges
         with writing(f"the leaderboard in '{self.folder.path}'", cure="Make room and go on with --resume"):
             write_csv(rows, self.folder.csv)
             write_markdown(rows, self.folder.markdown, title=title, facts=facts)
-            plot_pareto(rows, self.folder.plot, title=title)
+            plot_pareto([row for row in rows if row.codec in (None, UNCODED)], self.folder.plot, title=title)
+            if self.folder.codecs:
+                plot_compositions(rows, self.folder.composition, title=title)
 
     def refuse_failures(self, rows: list[Row]) -> None:
         """Raises WorkError if a line lacks a run that has failed; the leaderboard is there all the same."""
@@ -298,6 +330,7 @@ def run_sweep(
     models: Sequence[str] | None = None,
     grid: Mapping[str, Sequence[Any]] | None = None,
     grid_budget: float | None = None,
+    codecs: Sequence[str] = (),
     jobs: int | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
@@ -316,6 +349,7 @@ def run_sweep(
         models: instead of the configuration's.
         grid: by key, the values to choose from on validation with the first seed.
         grid_budget: run the grid at this budget only.
+        codecs: evaluate each run under these too, without training it again; each is a line of its own.
         jobs: runs at a time; None takes one per core.
         resume: go on with the runs that are missing or were stopped.
         reporter: is told a line per run.
@@ -336,6 +370,7 @@ def run_sweep(
         seeds=seeds,
         grid=grid or {},
         grid_budget=grid_budget,
+        codecs=codecs,
     )
     sweep = Sweep(plan, out, num_jobs=jobs, reporter=reporter)
     rows = sweep.run(resume=resume)

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from embank.pipelines.runs.build import served_model
 from embank.pipelines.runs.evaluate import evaluate
 from embank.pipelines.runs.state import SavedRun, save_run
 from embank.pipelines.train.interrupt import InterruptedRunError
@@ -15,6 +16,8 @@ def evaluate_and_save(session: Session) -> None:
     """Evaluates the model on validation, remembers whether it is the best so far, and writes a checkpoint."""
     progress, train = session.progress, session.config.train
     settle(session.tables)
+    is_coded = session.training.is_through_codec
+    model = served_model(session.config, session.model) if is_coded else session.model
     # What is served is what is evaluated: the means of the statistics that processes keep.
     session.processes.average_buffers(session.model.network, session.tables.methods)
     record = {
@@ -23,7 +26,7 @@ def evaluate_and_save(session: Session) -> None:
         "step": progress.step,
         "epoch": progress.epoch,
         "train_logloss": progress.loss_sum / progress.loss_rows if progress.loss_rows else None,
-        **evaluate(session.model, session.config.data.path, "valid", precision=train.precision),
+        **evaluate(model, session.config.data.path, "valid", precision=train.precision),
     }
     session.model.train()
     progress.loss_sum, progress.loss_rows, progress.evaluated_step = 0.0, 0, progress.step

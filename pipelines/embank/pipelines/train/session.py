@@ -13,12 +13,14 @@ from embank.pipelines.config.run import Config
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
+from embank.pipelines.runs.build import table_codecs
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.progress import Progress
 from embank.pipelines.train.interrupt import StopRequest
 from embank.pipelines.train.step import SearchStepper, Stepper
 from embank.tables import TableCollection
 from embank.tables.collections.stages import planned_stages, search_parameters
+from embank.tables.collections.straight_through import StraightThrough
 from embank.tables.ids.hashing import seed_of
 from embank.tables.sharding.processes import Processes
 
@@ -66,6 +68,7 @@ class StageTraining:
             num_rows=num_rows,
             num_steps=self.num_steps,
             held=searched,
+            coded=self._coded(),
         )
         self.loader = self._loader("train", address=self.stepper.address)
         self.search: SearchStepper | None = None
@@ -73,6 +76,17 @@ class StageTraining:
             batches = self._loader("valid", address=self.tables.address)
             self.search = SearchStepper(model, config=train, loader=batches, start=progress.search_position)
         self.num_steps_here = 0
+
+    def _coded(self) -> StraightThrough | None:
+        """The codecs that rows are trained through: in the stage that is served."""
+        if not self.is_through_codec:
+            return None
+        return StraightThrough(self.tables, table_codecs(self.config, self.tables.specs))
+
+    @property
+    def is_through_codec(self) -> bool:
+        """Whether steps and evaluations see rows as their codec will hold them."""
+        return self.config.train.straight_through is not None and self.is_served
 
     def _loader(self, split: str, *, address: Callable[[KeyedJaggedTensor], Any]) -> Loader:
         data = self.config.data

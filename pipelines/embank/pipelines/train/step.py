@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from embank.pipelines.train.penalty import Penalised, RowPenalty
 from embank.pipelines.train.schedule import lr_factor
 from embank.tables import TableCollection, WorkError
 from embank.tables.collections.stages import rows_held, search_parameters
+from embank.tables.collections.straight_through import StraightThrough
 from embank.tables.sharding.processes import Processes
 
 
@@ -35,6 +37,7 @@ class Stepper:
         num_rows: rows of the training split.
         num_steps: steps of the stage.
         held: dense parameters that are left alone.
+        coded: the codecs that rows are trained through, if any.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class Stepper:
         num_rows: int,
         num_steps: int,
         held: Sequence[nn.Parameter] = (),
+        coded: StraightThrough | None = None,
     ) -> None:
         assert isinstance(model.tables, TableCollection)
+        self.coded: AbstractContextManager[None] = nullcontext() if coded is None else coded
         self.model, self.tables, self.processes = model, model.tables, model.tables.processes
         self.config = config
         rank, count = self.processes.rank, self.processes.count
@@ -104,6 +109,12 @@ class Stepper:
         """
         self._set_learning_rates(step, num_plateaus)
         batch = batch.to(self.tables.device)
+        with self.coded:
+            value, agreed = self._update(batch, step=step, votes=votes)
+        self.tables.step()
+        return value, agreed
+
+    def _update(self, batch: Batch, *, step: int, votes: Sequence[bool]) -> tuple[float, list[bool]]:
         log_loss, loss = self._losses(batch)
         value, is_bad, agreed = self._agree(batch, log_loss.item(), loss.item(), votes)
         if is_bad:
@@ -116,7 +127,6 @@ class Stepper:
         if self.config.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad_norm)
         self.optimizer.step()
-        self.tables.step()
         return value, agreed
 
     def _agree(

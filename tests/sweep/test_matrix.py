@@ -1,0 +1,169 @@
+"""Leaderboards as people read them: matrices of hand-made lines whose best is known, and choices at a grid's edge."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embank.pipelines.sweep.composition import plot_compositions
+from embank.pipelines.sweep.edges import edges
+from embank.pipelines.sweep.leaderboard import Row, read_csv, write_csv
+from embank.pipelines.sweep.matrix import markdown, of_compositions, of_differences, of_methods
+from embank.pipelines.sweep.page import page
+from embank.pipelines.sweep.plan import Plan
+from embank.tables import DataError
+from tests.scripts import ROOT, script
+from tests.training.runs import raw_config
+
+
+def row(method: str, budget: float | None, auc: float | None, **changes: Any) -> Row:
+    """A line whose validation says what its test split says, unless told otherwise."""
+    share = changes.pop("share", budget or 1.0)
+    known: dict[str, Any] = {"model": "deepfm", "status": "complete", "point": "", "seeds": "0,1", "valid_metric": auc}
+    sizes = {} if auc is None else {"serving_ratio": share, "serving_bytes": 1000 * share}
+    return Row(method=method, budget=budget, auc=auc, **{**known, **sizes, **changes})
+
+
+PLAIN = [
+    row("full", None, 0.9, auc_sd=0.001),
+    row("hash", 0.5, 0.7, auc_sd=0.002),
+    row("hash", 0.1, 0.6, auc_sd=0.003),
+    row("mine", 0.5, 0.85, share=0.3, auc_sd=0.004, best_baseline="hash", minus_best_baseline=0.2),
+    row("mine", 0.1, None, status="infeasible", note="infeasible: floor 0.123"),
+    row("yours", 0.5, 0.86, valid_metric=0.8, best_baseline="hash", minus_best_baseline=0.16),
+    row(
+        "yours",
+        0.1,
+        0.8,
+        share=0.102,
+        best_baseline="hash",
+        minus_best_baseline=0.2,
+        minus_best_baseline_sd=0.01,
+        minus_best_baseline_bytes_ratio=2.3,
+    ),
+]
+
+
+def test_methods_by_budgets() -> None:
+    assert of_methods(PLAIN) == [
+        ["method", "own size", "0.5", "0.1"],
+        ["full", "**0.9000 ± 0.0010 (1)**", "", ""],
+        ["yours", "", "0.8600", "**0.8000**"],  # 2% more bytes are the same size
+        ["mine", "", "**0.8500 ± 0.0040 (0.3)**", "floor 0.123"],  # the best by validation, .85 against .8
+        ["hash", "", "0.7000 ± 0.0020", "0.6000 ± 0.0030"],
+    ]
+    assert of_differences(PLAIN) == [
+        ["method", "0.5", "0.1"],
+        ["yours", "+0.1600 (hash)", "+0.2000 ± 0.0100 (hash, 2.3 times the bytes)"],
+        ["mine", "+0.2000 (hash)", ""],
+    ]
+    assert of_differences(PLAIN[:3]) == []
+    assert of_compositions(PLAIN) == []
+    assert markdown([["a", "b"], ["c", "d"]]) == ["| a | b |", "|---|---|", "| c | d |"]
+
+
+def test_sizes_that_options_say_are_a_column() -> None:
+    rows = [row("hash:num_rows=9", None, 0.7), row("unified:rows=9", None, 0.8)]
+    rows = [replace(r, serving_ratio=None) for r in rows]
+    assert [line[0] for line in of_methods(rows)] == ["method", "unified:rows=9", "hash:num_rows=9"]
+    failed = [*PLAIN, row("broken", 0.5, None, status="failed"), row("broken", 0.1, None, status="failed")]
+    assert of_methods(failed)[-1] == ["broken", "", "failed", "failed"], "counts as the lowest of each column"
+
+
+CODED = [
+    *(replace(r, codec="fp32") for r in PLAIN),
+    row("full", None, 0.89, codec="int4", share=0.14, minus_fp32=-0.01),
+    row("full", None, 0.7, codec="int2", share=0.08),
+    row("hash", 0.5, 0.69, codec="int4", share=0.07),
+    row("mine", 0.5, 0.84, codec="int4", share=0.045, auc_sd=0.001),
+    row("mine", 0.5, 0.83, codec="int2", share=0.03),
+    row("yours", 0.1, 0.85, codec="int4", share=0.015, valid_metric=0.6),
+    row("yours", 0.5, None, codec="pq", status="refused", note="refused: deepfm/yours/0.5/0: too few"),
+]
+
+
+def test_the_best_composition_at_each_size() -> None:
+    head, alone, *lines = of_compositions(CODED)
+    assert head[1:] == ["≤ 0.5", "≤ 0.1", "≤ 0.05", "≤ 0.025"], "down to the smallest line"
+    assert alone[1:] == ["0.8500 ± 0.0040 (mine 0.5, 0.3)", "0.6000 ± 0.0030 (hash 0.1, 0.1)", "", ""]
+    cells = {line[0]: line[1:] for line in lines}
+    assert cells["full"] == ["**0.8900** (+ int4, 0.14)", "0.7000 (+ int2, 0.08)", "", ""]
+    assert cells["mine"] == [
+        "0.8500 ± 0.0040 (0.5, 0.3)",
+        "**0.8400 ± 0.0010** (0.5 + int4, 0.045)",
+        "**0.8400 ± 0.0010** (0.5 + int4, 0.045)",
+        "",
+    ]
+    assert cells["yours"][-1] == "**0.8500** (0.1 + int4, 0.015)", "the only one that is so small"
+    assert cells["hash"][1] == "0.6900 (0.5 + int4, 0.07)"
+    assert of_methods(CODED) == of_methods(PLAIN), "methods alone are what they are without codecs"
+
+
+def test_the_page_and_the_pictures(tmp_path: Path) -> None:
+    text = page(CODED, title="T", facts=["a fact"])
+    order = ["# T", "| full | **0.9000", "## Methods with codecs", "*best method alone*", "composition.png"]
+    order += ["## Against baselines", "pareto.png", "## How the figures were made", "- a fact", "## Refused codecs"]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    assert "- deepfm, yours under pq: refused: deepfm/yours/0.5/0: too few" in text
+    assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 120
+    assert "composition" not in page(PLAIN, title="T", facts=[])
+    two = page([*PLAIN, *(replace(r, model="dlrm") for r in PLAIN)], title="T", facts=[])
+    assert two.index("**deepfm**") < two.index("**dlrm**")
+    plot_compositions(CODED, tmp_path / "c.png", title="T")
+    plot_compositions([CODED[-1]], tmp_path / "empty.png", title="T")
+    assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_leaderboard_is_read_as_it_was_written(tmp_path: Path) -> None:
+    for rows in (PLAIN, CODED):
+        write_csv(rows, tmp_path / "l.csv")
+        assert read_csv(tmp_path / "l.csv") == rows
+    assert "codec" in (tmp_path / "l.csv").read_text()
+    (tmp_path / "l.csv").write_text("model,weather\na,b\n")
+    with pytest.raises(DataError, match="has a column 'weather', which no leaderboard has"):
+        read_csv(tmp_path / "l.csv")
+    (tmp_path / "l.csv").write_text("model,method,budget,status,point,seeds,auc\na,b,1,complete,,0,x\n")
+    with pytest.raises(DataError, match="line 2: could not convert string to float: 'x'"):
+        read_csv(tmp_path / "l.csv")
+
+
+@pytest.mark.parametrize(
+    "sweep", sorted(path.parent.name for path in (ROOT / "docs/results").glob("*/leaderboard.csv"))
+)
+def test_published_pages_are_those_of_their_files(sweep: str) -> None:
+    folder = ROOT / "docs/results" / sweep
+    assert (folder / "leaderboard.md").read_text() == script("leaderboards").rendered(folder), (
+        "python benchmarks/leaderboards.py"
+    )
+
+
+def told(grid: dict[str, list[Any]], **chosen: str) -> list[str]:
+    plan = Plan(
+        config=raw_config(Path("data")), models=["deepfm"], methods=["hash"], budgets=[0.5], seeds=[0], grid=grid
+    )
+    return [str(edge) for edge in edges(plan, chosen)]
+
+
+def test_choices_at_the_edge_of_a_grid() -> None:
+    grid = {"train.table_lr": [0.05, 0.2, 0.1], "tables.dim": [4, 8]}
+    at = [f"train.table_lr={lr},tables.dim={dim}" for lr, dim in ((0.2, 8), (0.1, 8), (0.05, 4), (0.2, 8))]
+    assert told(grid, a=at[0], b=at[1], c=at[2], d=at[3]) == [
+        "train.table_lr=0.05, the smallest value of its grid, was chosen by 1 of 4 lines (c): try train.table_lr=0.025 "
+        "as well",
+        "train.table_lr=0.2, the largest value of its grid, was chosen by 2 of 4 lines (a, d): try train.table_lr=0.4 "
+        "as well",
+        "tables.dim=4, the smallest value of its grid, was chosen by 1 of 4 lines (c): try tables.dim=2 as well",
+        "tables.dim=8, the largest value of its grid, was chosen by 3 of 4 lines (a, b, d): try tables.dim=16 as well",
+    ]
+    assert told(grid, b="train.table_lr=0.1,tables.dim=6") == []
+
+
+def test_ends_that_have_no_beyond() -> None:
+    assert told({"train.weight_decay": [0.0, 1e-5]}, a="train.weight_decay=0.0") == []
+    (said,) = told({"train.weight_decay": [0.0, 1e-5]}, a="train.weight_decay=1e-05")
+    assert said.endswith("try train.weight_decay=0.0001 as well")
+    assert told({"model.dropout": [0.5, 0.9]}, a="model.dropout=0.9") == [], "the model takes no more"
+    assert told({"train.table_optimizer": ["sgd", "adagrad"]}, a="train.table_optimizer=sgd") == []
+    assert told({"train.lr": [0.001]}, a="train.lr=0.001") == []
