@@ -149,6 +149,8 @@ def _slice(axes: Any, name: str, studies: Mapping[str, optuna.Study]) -> None:
     if not is_text and numbers and min(numbers) > 0 and max(numbers) / min(numbers) > 20:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
+    elif not is_text and all(isinstance(value, int) for value in numbers):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for color, study in zip(_cycled(len(studies)), studies.values(), strict=True):
         trials = [t for t in complete(study) if name in t.user_attrs["candidate"]]
         at = [places.get(t.user_attrs["candidate"][name], t.user_attrs["candidate"][name]) for t in trials]
