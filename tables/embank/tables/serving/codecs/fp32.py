@@ -38,8 +38,7 @@ class Fp32(Coded):
 
     @classmethod
     def joined(cls, matrices: Sequence[Self]) -> Callable[[Tensor], Tensor]:
-        joined = Joined([matrix.rows for matrix in matrices])
-        return lambda rows_KB: joined.rows.index_select(0, joined.places(rows_KB))
+        return Joined([matrix.rows for matrix in matrices]).take
 
     @classmethod
     def rows_per_block(cls, dim: int) -> int:

@@ -3,11 +3,12 @@
 Legend: K matrices, R_k rows of one, W numbers of a row, B ids of each, N = B K.
 """
 
+import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
 
 _FEW = 512
 """Ids of each matrix up to which one call for all of them is faster than a call for each: beyond, the rows of one after
@@ -39,6 +40,24 @@ def place_of(rows_RW: Tensor) -> tuple[int, int, int]:
     return rows_RW.untyped_storage().data_ptr(), width, int(rows_RW.storage_offset()) % max(width, 1)
 
 
+_FEW_FOR_FBGEMM = 256
+"""Ids of each matrix up to which `index_select` is as fast."""
+
+_FBGEMM_TYPES = {torch.float32: 0, torch.float16: 1}
+"""`SparseType.as_int()`; the placement 3 is `EmbeddingLocation.HOST`."""
+
+
+class _FbgemmConstants(NamedTuple):
+    """What FBGEMM's operator is told of the matrices: bytes, where each begins, its type and its columns."""
+
+    weights: Tensor
+    starts_K: Tensor
+    placements_K: Tensor
+    kinds_K: Tensor
+    columns_K: Tensor
+    nothing: Tensor
+
+
 class Joined:
     """Several matrices of one place (`place_of`) as one.
 
@@ -65,6 +84,50 @@ class Joined:
         first = min(starts)
         self.rows = matrices[0].as_strided(((max(ends) - first) // width, width), (width, 1), first)
         self.first_K1 = torch.tensor([[(start - first) // width] for start in starts])
+        self._fbgemm: _FbgemmConstants | None = None
+
+    def take(self, rows_KB: Tensor) -> Tensor:
+        """Rows fp32 [N, W] of rows [K, B] of each, where the matrices are fp32 or fp16: by FBGEMM's operator for many,
+        if this process has FBGEMM."""
+        if rows_KB.shape[1] > _FEW_FOR_FBGEMM and self.rows.dtype in _FBGEMM_TYPES and "fbgemm_gpu" in sys.modules:
+            return self._taken_by_fbgemm(rows_KB)
+        return self.rows.index_select(0, self.places(rows_KB)).float()
+
+    def _taken_by_fbgemm(self, rows_KB: Tensor) -> Tensor:
+        """A pool of one row each, [B, K W] seen as [N, W]."""
+        (num_matrices, batch_size), width = rows_KB.shape, self.rows.shape[1]
+        kind, row_nbytes = _FBGEMM_TYPES[self.rows.dtype], width * self.rows.element_size()
+        constants = self._fbgemm
+        if constants is None:
+            constants = self._fbgemm = _FbgemmConstants(
+                weights=self.rows.flatten().view(torch.uint8),
+                starts_K=self.first_K1.flatten() * row_nbytes,
+                placements_K=torch.full((num_matrices,), 3, dtype=torch.int32),
+                kinds_K=torch.full((num_matrices,), kind, dtype=torch.uint8),
+                columns_K=torch.arange(num_matrices + 1, dtype=torch.int32) * width,
+                nothing=torch.empty(0, dtype=torch.uint8),
+            )
+        rows_BE: Tensor = torch.ops.fbgemm.int_nbit_split_embedding_codegen_lookup_function(
+            dev_weights=constants.weights,
+            uvm_weights=constants.nothing,
+            weights_placements=constants.placements_K,
+            weights_offsets=constants.starts_K,
+            weights_tys=constants.kinds_K,
+            D_offsets=constants.columns_K,
+            total_D=num_matrices * width,
+            max_int2_D=0,
+            max_int4_D=0,
+            max_int8_D=0,
+            max_float16_D=width if self.rows.dtype == torch.float16 else 0,
+            max_float32_D=width if self.rows.dtype == torch.float32 else 0,
+            indices=rows_KB.flatten(),
+            offsets=torch.arange(rows_KB.numel() + 1),
+            pooling_mode=0,
+            indice_weights=None,
+            output_dtype=0,
+            row_alignment=1,
+        )
+        return rows_BE.view(batch_size * num_matrices, width)
 
     def places(self, rows_KB: Tensor) -> Tensor:
         """Rows [N] of the one matrix for rows of each: those of the first id of all matrices come first."""
