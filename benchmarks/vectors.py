@@ -34,22 +34,28 @@ def codecs(dim: int) -> list[str]:
     half, quarter, eighth = max(1, dim // 2), max(1, dim // 4), max(1, dim // 8)
     return [
         *("fp16", "int8", "fp8_e4m3", "fp8_e5m2", "int6"),
-        *(f"pca{dim * 3 // 4}+fp8_e4m3", f"pca{half}+int8", f"pca{half}+fp8_e4m3", "int4", f"pq{dim}", f"opq{dim}"),
+        *(
+            f"pca{max(1, dim * 3 // 4)}+fp8_e4m3",
+            f"pca{half}+int8",
+            f"pca{half}+fp8_e4m3",
+            "int4",
+            f"pq{dim}",
+            f"opq{dim}",
+        ),
         *("int3", f"pca{half}+int4", f"pca{quarter}+fp8_e4m3", "int2", f"pq{half}", f"opq{half}", "binary"),
         *(f"pca{quarter}+int4", f"pca{eighth}+fp8_e4m3", f"pq{quarter}", f"opq{quarter}", "binary1"),
     ]
 
 
-def rows_of(source: str, scratch: Path) -> Tensor:
-    """The vectors of a source."""
+def rows_of(source: str, scratch: Path) -> tuple[str, Tensor]:
+    """What a source holds, and its vectors."""
     path, _, table = source.partition(":")
     if Path(path).is_file():
-        return as_matrix(open_vectors(path), scratch / "rows", reporter=Reporter())
+        return Path(path).name, as_matrix(open_vectors(path), scratch / "rows", reporter=Reporter())
     packed = load_bundle(path).packed_tables()
     by_name = {spec.name: (spec, pack) for spec, pack in packed if spec.embedding_dim > 1}
     spec, pack = by_name[table] if table else max(by_name.values(), key=lambda pair: pair[0].num_embeddings)
-    print(f"table '{spec.name}' of {spec.num_embeddings:,} rows", file=sys.stderr)
-    return pack.lookup(torch.arange(spec.num_embeddings))
+    return f"table {spec.name} of {path}", pack.lookup(torch.arange(spec.num_embeddings))
 
 
 @torch.no_grad()
@@ -86,9 +92,9 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     for source in asked.sources:
         with tempfile.TemporaryDirectory() as folder:
-            rows = rows_of(source, Path(folder))
+            title, rows = rows_of(source, Path(folder))
             dim = rows.shape[1]
-            print(f"\n## {Path(source).name}: {len(rows):,} vectors of {dim}\n", flush=True)
+            print(f"\n## {title}: {len(rows):,} vectors of {dim}\n", flush=True)
             print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
             names = asked.codecs.split(",") if asked.codecs else list(dict.fromkeys(codecs(dim)))
             for cells in lines(rows, names, Path(folder), num_queries=asked.queries):

@@ -7,7 +7,7 @@ own, whose form this one shares.
 Source: Jégou et al., "Product quantization for nearest neighbor search" (TPAMI 2011), section II; Ge et al., "Optimized
 product quantization" (CVPR 2013), sections 3.2 (the rotation to begin with: principal directions, dealt to the parts so
 that all have as much to code; here none where that loses less) and 3.1 (rotation and codebooks in turn). Centroids are
-those of k-means on at most 65,536 rows, spread evenly, of dims above 512 fewer.
+those of k-means on at most 65,536 rows, spread evenly, of dims above 256 fewer.
 
 Legend: C codebooks, K centroids of each, w columns of a part.
 """
@@ -25,8 +25,8 @@ from embank.tables.serving.codecs.chunks import intermediate, row_chunks, spread
 from embank.tables.serving.codecs.composite import Composite
 
 _NUM_CODES = 16
-_SAMPLE, _SAMPLE_NUMBERS = 1 << 16, 1 << 25
-"""Rows, and numbers of them: 16,384 rows of dim 2,048 are as many for each centroid as anyone needs."""
+_SAMPLE, _SAMPLE_NUMBERS = 1 << 16, 1 << 24
+"""Rows, and numbers of them: 8,192 rows of dim 2,048 are plenty for 16 centroids."""
 _STEPS = 20
 _TURNS, _STEPS_A_TURN = 10, 3
 _WIDE, _WIDE_TURNS = 256, 2

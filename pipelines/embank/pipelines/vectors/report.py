@@ -88,7 +88,7 @@ def page(made: Compressed, *, key_nbytes: int) -> str:
         "- A vector counts as found if it is as near as the last of the true neighbours, so that of equal vectors any "
         "will do.",
         "- Bytes are those of the coded vectors, codebooks, axes and steps included. Keys are told apart.",
-        "- `pq` and `opq` learn from at most 65,536 vectors and 33,554,432 numbers, spread evenly; `pca` and `lowrank` "
+        "- `pq` and `opq` learn from at most 65,536 vectors and 16,777,216 numbers, spread evenly; `pca` and `lowrank` "
         "from at most 262,144 vectors.",
     ]
     lines += [f"- Codec `{codec}` can't hold these vectors: {why}." for codec, why in made.refused.items()]
