@@ -75,6 +75,23 @@ def test_a_collection_whose_tensors_were_replaced() -> None:
     assert not packed(kjt).values().any()
 
 
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("dim", [1, 3])
+def test_rows_that_are_padded_in_memory_are_taken_from_where_they_are(dim: int, codec: str) -> None:
+    """FBGEMM's rows have a multiple of four numbers; a table of fewer is a view of some of their columns."""
+    sizes = {"a": 40, "b": 9, "c": 1, "d": 70}
+    specs = [TableSpec(name=n, num_embeddings=s, embedding_dim=dim, feature_names=[n]) for n, s in sizes.items()]
+    tables = TableCollection(specs, seed=2)
+    assert not tables.weights()["a"].is_contiguous()
+    ids = torch.tensor([[39, 0, 7], [8, 1, 8], [0, 0, 0], [69, 3, 69]])
+    kjt = KeyedJaggedTensor(keys=list(sizes), values=ids.flatten(), lengths=torch.ones(12, dtype=torch.int32))
+    packed = pack_collection(tables, codec=codec)
+    expected = torch.cat([pack.lookup(ids[i]) for i, (_, pack) in enumerate(packed.packed_tables())], dim=1)
+    assert torch.equal(packed(kjt).values(), expected)
+    if codec == "fp32":
+        assert torch.equal(expected, tables(kjt).values())
+
+
 def test_plain_tables_next_to_each_other_are_one_matrix(tmp_path: Path) -> None:
     """Plain and hashed rows of one width are taken at once, in whatever order they lie in the file; others alone."""
     narrow = {"d": "x", "a1": "y", "b1": "z"}  # in a file, tensors lie by name

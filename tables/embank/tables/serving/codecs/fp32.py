@@ -31,7 +31,7 @@ class Fp32(Coded):
         return 4 * num_rows * dim
 
     def joint_place(self) -> Hashable | None:
-        return place_of(self.rows) if self.rows.numel() else None
+        return place_of(self.rows) if self.rows.numel() and self.rows.stride(1) == 1 else None
 
     def num_joint_rows(self) -> int:
         return len(self.rows)

@@ -33,11 +33,11 @@ def joint_or_each(
     return taken
 
 
-def place_of(rows_RW: Tensor) -> tuple[int, int, int]:
-    """What matrices have in common whose rows one matrix can give: memory, width, and where in a row of it they
-    begin."""
-    width = rows_RW.shape[1]
-    return rows_RW.untyped_storage().data_ptr(), width, int(rows_RW.storage_offset()) % max(width, 1)
+def place_of(rows_RW: Tensor) -> tuple[int, int, int, int]:
+    """What matrices have in common whose rows one matrix can give: memory, width, from row to row how many numbers
+    (more than the width where rows are padded), and where between two rows they begin."""
+    stride = max(1, rows_RW.stride(0))
+    return rows_RW.untyped_storage().data_ptr(), rows_RW.shape[1], stride, int(rows_RW.storage_offset()) % stride
 
 
 _FEW_FOR_FBGEMM = 256
@@ -80,16 +80,18 @@ class Joined:
 
     def __init__(self, matrices: Sequence[Tensor]) -> None:
         width, starts = matrices[0].shape[1], [int(matrix.storage_offset()) for matrix in matrices]
-        ends = [start + matrix.numel() for start, matrix in zip(starts, matrices, strict=True)]
-        first = min(starts)
-        self.rows = matrices[0].as_strided(((max(ends) - first) // width, width), (width, 1), first)
-        self.first_K1 = torch.tensor([[(start - first) // width] for start in starts])
+        first, stride = min(starts), max(1, matrices[0].stride(0))
+        first_K = [(start - first) // stride for start in starts]
+        num_rows = max(own + len(matrix) for own, matrix in zip(first_K, matrices, strict=True))
+        self.rows = matrices[0].as_strided((num_rows, width), (stride, 1), first)
+        self.first_K1 = torch.tensor(first_K)[:, None]
         self._fbgemm: _FbgemmConstants | None = None
 
     def take(self, rows_KB: Tensor) -> Tensor:
         """Rows fp32 [N, W] of rows [K, B] of each, where the matrices are fp32 or fp16: by FBGEMM's operator for many,
         if this process has FBGEMM."""
-        if rows_KB.shape[1] > _FEW_FOR_FBGEMM and self.rows.dtype in _FBGEMM_TYPES and "fbgemm_gpu" in sys.modules:
+        is_plain = self.rows.dtype in _FBGEMM_TYPES and self.rows.is_contiguous()
+        if rows_KB.shape[1] > _FEW_FOR_FBGEMM and is_plain and "fbgemm_gpu" in sys.modules:
             return self._taken_by_fbgemm(rows_KB)
         return self.rows.index_select(0, self.places(rows_KB)).float()
 
