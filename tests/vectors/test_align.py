@@ -8,11 +8,13 @@ import polars as pl
 import pytest
 import torch
 
-from embank.pipelines import align_vectors, apply_alignment, compress_vectors, load_alignment
+from embank.pipelines import align_vectors, apply_alignment, compress_vectors, load_alignment, prepare
+from embank.pipelines.vectors.sources import TableVectors, matched
 from embank.tables import CheckpointError, ConfigError, DataError, TableCollection, TableSpec, save_bundle
 from tests.compression.codecs import random_rows
 from tests.compression.test_alignment import rotation
 from tests.pages import embank
+from tests.training.runs import train
 
 
 def parquet(path: Path, rows: torch.Tensor, keys: list[Any]) -> Path:
@@ -145,3 +147,28 @@ def test_what_is_no_map_or_of_another_width_is_refused(tmp_path: Path) -> None:
     (tmp_path / "map/map.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="has been altered"):
         load_alignment(tmp_path / "map")
+
+
+def test_rows_of_two_runs_are_matched_by_token(tmp_path: Path) -> None:
+    """Ids are ranks, which another day's log ranks otherwise."""
+    for day, first in (("monday", 0), ("tuesday", 5)):
+        users = [f"u{first + i * i % 23}" for i in range(400)]
+        frame = pl.DataFrame(
+            {"user": users, "item": [f"i{i % 7}" for i in range(400)], "click": [i % 2 for i in range(400)]}
+        )
+        frame.write_csv(tmp_path / f"{day}.csv")
+        columns = {
+            "label": "click",
+            "categorical": ["user", "item"],
+            "split": {"by": "ratio", "ratios": [0.8, 0.1, 0.1]},
+        }
+        prepare(columns, tmp_path / f"{day}.csv", tmp_path / f"data/{day}", format="csv")
+        train(tmp_path / f"data/{day}", tmp_path / day, tables={"dim": 4}, train={"epochs": 1})
+    old, new = (TableVectors(tmp_path / day / "bundle", table="user").keys() for day in ("monday", "tuesday"))
+    pairs = matched(*(TableVectors(tmp_path / day / "bundle", table="user") for day in ("monday", "tuesday")))
+    assert pairs.by == "keys"
+    both = set(old.drop_nulls()) & set(new.drop_nulls())
+    assert {old[int(row)] for row in pairs.old_N} == both
+    assert [old[int(row)] for row in pairs.old_N] == [new[int(row)] for row in pairs.new_N]
+    assert pairs.only_old == old.drop_nulls().n_unique() - len(both)
+    assert not torch.equal(pairs.old_N, pairs.new_N)
