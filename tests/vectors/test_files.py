@@ -73,7 +73,8 @@ def test_safetensors_gives_the_matrix_that_is_meant(kind: torch.dtype, tmp_path:
         ([[1.0, 2.0], [1.0, 2.0], [float("nan"), 2.0]], "row 2: number 0 is nan"),
         ([[1.0, 2.0], [1.0, float("-inf")]], "row 1: number 1 is -inf"),
         ([[1.0, 1e300]], "row 0: number 1 is inf"),
-        ([[], []], "there are no vectors: 2 rows of 0 numbers"),
+        ([[], [1.0]], "row 0: the vector is empty"),
+        ([None, [1.0]], "row 0: there is no vector"),
         ([], "there are no vectors: 0 rows"),
     ],
 )
@@ -126,6 +127,18 @@ def test_damaged_files_are_refused(suffix: str, content: bytes, tmp_path: Path) 
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"v\.{suffix}' can't be read as {suffix}"):
         open_vectors(path)
+
+
+def test_a_name_may_have_dots_and_a_file_no_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"emb.v1": ROWS.tolist(), "emb": ["a", "b", "c", "d"]}), tmp_path / "v.parquet")
+    assert torch.equal(matrix(tmp_path / "v.parquet"), torch.from_numpy(ROWS))
+    assert open_vectors(tmp_path / "v.parquet").keys().to_list() == ["a", "b", "c", "d"]
+    np.save(tmp_path / "v.npy", ROWS[:0])
+    with pytest.raises(DataError, match="there are no vectors: 0 rows of 3 numbers"):
+        open_vectors(tmp_path / "v.npy")
+    save_file({"rows": torch.zeros(0, 3)}, tmp_path / "v.safetensors")
+    with pytest.raises(DataError, match="there are no vectors: 0 rows of 3 numbers"):
+        open_vectors(tmp_path / "v.safetensors")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -199,8 +199,15 @@ class ParquetVectors(VectorFile):
         if id_column != "":
             self.key_column = self._keys_of(id_column, schema)
         first = next(self.file.iter_batches(batch_size=1, columns=[self.name]), None) if self.num_rows else None
-        lengths = [] if first is None else _storage_array(first.column(0)).drop_null()
-        self.dim = len(lengths[0]) if len(lengths) else _fixed_size(schema.field(self.name).type)
+        lists = None if first is None else _storage_array(first.column(0))
+        if lists is None:
+            self.dim = _fixed_size(schema.field(self.name).type)
+        elif lists.null_count:
+            raise self.refused("there is no vector; leave the row out", row=0)
+        else:
+            self.dim = len(lists[0])
+            if not self.dim:
+                raise self.refused("the vector is empty; leave the row out", row=0)
 
     def _chosen(self, name: str | None, able: Sequence[str], what: str, option: str, schema: Any) -> str:
         if name is None:
