@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from embank.pipelines.runs.export import export_run
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.sweep.coding import coded_result
 from embank.pipelines.sweep.plan import Plan, codec_names
-from embank.pipelines.sweep.sweep import Sweep
+from embank.pipelines.sweep.sweep import InterruptedSweepError, Sweep
 from embank.tables import CheckpointError, ConfigError, WorkError
 from tests.told import Told
 from tests.training.runs import raw_config, write_data
@@ -134,6 +137,33 @@ def test_figures_that_are_damaged_or_of_another_bundle_are_made_again(swept: Pat
         assert coded_figures(run, "int2") is None
     evaluate_codecs(run.path, data=data, codecs=["int2"])
     assert coded_figures(run, "int2") == before
+
+
+def test_an_interrupted_evaluation_is_no_line_and_goes_on(swept: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(swept, out)
+
+    class StopsAfterTheFirst(Told):
+        def note(self, message: str) -> None:
+            super().note(message)
+            if "evaluated" in message:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before = (out / "leaderboard.csv").read_bytes()
+    plan = a_plan(data, codecs=["int8"])
+    with pytest.raises(InterruptedSweepError, match="go on with the same command and --resume"):
+        Sweep(plan, out, num_jobs=1, reporter=StopsAfterTheFirst()).run(resume=True)
+    assert (out / "leaderboard.csv").read_bytes() == before
+    made = times(out, "runs/**/codecs/int8.json")
+    assert 1 <= len(made) < 4
+    told = Told()
+    rows = Sweep(plan, out, reporter=told).run(resume=True)
+    assert sum("under int8: evaluated" in note for note in told.notes) == 4 - len(made)
+    assert times(out, "runs/**/codecs/int8.json").items() >= made.items()
+    assert [(row.method, row.status, row.seeds) for row in rows if row.codec == "int8"] == [
+        ("full", "complete", "0,1"),
+        ("dpq", "complete", "0,1"),
+    ]
 
 
 def test_a_codec_that_refuses_is_no_failure_and_a_bundle_that_is_gone_is_one(data: Path, tmp_path: Path) -> None:
