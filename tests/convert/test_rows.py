@@ -12,10 +12,19 @@ import torch
 from safetensors.torch import load_file
 
 from embank.pipelines import convert_bundle, load_model
+from embank.pipelines.convert import targets
 from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, TableSpec, WorkError, save_bundle
 from embank.tables.serving.export import parquet
 from embank.tables.serving.export.decoded import decoded_chunks, folder_names
-from tests.convert.bundles import ALL, HASHED, ONE_EACH, bundle_of_forms, trained_bundle, trained_bundle_of_a_log
+from tests.convert.bundles import (
+    ALL,
+    HASHED,
+    ONE_EACH,
+    bundle_of_forms,
+    lines_of,
+    trained_bundle,
+    trained_bundle_of_a_log,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +45,8 @@ def expected_rows(bundle: Path) -> dict[str, torch.Tensor]:
     }
 
 
-LIBRARY = {"parquet": "pyarrow", "safetensors": "safetensors"}
+LIBRARY = {"parquet": "pyarrow", "safetensors": "safetensors", "nve": "numpy"}
+TARGETS = list(LIBRARY)
 
 
 def converted(target: str, bundle: Path, out: Path) -> None:
@@ -53,7 +63,7 @@ def converted(target: str, bundle: Path, out: Path) -> None:
     assert LIBRARY[target] in libraries
     assert libraries.isdisjoint({"embank", "torch", "torchrec", "polars"})
     script = (out / "read.py").read_text()
-    assert len([line for line in script.splitlines() if line.strip()]) <= 20
+    assert lines_of(script) <= 20
     reader: dict[str, Any] = {}
     exec(script, reader)
     opened = reader["load"](out)
@@ -63,13 +73,13 @@ def converted(target: str, bundle: Path, out: Path) -> None:
         torch.testing.assert_close(read, expected[table["name"]], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("target", ["parquet", "safetensors"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_method(target: str, tables: Path, tmp_path: Path) -> None:
     converted(target, tables, tmp_path / "out")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["parquet", "safetensors"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_form_of_every_method_in_a_codec(target: str, tmp_path: Path) -> None:
     converted(target, bundle_of_forms(tmp_path, list(ALL), codec="int4"), tmp_path / "out")
 
@@ -136,7 +146,7 @@ def test_nothing_is_written_over_and_nothing_is_left(tables: Path, tmp_path: Pat
         convert_bundle(tables, to="parquet", out=tmp_path / "x", tables=["ful"])
     with pytest.raises(ConfigError, match="target 'parquet' has no dtype 'int8': it keeps what the bundle holds"):
         convert_bundle(tables, to="parquet", out=tmp_path / "x", dtype="int8")
-    with pytest.raises(ConfigError, match="has tables and no network, so that labels tell nothing of it"):
+    with pytest.raises(ConfigError, match="tables are taken without a network, so labels tell nothing; leave"):
         convert_bundle(tables, to="parquet", out=tmp_path / "x", data=tmp_path)
     assert entries(tmp_path) == ["out"]
     assert entries(tmp_path / "out") == ["mine"]
@@ -167,3 +177,11 @@ def test_names_of_tables_become_names_of_folders() -> None:
         for name in ("a/b", "a.b", "../up", "größe")
     ]
     assert folder_names(specs) == {"a/b": "a.b", "a.b": "a.b.2", "../up": "up", "größe": "größe"}
+
+
+def test_the_page_shows_the_scripts() -> None:
+    page = (Path(__file__).parents[2] / "docs/convert.md").read_text()
+    for target in targets.TARGETS.values():
+        script = (Path(targets.__file__).parent / "readers" / target.reader).read_text()
+        assert f"```python\n{script}```\n" in page, target.name
+        assert lines_of(script) <= 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from embank.pipelines.runs.trained import network_of, precision_of, schema_of
 from embank.tables import Bundle
 from embank.tables.errors import DataError
 from embank.tables.ids.token_space import NUM_TOKEN_IDS
+from embank.tables.serving.export.decoded import some_tables
 from embank.tables.serving.lookups import Lookups
 
 Array = npt.NDArray[Any]
@@ -60,21 +61,26 @@ class Original:
 
     Args:
         bundle: of a training run, or of tables alone.
+        tables: names of those that are taken, without the network then; none takes all.
+
+    Raises:
+        ConfigError: there is no such table.
 
     Attributes:
         collection: its tables.
         features: what they read, in order.
-        bags: those whose rows hold any number of ids: without a network, all.
+        bags: those whose rows hold any number of ids: without a network, any feature may.
         last: of each feature the last id that all its tables have.
         num_dense: numeric inputs.
         network: None of a bundle of tables alone.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, tables: Sequence[str] = ()) -> None:
         self.bundle = bundle
-        self.collection = bundle.tables()
-        self._scorer = Scorer(bundle) if bundle.has_network else None
-        self.network: Network | None = network_of(bundle) if bundle.has_network else None
+        self.collection = some_tables(bundle.tables(), tables) if tables else bundle.tables()
+        is_whole = bundle.has_network and not tables
+        self._scorer = Scorer(bundle) if is_whole else None
+        self.network: Network | None = network_of(bundle) if is_whole else None
         self.num_dense = 0 if self._scorer is None else self._scorer.num_dense
         uses = [(feature, spec) for spec in self.collection.specs for feature in spec.feature_names]
         self.features = list(dict.fromkeys(feature for feature, _ in uses))

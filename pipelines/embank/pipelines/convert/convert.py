@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embank.pipelines.convert.cases import Original, generated, labelled
+from embank.pipelines.convert.cases import Case, Original, generated, labelled
 from embank.pipelines.convert.parity import READER, Parity, compared_batches, compared_rows
 from embank.pipelines.convert.targets import Options, Target, target_of
 from embank.pipelines.reporting import Phase, Reporter
@@ -61,7 +61,7 @@ def convert_bundle(
         data: a prepared folder with the vocabularies of the training data, whose labelled rows are compared too.
         split: of it.
         dtype: of rows, for targets that have several.
-        tables: that are written, for targets of rows; none takes all.
+        tables: that are written, without the network then; none takes all, and the network where the target has it.
         tokens: write tokens beside ids, where the bundle has them.
         reporter: is told how far the work is.
 
@@ -74,26 +74,22 @@ def convert_bundle(
     """
     target = target_of(to)
     dtype = _dtype_of(target, dtype)
-    if tables and target.gives == "scores":
-        raise ConfigError(f"target '{to}' takes a model as a whole, and no --table; leave it out")
     source, out = bundle_of(bundle), Path(out)
     reporter = reporter or Reporter()
     with new_folder(out, kind="conversion", sources=(source,)) as temporary:
-        original = Original(Bundle(source))
+        original = Original(Bundle(source), tables=tables)
         if data is not None and original.network is None:
             raise ConfigError(
-                f"bundle '{source}' has tables and no network, so that labels tell nothing of it; leave --data out"
+                f"of bundle '{source}' tables are taken without a network, so labels tell nothing; leave --data out"
             )
         rows = labelled(original, Path(data), split=split) if data is not None else []
-        phase = Phase(reporter, f"writing {to}", total=_num_rows(original, tables), unit="rows")
-        options = Options(
-            dtype=dtype, tables=tables, tokens=tokens, written=lambda count: phase.advance(count, rows=count)
-        )
+        phase = Phase(reporter, f"writing {to}", total=_num_rows(original), unit="rows")
+        options = Options(dtype=dtype, tokens=tokens, written=lambda count: phase.advance(count, rows=count))
         facts = target.write(temporary, original, options)
         _write_json(temporary / MANIFEST, {**_origin(original, to), "dtype": dtype or None, **facts})
         shutil.copyfile(_READERS / target.reader, temporary / READER)
         phase = Phase(reporter, "reading it in a second process", total=1, unit="steps")
-        parity = _compared(target, temporary, original, rows, tables=tables)
+        parity = _compared(target, temporary, original, rows)
         _refuse_other(target, parity, dtype=dtype, original=original)
         report = {
             **_origin(original, to),
@@ -119,8 +115,8 @@ def _dtype_of(target: Target, dtype: str | None) -> str:
     return dtype
 
 
-def _num_rows(original: Original, tables: Sequence[str]) -> int:
-    return sum(spec.num_embeddings for spec in original.collection.specs if not tables or spec.name in tables)
+def _num_rows(original: Original) -> int:
+    return sum(spec.num_embeddings for spec in original.collection.specs)
 
 
 def _origin(original: Original, to: str) -> dict[str, Any]:
@@ -136,10 +132,10 @@ def _write_json(file: Path, values: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def _compared(target: Target, folder: Path, original: Original, rows: Any, *, tables: Sequence[str]) -> Parity:
+def _compared(target: Target, folder: Path, original: Original, rows: Sequence[Case]) -> Parity:
     cases = generated(original)
     if target.gives == "rows":
-        return compared_rows(folder, original, cases, rows, tables=tables)
+        return compared_rows(folder, original, cases, rows)
     gives = "values" if original.network is None else target.gives
     return compared_batches(folder, original, cases, rows, gives=gives)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,6 @@ from embank.ctr_models.metrics import roc_auc
 from embank.pipelines.convert.cases import IDS, LENGTHS, Array, Case, Original, known
 from embank.tables.collections.paths import summed
 from embank.tables.errors import WorkError
-from embank.tables.serving.export.decoded import chosen_tables
 from embank.tables.serving.table import looked_up
 
 READER = "read.py"
@@ -52,9 +52,7 @@ class Parity:
     finite: bool
 
 
-def compared_rows(
-    folder: Path, original: Original, cases: Sequence[Case], data: Sequence[Case], *, tables: Sequence[str]
-) -> Parity:
+def compared_rows(folder: Path, original: Original, cases: Sequence[Case], data: Sequence[Case]) -> Parity:
     """Compares rows of tables, and the scores of labelled rows by rows that were read.
 
     Args:
@@ -62,11 +60,9 @@ def compared_rows(
         original: its bundle.
         cases: not labelled; each table is asked for their ids.
         data: labelled.
-        tables: that were written.
     """
     asked = []
-    pairs = chosen_tables(original.collection, tables, target="rows")
-    for spec, pack in pairs:
+    for spec, pack in original.collection.packed_tables():
         end = spec.num_embeddings - 1
         wanted = [np.array([0, end, end // 2, end // 2])]
         for case in [*cases, *data]:
@@ -78,8 +74,7 @@ def compared_rows(
         asked.append(_Asked(name=spec.name, table=spec.name, inputs={"ids": ids}, expected=expected))
     answers, said = _ask(folder, asked)
     read = {question.table: (question.inputs["ids"], a) for question, a in zip(asked, answers, strict=True)}
-    is_whole = len(pairs) == len(original.collection.specs)
-    auc = _auc(original, data, lambda case: _pooled(original, case, read)) if data and is_whole else None
+    auc = _auc(original, data, lambda case: _pooled(original, case, read)) if data else None
     return _parity(asked, answers, said, auc, compared="rows")
 
 
@@ -119,7 +114,8 @@ def _ask(folder: Path, asked: Sequence[_Asked]) -> tuple[list[Array], dict[str, 
         arrays = {f"{number}|{key}": array for number, q in enumerate(asked) for key, array in q.inputs.items()}
         np.savez(cases, cases=np.array(json.dumps(told)), **arrays)  # type: ignore[arg-type]
         command = [sys.executable, "-I", "-B", "-W", "ignore", str(_CHECK), str(folder), str(cases), str(answers)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # times that do not depend on who else is here
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise WorkError(

@@ -11,14 +11,14 @@ from embank.pipelines.convert.cases import Original
 from embank.pipelines.convert.targets import Options
 from embank.pipelines.data.preprocessing.rules import TOKENS
 from embank.tables.ids.vocabulary import TOKEN
-from embank.tables.serving.export.decoded import chosen_tables
+from embank.tables.serving.export.decoded import listed_tables
 from embank.tables.serving.export.parquet import write_parquet
 from embank.tables.specs import TableSpec
 
 
 def write(folder: Path, original: Original, options: Options) -> Mapping[str, Any]:
     """See `Target.write`."""
-    tables = chosen_tables(original.collection, options.tables, target="parquet")
+    tables = listed_tables(original.collection, target="parquet")
     home = original.bundle.path / TOKENS
     tokens = (lambda spec, size: _tokens(home, spec, size)) if options.tokens else None
     return {"tables": write_parquet(folder, tables, tokens=tokens, written=options.written)}

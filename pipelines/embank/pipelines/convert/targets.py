@@ -21,13 +21,11 @@ class Options:
 
     Args:
         dtype: of the rows; a target's own default where none was named.
-        tables: that are written; none takes all.
         tokens: write tokens beside ids, where the bundle has them.
         written: is told of each number of rows that are written.
     """
 
     dtype: str
-    tables: Sequence[str] = ()
     tokens: bool = True
     written: Callable[[int], None] = lambda rows: None
 
@@ -52,7 +50,6 @@ class Target:
         needs: libraries beside embank's own.
         reader: the name of its script in `readers/`.
         tolerance: the largest difference that is no mistake, by dtype ("" where there are none).
-        unlisted: whether it takes tables whose ids are hashes of tokens.
     """
 
     name: str
@@ -63,7 +60,6 @@ class Target:
     needs: Sequence[str] = ()
     reader: str
     tolerance: Mapping[str, float] = field(default_factory=dict)
-    unlisted: bool = False
 
     def write(self, folder: Path, original: Original, options: Options) -> Mapping[str, Any]:
         """Writes it.
@@ -100,6 +96,42 @@ TARGETS = {
             gives="rows",
             dtypes=("fp32", "fp16"),
             reader="safetensors.py",
+            tolerance={"fp32": 1e-6, "fp16": 1e-3},
+        ),
+        Target(
+            name="onnx",
+            holds="the whole model, for ONNX Runtime",
+            home="embank.pipelines.convert.onnx",
+            gives="scores",
+            needs=("onnx", "onnxscript", "onnxruntime"),
+            reader="onnx.py",
+            tolerance={"": 1e-5},
+        ),
+        Target(
+            name="pt2",
+            holds="the whole model, compiled for this machine by AOTInductor",
+            home="embank.pipelines.convert.pt2",
+            gives="scores",
+            reader="pt2.py",
+            tolerance={"": 1e-5},
+        ),
+        Target(
+            name="torchrec",
+            holds="tables of plain rows, for TorchRec",
+            home="embank.pipelines.convert.torchrec",
+            gives="values",
+            dtypes=("fp32", "fp16", "int8", "int4"),
+            needs=("torchrec",),
+            reader="torchrec.py",
+            tolerance={"fp32": 1e-5, "fp16": 1e-2},
+        ),
+        Target(
+            name="nve",
+            holds="rows of tables, for NVIDIA's nv-embedding-cache",
+            home="embank.pipelines.convert.rows_nve",
+            gives="rows",
+            dtypes=("fp32", "fp16"),
+            reader="nve.py",
             tolerance={"fp32": 1e-6, "fp16": 1e-3},
         ),
     )

@@ -16,28 +16,35 @@ CHUNK_NBYTES = 2**24
 """Bytes of rows that are decoded at once."""
 
 
-def chosen_tables(
-    collection: PackedCollection, names: Collection[str] = (), *, target: str
-) -> list[tuple[TableSpec, PackedTable]]:
-    """Tables whose rows can be listed.
-
-    Args:
-        collection: of a bundle.
-        names: of tables; none takes all.
-        target: what they are written as, for messages.
+def some_tables(collection: PackedCollection, names: Collection[str]) -> PackedCollection:
+    """A collection of some of its tables, shared, not copied.
 
     Raises:
-        ConfigError: there is no such table, or the ids of one are hashes of tokens.
+        ConfigError: there is no such table.
     """
     known = {spec.name: (spec, pack) for spec, pack in collection.packed_tables()}
     for name in names:
         if name not in known:
             raise ConfigError(f"there is no table '{name}'; {nearest_or_all(name, known, label='there are')}")
-    found = [pair for name, pair in known.items() if not names or name in names]
+    found = [pair for name, pair in known.items() if name in names]
+    return PackedCollection([spec for spec, _ in found], [pack for _, pack in found]).eval()
+
+
+def listed_tables(collection: PackedCollection, *, target: str) -> list[tuple[TableSpec, PackedTable]]:
+    """Tables whose rows can be listed.
+
+    Args:
+        collection: of a bundle.
+        target: what they are written as, for messages.
+
+    Raises:
+        ConfigError: the ids of one are hashes of tokens.
+    """
+    found = list(collection.packed_tables())
     hashed = [spec.name for spec, _ in found if spec.num_embeddings >= NUM_TOKEN_IDS]
     if hashed:
         listed = [spec.name for spec, _ in found if spec.name not in hashed]
-        cure = f"name the others ({', '.join(f'--table {name}' for name in listed)}), or take" if listed else "take"
+        cure = f"name the others ({' '.join(f'--table {name}' for name in listed)}), or take" if listed else "take"
         raise ConfigError(
             f"target '{target}' lists the row of each id, and the ids of table '{hashed[0]}' are hashes of tokens, "
             f"2**63 of them; {cure} target pt2 or onnx, which compute rows from hashes"

@@ -1,0 +1,103 @@
+"""Target `torchrec`: which methods it takes, and how near their rows stay."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchrec import KeyedJaggedTensor
+
+from embank.pipelines import convert_bundle
+from embank.pipelines.convert.cases import Original, generated
+from embank.tables import Bundle, ConfigError, TableCollection, load_bundle, save_bundle
+from embank.tables.serving.export.torchrec import TorchRecTables, plain_rows, scripted
+from tests.contracts.test_export import packed
+from tests.convert.bundles import ALL, HASHED, bundle_of_forms, lines_of, trained_bundle
+
+TAKEN = {
+    "full", "hash", "frequency_cut", "uniform_dim", "mde", "adapt", "dedup", "low_precision", "alpt", "autodim"
+}  # fmt: skip
+REFUSED = {
+    "hash_embedding": "it reads 4 rows for an id and combines them",
+    "memcom": "it reads 2 rows for an id",
+    "robe": "it reads 2 rows for an id",
+    "unified": "it reads 2 rows for an id",
+    "compositional": "it reads 2 rows for an id",
+    "tt_rec": "it reads 3 rows for an id",
+    "dhe": "its rows are computed, and it holds none",
+    "dpq": "its rows are held by codec 'product'",
+    "mgqe": "its rows are held by codec 'product'",
+    "optembed": "what it makes of a row depends on the id",
+    "deeplight": "its rows are held by codec 'sparse'",
+    "pep": "its rows are held by codec 'sparse'",
+    "autosrh": "its rows are held by codec 'sparse'",
+}
+
+
+def test_every_method_is_taken_or_refused_by_name() -> None:
+    assert {form.method for form in ALL.values() if not form.method.startswith("test_")} == TAKEN | set(REFUSED)
+    for method, reason in REFUSED.items():
+        name = next(name for name, form in ALL.items() if form.method == method)
+        message = rf"table '{name}' \(method '{method}'\) can't be one of torchrec's: {reason}.*take target onnx or pt2"
+        with pytest.raises(ConfigError, match=message):
+            plain_rows(ALL[name].spec(name), packed(name))
+
+
+def read(out: Path) -> tuple[Any, dict[str, Any]]:
+    script = (out / "read.py").read_text()
+    assert lines_of(script) <= 20
+    names: dict[str, Any] = {}
+    exec(script, names)
+    return names["load"](out), names
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("fp32", 1e-6), ("fp16", 1e-3), ("int8", 1e-2), ("int4", 0.15)])
+def test_every_form_that_it_takes(dtype: str, most: float, tmp_path: Path) -> None:
+    """Each table by itself, without a second process: lookups of every id, and bags."""
+    names = [name for name, form in ALL.items() if form.method in TAKEN or name == "unified_exact"]
+    collection = load_bundle(bundle_of_forms(tmp_path, names))
+    tables = TorchRecTables(collection, dtype=dtype)
+    script = scripted(tables)
+    lengths = torch.tensor([0, 1, 2, 97, 100])
+    values, sizes = torch.arange(200).repeat(len(names)), lengths.repeat(len(names))
+    expected = collection(KeyedJaggedTensor(keys=tables.features, values=values, lengths=sizes)).values()
+    got = script(values, sizes)
+    assert got.shape == expected.shape
+    per_row = (got - expected).abs() / lengths.clamp(min=1)[:, None]
+    scale = max(float(pack.lookup(torch.arange(200)).abs().max()) for _, pack in collection.packed_tables())
+    assert float(per_row.max()) <= most * scale
+    assert not got[0].any()
+
+
+def test_a_second_process_reads_it(tmp_path: Path) -> None:
+    """A run's bundle: embeddings and weights for each id; bags; the network scores labelled rows by what was read."""
+    bundle, data = trained_bundle(tmp_path, tables={"method": "hash", "num_rows": 20, "dim": 8})
+    out = tmp_path / "out"
+    report = convert_bundle(bundle, to="torchrec", out=out, data=data, dtype="int8").report
+    assert report["compared"] == "values"
+    assert 0 < report["max_difference"] < 0.05
+    assert abs(report["auc"]["bundle"] - report["auc"]["converted"]) < 0.01
+    assert "torchrec" in report["second_process"]["libraries"]
+    assert "embank" not in report["second_process"]["libraries"]
+    facts = json.loads((out / "manifest.json").read_text())
+    assert {table["name"]: table["dtype"] for table in facts["tables"]}["first_order/user"] == "fp16"
+    assert {table["name"]: table["dtype"] for table in facts["tables"]}["user"] == "int8"
+    opened, names = read(out)
+    original = Original(Bundle(bundle))
+    for case in generated(original, seed=1):
+        given = names["score"](opened, case.inputs)
+        assert np.abs(given.numpy() - original.values(case)).max() < 0.05
+
+
+@pytest.mark.slow
+def test_some_tables_and_hashes_of_tokens(tmp_path: Path) -> None:
+    save_bundle(tmp_path / "bundle", TableCollection(HASHED))
+    report = convert_bundle(tmp_path / "bundle", to="torchrec", out=tmp_path / "out").report
+    assert report["max_difference"] == 0
+    bundle = bundle_of_forms(tmp_path, ["full", "tt_rec"])
+    with pytest.raises(ConfigError, match="table 'tt_rec'"):
+        convert_bundle(bundle, to="torchrec", out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    convert_bundle(bundle, to="torchrec", out=tmp_path / "x", tables=["full"])
