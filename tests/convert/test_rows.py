@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from embank.pipelines import convert_bundle, load_model
+from embank.pipelines.cli.app import app
 from embank.pipelines.convert import targets
 from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, TableSpec, WorkError, save_bundle
 from embank.tables.serving.export import parquet
@@ -185,3 +187,13 @@ def test_the_page_shows_the_scripts() -> None:
         script = (Path(targets.__file__).parent / "readers" / target.reader).read_text()
         assert f"```python\n{script}```\n" in page, target.name
         assert lines_of(script) <= 20
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = bundle_of_forms(tmp_path, ["full"])
+    done = CliRunner().invoke(app, ["convert", str(bundle), "--to", "nve", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    printed = done.output + capsys.readouterr().out
+    assert "largest difference" in printed
+    assert f"{tmp_path / 'out'}: nve; read.py reads it, parity.json has the figures" in printed.replace("\n", "")
+    assert entries(tmp_path / "out") == ["manifest.json", "metadata.json", "parity.json", "read.py", "weights"]

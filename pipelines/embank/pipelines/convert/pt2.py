@@ -27,12 +27,18 @@ def write(folder: Path, original: Original, options: Options) -> Mapping[str, An
     """See `Target.write`."""
     whole = Whole(original)
     program = whole.program()
+    # Hashes multiply modulo 2**64. To a C++ compiler that is an overflow which can't be: without -fwrapv it has made
+    # wrong rows of `hash` under `int4`. There is no setting for flags of one's own, so that it rides on another one.
+    contract = torch._inductor.config.cpp.enable_floating_point_contract_flag
     try:
         with _quiet():
             torch._inductor.aoti_compile_and_package(
                 program,
                 package_path=str(folder / MODEL),
-                inductor_configs={"aot_inductor.package_constants_in_so": False},
+                inductor_configs={
+                    "aot_inductor.package_constants_in_so": False,
+                    "cpp.enable_floating_point_contract_flag": f"{contract} -fwrapv",
+                },
             )
             names = torch._inductor.aoti_load_package(str(folder / MODEL)).get_constant_fqns()
     except torch._inductor.exc.InvalidCxxCompiler as error:
