@@ -1,6 +1,7 @@
 """Targets of rows: Parquet and safetensors, of every form of every method."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "largest difference" in printed
     assert f"{tmp_path / 'out'}: nve; read.py reads it, parity.json has the figures" in printed.replace("\n", "")
     assert entries(tmp_path / "out") == ["manifest.json", "metadata.json", "parity.json", "read.py", "weights"]
+
+
+def test_a_library_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = bundle_of_forms(tmp_path, ["full"])
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"target 'onnx': onnxscript is not installed; pip install 'embank\[onnx\]'"):
+        convert_bundle(bundle, to="onnx", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from embank.pipelines.convert.cases import Original
 from embank.tables.errors import ConfigError
+from embank.tables.libraries import missing_library
 from embank.tables.wording import nearest_or_all
 
 Gives = Literal["rows", "scores", "values"]
@@ -71,9 +72,7 @@ class Target:
             try:
                 import_module(library)
             except ModuleNotFoundError as error:
-                raise ConfigError(
-                    f"target '{self.name}' needs {library}, which is not installed: pip install 'embank[{self.name}]'"
-                ) from error
+                raise ConfigError(f"target '{self.name}': {missing_library(error) or error}") from error
         write: Writer = import_module(self.home).write
         return write(folder, original, options)
 
