@@ -36,7 +36,7 @@ def write(folder: Path, original: Original, options: Options) -> Mapping[str, An
         assert model is not None
         _forget_sources(model.model)
         model.save(str(folder / MODEL), external_data=True)
-    return {"inputs": whole.input_names, "output": whole.output_name, "opset": OPSET}
+    return {"inputs": whole.input_names, "output": whole.output_name, **whole.columns(), "opset": OPSET}
 
 
 def _forget_sources(model: Any) -> None:

@@ -55,6 +55,7 @@ def write(folder: Path, original: Original, options: Options) -> Mapping[str, An
     return {
         "inputs": whole.input_names,
         "output": whole.output_name,
+        **whole.columns(),
         "machine": machine(),
         "constants": _write_constants(folder / CONSTANTS, {name: held[name] for name in names}),
     }

@@ -59,6 +59,10 @@ class Whole(nn.Module):
         logits_B: Tensor = self.network(dense_BI, values_BE[:, :width], values_BE[:, width:])
         return logits_B.sigmoid()
 
+    def columns(self) -> dict[str, Any]:
+        """What a manifest says of the columns of values: nothing of scores."""
+        return {} if self.network is not None else {"keys": self.tables.keys, "dims": self.tables.dims}
+
     def example(self, *, batch_size: int = 3) -> tuple[Tensor, ...]:
         """Inputs of the right shapes."""
         ids, lengths = self.tables.example(batch_size=batch_size)
