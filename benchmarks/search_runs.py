@@ -138,6 +138,7 @@ def steps_of(task: Task, model: str, args: argparse.Namespace) -> Iterator[Step]
     if task.name == "movielens" and model == "deepfm" and not args.without_training:
         for budget in ("0.5", "0.1", "0.05"):
             full = [*own_search, "--space", "full", "--sampler", "tpe", "--budget", budget, "--trials", "40"]
+            full += ["--train-seeds", seeds]
             found = place / f"full-{budget}"
             yield Step(name=f"{place.name}: configurations at {budget}", arguments=full, out=found)
             for seed in args.seeds:

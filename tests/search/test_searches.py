@@ -188,6 +188,27 @@ def test_whole_configurations_are_trained(data: Path, tmp_path: Path) -> None:
     assert (out / "slices.png").is_file()
 
 
+@pytest.mark.slow
+def test_the_same_training_is_not_made_twice_and_several_seeds_decide(data: Path, tmp_path: Path) -> None:
+    """Within a budget that holds all tables as coded plain ones, the method plays no part."""
+    out = tmp_path / "full"
+    plan = plan_of(data, out, space="full", sampler="random", budgets=(0.9,), num_trials=2, num_retrained=2)
+    options = {"tables.method": ["hash", "compositional"], "tables.codec": ["int4"], "tables.dim": [8]}
+    plan = replace(plan, options={**options, "train.lr": [0.01], "train.table_lr": [0.05]}, train_seeds=(0, 1))
+    (study,) = Search(plan, out).run().values()
+    first, second = study.trials
+    assert {t.user_attrs["candidate"]["tables.method"] for t in study.trials} == {"hash", "compositional"}
+    assert second.user_attrs["same_as"] == first.number
+    assert second.values == first.values
+    assert "run" not in second.user_attrs
+    with (out / "candidates.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["seeds"] == "0 1"
+    (again,) = (out / "runs").glob("*/1/result.json")
+    mean = (first.values[0] + json.loads(again.read_text())["valid_auc"]) / 2
+    assert float(row["validation"]) == pytest.approx(mean)
+
+
 def test_whole_configurations_have_the_choices_that_methods_declare(data: Path, tmp_path: Path) -> None:
     """Of each method those that all tables may have, the weights of dim 1 per id among them; sizes are the budget's."""
     plan = plan_of(data, tmp_path / "full", space="full", sampler="tpe", sections={"model": {"name": "deepfm"}})

@@ -23,6 +23,9 @@ Objective = Callable[[Candidate, optuna.Trial], float]
 
 Callback = Callable[[optuna.Study, FrozenTrial], None]
 
+SAME_AS = "same_as"
+"""User attribute of a trial that was not scored: the number of the one that it is the same as."""
+
 IDENTITY = "embank:identity"
 """The study attribute that says what was searched, and how."""
 
@@ -203,7 +206,7 @@ class _Run:
         if first is None:
             score = self.objective(candidate, trial)
         else:
-            trial.set_user_attr("same_as", first.number)
+            trial.set_user_attr(SAME_AS, first.number)
             self.is_over = self._is_exhausted(trial.study)
             score = first.values[0]
         return (score, float(nbytes)) if self.front else score

@@ -1,7 +1,7 @@
 """From scores to models: the best candidates trained anew, side by side, and the best of them by validation."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from embank.pipelines.config.run import Config
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.folder import is_training
-from embank.pipelines.search.fields import FieldSpace, candidate_config
+from embank.pipelines.search.fields import FieldSpace
 from embank.pipelines.search.folder import SearchFolder
 from embank.pipelines.search.plan import SearchPlan
 from embank.pipelines.search.trials import StoppedSearchError
@@ -20,6 +20,7 @@ from embank.pipelines.sweep.children import Child, Ended, run_children
 from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.train.interrupt import StopRequest
 from embank.search.spaces import Candidate, Shape, Space
+from embank.search.study import SAME_AS
 
 _ALIKE = 0.9
 """Candidates that keep so much of the same are one candidate with respect to what training them can tell."""
@@ -143,25 +144,32 @@ class Retraining:
     Args:
         plan: the search.
         folder: its directory.
-        space: of the candidates.
+        config_of: what trains a candidate, but for the seed.
+        seeds: that each is trained with.
         stop: a request to stop.
         reporter: is told a line for each training.
     """
 
     def __init__(
-        self, plan: SearchPlan, folder: SearchFolder, space: FieldSpace, *, stop: StopRequest, reporter: Reporter
+        self,
+        plan: SearchPlan,
+        folder: SearchFolder,
+        config_of: Callable[[Entry], Config],
+        *,
+        seeds: Sequence[int],
+        stop: StopRequest,
+        reporter: Reporter,
     ) -> None:
-        self.plan, self.folder, self.space, self.stop, self.reporter = plan, folder, space, stop, reporter
+        self.plan, self.folder, self.config_of, self.seeds = plan, folder, config_of, seeds
+        self.stop, self.reporter = stop, reporter
 
     def run(self, entries: Sequence[Entry]) -> list[Entry]:
-        """The entries with the results of their trainings; those that are complete already are read.
+        """The entries with the results of their trainings beside those that they have; complete ones are read.
 
         Raises:
             StoppedSearchError: a signal stopped it; what ran is saved.
         """
-        self.configs = {
-            self._name(entry, seed): self.config(entry, seed) for entry in entries for seed in self.plan.train_seeds
-        }
+        self.configs = {self._name(entry, seed): self.config(entry, seed) for entry in entries for seed in self.seeds}
         self.failures: dict[str, str] = {}
         run_children(self._waiting, self._child, self._ended, self._busy, num_jobs=self.plan.workers, stop=self.stop)
         if self.stop:
@@ -173,12 +181,12 @@ class Retraining:
 
     def config(self, entry: Entry, seed: int) -> Config:
         """How a candidate is trained: the search's own settings, from initial values of a seed."""
-        config = candidate_config(self.plan.parsed, self.space.shapes(entry.candidate))
+        config = self.config_of(entry)
         return replace(config, train=replace(config.train, seed=seed))
 
     def _name(self, entry: Entry, seed: int) -> str:
         """Folder of a candidate's run: by what it is, so that a search that goes on finds what was trained before."""
-        return f"{entry_name(self.space, entry)}/{seed}"
+        return f"{entry_name(entry)}/{seed}"
 
     def _waiting(self) -> list[str]:
         return [n for n in self.configs if n not in self.failures and not self.folder.run(n).result.is_file()]
@@ -204,13 +212,13 @@ class Retraining:
             self.reporter.note(f"{end.name}: failed: {self.failures[end.name]}")
 
     def _with_results(self, entry: Entry) -> Entry:
-        names = {seed: self._name(entry, seed) for seed in self.plan.train_seeds}
+        names = {seed: self._name(entry, seed) for seed in self.seeds}
         results = {s: self.folder.run(n).read_result() for s, n in names.items() if self.folder.run(n).result.is_file()}
         failures = {seed: self.failures[name] for seed, name in names.items() if name in self.failures}
-        return replace(entry, results=results, failures=failures)
+        return replace(entry, results={**entry.results, **results}, failures=failures)
 
 
-def entry_name(space: FieldSpace, entry: Entry) -> str:
+def entry_name(entry: Entry) -> str:
     """A name that only this candidate has in its space: its bytes, and a digest of its values."""
     digest = hashlib.sha256(repr(sorted(entry.candidate.items())).encode()).hexdigest()[:8]
     return f"{entry.nbytes}-{digest}"
@@ -226,10 +234,11 @@ def best_entry(entries: Sequence[Entry]) -> Entry | None:
 
 
 def trained_entries(plan: SearchPlan, studies: Mapping[float | None, optuna.Study], space: Space) -> list[Entry]:
-    """The best trials of studies whose trials are trainings, with their results."""
+    """The best trials of studies whose trials are trainings, with their results; each training once."""
     found = []
     for budget, study in studies.items():
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        complete = [trial for trial in complete if SAME_AS not in trial.user_attrs]
         if plan.front:
             complete = [trial for trial in complete if _is_of(trial, space, budget)]
         ranked = sorted(complete, key=lambda t: (-t.values[0], t.number))[: max(1, plan.num_retrained)]

@@ -83,9 +83,7 @@ class Search:
                 self.studies[budget] = self._search(budget, supernet)
             for budget in self.plan.budgets:
                 self.studies.setdefault(budget, self.studies[self.plan.budgets[0]])
-            entries = (
-                trained_entries(self.plan, self.studies, self.space) if supernet is None else self._retrained(supernet)
-            )
+            entries = self._trained_again() if supernet is None else self._retrained(supernet)
             self._write(entries)
         self._refuse_failures(entries)
         return self.studies
@@ -179,7 +177,20 @@ class Search:
         self.reporter.note(
             f"training {num_distinct} candidates anew, seeds {', '.join(map(str, self.plan.train_seeds))}"
         )
-        return Retraining(self.plan, self.folder, self.space, stop=self.stop, reporter=self.reporter).run(entries)
+        return self._training(self.plan.train_seeds).run(entries)
+
+    def _trained_again(self) -> list[Entry]:
+        """The best trials of a search that trains; with several seeds, trained with the others as well: the best of
+        many by one seed is the luckiest."""
+        entries = trained_entries(self.plan, self.studies, self.space)
+        seeds = [seed for seed in self.plan.train_seeds if seed != self.config.train.seed]
+        if len(self.plan.train_seeds) < 2 or not seeds:
+            return entries
+        self.reporter.note(f"training {len(entries)} candidates again, seeds {', '.join(map(str, seeds))}")
+        return self._training(seeds).run(entries)
+
+    def _training(self, seeds: Sequence[int]) -> Retraining:
+        return Retraining(self.plan, self.folder, self._config_of, seeds=seeds, stop=self.stop, reporter=self.reporter)
 
     def _cut(self, supernet: Path, entries: Sequence[Entry]) -> None:
         """Writes the best candidate of each budget as a bundle, with the supernet's numbers."""

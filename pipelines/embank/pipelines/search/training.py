@@ -5,14 +5,17 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import optuna
 from optuna.pruners import HyperbandPruner
+from optuna.trial import TrialState
 
-from embank.pipelines.config.run import Config
+from embank.pipelines.config.run import Config, to_plain
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.build import id_counts, table_codecs, table_specs
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.search.configspace import TrainedSpace, config_space
 from embank.pipelines.search.folder import SearchFolder
@@ -24,6 +27,7 @@ from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.sweep.feasible import Feasibility
 from embank.pipelines.train.interrupt import StopRequest
 from embank.search.spaces import Candidate
+from embank.search.study import SAME_AS
 from embank.tables import BudgetError, WorkError
 
 POLL_SECONDS = 0.2
@@ -72,7 +76,9 @@ class TrainingObjective:
     def __init__(self, job: Job, space: TrainedSpace, *, stop: StopRequest, prunes: bool) -> None:
         self.job, self.space, self.stop, self.prunes = job, space, stop, prunes
         self.folder = SearchFolder(job.out)
-        self.feasibility = Feasibility(Path(job.plan.parsed.data.path))
+        data = Path(job.plan.parsed.data.path)
+        self.feasibility, self.schema = Feasibility(data), Schema.load(data)
+        self.counts = id_counts(self.schema, data=data)
         self.num_failures = 0
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(_PRELOADED)
@@ -86,6 +92,11 @@ class TrainingObjective:
         if refusal is not None:
             trial.set_user_attr("infeasible", refusal)
             raise optuna.TrialPruned
+        if (first := self._trained_before(config, trial)) is not None:
+            trial.set_user_attr(SAME_AS, first.number)
+            if first.state == TrialState.PRUNED:
+                raise optuna.TrialPruned
+            return float(first.values[0])
         run = self.folder.run(self._name(trial))
         trial.set_user_attr("run", str(run.path))
         self._train(run, config, trial)
@@ -94,6 +105,23 @@ class TrainingObjective:
         for key in keys:
             trial.set_user_attr(key, result[key])
         return validation(result)
+
+    def _trained_before(self, config: Config, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
+        """A trial that is done and trained the same tables: where all of them fit into the budget as plain ones, the
+        candidate's method plays no part."""
+        raw = to_plain(config)
+        specs = table_specs(config, self.schema, data=Path(config.data.path), counts=self.counts)
+        facts = [
+            [astuple(replace(spec, counts=None)) for spec in specs],
+            table_codecs(config, specs),
+            raw["tables"]["alignment"],
+            raw["model"],
+            raw["train"],
+        ]
+        key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        trial.set_user_attr("trains", key)
+        done = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        return next((t for t in done if t.user_attrs.get("trains") == key and SAME_AS not in t.user_attrs), None)
 
     def _name(self, trial: optuna.Trial) -> str:
         """The trial's run; a trial that takes the place of one whose worker was killed goes on with its run."""
