@@ -69,6 +69,10 @@ def test_a_collection_whose_tensors_were_replaced() -> None:
     state = {k: v if k.endswith("_extra_state") else v * 0 for k, v in packed.state_dict().items()}
     packed.load_state_dict(state, assign=True)
     assert not packed(kjt).values().any()
+    model = torch.nn.ModuleDict({"tables": pack_collection(TableCollection(SPECS))})
+    assert torch.equal(model["tables"](kjt).values(), before)
+    model.load_state_dict({f"tables.{k}": v for k, v in state.items()}, assign=True)  # of what holds the tables
+    assert not model["tables"](kjt).values().any()
     packed = pack_collection(TableCollection(SPECS))
     assert torch.equal(packed(kjt).values(), before)
     packed._apply(lambda tensor: tensor * 0)
@@ -90,6 +94,17 @@ def test_rows_that_are_padded_in_memory_are_taken_from_where_they_are(dim: int, 
     assert torch.equal(packed(kjt).values(), expected)
     if codec == "fp32":
         assert torch.equal(expected, tables(kjt).values())
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int3"])
+def test_a_batch_of_no_rows(codec: str) -> None:
+    """Comes out as [0, sum D], whether features have one id in each row of other batches or bags."""
+    packed = pack_collection(TableCollection(SPECS), codec=codec)
+    none = torch.empty(0, dtype=torch.int64)
+    kjt = KeyedJaggedTensor(keys=list(SIZES), values=none, lengths=none)
+    assert packed(kjt).values().shape == (0, sum(packed.dims))
+    parts = Lookups(packed, parts=[7, 2], bags=["f"])(dict.fromkeys(SIZES, none), {"f": none}, num_rows=0)
+    assert [tuple(part.shape) for part in parts] == [(0, 52), (0, 2)]
 
 
 def test_plain_tables_next_to_each_other_are_one_matrix(tmp_path: Path) -> None:

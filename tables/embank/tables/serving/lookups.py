@@ -82,7 +82,8 @@ class _Stack:
         if self.addresses:
             ids_KB = self._addressed(ids_KB)
             self._refuse_elsewhere(ids_KB)
-        return self.take(ids_KB).view(ids_FB.shape[1], -1)
+        rows_ND = self.take(ids_KB)
+        return rows_ND.view(ids_FB.shape[1], len(self.columns) * rows_ND.shape[1])  # of no rows -1 would say nothing
 
     def _addressed(self, ids_KB: Tensor) -> Tensor:
         """Rows [K, B] of ids, of all tables of a method at once where it can."""

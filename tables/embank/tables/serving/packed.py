@@ -4,7 +4,7 @@ TorchRec itself is imported by who gives a KeyedJaggedTensor in, and so is not w
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
@@ -131,13 +131,14 @@ class PackedCollection(nn.Module):
 
         single_F = (batch.lengths == 1).all(1).tolist() if batch.batch_size else [True] * len(batch.places)
         bags = frozenset(feature for feature, single in zip(batch.places, single_F, strict=True) if not single)
-        if bags not in self._lookups:
+        lookups = self._lookups.get(bags)  # once: another thread may clear them meanwhile
+        if lookups is None:
             if len(self._lookups) >= _MAX_LOOKUPS:
                 self._lookups.clear()
-            self._lookups[bags] = Lookups(self, bags=bags)
+            lookups = self._lookups[bags] = Lookups(self, bags=bags)
         ids = {feature: batch.values[a:b] for feature, (a, b) in zip(batch.places, pairwise(batch.starts), strict=True)}
         lengths = {feature: batch.lengths[batch.places[feature]] for feature in bags}
-        (values_BE,) = self._lookups[bags](ids, lengths, num_rows=batch.batch_size)
+        (values_BE,) = lookups(ids, lengths, num_rows=batch.batch_size)
         return values_BE
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -145,10 +146,9 @@ class PackedCollection(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As any module's."""
-        self._lookups.clear()
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._lookups.clear()  # `load_state_dict` of a model that has these tables comes here, too
+        super()._load_from_state_dict(*args)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_lookups": {}}  # type: ignore[no-untyped-call]
