@@ -1,5 +1,7 @@
 """Files of vectors: what is read, and what is refused by row and column."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,16 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         open_vectors(tmp_path / "v.npy")
     with pytest.raises(DataError, match="has no columns, and 'x' was given"):
         open_vectors(tmp_path / "v.npy", column="x")
+
+
+def test_lists_without_keys_in_a_process_that_has_loaded_nothing_else(tmp_path: Path) -> None:
+    """Parts of pyarrow are there once something has imported them: a file with keys, or tests before this one."""
+    path = parquet(tmp_path / "v.parquet", pa.array(ROWS.tolist(), pa.list_(pa.float32())))
+    script = (
+        "import sys; from embank.pipelines import compress_vectors; compress_vectors(*sys.argv[1:], codec='int8'); "
+        "from embank.pipelines import load_vectors; print(load_vectors(sys.argv[2]).num_rows)"
+    )
+    command = [sys.executable, "-c", script, str(path), str(tmp_path / "small")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "4"

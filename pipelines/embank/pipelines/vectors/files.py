@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
@@ -248,7 +249,7 @@ class ParquetVectors(VectorFile):
         if lists.null_count:
             row = int(np.flatnonzero(lists.is_null().to_numpy(zero_copy_only=False))[0])
             raise self.refused("there is no vector; leave the row out", row=start + row)
-        lengths_r = np.asarray(pa.compute.list_value_length(lists))
+        lengths_r = np.asarray(pc.list_value_length(lists))
         if (lengths_r != self.dim).any():
             row = int(np.argmax(lengths_r != self.dim))
             raise self.refused(
