@@ -99,6 +99,7 @@ def test_the_command_line_exports_and_tells_what_was_chosen(run: Path, tmp_path:
         ("int5", 0.1, "there is no codec 'int5'; did you mean"),
         ("product", 0.1, "codec 'product' is made while its method trains"),
         ("auto", -0.1, "the largest loss of AUC is -0.1; it must be 0 or more"),
+        ("int4", 0.1, "is for codec 'auto', which chooses by it, and the codec is 'int4'; leave it out"),
         ("auto", float("nan"), "the largest loss of AUC is nan"),
     ],
 )

@@ -359,7 +359,9 @@ def export(
             "the run's configuration says."
         ),
     ] = None,
-    max_auc_loss: Annotated[float, typer.Option(help="What --codec auto may cost, in AUC on validation.")] = 0.0005,
+    max_auc_loss: Annotated[
+        float | None, typer.Option(help="What --codec auto may cost, in AUC on validation; by default 0.0005.")
+    ] = None,
 ) -> None:
     """Write a run's best checkpoint as a bundle: preprocessing, packed tables, network, checksums. `embank predict` and
     `embank serve` score raw rows with it.

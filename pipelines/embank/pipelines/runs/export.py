@@ -13,7 +13,7 @@ from embank.pipelines.runs.open import best_model, data_of, refuse_other_vocabul
 from embank.pipelines.runs.progress import Progress
 from embank.pipelines.runs.result import metrics_of
 from embank.tables import Bundle
-from embank.tables.errors import CheckpointError
+from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.serving.bundle import is_bundle
 from embank.tables.serving.saving import copy_bundle
 from embank.tables.storage.checkpoint import meta_of
@@ -26,7 +26,7 @@ def export_run(
     data: str | Path | None = None,
     tokens: bool = True,
     codec: str | None = None,
-    max_auc_loss: float = MAX_AUC_LOSS,
+    max_auc_loss: float | None = None,
 ) -> Bundle:
     """Writes the best checkpoint of a run as a bundle: a copy of the run's own if it has one, else packed from the
     checkpoint. So is one whose own bundle an earlier version wrote, without what scores raw rows.
@@ -44,7 +44,7 @@ def export_run(
         codec: how matrices are held that the methods do not code themselves; None leaves that to the run's
             configuration; "auto" chooses one for each table, see
             `choose_codecs`.
-        max_auc_loss: that "auto" may cost on validation.
+        max_auc_loss: that "auto" may cost on validation, .0005 by default; of no other codec.
 
     Returns:
         The bundle.
@@ -59,6 +59,11 @@ def export_run(
     config = parse_config(run.read_config())
     if codec is not None:
         refuse_codec(codec)
+    if max_auc_loss is not None and codec != AUTO:
+        raise ConfigError(
+            f"a largest loss of AUC ({max_auc_loss:g}) is for codec 'auto', which chooses by it, and the codec is "
+            f"{'that of the run' if codec is None else repr(codec)}; leave it out, or take codec 'auto'"
+        )
     if codec is None and is_bundle(run.bundle) and _scores_rows(run, config, data):
         own = _own_bundle(run)
         if tokens or not (run.bundle / PREPROCESS).is_file():
@@ -73,7 +78,8 @@ def export_run(
     verify_prepared(place, schema, splits=("valid",) if codec == AUTO else ())
     with best_model(run, schema=schema, data=place) as (model, step):
         metrics = metrics_of(Progress.from_json(meta_of(run.saved()[-1])["progress"]))
-        codecs, said = codecs_of(codec, model, place, precision=config.train.precision, max_auc_loss=max_auc_loss)
+        loss = MAX_AUC_LOSS if max_auc_loss is None else max_auc_loss
+        codecs, said = codecs_of(codec, model, place, precision=config.train.precision, max_auc_loss=loss)
         write_bundle(
             out,
             model,
