@@ -258,7 +258,11 @@ def test_methods_that_weights_per_id_cannot_have_are_left_out(data: Path) -> Non
 @pytest.mark.parametrize(("space", "front"), [("methods", False), ("unified", True)])
 def test_methods_and_lookups_of_each_feature_are_trained(space: str, front: bool, data: Path, tmp_path: Path) -> None:
     out, file = tmp_path / space, tmp_path / "space.yaml"
-    options = {"rows": [10, 20], "widths": [4, 8], "exact_below": 8} if space == "unified" else {}
+    options = (
+        {"rows": [10, 20], "widths": [4, 8], "exact_below": 8}
+        if space == "unified"
+        else {"shares": [0.4], "codecs": ["int4"]}
+    )
     file.write_text(yaml.safe_dump({"space": space} | options))
     plan = plan_of(data, out, space=str(file), sampler="ea", num_trials=3, budgets=[0.7], front=front)
     studies = Search(plan, out).run()

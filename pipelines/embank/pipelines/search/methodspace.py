@@ -37,6 +37,7 @@ class FeatureMethodSpace(MethodSpace):
         self.base, self.has_first_order = to_plain(plain_config(config)), fields.has_first_order
         self.fixed_nbytes = fields.fixed_nbytes
         self._shares: dict[tuple[Any, ...], float] = {}
+        self._within_share: dict[tuple[Any, ...], TableSpec | None] = {}
         for codec in codecs:
             refuse_unknown_nbytes(codec, where="the space")
         super().__init__(
@@ -82,7 +83,38 @@ class FeatureMethodSpace(MethodSpace):
         if made.budget is None:
             return made
         name = made.feature_names[0]
-        return within_coded(replace(made, budget=self._share(name, values)), codec=self.codec(name, values))
+        codec = self.codec(name, values)
+        found = self._at_share(made, self._share(name, values), codec)
+        if found is None:
+            raise BudgetError(
+                f"table '{made.name}' takes no fewer bytes by method '{made.method}' under codec '{codec}' than a plain "
+                "one; leave one of the two out of the space"
+            )
+        return found
+
+    def _at_share(self, spec: TableSpec, share: float, codec: str) -> TableSpec | None:
+        """A table as it is trained for a share of its plain bytes under a codec; None where its method can't keep
+        it."""
+        key = (spec.name, spec.method, spec.options, share, codec)
+        if key not in self._within_share:
+            try:
+                build_method(made := within_coded(replace(spec, budget=share), codec=codec))
+                self._within_share[key] = made
+            except BudgetError:
+                self._within_share[key] = None
+        return self._within_share[key]
+
+    def _least_share(self, spec: TableSpec, asked: float, codec: str) -> float:
+        """The smallest share from one that was asked for on that a method keeps under a codec, to a fiftieth."""
+        if self._at_share(spec, asked, codec) is not None:
+            return asked
+        floor, floor_nbytes = at_floor(replace(spec, budget=1.0))
+        if codec == "fp32":
+            return max(asked, floor.budget or asked)
+        share = max(asked, coded_nbytes([floor], {spec.name: codec}) / spec.plain_nbytes)
+        while share < floor_nbytes / spec.plain_nbytes and self._at_share(spec, share, codec) is None:
+            share *= 1.02
+        return share
 
     def _share(self, name: str, values: Candidate) -> float:
         """The share of plain bytes of a feature's tables, as they are served: the candidate's, or the smallest that its
@@ -94,13 +126,14 @@ class FeatureMethodSpace(MethodSpace):
         key = (name, made.method, made.options, asked, codec)
         if key not in self._shares:
             parts = [made, first_order(made)] if self.has_first_order else [made]
-            self._shares[key] = max(asked, *(_least_share(part, asked, codec) for part in parts))
+            self._shares[key] = max(asked, *(self._least_share(part, asked, codec) for part in parts))
         return self._shares[key]
 
     def _least(self, spec: TableSpec, method: str) -> int:
         """By the codec that keeps the smallest share."""
         for index, share in enumerate(self.shares):
-            if any(_builds_coded(replace(spec, method=method, budget=share), codec) for codec in self.codecs):
+            asked = replace(spec, method=method)
+            if any(self._at_share(asked, share, codec) is not None for codec in self.codecs):
                 return max(0, index - 1)
         return len(self.shares) - 1
 
@@ -127,27 +160,6 @@ def _has(spec: TableSpec, option: str, value: Value) -> bool:
     try:
         build_method(replace(spec, options=method_class(spec.method).Config(**{option: value})))
     except (BudgetError, ConfigError):
-        return False
-    return True
-
-
-def _least_share(spec: TableSpec, asked: float, codec: str) -> float:
-    """The smallest share from one that was asked for on that a method keeps under a codec, to a fiftieth."""
-    if _builds_coded(replace(spec, budget=asked), codec):
-        return asked
-    floor, floor_nbytes = at_floor(replace(spec, budget=1.0))
-    if codec == "fp32":
-        return max(asked, floor.budget or asked)
-    share = max(asked, coded_nbytes([floor], {spec.name: codec}) / spec.plain_nbytes)
-    while share < floor_nbytes / spec.plain_nbytes and not _builds_coded(replace(spec, budget=share), codec):
-        share *= 1.02
-    return share
-
-
-def _builds_coded(spec: TableSpec, codec: str) -> bool:
-    try:
-        build_method(within_coded(spec, codec=codec))
-    except BudgetError:
         return False
     return True
 
