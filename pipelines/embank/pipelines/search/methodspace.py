@@ -87,8 +87,8 @@ class FeatureMethodSpace(MethodSpace):
         found = self._at_share(made, self._share(name, values), codec)
         if found is None:
             raise BudgetError(
-                f"table '{made.name}' takes no fewer bytes by method '{made.method}' under codec '{codec}' than a plain "
-                "one; leave one of the two out of the space"
+                f"table '{made.name}' has no fewer bytes by method '{made.method}' under codec '{codec}' than plain: "
+                "leave one of the two out of the space"
             )
         return found
 
