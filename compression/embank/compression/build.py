@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from embank.tables import DataError, PackedTable, RowOptimizer, TableCollection, TableSpec, registered_methods
+from embank.tables import (
+    DataError,
+    GivenRows,
+    ImportedRows,
+    PackedTable,
+    RowOptimizer,
+    TableCollection,
+    TableSpec,
+    fit_tables,
+    registered_methods,
+)
 from embank.tables.collections.ids import check_ids, int64_ids
 from embank.tables.collections.stages import finished
 from embank.tables.collections.training import refuse_unfinished
@@ -48,6 +58,32 @@ class Table:
         with evaluating(self.collection):
             rows_ND: Tensor = self.collection(features).values()
         return rows_ND
+
+    def fit(self, vectors: Any, *, ids: Any = None, weights: Any = None) -> ImportedRows:
+        """Fits the table to vectors that others have trained, from its first stage on; see `fit_tables`.
+
+        A method of several stages begins with the first one again, so that `collection` is another one afterwards.
+
+        Args:
+            vectors: [K, D], a tensor or a NumPy array.
+            ids: int64 [K]; None for 0 .. K - 1.
+            weights: [K], how much each id counts; None for equally much.
+
+        Raises:
+            ConfigError, DataError: see `Tables.import_rows`. Nothing has changed.
+
+        Example:
+            >>> table = build_table(method="mde", num_embeddings=1000, embedding_dim=8, budget=0.5)
+            >>> vectors_ND = torch.randn(1000, 2) @ torch.randn(2, 8)  # of rank 2
+            >>> table.fit(vectors_ND).error < 1e-5
+            True
+        """
+        ids = torch.arange(len(vectors)) if ids is None else ids
+        given = {self.spec.name: GivenRows(ids=ids, vectors=vectors, weights=weights)}
+        is_staged = self.collection.specs[0].stage > 0
+        first = self.collection.rebuilt([self.spec]) if is_staged else self.collection
+        self.collection, report = fit_tables(first, given)
+        return report[self.spec.name]
 
     def nbytes(self, kind: str = "serving") -> int:
         """Measured bytes: "serving" (the packed form) or "training" (optimizer state included)."""

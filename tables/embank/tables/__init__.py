@@ -10,7 +10,10 @@ from embank.tables.libraries import lazy_imports, public_name
 if TYPE_CHECKING:
     from embank.tables.collections.addressed import Addressed, AddressedSequence
     from embank.tables.collections.base import Tables
+    from embank.tables.collections.fitting import fit_tables
+    from embank.tables.collections.given import GivenRows
     from embank.tables.collections.ids import IdRangeError
+    from embank.tables.collections.importing import ImportedRows
     from embank.tables.collections.pipelined import PipelinedTables
     from embank.tables.collections.pooled import TableCollection
     from embank.tables.collections.sequence import SequenceCollection
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
         own_table,
         physical_tables,
     )
+    from embank.tables.method.fitting import CurrentRows, Fitted, Fitting, NewRows, OwnRows, Wanted
     from embank.tables.method.local_rows import LocalRows, Score
     from embank.tables.method.modes import statistics_move
     from embank.tables.method.options import option_class
@@ -79,17 +83,24 @@ __all__ = [
     "Coded",
     "Combined",
     "ConfigError",
+    "CurrentRows",
     "DataError",
     "DistinctMethod",
     "EmbankError",
     "Fidelity",
+    "Fitted",
+    "Fitting",
+    "GivenRows",
     "Held",
     "IdRangeError",
+    "ImportedRows",
     "JointSpine",
     "LocalRows",
     "ManagedCollisionConfig",
     "Method",
     "NamedCodec",
+    "NewRows",
+    "OwnRows",
     "PackedCollection",
     "PackedTable",
     "PhysicalTable",
@@ -118,6 +129,7 @@ __all__ = [
     "Tables",
     "Traits",
     "Vocabulary",
+    "Wanted",
     "WholeTables",
     "WorkError",
     "advance",
@@ -127,6 +139,7 @@ __all__ = [
     "default_init",
     "encode",
     "fidelity",
+    "fit_tables",
     "hash_rows",
     "load_bundle",
     "load_checkpoint",

@@ -7,8 +7,9 @@ of Large-scale Learnable Vector Storage Compression", PVLDB 17(4), 2023.
 import torch
 from torch import Tensor
 
+from embank.compression.fitting.means import Means
 from embank.compression.parts.ranked import num_rows_within, refuse_unranked
-from embank.tables import ConfigError, Held, Method, TableSpec, option_class, own_table
+from embank.tables import ConfigError, Held, Method, TableSpec, Traits, option_class, own_table
 from embank.tables.ids.hashing import hash_rows, salt64
 
 _CONSTANT_NBYTES = 8
@@ -62,6 +63,7 @@ class Adapt(Method):
     """
 
     Config = AdaptConfig
+    traits = Traits(fitting=Means())
     held = Held(facts=("num_rows", "num_private", "first"), uncounted=("layout",), on_host=("layout",))
     layout: Tensor
 

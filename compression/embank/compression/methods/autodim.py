@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embank.compression.budget.floors import refuse_small_budget
+from embank.compression.fitting.widths import WidthSvd
 from embank.compression.parts.projected import Projected
 from embank.tables import (
     Advance,
@@ -103,7 +104,7 @@ class AutoDim(Method):
     """
 
     Config = AutoDimConfig
-    traits = Traits(whole_rows=True, schedule=_Search())
+    traits = Traits(whole_rows=True, schedule=_Search(), fitting=WidthSvd())
     temperature: Tensor
 
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from embank.compression.budget.floors import floor_error
+from embank.compression.fitting.means import Means
 from embank.compression.parts.bits import code_bits, pack_values, packed_nbytes, read_values
 from embank.compression.parts.row_chunks import ENTRIES_PER_CHUNK, fetch, numbered_chunks
 from embank.tables import (
@@ -100,7 +101,7 @@ class Dedup(Method):
     """
 
     Config = DedupConfig
-    traits = Traits(whole_rows=True, schedule=_Merging())
+    traits = Traits(whole_rows=True, schedule=_Merging(), fitting=Means())
     held = Held(on_host=("blocks",))
     blocks: Tensor
 

@@ -10,7 +10,18 @@ from torch import Tensor
 from embank.compression.codecs.sparse import SparseRows
 from embank.compression.parts.magnitude import allowed_nbytes, common_cut, cut_to_count, kept_by_bytes, magnitudes
 from embank.compression.parts.row_chunks import row_chunks
-from embank.tables import ConfigError, LocalRows, Method, Schedule, Served, TableSpec, Traits, option_class, own_table
+from embank.tables import (
+    ConfigError,
+    LocalRows,
+    Method,
+    OwnRows,
+    Schedule,
+    Served,
+    TableSpec,
+    Traits,
+    option_class,
+    own_table,
+)
 from embank.tables.method.options import refuse_wrong_types
 
 _RAMP_HUNDREDS = 687.32
@@ -111,7 +122,7 @@ class DeepLight(Method):
     """
 
     Config = DeepLightConfig
-    traits = Traits(schedule=_Pruning())
+    traits = Traits(schedule=_Pruning(), fitting=OwnRows())
 
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
         super().__init__(spec, seed=seed)

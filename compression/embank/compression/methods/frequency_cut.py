@@ -10,8 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from embank.compression.fitting.means import Means
 from embank.compression.parts.ranked import num_rows_within, refuse_unranked
-from embank.tables import Held, Method, TableSpec, option_class, own_table
+from embank.tables import Held, Method, TableSpec, Traits, option_class, own_table
 
 
 @option_class
@@ -44,6 +45,7 @@ class FrequencyCut(Method):
     """
 
     Config = FrequencyCutConfig
+    traits = Traits(fitting=Means())
     held = Held(facts=("num_rows",))
 
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from embank.compression.budget.floors import size_within
+from embank.compression.fitting.means import Means
 from embank.tables import ConfigError, Held, Method, TableSpec, Traits, option_class, own_table
 from embank.tables.ids.hashing import hash_rows, salt64
 
@@ -41,7 +42,7 @@ class Hash(Method):
     """
 
     Config = HashConfig
-    traits = Traits(takes_token_ids=True)
+    traits = Traits(takes_token_ids=True, fitting=Means())
     held = Held(facts=("num_rows",), on_host=("salt",))
     salt: Tensor
 

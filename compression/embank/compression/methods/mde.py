@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from embank.compression.fitting.widths import NarrowSvd
 from embank.compression.parts.projected import NarrowRows, held_dim, held_nbytes, refuse_below_floor, with_width
 from embank.tables import Allocation, TableSpec, Traits, option_class
 
@@ -57,7 +58,7 @@ class Mde(NarrowRows):
     """
 
     Config = MdeConfig
-    traits = Traits(allocation=PowerRule())
+    traits = Traits(allocation=PowerRule(), fitting=NarrowSvd())
 
 
 def ids_per_lookup(specs: Sequence[TableSpec]) -> list[float]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embank.compression.budget.floors import refuse_small_budget
+from embank.compression.fitting.means import Means
 from embank.compression.parts.evolution import Candidate, EvolutionConfig, Gene, evolve
 from embank.compression.parts.magnitude import cut_to_count, magnitudes
 from embank.compression.parts.masks import find_mask
@@ -152,7 +153,7 @@ class OptEmbed(Method):
     """
 
     Config = OptEmbedConfig
-    traits = Traits(whole_rows=True, schedule=_Supernet())
+    traits = Traits(whole_rows=True, schedule=_Supernet(), fitting=Means())
     held = Held(on_host=("words", "ranks"))
     words: Tensor
     ranks: Tensor

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from embank.compression.codecs.sparse import SparseRows
+from embank.compression.fitting.thresholds import BeyondThresholds
 from embank.compression.parts.magnitude import allowed_nbytes, common_cut
 from embank.compression.parts.masks import entry_mask, mask_of
 from embank.compression.parts.row_chunks import numbered_chunks, row_chunks
@@ -139,7 +140,7 @@ class Pep(Method):
     """
 
     Config = PepConfig
-    traits = Traits(whole_rows=True, schedule=_Thresholds())
+    traits = Traits(whole_rows=True, schedule=_Thresholds(), fitting=BeyondThresholds())
     held = Held(on_host=("mask",))
     mask: Tensor
     is_pulling: Tensor

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from embank.compression.budget.floors import refuse_fixed, refuse_sizes, share, share_text, size_within
+from embank.compression.fitting.means import Means
 from embank.tables import (
     Allocation,
     BudgetError,
@@ -99,7 +100,7 @@ class Robe(JointSpine, Method):
     """
 
     Config = RobeConfig
-    traits = Traits(allocation=_Shares())
+    traits = Traits(allocation=_Shares(), fitting=Means())
     held = Held(
         facts=("chunk", "num_chunks", "num_rows", "has_signs", "dim"),
         on_host=("salt",),

@@ -4,6 +4,7 @@ OptEmbed)."""
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from embank.compression.fitting.widths import NarrowSvd
 from embank.compression.parts.projected import NarrowRows, held_dim, held_nbytes, refuse_below_floor, with_width
 from embank.tables import Allocation, TableSpec, Traits, option_class
 
@@ -50,4 +51,4 @@ class UniformDim(NarrowRows):
     """
 
     Config = UniformDimConfig
-    traits = Traits(allocation=CommonWidth())
+    traits = Traits(allocation=CommonWidth(), fitting=NarrowSvd())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from embank.tables.collections.copying import reduced
 from embank.tables.collections.held_rows import fp32_rows, settled_copies, writing
 from embank.tables.collections.ids import output_key, refuse_bad_names
+from embank.tables.collections.importing import import_rows
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.paths import PATHS, LookupPath, Pass, Use
 from embank.tables.collections.row_mark import RowMarkHolder
@@ -318,6 +319,8 @@ class Tables(nn.Module, ABC):
             ConfigError: no such table, or rows of another shape; nothing has changed.
         """
         set_rows(self, table, rows_RD)
+
+    import_rows = import_rows  # vectors that others have trained
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """Row-optimizer state by physical table and name: views, not copies."""

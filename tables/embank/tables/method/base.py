@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.method.allocation import Allocation
+from embank.tables.method.fitting import Fitting
 from embank.tables.method.options import options_of
 from embank.tables.method.schedule import Schedule
 from embank.tables.rows.physical import PhysicalTable, RowInit, RowProjection, default_init
@@ -153,6 +154,7 @@ class Traits:
             table's largest value. 0 means up to float rounding.
         schedule: what is done between steps.
         allocation: how bytes are shared between tables.
+        fitting: how rows are made from vectors that others have trained.
 
     Example:
         >>> traits = Traits(combines="linearly", takes_token_ids=True)
@@ -168,6 +170,7 @@ class Traits:
     tolerance: float = 0.0
     schedule: Schedule = field(default_factory=Schedule)
     allocation: Allocation = field(default_factory=Allocation)
+    fitting: Fitting = field(default_factory=Fitting)
 
 
 @dataclass(frozen=True, kw_only=True)
