@@ -92,4 +92,5 @@ def second_moments(wanted: Wanted, *, mean_D: Tensor | None = None) -> Tensor:
 def principal_rows(moments_DD: Tensor, num: int) -> Tensor:
     """The eigenvectors of the largest eigenvalues as rows, fp32 [num, D]."""
     _, vectors_DD = torch.linalg.eigh(moments_DD)
-    return vectors_DD.flip(1)[:, :num].T.float().contiguous()
+    rows_dD: Tensor = vectors_DD.flip(1)[:, :num].T.float().contiguous()
+    return rows_dD
