@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torchrec import KeyedJaggedTensor
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.streamable import Pipelineable
 
@@ -17,12 +18,12 @@ from embank.tables.sharding.sharded_rows import Sharding
 from tests.tables.batches import random_kjt
 
 SIZES = {"a": 500, "b": 300, "c": 100}
-DIM, BATCH_SIZE, NUM_STEPS = 8, 6, 10
+DIM, BATCH_SIZE, NUM_STEPS = 8, 6, 12
 
 
 @dataclass
 class Batch(Pipelineable):
-    sparse: Addressed | AddressedSequence
+    sparse: KeyedJaggedTensor | Addressed | AddressedSequence
     labels: Tensor
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
@@ -36,11 +37,13 @@ class Batch(Pipelineable):
 
 
 class Model(nn.Module):
-    """Scores what it looks up."""
+    """Scores what it looks up, by a stand-in for the tables (`given` "addressed" or "ids") or by themselves
+    ("alone")."""
 
-    def __init__(self, tables: TableCollection | SequenceCollection, width: int) -> None:
+    def __init__(self, tables: TableCollection | SequenceCollection, width: int, given: str) -> None:
         super().__init__()
-        self.tables, self.lookup = tables, PipelinedTables(tables)
+        self.tables, self.given = tables, given
+        self.lookup = tables if given == "alone" else PipelinedTables(tables)
         self.scores = nn.Linear(width, 1)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -50,7 +53,7 @@ class Model(nn.Module):
         return nn.functional.binary_cross_entropy_with_logits(logits, batch.labels), logits
 
 
-def model(kind: str, method: str, *, unpooled: bool) -> Model:
+def model(kind: str, method: str, *, unpooled: bool, given: str) -> Model:
     torch.manual_seed(0)
     world_size = dist.get_world_size()
     names = {name: "layer" if unpooled else name for name in SIZES}
@@ -66,10 +69,11 @@ def model(kind: str, method: str, *, unpooled: bool) -> Model:
     }
     sharding = Sharding(plan=Plan(world_size=world_size, tables=places))
     tables = cls(specs, optimizer=RowOptimizer(name="adagrad", lr=0.1), sharding=sharding)
-    return Model(tables, DIM * len(SIZES))
+    return Model(tables, DIM * len(SIZES), given)
 
 
-def batches(tables: TableCollection | SequenceCollection, rank: int) -> Iterator[Batch]:
+def batches(trained: Model, rank: int) -> Iterator[Batch]:
+    tables = trained.tables
     for step in range(NUM_STEPS):
         generator = torch.Generator().manual_seed(100 * step + rank)
         labels = torch.randint(0, 2, (BATCH_SIZE,), generator=generator).float()
@@ -77,15 +81,16 @@ def batches(tables: TableCollection | SequenceCollection, rank: int) -> Iterator
             ids = torch.randint(0, 100, (2, BATCH_SIZE // 2, len(SIZES)), generator=generator)
             yield Batch(tables.address({"layer": ids}), labels)
         else:
-            yield Batch(tables.address(random_kjt(SIZES, batch_size=BATCH_SIZE, seed=100 * step + rank)), labels)
+            kjt = random_kjt(SIZES, batch_size=BATCH_SIZE, seed=100 * step + rank)
+            yield Batch(tables.address(kjt) if trained.given == "addressed" else kjt, labels)
 
 
 def by_the_loop(rank: int, kind: str, method: str, unpooled: bool) -> Tensor:
     """Logits [steps, B] of each step."""
-    trained = model(kind, method, unpooled=unpooled)
+    trained = model(kind, method, unpooled=unpooled, given="addressed")
     optimizer = torch.optim.SGD([*trained.scores.parameters(), *trained.tables.dense_parameters()], lr=0.1)
     seen = []
-    for batch in batches(trained.tables, rank):
+    for batch in batches(trained, rank):
         optimizer.zero_grad()
         loss, logits = trained(batch)
         loss.backward()
@@ -95,13 +100,13 @@ def by_the_loop(rank: int, kind: str, method: str, unpooled: bool) -> Tensor:
     return torch.stack(seen)
 
 
-def by_a_pipeline(rank: int, name: str, kind: str, method: str, unpooled: bool) -> tuple[Tensor, list[int]]:
+def by_a_pipeline(rank: int, name: str, kind: str, method: str, unpooled: bool, given: str) -> tuple[Tensor, list[int]]:
     """The same under a pipeline, and how many batches were on their way after each step."""
-    trained = model(kind, method, unpooled=unpooled)
+    trained = model(kind, method, unpooled=unpooled, given=given)
     optimizer = torch.optim.SGD([*trained.scores.parameters(), *trained.tables.dense_parameters()], lr=0.1)
     cls = {"base": TrainPipelineBase, "sparse_dist": TrainPipelineSparseDist}[name]
     pipeline = cls(trained, optimizer, torch.device("cpu"))
-    source, seen, travelling = batches(trained.tables, rank), [], []
+    source, seen, travelling = batches(trained, rank), [], []
     for _ in range(NUM_STEPS):
         out = pipeline.progress(source)
         trained.tables.update_rows()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.fx import Proxy
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 
 from embank.tables.collections.ids import check_ids, int64_ids, missing_ids
@@ -22,6 +23,11 @@ class Bags:
     """
 
     def __init__(self, features: KeyedJaggedTensor) -> None:
+        if isinstance(features, Proxy):
+            raise DataError(
+                "the ids are not known yet: torch.fx is tracing. Call the tables themselves, tables(kjt), which is one "
+                "step of a trace"
+            )
         if not isinstance(features, KeyedJaggedTensor):
             raise DataError(f"the input is a {type(features).__name__}; give a KeyedJaggedTensor, ids by feature")
         self.places = {key: place for place, key in enumerate(features.keys())}

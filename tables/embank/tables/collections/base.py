@@ -29,6 +29,7 @@ from embank.tables.collections.state import (
     row_state,
     set_rows,
 )
+from embank.tables.collections.traced import OneStep
 from embank.tables.collections.training import (
     TrainingState,
     accompanied,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from embank.tables.sharding.sharded_rows import Sharding
 
 
-class Tables(nn.Module, ABC):
+class Tables(OneStep, ABC):
     """Logical tables, each stored by its own method, and their rows.
 
     Rows are neither parameters nor buffers: they have an optimizer of their own, and what is done to a model's

@@ -1,10 +1,13 @@
 """Collections under TorchRec's training pipelines, which send a batch's ids to their ranks while the batch before is
 computed."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
 from torchrec.distributed.embedding_sharding import KJTListSplitsAwaitable
 from torchrec.distributed.types import LazyNoWait, ShardedModule
 from torchrec.streamable import Multistreamable
@@ -12,6 +15,7 @@ from torchrec.streamable import Multistreamable
 from embank.tables.collections.addressed import Addressed, AddressedSequence
 from embank.tables.collections.pooled import TableCollection
 from embank.tables.collections.sequence import SequenceCollection
+from embank.tables.collections.traced import OneStep
 
 
 @dataclass
@@ -26,17 +30,19 @@ class LookupContext(Multistreamable):  # type: ignore[misc]
             self.addressed.record_stream(stream)
 
 
-class PipelinedTables(ShardedModule[Any, Any, Any, LookupContext]):  # type: ignore[misc]
-    """Looks up in a collection, in the two steps that `TrainPipelineSparseDist` and its relatives run apart.
+class PipelinedTables(OneStep, ShardedModule[Any, Any, Any, LookupContext]):  # type: ignore[misc]
+    """Stands for a collection in a model, and is looked up in the two steps that `TrainPipelineSparseDist` and its
+    relatives run apart.
 
-    In a model's forward pass call it with an attribute of the batch that holds what the collection's `address` has made
-    on the loader's thread: `self.lookup(batch.sparse)`. While batch i is computed, the pipeline has the ids of batch i
-    + 1 sent. Call `tables.step()` after each `progress`: it finishes the rows' update and lets methods follow their
-    schedules.
+    In a model's forward pass call it once, with an attribute of the batch: the ids, or what the collection's `address`
+    has made of them on the loader's thread. While batch i is computed, the pipeline has the ids of batch i + 1 sent.
+    Call `step()` after each `progress`: it finishes the rows' update and lets methods follow their schedules.
+
+    It has the collection's parameters, buffers and names in a `state_dict`, and every other member too, such as
+    `embedding_bag_configs`: TorchRec's models take it in place of an `EmbeddingBagCollection`.
 
     Args:
-        tables: the collection; keep it as a submodule of the model too. It is not one of this module: its parameters
-            would be there twice, and pipelines would rewire the exchanges inside it.
+        tables: the collection. The model needs no other reference to it.
 
     Example:
         >>> from torchrec import KeyedJaggedTensor
@@ -44,34 +50,66 @@ class PipelinedTables(ShardedModule[Any, Any, Any, LookupContext]):  # type: ign
         >>> tables = TableCollection([spec])
         >>> kjt = KeyedJaggedTensor(keys=["item"], values=torch.tensor([7, 8]), lengths=torch.tensor([1, 1]))
         >>> look_up = PipelinedTables(tables)
-        >>> torch.equal(look_up(tables.address(kjt)).values(), tables(kjt).values())
+        >>> torch.equal(look_up(kjt).values(), tables(kjt).values())
         True
+        >>> look_up.embedding_bag_configs()[0].name, sorted(look_up.state_dict()) == sorted(tables.state_dict())
+        ('item', True)
     """
 
     def __init__(self, tables: TableCollection | SequenceCollection) -> None:
         super().__init__()
-        self._tables = (tables,)
+        self._tables = (tables,)  # no submodule: names of parameters would change
+        self._modules = tables._modules
+        self.training = tables.training
 
     @property
     def tables(self) -> TableCollection | SequenceCollection:
         """The collection."""
         return self._tables[0]
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "_tables":  # not made yet
+            raise AttributeError(name)
+        return getattr(self.tables, name)
+
     @property
     def unsharded_module_type(self) -> type[TableCollection | SequenceCollection]:
         """The collection's class; TorchRec asks for it."""
         return type(self.tables)
+
+    def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
+        """Parameters whose gradients DistributedDataParallel is to leave alone: all but those that every rank has."""
+        shared = {id(parameter) for parameter in self.tables.dense_parameters()}
+        return (name for name, parameter in self.named_parameters(prefix) if id(parameter) not in shared)
+
+    def forward(self, features: Any) -> Any:
+        """What the collection returns, at the moment that somebody looks at it.
+
+        Args:
+            features: see `input_dist`.
+        """
+        step = self.step_of(features)
+        return super().forward(features) if step is None else step
 
     def create_context(self) -> LookupContext:
         """Of one batch."""
         return LookupContext()
 
     def input_dist(
-        self, ctx: LookupContext, addressed: Addressed | AddressedSequence
+        self,
+        ctx: LookupContext,
+        features: KeyedJaggedTensor | Mapping[str, Tensor] | Addressed | AddressedSequence,
     ) -> KJTListSplitsAwaitable[LookupContext]:
-        """Sends the ids of a batch on their way; there is nothing that the pipeline itself would have to wait for."""
-        ctx.addressed = addressed
-        self.tables.prefetch(addressed)  # type: ignore[arg-type]
+        """Sends the ids of a batch on their way; there is nothing that the pipeline itself would have to wait for.
+
+        Args:
+            ctx: of the batch.
+            features: ids as the collection takes them, or what its `address` made of them.
+        """
+        if not isinstance(features, Addressed):
+            features = self.tables.address(features)
+        ctx.addressed = features
+        self.tables.prefetch(features)  # type: ignore[arg-type]
         return KJTListSplitsAwaitable([], ctx)
 
     def compute(self, ctx: LookupContext, dist_input: Any) -> Any:
@@ -81,3 +119,27 @@ class PipelinedTables(ShardedModule[Any, Any, Any, LookupContext]):  # type: ign
     def output_dist(self, ctx: LookupContext, output: Any) -> LazyNoWait[Any]:
         """The same: the collection has brought the rows home already."""
         return LazyNoWait(output)
+
+    def train(self, mode: bool = True) -> "PipelinedTables":
+        """Of the collection, too."""
+        self.tables.train(mode)
+        super().train(mode)
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """The collection's."""
+        return self.tables.get_extra_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The collection's."""
+        self.tables.set_extra_state(state)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "PipelinedTables":
+        self.tables._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.tables._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.tables._load_from_state_dict(*args)

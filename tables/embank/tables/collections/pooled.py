@@ -152,7 +152,8 @@ class TableCollection(Tables):
         Args:
             features: ids by feature, or what `address` made of them.
         """
-        return self.look_up(features)[0]
+        step = self.step_of(features)
+        return self.look_up(features)[0] if step is None else step
 
     def look_up(self, features: KeyedJaggedTensor | Addressed) -> tuple[KeyedTensor, dict[str, Tensor]]:
         """What `forward` returns, and by output key the logical rows [N, D] of the feature's ids, bag after bag, before

@@ -156,6 +156,9 @@ class SequenceCollection(Tables):
         Args:
             ids: by group, or what `address` made of them.
         """
+        step: dict[str, Tensor] | None = self.step_of(ids)
+        if step is not None:
+            return step
         addressed = ids if isinstance(ids, AddressedSequence) else self.address(ids)
         return self.look_up_jagged(addressed) if addressed.is_jagged else self.look_up(addressed)
 

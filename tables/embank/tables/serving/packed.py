@@ -9,12 +9,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from embank.tables.collections.identity import as_tensor, of_tensor
 from embank.tables.collections.ids import bag_offsets, output_key
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.paths import pool
+from embank.tables.collections.traced import OneStep
 from embank.tables.errors import CheckpointError
 from embank.tables.method.modes import is_followed
 from embank.tables.rows.held_bytes import distinct_nbytes
@@ -33,7 +34,7 @@ _MAX_LOOKUPS = 16
 """Sets of features with bags whose lookups are kept."""
 
 
-class PackedCollection(nn.Module):
+class PackedCollection(OneStep):
     """What is served: packed tables, KeyedJaggedTensor in, KeyedTensor out. It can't be trained.
 
     The same forward as the settled `TableCollection` in evaluation mode, within each method's `tolerance`.
@@ -107,6 +108,9 @@ class PackedCollection(nn.Module):
             DataError: a feature is missing, or the ids carry weights.
             CheckpointError: the bundle that the tables are from was damaged unnoticed, and an id leads nowhere.
         """
+        step = self.step_of(features)
+        if step is not None:
+            return step
         from torchrec import KeyedTensor
 
         from embank.tables.collections.bags import Bags

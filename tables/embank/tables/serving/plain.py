@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from embank.tables.collections.paths import summed
+from embank.tables.collections.traced import OneStep
 from embank.tables.serving.packed import PackedCollection
 
 Inputs = tuple[dict[str, Tensor], dict[str, Tensor]]
 Shapes = tuple[dict[str, dict[int, Dim]], dict[str, dict[int, Dim]]]
 
 
-class PlainCollection(nn.Module):
+class PlainCollection(OneStep):
     """The tables of a packed collection, one tensor of ids for each feature.
 
     Ids out of range are refused by nobody: check them before (`PackedCollection` does), or be sure of them.
@@ -60,6 +61,9 @@ class PlainCollection(nn.Module):
             ids: for each feature int64 [N], bag after bag.
             lengths: for each feature that is not single the bags' lengths, integers [B]; they sum up to N.
         """
+        step: Tensor | None = self.step_of(ids, lengths)
+        if step is not None:
+            return step
         outputs = []
         for table, feature, pooling in self.uses:
             rows_ND = self.tables[table](ids[feature])

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 from torchrec import KeyedJaggedTensor, KeyedTensor
 
 from embank.tables.collections.addressed import Addressed
@@ -12,6 +11,7 @@ from embank.tables.collections.bags import Bags
 from embank.tables.collections.ids import missing_ids
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.pooled import TableCollection
+from embank.tables.collections.traced import OneStep
 from embank.tables.errors import ConfigError
 from embank.tables.specs import TableSpec
 from embank.tables.streaming.base import IdVocabulary, Mapped, StreamCounts, VocabularyConfig
@@ -39,7 +39,7 @@ class Streamed:
         return {table: mapped.counts for table, mapped in self.mapped.items()}
 
 
-class StreamingCollection(nn.Module):
+class StreamingCollection(OneStep):
     """Vocabularies that learn, before a collection of tables. KeyedJaggedTensor in, KeyedTensor out, as the collection.
 
     `map` may run ahead of `forward`, in the data loader, as long as batches keep their order: resets wait for the
@@ -159,6 +159,9 @@ class StreamingCollection(nn.Module):
         Args:
             features: a batch, or what `map` made of it.
         """
+        step = self.step_of(features)
+        if step is not None:
+            return step
         streamed = features if isinstance(features, Streamed) else self.map(features)
         if not streamed.is_reset:
             for table, mapped in streamed.mapped.items():
