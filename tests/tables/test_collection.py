@@ -259,13 +259,14 @@ def test_ids_out_of_range_name_table_feature_and_id(ids: list[int]) -> None:
         tables(kjt)
 
 
-def test_missing_feature_and_weights_are_refused() -> None:
+def test_missing_feature_is_refused_and_weights_are_ignored() -> None:
     tables = TableCollection([TableSpec(name="T", num_embeddings=5, embedding_dim=4, feature_names=["user_id"])])
     ones = torch.ones(1, dtype=torch.int32)
     with pytest.raises(DataError, match=r"looks up feature 'user_id', which the batch lacks; did you mean 'user_ids'"):
         tables(KeyedJaggedTensor(keys=["user_ids"], values=torch.tensor([1]), lengths=ones))
-    with pytest.raises(DataError, match="without weights"):
-        tables(KeyedJaggedTensor(keys=["user_id"], values=torch.tensor([1]), lengths=ones, weights=torch.ones(1)))
+    plain = KeyedJaggedTensor(keys=["user_id"], values=torch.tensor([1]), lengths=ones)
+    weighted = KeyedJaggedTensor(keys=["user_id"], values=torch.tensor([1]), lengths=ones, weights=torch.tensor([2.0]))
+    assert torch.equal(tables(weighted).values(), tables(plain).values())
 
 
 @pytest.mark.parametrize(

@@ -175,11 +175,6 @@ def test_bad_input_is_refused() -> None:
         tables({**ids, "second": ids["second"][:, 0]})
     with pytest.raises(DataError, match="ids of group 'first' are torch.float32; they must be integers"):
         tables({**ids, "first": ids["first"].float()})
-    weighted = KeyedJaggedTensor(
-        keys=["first"], values=torch.tensor([1]), lengths=torch.ones(1, dtype=torch.int32), weights=torch.ones(1)
-    )
-    with pytest.raises(DataError, match="without weights"):
-        tables(weighted)
 
 
 def test_bad_collections() -> None:

@@ -100,8 +100,11 @@ def test_names_are_torchrecs_where_tables_are_plain() -> None:
     nn.init.normal_(theirs.embedding_bags["t"].weight)
     assert not tables.load_state_dict(theirs.state_dict(), strict=False).unexpected_keys
     assert torch.equal(theirs.embedding_bags["t"].weight, tables.weights()["t"])
+    nn.init.normal_(theirs.embedding_bags["t"].weight)
+    tables.load_state_dict(theirs.state_dict())
+    assert torch.equal(theirs.embedding_bags["t"].weight, tables.weights()["t"])
     with pytest.raises(RuntimeError, match=r"Missing key.*row_optimizer\.t\.sum"):
-        tables.load_state_dict(theirs.state_dict())
+        tables.load_state_dict({**theirs.state_dict(), "row_optimizer.num_updates": torch.tensor(1)})
     sequences = EmbeddingCollection(
         tables=[EmbeddingConfig(name="t", num_embeddings=40, embedding_dim=8, feature_names=["a"])]
     )

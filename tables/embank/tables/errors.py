@@ -13,7 +13,7 @@ class EmbankError(Exception):
     exit_code: ClassVar[int] = 2
 
 
-class ConfigError(EmbankError):
+class ConfigError(EmbankError, ValueError):
     """A configuration or an argument that can't be used."""
 
 

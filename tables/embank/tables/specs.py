@@ -1,7 +1,7 @@
 """What a model asks for (`TableSpec`)."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +34,10 @@ class TableSpec:
         counts: int64 [num_embeddings], occurrences of each id in training, for the methods that use them.
         stage: for methods that train in several stages, the index of the current one.
         found: what the stages before have found (`Advance.found`).
+        weighted: whether each id of a bag has a weight (a KeyedJaggedTensor's `weights`), by which its row is
+            multiplied before the sum; otherwise weights are ignored.
+        init_fn: writes initial values into the table's rows [num_embeddings, embedding_dim] in place, as in TorchRec's
+            configs; for tables whose rows are a plain matrix.
         fused_pooling: whether the lookup kernel may pool bags, which it can for methods that are linear in their rows.
             False keeps the ids' rows apart until `TableCollection.look_up` has shown them: for losses per id. Results
             are the same.
@@ -45,7 +49,7 @@ class TableSpec:
     Example:
         >>> TableSpec(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item", "last_item"])
         TableSpec(name='item', num_embeddings=1000, embedding_dim=8, feature_names=('item', 'last_item'),
-        pooling='sum', method='full', options=None, budget=None, init_std=None, stage=0)
+        pooling='sum', method='full', options=None, budget=None, init_std=None, weighted=False, stage=0)
         >>> TableSpec(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"], budget=2)
         Traceback (most recent call last):
             ...
@@ -63,6 +67,8 @@ class TableSpec:
     budget: float | None = None
     init_std: float | None = None
     counts: Tensor | None = field(default=None, compare=False, repr=False)
+    weighted: bool = False
+    init_fn: Callable[[Tensor], Any] | None = field(default=None, compare=False, repr=False)
     stage: int = 0
     found: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
     fused_pooling: bool = field(default=True, compare=False, repr=False)
@@ -90,6 +96,11 @@ class TableSpec:
             raise ConfigError(f"table '{self.name}' has no feature_names; name at least one key of the input")
         if self.pooling not in ("sum", "mean"):
             raise ConfigError(f"table '{self.name}' has pooling '{self.pooling}'; use 'sum' or 'mean'")
+        if self.weighted and self.pooling != "sum":
+            raise ConfigError(
+                f"table '{self.name}' pools weighted ids to their {self.pooling}; weights are for pooling 'sum': "
+                "divide them by the bag's length, or by their own sum, and use that"
+            )
         for key in ("budget", "init_std"):
             value = getattr(self, key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):

@@ -38,6 +38,10 @@ def validated_as(kind: Any, value: Any, *, path: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
+        raised = [problem.get("ctx", {}).get("error") for problem in error.errors()]
+        own = next((cause for cause in raised if isinstance(cause, ConfigError)), None)
+        if own is not None:  # a ValueError, which pydantic takes for a finding of its own
+            raise own from error
         found = first_problem(error)
         where = ".".join([path, *(str(part) for part in found["loc"])])
         raise ConfigError(problem_of(found, path=where)) from error

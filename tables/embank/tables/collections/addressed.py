@@ -55,6 +55,9 @@ class Addressed:
         paths: by lookup path, what it needs; paths without lookups are left out.
         bags: by output key, offsets [B + 1] of the bags among its ids, for keys that are pooled after `combine`.
         batch_size: B.
+        weights: by output key, the ids' weights [N], of tables that pool by weight.
+        inverse: for each output key in order, which of the B rows each row of the output takes; empty where the output
+            has them as they are.
 
     Example:
         >>> from torchrec import KeyedJaggedTensor
@@ -69,6 +72,8 @@ class Addressed:
     paths: dict[str, PathIds]
     bags: dict[str, Tensor] = field(default_factory=dict)
     batch_size: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    inverse: Sequence[Tensor] = ()
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
         """A copy on another device."""
@@ -80,7 +85,8 @@ class Addressed:
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tells the allocator that a stream uses this batch (TorchRec's pipelines call it)."""
-        for tensor in (*(t for path in self.paths.values() for t in path.tensors()), *self.bags.values()):
+        of_paths = [tensor for path in self.paths.values() for tensor in path.tensors()]
+        for tensor in (*of_paths, *self.bags.values(), *self.weights.values(), *self.inverse):
             tensor.record_stream(stream)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -88,6 +94,8 @@ class Addressed:
             self,
             paths={name: path.mapped(change) for name, path in self.paths.items()},
             bags={key: change(offsets) for key, offsets in self.bags.items()},
+            weights={key: change(weights) for key, weights in self.weights.items()},
+            inverse=[change(rows) for rows in self.inverse],
         )
 
 
@@ -98,6 +106,7 @@ class AddressedSequence(Addressed):
     Args:
         shapes: for each group its (B, T), or (N,) where ids came as bags.
         bag_lengths: for each group that came as bags their lengths [B].
+        ids: by output key, the ids [N] that came as bags, where they are part of the output.
 
     Example:
         >>> specs = [TableSpec(name="head", num_embeddings=10, embedding_dim=2, feature_names=["layer1"])]
@@ -109,6 +118,7 @@ class AddressedSequence(Addressed):
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     bag_lengths: dict[str, Tensor] = field(default_factory=dict)
+    ids: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def is_jagged(self) -> bool:
@@ -117,4 +127,5 @@ class AddressedSequence(Addressed):
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
         lengths = {group: change(lengths) for group, lengths in self.bag_lengths.items()}
-        return replace(super()._mapped(change), bag_lengths=lengths)
+        ids = {key: change(ids_N) for key, ids_N in self.ids.items()}
+        return replace(super()._mapped(change), bag_lengths=lengths, ids=ids)

@@ -5,29 +5,30 @@ rows.
 take any `Tables`.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from copy import deepcopy
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torchrec.optim.fused import FusedOptimizerModule
 
-from embank.tables.collections.copying import reduced
-from embank.tables.collections.held_rows import fp32_rows, settled_copies, writing
+from embank.tables.collections.configs import specs_of, tier_of
+from embank.tables.collections.fused_optimizer import RowsOptimizer
+from embank.tables.collections.held_rows import writing
 from embank.tables.collections.ids import output_key, refuse_bad_names
 from embank.tables.collections.importing import import_rows
 from embank.tables.collections.named import NamedModules
+from embank.tables.collections.packable import Packable
+from embank.tables.collections.parameters import begin_again, expose_rows, external_error, initialise, settle_optimizer
 from embank.tables.collections.paths import PATHS, LookupPath, Pass, Use
 from embank.tables.collections.row_mark import RowMarkHolder
+from embank.tables.collections.saved import Saved
 from embank.tables.collections.state import (
-    identity_tensor,
     load_num_updates,
-    load_row_state,
     num_updates,
-    row_state,
-    set_rows,
 )
 from embank.tables.collections.traced import OneStep
 from embank.tables.collections.training import (
@@ -46,19 +47,18 @@ from embank.tables.method.modes import moving_statistics
 from embank.tables.method.options import refuse_differing
 from embank.tables.method.registry import build_method
 from embank.tables.rows import Backend, RowOptimizer, RowStore, RowTier, StoreSpec, build_rows
-from embank.tables.rows.held_bytes import distinct_nbytes
 from embank.tables.rows.physical import PhysicalTable
 from embank.tables.rows.store_spec import refuse_bad_lr
 from embank.tables.sharding.processes import Processes, is_one_of_many
 from embank.tables.specs import TableSpec
 
 if TYPE_CHECKING:
-    from embank.tables.serving.codecs.base import Coded
-    from embank.tables.serving.table import PackedTable
+    from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+
     from embank.tables.sharding.sharded_rows import Sharding
 
 
-class Tables(OneStep, ABC):
+class Tables(FusedOptimizerModule, Saved, Packable, OneStep):  # type: ignore[misc]
     """Logical tables, each stored by its own method, and their rows.
 
     Rows are neither parameters nor buffers: they have an optimizer of their own, and what is done to a model's
@@ -79,6 +79,7 @@ class Tables(OneStep, ABC):
     """
 
     plain_prefix: ClassVar[str]  # of plain tables' rows in a `state_dict`, as TorchRec has it
+    rows_are_parameters: ClassVar[bool] = False  # of the model
 
     def __init__(
         self,
@@ -96,7 +97,8 @@ class Tables(OneStep, ABC):
         self.rows_learn = True  # see `stages.rows_held` and `RowMark`
         self.statistics_learn = True  # see `stages.rows_held`
         self.training_state = TrainingState()
-        self.mark = RowMarkHolder(self)
+        if not self.rows_are_parameters:
+            self.mark = RowMarkHolder(self)
         self.specs = tuple(specs)
         self.seed = seed
         self.backend = backend
@@ -104,39 +106,46 @@ class Tables(OneStep, ABC):
         self.lr = self.optimizer.lr  # see `set_lr`
         self.tier = tier or RowTier()
         self.tier.refuse_missing_device()
+        self.chosen_optimizer: RowsOptimizer | None = None  # see `fused_optimizer`
         refuse_bad_names(self.specs, owner=type(self).__name__)
-        self.methods = NamedModules({spec.name: build_method(spec, seed=seed) for spec in self.specs}).to(self.device)
+        if sharding is not None and self.optimizer.is_external:
+            raise external_error(self.processes.count)
+
+    @own_defaults()
+    def _make(self) -> None:
+        """Makes methods and rows. A subclass calls it when it has what `_make_paths` needs, and it is called again when
+        tables leave the meta device or change their optimizer."""
+        methods = NamedModules({spec.name: build_method(spec, seed=self.seed) for spec in self.specs})
+        self.methods = methods.to(self.device)
         self.is_accompanied = any(needs_company(method) for method in self.built_methods())
         refuse_differing(list(self.built_methods()))
+        self._make_paths()
+        if not self.tier.is_meta:
+            initialise(self)
+        expose_rows(self)
 
-    def get_extra_state(self) -> Tensor:
-        """What the rows in a `state_dict` belong to."""
-        return identity_tensor(self)
+    @abstractmethod
+    def _make_paths(self) -> None:
+        """Lookup paths, and with them the rows."""
 
-    def set_extra_state(self, state: Tensor) -> None:
-        """Nothing: `load_state_dict` compares it before it loads rows."""
+    def materialise(self, device: torch.device | str = "cpu") -> None:
+        """Gives tables that were made on the meta device rows with their initial values; nothing to do elsewhere.
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """What `state_dict` calls, here and in a module that the tables are part of."""
-        rows = row_state(self)
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + name: view for name, view in rows.items()})
+        `model.to_empty(device=...)` does the same.
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """What `load_state_dict` calls. Rows are copied into place, with `assign` too: they can't be replaced."""
-        loaded = load_row_state(self, state_dict, prefix=prefix, missing=missing_keys)
-        others: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, others, error_msgs)
-        unexpected_keys += [name for name in others if name not in loaded]
+        Args:
+            device: where the rows are to be.
+        """
+        if self.tier.is_meta:
+            self.tier = replace(self.tier, device=str(device))
+            self.tier.refuse_missing_device()
+            self._make()
+
+    def reset_parameters(self) -> None:
+        """Gives rows and what methods hold besides their initial values again; the state of the rows' optimizer is that
+        of the beginning, too."""
+        if not self.tier.is_meta:
+            begin_again(self, self.rebuilt(self.specs))
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -146,15 +155,56 @@ class Tables(OneStep, ABC):
     def rebuilt(self, specs: Sequence[TableSpec]) -> Self:
         """A new collection of other specs with everything else as here."""
         sharding = None if self.sharding is None else self.sharding.for_specs(specs)
-        return type(self)(specs, sharding=sharding, **self.arguments)
+        return self.of_specs(specs, sharding=sharding, **self.arguments)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """What `pickle`, `copy.deepcopy` and `torch.save` of a whole model call.
+    @classmethod
+    def from_configs(
+        cls,
+        configs: "Sequence[BaseEmbeddingConfig]",
+        *,
+        method: str | Mapping[str, str] = "full",
+        budget: float | Mapping[str, float] | None = None,
+        options: Any = None,
+        is_weighted: bool = False,
+        device: torch.device | str | None = None,
+        tier: RowTier | None = None,
+        **how: Any,
+    ) -> Self:
+        """A collection of tables that TorchRec's configs describe.
+
+        Args:
+            configs: `EmbeddingBagConfig` or `EmbeddingConfig`; a config without feature names looks up the feature of
+                its own name.
+            method: how tables are stored, for all or by table; those that are not named are plain.
+            budget: serving bytes / bytes of the plain tables, for all that have a method or by table.
+            options: of the method, for all or by table.
+            is_weighted: whether tables pool by the ids' weights.
+            device: where the tables are; on "meta" they hold nothing yet.
+            tier: where rows are held besides; their type is the configs' `data_type`.
+            how: other arguments of the collection.
 
         Raises:
-            ConfigError: rows are files, or spread over processes.
+            ConfigError: what a table, a method or a backend refuses.
+
+        Example:
+            >>> from torchrec import EmbeddingBagConfig
+            >>> config = EmbeddingBagConfig(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"])
+            >>> tables = TableCollection.from_configs([config], method="hash", budget=0.1)
+            >>> tables.nbytes("serving") / tables.plain_nbytes <= 0.1
+            True
         """
-        return reduced(self)
+        specs = specs_of(configs, method=method, budget=budget, options=options, weighted=is_weighted)
+        return cls.of_specs(specs, tier=tier_of(configs, tier=tier, device=device), **how)
+
+    @classmethod
+    def of_specs(cls, specs: Sequence[TableSpec], **how: Any) -> Self:
+        """A collection of this class, whatever arguments its users give.
+
+        Args:
+            specs: the logical tables.
+            how: as `arguments` has them, and sharding.
+        """
+        return cls(specs, **how)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `nn.Module.to`, `half` and their like call. Types stay as they are, here and in the methods.
@@ -162,6 +212,9 @@ class Tables(OneStep, ABC):
         Raises:
             ConfigError: a move to another device than the rows'.
         """
+        if self.tier.is_meta:
+            self.materialise(fn(torch.empty(0, device="meta")).device)
+            return self
         super()._apply(keeping_types(fn, device=self.device), recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -220,6 +273,7 @@ class Tables(OneStep, ABC):
     @contextmanager
     def _pass(self) -> Iterator[Pass]:
         """A forward pass."""
+        settle_optimizer(self)
         if self._would_drift() and self.training:
             raise replica_error()
         with moving_statistics(self.statistics_learn):
@@ -235,7 +289,8 @@ class Tables(OneStep, ABC):
     def _would_drift(self) -> bool:
         """Whether a backward pass would update rows here that other processes have too, each by its own part of a
         batch."""
-        return self.sharding is None and self.rows_learn and torch.is_grad_enabled() and is_one_of_many()
+        is_alone = self.sharding is None and not self.optimizer.is_external
+        return is_alone and self.rows_learn and torch.is_grad_enabled() and is_one_of_many()
 
     def begin(self, *, num_steps: int, step: int = 0) -> None:
         """Says how long a training is, before its first step. Methods with a schedule need it: pruning, temperatures,
@@ -286,6 +341,14 @@ class Tables(OneStep, ABC):
         for rows in self.row_stores():
             rows.update()
 
+    @property
+    def fused_optimizer(self) -> "RowsOptimizer":
+        """The rows' optimizer as TorchRec has it: a `KeyedOptimizer` whose `param_groups` schedulers may change, and
+        whose `step` is the tables' own. `torchrec.optim.CombinedOptimizer` takes it beside a dense one."""
+        if self.chosen_optimizer is None:
+            self.chosen_optimizer = RowsOptimizer(self)
+        return self.chosen_optimizer
+
     def set_lr(self, lr: float) -> None:
         """Sets the rows' learning rate for the next step.
 
@@ -296,6 +359,8 @@ class Tables(OneStep, ABC):
         self.lr = lr
         for rows in self.row_stores():
             rows.set_lr(lr)
+        if self.chosen_optimizer is not None:
+            self.chosen_optimizer.follow_lr(lr)
 
     def weights(self) -> dict[str, Tensor]:
         """Rows [R, D] of each physical table by name: views, not copies.
@@ -309,18 +374,6 @@ class Tables(OneStep, ABC):
         """For changes in place of what `weights` and `optimizer_state` return, see `RowStore.writing`."""
         return writing(self)
 
-    def set_rows(self, table: str, rows_RD: Tensor) -> None:
-        """Replaces the rows of a physical table; its optimizer state stays.
-
-        Args:
-            table: the physical table's name, which for plain tables is the table's own.
-            rows_RD: all of its rows, also where rows are sharded: each process takes those that it holds.
-
-        Raises:
-            ConfigError: no such table, or rows of another shape; nothing has changed.
-        """
-        set_rows(self, table, rows_RD)
-
     import_rows = import_rows  # vectors that others have trained
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
@@ -330,65 +383,6 @@ class Tables(OneStep, ABC):
     def dense_parameters(self) -> list[nn.Parameter]:
         """What methods hold besides rows; an ordinary optimizer updates it."""
         return list(self.methods.parameters())
-
-    def nbytes(self, kind: Literal["training", "serving", "nominal"]) -> int:
-        """Bytes held in training by this process (padding, optimizer state and a kernel's caches and constants
-        included; what one batch needs is not, nor is what an optimizer keeps for `dense_parameters`), by the packed
-        form, or of this by what the methods' papers count.
-
-        Raises:
-            ConfigError: another kind.
-        """
-        if kind == "training":
-            held = [t for rows in self.row_stores() for t in rows.held_tensors()]
-            return distinct_nbytes([*held, *self.methods.parameters(), *self.methods.buffers()])
-        if kind not in ("serving", "nominal"):
-            raise ConfigError(f"there are no '{kind}' bytes; ask for 'training', 'serving' or 'nominal'")
-        packs = self.packs()
-        if kind == "nominal":
-            return distinct_nbytes([t for pack in packs for t in pack.counted()])
-        return distinct_nbytes([t for pack in packs for t in pack.buffers()])
-
-    def packs(self, *, copied: bool = False, codec: str | Mapping[str, str] = "fp32") -> "list[PackedTable]":
-        """The inference form of each table as it would be settled, in host memory; where rows are there, it may share
-        them unless they are to be copied. The tables themselves stay as they are.
-
-        Args:
-            copied: share no memory with the rows.
-            codec: what the methods do not code themselves is held by it; a name for all tables, or by table.
-
-        Raises:
-            ConfigError: rows are sharded: this process has a part of them; or there is no such codec or table.
-        """
-        from embank.tables.serving.codecs.registry import codecs_by_table
-        from embank.tables.serving.table import pack_table
-
-        self.refuse_packing_parts()
-        rows = {
-            name: weight.clone().cpu() if copied else weight.cpu()
-            for name, weight in {**fp32_rows(self), **settled_copies(self)}.items()
-        }
-        methods = list(self.built_methods())
-        codecs = codecs_by_table(codec, [method.spec.name for method in methods])
-        shared: dict[tuple[str, str], Coded] = {}
-        return [
-            pack_table(deepcopy(m).cpu() if self.tier.on_gpu else m, rows, codec=codecs[m.spec.name], shared=shared)
-            for m in methods
-        ]
-
-    def refuse_packing_parts(self) -> None:
-        """Raises ConfigError if rows are sharded, so that what is here is not all of them."""
-        if self.sharding is not None:
-            raise ConfigError(
-                f"the rows of these tables are spread over {self.processes.count} processes, so they can't be packed "
-                "here, nor their serving bytes be counted: save_checkpoint on all of them, load_checkpoint in one "
-                "process, and pack there"
-            )
-
-    @property
-    def plain_nbytes(self) -> int:
-        """Bytes of the plain fp32 tables, what budgets refer to."""
-        return sum(spec.plain_nbytes for spec in self.specs)
 
     @property
     def device(self) -> torch.device:

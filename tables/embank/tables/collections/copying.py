@@ -7,12 +7,14 @@ set on it are not copied.
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from multiprocessing.context import get_spawning_popen
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from embank.tables.collections.state import row_state
 from embank.tables.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def reduced(tables: "Tables") -> tuple[Any, ...]:
             "tables on the disk tier can't be copied or pickled: their rows are files of this process, in "
             f"'{tables.tier.directory}'. {cure}"
         )
-    state = {name: value.clone() for name, value in tables.state_dict().items()}
+    state = {name: value.clone() for name, value in {**row_state(tables), **tables.state_dict()}.items()}
     facts = {
         "training": tables.training,
         "training_state": tables.training_state.facts(),
@@ -44,7 +46,8 @@ def reduced(tables: "Tables") -> tuple[Any, ...]:
     }
     # A process that is spawned would find tensors in shared memory, which ends with these copies, before it has begun.
     sent = state if get_spawning_popen() is None else _as_bytes(state)
-    return _restored, (type(tables), tables.specs, tables.arguments, sent, facts)
+    specs = tuple(replace(spec, init_fn=None) for spec in tables.specs)  # no local function can be sent
+    return _restored, (type(tables), specs, tables.arguments, sent, facts)
 
 
 def _as_bytes(state: Mapping[str, Tensor]) -> bytes:
@@ -61,7 +64,7 @@ def _restored(
     facts: Mapping[str, Any],
 ) -> "Tables":
     """The inverse of `reduced`."""
-    tables = cls(specs, sharding=None, **arguments)
+    tables = cls.of_specs(specs, sharding=None, **arguments)
     tables.load_state_dict(torch.load(io.BytesIO(state), weights_only=True) if isinstance(state, bytes) else state)
     tables.train(facts["training"])
     tables.training_state.restore(facts["training_state"])

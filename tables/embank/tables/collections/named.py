@@ -26,6 +26,12 @@ class NamedModules(nn.Module):
     def __len__(self) -> int:
         return len(self._modules)
 
+    def __contains__(self, name: str) -> bool:
+        return state_name(name) in self._modules
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self.named(name)
+
     def named(self, name: str) -> nn.Module:
         """The module of that name."""
         module = self._modules[state_name(name)]

@@ -234,10 +234,11 @@ PATHS: dict[str, type[LookupPath]] = {"pooled": PooledPath, "per id": PerIdPath,
 def choose_paths(methods: Sequence[Method]) -> dict[str, str]:
     """By table, the name of its path in a collection that pools.
 
-    A table whose rows are to be seen before they are pooled (`TableSpec.fused_pooling`) goes one by one, and so do
-    those that share its rows.
+    A table whose rows are to be seen before they are pooled (`TableSpec.fused_pooling`), or have weights, goes one by
+    one, and so do those that share its rows.
     """
-    late = {table.name for method in methods if not method.spec.fused_pooling for table in method.physical}
+    apart = [method for method in methods if method.spec.weighted or not method.spec.fused_pooling]
+    late = {table.name for method in apart for table in method.physical}
     while True:
         names = [{table.name for table in method.physical} for method in methods]
         reached = late.union(*(own for own in names if own & late))

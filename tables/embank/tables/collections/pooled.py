@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
+from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 
 from embank.tables.collections.addressed import Addressed
-from embank.tables.collections.bags import Bags, bag_configs
+from embank.tables.collections.bags import Bags, bag_configs, expanded
 from embank.tables.collections.base import Tables
 from embank.tables.collections.ids import bag_offsets
 from embank.tables.collections.paths import PATHS, Ids, choose_paths, pool
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from embank.tables.sharding.sharded_rows import Sharding
 
 
-class TableCollection(Tables):
+class TableCollection(Tables, EmbeddingBagCollectionInterface):  # type: ignore[misc]
     """Tables for several features, each stored by its own method. A drop-in for `torchrec.EmbeddingBagCollection`.
 
     Args:
@@ -82,6 +83,9 @@ class TableCollection(Tables):
         sharding: "Sharding | None" = None,
     ) -> None:
         super().__init__(specs, seed=seed, backend=backend, optimizer=optimizer, tier=tier, sharding=sharding)
+        self._make()
+
+    def _make_paths(self) -> None:
         kinds = choose_paths(list(self.built_methods()))
         pairs = [(method, feature) for method in self.built_methods() for feature in method.spec.feature_names]
         self.paths = {
@@ -110,19 +114,23 @@ class TableCollection(Tables):
         """Physical row ids of a batch: pure, and meant to run ahead of `forward`, on the loader's thread.
 
         Args:
-            features: ids by feature, unweighted; keys that no table uses are ignored.
+            features: ids by feature, with weights where tables pool by them; keys that no table uses are ignored.
 
         Raises:
             IdRangeError: an id outside its table.
-            DataError: a feature is missing, or the ids carry weights.
+            DataError: a feature is missing, or weights that a table needs.
         """
         batch = Bags(features)
+        inverse = batch.inverse([use.feature for use in self.uses])
+        weights = {use.key: batch.weights_of(use.feature, spec=use.method.spec) for use in self.uses}
         found = {use.key: batch.of(use.feature, spec=use.method.spec) for use in self.uses}
         ids = {key: Ids(ids_N, lengths_B) for key, (ids_N, lengths_B) in found.items()}
         return Addressed(
             paths={kind: path.address(ids) for kind, path in self.paths.items()},
             bags={key: bag_offsets(found[key][1]) for key in self.keys_per_id},
             batch_size=batch.batch_size,
+            weights={key: weights_N for key, weights_N in weights.items() if weights_N is not None},
+            inverse=inverse or (),
         )
 
     def prefetch(self, addressed: Addressed) -> None:
@@ -162,6 +170,8 @@ class TableCollection(Tables):
         Only the lookups in `keys_per_id` have such rows: of methods that are not linear in their rows, and of tables
         with `fused_pooling=False`.
         """
+        if self.tier.is_meta and isinstance(features, KeyedJaggedTensor):
+            return self._shaped(features.stride()), {}
         addressed = features if isinstance(features, Addressed) else self.address(features)
         per_id: dict[str, Tensor] = {}
         with self._pass() as within:
@@ -179,10 +189,20 @@ class TableCollection(Tables):
                 for use in self.uses:
                     if use.key in per_id:
                         offsets, pooling = addressed.bags[use.key], use.method.spec.pooling
-                        outputs[use.key] = pool(per_id[use.key], offsets, pooling=pooling)
+                        rows_ND = per_id[use.key]
+                        if use.key in addressed.weights:
+                            rows_ND = rows_ND * addressed.weights[use.key].to(rows_ND.device)[:, None]
+                        outputs[use.key] = pool(rows_ND, offsets, pooling=pooling)
                 values = torch.cat([outputs[key] for key in self.keys], dim=1)
+            if addressed.inverse:
+                values = expanded(values, addressed.inverse, dims=self.dims)
             (values,) = self._end_pass([values], within)
         return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=values), per_id
+
+    def _shaped(self, batch_size: int) -> KeyedTensor:
+        """An output without values."""
+        values = torch.empty(batch_size, self.num_columns, device="meta")
+        return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=values)
 
     @property
     def keys_per_id(self) -> frozenset[str]:
@@ -203,5 +223,5 @@ class TableCollection(Tables):
         return bag_configs(self.specs)
 
     def is_weighted(self) -> bool:
-        """False: ids carry no weights."""
-        return False
+        """Whether tables pool by the ids' weights."""
+        return any(spec.weighted for spec in self.specs)

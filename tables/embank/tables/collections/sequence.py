@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchrec import JaggedTensor, KeyedJaggedTensor
+from torchrec import EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
+from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
 
 from embank.tables.collections.addressed import AddressedSequence, PathIds
-from embank.tables.collections.bags import Bags
+from embank.tables.collections.bags import Bags, table_configs
 from embank.tables.collections.base import Tables
 from embank.tables.collections.ids import missing_ids, out_of_range
 from embank.tables.collections.paths import Ids, Pass, Use
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from embank.tables.sharding.sharded_rows import Sharding
 
 
-class SequenceCollection(Tables):
+class SequenceCollection(Tables, EmbeddingCollectionInterface):  # type: ignore[misc]
     """Tables looked up without pooling: ids [B, T, H] in, rows [B, T, sum D] out, all groups in one call.
 
     The tables of a group are those that name it among their `feature_names`, in the order of the specs. Every id is a
@@ -54,6 +55,7 @@ class SequenceCollection(Tables):
             same rows come out; sums of gradients may round differently. It pays where a row is dear to fetch; the
             kernels sum the gradients of repeated rows themselves, so on rows that lie in memory it costs more than it
             saves.
+        need_indices: whether ids that come as bags are the `weights` of the JaggedTensors that come out.
 
     Raises:
         ConfigError: no table, two tables of one name, mean pooling, or what methods and backends refuse.
@@ -91,21 +93,26 @@ class SequenceCollection(Tables):
         tier: RowTier | None = None,
         sharding: "Sharding | None" = None,
         dedupe: bool = False,
+        need_indices: bool = False,
     ) -> None:
         super().__init__(specs, seed=seed, backend=backend, optimizer=optimizer, tier=tier, sharding=sharding)
         self.dedupe = dedupe
+        self.has_indices = need_indices
         for spec in self.specs:
             if spec.pooling != "sum":
                 raise ConfigError(
                     f"table '{spec.name}' has pooling '{spec.pooling}'; a SequenceCollection does not pool. Leave it "
                     "out, or use a TableCollection"
                 )
+        self._make()
+
+    def _make_paths(self) -> None:
         members: dict[str, list[Method]] = {}
         for method in self.built_methods():
             for group in method.spec.feature_names:
                 members.setdefault(group, []).append(method)
         pairs = [(method, group) for group, methods in members.items() for method in methods]
-        self.path = self._path("distinct" if dedupe else "per id", pairs)
+        self.path = self._path("distinct" if self.dedupe else "per id", pairs)
         self.groups = {group: tuple(use for use in self.path.uses if use.feature == group) for group in members}
         self.dims = {group: sum(use.method.spec.embedding_dim for use in uses) for group, uses in self.groups.items()}
 
@@ -118,7 +125,7 @@ class SequenceCollection(Tables):
 
         Raises:
             IdRangeError: an id outside its table.
-            DataError: a group is missing, has another shape, is not of integers, or carries weights.
+            DataError: a group is missing, has another shape, or is not of integers.
         """
         if isinstance(ids, KeyedJaggedTensor):
             return self._address_jagged(ids)
@@ -139,8 +146,9 @@ class SequenceCollection(Tables):
         return AddressedSequence(
             paths={_PATH: self.path.address({use.key: Ids(ids_N) for use, (ids_N, _) in pairs})},
             shapes={use.feature: (ids_N.numel(),) for use, (ids_N, _) in pairs},
-            bag_lengths={use.feature: lengths_B for use, (_, lengths_B) in pairs},
+            bag_lengths={use.feature: batch.own_lengths(use.feature) for use in self.path.uses},
             batch_size=batch.batch_size,
+            ids={use.key: ids_N for use, (ids_N, _) in pairs} if self.has_indices else {},
         )
 
     def prefetch(self, addressed: AddressedSequence) -> None:
@@ -149,17 +157,17 @@ class SequenceCollection(Tables):
         self.path.prefetch(addressed.paths[_PATH])
 
     def forward(
-        self, ids: Mapping[str, Tensor] | KeyedJaggedTensor | AddressedSequence
+        self, features: Mapping[str, Tensor] | KeyedJaggedTensor | AddressedSequence
     ) -> dict[str, Tensor] | dict[str, JaggedTensor]:
         """Logical rows, one per id: `look_up` of tensors by group, `look_up_jagged` of bags.
 
         Args:
-            ids: by group, or what `address` made of them.
+            features: ids by group or feature, or what `address` made of them.
         """
-        step: dict[str, Tensor] | None = self.step_of(ids)
+        step: dict[str, Tensor] | None = self.step_of(features)
         if step is not None:
             return step
-        addressed = ids if isinstance(ids, AddressedSequence) else self.address(ids)
+        addressed = features if isinstance(features, AddressedSequence) else self.address(features)
         return self.look_up_jagged(addressed) if addressed.is_jagged else self.look_up(addressed)
 
     def look_up(self, ids: Mapping[str, Tensor] | AddressedSequence) -> dict[str, Tensor]:
@@ -195,7 +203,7 @@ class SequenceCollection(Tables):
             ended = self._end_pass([rows[use.key] for use in uses], within)
         lengths = {group: self.path.moved(lengths) for group, lengths in addressed.bag_lengths.items()}
         return {
-            use.key: JaggedTensor(values=rows_ND, lengths=lengths[use.feature])
+            use.key: JaggedTensor(values=rows_ND, lengths=lengths[use.feature], weights=addressed.ids.get(use.key))
             for use, rows_ND in zip(uses, ended, strict=True)
         }
 
@@ -213,7 +221,30 @@ class SequenceCollection(Tables):
     @property
     def arguments(self) -> dict[str, Any]:
         """What a collection like this one is made with, besides specs and sharding."""
-        return {**super().arguments, "dedupe": self.dedupe}
+        return {**super().arguments, "dedupe": self.dedupe, "need_indices": self.has_indices}
+
+    def need_indices(self) -> bool:
+        """Whether the output of bags has the ids as weights."""
+        return self.has_indices
+
+    def embedding_dim(self) -> int:
+        """The tables' width.
+
+        Raises:
+            ConfigError: they have several; see `embedding_configs`.
+        """
+        dims = {spec.embedding_dim for spec in self.specs}
+        if len(dims) > 1:
+            raise ConfigError(f"the tables have the dims {sorted(dims)}; ask embedding_configs for each")
+        return dims.pop()
+
+    def embedding_configs(self) -> list[EmbeddingConfig]:
+        """The logical tables as TorchRec describes them."""
+        return table_configs(self.specs)
+
+    def embedding_names_by_table(self) -> list[list[str]]:
+        """Of each table the keys of the output."""
+        return [[self._key(spec, feature) for feature in spec.feature_names] for spec in self.specs]
 
     def row_stores(self) -> list[RowStore]:
         """The row store, if there is a table with rows."""

@@ -8,6 +8,9 @@
     row_optimizer.num_updates             updates so far
     methods.<table>.<parameter>           what a method holds besides rows
 
+A `state_dict` without any state of the rows' optimizer, such as TorchRec's, is taken as it is: rows change, their
+optimizer's state stays.
+
 Rows are views: nothing is copied when a `state_dict` is made, and its values change with the tables.
 """
 
@@ -69,18 +72,28 @@ def row_state(tables: "Tables") -> dict[str, Tensor]:
     Raises:
         ConfigError: rows are sharded, so that this process has a part of them.
     """
-    if tables.sharding is not None:
-        raise ConfigError(
-            f"the rows of these tables are spread over {tables.processes.count} processes, and a state_dict here would "
-            "hold those of one. Use save_checkpoint and load_checkpoint of embank.tables.storage.checkpoint, which all "
-            "processes call together; `tables.methods.state_dict()` has what the methods hold besides rows"
-        )
+    refuse_parts(tables)
     names = row_names(tables)
     state = {names[table]: rows_RD for table, rows_RD in tables.weights().items()}
     for table, kinds in tables.optimizer_state().items():
         state |= {f"row_optimizer.{state_name(table)}.{kind}": view for kind, view in kinds.items()}
     state[NUM_UPDATES] = torch.tensor(num_updates(tables))
     return state
+
+
+def refuse_parts(tables: "Tables") -> None:
+    """Raises ConfigError if rows are sharded, so that this process has a part of them."""
+    if tables.sharding is not None:
+        raise ConfigError(
+            f"the rows of these tables are spread over {tables.processes.count} processes, and a state_dict here would "
+            "hold those of one. Use save_checkpoint and load_checkpoint of embank.tables.storage.checkpoint, which all "
+            "processes call together; `tables.methods.state_dict()` has what the methods hold besides rows"
+        )
+
+
+def is_plain(tables: "Tables") -> bool:
+    """Whether the rows are what they seem by their names: each table a matrix with a row for each id."""
+    return all(method.traits.is_plain for method in tables.built_methods())
 
 
 def num_updates(tables: "Tables") -> int:
@@ -115,7 +128,12 @@ def load_row_state(tables: "Tables", state: Mapping[str, Any], *, prefix: str, m
     _refuse_foreign(tables, state, prefix=prefix)
     views = row_state(tables)
     found = {name: state[prefix + name] for name in views if prefix + name in state}
-    missing += [prefix + name for name in views if name not in found]
+    has_optimizer = any(name.startswith("row_optimizer.") for name in found)
+    missing += [
+        prefix + name
+        for name in views
+        if name not in found and (has_optimizer or not name.startswith("row_optimizer."))
+    ]
     for name, value in found.items():
         if not isinstance(value, Tensor) or value.is_meta:
             kind = "tensor without values" if isinstance(value, Tensor) else type(value).__name__

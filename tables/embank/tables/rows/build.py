@@ -13,6 +13,10 @@ def build_rows(spec: StoreSpec) -> RowStore:
     """
     tier = spec.tier
     tier.refuse_missing_device()
+    if tier.is_meta or spec.optimizer.is_external:
+        from embank.tables.rows.parameter_rows import ParameterRows
+
+        return ParameterRows(spec)
     if spec.backend == "fbgemm":
         from embank.tables.rows.fbgemm import fbgemm_rows
 

@@ -18,6 +18,7 @@ RowDtype = Literal["fp32", "fp16", "bf16"]
 ROW_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RowOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 ROW_OPTIMIZERS: tuple[str, ...] = get_args(RowOptimizerName)
+_EXTERNAL = "external"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class RowOptimizer:
         rowwise_adagrad, adam
     """
 
-    name: RowOptimizerName = "rowwise_adagrad"
+    name: RowOptimizerName | Literal["external"] = "rowwise_adagrad"
     lr: float = 0.02
     eps: float = 1e-8
     betas: tuple[float, float] = (0.9, 0.999)
@@ -51,13 +52,24 @@ class RowOptimizer:
     def __post_init__(self) -> None:
         for key in ("lr", "eps", "betas"):
             object.__setattr__(self, key, plain(getattr(self, key)))
-        if self.name not in ROW_OPTIMIZERS:
+        if self.name not in ROW_OPTIMIZERS and not self.is_external:
             raise ConfigError(f"there is no row optimizer '{self.name}'; use one of {', '.join(ROW_OPTIMIZERS)}")
         refuse_bad_lr(self.lr)
         if not 0 <= self.eps < float("inf"):
             raise ConfigError(f"the rows' eps is {self.eps}; it must be finite and 0 or more")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"the rows' betas are {self.betas}; give two numbers from 0 to below 1")
+
+    @classmethod
+    def external(cls) -> Self:
+        """None: rows are parameters with gradients, as in TorchRec's own collections, for whatever optimizer the
+        program has."""
+        return cls(name="external")
+
+    @property
+    def is_external(self) -> bool:
+        """Whether rows are left to an optimizer outside of the collection."""
+        return self.name == _EXTERNAL
 
 
 def refuse_bad_lr(lr: float) -> None:
@@ -78,7 +90,8 @@ class RowTier:
         directory: for "disk": where the files go; they are created, and removed when the store ends.
         prefetch: whether `RowStore.prefetch` fetches rows ahead of their use: pages of the disk, rows of the host for a
             GPU.
-        device: where lookups come out: "cpu", "cuda" or "cuda:N".
+        device: where lookups come out: "cpu", "cuda" or "cuda:N". On "meta" nothing is held until `to_empty` has moved
+            the model to another device, which gives rows their initial values.
         dtype: of rows: "fp32", or "fp16" and "bf16" in half the memory. Updates are made in fp32 and rounded at random,
             to either neighbour with the probability that makes the mean right, so that small ones count. Optimizer
             state stays fp32. On a CPU the torch backend has them.
@@ -102,8 +115,8 @@ class RowTier:
             object.__setattr__(self, "directory", Path(self.directory))
         if self.name == "disk" and self.directory is None:
             raise ConfigError("the disk tier needs a directory for its files")
-        if re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is None:
-            raise ConfigError(f"there is no device '{self.device}' for rows; use 'cpu', 'cuda' or 'cuda:N'")
+        if re.fullmatch(r"cpu|meta|cuda(:\d+)?", self.device) is None:
+            raise ConfigError(f"there is no device '{self.device}' for rows; use 'cpu', 'cuda', 'cuda:N' or 'meta'")
         if self.dtype not in ROW_DTYPES:
             raise ConfigError(f"there are no rows of dtype '{self.dtype}'; use {', '.join(ROW_DTYPES)}")
         if not 0 <= self.cache_load_factor <= 1:
@@ -112,7 +125,12 @@ class RowTier:
     @property
     def on_gpu(self) -> bool:
         """Whether lookups come out on a GPU."""
-        return self.device != "cpu"
+        return self.device.startswith("cuda")
+
+    @property
+    def is_meta(self) -> bool:
+        """Whether nothing is held yet."""
+        return self.device == "meta"
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -18,7 +18,7 @@ them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +56,7 @@ class TableEntry:
         method: name of the method, whose module has the spine.
         served: what `PackedTable.manifest` gave.
         tensors: buffers of the packed table by name.
+        weighted: as in `TableSpec`; written down where it is true.
     """
 
     name: str
@@ -66,10 +67,11 @@ class TableEntry:
     method: str
     served: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+    weighted: bool = False
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TableEntry":
-        """The inverse of `asdict`.
+        """The inverse of `to_json`.
 
         Raises:
             KeyError, TypeError: keys are missing or unknown, or values of another type.
@@ -82,10 +84,18 @@ class TableEntry:
         kinds: list[tuple[object, type]] = [(entry.feature_names, list), (entry.served, dict)]
         kinds += [(text, str) for text in (entry.name, entry.method, entry.pooling, *entry.feature_names)]
         kinds += [(number, int) for number in (entry.num_embeddings, entry.embedding_dim)]
+        kinds += [(entry.weighted, bool)]
         wrong = [(value, kind) for value, kind in kinds if type(value) is not kind]
         if wrong:
             raise TypeError(f"of a table {shown(wrong[0][0])} is no {wrong[0][1].__name__}")
         return entry
+
+    def to_json(self) -> dict[str, Any]:
+        """What the manifest says of the table."""
+        values = asdict(self)
+        if not self.weighted:
+            del values["weighted"]  # an older embank does not know it
+        return values
 
     def spec(self) -> TableSpec:
         """The table as the model sees it."""
@@ -96,6 +106,7 @@ class TableEntry:
             feature_names=self.feature_names,
             pooling=self.pooling,
             method=self.method,
+            weighted=self.weighted,
         )
 
 
@@ -269,6 +280,8 @@ class Bundle:
             if "packed" in entry.served:
                 return restored_v1(entry.spec(), entry.served["packed"], entry.served["facts"], tensors)
             return PackedTable.restore(entry.method, entry.served, tensors)
+        except ConfigError:
+            raise  # a method or codec that is not installed; it is a ValueError too
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"what it says of its parts is damaged ({error!r}). {_CURE}") from error
 

@@ -101,11 +101,11 @@ class PackedCollection(OneStep):
         """Pooled logical rows: keys are the features, values [B, sum D].
 
         Args:
-            features: ids by feature, unweighted; keys that no table uses are ignored.
+            features: ids by feature, with weights where tables pool by them; keys that no table uses are ignored.
 
         Raises:
             IdRangeError: an id outside its table.
-            DataError: a feature is missing, or the ids carry weights.
+            DataError: a feature is missing, or weights that a table needs.
             CheckpointError: the bundle that the tables are from was damaged unnoticed, and an id leads nowhere.
         """
         step = self.step_of(features)
@@ -113,11 +113,15 @@ class PackedCollection(OneStep):
             return step
         from torchrec import KeyedTensor
 
-        from embank.tables.collections.bags import Bags
+        from embank.tables.collections.bags import Bags, expanded
 
         batch = Bags(features)
-        is_joint = self.device.type == "cpu" and batch.values.device.type == "cpu" and not is_followed()
+        is_here = self.device.type == "cpu" and batch.values.device.type == "cpu"
+        is_joint = is_here and not self.is_weighted() and not is_followed()
         values_BE = self._joint(batch) if is_joint else self._one_by_one(batch)
+        inverse = batch.inverse([feature for spec in self.specs for feature in spec.feature_names])
+        if inverse is not None:
+            values_BE = expanded(values_BE, inverse, dims=self.dims)
         return KeyedTensor(keys=list(self.keys), length_per_key=list(self.dims), values=values_BE)
 
     def _one_by_one(self, batch: "Bags") -> Tensor:
@@ -125,7 +129,9 @@ class PackedCollection(OneStep):
         for spec, pack in self.packed_tables():
             for feature in spec.feature_names:
                 ids_N, lengths_B = batch.of(feature, spec=spec)
+                weights_N = batch.weights_of(feature, spec=spec)
                 rows_ND = looked_up(pack, ids_N, spec=spec)
+                rows_ND = rows_ND if weights_N is None else rows_ND * weights_N[:, None]
                 outputs.append(pool(rows_ND, bag_offsets(lengths_B), pooling=spec.pooling))
         return torch.cat(outputs, dim=1)
 
@@ -168,8 +174,8 @@ class PackedCollection(OneStep):
         return bag_configs(self.specs)
 
     def is_weighted(self) -> bool:
-        """False: ids carry no weights."""
-        return False
+        """Whether tables pool by the ids' weights."""
+        return any(spec.weighted for spec in self.specs)
 
     @property
     def device(self) -> torch.device:

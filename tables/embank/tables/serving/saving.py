@@ -118,7 +118,7 @@ def _described(
         "token_hash_version": token_hash_version_of(collection.specs),
         "embank_version": embank_version(),
         "keys": collection.keys,
-        "tables": [asdict(entry) for entry in entries],
+        "tables": [entry.to_json() for entry in entries],
         "facts": dict(facts or {}),
         **more,
     }
@@ -184,5 +184,6 @@ def _entry(spec: TableSpec, pack: PackedTable, stored: TensorFile) -> TableEntry
         pooling=spec.pooling,
         method=spec.method,
         served=pack.manifest(),
+        weighted=spec.weighted,
         tensors={name: stored.add(f"{spec.name}.{name}", tensor) for name, tensor in pack.state_dict().items()},
     )

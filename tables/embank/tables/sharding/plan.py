@@ -157,6 +157,9 @@ def parse_plan(raw: Any, *, source: str) -> Plan:
         return TypeAdapter(Plan).validate_python(raw)
     except ValidationError as error:
         problem = error.errors()[0]
+        own = problem.get("ctx", {}).get("error")
+        if isinstance(own, ConfigError):  # a ValueError, which pydantic takes for a finding of its own
+            raise own from error
         where = ".".join(str(part) for part in problem["loc"])
         raise ConfigError(f"the plan '{source}' is wrong at '{where}': {problem_in_words(problem)}") from error
 

@@ -142,7 +142,13 @@ class StreamingCollection(OneStep):
                 values[span] = mapped[table].rows[start : start + size]
                 start += size
         rows = KeyedJaggedTensor(
-            keys=features.keys(), values=values, lengths=features.lengths(), stride=features.stride()
+            keys=features.keys(),
+            values=values,
+            weights=features.weights_or_none(),
+            lengths=features.lengths(),
+            stride=None if bags.is_variable else features.stride(),
+            stride_per_key_per_rank=features.stride_per_key_per_rank() if bags.is_variable else None,
+            inverse_indices=features.inverse_indices_or_none(),
         )
         return Streamed(addressed=self.tables.address(rows), mapped=mapped)
 
