@@ -11,6 +11,7 @@ from embank.tables.errors import ConfigError
 from embank.tables.rows.held_bytes import distinct_nbytes
 
 if TYPE_CHECKING:
+    from embank.tables.collections.base import Tables
     from embank.tables.serving.codecs.base import Coded
     from embank.tables.serving.table import PackedTable
 

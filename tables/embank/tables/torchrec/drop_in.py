@@ -1,10 +1,12 @@
 """`EmbeddingBagCollection` and `EmbeddingCollection` with TorchRec's arguments, on embank's tables."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Dict, Self  # noqa: UP035 - TorchScript reads annotations
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torchrec import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, EmbeddingConfig
 
 from embank.tables.collections.base import Tables
@@ -22,11 +24,33 @@ if TYPE_CHECKING:
     from embank.tables.sharding.sharded_rows import Sharding
 
 
+_SCRIPTED: "WeakValueDictionary[int, DropIn]" = WeakValueDictionary()
+
+
 class DropIn(Tables):
     """What a collection with TorchRec's arguments does besides its own: rows are parameters where they have no
     optimizer of their own, and a `state_dict` of plain tables has TorchRec's names and no others."""
 
     rows_are_parameters = True
+
+    __jit_unused_properties__: ClassVar[list[str]]
+
+    def __init_subclass__(cls, **how: Any) -> None:
+        super().__init_subclass__(**how)
+        every = [(name, value) for base in cls.__mro__ for name, value in vars(base).items()]
+        cls.__jit_unused_properties__ = [name for name, value in every if isinstance(value, property)]
+
+    @property
+    def __jit_ignored_attributes__(self) -> list[str]:
+        """What `torch.jit.script` of a model leaves alone here: all but `forward`, which stays a call into Python.
+
+        It puts another module in this one's place, which gets these attributes, and calls `forward` with a third one,
+        which has no more than a number by which to find this one again.
+        """
+        ignored = [*vars(self), *self._modules, *self.__jit_unused_properties__]
+        vars(self).update(scripted=id(self), in_python=(self,))
+        _SCRIPTED[id(self)] = self
+        return [name for name in (*ignored, "in_python") if name != "scripted"]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -38,6 +62,11 @@ class DropIn(Tables):
         made = cls.__new__(cls)
         super(DropIn, made).__init__(specs, **how)
         return made
+
+
+def _in_python(tables: Any) -> Any:
+    """The collection itself, also where a scripted module calls."""
+    return tables if isinstance(tables, DropIn) else _SCRIPTED[tables.scripted]
 
 
 def _chosen(optimizer: RowOptimizer | None, sharding: "Sharding | None") -> RowOptimizer:
@@ -127,6 +156,10 @@ class EmbeddingBagCollection(DropIn, TableCollection):
             sharding=sharding,
         )
 
+    @torch.jit.ignore
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:  # type: ignore[override]
+        return TableCollection.forward(_in_python(self), features)
+
 
 class EmbeddingCollection(DropIn, SequenceCollection):
     """`torchrec.EmbeddingCollection` on embank's tables. Arguments that it shares with `EmbeddingBagCollection` are
@@ -179,6 +212,11 @@ class EmbeddingCollection(DropIn, SequenceCollection):
             sharding=sharding,
             need_indices=need_indices,
         )
+
+    @torch.jit.ignore
+    def forward(self, features: KeyedJaggedTensor) -> Dict[str, JaggedTensor]:  # type: ignore[override]  # noqa: UP006
+        rows: dict[str, JaggedTensor] = SequenceCollection.forward(_in_python(self), features)
+        return rows
 
 
 class FusedEmbeddingBagCollection(EmbeddingBagCollection):
