@@ -129,7 +129,8 @@ class Bags:
                 "KeyedJaggedTensor weights=, one for each id, or make the table with weighted=False"
             )
         place = self.places[feature]
-        return self.weights[self.starts[place] : self.starts[place + 1]].float()
+        weights_N: Tensor = self.weights[self.starts[place] : self.starts[place + 1]].float()
+        return weights_N
 
     def inverse(self, features: Sequence[str]) -> list[Tensor] | None:
         """For each of some features, which of its rows each row of the output takes: int64 [B]; None where every

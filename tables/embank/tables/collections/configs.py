@@ -85,7 +85,7 @@ def _pooling(config: BaseEmbeddingConfig) -> Any:
 
 def own_init(config: BaseEmbeddingConfig) -> Callable[[torch.Tensor], Any] | None:
     """The config's `init_fn`, unless it is what every table begins with, U(-b, b), b = num_embeddings ** -0.5."""
-    init = config.init_fn
+    init: Callable[[torch.Tensor], Any] | None = config.init_fn
     bound = config.num_embeddings**-0.5
     if isinstance(init, partial) and init.func is torch.nn.init.uniform_ and not init.args:
         keywords = init.keywords

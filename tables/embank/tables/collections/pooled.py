@@ -121,9 +121,9 @@ class TableCollection(Tables, EmbeddingBagCollectionInterface):  # type: ignore[
             DataError: a feature is missing, or weights that a table needs.
         """
         batch = Bags(features)
+        found = {use.key: batch.of(use.feature, spec=use.method.spec) for use in self.uses}
         inverse = batch.inverse([use.feature for use in self.uses])
         weights = {use.key: batch.weights_of(use.feature, spec=use.method.spec) for use in self.uses}
-        found = {use.key: batch.of(use.feature, spec=use.method.spec) for use in self.uses}
         ids = {key: Ids(ids_N, lengths_B) for key, (ids_N, lengths_B) in found.items()}
         return Addressed(
             paths={kind: path.address(ids) for kind, path in self.paths.items()},

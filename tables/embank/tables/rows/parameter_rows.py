@@ -78,7 +78,8 @@ class ParameterRows(RowStore):
     def parameter(self, table: str) -> nn.Parameter:
         """The rows of a table, to be trained."""
         names = [shard.table.name for shard in self.shards]
-        return self.rows[names.index(table)]
+        rows_RD: nn.Parameter = self.rows[names.index(table)]
+        return rows_RD
 
     def weights(self) -> dict[str, Tensor]:
         return {shard.table.name: rows.detach() for shard, rows in zip(self.shards, self.rows, strict=True)}

@@ -116,7 +116,7 @@ class RowTier:
         if self.name == "disk" and self.directory is None:
             raise ConfigError("the disk tier needs a directory for its files")
         if re.fullmatch(r"cpu|meta|cuda(:\d+)?", self.device) is None:
-            raise ConfigError(f"there is no device '{self.device}' for rows; use 'cpu', 'cuda', 'cuda:N' or 'meta'")
+            raise ConfigError(f"there is no device '{self.device}' for rows; use 'cpu', 'cuda' or 'cuda:N'")
         if self.dtype not in ROW_DTYPES:
             raise ConfigError(f"there are no rows of dtype '{self.dtype}'; use {', '.join(ROW_DTYPES)}")
         if not 0 <= self.cache_load_factor <= 1:

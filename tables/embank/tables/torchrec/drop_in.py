@@ -48,7 +48,7 @@ class DropIn(Tables):
         which has no more than a number by which to find this one again.
         """
         ignored = [*vars(self), *self._modules, *self.__jit_unused_properties__]
-        vars(self).update(scripted=id(self), in_python=(self,))
+        self.__dict__.update(scripted=id(self), in_python=(self,))
         _SCRIPTED[id(self)] = self
         return [name for name in (*ignored, "in_python") if name != "scripted"]
 
@@ -81,8 +81,8 @@ def _draw_unused(config: BaseEmbeddingConfig) -> None:
 
 
 def _drawn(config: BaseEmbeddingConfig) -> Callable[[Tensor], Any]:
-    assert config.init_fn is not None
-    return config.init_fn
+    init_fn: Callable[[Tensor], Any] = config.init_fn
+    return init_fn
 
 
 def _drawn_after_unused(config: BaseEmbeddingConfig) -> Callable[[Tensor], Any]:
@@ -156,8 +156,8 @@ class EmbeddingBagCollection(DropIn, TableCollection):
             sharding=sharding,
         )
 
-    @torch.jit.ignore
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:  # type: ignore[override]
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         return TableCollection.forward(_in_python(self), features)
 
 
@@ -213,8 +213,8 @@ class EmbeddingCollection(DropIn, SequenceCollection):
             need_indices=need_indices,
         )
 
-    @torch.jit.ignore
-    def forward(self, features: KeyedJaggedTensor) -> Dict[str, JaggedTensor]:  # type: ignore[override]  # noqa: UP006
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def forward(self, features: KeyedJaggedTensor) -> Dict[str, JaggedTensor]:  # noqa: UP006
         rows: dict[str, JaggedTensor] = SequenceCollection.forward(_in_python(self), features)
         return rows
 
