@@ -181,9 +181,9 @@ def test_weights_in_bundles_and_checkpoints(tmp_path: Path) -> None:
         served(batch(2))
     with pytest.raises(DataError, match="pools feature 'a' by weight, but the batch has no weights"):
         tables(batch(2))
-    save_checkpoint(tables, tmp_path / "checkpoint")
+    save_checkpoint(tmp_path / "checkpoint", tables=tables, dense={}, meta={})
     other = TableCollection.from_configs(configs(), is_weighted=True, method={"t2": "hash"}, budget={"t2": 0.5}, seed=9)
-    load_checkpoint(other, tmp_path / "checkpoint")
+    load_checkpoint(tmp_path / "checkpoint", tables=other)
     assert torch.equal(other(kjt).values(), tables(kjt).values())
 
 
