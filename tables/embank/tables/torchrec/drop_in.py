@@ -122,7 +122,7 @@ class EmbeddingBagCollection(DropIn, TableCollection):
         >>> tables = EmbeddingBagCollection(tables=[config], method="hash", budget=0.1)
         >>> kjt = KeyedJaggedTensor(keys=["item"], values=torch.tensor([7, 8]), lengths=torch.tensor([2, 0]))
         >>> tables(kjt).values().shape, [name for name, _ in tables.named_parameters()]
-        (torch.Size([2, 8]), ['mark.rows', 'rows.item.weight'])
+        (torch.Size([2, 8]), ['rows.item.weight'])
     """
 
     def __init__(
