@@ -10,7 +10,18 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from embank.tables import CurrentRows, Fitted, Fitting, Method, NewRows, PhysicalTable, Wanted, physical_tables
+from embank.tables import (
+    CurrentRows,
+    Fitted,
+    Fitting,
+    Method,
+    NewRows,
+    OwnRows,
+    PhysicalTable,
+    Wanted,
+    physical_tables,
+)
+from embank.tables.method.base import combination
 
 _NUMBERS_PER_CHUNK = 1 << 20
 
@@ -34,6 +45,8 @@ class Means(Fitting):
     """
 
     def fit(self, methods: Sequence[Method], wanted: Sequence[Wanted], rows: CurrentRows, *, seed: int) -> Fitted:
+        if len(methods) == 1 and _is_own(methods[0], wanted[0].ids_K):
+            return OwnRows().fit(methods, wanted, rows, seed=seed)
         tables = list(dict.fromkeys(table for method in methods for table in physical_tables(method)))
         sizes = [table.num_embeddings * table.embedding_dim for table in tables]
         firsts = dict(zip(tables, torch.tensor([0, *sizes]).cumsum(0).tolist(), strict=False))
@@ -46,6 +59,15 @@ class Means(Fitting):
                 below.index_add_(0, numbers_kD.reshape(-1), (weighted_kD * factors_kD).reshape(-1))
         parts = zip(tables, torch.split(above, sizes), torch.split(below, sizes), strict=True)
         return Fitted(rows={table.name: _quotients(table, a, b, rows) for table, a, b in parts})
+
+
+def _is_own(method: Method, ids_K: Tensor) -> bool:
+    """Whether each id has a row, which is its logical row."""
+    if len(method.physical) != 1 or combination(method) != "side by side" or method.side(ids_K[:1]) is not None:
+        return False
+    table, spec = method.physical[0], method.spec
+    is_as_large = (table.num_embeddings, table.embedding_dim) == (spec.num_embeddings, spec.embedding_dim)
+    return is_as_large and torch.equal(method.address(ids_K)[0], ids_K)
 
 
 def chunks(wanted: Wanted, *, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from embank.compression.fitting.means import chunks
-from embank.tables import CurrentRows, Fitted, Fitting, NewRows, OwnRows, Wanted
+from embank.tables import ConfigError, CurrentRows, Fitted, Fitting, NewRows, OwnRows, Wanted
 
 
 class NarrowSvd(Fitting):
@@ -52,7 +52,14 @@ class WidthSvd(Fitting):
 
     def fit(self, methods: Sequence[Any], wanted: Sequence[Wanted], rows: CurrentRows, *, seed: int) -> Fitted:
         (method,), (own,) = methods, wanted
-        name, (width,) = method.spec.name, method.widths
+        name = method.spec.name
+        if method.spec.stage == 0:
+            raise ConfigError(
+                f"table '{name}': method '{method.spec.method}' still searches its width, with rows of every candidate "
+                "normalised by the batch, which can't be fitted; embank.tables.fit_tables chooses the width by the "
+                "vectors and fits what is served"
+            )
+        (width,) = method.widths
         projection = method.projections[0]
         bias_D = mean(own)
         weight_cD = principal_rows(second_moments(own, mean_D=bias_D), width)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from embank.compression.codecs.grids import SteppedRows
+from embank.compression.fitting.grids import Steps
 from embank.compression.parts.grid import Bits, clamp_codes, high_codes, num_wide_rows
 from embank.tables import ConfigError, Method, Served, TableSpec, Traits, default_init, option_class, own_table
 from embank.tables.rows.rounding import noise, round_stochastically
@@ -72,7 +73,7 @@ class Alpt(Method):
     """
 
     Config = AlptConfig
-    traits = Traits(whole_rows=True)
+    traits = Traits(whole_rows=True, fitting=Steps())
 
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
         super().__init__(spec, seed=seed)

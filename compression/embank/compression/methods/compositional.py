@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from embank.compression.budget.floors import budget_nbytes, floor_error, refuse_sizes, share
+from embank.compression.fitting.sums import PartitionedRows
 from embank.compression.parts.multiplexed import (
     SALT_NBYTES,
     hashed_rows,
@@ -183,7 +184,9 @@ class Compositional(Method):
     """
 
     Config = CompositionalConfig
-    traits = Traits(allocation=_Shares(options=_options, fixed_nbytes=_salt_nbytes, least=_num_shared))
+    traits = Traits(
+        allocation=_Shares(options=_options, fixed_nbytes=_salt_nbytes, least=_num_shared), fitting=PartitionedRows()
+    )
     held = Held(facts=("sizes", "how", "is_hashed"), on_host=("salts",))
     sizes: tuple[int, ...]
     salts: Tensor

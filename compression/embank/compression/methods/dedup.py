@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from embank.compression.budget.floors import floor_error
-from embank.compression.fitting.means import Means
+from embank.compression.fitting.blocks import MergedBlocks
 from embank.compression.parts.bits import code_bits, pack_values, packed_nbytes, read_values
 from embank.compression.parts.row_chunks import ENTRIES_PER_CHUNK, fetch, numbered_chunks
 from embank.tables import (
@@ -36,6 +36,9 @@ from embank.tables.method.options import refuse_wrong_types
 
 _MAX_BLOCKS = 1 << 14
 _MAP_SHARE = 0.25
+_SAME = 1 - 1e-12
+_FAR = 100.0
+"""Times the spread of given rows: a mean squared difference of so much counts as nothing alike."""
 
 
 @option_class
@@ -101,13 +104,14 @@ class Dedup(Method):
     """
 
     Config = DedupConfig
-    traits = Traits(whole_rows=True, schedule=_Merging(), fitting=Means())
+    traits = Traits(whole_rows=True, schedule=_Merging(), fitting=MergedBlocks())
     held = Held(on_host=("blocks",))
     blocks: Tensor
 
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
         super().__init__(spec, seed=seed)
         self.config: DedupConfig = self.options
+        self.spread: float | None = None  # of given rows, which merge by distance (`MergedBlocks`)
         self.rows_per_block, self.max_blocks = self._shape()
         self.num_blocks = -(-spec.num_embeddings // self.rows_per_block)
         num_rows = spec.num_embeddings
@@ -166,6 +170,9 @@ class Dedup(Method):
             max_difference = 1.5 * init.scale * (3**0.5 if init.kind == "normal" else 1.0)
 
         def compare(pairs_P2: Tensor) -> Tensor:
+            if self.spread is not None:
+                unit = _FAR * self.spread or 1.0
+                return nearness(rows, self.spec, pairs_P2, rows_per_block=self.rows_per_block, unit=unit)
             return similarity(
                 rows, self.spec, pairs_P2, rows_per_block=self.rows_per_block, max_difference=max_difference
             )
@@ -174,7 +181,7 @@ class Dedup(Method):
             self.num_blocks,
             candidates=lambda kept_K: kept_K[near_pairs(projections_BL[kept_K], num_candidates=config.num_candidates)],
             compare=compare,
-            similarity=config.similarity,
+            similarity=config.similarity if self.spread is None else _SAME,
             max_blocks=self.max_blocks,
         )
 
@@ -315,6 +322,31 @@ def similarity(
     rows: LocalRows, spec: TableSpec, pairs_P2: Tensor, *, rows_per_block: int, max_difference: float
 ) -> Tensor:
     """Share of entries that differ by at most `max_difference`, [P], over the rows that both blocks have."""
+
+    def alike(left: Tensor, right: Tensor) -> Tensor:
+        return (left - right).abs() <= max_difference
+
+    return _mean_alike(rows, spec, pairs_P2, rows_per_block=rows_per_block, alike=alike)
+
+
+def nearness(rows: LocalRows, spec: TableSpec, pairs_P2: Tensor, *, rows_per_block: int, unit: float) -> Tensor:
+    """1 less the mean squared difference of the entries in units of `unit`, [P], over the rows that both blocks
+    have."""
+
+    def alike(left: Tensor, right: Tensor) -> Tensor:
+        return 1 - ((left - right).double() / unit).square()
+
+    return _mean_alike(rows, spec, pairs_P2, rows_per_block=rows_per_block, alike=alike)
+
+
+def _mean_alike(
+    rows: LocalRows,
+    spec: TableSpec,
+    pairs_P2: Tensor,
+    *,
+    rows_per_block: int,
+    alike: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
     shares = []
     per_chunk = max(1, ENTRIES_PER_CHUNK // (rows_per_block * spec.embedding_dim))
     for start in range(0, pairs_P2.shape[0], per_chunk):
@@ -322,6 +354,6 @@ def similarity(
         exists_pb = (ids_p2b < spec.num_embeddings).all(1)
         values = fetch(rows, spec.name, ids_p2b.clamp(max=spec.num_embeddings - 1).reshape(-1))
         left, right = values.view(*ids_p2b.shape, spec.embedding_dim).unbind(1)
-        equal_pb = ((left - right).abs() <= max_difference).sum(2) * exists_pb
-        shares.append(equal_pb.sum(1) / (exists_pb.sum(1) * spec.embedding_dim))
+        alike_pb = alike(left, right).sum(2) * exists_pb
+        shares.append(alike_pb.sum(1) / (exists_pb.sum(1) * spec.embedding_dim))
     return torch.cat(shares)

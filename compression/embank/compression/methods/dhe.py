@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embank.compression.budget.floors import refuse_below_one, share, size_within
+from embank.compression.fitting.regression import Regression
 from embank.tables import (
     Allocation,
     ConfigError,
@@ -97,7 +98,7 @@ class Dhe(Method):
     """
 
     Config = DheConfig
-    traits = Traits(allocation=_CommonWidth())
+    traits = Traits(allocation=_CommonWidth(), fitting=Regression())
     hash_constants: Tensor
 
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:

@@ -13,6 +13,7 @@ from dataclasses import field
 from torch import Tensor
 
 from embank.compression.budget.floors import refuse_below_one
+from embank.compression.fitting.sums import WeightedRows
 from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts
 from embank.compression.parts.shared_rows import SharedRowsAllocation, num_shared_rows, shared_rows
 from embank.tables import Held, Method, RowInit, TableSpec, Traits, option_class, own_table
@@ -70,7 +71,9 @@ class HashEmbedding(Method):
     """
 
     Config = HashEmbeddingConfig
-    traits = Traits(allocation=SharedRowsAllocation(options=_options, fixed_nbytes=_fixed_nbytes))
+    traits = Traits(
+        allocation=SharedRowsAllocation(options=_options, fixed_nbytes=_fixed_nbytes), fitting=WeightedRows()
+    )
     held = Held(facts=("num_rows",), on_host=("salts",))
     salts: Tensor
 

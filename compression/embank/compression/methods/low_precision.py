@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from embank.compression.codecs.grids import PowerOfTwoRows
+from embank.compression.fitting.grids import PowersOfTwo
 from embank.compression.parts.grid import Bits, fitting_exponents, high_codes, num_wide_rows, power_of_two
 from embank.tables import Method, Served, TableSpec, Traits, option_class, own_table
 from embank.tables.rows.rounding import noise, round_stochastically
@@ -64,7 +65,7 @@ class LowPrecision(Method):
     """
 
     Config = LowPrecisionConfig
-    traits = Traits(whole_rows=True)
+    traits = Traits(whole_rows=True, fitting=PowersOfTwo())
 
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
         super().__init__(spec, seed=seed)

@@ -10,6 +10,7 @@ from dataclasses import field
 
 from torch import Tensor
 
+from embank.compression.fitting.sums import ScaledRows
 from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts
 from embank.compression.parts.shared_rows import SharedRowsAllocation, num_shared_rows, shared_rows
 from embank.tables import Held, Method, RowInit, TableSpec, Traits, option_class, own_table
@@ -67,7 +68,7 @@ class Memcom(Method):
     """
 
     Config = MemcomConfig
-    traits = Traits(allocation=SharedRowsAllocation(options=_options, fixed_nbytes=_fixed_nbytes))
+    traits = Traits(allocation=SharedRowsAllocation(options=_options, fixed_nbytes=_fixed_nbytes), fitting=ScaledRows())
     held = Held(facts=("num_rows", "num_per_id", "is_hashed"), on_host=("salts",))
     salts: Tensor
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from embank.compression.budget.floors import share, size_within
+from embank.compression.fitting.tensor_train import TensorTrainSvd
 from embank.tables import (
     Allocation,
     DistinctMethod,
@@ -162,7 +163,7 @@ class TTRec(DistinctMethod):
     """
 
     Config = TTRecConfig
-    traits = Traits(allocation=_CommonRank())
+    traits = Traits(allocation=_CommonRank(), fitting=TensorTrainSvd())
     held = Held(facts=("row_factors", "slice_shapes", "dim"), sizes=("dim",))
     row_factors: Sequence[int]
     slice_shapes: Sequence[Sequence[int]]

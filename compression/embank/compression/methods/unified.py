@@ -20,6 +20,7 @@ from embank.compression.budget.floors import (
     refuse_sizes,
     size_within,
 )
+from embank.compression.fitting.projected import ProjectedRows
 from embank.compression.parts.multiplexed import SALT_NBYTES, hashed_rows, lookup_salts, shared_init
 from embank.tables import (
     Allocation,
@@ -133,7 +134,7 @@ class Unified(Method):
     """
 
     Config = UnifiedConfig
-    traits = Traits(combines="linearly", takes_token_ids=True, allocation=_Shares())
+    traits = Traits(combines="linearly", takes_token_ids=True, allocation=_Shares(), fitting=ProjectedRows())
     held = Held(facts=("num_rows", "is_hashed", "has_projection"), on_host=("salts",))
     salts: Tensor
 

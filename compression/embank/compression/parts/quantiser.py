@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from embank.compression.budget.floors import floor_error
 from embank.compression.codecs.codes import CodedRows, decode, nearest_codes
+from embank.compression.fitting.codes import Centroids
 from embank.compression.parts.bits import code_bits, packed_nbytes
 from embank.compression.parts.row_chunks import fetch
 from embank.tables import (
@@ -235,7 +236,7 @@ class QuantisedRows(DistinctMethod):
     What methods of this kind differ in is which codes an id may use.
     """
 
-    traits = Traits(whole_rows=True, adds_loss=True, schedule=_Restarts())
+    traits = Traits(whole_rows=True, adds_loss=True, schedule=_Restarts(), fitting=Centroids())
 
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
         super().__init__(spec, seed=seed)

@@ -185,11 +185,13 @@ def _write(tables: "Tables", fitted: Fitted) -> None:
             values_Uw = agreed(new.values_Uw)
             if name in held.stores:
                 _put(held, name, NewRows(numbers_U=new.numbers_U, values_Uw=values_Uw))
-    for name, dense in (fitted.dense or {}).items():
+    for name, dense in fitted.dense.items():
         method = _method(tables, name)
         state = method.state_dict()
         state |= {key: agreed(value.to(state[key].dtype)) for key, value in dense.items()}
         method.load_state_dict(state)
+    for name, hints in fitted.hints.items():
+        vars(_method(tables, name)).update(hints)
 
 
 def _put(held: HeldRows, name: str, new: NewRows) -> None:

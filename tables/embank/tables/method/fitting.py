@@ -1,7 +1,7 @@
 """How a method makes its rows from vectors that others have trained: what it would look up, it is given."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -60,6 +60,7 @@ class Fitted:
     Args:
         rows: by physical table; rows that are not named stay.
         dense: by table, values of the method's parameters and buffers by their names in its `state_dict`.
+        hints: by table, attributes of the method that its `Schedule.advance` reads.
 
     Example:
         >>> new = NewRows(numbers_U=torch.tensor([3]), values_Uw=torch.ones(1, 8))
@@ -67,7 +68,8 @@ class Fitted:
     """
 
     rows: Mapping[str, NewRows]
-    dense: Mapping[str, Mapping[str, Tensor]] | None = None
+    dense: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    hints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Fitting:
@@ -108,7 +110,7 @@ class Fitting:
 
     def guide(self, methods: "Sequence[Any]", wanted: Sequence[Wanted], rows: CurrentRows, *, seed: int) -> Fitted:
         """What a stage before the last one is left with, so that `Schedule.advance` chooses well for what is wanted; by
-        default what `fit` gives. It may set attributes of the methods that `advance` reads."""
+        default what `fit` gives."""
         return self.fit(methods, wanted, rows, seed=seed)
 
 
