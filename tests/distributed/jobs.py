@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.train.trainer import Trainer
@@ -188,6 +189,41 @@ def sequences(rank: int, kind: str, dedupe: bool) -> float:
         worst = max(worst, *(float((out[g] - expected[rank][g]).detach().abs().max()) for g in out))
         sum((out[g] - 1).square().sum() for g in out).backward()
         (sum((one[g] - 1).square().sum() for one in expected for g in one) / world_size).backward()
+        sharded.update_rows()
+        whole.update_rows()
+    return worst
+
+
+def weighted(rank: int, method: str) -> float:
+    """Weighted bags over ranks, row-wise, against one process, over ten steps; the largest difference of outputs."""
+    world_size = dist.get_world_size()
+    configs = [
+        EmbeddingBagConfig(name=f"t{t}", num_embeddings=300 + t, embedding_dim=8, feature_names=[f"f{t}", f"g{t}"])
+        for t in range(2)
+    ]
+    how = {"is_weighted": True, "method": method, "budget": 0.5, "optimizer": RowOptimizer(lr=0.1)}
+    whole = TableCollection.from_configs(configs, backend="torch", **how)
+    tables = {table.name: Placement(kind="row_wise") for m in whole.built_methods() for table in m.physical}
+    sharded = TableCollection.from_configs(
+        configs, sharding=Sharding(plan=Plan(world_size=world_size, tables=tables)), **how
+    )
+    sharded.methods.load_state_dict(whole.methods.state_dict())
+    sum_lookups(whole)
+    worst = 0.0
+    for step in range(10):
+        draw = torch.Generator().manual_seed(step)
+        batches = []
+        for r in range(world_size):
+            lengths = torch.randint(0, 4, (4 * (5 + r),), generator=draw)
+            size = int(lengths.sum())
+            ids, weights = torch.randint(0, 300, (size,), generator=draw), torch.rand(size, generator=draw)
+            keys = ["f0", "f1", "g0", "g1"]
+            batches.append(KeyedJaggedTensor(keys=keys, values=ids, lengths=lengths, weights=weights))
+        out = sharded(batches[rank]).values()
+        expected = [whole(batch).values() for batch in batches]
+        worst = max(worst, float((out - expected[rank]).detach().abs().max()))
+        (out - 1).square().sum().backward()
+        (sum((one - 1).square().sum() for one in expected) / world_size).backward()
         sharded.update_rows()
         whole.update_rows()
     return worst

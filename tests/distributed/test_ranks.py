@@ -189,6 +189,12 @@ def test_sequences_over_ranks_equal_one_process(ranks: dict[int, Ranks], kind: s
         assert worst < 1e-5
 
 
+@pytest.mark.parametrize("method", ["full", "hash"])
+def test_weighted_bags_over_ranks_equal_one_process(ranks: dict[int, Ranks], method: str) -> None:
+    for worst in ranks[2].run(jobs.weighted, method):
+        assert worst < 1e-5
+
+
 def test_ranks_that_differ_are_refused(ranks: dict[int, Ranks], data: Path, tmp_path: Path) -> None:
     other = {**PLAIN, "train": {**PLAIN["train"], "table_lr": 0.1}}
     for message in ranks[2].run(jobs.train_and_fail, [data, data], tmp_path / "a", [PLAIN, other]):
