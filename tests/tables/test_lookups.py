@@ -61,6 +61,18 @@ def test_as_a_packed_collection(bags: list[str], tmp_path: Path) -> None:
     assert torch.equal(torch.cat(blocks), expected)
 
 
+@pytest.mark.parametrize("codec", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double", "float"])
+def test_a_model_that_is_cast_leaves_served_rows_alone(codec: str, cast: str) -> None:
+    spec = TableSpec(name="a", num_embeddings=20, embedding_dim=8, feature_names=["a"])
+    kjt = KeyedJaggedTensor(keys=["a"], values=torch.tensor([3, 4]), lengths=torch.tensor([1, 1]))
+    model = torch.nn.ModuleDict({"tables": pack_collection(TableCollection([spec]), codec=codec)})
+    expected, nbytes = model["tables"](kjt).values(), model["tables"].nbytes()
+    getattr(model, cast)()
+    assert torch.equal(model["tables"](kjt).values(), expected)
+    assert model["tables"].nbytes() == nbytes
+
+
 def test_a_collection_whose_tensors_were_replaced() -> None:
     """What was looked up before is not kept."""
     packed = pack_collection(TableCollection(SPECS))

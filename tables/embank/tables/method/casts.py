@@ -44,6 +44,16 @@ def keeping_types(change: Change, *, device: torch.device) -> Change:
     return moved
 
 
+def only_moving(change: Change) -> Change:
+    """A change that leaves the types of all tensors as they are: served rows are what their codec made them."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        changed = change(tensor)
+        return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+    return moved
+
+
 @contextmanager
 def own_defaults() -> Iterator[None]:
     """Makes tensors as torch does by itself, whatever the caller has set for the model around:

@@ -17,6 +17,7 @@ from embank.tables.collections.named import NamedModules
 from embank.tables.collections.paths import pool
 from embank.tables.collections.traced import OneStep
 from embank.tables.errors import CheckpointError
+from embank.tables.method.casts import only_moving
 from embank.tables.method.modes import is_followed
 from embank.tables.rows.held_bytes import distinct_nbytes
 from embank.tables.serving.table import PackedTable, looked_up
@@ -152,8 +153,9 @@ class PackedCollection(OneStep):
         return values_BE
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `nn.Module.to`, `half` and their like call: tables move, but keep their types."""
         self._lookups.clear()  # they hold the tensors that are about to be replaced
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(only_moving(fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(self, *args: Any) -> None:
