@@ -25,11 +25,18 @@ MAY_CHANGE = frozenset(
 """Keys that a resumed run may have other values for: they don't enter its figures. Data is checked by its
 fingerprint."""
 
+AUTO = "auto"
+"""What leaves a setting open; a run's own configuration has what was chosen for it."""
+
 
 def refuse_changed_config(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises ConfigError if two configurations differ in what enters figures; names the first key, with both values."""
     before, now = dict(flat(old)), dict(flat(new))
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in MAY_CHANGE]
+    changed = [
+        key
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and key not in MAY_CHANGE and not (now.get(key) == AUTO and key in before)
+    ]
     if changed:
         key = changed[0]
         if key not in before:

@@ -52,8 +52,9 @@ class TrainConfig:
         eval_every: steps between evaluations on validation; None evaluates at the end of each epoch.
         checkpoint_every: steps between checkpoints besides those at evaluations.
         checkpoint_minutes: minutes after which a checkpoint is written in any case.
-        precision: fp32, or bf16 (autocast of the network; rows and optimizers stay fp32).
-        compile: run the network through torch.compile.
+        precision: fp32, or bf16 (autocast of the network; rows and optimizers stay fp32), or auto: fp32, and in a long
+            training bf16 where a step is faster in it.
+        compile: run the network through torch.compile; or auto: in a long training, where it pays.
         tensorboard: also write TensorBoard event files (the extra `embank[tensorboard]`).
         num_threads: threads of torch; None leaves torch's own choice.
         straight_through: a codec in the loop: steps and evaluations see rows as it holds them, gradients move the fp32
@@ -78,8 +79,8 @@ class TrainConfig:
     eval_every: int | None = None
     checkpoint_every: int | None = None
     checkpoint_minutes: float = 10.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
     tensorboard: bool = False
     num_threads: int | None = None
     straight_through: str | None = None

@@ -67,7 +67,7 @@ class Stepper:
         self.parameters = [*model.network.parameters(), *learned]
         self.optimizer = dense_optimizer(model.network, learned, config=config)
         # Only full batches go through the compiled network: a short last batch would compile it once more.
-        self.compiled = torch.compile(model.network, dynamic=False) if config.compile else model.network
+        self.compiled = torch.compile(model.network, dynamic=False) if config.compile is True else model.network
         self.factor: float | None = None
 
     @property

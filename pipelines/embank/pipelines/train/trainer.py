@@ -1,11 +1,13 @@
 """A run from its folder to its result: beginning or resuming it, its stages one after the other, its end."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from embank.ctr_models import CTRModel
 from embank.pipelines.config.run import Config, to_plain
 from embank.pipelines.data.loading.integrity import content_of
 from embank.pipelines.data.schema import Schema
@@ -17,6 +19,7 @@ from embank.pipelines.runs.result import close_run
 from embank.pipelines.runs.start import Start, refuse_other_start, refuse_unfinished
 from embank.pipelines.runs.state import SavedRun
 from embank.pipelines.train.checkpoints import evaluate_and_save, load_best, stop_if_asked, tell
+from embank.pipelines.train.execution import choose, chosen_before
 from embank.pipelines.train.interrupt import stop_on_signals
 from embank.pipelines.train.launch import refuse_differences
 from embank.pipelines.train.loop import train_stage
@@ -93,9 +96,12 @@ class Trainer:
         with self.processes.together():
             lock = self._lock(begins=not resume)
         with lock:
+            if resume:
+                self.config = chosen_before(self.config, self.run)
             self.session = self._restore(start)
             if not resume and self.processes.is_first:
                 facts = None if start is None else start.to_json()
+                plain = to_plain(self.config)
                 self.run.create(plain, fingerprint=self.schema.fingerprint, content=self.content, start=facts)
             return self._run(self.session)
 
@@ -134,6 +140,7 @@ class Trainer:
             stages=source.table_stages if source else NO_STAGES,
             processes=self.processes,
         )
+        self._choose(model)
         session = Session(
             config=self.config,
             schema=self.schema,
@@ -157,6 +164,21 @@ class Trainer:
             names = [stage.name for stage in session.progress.stages]
             self.run.keep_metrics(up_to_step=session.progress.evaluated_step, stages=names)
         return session
+
+    def _choose(self, model: CTRModel) -> None:
+        """Chooses what the configuration leaves open, on the first process for all."""
+        data, train = self.config.data, self.config.train
+        num_steps = train.epochs * -(-self.schema.split("train").num_rows // data.batch_size)
+        rows = -(-data.batch_size // self.processes.count)
+        with self.processes.together():
+            chosen = None
+            if self.processes.is_first:
+                chosen, said = choose(model, train, batch_rows=rows, num_steps=num_steps)
+                if said is not None:
+                    self.reporter.note(said)
+        found = self.processes.first(chosen)
+        assert found is not None
+        self.config = replace(self.config, train=found)
 
     def _begin_with(self, session: Session, start: Start, saved: SavedRun) -> None:
         """Begins in the last stage of the tables' methods, with what another run has trained in it."""

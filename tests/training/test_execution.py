@@ -1,0 +1,137 @@
+"""What a run chooses where its configuration says auto."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from embank.pipelines.config.sections import TrainConfig
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.reporting import Reporter
+from embank.pipelines.runs.build import build
+from embank.pipelines.train import execution
+from embank.pipelines.train.trainer import Trainer
+from embank.tables import ConfigError
+from tests.training.runs import config, timeless, train, write_data
+
+MODEL = {"name": "dcn_v2", "hidden_units": [8], "dropout": 0.5}
+PLAIN = {"precision": "fp32", "compile": False}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("execution") / "data")
+
+
+@pytest.fixture
+def long_and_faster_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every training is long, and a step of the probe takes as long as it is said to."""
+    seconds = {("fp32", False): 3.0, ("bf16", False): 2.0, ("bf16", True): 1.9}
+    step = execution._Probe.step
+
+    def timed(self: Any, network: Any, precision: str) -> float:
+        step(self, network, precision)
+        return seconds[precision, network is not self.network]
+
+    monkeypatch.setattr(execution, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr(execution, "_has_bf16", lambda device: True)
+    monkeypatch.setattr(execution._Probe, "step", timed)
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: lambda *inputs: network(*inputs))
+
+
+class Notes(Reporter):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def chosen(run: Path) -> dict[str, Any]:
+    own = yaml.safe_load((run / "config.yaml").read_text())["train"]
+    return {key: own[key] for key in PLAIN}
+
+
+def test_short_trainings_are_plain_and_say_nothing(data: Path, tmp_path: Path) -> None:
+    reporter = Notes()
+    assert config(data).train.precision == config(data).train.compile == "auto"
+    result = Trainer(config(data, model=MODEL), tmp_path / "auto", reporter=reporter).train()
+    assert not any("precision" in line for line in reporter.said)
+    assert chosen(tmp_path / "auto") == PLAIN
+    assert timeless(result) == timeless(train(data, tmp_path / "plain", model=MODEL, train={"epochs": 3, **PLAIN}))
+
+
+@pytest.mark.usefixtures("long_and_faster_in_bf16")
+def test_a_long_training_takes_what_is_faster_and_keeps_to_it(data: Path, tmp_path: Path) -> None:
+    reporter = Notes()
+    result = Trainer(config(data, model=MODEL), tmp_path / "auto", reporter=reporter).train()
+    (line,) = [line for line in reporter.said if "precision" in line]
+    assert line.startswith(
+        "train.precision bf16, train.compile false: a step of the network takes 3e+03 ms in fp32, 2e+03 ms in bf16; "
+        "compiled, which took 0 s, 1.9e+03 ms beside 2e+03 ms"
+    )
+    assert chosen(tmp_path / "auto") == {"precision": "bf16", "compile": False}
+    explicit = train(data, tmp_path / "bf16", model=MODEL, train={"precision": "bf16", "compile": False})
+    assert timeless(result) == timeless(explicit)  # nothing of the model, nor of torch's generators, has changed
+
+
+@pytest.mark.usefixtures("long_and_faster_in_bf16")
+def test_a_resumed_run_keeps_what_was_chosen(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(data, tmp_path / "whole", model=MODEL, train={"eval_every": 5})
+    trainer = Trainer(config(data, model=MODEL, train={"eval_every": 5}), tmp_path / "run")
+
+    class StoppedError(Exception):
+        """In the middle."""
+
+    steps = []
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        steps.append(args)
+        if len(steps) == 3:
+            raise StoppedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("embank.pipelines.train.loop.stop_if_asked", stop)
+        with pytest.raises(StoppedError):
+            trainer.train()
+    monkeypatch.setattr(execution, "_has_bf16", lambda device: False)  # now another choice would be made
+    resumed = train(data, tmp_path / "run", resume=True, model=MODEL, train={"eval_every": 5})
+    assert chosen(tmp_path / "run")["precision"] == "bf16"
+    assert timeless(resumed) == timeless(whole)
+    with pytest.raises(ConfigError, match="was started with train.precision = 'bf16', the configuration now says"):
+        train(data, tmp_path / "run", resume=True, model=MODEL, train={"eval_every": 5, "precision": "fp32"})
+
+
+@pytest.mark.usefixtures("long_and_faster_in_bf16")
+def test_what_cant_be_compiled_is_not(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no C++ compiler\nfar too much text")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    reporter = Notes()
+    Trainer(config(data, model=MODEL, train={"epochs": 1}), tmp_path / "run", reporter=reporter).train()
+    (line,) = [line for line in reporter.said if "precision" in line]
+    assert line.endswith("; it can't be compiled here (RuntimeError: no C++ compiler)")
+    assert chosen(tmp_path / "run") == {"precision": "bf16", "compile": False}
+
+
+@pytest.mark.slow
+def test_a_real_choice(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured, with torch's compiler, on a network and a length for which it pays."""
+    monkeypatch.setattr(execution, "LONG_SECONDS", 0.0)
+    whole = config(data, model={"name": "fnn", "hidden_units": [8]})
+    model = build(whole, Schema.load(data), data=data, rows_folder=data.parent / "rows")
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    state = torch.get_rng_state()
+    train_config, said = execution.choose(model, TrainConfig(precision="fp32"), batch_rows=64, num_steps=10**9)
+    assert said is not None
+    assert "compiled, which took" in said
+    assert train_config.compile in (True, False)
+    assert train_config.precision == "fp32"
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(model.network.state_dict()[name], value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in model.parameters())
