@@ -12,7 +12,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SEARCHES = ["released", "random", "nsga2", "ea", "profile alone"]
-SPEED = ["--contestants", "embank", "embank-compiled-bf16", "torchrec", "--repeats", "3"]
+CONTESTANTS = ["embank", "embank-compiled", "torchrec", "torchrec-compiled", "torchrec-own-loader"]
+SPEED = ["--contestants", *CONTESTANTS, "--repeats", "3"]
 
 
 def main() -> None:

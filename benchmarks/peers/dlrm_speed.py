@@ -7,7 +7,8 @@
 
 13 numeric and 26 categorical inputs, dim 16, bottom 512-256-64-16, top 512-256-1, batch 4,096, fp32. One round runs
 every contestant once, each in a process of its own, so that a noisy minute hits all of them; the ratio is taken within
-a round. The peers train on batches that lie ready in memory; embank's figure includes its loader. `previous` is `embank
+a round. The peers train on batches that lie ready in memory (but for `own-loader`); embank's figure includes its
+loader. Compare what is at equal settings: `embank` to `torchrec`, `embank-compiled` to `torchrec-compiled`. `previous` is `embank
 train` of another installation, such as a checkout of an earlier commit, on the same data as that one prepares it. Data
 comes from `embank.pipelines.data.synth` once per table size. A finished run is a line in `--work`/runs.jsonl and is not
 repeated. Writes benchmarks/results/dlrm_speed.{json,md}; run it on a quiet machine.
@@ -15,6 +16,7 @@ repeated. Writes benchmarks/results/dlrm_speed.{json,md}; run it on a quiet mach
 
 import argparse
 import json
+import resource
 import shutil
 import statistics
 import subprocess
@@ -30,12 +32,25 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 BATCH_SIZE = 4096
 VARIANTS = {  # what `embank train` runs with beside eager fp32
-    "embank": [],
-    "embank-compiled": ["train.compile=true"],
+    "embank": ["train.compile=false", "train.precision=fp32"],
+    "embank-compiled": ["train.compile=true", "train.precision=fp32"],
     "embank-compiled-bf16": ["train.compile=true", "train.precision=bf16"],
+    "embank-default": [],
 }
 PREVIOUS = "previous"
-PEERS = ("torchrec", "fuxictr", PREVIOUS)
+TORCHREC = {
+    "torchrec": [],
+    "torchrec-own-loader": ["--own-loader"],
+    "torchrec-compiled": ["--compile"],
+    "torchrec-compiled-bf16": ["--compile", "--bf16"],
+    "torchrec-compiled-own-loader": ["--compile", "--own-loader"],
+}
+PEERS = (*TORCHREC, "fuxictr", PREVIOUS)
+CONTESTANTS = [
+    *(name for name in VARIANTS if name != "embank-default"),
+    *(name for name in TORCHREC if "own" not in name),
+    "fuxictr",
+]
 MAKE_DATA = (
     "import json, sys; from embank.pipelines.data.synth import synth_prepared as make; make(sys.argv[1], "
     "**json.loads(sys.argv[2]))"
@@ -58,7 +73,16 @@ def run_peer(name: str, data: Path, args: argparse.Namespace) -> dict:
     options = {"--data": data, "--batch-size": BATCH_SIZE, "--steps": steps, "--warmup": args.warmup}
     options["--threads"] = args.threads
     flat = [part for pair in options.items() for part in pair]
-    return json.loads(output_of([python, HERE / f"dlrm_{name}.py", *flat]))
+    script = HERE / f"dlrm_{name.partition('-')[0]}.py"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = json.loads(output_of([python, script, *flat, *TORCHREC.get(name, [])]))
+    return result | {"process_cpu_s": cpu_seconds_since(before)}
+
+
+def cpu_seconds_since(before: resource.struct_rusage) -> float:
+    """CPU seconds of the processes that have ended since, start-up included."""
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime
 
 
 def run_embank(name: str, data: Path, args: argparse.Namespace) -> dict:
@@ -80,6 +104,7 @@ def run_embank(name: str, data: Path, args: argparse.Namespace) -> dict:
     path.write_text(yaml.safe_dump(config))
     shutil.rmtree(folder, ignore_errors=True)
     sets = [part for setting in [*VARIANTS.get(name, []), *args.embank_set] for part in ("--set", setting)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     output_of([python, "-m", "embank", "train", path, "--out", folder, *sets])
     result = json.loads((folder / "result.json").read_text())
     shutil.rmtree(folder)
@@ -87,6 +112,7 @@ def run_embank(name: str, data: Path, args: argparse.Namespace) -> dict:
         "samples_per_s": result["samples_per_s"],
         "loader_share": result["loader_share"],
         "steps": result["num_steps"],
+        "process_cpu_s": cpu_seconds_since(before),
     }
 
 
@@ -178,7 +204,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="rows of all tables together"
     )
-    parser.add_argument("--contestants", nargs="+", choices=[*VARIANTS, *PEERS], default=[*VARIANTS, *PEERS[:2]])
+    parser.add_argument("--contestants", nargs="+", choices=[*VARIANTS, *PEERS], default=CONTESTANTS)
     parser.add_argument(
         "--previous", help="the Python of an installation of another version, for the contestant `previous`"
     )
