@@ -8,10 +8,10 @@
 13 numeric and 26 categorical inputs, dim 16, bottom 512-256-64-16, top 512-256-1, batch 4,096, fp32. One round runs
 every contestant once, each in a process of its own, so that a noisy minute hits all of them; the ratio is taken within
 a round. The peers train on batches that lie ready in memory (but for `own-loader`); embank's figure includes its
-loader. Compare what is at equal settings: `embank` to `torchrec`, `embank-compiled` to `torchrec-compiled`. `previous` is `embank
-train` of another installation, such as a checkout of an earlier commit, on the same data as that one prepares it. Data
-comes from `embank.pipelines.data.synth` once per table size. A finished run is a line in `--work`/runs.jsonl and is not
-repeated. Writes benchmarks/results/dlrm_speed.{json,md}; run it on a quiet machine.
+loader. Compare what is at equal settings: `embank` to `torchrec`, `embank-compiled` to `torchrec-compiled`. `previous`
+is `embank train` of another installation, such as a checkout of an earlier commit, on the same data as that one
+prepares it. Data comes from `embank.pipelines.data.synth` once per table size. A finished run is a line in
+`--work`/runs.jsonl and is not repeated. Writes benchmarks/results/dlrm_speed.{json,md}; run it on a quiet machine.
 """
 
 import argparse
