@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from embank.compression.alignment import Alignment, fit_alignment
     from embank.compression.budget.solver import share
     from embank.compression.build import METHODS, Packed, Table, build_table
+    from embank.compression.fitting.means import Means
     from embank.compression.multiplexing.growth import with_doubled_rows, with_lookups
     from embank.compression.multiplexing.specs import advise, unified_specs
 
 __all__ = [
     "METHODS",
     "Alignment",
+    "Means",
     "Packed",
     "Table",
     "advise",

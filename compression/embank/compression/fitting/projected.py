@@ -84,8 +84,10 @@ class _Reader:
 
     def looked_up(self, x_Rw: Tensor) -> Tensor:
         """Logical rows [K, D]."""
-        parts = zip(self.numbers_LK, self.matrices_lwD, strict=True)
-        return torch.stack([x_Rw[number_K] @ matrix_wD for number_K, matrix_wD in parts]).sum(0)
+        found_KD = torch.zeros_like(self.vectors_KD)
+        for number_K, matrix_wD in zip(self.numbers_LK, self.matrices_lwD, strict=True):
+            found_KD += x_Rw[number_K] @ matrix_wD
+        return found_KD
 
     def back(self, rows_KD: Tensor, num: int) -> Tensor:
         """What `looked_up` is transposed: [R, w]."""

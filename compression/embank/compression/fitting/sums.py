@@ -16,8 +16,8 @@ from embank.compression.fitting.normal import conjugate_gradients, sum_by
 from embank.tables import CurrentRows, Fitted, Fitting, NewRows, PhysicalTable, Wanted
 
 _TURNS = 30
-FEW_TURNS, FEW_STEPS = 8, 30
-_LEAST_GAIN = 1e-7
+FEW_TURNS, FEW_STEPS = 8, 10
+_LEAST_GAIN = 1e-6
 """Share of the squared error; a turn that gains less is the last one."""
 
 
@@ -72,8 +72,10 @@ class Lookups:
             return total
 
         def normal(x_RD: Tensor) -> Tensor:
-            looked_up = (factor * x_RD[number] for number, factor in zip(numbers_L, factors_L, strict=True))
-            return back(self.weights_K1 * torch.stack(list(looked_up)).sum(0))
+            found_KD = torch.zeros_like(self.vectors_KD)
+            for number_K, factor_K1 in zip(numbers_L, factors_L, strict=True):
+                found_KD += factor_K1 * x_RD[number_K]
+            return back(self.weights_K1 * found_KD)
 
         diagonal = sum(
             sum_by(number_K, self.weights_K1 * factor_K1.square(), num=sum(sizes))

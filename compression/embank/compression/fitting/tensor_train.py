@@ -11,16 +11,16 @@ off.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from embank.compression.fitting.means import chunks
 from embank.tables import CurrentRows, Fitted, Fitting, NewRows, Wanted
 
-_SWEEPS = 6
-_COMPLETIONS = 5
+_SWEEPS = 4
+_COMPLETIONS = 4
 _LEAST_GAIN = 1e-3
 _MIDDLE = 160
 """Numbers R1 R2 of a middle slice up to which it is solved for: its problem has as many unknowns."""
@@ -113,25 +113,33 @@ def sweep(cores: Cores, wanted: Wanted, method: Any) -> Cores:
     return cores
 
 
-def _parts(cores: Cores, wanted: Wanted, method: Any) -> Iterator[tuple[list[Tensor], list[Tensor], Tensor, Tensor]]:
-    """Of some ids at a time: the number of each one's slices, the slices, the vectors [k, q0, q1, q2], the weights."""
+@dataclass(frozen=True)
+class _Part:
+    """Some ids: the slices of each core that they have, their vectors [k, q0, q1, q2] and weights, in float64."""
+
+    slices: list[Tensor]
+    vectors: Tensor
+    weights_k: Tensor
+
+
+def _parts(cores: Cores, wanted: Wanted, method: Any, chosen_K: Tensor | None = None) -> Iterator[_Part]:
+    """All ids, or some by their places in what is wanted, a few at a time."""
     (_, q0, r1), (_, _, q1, r2), (_, _, q2) = (core.shape for core in cores)
-    size = max(1, _NUMBERS_AT_ONCE // max(r1 * q1 * r2, q0 * q1 * r2, r1 * q1 * q2, r1 * r1, r2 * r2))
-    for ids_K, all_KD, weights_K in chunks(wanted, width=q0 * q1 * q2):
-        for ids_k, vectors_kD, weights_k in zip(
-            *(torch.split(part, size) for part in (ids_K, all_KD, weights_K)), strict=True
-        ):
-            digits = list(method.address(ids_k))
-            padded = torch.nn.functional.pad(vectors_kD, (0, q0 * q1 * q2 - vectors_kD.shape[1]))
-            slices = [core[digit_k] for core, digit_k in zip(cores, digits, strict=True)]
-            yield digits, slices, padded.view(-1, q0, q1, q2), weights_k
+    size = max(1, _NUMBERS_AT_ONCE // max(r1 * q1 * r2, q0 * q1 * r2, r1 * q1 * q2))
+    places = torch.arange(len(wanted.ids_K)) if chosen_K is None else chosen_K
+    for some in torch.split(places, size):
+        digits = method.address(wanted.ids_K[some])
+        vectors = wanted.vectors_KD[some].double()
+        padded = torch.nn.functional.pad(vectors, (0, q0 * q1 * q2 - vectors.shape[1])).view(-1, q0, q1, q2)
+        slices = [core[digit_k] for core, digit_k in zip(cores, digits, strict=True)]
+        yield _Part(slices, padded, wanted.weights_K[some].double())
 
 
 def _square(cores: Cores, wanted: Wanted, method: Any) -> float:
     total = 0.0
-    for _, (first, middle, last), vectors, weights_k in _parts(cores, wanted, method):
-        found = torch.einsum("kap,kpbr,krc->kabc", first, middle, last)
-        total += float((weights_k * (found - vectors).square().flatten(1).sum(1)).sum())
+    for part in _parts(cores, wanted, method):
+        found = torch.einsum("kap,kpbr,krc->kabc", *part.slices)
+        total += float((part.weights_k * (found - part.vectors).square().flatten(1).sum(1)).sum())
     return total
 
 
@@ -141,11 +149,14 @@ def _solved(number: int, cores: Cores, wanted: Wanted, method: Any) -> Tensor:
     num, size, _ = before.shape
     gram = torch.zeros(num, size, size, dtype=torch.float64)
     right = torch.zeros_like(before)
-    for digits, slices, vectors, weights_k in _parts(cores, wanted, method):
-        known, target = _problem(number, slices, vectors)  # [k, m, size] and [k, m, columns]
-        weighted = known * weights_k[:, None, None]
-        gram.index_add_(0, digits[number], weighted.transpose(1, 2) @ known)
-        right.index_add_(0, digits[number], weighted.transpose(1, 2) @ target)
+    digit_K = method.address(wanted.ids_K)[number]
+    order, counts = digit_K.argsort(stable=True), torch.bincount(digit_K, minlength=num)
+    for digit, places in enumerate(torch.split(order, counts.tolist())):
+        for part in _parts(cores, wanted, method, places):
+            known, target = _problem(number, part.slices, part.vectors)  # [k, m, size] and [k, m, columns]
+            weighted = (known * part.weights_k[:, None, None]).flatten(0, 1)
+            gram[digit] += weighted.T @ known.flatten(0, 1)
+            right[digit] += weighted.T @ target.flatten(0, 1)
     ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-30)[:, None, None]
     solved = torch.linalg.solve(gram + ridge * torch.eye(size, dtype=torch.float64), right + ridge * before)
     return _as_core(number, solved, like=cores[number])

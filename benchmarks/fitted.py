@@ -1,0 +1,203 @@
+"""What is left of a trained model when its tables are fitted to fewer bytes instead of trained in them.
+
+Run: python benchmarks/fitted.py --data runs/data/movielens-100k --work runs/fitted [--seeds 0] [--budgets 0.5 0.25 0.1]
+Trains the plain tables once for each seed, by benchmarks/tasks/movielens_train.yaml with the rates that the leaderboard
+found best. Then for each method and budget the tables of that method, sized as a run would size them, are fitted to the
+plain ones', and the network is left as it is. AUC is of the test split:
+
+fitted    each id counts as often as it occurs in training; `alike` is the same with all ids counting equally
+tuned     fitted, and trained for one more epoch, tables and network, with a fifth of the tables' rate and a third of
+          the network's, falling by a cosine (row-wise Adagrad begins anew, so that the same rate would undo the fit)
+trained   from scratch in these bytes, three seeds: docs/results/movielens-deepfm/leaderboard.csv
+
+The error is the tables' together, each id counting as often as it occurs: the norm of what differs over the norm of the
+plain rows. A second run goes on where the first one stopped. Writes benchmarks/results/fitted.{json,md}.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from peers.machine import describe
+
+from embank.compression import METHODS
+from embank.ctr_models import CTRModel
+from embank.pipelines import Trainer, load_config
+from embank.pipelines.config.run import Config
+from embank.pipelines.data.loading.loader import Loader
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.build import build, id_counts
+from embank.pipelines.runs.evaluate import evaluate
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.open import best_model
+from embank.pipelines.train.step import Stepper
+from embank.tables import BudgetError, GivenRows, fit_tables
+from embank.tables.collections.stages import settle
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_name("results")
+TASK = ROOT / "benchmarks/tasks/movielens_train.yaml"
+LEADERBOARD = ROOT / "docs/results/movielens-deepfm/leaderboard.csv"
+RATES = ["train.lr=0.003", "train.table_lr=0.05"]
+TUNING = ["train.lr=0.001", "train.table_lr=0.01"]
+
+
+def configured(args: argparse.Namespace, *changes: str) -> Config:
+    """The task's configuration with changes."""
+    return load_config(TASK, overrides=[f"data.path={args.data}", *RATES, *changes])
+
+
+def plain_model(args: argparse.Namespace, seed: int) -> tuple[CTRModel, float]:
+    """The model with plain tables, trained once, and its AUC."""
+    config, run = configured(args, f"train.seed={seed}"), RunFolder(args.work / f"full-{seed}")
+    if not (run.path / "result.json").exists():
+        Trainer(config, run.path).train(resume=run.is_run)
+    with best_model(run, schema=Schema.load(args.data), data=args.data) as (model, _):
+        return model, evaluate(model, args.data, "test")["auc"]
+
+
+def fitted_model(args: argparse.Namespace, plain: CTRModel, config: Config, weights: dict | None) -> tuple:
+    """A model of the configuration's tables, fitted to a plain one's, with its network; and what became of them."""
+    schema = Schema.load(args.data)
+    model = build(config, schema, data=args.data, rows_folder=args.work / "rows")
+    rows = plain.tables.weights()
+    given = {
+        spec.name: GivenRows(
+            ids=torch.arange(spec.num_embeddings),
+            vectors=rows[spec.name],
+            weights=None if weights is None else weights[spec.feature_names[0]],
+        )
+        for spec in model.tables.specs
+    }
+    tables, report = fit_tables(model.tables, given)
+    network = model.network
+    network.load_state_dict(plain.network.state_dict())
+    settle(tables)
+    return CTRModel(tables, network), report
+
+
+def error_of(plain: CTRModel, model: CTRModel, weights: dict) -> float:
+    """All tables together, each id's square times its weight."""
+    rows, square, norm = plain.tables.weights(), 0.0, 0.0
+    packs = dict(zip([s.name for s in model.tables.specs], model.tables.packs(), strict=True))
+    for spec in model.tables.specs:
+        own, counts = rows[spec.name], weights[spec.feature_names[0]].double()[:, None]
+        found = packs[spec.name].lookup(torch.arange(spec.num_embeddings))
+        square += float((counts * (found - own).double().square()).sum())
+        norm += float((counts * own.double().square()).sum())
+    return (square / norm) ** 0.5
+
+
+def tune(args: argparse.Namespace, model: CTRModel, config: Config) -> None:
+    """One epoch more."""
+    loader_of = {"batch_size": config.data.batch_size, "shuffle": True, "seed": config.train.seed}
+    num_steps = Loader(args.data, "train", **loader_of).num_batches
+    num_rows = Schema.load(args.data).split("train").num_rows
+    stepper = Stepper(
+        model, config=config.train, batch_size=config.data.batch_size, num_rows=num_rows, num_steps=num_steps
+    )
+    model.train()
+    for step, batch in enumerate(Loader(args.data, "train", address=stepper.address, **loader_of).epoch(0)):
+        stepper(batch, step=step)
+    settle(model.tables)
+
+
+def measured(args: argparse.Namespace, plain: CTRModel, *, method: str, budget: float, seed: int) -> dict:
+    """One method under one budget."""
+    changes = [f"train.seed={seed}", f"tables.method={method}", f"tables.budget={budget}"]
+    config = configured(args, *changes)
+    counts = id_counts(Schema.load(args.data), data=args.data)
+    begun = time.perf_counter()
+    model, _ = fitted_model(args, plain, config, counts)
+    seconds = time.perf_counter() - begun
+    found = {
+        "error": error_of(plain, model, counts),
+        "fit_seconds": seconds,
+        "serving_ratio": model.tables.nbytes("serving") / model.tables.plain_nbytes,
+        "fitted": evaluate(model, args.data, "test")["auc"],
+        "alike": evaluate(fitted_model(args, plain, config, None)[0], args.data, "test")["auc"],
+    }
+    tune(args, model, configured(args, *changes, *TUNING))
+    return found | {"tuned": evaluate(model, args.data, "test")["auc"]}
+
+
+def trained_before() -> dict[tuple[str, float], float]:
+    """AUC of methods that were trained under budgets, from the leaderboard."""
+    with LEADERBOARD.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["auc"]]
+    return {(row["method"], float(row["budget"] or 1)): float(row["auc"]) for row in rows}
+
+
+def markdown(report: dict) -> str:
+    """A line per method and budget, the best fitted ones first."""
+    lines = [
+        "# Tables fitted to trained ones",
+        "",
+        f"`{report['command']}`. The plain tables have AUC {statistics.mean(report['full'].values()):.4f}. Error, AUC "
+        "without training (each id counting as often as it occurs; all alike), after one epoch, and trained from "
+        "scratch.",
+        "",
+        "| budget | method | bytes | error | fitted | all alike | one epoch | trained | fit, s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    trained, groups = trained_before(), {}
+    for entry in report["entries"]:
+        if "error" in entry:
+            groups.setdefault((entry["budget"], entry["method"]), []).append(entry)
+    keys = ("serving_ratio", "error", "fitted", "alike", "tuned", "fit_seconds")
+    means = {key: {k: statistics.mean(e[k] for e in own) for k in keys} for key, own in groups.items()}
+    for (budget, method), own in sorted(means.items(), key=lambda item: (-item[0][0], -item[1]["fitted"])):
+        before = trained.get((method, budget))
+        lines.append(
+            f"| {budget:g} | {method} | {own['serving_ratio']:.3f} | {own['error']:.3f} | {own['fitted']:.4f} "
+            f"| {own['alike']:.4f} | {own['tuned']:.4f} | {'-' if before is None else format(before, '.4f')} "
+            f"| {own['fit_seconds']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures what has not been measured, then writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.25, 0.1])
+    parser.add_argument("--methods", nargs="+", default=sorted(METHODS - {"full"}))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.work.mkdir(parents=True, exist_ok=True)
+    kept = args.work / "entries.jsonl"
+    entries = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    done, full = {(e["method"], e["budget"], e["seed"]) for e in entries}, {}
+    for seed in args.seeds:
+        plain, full[seed] = plain_model(args, seed)
+        for budget in args.budgets:
+            for method in args.methods:
+                if (method, budget, seed) in done:
+                    continue
+                entry = {"method": method, "budget": budget, "seed": seed}
+                try:
+                    entry |= measured(args, plain, method=method, budget=budget, seed=seed)
+                except BudgetError as error:
+                    entry["note"] = str(error)
+                print(entry, flush=True)
+                entries.append(entry)
+                with kept.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+    command = " ".join(["python benchmarks/fitted.py", *sys.argv[1:]])
+    report = {"command": command, "machine": describe(), "full": full, "entries": entries}
+    args.out.mkdir(exist_ok=True)
+    (args.out / "fitted.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / "fitted.md").write_text(markdown(report))
+    print(markdown(report))
+
+
+if __name__ == "__main__":
+    main()
