@@ -39,7 +39,7 @@ from embank.pipelines.train.step import Stepper
 from embank.tables import BudgetError, GivenRows, fit_tables
 from embank.tables.collections.stages import settle
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results")
 TASK = ROOT / "benchmarks/tasks/movielens_train.yaml"
 LEADERBOARD = ROOT / "docs/results/movielens-deepfm/leaderboard.csv"

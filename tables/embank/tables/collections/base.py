@@ -366,7 +366,7 @@ class Tables(FusedOptimizerModule, Saved, Packable, OneStep):  # type: ignore[mi
         """Rows [R, D] of each physical table by name: views, not copies.
 
         They can be written to within `writing`, but nothing checks what is written: `copy_` spreads one row over all of
-        them. `set_rows` checks.
+        them. `set_rows` and `import_rows` check.
         """
         return {name: view for rows in self.row_stores() for name, view in rows.weights().items()}
 
