@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embank.pipelines.cli import converting, deltas, lm, predicting, preparing, show
+from embank.pipelines.cli import converting, deltas, importing, lm, predicting, preparing, show
 from embank.pipelines.cli import search as search_command
 from embank.pipelines.cli import serve as serve_command
 from embank.pipelines.cli import vectors as vector_commands
@@ -33,6 +33,7 @@ app.command()(predicting.predict)
 app.command()(preparing.prepare)
 app.command()(preparing.drift)
 app.command()(converting.convert)
+app.command("import")(importing.import_)
 app.command()(deltas.delta)
 app.command()(deltas.apply)
 app.command()(serve_command.serve)

@@ -28,6 +28,7 @@ def close_run(
     schema: Schema,
     progress: Progress,
     tell: Callable[[dict[str, Any]], None],
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a run leaves behind at its end: bundle, plots, and last of all the result. One process does it.
 
@@ -41,6 +42,7 @@ def close_run(
         schema: of its data.
         progress: at the run's end.
         tell: is given the figures of the test split.
+        facts: what else the bundle is to say.
 
     Returns:
         What result.json holds.
@@ -57,6 +59,7 @@ def close_run(
             step=progress.step if progress.best_step is None else progress.best_step,
             data=Path(config.data.path),
             metrics=metrics_of(progress),
+            facts=facts,
         )
         scores = evaluate_bundle(Bundle(run.bundle, verify=False), config.data.path, "test")
         tell(scores)

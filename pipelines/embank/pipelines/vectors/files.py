@@ -164,7 +164,7 @@ class SafetensorsVectors(_MappedVectors):
         with safe_open(path, framework="pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
             types = {name: file.get_slice(name).get_dtype() for name in shapes}
-        matrices = [name for name in shapes if len(shapes[name]) == 2 and types[name] in ("F16", "BF16", "F32", "F64")]
+        matrices = [name for name in shapes if _is_matrix(shapes[name], types[name])]
         if tensor is None and len(matrices) != 1:
             raise self.refused(
                 f"it has {len(matrices)} matrices of floats ({listing(matrices)}); name one with --tensor"
@@ -183,6 +183,27 @@ class SafetensorsVectors(_MappedVectors):
         self.rows = mapped_tensors(path, [name])[name]
         self.num_rows, self.dim = self.rows.shape
         self.dtype = str(self.rows.dtype).removeprefix("torch.")
+
+
+def matrices_of(path: Path) -> list[str]:
+    """The matrices of floats in a safetensors file.
+
+    Raises:
+        DataError: it can't be read, or has none.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = [name for name, one in slices.items() if _is_matrix(one.get_shape(), one.get_dtype())]
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"'{path}' can't be read as safetensors: {cause_of(error)}. Write it again") from error
+    if not found:
+        raise DataError(f"'{path}' has no matrix of floats, but {listing(slices) or 'nothing'}; give one that has")
+    return found
+
+
+def _is_matrix(shape: Sequence[int], dtype: str) -> bool:
+    return len(shape) == 2 and dtype in ("F16", "BF16", "F32", "F64")
 
 
 class ParquetVectors(VectorFile):

@@ -52,7 +52,8 @@ class StoredVectors:
         self.bundle = Bundle(path, verify=verify)
         if FACTS not in self.bundle.facts:
             raise CheckpointError(
-                f"'{path}' is a bundle of tables, not one that embank compress wrote; read it with load_bundle"
+                f"'{path}' is a bundle of tables, not one that embank compress wrote, or embank import of one table; read "
+                "it with load_bundle"
             )
         facts = self.bundle.facts[FACTS]
         self.collection = self.bundle.tables()
@@ -172,15 +173,21 @@ def write_vectors(
     spec = TableSpec(name=TABLE, num_embeddings=len(rows_RD), embedding_dim=rows_RD.shape[1], feature_names=[TABLE])
     served = build_method(spec).served({own_table(spec).name: rows_RD})
     collection = PackedCollection([spec], [PackedTable.of(served, coded=lambda _: coded)])
-    said: dict[str, Any] = {"codec": codec, "keys": None, "keys_are_numbers": False, **facts}
-    more: dict[str, Callable[[Path], None]] = {}
-    if keys is not None:
-        tokens = pl.concat([pl.Series("key", [None], dtype=pl.String), keys.cast(pl.String).alias("key")])
-        index = VocabularyIndex.of([Vocabulary(TABLE, tokens, np.zeros(len(tokens), dtype=np.int64))])
-        said |= {"keys": index.to_json(), "keys_are_numbers": keys.dtype.is_integer()}
-        more[KEYS] = lambda path: keys.to_frame("key").write_parquet(path)
-        more[KEY_INDEX] = lambda path: _write_index(index, path)
-    write_packed(folder, collection, facts={FACTS: said}, files=more | dict(files), scratch=scratch)
+    said, more = key_facts(keys)
+    told = {"codec": codec, **said, **facts}
+    write_packed(folder, collection, facts={FACTS: told}, files=more | dict(files), scratch=scratch)
+
+
+def key_facts(keys: pl.Series | None) -> tuple[dict[str, Any], dict[str, Callable[[Path], None]]]:
+    """What a folder that `load_vectors` reads says of the keys of its rows, and the files that hold them."""
+    if keys is None:
+        return {"keys": None, "keys_are_numbers": False}, {}
+    tokens = pl.concat([pl.Series("key", [None], dtype=pl.String), keys.cast(pl.String).alias("key")])
+    index = VocabularyIndex.of([Vocabulary(TABLE, tokens, np.zeros(len(tokens), dtype=np.int64))])
+    return {"keys": index.to_json(), "keys_are_numbers": keys.dtype.is_integer()}, {
+        KEYS: lambda path: keys.to_frame("key").write_parquet(path),
+        KEY_INDEX: lambda path: _write_index(index, path),
+    }
 
 
 def _write_index(index: VocabularyIndex, path: Path) -> None:
