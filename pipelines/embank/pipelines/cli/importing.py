@@ -45,9 +45,7 @@ def import_(
     codec: Annotated[str | None, typer.Option(help="How rows are held, see `embank codecs`.")] = None,
     pooling: Annotated[str | None, typer.Option(help="How a bag's rows become one: sum or mean.")] = None,
     column: Annotated[str | None, typer.Option(help="Of Parquet: the column of vectors, where several may be.")] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help='Of Parquet: the column of ids or tokens; "" for none.')
-    ] = None,
+    id_column: Annotated[str | None, typer.Option(help='Of Parquet: the column of ids or tokens; "" for none.')] = None,
     tensor: Annotated[str | None, typer.Option(help="Of safetensors: the matrix; all by default.")] = None,
 ) -> None:
     """Take tables and models that others have trained: as they are, or made small in the same step.

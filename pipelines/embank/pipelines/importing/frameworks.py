@@ -68,7 +68,10 @@ FRAMEWORKS = {
         name="torchrec",
         title="TorchRec",
         example="embedding_bags.TABLE.weight",
-        embeddings=[r"(?:^|\.)embedding_bags\.(?P<name>[^.]+)\.weight$", r"(?:^|\.)embeddings\.(?P<name>[^.]+)\.weight$"],
+        embeddings=[
+            r"(?:^|\.)embedding_bags\.(?P<name>[^.]+)\.weight$",
+            r"(?:^|\.)embeddings\.(?P<name>[^.]+)\.weight$",
+        ],
         moments=[
             r"(?:^|\.)embedding_bags\.{name}\.weight\.{name}\.momentum1$",
             r"(?:^|\.)embeddings\.{name}\.weight\.{name}\.momentum1$",

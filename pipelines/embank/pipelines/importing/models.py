@@ -179,7 +179,8 @@ def _plan(source: Source, config: Config, schema: Schema, *, vocabularies: Token
         raise ConfigError(
             f"'{source.path}' has no table '{first}', which the configuration's model reads; "
             f"{nearest_or_all(first, source.tables, label='it has')}. Name the source's table by --table "
-            f"{first.removeprefix(FIRST_ORDER)}=NAME" + (", or import the tables that it has with --tables-only" if taken else "")
+            f"{first.removeprefix(FIRST_ORDER)}=NAME"
+            + (", or import the tables that it has with --tables-only" if taken else "")
         )
     left = [name for name in source.tables if name not in taken]
     if whole and left:

@@ -143,7 +143,9 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
             theirs="PNN",
             parts=[
                 _FUXI_FIELDS,
-                Layers(ours="deep", theirs=["dnn.mlp"], inputs=("mixed_pairs", "ids_numbers_pairs"), setting="hidden_units"),
+                Layers(
+                    ours="deep", theirs=["dnn.mlp"], inputs=("mixed_pairs", "ids_numbers_pairs"), setting="hidden_units"
+                ),
             ],
         ),
         "deepfm": Recipe(

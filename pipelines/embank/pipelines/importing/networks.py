@@ -274,7 +274,9 @@ class _Translation:
         value = self._read(full)
         if plain == pattern:
             return full, value
-        num_layers = sum(re.fullmatch(r"cross\.(weights\.\d+|layers\.\d+\.weight)", name) is not None for name in self.ours)
+        num_layers = sum(
+            re.fullmatch(r"cross\.(weights\.\d+|layers\.\d+\.weight)", name) is not None for name in self.ours
+        )
         if value.shape[0] != num_layers:
             raise self._refused(f"'{full}' is of {value.shape[0]} layers, and model.num_cross_layers is {num_layers}")
         return full, value[i]

@@ -93,14 +93,14 @@ class Source:
         tables: dict[str, SourceTable] = {}
         for name, table in self.tables.items():
             if ours_of(name) in tables:
-                raise ConfigError(f"two tables of '{self.path}' would be called '{ours_of(name)}'; rename one by --table")
+                raise ConfigError(
+                    f"two tables of '{self.path}' would be called '{ours_of(name)}'; rename one by --table"
+                )
             tables[ours_of(name)] = replace(table, name=ours_of(name))
         fields = None if self.fields is None else [back.get(name, name) for name in self.fields]
         numeric = [back.get(name, name) for name in self.numeric]
         pooling = {back.get(name, name): how for name, how in self.pooling.items()}
-        return replace(
-            self, tables=tables, fields=fields, numeric=numeric, theirs=dict(names), pooling=pooling
-        )
+        return replace(self, tables=tables, fields=fields, numeric=numeric, theirs=dict(names), pooling=pooling)
 
 
 def open_source(
@@ -176,7 +176,9 @@ def _framework_source(framework: Framework, state: TorchState, *, feature_map: P
         tables[full] = SourceTable(
             name=full,
             vectors=StateVectors(state, tensor, what=f"table '{full}'"),
-            state=None if moments is None else _MomentVectors(state, moments, what=f"optimizer state of table '{full}'"),
+            state=None
+            if moments is None
+            else _MomentVectors(state, moments, what=f"optimizer state of table '{full}'"),
         )
     if not tables:
         raise state.refused(

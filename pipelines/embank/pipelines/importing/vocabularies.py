@@ -104,7 +104,9 @@ class TokenSources:
         """Raises ConfigError for a vocabulary of a table that the source has not."""
         for name in self.by_table:
             if name is not None and name not in {table.removeprefix(FIRST_ORDER) for table in tables}:
-                raise ConfigError(f"--vocab {name}=...: there is no such table; {nearest_or_all(name, tables, label='there are')}")
+                raise ConfigError(
+                    f"--vocab {name}=...: there is no such table; {nearest_or_all(name, tables, label='there are')}"
+                )
 
     def path_of(self, table: str) -> Path | None:
         """What was named for a table, by its own name or its feature's; None where nothing was."""
@@ -181,7 +183,9 @@ def _of_json(path: Path, feature: str) -> RowTokens:
         cause = cause_of(error) if isinstance(error, OSError) else error
         raise DataError(f"'{path}' can't be read as JSON ({cause}); write it again") from error
     if isinstance(values, list):
-        return RowTokens.of_keys(_each_once(pl.Series("key", [str(value) for value in values]), path, "entry"), what=f"'{path}'")
+        return RowTokens.of_keys(
+            _each_once(pl.Series("key", [str(value) for value in values]), path, "entry"), what=f"'{path}'"
+        )
     if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
         if feature not in values:
             raise DataError(
