@@ -1,4 +1,4 @@
-"""Models of FuxiCTR and DeepCTR-Torch, trained by these libraries themselves, against what `embank import` makes of them.
+"""Models of FuxiCTR and DeepCTR-Torch, trained by these libraries, against what `embank import` makes of them.
 
     python -m venv --system-site-packages peers
     peers/bin/pip install --no-deps fuxictr==2.3.7 keras_preprocessing h5py deepctr-torch==0.3.0 requests
@@ -51,7 +51,12 @@ FUXICTR: Mapping[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         True,
     ),
     "DCNv2 parallel": (
-        {"parallel_dnn_hidden_units": [16, 8], "model_structure": "parallel", "num_cross_layers": 2, "batch_norm": True},
+        {
+            "parallel_dnn_hidden_units": [16, 8],
+            "model_structure": "parallel",
+            "num_cross_layers": 2,
+            "batch_norm": True,
+        },
         {"name": "dcn_v2", **MLP, **CROSS},
         True,
     ),
@@ -124,7 +129,9 @@ def write_config(path: Path, *, data: Path, model: Mapping[str, Any], has_bags: 
 
 def imported(*arguments: object) -> None:
     """Runs `embank import`, as a user does."""
-    subprocess.run([sys.executable, "-m", "embank", "import", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "embank", "import", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL
+    )
 
 
 def report(name: str, theirs_N: np.ndarray, ours_N: np.ndarray) -> None:
@@ -141,7 +148,8 @@ def fuxictr_class(zoo: Path, name: str) -> Any:
     """A model of FuxiCTR's model zoo."""
     file = next(path for path in sorted(zoo.glob(f"{name}/**/src/{name}.py")) if "_tf" not in str(path))
     spec = importlib.util.spec_from_file_location(f"fuxictr_{name}", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, name)

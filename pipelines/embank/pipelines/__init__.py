@@ -6,7 +6,7 @@
     a run or a bundle   `evaluate_saved`, `inspect_saved`, `export_run`
     raw rows            `load_model`, `ServedModel`, `predict`
     new bundles         `make_delta`, `apply_delta`
-    other systems       `convert_bundle`, `Conversion`
+    other systems       `convert_bundle`, `Conversion`; `import_source`, `Imported`, `ImportedTable`
     new days            `drift_report`, `Drift`
     vectors             `compress_vectors`, `load_vectors`, `Compressed`, `StoredVectors`
     new trainings       `align_vectors`, `apply_alignment`, `load_alignment`, `AlignReport`, `LoadedAlignment`
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from embank.pipelines.data.synth import synth, synth_prepared
     from embank.pipelines.deltas.deltas import DeltaReport, apply_delta, make_delta
     from embank.pipelines.diagnosis.drift import Drift, drift_report
+    from embank.pipelines.importing.importing import import_source
+    from embank.pipelines.importing.report import Imported, ImportedTable
     from embank.pipelines.lm.adapters.attach import add_engram, add_stem
     from embank.pipelines.lm.adapters.folder import load_memory
     from embank.pipelines.lm.adapters.model_memory import ModelMemory
@@ -55,6 +57,8 @@ __all__ = [
     "Conversion",
     "DeltaReport",
     "Drift",
+    "Imported",
+    "ImportedTable",
     "LoadedAlignment",
     "Loader",
     "ModelMemory",
@@ -75,6 +79,7 @@ __all__ = [
     "drift_report",
     "evaluate_saved",
     "export_run",
+    "import_source",
     "inspect_saved",
     "load_alignment",
     "load_config",

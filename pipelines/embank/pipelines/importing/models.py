@@ -27,7 +27,7 @@ from embank.pipelines.runs.folder import ROWS, RunFolder
 from embank.pipelines.runs.progress import Progress, StageProgress
 from embank.pipelines.runs.records import write_record
 from embank.pipelines.runs.result import close_run
-from embank.pipelines.train.checkpoints import evaluate_and_save, save
+from embank.pipelines.train.checkpoints import evaluate_and_save, save, tell
 from embank.pipelines.train.session import Session
 from embank.tables import ConfigError, TableCollection, TableSpec, Vocabulary
 from embank.tables.collections.held_rows import writing
@@ -95,9 +95,9 @@ def import_model(
     if order is not None and not whole:
         raise ConfigError("--order says what a source's network reads, and no network is imported; leave it out")
     schema, data = Schema.load(config.data.path), Path(config.data.path)
-    plan = _plan(source, config, schema, vocabularies=vocabularies, whole=whole)
     if whole:
         recipe_of(source, str(config.model["name"]))
+    plan = _plan(source, config, schema, vocabularies=vocabularies, whole=whole)
     sources = (source.path,) if source.path.is_dir() else ()
     with new_folder(out, kind="run", sources=sources) as folder:
         scratch = folder / "scratch"
@@ -141,13 +141,14 @@ def import_model(
             if whole:
                 evaluate_and_save(session)
                 facts = {"imported": done.to_json()}
+                chosen = {"split": "test", "stage": session.training.stage.name, "step": 0, "epoch": 0}
                 result = close_run(
                     run,
                     session.model,
                     config=config,
                     schema=schema,
                     progress=session.progress,
-                    tell=run.append_metrics,
+                    tell=lambda scores: tell(session, {**chosen, **scores}),
                     facts=facts,
                 )
             else:

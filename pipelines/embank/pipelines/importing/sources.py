@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
+
 import polars as pl
 from torch import Tensor
 
@@ -299,7 +299,7 @@ class PartsVectors(VectorFile):
         self.num_rows = sum(part.num_rows for part in self.parts)
         self.dim, self.dtype = self.parts[0].dim, self.parts[0].dtype
         has_tokens = "token" in self.parts[0].file.schema_arrow.names
-        self.key_column = id_column or ("token" if has_tokens else "id")
+        self.key_name = self.key_column = id_column or ("token" if has_tokens else "id")
 
     def chunks(self) -> Iterator[Tensor]:
         for part in self.parts:
@@ -307,13 +307,9 @@ class PartsVectors(VectorFile):
                 raise part.refused(f"its vectors have {part.dim} numbers, those of the first part {self.dim}")
             yield from part.chunks()
 
-    @cached_property
-    def _frame(self) -> pl.DataFrame:
-        columns = list(dict.fromkeys(["id", self.key_column]))
-        return pl.concat([pl.read_parquet(part.path, columns=columns) for part in self.parts])  # type: ignore[list-item]
-
     def keys(self) -> pl.Series | None:
         """Tokens; null for the unknown value (the first row) and for a missing one."""
-        series: pl.Series = self._frame[self.key_column].alias("key")  # type: ignore[arg-type]
-        refuse_bad_keys(series.drop_nulls() if self.key_column == "token" else series, what=self.column)
+        frames = [pl.read_parquet(part.path, columns=[self.key_name]) for part in self.parts]
+        series = pl.concat(frames)[self.key_name].alias("key")
+        refuse_bad_keys(series.drop_nulls() if self.key_name == "token" else series, what=self.column)
         return series

@@ -1,4 +1,4 @@
-"""Which tokens the rows of a source stand for: what it says itself, a file of tokens, a vocabulary of FuxiCTR or ours."""
+"""Which tokens the rows of a source stand for: by itself, a file of tokens, a vocabulary of FuxiCTR or ours."""
 
 from __future__ import annotations
 
@@ -58,6 +58,21 @@ class RowTokens:
             unknown_row=0 if 0 in null_rows else None,
             missing_row=next((int(row) for row in null_rows if row), None),
             num_rows=len(keys),
+            what=what,
+        )
+
+    @classmethod
+    def of_listed(cls, tokens: pl.Series, *, what: str) -> RowTokens:
+        """Of a list of tokens in which __OOV__ is the row of unknown values, and __PAD__ stands for none."""
+        by_token = {special: np.flatnonzero((tokens == special).to_numpy()).tolist() for special in (OOV, PAD, "")}
+        unknown = next(iter(by_token[OOV]), None)
+        is_plain = ((tokens != OOV) & (tokens != PAD)).to_numpy()
+        return cls(
+            tokens=tokens.filter(pl.Series(is_plain)),
+            rows_K=np.flatnonzero(is_plain).astype(np.int64),
+            unknown_row=unknown,
+            missing_row=next(iter(by_token[""]), unknown),
+            num_rows=len(tokens),
             what=what,
         )
 
@@ -142,7 +157,7 @@ class TokenSources:
             return RowTokens.of_vocabulary(vocabulary, what=f"the vocabulary of '{feature}' in '{path}'")
         if path.suffix == ".json":
             return _of_json(path, feature)
-        return RowTokens.of_keys(_of_file(path), what=f"'{path}'")
+        return RowTokens.of_listed(_of_file(path), what=f"'{path}'")
 
 
 def _split(option: str) -> tuple[str | None, Path]:
@@ -183,14 +198,13 @@ def _of_json(path: Path, feature: str) -> RowTokens:
         cause = cause_of(error) if isinstance(error, OSError) else error
         raise DataError(f"'{path}' can't be read as JSON ({cause}); write it again") from error
     if isinstance(values, list):
-        return RowTokens.of_keys(
-            _each_once(pl.Series("key", [str(value) for value in values]), path, "entry"), what=f"'{path}'"
-        )
+        tokens = pl.Series("key", [str(value) for value in values], dtype=pl.String)
+        return RowTokens.of_listed(_each_once(tokens, path, "entry"), what=f"'{path}'")
     if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
         if feature not in values:
             raise DataError(
-                f"'{path}' has no vocabulary of '{feature}'; {nearest_or_all(feature, values, label='there are')}. Name "
-                f"the table by --table FEATURE={feature}"
+                f"'{path}' has no vocabulary of '{feature}'; {nearest_or_all(feature, values, label='there are')}. "
+                f"Name the table by --table FEATURE={feature}"
             )
         values = values[feature]
     what = f"the vocabulary of '{feature}' in '{path}'"
@@ -221,6 +235,8 @@ def _of_file(path: Path) -> pl.Series:
         texts = [name for name in frame.columns if frame[name].dtype == pl.String]
         if len(texts) != 1:
             raise DataError(f"'{path}' has {len(texts)} columns of text; a file of tokens has one")
+        if frame[texts[0]].null_count():
+            raise DataError(f"'{path}', column '{texts[0]}': a token is null; write __OOV__ for the unknown value")
         return _each_once(frame[texts[0]].alias("key"), path, "row")
     tokens = []
     try:
@@ -241,13 +257,12 @@ def _of_file(path: Path) -> pl.Series:
 
 
 def _each_once(tokens: pl.Series, path: Path, unit: str) -> pl.Series:
-    known = tokens.drop_nulls()
-    if known.n_unique() < len(known):
-        twice = (~tokens.is_first_distinct()) & tokens.is_not_null()
-        row = int(np.flatnonzero(twice.to_numpy())[0])
-        first = int(np.flatnonzero((tokens == tokens[row]).fill_null(False).to_numpy())[0])
+    if tokens.n_unique() < len(tokens):
+        row = int(np.flatnonzero((~tokens.is_first_distinct()).to_numpy())[0])
+        first = int(np.flatnonzero((tokens == tokens[row]).to_numpy())[0])
+        where = f"{unit}s".replace("entrys", "entries")
         raise DataError(
-            f"'{path}', {unit}s {first + 1:,} and {row + 1:,}: both have the token {shown(tokens[row])}. Each stands "
+            f"'{path}', {where} {first + 1:,} and {row + 1:,}: both have the token {shown(tokens[row])}. Each stands "
             "for one row; leave one out, with its row"
         )
     return tokens

@@ -6,7 +6,6 @@ one line, or as fp32 behind a space.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -76,7 +75,8 @@ class Word2VecVectors(VectorFile):
             row = int(twice[0])
             first = int(np.flatnonzero((series == series[row]).to_numpy())[0])
             raise DataError(
-                f"'{self.path}', vectors {first:,} and {row:,}: both have the token {shown(series[row])}. Leave one out",
+                f"'{self.path}', vectors {first:,} and {row:,}: both have the token {shown(series[row])}. Leave one "
+                "out",
                 row=row,
             )
         return series
@@ -95,9 +95,11 @@ class Word2VecVectors(VectorFile):
                 bad = next((i for i, part in enumerate(parts) if len(part) != self.dim + 1), None)
                 if bad is not None:
                     raise self._bad_line(start + bad, lines[bad])
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DeprecationWarning)  # of text that is no number, refused below
-                    numbers = np.fromstring(b" ".join(b" ".join(part[1:]) for part in parts), dtype=np.float32, sep=" ")
+                text = b" ".join(b" ".join(part[1:]) for part in parts)
+                try:
+                    numbers = np.fromstring(text, dtype=np.float32, sep=" ")
+                except ValueError as error:
+                    raise self._bad_number(start, parts) from error
                 if numbers.size != count * self.dim:
                     raise self._bad_number(start, parts)
                 names = [self._decoded(part[0], start + i) for i, part in enumerate(parts)]

@@ -169,7 +169,7 @@ def _run_of(path: Path) -> RunFolder:
         return RunFolder(path.parent)
     raise ConfigError(
         f"'{path}' is a bundle, whose packed rows can't be trained on: they have no optimizer state, and perhaps a "
-        "codec. Give --from the run that it was exported from"
+        "codec. Give --from the run that it was exported from, or what `embank import --config` wrote"
     )
 
 

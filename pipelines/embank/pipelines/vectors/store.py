@@ -52,8 +52,8 @@ class StoredVectors:
         self.bundle = Bundle(path, verify=verify)
         if FACTS not in self.bundle.facts:
             raise CheckpointError(
-                f"'{path}' is a bundle of tables, not one that embank compress wrote, or embank import of one table; read "
-                "it with load_bundle"
+                f"'{path}' is a bundle of tables, not one that embank compress wrote, or embank import of one table; "
+                "read it with load_bundle"
             )
         facts = self.bundle.facts[FACTS]
         self.collection = self.bundle.tables()
