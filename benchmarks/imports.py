@@ -3,8 +3,8 @@
     python -m venv --system-site-packages peers
     peers/bin/pip install --no-deps fuxictr==2.3.7 keras_preprocessing h5py deepctr-torch==0.3.0 requests
     git clone https://github.com/reczoo/FuxiCTR            # its models are not in the package
-    peers/bin/python benchmarks/imports.py fuxictr --models FuxiCTR/model_zoo --work DIR
-    peers/bin/python benchmarks/imports.py deepctr --work DIR
+    peers/bin/python benchmarks/imports.py fuxictr --models FuxiCTR/model_zoo --work DIR > imports.md
+    peers/bin/python benchmarks/imports.py deepctr --work OTHER_DIR >> imports.md
 
 Besides these they need pandas and scikit-learn. Each model is trained some steps on a generated log, saved, imported by
 the command, and scores rows that it has not seen, values that training had not among them: the largest difference of a
@@ -12,12 +12,14 @@ probability is printed for each.
 """
 
 import argparse
+import contextlib
 import csv
 import importlib.util
 import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +139,7 @@ def imported(*arguments: object) -> None:
 def report(name: str, theirs_N: np.ndarray, ours_N: np.ndarray) -> None:
     spread = float(theirs_N.max() - theirs_N.min())
     difference = float(np.abs(theirs_N - ours_N).max())
-    print(f"{name:16} {len(theirs_N):4} rows  scores spread over {spread:.3f}  largest difference {difference:.1e}")
+    print(f"| {name} | {len(theirs_N)} | {spread:.3f} | {difference:.1e} |", flush=True, file=sys.__stdout__)
     assert difference < 1e-5 < spread, name
 
 
@@ -234,7 +236,7 @@ def _fuxictr_model(
     write_config(work / "config.yaml", data=work / f"data-{has_bags}", model=model, has_bags=has_bags)
     vocabulary = Path(feature_map.data_dir) / "feature_vocab.json"
     imported(file, "--from", "fuxictr", "--vocab", vocabulary, "--config", work / "config.yaml", "--out", run)
-    report(f"FuxiCTR {name}", theirs_N, load_model(run).score([row for row in log if row["split"] == "test"]))
+    report(name, theirs_N, load_model(run).score([row for row in log if row["split"] == "test"]))
 
 
 # DeepCTR-Torch
@@ -280,7 +282,7 @@ def deepctr(work: Path) -> None:
         write_config(work / "config.yaml", data=work / f"data-deepctr-{has_numbers}", model=section, has_bags=False)
         vocab = [text for n in SINGLE for text in ("--vocab", f"{n}={work / f'{n}.txt'}")]
         imported(file, "--from", "deepctr", *vocab, "--config", work / "config.yaml", "--out", run)
-        report(f"DeepCTR {name}", theirs_N, load_model(run).score(rows["test"]))
+        report(name, theirs_N, load_model(run).score(rows["test"]))
 
 
 def main() -> None:
@@ -291,10 +293,17 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    if arguments.peer == "fuxictr":
-        fuxictr(arguments.work, arguments.models)
-    else:
-        deepctr(arguments.work)
+    title = {"fuxictr": "FuxiCTR", "deepctr": "DeepCTR-Torch"}[arguments.peer]
+    package = {"fuxictr": "fuxictr", "deepctr": "deepctr-torch"}[arguments.peer]
+    command = f"`python benchmarks/imports.py {arguments.peer}`, torch {torch.__version__}, embank {version('embank')}."
+    print(f"## {title} {version(package)}\n\n{command}\n")
+    print("| model | rows that training had not | spread of scores | largest difference |\n|---|---|---|---|")
+    with contextlib.redirect_stdout(sys.stderr):  # the libraries print
+        if arguments.peer == "fuxictr":
+            fuxictr(arguments.work, arguments.models)
+        else:
+            deepctr(arguments.work)
+    print()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 ALL_PAGES = sorted(
     (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *(ROOT / "docs").rglob("*.md"))
 )
-FOLLOWED = {"lm_tutorial.md", "serving_tutorial.md", "vectors_tutorial.md"}
+FOLLOWED = {"import.md", "import_tutorial.md", "lm_tutorial.md", "serving_tutorial.md", "vectors_tutorial.md"}
 """Pages whose commands run too, by `tests.pages`."""
 PAGES = sorted(
     page

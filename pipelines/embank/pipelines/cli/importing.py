@@ -16,7 +16,11 @@ def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="What others have saved: a file or a folder.")],
     from_: Annotated[
         str,
-        typer.Option("--from", help="What wrote it: torchrec, fuxictr, deepctr, parquet, safetensors, npy, word2vec."),
+        typer.Option(
+            "--from",
+            help="What wrote it: torchrec, fuxictr, deepctr, parquet, safetensors, npy, word2vec; embank for a run or "
+            "a bundle.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The bundle, or with --config the run directory; must not exist.")],
     vocab: Annotated[
@@ -90,7 +94,7 @@ def import_(
             reporter=reporter,
             **given,  # type: ignore[arg-type]
         )
-    _sum_up(done, config=config)
+    _sum_up(done)
 
 
 def _refuse_pooling(pooling: str | None) -> None:
@@ -118,7 +122,7 @@ def _names(options: list[str]) -> tuple[dict[str, str], str | None]:
     return names, alone[0] if alone else None
 
 
-def _sum_up(done: "Imported", *, config: Path | None) -> None:
+def _sum_up(done: "Imported") -> None:
     """Tables, what they lack and what was left over, and what to do next."""
     rows = []
     for one in done.tables:
@@ -141,7 +145,7 @@ def _sum_up(done: "Imported", *, config: Path | None) -> None:
         told = " and ".join("undefined" if value is None else f"{value:.4f}" for value in (valid, auc))
         _say(f"{done.network} parameters of the network; AUC on validation and test: {told}")
     if done.config:
-        _say(f"to train on: embank train {config} --from {done.out} --out RUN")
+        _say(f"to train on: embank train {done.out / 'config.yaml'} --from {done.out} --out RUN")
 
 
 def _say(text: str) -> None:

@@ -40,7 +40,7 @@ def import_source(
     Args:
         path: what they have saved.
         out: the folder to write; must not exist yet.
-        kind: torchrec, fuxictr, deepctr, parquet, safetensors, npy or word2vec.
+        kind: torchrec, fuxictr, deepctr, parquet, safetensors, npy, word2vec; or embank, for a run or a bundle.
         vocab: what rows stand for: PATH, or TABLE=PATH for one table. A prepared folder, a run or a bundle; a file with
             a token a line (or a Parquet column, or a JSON list); FuxiCTR's feature_vocab.json. Without it, row i is id
             i, unless the source says tokens or ids itself.

@@ -19,7 +19,7 @@ from embank.pipelines.importing.matching import Matching, match
 from embank.pipelines.importing.networks import InputOrder, recipe_of, translated
 from embank.pipelines.importing.report import Imported, imported_table
 from embank.pipelines.importing.rows import matched_rows
-from embank.pipelines.importing.sources import FIRST_ORDER, Source, SourceTable
+from embank.pipelines.importing.sources import FIRST_ORDER, OURS, Source, SourceTable
 from embank.pipelines.importing.vocabularies import TokenSources
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.build import build, served_tables, table_codecs, table_specs
@@ -37,8 +37,6 @@ from embank.tables.storage.new_folder import new_folder
 from embank.tables.wording import listing, nearest_or_all
 
 RECORD = "import.json"
-WHOLE = ("torchrec", "fuxictr", "deepctr")
-"""Sources that have networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +89,11 @@ def import_model(
         WorkError: it can't be written; nothing is left behind.
     """
     out, told = Path(out), reporter or Reporter()
-    whole = source.kind in WHOLE and not tables_only
+    whole = source.has_network and not tables_only
     if order is not None and not whole:
         raise ConfigError("--order says what a source's network reads, and no network is imported; leave it out")
     schema, data = Schema.load(config.data.path), Path(config.data.path)
-    if whole:
+    if whole and source.kind != OURS:
         recipe_of(source, str(config.model["name"]))
     plan = _plan(source, config, schema, vocabularies=vocabularies, whole=whole)
     sources = (source.path,) if source.path.is_dir() else ()
@@ -253,6 +251,8 @@ def _network(
 ) -> dict[str, Tensor]:
     """The parameters of our network from the source's."""
     inputs = model.network.inputs
+    if source.kind == OURS:
+        return _our_network(source, model)
     numbers = [field.name for field in schema.numeric]
     has_vectors = config.model.get("embed_numeric", source.kind != "deepctr")
     ids, fields, their_numbers = _source_order(source, list(inputs.names), numbers, order=order)
@@ -270,6 +270,33 @@ def _network(
         theirs_in=InputOrder(fields=fields, ids=ids, numbers=their_numbers, **common),
         ours_in=InputOrder(fields=[*inputs.names, *numbers], ids=inputs.names, numbers=numbers, **common),
     )
+
+
+def _our_network(source: Source, model: CTRModel) -> dict[str, Tensor]:
+    """The network of a run or a bundle of the same model.
+
+    Raises:
+        ConfigError: of another one; names what differs.
+    """
+    ours = model.network.state_dict()
+    differing = [
+        name for name in {**ours, **source.network} if tuple(source.network.get(name, ())) != shape_of(ours, name)
+    ]
+    if differing or list(source.fields or ()) != list(model.network.inputs.names):
+        what = (
+            f"its '{differing[0]}' differs" if differing else f"it reads {listing(source.fields or ())} in this order"
+        )
+        raise ConfigError(
+            f"the network of '{source.path}' is of another model than the configuration's: {what}. Give the "
+            "configuration that it was trained by, or import its tables alone with --tables-only"
+        )
+    assert source.read is not None
+    return {name: source.read(name) for name in ours}
+
+
+def shape_of(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    """Of a tensor of a state; None where it is not there."""
+    return tuple(state[name].shape) if name in state else None
 
 
 def _source_order(

@@ -13,7 +13,10 @@ from torch import Tensor
 from embank.pipelines.importing.frameworks import FRAMEWORKS, Framework
 from embank.pipelines.importing.torch_states import StateVectors, TorchState, open_state
 from embank.pipelines.importing.word2vec import Word2VecVectors
+from embank.pipelines.runs.model import bundle_of
 from embank.pipelines.vectors.files import ParquetVectors, VectorFile, matrices_of, open_vectors, refuse_bad_keys
+from embank.pipelines.vectors.sources import TableVectors
+from embank.tables import Bundle
 from embank.tables.errors import CheckpointError, ConfigError, DataError
 from embank.tables.storage.json_text import read_json
 from embank.tables.wording import listing, nearest_or_all
@@ -62,6 +65,11 @@ class Source:
     numeric: Sequence[str] = ()
     theirs: Mapping[str, str] = field(default_factory=dict)
     pooling: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_network(self) -> bool:
+        """Whether it is a model, rather than tables alone."""
+        return self.kind in (*FRAMEWORKS, OURS) and bool(self.network)
 
     def renamed(self, names: Mapping[str, str]) -> Source:
         """The source under our names.
@@ -116,7 +124,7 @@ def open_source(
     """Opens what is imported.
 
     Args:
-        kind: torchrec, fuxictr, deepctr, parquet, safetensors, npy or word2vec.
+        kind: torchrec, fuxictr, deepctr, parquet, safetensors, npy, word2vec; or embank, a run or a bundle.
         path: of it.
         name: of the table of a file that has one; None takes the file's name.
         feature_map: FuxiCTR's feature_map.json, which has the order of features.
@@ -136,6 +144,8 @@ def open_source(
             raise ConfigError(f"--{option.replace('_', '-')} {value!r} is of other sources than '{kind}'; leave it out")
     if kind in FRAMEWORKS:
         return _framework_source(FRAMEWORKS[kind], open_state(path), feature_map=feature_map)
+    if kind == OURS:
+        return _our_source(path)
     if kind == "parquet" and path.is_dir():
         return _converted(path, id_column=id_column)
     if kind == "safetensors" and tensor is None and path.is_file():
@@ -150,7 +160,8 @@ def open_source(
     return Source(kind=kind, path=path, tables={own: SourceTable(name=own, vectors=vectors)})
 
 
-KINDS = (*FRAMEWORKS, "parquet", "safetensors", "npy", "word2vec")
+OURS = "embank"
+KINDS = (*FRAMEWORKS, "parquet", "safetensors", "npy", "word2vec", OURS)
 
 
 def _framework_source(framework: Framework, state: TorchState, *, feature_map: Path | None) -> Source:
@@ -231,6 +242,25 @@ class _MomentVectors(StateVectors):
 
     def mapped(self) -> Tensor | None:
         return None if self.is_flat else super().mapped()
+
+
+def _our_source(path: Path) -> Source:
+    """The tables of a bundle, or a run's, as they are served, and the network."""
+    home = bundle_of(path)
+    bundle = Bundle(home, verify="small")
+    tables = {
+        entry.name: SourceTable(name=entry.name, vectors=TableVectors(home, table=entry.name))
+        for entry in bundle.entries
+    }
+    weights = bundle.network() if "inputs" in bundle.facts else {}
+    return Source(
+        kind=OURS,
+        path=path,
+        tables=tables,
+        network={name: tuple(value.shape) for name, value in weights.items()},
+        read=weights.__getitem__,
+        fields=list(bundle.facts.get("inputs", {}).get("names", [])) or None,
+    )
 
 
 NUMERIC, SINGLE = "numeric", "categorical"
