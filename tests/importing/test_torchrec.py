@@ -54,7 +54,7 @@ def test_a_checkpoint_of_two_ranks_scores_as_it_did_and_trains_on(two: Ranks, da
     begun, before = (RunFolder(tmp_path / name).read_metrics()[0] for name in ("second", "run"))
     assert (begun["step"], begun["auc"], begun["logloss"]) == (0, before["auc"], before["logloss"])
     assert "the rows' optimizer state (rowwise_adagrad) too" in notes[0]
-    assert evaluate_saved(tmp_path / "second", data=data)["auc"] != done.result["auc"]  # it has learned
+    assert evaluate_saved(tmp_path / "second", data=data, split="test")["auc"] != done.result["auc"]  # it has learned
 
     state = open_state(tmp_path / "dcp")
     (name,) = first
