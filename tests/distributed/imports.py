@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import embank.compression.fitting.regression as regression
 from embank.tables import Sharding, TableCollection, TableSpec
 from tests.contracts.sharded import placed
 
@@ -9,6 +10,7 @@ from tests.contracts.sharded import placed
 def import_sharded(rank: int, spec: TableSpec, kind: str, given: tuple[Any, ...]) -> tuple[float, Any, Any]:
     """Fits a sharded table and its whole twin; the largest difference between their rows and dense parameters, and both
     reports."""
+    regression._STEPS = 20  # of networks, in this process; the suite's own has more
     whole = TableCollection([spec], backend="torch")
     tables = TableCollection([spec], backend="torch", sharding=Sharding(plan=placed(whole, kind, 2)))
     tables.methods.load_state_dict(whole.methods.state_dict())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from embank.compression.codecs.sparse import SparseRows
-from embank.compression.fitting.means import Means
+from embank.compression.fitting.thresholds import LargestNumbers
 from embank.compression.parts.magnitude import allowed_nbytes, common_cut
 from embank.compression.parts.masks import entry_mask, mask_of
 from embank.compression.parts.row_chunks import row_chunks
@@ -139,7 +139,7 @@ class AutoSrh(Method):
     """
 
     Config = AutoSrhConfig
-    traits = Traits(whole_rows=True, schedule=_SoftSelection(), fitting=Means())
+    traits = Traits(whole_rows=True, schedule=_SoftSelection(), fitting=LargestNumbers())
     held = Held(on_host=("mask", "chosen"))
     mask: Tensor
     chosen: Tensor
