@@ -19,7 +19,7 @@ NUM, DIM, BUDGET = 400, 8, 0.5
 COUNTS = (1e5 / torch.arange(1, NUM + 1) ** 1.1).long()
 IDS = torch.arange(NUM)
 SPECTRUM = torch.linspace(1, 0.2, DIM)
-UNWEIGHTED = {"deeplight", "optembed", "dedup", "dpq", "mgqe"}
+UNWEIGHTED = {"deeplight", "optembed", "dpq", "mgqe"}
 """Methods that choose what to keep by size alone, and k-means, which may end in another place."""
 
 

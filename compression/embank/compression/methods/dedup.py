@@ -37,8 +37,6 @@ from embank.tables.method.options import refuse_wrong_types
 _MAX_BLOCKS = 1 << 14
 _MAP_SHARE = 0.25
 _SAME = 1 - 1e-12
-_FAR = 100.0
-"""Times the spread of given rows: a mean squared difference of so much counts as nothing alike."""
 
 
 @option_class
@@ -111,7 +109,7 @@ class Dedup(Method):
     def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
         super().__init__(spec, seed=seed)
         self.config: DedupConfig = self.options
-        self.spread: float | None = None  # of given rows, which merge by distance (`MergedBlocks`)
+        self.block_weights: Tensor | None = None  # of given rows, which merge by distance (`MergedBlocks`)
         self.rows_per_block, self.max_blocks = self._shape()
         self.num_blocks = -(-spec.num_embeddings // self.rows_per_block)
         num_rows = spec.num_embeddings
@@ -170,9 +168,10 @@ class Dedup(Method):
             max_difference = 1.5 * init.scale * (3**0.5 if init.kind == "normal" else 1.0)
 
         def compare(pairs_P2: Tensor) -> Tensor:
-            if self.spread is not None:
-                unit = _FAR * self.spread or 1.0
-                return nearness(rows, self.spec, pairs_P2, rows_per_block=self.rows_per_block, unit=unit)
+            if self.block_weights is not None:
+                return nearness(
+                    rows, self.spec, pairs_P2, rows_per_block=self.rows_per_block, weights_B=self.block_weights
+                )
             return similarity(
                 rows, self.spec, pairs_P2, rows_per_block=self.rows_per_block, max_difference=max_difference
             )
@@ -181,7 +180,7 @@ class Dedup(Method):
             self.num_blocks,
             candidates=lambda kept_K: kept_K[near_pairs(projections_BL[kept_K], num_candidates=config.num_candidates)],
             compare=compare,
-            similarity=config.similarity if self.spread is None else _SAME,
+            similarity=config.similarity if self.block_weights is None else _SAME,
             max_blocks=self.max_blocks,
         )
 
@@ -329,14 +328,16 @@ def similarity(
     return _mean_alike(rows, spec, pairs_P2, rows_per_block=rows_per_block, alike=alike)
 
 
-def nearness(rows: LocalRows, spec: TableSpec, pairs_P2: Tensor, *, rows_per_block: int, unit: float) -> Tensor:
-    """1 less the mean squared difference of the entries in units of `unit`, [P], over the rows that both blocks
-    have."""
+def nearness(rows: LocalRows, spec: TableSpec, pairs_P2: Tensor, *, rows_per_block: int, weights_B: Tensor) -> Tensor:
+    """1 / (1 + x), [P], x being what merging two blocks adds to the weighted squared error when their mean stands for
+    both (Ward, 1963): `w1 w2 / (w1 + w2)` times the squared difference, over the rows that both have."""
 
-    def alike(left: Tensor, right: Tensor) -> Tensor:
-        return 1 - ((left - right).double() / unit).square()
+    def squares(left: Tensor, right: Tensor) -> Tensor:
+        return (left - right).double().square()
 
-    return _mean_alike(rows, spec, pairs_P2, rows_per_block=rows_per_block, alike=alike)
+    first_P, second_P = weights_B.double()[pairs_P2].unbind(1)
+    square_P = _mean_alike(rows, spec, pairs_P2, rows_per_block=rows_per_block, alike=squares)
+    return 1 / (1 + first_P * second_P / (first_P + second_P) * square_P)
 
 
 def _mean_alike(
