@@ -14,6 +14,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRM, DLRMTrain
 
 from embank.tables import (
+    ConfigError,
     DataError,
     PipelinedTables,
     PlainCollection,
@@ -200,3 +201,8 @@ def test_a_stand_in_has_what_the_collection_has() -> None:
     assert torch.equal(other.eval()(*inputs), model(*inputs))
     with pytest.raises(AttributeError, match="nothing_of_this_name"):
         _ = stand_in.nothing_of_this_name
+
+
+def test_tables_of_one_process_are_not_spread() -> None:
+    with pytest.raises(ConfigError, match=r"no processes to spread rows over; call torch\.distributed"):
+        TableCollection(specs()).spread()

@@ -8,12 +8,10 @@ take any `Tables`.
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torchrec.optim.fused import FusedOptimizerModule
 
 from embank.tables.collections.configs import specs_of, tier_of
 from embank.tables.collections.fused_optimizer import RowsOptimizer
@@ -22,8 +20,9 @@ from embank.tables.collections.ids import output_key, refuse_bad_names
 from embank.tables.collections.importing import import_rows
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.packable import Packable
-from embank.tables.collections.parameters import begin_again, expose_rows, external_error, initialise, settle_optimizer
+from embank.tables.collections.parameters import expose_rows, external_error, initialise, settle_optimizer
 from embank.tables.collections.paths import PATHS, LookupPath, Pass, Use
+from embank.tables.collections.placed import Placed
 from embank.tables.collections.row_mark import RowMarkHolder
 from embank.tables.collections.saved import Saved
 from embank.tables.collections.state import (
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
     from embank.tables.sharding.sharded_rows import Sharding
 
 
-class Tables(FusedOptimizerModule, Saved, Packable, OneStep):  # type: ignore[misc]
+class Tables(Placed, Saved, Packable, OneStep):
     """Logical tables, each stored by its own method, and their rows.
 
     Rows are neither parameters nor buffers: they have an optimizer of their own, and what is done to a model's
@@ -127,25 +126,6 @@ class Tables(FusedOptimizerModule, Saved, Packable, OneStep):  # type: ignore[mi
     @abstractmethod
     def _make_paths(self) -> None:
         """Lookup paths, and with them the rows."""
-
-    def materialise(self, device: torch.device | str = "cpu") -> None:
-        """Gives tables that were made on the meta device rows with their initial values; nothing to do elsewhere.
-
-        `model.to_empty(device=...)` does the same.
-
-        Args:
-            device: where the rows are to be.
-        """
-        if self.tier.is_meta:
-            self.tier = replace(self.tier, device=str(device))
-            self.tier.refuse_missing_device()
-            self._make()
-
-    def reset_parameters(self) -> None:
-        """Gives rows and what methods hold besides their initial values again; the state of the rows' optimizer is that
-        of the beginning, too."""
-        if not self.tier.is_meta:
-            begin_again(self, self.rebuilt(self.specs))
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -340,14 +320,6 @@ class Tables(FusedOptimizerModule, Saved, Packable, OneStep):  # type: ignore[mi
         """Finishes the rows' update after a backward pass: the first half of `step`."""
         for rows in self.row_stores():
             rows.update()
-
-    @property
-    def fused_optimizer(self) -> "RowsOptimizer":
-        """The rows' optimizer as TorchRec has it: a `KeyedOptimizer` whose `param_groups` schedulers may change, and
-        whose `step` is the tables' own. `torchrec.optim.CombinedOptimizer` takes it beside a dense one."""
-        if self.chosen_optimizer is None:
-            self.chosen_optimizer = RowsOptimizer(self)
-        return self.chosen_optimizer
 
     def set_lr(self, lr: float) -> None:
         """Sets the rows' learning rate for the next step.

@@ -34,18 +34,34 @@ class RowsOptimizer(FusedOptimizer):  # type: ignore[misc]
     """
 
     def __init__(self, tables: "Tables") -> None:
+        self.tables = (tables,)
+        self.pushed = tables.lr
+        params, state = self._held()
+        super().__init__(params, state, [])
+        self.refresh()
+
+    def _held(self) -> tuple[dict[str, Tensor], dict[Tensor, dict[str, Any]]]:
+        """Rows and states by TorchRec's names."""
+        (tables,) = self.tables
         names = row_names(tables)
         views = {} if tables.optimizer.is_external else tables.weights()
         held = tables.optimizer_state()
         params = {names[table]: view for table, view in views.items()}
-        state: dict[Tensor, dict[str, Any]] = {
+        state = {
             params[names[table]]: {f"{table}.{_MOMENTUM.get(kind, kind)}": view for kind, view in held[table].items()}
             for table in views
         }
-        group = {"params": list(params.values()), "lr": tables.lr, "initial_lr": tables.lr}
-        super().__init__(params, state, [group] if views else [])
-        self.tables = (tables,)
-        self.pushed = tables.lr
+        return params, state
+
+    def refresh(self) -> None:
+        """Takes over rows that have moved: programs hold on to an optimizer, and to its groups."""
+        (tables,) = self.tables
+        self.params, self.state = self._held()
+        rows = list(self.params.values())
+        if not self.param_groups and not tables.optimizer.is_external:
+            self.param_groups.append({"params": rows, "lr": tables.lr, "initial_lr": tables.lr})
+        for group in self.param_groups:
+            group["params"] = rows
 
     def step(self, closure: Any = None) -> None:
         """Ends a training step, after the backward pass."""

@@ -49,6 +49,11 @@ class TableRows(nn.Module):
         self._parameters["weight"] = parameter  # `register_parameter` would find the view of that name
         object.__setattr__(self, "first", parameter)  # not as a parameter of another name
 
+    def conceal(self) -> None:
+        """Leaves the view alone: other processes hold other rows, and no parameter has all of them."""
+        if self._parameters.pop("weight", None) is not None:
+            object.__setattr__(self, "first", None)
+
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and "weight" not in self._parameters:
             tables = self.owner()
@@ -58,9 +63,14 @@ class TableRows(nn.Module):
 
     def reset_parameters(self) -> None:
         """What gives modules their values that have left the meta device one by one (`DistributedModelParallel`)."""
+        from embank.tables.collections.spreading import follow_the_group
+
         tables = self.owner()
         if tables is not None and tables.tier.is_meta:
-            tables.materialise(self.weight.device)
+            device = self.weight.device
+            settle_optimizer(tables, by_kernels=True)
+            follow_the_group(tables)
+            tables.materialise(device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TableRows":
         return self  # the collection decides
@@ -79,6 +89,8 @@ def expose_rows(tables: "Tables") -> None:
     for attribute, names in ((tables.plain_prefix, plain), ("rows", others)):
         if attribute not in tables._modules:
             setattr(tables, attribute, NamedModules({name: TableRows(tables, name) for name in names}))
+    for hidden in handles(tables) if tables.sharding is not None else ():
+        hidden.conceal()
     for store in tables.row_stores():
         for shard in store.shards if tables.sharding is None else ():
             name, is_external = shard.table.name, tables.optimizer.is_external
@@ -151,26 +163,37 @@ def begin_again(tables: "Tables", fresh: "Tables") -> None:
     tables.methods.load_state_dict(fresh.methods.state_dict())
 
 
-def settle_optimizer(tables: "Tables") -> None:
+def settle_optimizer(tables: "Tables", *, by_kernels: bool = False) -> None:
     """Follows what a program has done to the rows' optimizer since the last pass: a rate that a scheduler has set, an
-    optimizer that `apply_optimizer_in_backward` has chosen."""
+    optimizer that `apply_optimizer_in_backward` has chosen.
+
+    Args:
+        tables: whose optimizer it is.
+        by_kernels: an epsilon that was not given is that of FBGEMM's kernels, as under `DistributedModelParallel`, not
+            that of the optimizer's class.
+    """
     if tables.chosen_optimizer is not None:
         tables.chosen_optimizer.push_lr()
-    if tables.optimizer.is_external and not tables.tier.is_meta:
-        chosen = chosen_in_backward(tables)
+    if tables.optimizer.is_external:
+        chosen = chosen_in_backward(tables, by_kernels=by_kernels)
         if chosen is not None:
             fuse_optimizer(tables, chosen)
 
 
-def chosen_in_backward(tables: "Tables") -> RowOptimizer | None:
-    """The optimizer that `apply_optimizer_in_backward` has chosen for the rows; None if it was not called.
+def chosen_in_backward(tables: "Tables", *, by_kernels: bool = False) -> RowOptimizer | None:
+    """The optimizer that `apply_optimizer_in_backward` has chosen for the rows; None if it was not called. See
+    `settle_optimizer`.
 
     Raises:
         ConfigError: for a part of the tables only, several of them, or one that rows can't have.
     """
     found = [handle.weight for handle in handles(tables)]
+    eps = {"eps": RowOptimizer().eps} if by_kernels else {}
     chosen = [
-        [row_optimizer_of(cls, kwargs) for cls, kwargs in zip(w._optimizer_classes, w._optimizer_kwargs, strict=True)]
+        [
+            row_optimizer_of(cls, {**eps, **kwargs})
+            for cls, kwargs in zip(w._optimizer_classes, w._optimizer_kwargs, strict=True)
+        ]
         if hasattr(w, "_in_backward_optimizers")
         else []
         for w in found
@@ -205,7 +228,8 @@ def fuse_optimizer(tables: "Tables", optimizer: RowOptimizer) -> None:
     except ConfigError:
         tables.optimizer = before
         raise
-    tables.chosen_optimizer = None
+    if tables.chosen_optimizer is not None:
+        tables.chosen_optimizer.refresh()
     tables.set_lr(optimizer.lr)
     with writing(tables):
         for name, view in tables.weights().items():

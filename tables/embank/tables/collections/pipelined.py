@@ -30,7 +30,73 @@ class LookupContext(Multistreamable):  # type: ignore[misc]
             self.addressed.record_stream(stream)
 
 
-class PipelinedTables(OneStep, ShardedModule[Any, Any, Any, LookupContext]):  # type: ignore[misc]
+class InTwoSteps:
+    """What TorchRec's wrappers and pipelines call of a module that is a collection or stands for one."""
+
+    _FORCE_STATE_DICT_LOAD = True  # `DistributedModelParallel` then loads it as a whole, and refuses what is wrong
+    is_pipelined = False
+
+    @property
+    def tables(self) -> Any:
+        """The collection."""
+        raise NotImplementedError
+
+    def look_up_now(self, addressed: Any) -> Any:
+        """What the collection returns for a batch that is addressed."""
+        raise NotImplementedError
+
+    @property
+    def unsharded_module_type(self) -> type[Any]:
+        """The collection's class; TorchRec asks for it."""
+        return type(self.tables)
+
+    def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
+        """Parameters whose gradients DistributedDataParallel is to leave alone: of rows with an optimizer of their own.
+        Others are the same on every rank."""
+        tables = self.tables
+        shared = {id(parameter) for parameter in tables.dense_parameters()}
+        rows = [] if tables.optimizer.is_external else tables.named_parameters(prefix)
+        return (name for name, parameter in rows if id(parameter) not in shared)
+
+    def create_context(self) -> LookupContext:
+        """Of one batch."""
+        return LookupContext()
+
+    def preprocess_input(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The same."""
+        return args, kwargs
+
+    def input_dist(
+        self,
+        ctx: LookupContext,
+        features: KeyedJaggedTensor | Mapping[str, Tensor] | Addressed | AddressedSequence,
+    ) -> KJTListSplitsAwaitable[LookupContext]:
+        """Sends the ids of a batch on their way; there is nothing that the pipeline itself would have to wait for.
+
+        Args:
+            ctx: of the batch.
+            features: ids as the collection takes them, or what its `address` made of them.
+        """
+        if not isinstance(features, Addressed):
+            features = self.tables.address(features)
+        ctx.addressed = features
+        self.tables.prefetch(features)
+        return KJTListSplitsAwaitable([], ctx)
+
+    def compute(self, ctx: LookupContext, dist_input: Any) -> Any:
+        """What the collection returns for the batch."""
+        return self.look_up_now(ctx.addressed)
+
+    def output_dist(self, ctx: LookupContext, output: Any) -> LazyNoWait[Any]:
+        """The same: the collection has brought the rows home already."""
+        return LazyNoWait(output)
+
+    def compute_and_output_dist(self, ctx: LookupContext, dist_input: Any) -> LazyNoWait[Any]:
+        """Both."""
+        return self.output_dist(ctx, self.compute(ctx, dist_input))
+
+
+class PipelinedTables(InTwoSteps, OneStep, ShardedModule[Any, Any, Any, LookupContext]):  # type: ignore[misc]
     """Stands for a collection in a model, and is looked up in the two steps that `TrainPipelineSparseDist` and its
     relatives run apart.
 
@@ -72,15 +138,9 @@ class PipelinedTables(OneStep, ShardedModule[Any, Any, Any, LookupContext]):  # 
             raise AttributeError(name)
         return getattr(self.tables, name)
 
-    @property
-    def unsharded_module_type(self) -> type[TableCollection | SequenceCollection]:
-        """The collection's class; TorchRec asks for it."""
-        return type(self.tables)
-
-    def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
-        """Parameters whose gradients DistributedDataParallel is to leave alone: all but those that every rank has."""
-        shared = {id(parameter) for parameter in self.tables.dense_parameters()}
-        return (name for name, parameter in self.named_parameters(prefix) if id(parameter) not in shared)
+    def look_up_now(self, addressed: Any) -> Any:
+        """What the collection returns for a batch that is addressed."""
+        return self.tables(addressed)
 
     def forward(self, features: Any) -> Any:
         """What the collection returns, at the moment that somebody looks at it.
@@ -90,35 +150,6 @@ class PipelinedTables(OneStep, ShardedModule[Any, Any, Any, LookupContext]):  # 
         """
         step = self.step_of(features)
         return super().forward(features) if step is None else step
-
-    def create_context(self) -> LookupContext:
-        """Of one batch."""
-        return LookupContext()
-
-    def input_dist(
-        self,
-        ctx: LookupContext,
-        features: KeyedJaggedTensor | Mapping[str, Tensor] | Addressed | AddressedSequence,
-    ) -> KJTListSplitsAwaitable[LookupContext]:
-        """Sends the ids of a batch on their way; there is nothing that the pipeline itself would have to wait for.
-
-        Args:
-            ctx: of the batch.
-            features: ids as the collection takes them, or what its `address` made of them.
-        """
-        if not isinstance(features, Addressed):
-            features = self.tables.address(features)
-        ctx.addressed = features
-        self.tables.prefetch(features)  # type: ignore[arg-type]
-        return KJTListSplitsAwaitable([], ctx)
-
-    def compute(self, ctx: LookupContext, dist_input: Any) -> Any:
-        """What the collection returns for the batch."""
-        return self.tables(ctx.addressed)
-
-    def output_dist(self, ctx: LookupContext, output: Any) -> LazyNoWait[Any]:
-        """The same: the collection has brought the rows home already."""
-        return LazyNoWait(output)
 
     def train(self, mode: bool = True) -> "PipelinedTables":
         """Of the collection, too."""

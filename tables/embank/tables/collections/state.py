@@ -29,6 +29,7 @@ from embank.tables.collections.identity import (
     refuse_other_tables,
 )
 from embank.tables.collections.named import state_name
+from embank.tables.collections.sharded_state import copy_parts, lacks_values, sharded_weights
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.wording import nearest_or_all
 
@@ -70,10 +71,13 @@ def row_state(tables: "Tables") -> dict[str, Tensor]:
     """Everything that row stores hold, by name: views.
 
     Raises:
-        ConfigError: rows are sharded, so that this process has a part of them.
+        ConfigError: rows are sharded, so that this process has a part of them. Collections with TorchRec's names then
+            have theirs as TorchRec does.
     """
-    refuse_parts(tables)
     names = row_names(tables)
+    if tables.sharding is not None and tables.rows_are_parameters:
+        return {names[table]: rows_RD for table, rows_RD in sharded_weights(tables).items()}
+    refuse_parts(tables)
     state = {names[table]: rows_RD for table, rows_RD in tables.weights().items()}
     for table, kinds in tables.optimizer_state().items():
         state |= {f"row_optimizer.{state_name(table)}.{kind}": view for kind, view in kinds.items()}
@@ -135,15 +139,15 @@ def load_row_state(tables: "Tables", state: Mapping[str, Any], *, prefix: str, m
         if name not in found and (has_optimizer or not name.startswith("row_optimizer."))
     ]
     for name, value in found.items():
-        if not isinstance(value, Tensor) or value.is_meta:
+        if not isinstance(value, Tensor) or lacks_values(value):
             kind = "tensor without values" if isinstance(value, Tensor) else type(value).__name__
             raise CheckpointError(
                 f"the state_dict's '{prefix}{name}' is a {kind}; it must be a tensor. Nothing of it was loaded here"
             )
     wrong = [
-        f"'{prefix}{name}' has shape {tuple(value.shape)} there and {tuple(views[name].shape)} here"
+        f"'{prefix}{name}' has shape {tuple(value.size())} there and {tuple(views[name].size())} here"
         for name, value in found.items()
-        if value.shape != views[name].shape
+        if value.size() != views[name].size()
     ]
     if wrong:
         raise CheckpointError(
@@ -154,7 +158,7 @@ def load_row_state(tables: "Tables", state: Mapping[str, Any], *, prefix: str, m
             if name == NUM_UPDATES:
                 load_num_updates(tables, int(value))
             else:
-                views[name].copy_(value)
+                copy_parts(views[name], value, name=prefix + name)
     return {prefix + name for name in found}
 
 

@@ -7,13 +7,16 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 from torchrec import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, EmbeddingConfig
 
 from embank.tables.collections.base import Tables
 from embank.tables.collections.configs import specs_of, tier_of
 from embank.tables.collections.parameters import fuse_optimizer
+from embank.tables.collections.pipelined import InTwoSteps
 from embank.tables.collections.pooled import TableCollection
 from embank.tables.collections.sequence import SequenceCollection
+from embank.tables.collections.state import is_plain
 from embank.tables.errors import ConfigError
 from embank.tables.rows import RowOptimizer, RowTier
 from embank.tables.rows.optimizers import row_optimizer_of
@@ -27,9 +30,10 @@ if TYPE_CHECKING:
 _SCRIPTED: "WeakValueDictionary[int, DropIn]" = WeakValueDictionary()
 
 
-class DropIn(Tables):
+class DropIn(InTwoSteps, Tables):
     """What a collection with TorchRec's arguments does besides its own: rows are parameters where they have no
-    optimizer of their own, and a `state_dict` of plain tables has TorchRec's names and no others."""
+    optimizer of their own, a `state_dict` of plain tables has TorchRec's names and no others, and TorchRec's wrappers
+    and pipelines take it for a sharded module: they leave it in its place and call it in two steps."""
 
     rows_are_parameters = True
 
@@ -52,16 +56,30 @@ class DropIn(Tables):
         _SCRIPTED[id(self)] = self
         return [name for name in (*ignored, "in_python") if name != "scripted"]
 
+    @property
+    def tables(self) -> Self:
+        """The collection."""
+        return self
+
+    def look_up_now(self, addressed: Any) -> Any:
+        """What the collection returns for a batch that is addressed, also while a pipeline has replaced `forward`."""
+        return type(self).forward(self, addressed)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in [key for key in destination if key.startswith(f"{prefix}row_optimizer.")]:
             del destination[name]  # it is part of `fused_optimizer.state_dict()`
+        if is_plain(self):
+            destination.pop(f"{prefix}_extra_state")
 
     @classmethod
     def of_specs(cls, specs: Sequence[TableSpec], **how: Any) -> Self:
         made = cls.__new__(cls)
         super(DropIn, made).__init__(specs, **how)
         return made
+
+
+ShardedModule.register(DropIn)
 
 
 def _in_python(tables: Any) -> Any:

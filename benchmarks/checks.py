@@ -1,0 +1,139 @@
+"""What checks of the input and book-keeping cost in a training step of DLRM.
+
+    python benchmarks/checks.py
+    python benchmarks/checks.py --steps 5 --rows 20000
+
+DLRM (13 + 26 inputs, dim 16, bottom 512-256-64-16, top 512-256-1) of TorchRec over a `TableCollection`, row-wise
+Adagrad, Adam for the rest, one id in each bag, batches of 4,096. Steps are timed as they are, then with a clock around
+each function that only checks or keeps books; what the clock itself takes counts as theirs. Medians over steps.
+Writes benchmarks/results/checks.json.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+from torchrec.models.dlrm import DLRM
+
+from embank.tables import RowOptimizer, TableCollection, TableSpec
+from embank.tables.collections import bags, base, traced
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+import machine
+
+RESULTS = Path(__file__).with_name("results")
+NUM_DENSE, NUM_FIELDS, DIM = 13, 26, 16
+CHECKED: list[tuple[str, Any, str]] = [
+    ("ids are in their tables", bags, "check_ids"),
+    ("ids are integers", bags, "int64_ids"),
+    ("lengths are lengths", bags.Bags, "_bag_lengths"),
+    ("lengths match the ids", bags.Bags, "_starts"),
+    ("a trace or a batch", traced.OneStep, "step_of"),
+    ("the rows' optimizer and rate", base, "settle_optimizer"),
+    ("one process or several", base.Tables, "_would_drift"),
+    ("losses and backward passes of methods", base.Tables, "_end_pass"),
+]
+"""What is timed: where a function is looked up, and its name."""
+
+
+def batches(num_steps: int, *, batch_size: int, sizes: list[int]) -> list[tuple[Tensor, KeyedJaggedTensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(num_steps):
+        ids = [torch.randint(0, size, (batch_size,), generator=generator) for size in sizes]
+        kjt = KeyedJaggedTensor(
+            keys=[f"C{field}" for field in range(len(sizes))],
+            values=torch.cat(ids),
+            lengths=torch.ones(batch_size * len(sizes), dtype=torch.int32),
+        )
+        dense_BI = torch.rand(batch_size, NUM_DENSE, generator=generator)
+        made.append((dense_BI, kjt, torch.randint(0, 2, (batch_size,), generator=generator).float()))
+    return made
+
+
+def step_times(
+    model: DLRM, tables: TableCollection, data: list[tuple[Tensor, KeyedJaggedTensor, Tensor]]
+) -> Iterator[float]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+    for dense_BI, kjt, labels_B in data:
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(dense_BI, kjt).squeeze(1), labels_B)
+        loss.backward()
+        tables.step()
+        optimizer.step()
+        yield time.perf_counter() - start
+
+
+def timed(function: Callable[..., Any], spent: dict[str, float], label: str) -> Callable[..., Any]:
+    """A function that adds its time to what was spent."""
+
+    @functools.wraps(function)
+    def clocked(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        spent[label] += time.perf_counter() - start
+        return result
+
+    return clocked
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of all tables")
+    parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=RESULTS / "checks.json")
+    args = parser.parse_args()
+    sizes = [max(10, args.rows // NUM_FIELDS)] * NUM_FIELDS
+    tables = TableCollection(
+        [
+            TableSpec(name=f"C{field}", num_embeddings=size, embedding_dim=DIM, feature_names=[f"C{field}"])
+            for field, size in enumerate(sizes)
+        ],
+        optimizer=RowOptimizer(name="rowwise_adagrad", lr=0.02),
+    )
+    model = DLRM(tables, NUM_DENSE, dense_arch_layer_sizes=[512, 256, 64, DIM], over_arch_layer_sizes=[512, 256, 1])
+    data = batches(args.steps, batch_size=args.batch_size, sizes=sizes)
+    list(step_times(model, tables, data[:3]))
+    plain = list(step_times(model, tables, data))
+    spent: dict[str, list[float]] = defaultdict(list)
+    in_step: dict[str, float] = dict.fromkeys((label for label, _, _ in CHECKED), 0.0)
+    with ExitStack() as stack:
+        for label, owner, name in CHECKED:
+            stack.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), in_step, label)))
+        for _ in step_times(model, tables, data):
+            for label in in_step:
+                spent[label].append(in_step[label])
+                in_step[label] = 0.0
+    step_ms = 1000 * statistics.median(plain)
+    checks_ms = {label: 1000 * statistics.median(times) for label, times in spent.items()}
+    total_ms = sum(checks_ms.values())
+    result = {
+        "machine": machine.describe(),
+        "num_rows": sum(sizes),
+        "batch_size": args.batch_size,
+        "steps": args.steps,
+        "step_ms": round(step_ms, 2),
+        "checks_ms": {label: round(value, 4) for label, value in checks_ms.items()},
+        "checks_in_all_ms": round(total_ms, 3),
+        "share_of_a_step": round(total_ms / step_ms, 5),
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
