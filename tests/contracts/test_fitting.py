@@ -1,5 +1,6 @@
 """Every registered method is fitted to vectors that others have trained."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 
 import embank.compression.fitting.regression as regression
 from embank.compression import Table, build_table
-from embank.tables import GivenRows, RowOptimizer, TableCollection, TableSpec, fit_tables, method_class
+from embank.tables import GivenRows, ImportedRows, RowOptimizer, TableCollection, TableSpec, fit_tables, method_class
 from embank.tables.collections.stages import finished
 from tests.contracts.specs import EXACT_FLOOR, NAMES
 from tests.distributed.imports import import_sharded
@@ -61,6 +62,13 @@ def table(method: str, *, budget: float | None = BUDGET, seed: int = 0) -> Table
     )
 
 
+@cache
+def fitted(method: str) -> tuple[ImportedRows, Tensor]:
+    """What became of the vectors of all ids, and what is served."""
+    own = table(method)
+    return own.fit(vectors()), own.pack().lookup(IDS)
+
+
 def error_of(found_ND: Tensor, wanted_ND: Tensor) -> float:
     return float((found_ND - wanted_ND).norm() / wanted_ND.norm())
 
@@ -80,9 +88,7 @@ def test_a_fit_is_nearer_and_is_what_is_served(method: str) -> None:
 @pytest.mark.parametrize("method", NAMES)
 def test_weights_are_respected(method: str) -> None:
     given = vectors()
-    plain = table(method)
-    plain.fit(given)
-    found = plain.pack().lookup(IDS)
+    _, found = fitted(method)
     weighted = table(method).fit(given, weights=COUNTS)
     square = (COUNTS * (found - given).square().sum(1)).sum() / (COUNTS * given.square().sum(1)).sum()
     more = 1.1 if method in UNWEIGHTED else 1 + 1e-4
@@ -164,7 +170,7 @@ def test_ids_without_a_vector_do_not_count(method: str) -> None:
     own = table(method)
     report = own.fit(given[few], ids=few)
     assert (report.taken, report.missing) == (NUM // 4, NUM - NUM // 4)
-    assert report.error <= table(method).fit(given).error * 1.05 + 1e-6
+    assert report.error <= fitted(method)[0].error * 1.05 + 1e-6
     assert bool(own.lookup(IDS).isfinite().all())
 
 
@@ -200,3 +206,14 @@ def test_a_sharded_network_is_fitted_alike(two: Ranks) -> None:
     options = method_class("dhe").Config(width=2, num_layers=2, num_hashes=8)
     one, other = two.run(import_sharded, spec("dhe", options=options), "row_wise", (IDS[:20], vectors(20)))
     assert max(one[0], other[0]) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["row_wise", "table_wise", "column_wise", "data_parallel"])
+def test_sharded_plain_tables_take_what_they_hold(two: Ranks, kind: str) -> None:
+    ids = torch.randperm(NUM + 10, generator=torch.Generator().manual_seed(1))[:100]
+    for worst, sharded, whole in two.run(import_sharded, spec("full"), kind, (ids, vectors(100))):
+        assert worst == 0
+        assert sharded == whole
+        assert sharded.surplus == int((ids >= NUM).sum())
+        assert sharded.error == 0
