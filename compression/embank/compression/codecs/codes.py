@@ -15,7 +15,8 @@ from embank.tables.serving.codecs.base import MIN_NUMBERS
 from embank.tables.serving.codecs.composite import Composite
 from embank.tables.serving.codecs.joined import Joined, joint_or_each, place_of
 
-_SCORES_PER_CHUNK = 1 << 22
+_SCORES_PER_CHUNK = 1 << 17
+"""A megabyte: measured best from 2,000 to 40,000,000 scores."""
 _ROWS_PER_CHUNK = 1 << 16
 
 
@@ -229,21 +230,28 @@ def nearest_codes(rows_ND: Tensor, centroids_CKw: Tensor, is_head_N: Tensor | No
 def nearest(rows_ND: Tensor, centroids_CKw: Tensor) -> Tensor:
     """For each part of each row the nearest centroid, int64 [N, C].
 
-    |w - c|**2 is compared as |c|**2 - 2 w c, one matrix product per codebook and some rows at a time, so that the
-    scores take little memory. In double precision: the two forms then agree but for exact ties, and mixed precision
-    leaves the codes alone.
+    |w - c|**2 is compared as |c|**2 - 2 w c (|w|**2 is the same for all centroids), by one matrix product for all
+    codebooks and some rows at a time, so that the scores stay in the processor's cache. In double precision: the two
+    forms then agree but for exact ties, and mixed precision leaves the codes alone.
     """
     num_codebooks, num_codes, width = centroids_CKw.shape
-    parts_NCw = rows_ND.detach().view(-1, num_codebooks, width)
-    codes_NC = torch.empty(parts_NCw.shape[:2], dtype=torch.int64, device=rows_ND.device)
-    size = max(1, _SCORES_PER_CHUNK // num_codes)
-    for c, centroids_Kw in enumerate(centroids_CKw.detach().double()):
-        norms_K = centroids_Kw.square().sum(1)
-        for start in range(0, parts_NCw.shape[0], size):
-            parts_nw = parts_NCw[start : start + size, c].double()
-            # |w|**2 is the same for all centroids and left out.
-            codes_NC[start : start + size, c] = torch.addmm(norms_K, parts_nw, centroids_Kw.T, alpha=-2).argmin(1)
-    return codes_NC
+    parts_CNw = rows_ND.detach().view(-1, num_codebooks, width).transpose(0, 1)
+    centroids_CKw = centroids_CKw.detach().double()
+    norms_C1K, centroids_CwK = centroids_CKw.square().sum(2)[:, None, :], centroids_CKw.transpose(1, 2)
+    codes_CN = torch.empty(parts_CNw.shape[:2], dtype=torch.int64, device=rows_ND.device)
+    size = max(1, _SCORES_PER_CHUNK // (num_codebooks * num_codes))
+    for start in range(0, parts_CNw.shape[1], size):
+        parts_Cnw = parts_CNw[:, start : start + size].double()
+        scores_CnK = torch.baddbmm(norms_C1K, parts_Cnw, centroids_CwK, alpha=-2)
+        codes_CN[:, start : start + size] = _argmin(scores_CnK)
+    return codes_CN.T.contiguous()
+
+
+def _argmin(values: Tensor) -> Tensor:
+    """The first place of the least value along the last dim; NumPy's takes an eighth of torch's time on a CPU."""
+    if values.device.type != "cpu":
+        return values.argmin(-1)
+    return torch.from_numpy(values.numpy().argmin(-1))
 
 
 def decode(centroids_CKw: Tensor, codes_NC: Tensor) -> Tensor:

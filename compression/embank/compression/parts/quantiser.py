@@ -164,8 +164,7 @@ class ProductQuantiser(nn.Module):
             return quantised_UD.detach(), None
         if times_U is None:
             times_U = torch.ones(rows_UD.shape[0], dtype=torch.int64, device=rows_UD.device)
-        num_codes = self.shape.num_codes
-        counts_CK = torch.stack([torch.bincount(codes, times_U, num_codes) for codes in codes_UC.T]).long()
+        counts_CK = torch.zeros_like(self.usage).scatter_add_(1, codes_UC.T, times_U.expand(codes_UC.shape[1], -1))
         if statistics_move():
             self.usage += counts_CK
         members_UC = counts_CK.gather(1, codes_UC.T).T.clamp(min=1)

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import glob
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -261,6 +263,9 @@ def _read(field: dict[str, Any]) -> dict[str, Any]:
     return field if training is None else {**field, "training": Profile.from_json(training)}
 
 
+_hints: Callable[[type], dict[str, Any]] = cache(get_type_hints)
+
+
 def _checked(schema: Schema) -> Schema:
     """The schema, if its values have the types that it says.
 
@@ -269,7 +274,7 @@ def _checked(schema: Schema) -> Schema:
     """
     parts: list[Schema | CategoricalField | NumericField | Split] = [schema]
     for part in [*parts, *schema.categorical, *schema.numeric, *schema.splits]:
-        hints = get_type_hints(type(part))
+        hints = _hints(type(part))
         for field in fields(part):
             value, hint = getattr(part, field.name), hints[field.name]
             if get_origin(hint) is tuple:

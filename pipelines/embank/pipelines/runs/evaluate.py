@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torchrec import KeyedJaggedTensor
 from embank.ctr_models import CTRModel
 from embank.ctr_models.metrics import Evaluation
 from embank.pipelines.config.run import parse_config
+from embank.pipelines.data.loading.batch import Batch
 from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import NO_GROUP, Schema
@@ -28,12 +29,49 @@ from embank.tables.serving.bundle import is_bundle
 from embank.tables.sharding.processes import Processes
 
 EVAL_BATCH_SIZE = 8192
+HELD_BYTES = 2**28
+"""Of batches that are kept in memory."""
 _log = logging.getLogger(__name__)
+
+
+class HeldSplit:
+    """A split that is evaluated again and again: its batches stay in memory, if they are small.
+
+    Args:
+        path: a prepared folder.
+        split: its train, valid or test rows.
+        processes: those that evaluate together.
+    """
+
+    def __init__(self, path: str | Path, split: str, *, processes: Processes) -> None:
+        self.loader = _loader(path, split, processes=processes, address=None)
+        self.batches: list[Batch] = []
+        self.nbytes = 0
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """All batches, as a loader's."""
+        if len(self.batches) == self.loader.num_batches:
+            yield from self.batches
+            return
+        self.batches, self.nbytes = [], 0
+        for batch in self.loader.epoch(number):
+            if self.nbytes <= HELD_BYTES:
+                self.batches.append(batch)
+                self.nbytes += sum(t.nbytes for t in (batch.dense, batch.sparse.values(), batch.sparse.lengths()))
+            yield batch
+        if self.nbytes > HELD_BYTES:
+            self.batches = []
 
 
 @torch.no_grad()
 def evaluate(
-    model: CTRModel, path: str | Path, split: str, *, precision: str = "fp32", max_samples: int | None = None
+    model: CTRModel,
+    path: str | Path,
+    split: str,
+    *,
+    precision: str = "fp32",
+    max_samples: int | None = None,
+    held: HeldSplit | None = None,
 ) -> dict[str, Any]:
     """Metrics of a model on a split. Leaves the model in evaluation mode.
 
@@ -43,6 +81,7 @@ def evaluate(
         split: its train, valid or test rows.
         precision: fp32 or bf16 (autocast of the network).
         max_samples: evaluate about so many samples at most: every k-th batch of the split; None takes all.
+        held: the split, where it is evaluated again and again.
 
     Returns:
         auc, logloss, gauc (if the data has groups) and what else `Evaluation` computes; auc is None where it is
@@ -50,24 +89,29 @@ def evaluate(
     """
     tables = model.tables if isinstance(model.tables, TableCollection) else None
     processes = Processes() if tables is None else tables.processes
-    loader = Loader(
-        path,
-        split,
-        batch_size=EVAL_BATCH_SIZE * processes.count,
-        shuffle=False,
-        address=None if tables is None else tables.address_ahead,
-        rank=processes.rank,
-        world_size=processes.count,
-    )
+    address = None if tables is None else tables.address_ahead
+    loader = held.loader if held is not None else _loader(path, split, processes=processes, address=address)
     refuse_unlabelled(loader.schema, data=path)
     evaluation = new_evaluation(split, loader.schema)
     model.eval()
     every = 1 if max_samples is None else max(1, min(loader.num_batches, -(-loader.num_rows // max_samples)))
-    for batch in islice(loader.epoch(0), every - 1, None, every):
+    for batch in islice((held or loader).epoch(0), every - 1, None, every):
         values: Tensor = model.tables(batch.sparse).values()
         logits_B = score(model, model.network, batch.dense.to(values.device), values, precision=precision)
         evaluation.update(logits_B.cpu(), batch.labels, batch.groups)
     return _over_all(evaluation, split=split, schema=loader.schema, processes=processes)
+
+
+def _loader(path: str | Path, split: str, *, processes: Processes, address: Callable[..., Any] | None) -> Loader:
+    return Loader(
+        path,
+        split,
+        batch_size=EVAL_BATCH_SIZE * processes.count,
+        shuffle=False,
+        address=address,
+        rank=processes.rank,
+        world_size=processes.count,
+    )
 
 
 def refuse_unlabelled(schema: Schema, *, data: str | Path) -> None:
@@ -124,10 +168,15 @@ def plain_ids(features: KeyedJaggedTensor, *, bags: Collection[str]) -> tuple[di
 
 
 def validation_score(
-    model: CTRModel, path: str | Path, *, precision: str = "fp32", max_samples: int | None = None
+    model: CTRModel,
+    path: str | Path,
+    *,
+    precision: str = "fp32",
+    max_samples: int | None = None,
+    held: HeldSplit | None = None,
 ) -> float:
     """AUC on validation, or the negative log loss where AUC is undefined. Leaves the model in evaluation mode."""
-    values = evaluate(model, path, "valid", precision=precision, max_samples=max_samples)
+    values = evaluate(model, path, "valid", precision=precision, max_samples=max_samples, held=held)
     return float(-values["logloss"] if values["auc"] is None else values["auc"])
 
 

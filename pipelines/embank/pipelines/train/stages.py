@@ -7,7 +7,7 @@ import torch
 
 from embank.ctr_models import CTRModel
 from embank.pipelines.runs.build import initial_network
-from embank.pipelines.runs.evaluate import validation_score
+from embank.pipelines.runs.evaluate import HeldSplit, validation_score
 from embank.pipelines.train.checkpoints import evaluate_and_save, load_best, save, stop_if_asked
 from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.session import Session
@@ -19,7 +19,8 @@ def next_stage(session: Session) -> None:
     begun = time.monotonic()
     session.reporter.note(f"{session.training.describe()} is done; preparing the next stage")
     load_best(session)
-    tables = advance(session.tables, score=partial(_score, session))
+    held = HeldSplit(session.config.data.path, "valid", processes=session.processes)
+    tables = advance(session.tables, score=partial(_score, session, held))
     session.progress.stage.seconds += time.monotonic() - begun
     is_fresh = session.training.planned[len(session.progress.stages)].fresh_network
     fresh = initial_network(session.config, session.schema).to(tables.device) if is_fresh else None
@@ -34,7 +35,7 @@ def next_stage(session: Session) -> None:
     stop_if_asked(session)
 
 
-def _score(session: Session, *, max_samples: int | None = None) -> float:
+def _score(session: Session, held: HeldSplit, *, max_samples: int | None = None) -> float:
     """What methods search by: the model as it stands, on validation."""
     (is_asked,) = session.processes.any(bool(session.stop))
     if is_asked:
@@ -44,4 +45,6 @@ def _score(session: Session, *, max_samples: int | None = None) -> float:
             f"--resume (run directory '{session.run.path}')"
         )
     config = session.config
-    return validation_score(session.model, config.data.path, precision=config.train.precision, max_samples=max_samples)
+    return validation_score(
+        session.model, config.data.path, precision=config.train.precision, max_samples=max_samples, held=held
+    )
