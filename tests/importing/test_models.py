@@ -179,3 +179,22 @@ def test_what_the_mathematics_need_is_said(log: Log, tmp_path: Path) -> None:
             vocab=[str(tmp_path / "feature_vocab.json")],
             config=log.config({"name": "fnn", "embed_numeric": False, **MLP, "batch_norm": True}),
         )
+
+
+def test_the_order_of_numbers_is_not_guessed(log: Log, tmp_path: Path) -> None:
+    """FuxiCTR's DLRM has no parameter by number, so that its file does not tell their order."""
+    ids = fuxictr_files(tmp_path, log.tokens, ORDER)
+    (tmp_path / "feature_map.json").unlink()
+    torch.manual_seed(0)
+    model = randomised(FuxiDLRM({name: len(ids[name]) if name in ids else None for name in ORDER}, dim=DIM))
+    torch.save(model.state_dict(), tmp_path / "saved.model")
+    how: dict[str, Any] = {
+        "kind": "fuxictr",
+        "vocab": [str(tmp_path / "feature_vocab.json")],
+        "config": log.config({"name": "dlrm", "bottom": [5], "top": [6]}),
+    }
+    with pytest.raises(ConfigError, match="does not tell in which order its network reads the numbers price, age"):
+        import_source(tmp_path / "saved.model", tmp_path / "run", **how)
+    import_source(tmp_path / "saved.model", tmp_path / "run", order=ORDER, **how)
+    wanted = scores(model, log, ids, unknown=OOV)
+    assert np.abs(load_model(tmp_path / "run").score(log.rows) - wanted).max() < 1e-6

@@ -99,6 +99,14 @@ def test_word2vec_and_its_tokens(how: str, rows: Tensor, tmp_path: Path) -> None
     assert torch.equal(found.lookup(["t7", "t0"]), rows[[7, 0]])
     with pytest.raises(DataError, match="no key 'dog'"):
         found.lookup(["dog"])
+    import_source(tmp_path / "out", tmp_path / "again", kind="embank", codec="int8")  # tokens go along
+    assert torch.allclose(load_vectors(tmp_path / "again").lookup(["t7", "t0"]), rows[[7, 0]], atol=0.02)
+
+
+def test_a_table_that_two_features_read(rows: Tensor, tmp_path: Path) -> None:
+    names = {"item": "item", "last_item": "item"}
+    import_source(written(tmp_path, rows)["torchrec"], tmp_path / "out", kind="torchrec", names=names)
+    assert torch.equal(looked_up(tmp_path / "out", "last_item"), looked_up(tmp_path / "out", "item"))
 
 
 def test_small_in_the_same_step(rows: Tensor, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from embank.tables import Bundle, ConfigError, load_bundle
 from tests.distributed.ranks import Ranks
 from tests.importing.torchrec_models import BOTTOM, SIZES, TOP, batch, plain_model, save_sharded
 from tests.training.runs import config, model_of, write_data
+from tests.training.test_from import Notes
 
 NAMES = {name: f"t_{name}" for name in SIZES}
 MODEL = {"model": {"name": "dlrm", "bottom": BOTTOM[:-1], "top": TOP[:-1]}, "tables": {"dim": 8}}
@@ -47,13 +48,11 @@ def test_a_checkpoint_of_two_ranks_scores_as_it_did_and_trains_on(two: Ranks, da
     assert done.result is not None
     assert done.result["auc"] == RunFolder(tmp_path / "run").read_metrics()[-1]["auc"]
 
-    notes: list[str] = []
-    trainer = Trainer(chosen, tmp_path / "second")
-    trainer.reporter.note = notes.append  # type: ignore[method-assign]
-    trainer.train(begin_with=tmp_path / "run")
+    reporter = Notes()
+    Trainer(chosen, tmp_path / "second", reporter=reporter).train(begin_with=tmp_path / "run")
     begun, before = (RunFolder(tmp_path / name).read_metrics()[0] for name in ("second", "run"))
     assert (begun["step"], begun["auc"], begun["logloss"]) == (0, before["auc"], before["logloss"])
-    assert "the rows' optimizer state (rowwise_adagrad) too" in notes[0]
+    assert "the rows' optimizer state (rowwise_adagrad) too" in reporter.notes[0]
     assert evaluate_saved(tmp_path / "second", data=data, split="test")["auc"] != done.result["auc"]  # it has learned
 
     state = open_state(tmp_path / "dcp")
@@ -101,6 +100,7 @@ def test_another_order_of_features_is_another_model(data: Path, tmp_path: Path) 
     numbers_BI, kjt = batch(rows=20, seed=99)
     wanted = torch.sigmoid(model(numbers_BI, kjt)).detach().flatten().numpy()
     for name, order, is_same in (("right", list(SIZES), True), ("default", None, False)):
+        reporter = Notes()
         import_source(
             tmp_path / "model.pt",
             tmp_path / name,
@@ -108,7 +108,10 @@ def test_another_order_of_features_is_another_model(data: Path, tmp_path: Path) 
             names=NAMES,
             config=config(data, **MODEL),
             order=order,
+            reporter=reporter,
         )
+        told = "taken as in the data: genre, item, user, age, price. If it was another one, give --order"
+        assert any(told in note for note in reporter.notes) != is_same
         assert (np.abs(scores_of(tmp_path / name / "bundle") - wanted).max() < 1e-6) == is_same
 
 

@@ -113,7 +113,7 @@ def import_model(
             states = _take_state(model.tables, plan, scratch, reporter=told)
             network: dict[str, Tensor] = {}
             if whole:
-                network = _network(source, model, config, schema, order=order)
+                network = _network(source, model, config, schema, order=order, reporter=told)
                 model.network.load_state_dict(network)
             session = _session(config, schema, run, model, reporter=told)
             packed = {spec.name: (spec, pack) for spec, pack in served_tables(config, model.tables).packed_tables()}
@@ -247,7 +247,13 @@ def _take_state(tables: TableCollection, plan: _Plan, scratch: Path, *, reporter
 
 
 def _network(
-    source: Source, model: CTRModel, config: Config, schema: Schema, *, order: Sequence[str] | None
+    source: Source,
+    model: CTRModel,
+    config: Config,
+    schema: Schema,
+    *,
+    order: Sequence[str] | None,
+    reporter: Reporter,
 ) -> dict[str, Tensor]:
     """The parameters of our network from the source's."""
     inputs = model.network.inputs
@@ -256,6 +262,11 @@ def _network(
     numbers = [field.name for field in schema.numeric]
     has_vectors = config.model.get("embed_numeric", source.kind != "deepctr")
     ids, fields, their_numbers = _source_order(source, list(inputs.names), numbers, order=order)
+    if order is None and source.fields is None and len(ids) > 1:
+        reporter.note(
+            f"a model of {source.kind} does not tell in which order its network reads features; taken as in the data: "
+            f"{listing(fields)}. If it was another one, give --order"
+        )
     common: dict[str, Any] = {
         "dims": dict(zip(inputs.names, inputs.dims, strict=True)),
         "number_dim": inputs.common_dim if has_vectors else 1,
@@ -322,6 +333,12 @@ def _source_order(
     ids = [name for name in told if name in names]
     their_numbers = [name for name in told if name in numbers]
     if len(their_numbers) < len(numbers):
+        if source.kind == "fuxictr" and len(numbers) > 1:
+            raise ConfigError(
+                f"'{source.path}' does not tell in which order its network reads the numbers {listing(numbers)}; "
+                "FuxiCTR's feature_map.json does: let it lie beside the feature_vocab.json that --vocab names, or give "
+                "--order with the numbers in it"
+            )
         return ids, [*ids, *numbers], numbers
     return ids, list(told), their_numbers
 

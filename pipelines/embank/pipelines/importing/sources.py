@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -75,7 +75,8 @@ class Source:
         """The source under our names.
 
         Args:
-            names: of tables and features: ours to the source's. A table that is not named keeps its name.
+            names: of tables and features: ours to the source's. A table that is not named keeps its name; one that
+                several features read becomes as many.
 
         Raises:
             ConfigError: the source has no such table, or two would have one name.
@@ -87,28 +88,32 @@ class Source:
                     f"'{self.path}' has no table '{name}', which --table {ours}={name} names; "
                     f"{nearest_or_all(name, theirs, label='tables')}"
                 )
-        back: dict[str, str] = {}
-        for ours, name in names.items():
-            if name in back:
-                raise ConfigError(f"table '{name}' is named twice: --table {back[name]}={name} and {ours}={name}")
-            back[name] = ours
-
-        def ours_of(name: str) -> str:
-            prefix = FIRST_ORDER if name.startswith(FIRST_ORDER) else ""
-            plain = name.removeprefix(FIRST_ORDER)
-            return prefix + back.get(plain, plain)
-
+        ours: dict[str, list[str]] = {}
+        for own, name in names.items():
+            ours.setdefault(name, []).append(own)
         tables: dict[str, SourceTable] = {}
-        for name, table in self.tables.items():
-            if ours_of(name) in tables:
-                raise ConfigError(
-                    f"two tables of '{self.path}' would be called '{ours_of(name)}'; rename one by --table"
-                )
-            tables[ours_of(name)] = replace(table, name=ours_of(name))
-        fields = None if self.fields is None else [back.get(name, name) for name in self.fields]
-        numeric = [back.get(name, name) for name in self.numeric]
-        pooling = {back.get(name, name): how for name, how in self.pooling.items()}
-        return replace(self, tables=tables, fields=fields, numeric=numeric, theirs=dict(names), pooling=pooling)
+        for full, table in self.tables.items():
+            prefix = FIRST_ORDER if full.startswith(FIRST_ORDER) else ""
+            for own in _ours_of(full.removeprefix(FIRST_ORDER), ours):
+                if prefix + own in tables:
+                    raise ConfigError(
+                        f"two tables of '{self.path}' would be called '{prefix + own}'; rename one by --table"
+                    )
+                tables[prefix + own] = replace(table, name=prefix + own)
+
+        def each(listed: Iterable[str]) -> list[str]:
+            return [own for name in listed for own in _ours_of(name, ours)]
+
+        pooling = {own: how for name, how in self.pooling.items() for own in _ours_of(name, ours)}
+        fields = None if self.fields is None else each(self.fields)
+        return replace(
+            self, tables=tables, fields=fields, numeric=each(self.numeric), theirs=dict(names), pooling=pooling
+        )
+
+
+def _ours_of(name: str, ours: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """Our names of a table or feature: several features may read one table."""
+    return ours.get(name, [name])
 
 
 def open_source(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from embank.pipelines.data.preprocessing.rules import PREPROCESS, Preprocessing
 from embank.pipelines.vectors.files import VectorFile, open_vectors
-from embank.pipelines.vectors.store import FACTS, TABLE, load_vectors
+from embank.pipelines.vectors.store import FACTS, load_vectors
 from embank.tables import Bundle, ConfigError, DataError, PackedTable
 from embank.tables.serving.bundle import is_bundle
 from embank.tables.wording import listing, nearest_or_all
@@ -55,7 +55,7 @@ class TableVectors(VectorFile):
             yield rows_rD
 
     def keys(self) -> pl.Series | None:
-        if FACTS in self.bundle.facts and self.table == TABLE:
+        if FACTS in self.bundle.facts:  # of its only table
             return load_vectors(self.path).keys
         if not (self.path / PREPROCESS).is_file():
             return None
