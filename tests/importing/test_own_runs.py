@@ -6,6 +6,7 @@ import pytest
 
 from embank.pipelines import import_source, load_config
 from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.train.trainer import Trainer
 from embank.tables import ConfigError
 from tests.training.runs import config, train, write_data
 
@@ -25,7 +26,7 @@ def test_a_run_scores_as_it_did_and_small_ones_fit_their_budget(place: Path, tmp
     same = import_source(place / "run", tmp_path / "same", kind="embank", config=load_config(place / "run/config.yaml"))
     assert same.result is not None
     assert (same.result["auc"], same.result["logloss"]) == (before["auc"], before["logloss"])
-    for method in ("hash", "optembed", "pep"):  # one stage, a search, a schedule
+    for method in ("hash", "optembed"):  # one stage, and a search before it
         chosen = load_config(
             place / "run/config.yaml", overrides=[f"tables.method={method}", "tables.budget=0.5", "tables.codec=fp16"]
         )
@@ -34,9 +35,9 @@ def test_a_run_scores_as_it_did_and_small_ones_fit_their_budget(place: Path, tmp
         assert done.result["serving_ratio"] <= 0.5
         assert 0 < max(table.error for table in done.tables) < 1.1
         assert sum(table.nbytes for table in done.tables) == done.result["serving_bytes"]
+        if method == "hash":
+            continue
         second = {**MODEL, "tables": {"dim": 8, "method": method, "budget": 0.5, "codec": "fp16"}}
-        from embank.pipelines.train.trainer import Trainer
-
         tuned = Trainer(config(place / "data", **second, train={"epochs": 1}), tmp_path / f"{method}-tuned")
         tuned.train(begin_with=tmp_path / method)
         begun, left = (RunFolder(tmp_path / name).read_metrics()[0] for name in (f"{method}-tuned", method))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from embank.pipelines.importing.rows import matched_rows
 from embank.pipelines.importing.sources import Source
 from embank.pipelines.importing.vocabularies import TokenSources
 from embank.pipelines.reporting import Reporter
+from embank.pipelines.vectors.encoding import encoded
 from embank.pipelines.vectors.store import FACTS, key_facts
-from embank.tables import ConfigError, PackedCollection, PackedTable, TableSpec, build_method
+from embank.tables import Coded, ConfigError, PackedCollection, PackedTable, TableSpec, build_method
 from embank.tables.ids.vocabulary import TOKEN, Vocabulary
 from embank.tables.method.base import own_table
 from embank.tables.serving.codecs.registry import codecs_by_table
 from embank.tables.serving.saving import write_packed
+from embank.tables.serving.table import codec_of
 from embank.tables.specs import Pooling
 from embank.tables.storage.new_folder import new_folder
 
@@ -93,9 +96,9 @@ def import_tables(
         codecs = codecs_by_table(codec, list(rows))
         if budget is not None:
             specs = share_coded(specs, budget=budget, codecs=codecs, plain_below=PLAIN_BELOW if len(specs) > 1 else 0)
-        collection = _packed(specs, rows, matchings, codecs=codecs, seed=seed, reporter=told)
+        collection = _packed(specs, rows, matchings, codecs=codecs, seed=seed, scratch=scratch, reporter=told)
         tables = [
-            imported_table(spec, pack, rows[spec.name], matchings[spec.name], codec=codecs[spec.name])
+            imported_table(spec, pack, rows[spec.name], matchings[spec.name], codec=codecs[spec.name], reporter=told)
             for spec, pack in collection.packed_tables()
         ]
         done = Imported(out=out, kind=source.kind, path=source.path, tables=tables)
@@ -124,6 +127,7 @@ def _packed(
     *,
     codecs: Mapping[str, str],
     seed: int,
+    scratch: Path,
     reporter: Reporter,
 ) -> PackedCollection:
     """Tables as they are served: the source's rows, or what was fitted to them."""
@@ -133,11 +137,18 @@ def _packed(
         from embank.pipelines.importing.fits import fitted_packs
 
         packs = fitted_packs(fitted, rows, matchings, codecs=codecs, seed=seed, reporter=reporter)
-    for spec in specs:
+    for number, spec in enumerate(specs):
         if spec.name not in packs:
             served = build_method(spec).served({own_table(spec).name: rows[spec.name]})
-            packs[spec.name] = PackedTable.of(served, codec=codecs[spec.name])
+            place = scratch / f"coded-{number}"
+            coded = partial(_coded, codec=codecs[spec.name], scratch=place)
+            packs[spec.name] = PackedTable.of(served, coded=coded)
     return PackedCollection(specs, [packs[spec.name] for spec in specs])
+
+
+def _coded(rows_RD: Tensor, *, codec: str, scratch: Path) -> Coded:
+    """Rows in the form of a codec, in little memory where it codes rows on their own."""
+    return encoded(rows_RD, codec_of(codec, rows_RD), scratch)
 
 
 def _token_files(

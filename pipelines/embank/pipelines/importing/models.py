@@ -124,7 +124,12 @@ def import_model(
                 path=source.path,
                 tables=[
                     imported_table(
-                        *packed[name], rows[name], plan.matchings[name], codec=codecs[name], has_state=name in states
+                        *packed[name],
+                        rows[name],
+                        plan.matchings[name],
+                        codec=codecs[name],
+                        has_state=name in states,
+                        reporter=told,
                     )
                     for name in plan.taken
                 ],

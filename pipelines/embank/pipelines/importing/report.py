@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from embank.pipelines.importing.matching import Matching
+from embank.pipelines.reporting import Phase, Reporter
 from embank.pipelines.vectors.files import NUMBERS_PER_CHUNK
 from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec
@@ -90,13 +91,22 @@ class Imported:
 
 @torch.no_grad()
 def imported_table(
-    spec: TableSpec, pack: PackedTable, rows_ND: Tensor, matching: Matching, *, codec: str, has_state: bool = False
+    spec: TableSpec,
+    pack: PackedTable,
+    rows_ND: Tensor,
+    matching: Matching,
+    *,
+    codec: str,
+    has_state: bool = False,
+    reporter: Reporter,
 ) -> ImportedTable:
     """Compares what a table looks up to the rows that it was given."""
     square = norm = largest = 0.0
+    phase = Phase(reporter, f"comparing '{spec.name}'", total=spec.num_embeddings, unit="rows")
     size = max(1, NUMBERS_PER_CHUNK // (4 * spec.embedding_dim))
     for start in range(0, spec.num_embeddings, size):
         wanted_rD = rows_ND[start : start + size]
+        phase.advance(len(wanted_rD), rows=len(wanted_rD))
         kept = slice(None) if matching.rows_N is None else torch.from_numpy(matching.rows_N[start : start + size] >= 0)
         ids_r = torch.arange(start, start + len(wanted_rD))[kept]
         if not len(ids_r):

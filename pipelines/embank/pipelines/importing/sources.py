@@ -88,13 +88,13 @@ class Source:
                     f"'{self.path}' has no table '{name}', which --table {ours}={name} names; "
                     f"{nearest_or_all(name, theirs, label='tables')}"
                 )
-        ours: dict[str, list[str]] = {}
+        by_name: dict[str, list[str]] = {}
         for own, name in names.items():
-            ours.setdefault(name, []).append(own)
+            by_name.setdefault(name, []).append(own)
         tables: dict[str, SourceTable] = {}
         for full, table in self.tables.items():
             prefix = FIRST_ORDER if full.startswith(FIRST_ORDER) else ""
-            for own in _ours_of(full.removeprefix(FIRST_ORDER), ours):
+            for own in _ours_of(full.removeprefix(FIRST_ORDER), by_name):
                 if prefix + own in tables:
                     raise ConfigError(
                         f"two tables of '{self.path}' would be called '{prefix + own}'; rename one by --table"
@@ -102,9 +102,9 @@ class Source:
                 tables[prefix + own] = replace(table, name=prefix + own)
 
         def each(listed: Iterable[str]) -> list[str]:
-            return [own for name in listed for own in _ours_of(name, ours)]
+            return [own for name in listed for own in _ours_of(name, by_name)]
 
-        pooling = {own: how for name, how in self.pooling.items() for own in _ours_of(name, ours)}
+        pooling = {own: how for name, how in self.pooling.items() for own in _ours_of(name, by_name)}
         fields = None if self.fields is None else each(self.fields)
         return replace(
             self, tables=tables, fields=fields, numeric=each(self.numeric), theirs=dict(names), pooling=pooling
