@@ -14,6 +14,7 @@ from torch import Tensor
 from embank.pipelines import convert_bundle, import_source, load_vectors
 from embank.pipelines.cli.app import app
 from embank.pipelines.data.loading.integrity import seal
+from embank.pipelines.vectors.sources import TableVectors
 from embank.tables import Bundle, CheckpointError, ConfigError, DataError, load_bundle
 from embank.tables.ids.vocabulary import Vocabulary
 from embank.tables.storage.checksums import CHECKSUMS
@@ -191,6 +192,12 @@ def test_what_embank_convert_wrote_comes_back(tmp_path: Path) -> None:
         assert torch.equal(looked_up(tmp_path / "again", table.name), looked_up(bundle, table.name)), table.name
     alone = import_source(tmp_path / "parquet", tmp_path / "ids", kind="parquet", id_column="id")
     assert {table.by for table in alone.tables} == {"id"}
+    import_source(bundle, tmp_path / "tables", kind="embank")  # whose tokens go along, those of unknown values null
+    known = [TableVectors(path, table="user").keys() for path in (bundle, tmp_path / "tables")]
+    assert known[0] is not None
+    assert known[0].to_list() == known[1].to_list()  # type: ignore[union-attr]
+    kept = Vocabulary.load(tmp_path / "tables/tokens/user.parquet")
+    assert kept.encode(["u3"]).tolist() == [known[0].to_list().index("u3")]
 
 
 def test_tables_for_a_training(rows: Tensor, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from embank.pipelines.reporting import Reporter
 from embank.pipelines.vectors.encoding import encoded
 from embank.pipelines.vectors.store import FACTS, key_facts
 from embank.tables import Coded, ConfigError, PackedCollection, PackedTable, TableSpec, build_method
-from embank.tables.ids.vocabulary import TOKEN, Vocabulary
+from embank.tables.ids.vocabulary import MISSING, TOKEN, UNKNOWN, UNKNOWN_ID, Vocabulary
 from embank.tables.method.base import own_table
 from embank.tables.serving.codecs.registry import codecs_by_table
 from embank.tables.serving.saving import write_packed
@@ -164,20 +164,20 @@ def _token_files(
             files[f"{TOKENS}/{name.replace('/', '.')}.parquet"] = lambda path, tokens=tokens: _write(path, tokens)  # type: ignore[misc]
     if len(matchings) == 1:
         (only,) = matchings.values()
-        said, more = key_facts(only.tokens)
+        is_named = only.tokens is not None and not only.tokens.null_count()
+        said, more = key_facts(only.tokens if is_named else None)
         facts[FACTS] = {"codec": codec, **said}
         files |= more
     return facts, files
 
 
 def _write(path: Path, tokens: pl.Series) -> None:
-    pl.DataFrame(
-        {
-            "token": tokens.cast(pl.String),
-            "kind": pl.repeat(TOKEN, len(tokens), eager=True),
-            "count": pl.repeat(0, len(tokens), dtype=pl.Int64, eager=True),
-        }
-    ).write_parquet(path)
+    """As `Vocabulary.save`: the first row without a token is that of unknown values."""
+    kinds = [UNKNOWN if row == UNKNOWN_ID else MISSING for row in np.flatnonzero(tokens.is_null().to_numpy())]
+    places = pl.Series(np.flatnonzero(tokens.is_null().to_numpy()), dtype=pl.UInt32)
+    kind = pl.repeat(TOKEN, len(tokens), eager=True).scatter(places, kinds)
+    counts = pl.repeat(0, len(tokens), dtype=pl.Int64, eager=True)
+    pl.DataFrame({"token": tokens.cast(pl.String), "kind": kind, "count": counts}).write_parquet(path)
 
 
 __all__ = ["ImportedTable", "import_tables"]

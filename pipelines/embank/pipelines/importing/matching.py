@@ -30,7 +30,7 @@ class Matching:
         num_missing: ids without a row.
         num_surplus: rows that no id has.
         by: "token", "id" or "row".
-        tokens: of the ids, where they are the source's own rows and it names them.
+        tokens: of the ids, where they are the source's own rows and it names them; null for one without a name.
     """
 
     table: str
@@ -136,7 +136,7 @@ def _by_row(table: SourceTable, tokens: RowTokens | None, num_ids: int | None) -
             f"table '{table.name}' has {size:,} ids, and {table.vectors.column} of '{table.vectors.path}' has "
             f"{num_rows:,} rows, so that row i can't be id i. Say what its rows stand for with --vocab"
         )
-    named = tokens is not None and len(tokens.tokens) == num_rows == size
-    own = None if not named or tokens is None else tokens.tokens.gather(np.argsort(tokens.rows_K))
+    names = None if tokens is None else tokens.names
+    own = names if names is not None and len(names) == num_rows == size else None
     rows_N = np.arange(size, dtype=np.int64)
     return Matching.of_rows(table.name, rows_N, num_rows, by="row", tokens=own)

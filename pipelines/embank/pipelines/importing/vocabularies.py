@@ -38,10 +38,12 @@ class RowTokens:
         missing_row: that of missing values.
         num_rows: that the table must have; None where it may have any.
         what: for messages.
+        names: a token a row, null where it stands for none; None where rows are not in order.
     """
 
     tokens: pl.Series
     rows_K: Rows
+    names: pl.Series | None = None
     unknown_row: int | None = None
     missing_row: int | None = None
     num_rows: int | None = None
@@ -59,6 +61,7 @@ class RowTokens:
             missing_row=next((int(row) for row in null_rows if row), None),
             num_rows=len(keys),
             what=what,
+            names=keys.cast(pl.String),
         )
 
     @classmethod
@@ -74,6 +77,7 @@ class RowTokens:
             missing_row=next(iter(by_token[""]), unknown),
             num_rows=len(tokens),
             what=what,
+            names=tokens.set(pl.Series(~is_plain), None),
         )
 
     @classmethod

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from embank.pipelines.data.preprocessing.rules import PREPROCESS, Preprocessing
+from embank.pipelines.data.preprocessing.rules import PREPROCESS, TOKENS, Preprocessing
 from embank.pipelines.vectors.files import VectorFile, open_vectors
 from embank.pipelines.vectors.store import FACTS, load_vectors
 from embank.tables import Bundle, ConfigError, DataError, PackedTable
@@ -58,12 +58,20 @@ class TableVectors(VectorFile):
         if FACTS in self.bundle.facts:  # of its only table
             return load_vectors(self.path).keys
         if not (self.path / PREPROCESS).is_file():
-            return None
+            return self._imported_tokens()
         rules = Preprocessing.load(self.path)
         for feature in self.entry.feature_names:
             if feature in rules.index.facts:
                 return rules.vocabulary(feature).tokens  # null for what is unknown or missing
         return None
+
+    def _imported_tokens(self) -> pl.Series | None:
+        """What `embank import` has kept of the tokens of rows; null for one without."""
+        file = self.path / TOKENS / f"{self.table.replace('/', '.')}.parquet"
+        if not file.is_file():
+            return None
+        tokens = pl.read_parquet(file, columns=["token"])["token"].alias("key")
+        return tokens if len(tokens) == self.num_rows else None
 
 
 def open_source(
