@@ -2,7 +2,7 @@
 worker processes."""
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 import embank.tables.torchrec as ours
-from embank.tables import Tables
+from embank.tables import ConfigError, RowOptimizer, TableCollection, Tables
 from tests.tables.batches import random_kjt
 
 SIZES = {"a": 40, "b": 30, "c": 50}
@@ -205,10 +205,36 @@ def sequences(rank: int, side: str, wrapper: str) -> list[float]:
     return losses
 
 
-def failure(rank: int, function: Callable[..., Any], *args: Any) -> str:
-    """What a call is refused with."""
+def mistaken(rank: int) -> str:
+    """What a model is refused with whose methods' own parameters get an optimizer in the backward pass, too."""
+    model = dlrm("embank", method={"a": "dhe"})
+    _apply_optimizer_in_backward(torch.optim.SGD, model.model.sparse_arch.parameters(), {"lr": 0.1})
     try:
-        function(rank, *args)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        wrapped_model(model)
+    except ConfigError as error:
+        return str(error)
     return ""
+
+
+def reloaded(rank: int, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What a wrapped model gives before it is saved, what another one gives before and after it has loaded that."""
+
+    def made() -> DistributedModelParallel:
+        model = dlrm("embank")
+        if kind == "collection":
+            tables = TableCollection.from_configs(bag_configs(), optimizer=RowOptimizer())
+            model.model.sparse_arch.embedding_bag_collection = tables
+        else:
+            _apply_optimizer_in_backward(torch.optim.SGD, model.model.sparse_arch.parameters(), {"lr": 0.1})
+        return wrapped_model(model)
+
+    first, second, (batch, *_) = made(), made(), batches(rank)
+    loss, _ = first(batch)
+    loss.backward()
+    with torch.no_grad():
+        for parameter in first.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+        before = second(batch)[1][1]
+        second.load_state_dict(first.state_dict())
+        return first(batch)[1][1], before, second(batch)[1][1]

@@ -176,6 +176,8 @@ def settle_optimizer(tables: "Tables", *, by_kernels: bool = False) -> None:
         tables.chosen_optimizer.push_lr()
     if tables.optimizer.is_external:
         chosen = chosen_in_backward(tables, by_kernels=by_kernels)
+        if by_kernels:
+            _refuse_others_in_backward(tables)
         if chosen is not None:
             fuse_optimizer(tables, chosen)
 
@@ -208,6 +210,18 @@ def chosen_in_backward(tables: "Tables", *, by_kernels: bool = False) -> RowOpti
                 f"{_listed(chosen[0])}; all rows of a collection have one optimizer: make a collection for each"
             )
     return chosen[0][0]
+
+
+def _refuse_others_in_backward(tables: "Tables") -> None:
+    """Raises ConfigError where what methods hold besides rows was given to `apply_optimizer_in_backward`, too:
+    DistributedDataParallel takes such parameters on accelerators only."""
+    for name, parameter in tables.methods.named_parameters():
+        if hasattr(parameter, "_in_backward_optimizers") and not torch.accelerator.is_available():
+            raise ConfigError(
+                f"apply_optimizer_in_backward was given 'methods.{name}', which is no row and is averaged over "
+                "processes. Give it the rows alone, [p for name, p in tables.named_parameters() if 'methods.' not in "
+                "name], and the others to an ordinary optimizer"
+            )
 
 
 def _listed(optimizers: list[RowOptimizer]) -> str:

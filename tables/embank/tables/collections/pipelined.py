@@ -33,7 +33,6 @@ class LookupContext(Multistreamable):  # type: ignore[misc]
 class InTwoSteps:
     """What TorchRec's wrappers and pipelines call of a module that is a collection or stands for one."""
 
-    _FORCE_STATE_DICT_LOAD = True  # `DistributedModelParallel` then loads it as a whole, and refuses what is wrong
     is_pipelined = False
 
     @property

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Placed(FusedOptimizerModule, nn.Module):  # type: ignore[misc]
     """The part of `Tables` that TorchRec's wrappers know."""
 
+    _FORCE_STATE_DICT_LOAD = True  # `DistributedModelParallel` then loads it as a whole, and refuses what is wrong
+
     def materialise(self, device: torch.device | str = "cpu") -> None:
         """Gives tables that were made on the meta device rows with their initial values; nothing to do elsewhere.
 
