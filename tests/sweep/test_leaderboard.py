@@ -175,7 +175,9 @@ def test_a_floor_is_the_smallest_budget_that_works(data: Path) -> None:
     assert [smallest(lambda budget, least=least: budget >= least) for least in (0.3, 0.3001, 0.09996, 1e-13, 1.0)] == [
         *(0.3, 0.301, 0.1, 1e-12, 1.0)
     ]
-    assert smallest(lambda budget: False) is None
+    for near in (1e-9, 0.2999, 0.3, 0.301, 2.0):
+        assert smallest(lambda budget: budget >= 0.3, near=near) == 0.3, "a wrong guess changes nothing"
+    assert smallest(lambda budget: False) is smallest(lambda budget: False, near=0.5) is None
 
 
 @pytest.mark.slow

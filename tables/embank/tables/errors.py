@@ -36,7 +36,16 @@ class CheckpointError(EmbankError):
 
 
 class BudgetError(EmbankError):
-    """A byte budget that a method can't reach; the message states its floor."""
+    """A byte budget that a method can't reach; the message states its floor.
+
+    Args:
+        message: for users.
+        floor: the smallest budget, of all tables that share one, that would be kept; None where it isn't known.
+    """
+
+    def __init__(self, message: str, *, floor: float | None = None) -> None:
+        super().__init__(message)
+        self.floor = floor
 
 
 class WorkError(EmbankError):

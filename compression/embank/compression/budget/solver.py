@@ -5,7 +5,7 @@ Accounting is that of serving bytes: everything that packed forms hold, plain sm
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from embank.compression.budget.floors import as_plain, share_text, with_nbytes
 from embank.tables import BudgetError, ConfigError, TableSpec, build_method, method_class
@@ -46,10 +46,20 @@ def share(specs: Sequence[TableSpec], *, budget: float, plain_below: int = 0) ->
     allowed_nbytes = budget * sum(spec.plain_nbytes for spec in specs)
     few = [spec for spec in specs if spec.num_embeddings < plain_below]
     small = _small(few, allowed_nbytes / 2 if budget < 1 else allowed_nbytes)
-    shared = _share(specs, allowed_nbytes, small) or _share(specs, allowed_nbytes, {})
+    floor_of = _Floors()
+    shared = _share(specs, allowed_nbytes, small, floor_of) or _share(specs, allowed_nbytes, {}, floor_of)
     if shared is None:
-        raise _infeasible(specs, budget=budget)
+        raise _infeasible(specs, floor_of, budget=budget)
     return shared
+
+
+class _Floors(dict[str, tuple[TableSpec, int]]):
+    """`at_floor` of tables by their names, each looked for once."""
+
+    def __call__(self, spec: TableSpec) -> tuple[TableSpec, int]:
+        if spec.name not in self:
+            self[spec.name] = at_floor(spec)
+        return self[spec.name]
 
 
 def _small(specs: Sequence[TableSpec], nbytes: float) -> dict[str, TableSpec]:
@@ -63,7 +73,12 @@ def _small(specs: Sequence[TableSpec], nbytes: float) -> dict[str, TableSpec]:
     return held
 
 
-def _share(specs: Sequence[TableSpec], nbytes: float, small: Mapping[str, TableSpec]) -> list[TableSpec] | None:
+def _share(
+    specs: Sequence[TableSpec],
+    nbytes: float,
+    small: Mapping[str, TableSpec],
+    floor_of: Callable[[TableSpec], tuple[TableSpec, int]],
+) -> list[TableSpec] | None:
     """Shares bytes between all tables, some of them plain in any case; None if the floors exceed them."""
     pinned: dict[str, tuple[TableSpec, int]] = {}
     while True:
@@ -76,7 +91,7 @@ def _share(specs: Sequence[TableSpec], nbytes: float, small: Mapping[str, TableS
         if not failed:
             chosen = {**small, **{name: spec for name, (spec, _) in pinned.items()}, **done}
             return [chosen[spec.name] for spec in specs]
-        pinned |= {spec.name: at_floor(spec) for spec in failed}
+        pinned |= {spec.name: floor_of(spec) for spec in failed}
 
 
 def at_floor(spec: TableSpec) -> tuple[TableSpec, int]:
@@ -127,18 +142,23 @@ def _builds(spec: TableSpec) -> bool:
     return True
 
 
-def _infeasible(specs: Sequence[TableSpec], *, budget: float) -> BudgetError:
+def _infeasible(
+    specs: Sequence[TableSpec], floor_of: Callable[[TableSpec], tuple[TableSpec, int]], *, budget: float
+) -> BudgetError:
     total_nbytes = sum(spec.plain_nbytes for spec in specs)
-    floors = {spec.name: at_floor(spec) for spec in specs}
+    floors = {spec.name: floor_of(spec) for spec in specs}
     floor_nbytes = sum(nbytes for _, nbytes in floors.values())
     largest = max(floors, key=lambda name: floors[name][1])
     part = f": the largest part is {floors[largest][1]:,} for table '{largest}' by method '{floors[largest][0].method}'"
     # Tables that share rows need less than the sum of what each needs alone.
-    if _share(specs, floor_nbytes - 1, {}) is not None:
-        floor_nbytes = bisect_left(range(floor_nbytes), True, key=lambda nbytes: _share(specs, nbytes, {}) is not None)
+    if _share(specs, floor_nbytes - 1, {}, floor_of) is not None:
+        floor_nbytes = bisect_left(
+            range(floor_nbytes), True, key=lambda nbytes: _share(specs, nbytes, {}, floor_of) is not None
+        )
         part = ""
     return BudgetError(
         f"the budget of {len(specs)} tables is {budget}, {budget * total_nbytes:,.0f} bytes, but their floor is "
         f"{floor_nbytes:,} bytes, budget {share_text(floor_nbytes, total_nbytes)}{part}. Raise the budget, or choose a "
-        "method with a lower floor"
+        "method with a lower floor",
+        floor=floor_nbytes / total_nbytes,
     )

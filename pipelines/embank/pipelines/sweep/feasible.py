@@ -28,11 +28,15 @@ class Feasibility:
 
     def refusal(self, config: Config) -> str | None:
         """Why the budget can't be kept; None if it can."""
+        error = self._error(config)
+        return None if error is None else str(error)
+
+    def _error(self, config: Config) -> BudgetError | None:
         try:
             for spec in table_specs(config, self.schema, data=self.data, counts=self.counts):
                 build_method(spec)
         except BudgetError as error:
-            return str(error)
+            return error
         return None
 
     def floor(self, config: Config) -> float | None:
@@ -49,12 +53,22 @@ class Feasibility:
             to_plain(replace(config, tables=replace(config.tables, default=replace(config.tables.default, budget=1.0))))
         )
         if key not in self.floors:
-            self.floors[key] = smallest(reaches)
+            error = self._error(config)
+            self.floors[key] = smallest(reaches, near=None if error is None else error.floor)
         return self.floors[key]
 
 
-def smallest(reaches: Callable[[float], bool]) -> float | None:
-    """The smallest number of 3 digits in [1e-12, 1] from which on `reaches` holds, by bisection over all of them."""
+def smallest(reaches: Callable[[float], bool], *, near: float | None = None) -> float | None:
+    """The smallest number of 3 digits in [1e-12, 1] from which on `reaches` holds.
+
+    Args:
+        reaches: holds from some number on.
+        near: is tried first, rounded up; where it isn't the one, all are bisected.
+    """
+    if near is not None:
+        index = bisect_left(range(_NUM_BUDGETS), near, key=_budget)
+        if 0 < index < _NUM_BUDGETS and reaches(_budget(index)) and not reaches(_budget(index - 1)):
+            return _budget(index)
     index = bisect_left(range(_NUM_BUDGETS), True, key=lambda index: reaches(_budget(index)))
     return None if index == _NUM_BUDGETS else _budget(index)
 
