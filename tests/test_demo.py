@@ -46,7 +46,7 @@ def test_the_demo_ends_with_a_table_and_a_picture(
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
     write_raw(tmp_path / "demo" / "raw")
     monkeypatch.setattr(demo, "CONFIG", tmp_path / "small.yaml")
-    monkeypatch.setattr(demo, "SEEDS", "0,1")
+    monkeypatch.setattr(demo, "SEEDS", "0")
     monkeypatch.setattr(demo, "BUDGETS", "0.5")
     monkeypatch.setattr(sys, "argv", ["demo.py", str(tmp_path / "demo")])
     demo.main()

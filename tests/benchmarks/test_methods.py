@@ -3,10 +3,10 @@ measure."""
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.processes import script
 
 from embank.tables import method_class
 
@@ -19,10 +19,8 @@ SIZES = {"rows": 3000, "packed-rows": 4000, "batch-size": 64, "batches": 2, "rou
 
 def run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     sizes = [word for key, value in SIZES.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "benchmarks/methods.py", *sizes, "--schedule-steps", "40", "--seconds", "0.5"]
-    return subprocess.run(
-        [*command, "--out", str(out), *options], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    short = ["--schedule-steps", "40", "--seconds", "0.5"]
+    return script(ROOT / "benchmarks/methods.py", *sizes, *short, "--out", out, *options, cwd=ROOT)
 
 
 def test_every_stage_and_pack_is_measured(tmp_path: Path) -> None:

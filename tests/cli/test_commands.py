@@ -7,14 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.processes import embank
 from tests.training.runs import raw_config, write_data
 
 pytestmark = pytest.mark.slow
-
-
-def embank(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "embank", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 from embank.compression.multiplexing.specs import advise, unified_specs
 from embank.pipelines.sizing.advice import advise_config, advise_specs
 from embank.tables import TableCollection, TableSpec
-from tests.cli.test_commands import embank
+from tests.processes import embank
 from tests.training.runs import config, raw_config, train, write_data
 
 pytestmark = pytest.mark.slow

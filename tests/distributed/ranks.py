@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.multiprocessing  # tensors go through pipes
+
+from tests.processes import forkserver
 
 
 class Ranks:
     """Processes in one gloo group. `run` calls a function on each and gives their results in order of rank."""
 
     def __init__(self, world_size: int) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        context = mp.get_context("spawn")
+        port = free_port()
+        context = forkserver()
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(world_size):
@@ -65,6 +65,13 @@ class Ranks:
             process.join(20)
             if process.is_alive():
                 process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _serve(rank: int, world_size: int, port: int, pipe: Connection) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from embank.pipelines.train.trainer import Trainer
 from embank.tables import CheckpointError
 from embank.tables.storage.checkpoint import load_checkpoint
 from tests.distributed import jobs
-from tests.distributed.ranks import Ranks
+from tests.distributed.ranks import Ranks, free_port
+from tests.processes import command, start
 from tests.training.runs import config, raw_config, timeless, train, write_data
 from tests.training.test_hashed import COLUMNS, TABLES, write_log
 
@@ -216,11 +218,13 @@ def test_a_loss_that_is_not_finite_ends_all_ranks(ranks: dict[int, Ranks], data:
     assert all("NonFiniteLossError" in message and "the loss is" in message for message in messages)
 
 
+LONG = {**PLAIN, "train": {**PLAIN["train"], "epochs": 10, "checkpoint_every": 5}}
+
+
 def launch(data: Path, run: Path, *more: str) -> "subprocess.Popen[str]":
     """`embank train` on two ranks, as a user would start it."""
-    sections = {**PLAIN, "train": {**PLAIN["train"], "epochs": 20, "checkpoint_every": 5}}
     path = run.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(raw_config(data, **sections)))
+    path.write_text(yaml.safe_dump(raw_config(data, **LONG)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.Popen(
         [*torchrun, "-m", "embank", "train", str(path), "--out", str(run), *more],
@@ -236,32 +240,60 @@ def children(pid: int) -> list[int]:
     return [int(line) for line in listed.stdout.split()]
 
 
+def start_both(data: Path, run: Path, *more: str) -> tuple[list[ForkServerProcess], list[Path]]:
+    """The same two commands, each a process of ours; and where their output goes."""
+    path, port = run.with_suffix(".yaml"), free_port()
+    path.write_text(yaml.safe_dump(raw_config(data, **LONG)))
+    logs = [run.with_name(f"rank-{rank}{''.join(more)}") for rank in (0, 1)]
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    arguments = ["train", str(path), "--out", str(run), *more]
+    both = [
+        start(command, *arguments, log=log, environment={**shared, **at}) for log, at in zip(logs, places, strict=True)
+    ]
+    return both, [*logs, *(log.with_name(f"{log.name}.err") for log in logs)]
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_ends_the_others_and_the_run_resumes(
     ranks: dict[int, Ranks], data: Path, tmp_path: Path, victim: int
 ) -> None:
-    process = launch(data, tmp_path / "run")
-    try:
-        wait_for(lambda: list((tmp_path / "run" / "checkpoints").glob("step-*")), process)
-        os.kill(sorted(children(process.pid))[victim], signal.SIGKILL)
-        killed = time.monotonic()
-        output, _ = process.communicate(timeout=60)
-        assert time.monotonic() - killed < 60
-    finally:
-        for pid in (*children(process.pid), process.pid):
-            if process.poll() is None:
-                os.kill(pid, signal.SIGKILL)
-    assert process.returncode != 0
+    run = tmp_path / "run"
+    if victim == 0:
+        process = launch(data, run)
+        try:
+            wait_for(lambda: list((run / "checkpoints").glob("step-*")), process)
+            os.kill(sorted(children(process.pid))[victim], signal.SIGKILL)
+            output, _ = process.communicate(timeout=60)
+        finally:
+            for pid in (*children(process.pid), process.pid):
+                if process.poll() is None:
+                    os.kill(pid, signal.SIGKILL)
+        assert process.returncode != 0
+    else:
+        both, logs = start_both(data, run)
+        deadline = time.monotonic() + 90
+        while not list((run / "checkpoints").glob("step-*")):
+            assert time.monotonic() < deadline, said(logs)
+            time.sleep(0.01)
+        both[victim].kill()
+        both[1 - victim].join(60)
+        assert both[1 - victim].exitcode == 1
+        output = said(logs)
     assert "lost the connection to another rank, which has ended" in output
     assert "Traceback" not in output.split("torch/distributed")[0]
-    process = launch(data, tmp_path / "run", "--resume")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert output.count("test AUC") == 1, "metrics are printed once"
-    sections = {**PLAIN, "train": {**PLAIN["train"], "epochs": 20, "checkpoint_every": 5}}
-    whole, _ = ranks[2].run(jobs.train_here, data, tmp_path / "whole", sections, False)
-    resumed, _ = ranks[2].run(jobs.train_here, data, tmp_path / "run", sections, True)
+    both, logs = start_both(data, run, "--resume")
+    for process_of_rank in both:
+        process_of_rank.join(120)
+    assert [process_of_rank.exitcode for process_of_rank in both] == [0, 0], said(logs)
+    assert said(logs).count("test AUC") == 1, "metrics are printed once"
+    whole, _ = ranks[2].run(jobs.train_here, data, tmp_path / "whole", LONG, False)
+    resumed, _ = ranks[2].run(jobs.train_here, data, run, LONG, True)
     assert timeless(resumed) == timeless(whole)
+
+
+def said(logs: list[Path]) -> str:
+    return "".join(log.read_text() for log in logs)
 
 
 def wait_for(condition: Any, process: "subprocess.Popen[str]", *, seconds: float = 90) -> None:

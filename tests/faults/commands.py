@@ -1,7 +1,6 @@
 """`embank` commands in processes of their own, forked from one that has imported everything, and what became of
 them."""
 
-import multiprocessing
 import os
 import re
 import resource
@@ -12,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PRELOADED = ["embank.pipelines.cli.app", "embank.pipelines.train.trainer", "embank.pipelines.data.prepare.prepare"]
+from tests.processes import forkserver
+
 _LIBRARY_WORDS = re.compile(
     r"Traceback|^embank: \w*(Error|Exception|Panic)\b|inline_container|\[Errno|run with --debug", re.M
 )
@@ -53,8 +53,7 @@ class Command:
     """
 
     def __init__(self, arguments: Sequence[object], log: Path, *, max_nbytes: int | None = None) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        context = forkserver()
         self.log = log
         log.write_bytes(b"")
         self.begun = time.monotonic()

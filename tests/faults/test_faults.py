@@ -14,7 +14,7 @@ COUNTS = {
     "damaged_end": 5,
     "damaged_bundle": 3,
     "killed_prepare": 3,
-    "killed_train": 3,
+    "killed_train": 2,
     "killed_export": 2,
     "full_disk": 3,
     "fuzzed_yaml": 12,

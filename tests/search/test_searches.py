@@ -261,7 +261,7 @@ def test_methods_and_lookups_of_each_feature_are_trained(space: str, front: bool
     options = (
         {"rows": [10, 20], "widths": [4, 8], "exact_below": 8}
         if space == "unified"
-        else {"shares": [0.4], "codecs": ["int4"]}
+        else {"methods": ["full", "hash", "mgqe", "tt_rec"], "shares": [0.4], "codecs": ["int4"]}
     )
     file.write_text(yaml.safe_dump({"space": space} | options))
     plan = plan_of(data, out, space=str(file), sampler="ea", num_trials=3, budgets=[0.7], front=front)

@@ -1,13 +1,14 @@
 """The tutorial of docs/search.md and examples/search.py, word for word, on a small data set in MovieLens' layout."""
 
 import re
+import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from tests.pages import embank
 from tests.test_demo import write_raw
 
 from embank.pipelines.runs.records import read_record
@@ -28,34 +29,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     would put it."""
     path = tmp_path_factory.mktemp("tutorial")
     shutil.copytree(ROOT / "examples", path / "examples")
+    config = yaml.safe_load((ROOT / "examples/movielens.yaml").read_text())
+    config["train"]["epochs"] = 2
+    (path / "examples/movielens.yaml").write_text(yaml.safe_dump(config))
     write_raw(path / "data/raw")
     return path
 
 
-def must(folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_tutorial_runs_word_for_word(folder: Path) -> None:
+def test_the_tutorial_runs_word_for_word(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
     first, *others = commands()
     assert first[:4] == ["embank", "data", "get", "movielens-100k"]
     for program, *words in others:
         assert program == "embank"
-        must(folder, "-m", "embank", *words)
+        embank(*words)
     assert "**best**" in (folder / "searches/first/results.md").read_text()
     result = read_record(folder / "runs/searched/result.json")
     assert result["serving_ratio"] is None or result["serving_bytes"] > 0
     assert (folder / "bundles/searched").is_dir()
 
 
-def test_the_example_runs(folder: Path) -> None:
-    prepare = ["prepare", "--format", "movielens", "--input", "data/raw", "--out", "data/example"]
-    must(folder, "-m", "embank", *prepare)
-    told = must(folder, "examples/search.py", "data/example")
+def test_the_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(folder)
+    embank("prepare", "--format", "movielens", "--input", "data/raw", "--out", "data/example")
+    monkeypatch.setattr("sys.argv", ["search.py", "data/example"])
+    runpy.run_path("examples/search.py", run_name="__main__")
+    told = capsys.readouterr().out
     assert told.count("trials, best score") == 2
     assert "150 trials" in told
     assert "# deepfm on example: widths" in told

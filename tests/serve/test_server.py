@@ -96,7 +96,7 @@ def load(url: str, ask: Callable[[httpx2.Client, int], None], *, clients: int) -
 
 
 def test_reloads_deaths_and_the_end(bundles: Bundles, tmp_path: Path) -> None:
-    """Twenty reloads under load, a worker that is killed, a pointer, and SIGTERM, with one server."""
+    """Twelve reloads under load, a worker that is killed, a pointer, and SIGTERM, with one server."""
     models = {m.checksum: m for m in map(load_model, (bundles.first, bundles.second))}
     expected = {checksum: model.score(bundles.rows[:5]) for checksum, model in models.items()}
     assert not np.allclose(*expected.values(), rtol=1e-3)
@@ -118,7 +118,7 @@ def test_reloads_deaths_and_the_end(bundles: Bundles, tmp_path: Path) -> None:
     (folder / "current").write_text("a")
     with serving(folder, "--workers", "2", log=tmp_path / "log") as server:
         with load(server.url, score, clients=4) as failures, httpx2.Client(base_url=server.url, timeout=120) as client:
-            for number in range(20):
+            for number in range(12):
                 bundle = (bundles.second, bundles.first)[number % 2]
                 answer = client.post("/reload", json={"bundle": str(bundle)})
                 assert answer.status_code == 200, answer.text

@@ -17,12 +17,15 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from embank.pipelines.cli.app import app
 from embank.pipelines.config.run import parse_config, to_plain
 from embank.pipelines.runs.folder import training_in
 from embank.pipelines.sweep.plan import Plan
 from embank.pipelines.sweep.sweep import Sweep
 from embank.tables import ConfigError, WorkError
+from tests.processes import embank
 from tests.told import Told
 from tests.training.runs import raw_config, write_data
 
@@ -35,24 +38,18 @@ LIMIT = 300
 def write_config(folder: Path) -> Path:
     data = write_data(folder / "data", single={"user": 500, "item": 7})
     path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(raw_config(data, train={"epochs": 20, "table_lr": 0.05})))
+    path.write_text(yaml.safe_dump(raw_config(data, train={"epochs": 10, "table_lr": 0.05})))
     return path
 
 
 def start(config: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "embank",
-        "sweep",
-        str(config),
-        "--methods",
-        "full,hash",
-        "--budgets",
-        "0.5,0.1,0.0005",
-    ]
-    command += ["--seeds", "0,1", "--out", str(out), *more]
+    command = [sys.executable, "-m", "embank", *command_of(config, out), *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def command_of(config: Path, out: Path) -> list[str]:
+    plan = ["--methods", "full,hash", "--budgets", "0.5,0.1,0.0005", "--seeds", "0,1"]
+    return ["sweep", str(config), *plan, "--out", str(out)]
 
 
 def _unwrapped(page: Path) -> str:
@@ -83,11 +80,12 @@ def descendants(pid: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep that was killed while its first runs trained, stopped by a signal later, and resumed to its end."""
+    """A sweep that was killed while it trained, as soon as a run was complete, and resumed to its end. `killed.json`
+    beside it names the runs that were killed."""
     folder = tmp_path_factory.mktemp("sweep")
     config, out = write_config(folder), folder / "out"
     first = start(config, out, "--jobs", "2")
-    wait(lambda: any((out / "runs/deepfm/full/1").glob("*/checkpoints/step-*")))
+    wait((out / "runs/deepfm/hash/0.5").exists)  # as soon as one of the first two is complete
     children = descendants(first.pid)
     assert len(children) >= 2
     first.kill()
@@ -95,24 +93,19 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wait(lambda: not any(map(is_alive, children)))
     assert not (out / "leaderboard.csv").exists()
 
-    refused = start(config, out)
-    assert "already holds a sweep; go on with --resume" in refused.communicate(timeout=LIMIT)[1]
+    refused = embank(*command_of(config, out))
+    assert "already holds a sweep; go on with --resume" in refused.stderr
     assert refused.returncode == 2
 
-    second = start(config, out, "--jobs", "2", "--resume")
-    wait((out / "runs/deepfm/hash/0.5").exists)  # as soon as one of the first two is complete
-    second.send_signal(signal.SIGTERM)
-    _, said = second.communicate(timeout=LIMIT)
-    assert second.returncode == 1
-    assert "SIGTERM: stopped after" in said
-    assert f"go on with the same command and --resume (directory '{out}')" in said
     complete = {run: (out / "runs/deepfm" / run / "result.json") for run in RUNS}
     before = {run: path.stat().st_mtime_ns for run, path in complete.items() if path.is_file()}
     assert 1 <= len(before) < len(RUNS)
+    killed = [run for run, path in complete.items() if run not in before and path.parent.exists()]
+    (folder / "killed.json").write_text(json.dumps(killed))
 
-    third = start(config, out, "--resume")
-    printed, said = third.communicate(timeout=LIMIT)
-    assert third.returncode == 0, said
+    resumed = CliRunner().invoke(app, [*command_of(config, out), "--resume"])
+    printed, said = resumed.stdout, resumed.stderr
+    assert resumed.exit_code == 0, said
     assert f"{len(before)} run{' is' if len(before) == 1 else 's are'} complete already" in said
     assert all(complete[run].stat().st_mtime_ns == when for run, when in before.items()), "finished runs are left alone"
     assert "infeasible: floor" in printed
@@ -162,6 +155,8 @@ def test_runs_end_with_a_sweep_that_is_killed_and_an_immediate_resume_goes_on(tm
     said = second.communicate(timeout=LIMIT)[1]
     assert "failed" not in said
     assert "SIGTERM: stopped after 0 complete runs of 6" in said
+    assert f"go on with the same command and --resume (directory '{out}')" in said
+    assert second.returncode == 1
     assert not processes_of(out)
     assert not (out / "leaderboard.csv").exists()
 
@@ -207,7 +202,7 @@ def test_the_leaderboard_is_what_the_runs_say(swept: Path) -> None:
         assert float(line["auc_sd"]) == pytest.approx(statistics.stdev(run["auc"] for run in runs))
         assert float(line["logloss"]) == pytest.approx(statistics.mean(run["logloss"] for run in runs))
         assert float(line["serving_bytes"]) == runs[0]["serving_bytes"] == runs[1]["serving_bytes"]
-        assert float(line["num_samples"]) == runs[0]["num_samples"] == 12_000
+        assert float(line["num_samples"]) == runs[0]["num_samples"] == 6_000
         assert float(line["train_seconds"]) == pytest.approx(statistics.mean(run["train_seconds"] for run in runs))
         if budget:
             assert float(line["serving_ratio"]) <= float(budget)
@@ -220,9 +215,10 @@ def test_a_resumed_run_ends_as_one_that_was_left_alone(swept: Path, tmp_path: Pa
     from embank.pipelines.config.run import load_config
     from embank.pipelines.train.trainer import Trainer
 
-    config = load_config(swept / "configs" / "deepfm_full_1_0.yaml")
-    alone = Trainer(config, tmp_path / "run").train()
-    assert alone["auc"] == json.loads((swept / "runs/deepfm/full/1/0/result.json").read_text())["auc"]
+    for name in json.loads((swept.parent / "killed.json").read_text()):
+        config = load_config(swept / "configs" / f"deepfm_{name.replace('/', '_')}.yaml")
+        alone = Trainer(config, tmp_path / name).train()
+        assert alone["auc"] == json.loads((swept / "runs/deepfm" / name / "result.json").read_text())["auc"]
 
 
 def test_a_budget_out_of_reach_is_no_failure(swept: Path) -> None:
@@ -353,8 +349,7 @@ def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:
 )
 def test_bad_input_ends_with_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
     config = write_config(tmp_path)
-    command = [sys.executable, "-m", "embank", "sweep", str(config), "--out", str(tmp_path / "out"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = embank("sweep", config, "--out", tmp_path / "out", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -36,6 +36,7 @@ from embank.tables.collections.stages import finished
 from embank.tables.serving.bundle import MANIFEST, TABLES
 from embank.tables.serving.saving import copy_bundle
 from embank.tables.storage.checksums import CHECKSUMS, file_digest
+from tests import processes
 from tests.contracts.test_methods import NUM, spec, train
 from tests.tables.batches import random_kjt
 
@@ -172,7 +173,7 @@ def test_in_a_fresh_process(tmp_path: Path) -> None:
 
 
 def run_code(code: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Code in a process of its own."""
+    """Code in a new interpreter; see `tests.processes` for one that has everything loaded."""
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
@@ -282,7 +283,7 @@ def test_memory(tmp_path: Path, dim: int, copies: float) -> None:
     """Rows are written from where they are, padded ones through one copy; loaded tables are mapped from the file."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("the peak of memory can't be reset here")
-    done = run_code(MEMORY, dim, cwd=tmp_path)
+    done = processes.run_code(MEMORY, dim, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     saving, loading = map(float, done.stdout.split())
     table = 2**20 * dim * 4 / 2**20
@@ -443,7 +444,7 @@ FULL_DISK = """
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    done = run_code(FULL_DISK, cwd=tmp_path)
+    done = processes.run_code(FULL_DISK, cwd=tmp_path)
     assert "can't be written" in done.stdout, done.stderr
     assert "File too large" in done.stdout
     assert "make room or choose another folder" in done.stdout

@@ -32,6 +32,7 @@ from embank.tables.rows.disk import mapped, pages, prefetch
 from embank.tables.rows.disk.mapped import MappedFile
 from embank.tables.rows.disk.pages import PAGE_BYTES, Pages, Region
 from embank.tables.rows.shards import TableShard
+from tests.processes import run_code
 from tests.tables.batches import random_kjt
 from tests.tables.products import Product
 
@@ -273,7 +274,7 @@ def test_the_end_of_the_process(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
     assert not list(tmp_path.iterdir())
-    done = subprocess.run([sys.executable, "-c", EXIT, str(tmp_path), "die"], capture_output=True, timeout=60)
+    done = run_code(EXIT, tmp_path, "die", cwd=tmp_path.parent)
     assert done.returncode == -9
     left = sorted(tmp_path.iterdir())
     assert len(left) == 2
@@ -300,7 +301,7 @@ def test_stores_share_a_folder(tmp_path: Path) -> None:
     )
     make(tmp_path, torch.ones(3), name="x")  # let go of at once
     kept = make(tmp_path, torch.ones(3), name="x")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = run_code(code, tmp_path, cwd=tmp_path)
     assert (kept.path.name, done.stdout) == ("x.0.f32", "x.1.f32\n"), done.stderr
 
 
@@ -365,7 +366,7 @@ except WorkError as error:
 
 @pytest.mark.slow
 def test_no_room(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = run_code(FULL, tmp_path, cwd=tmp_path.parent)
     assert (
         "weights.0.f32' needs 3,200,000 bytes: File too large. Make room, or choose another folder for the disk tier"
         in done.stdout
@@ -394,7 +395,7 @@ print(now("RssAnon") - before[0], now("RssFile") - before[1])
 @pytest.mark.slow
 def test_creation_takes_little_memory(tmp_path: Path) -> None:
     """A table of 320 MB: neither anonymous memory nor a mapped page for it (FBGEMM's constructor touches nothing)."""
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    done = run_code(MEMORY, tmp_path, cwd=tmp_path)
     anonymous, from_files = (int(word) for word in done.stdout.split())
     assert anonymous < 60, f"{anonymous} MiB"
     assert from_files < 30, f"{from_files} MiB"

@@ -2,12 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.processes import script
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +35,8 @@ def test_the_benchmark_runs_small(tmp_path: Path) -> None:
     sizes = ["--rows", "300", "--small-rows", "100", "--heads", "2", "--dim", "8", "--context", "4", "--tokens", "16"]
     rounds = ["--repeats", "2", "--steps", "2", "--contestants", "disk", "memory"]
     folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path)]
-    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks/sequence.py"), *sizes, *rounds, *folders]
-    subprocess.run(command, check=True, capture_output=True)
+    done = script(ROOT / "benchmarks/sequence.py", *sizes, *rounds, *folders)
+    assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "sequence.json").read_text())
     assert [entry["name"] for entry in report["summary"]] == ["disk", "memory"]
     assert report["summary"][1]["step_over_memory_wall_s"] == 1

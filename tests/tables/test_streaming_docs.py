@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from embank.tables.streaming import StreamCounts
+from tests.processes import script
 
 pytestmark = pytest.mark.slow
 
@@ -36,9 +35,8 @@ def test_the_drift_benchmark_runs_small(tmp_path: Path) -> None:
     (tmp_path / "flights.csv").write_text("\n".join(lines) + "\n")
     sizes = ["--weeks", "3", "--fit-weeks", "2", "--seeds", "0", "1", "--batch-size", "16", "--max-tried", "1"]
     places = ["--results", str(tmp_path), "--picture", str(tmp_path / "drift.png")]
-    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks/tasks/drift.py"), str(tmp_path / "flights.csv")]
     for extra in ([], ["--same-rate"]):
-        done = subprocess.run([*command, *sizes, *places, *extra], capture_output=True, text=True, timeout=300)
+        done = script(ROOT / "benchmarks/tasks/drift.py", tmp_path / "flights.csv", *sizes, *places, *extra)
         assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "drift_flights.json").read_text())
     assert {(one["arm"], one["seed"]) for one in report["runs"]} == {

@@ -34,8 +34,7 @@ from embank.tables import CheckpointError, ConfigError, DataError, TableCollecti
 from embank.tables.ids.token_hash import token_ids
 from embank.tables.ids.token_space import NUM_TOKEN_IDS
 from embank.tables.storage.checkpoint import verify_checkpoint
-from tests.cli.test_commands import embank
-from tests.tables.test_bundle import run_code
+from tests.processes import embank, run_code
 from tests.training.runs import config, raw_config, timeless, train
 from tests.training.test_resume import StopAt
 
@@ -184,8 +183,7 @@ def test_raw_tokens_find_their_rows_in_a_fresh_process(run: Path, data: Path, lo
         assert torch.equal(rows, expected[key])
 
 
-@pytest.mark.parametrize("tier", ["device", "disk"])
-@pytest.mark.parametrize("method", sorted(TABLES))
+@pytest.mark.parametrize(("method", "tier"), [("unified", "device"), ("hash", "disk")])
 def test_a_run_resumes(data: Path, tmp_path: Path, method: str, tier: str) -> None:
     sections = {"model": MODEL, "tables": TABLES[method], "rows": {"tier": tier}}
     whole = train(data, tmp_path / "whole", **sections)

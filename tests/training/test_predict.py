@@ -24,7 +24,7 @@ from embank.pipelines.runs.inspect import inspect_bundle
 from embank.pipelines.runs.model import probabilities
 from embank.tables import CheckpointError, ConfigError, DataError, WorkError, method_class
 from embank.tables.storage.checksums import CHECKSUMS, write_checksums
-from tests.cli.test_commands import embank
+from tests import processes
 from tests.data.test_formats_published import criteo_rows, write
 from tests.data.test_preprocessing import CONFIG, csv_of, rows_of
 from tests.tables.test_bundle import run_code
@@ -43,12 +43,20 @@ def auc_of(scores: Sequence[float], labels: Sequence[int]) -> float:
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log with labels that follow its rows, and its last tenth, which is the test split."""
-    folder = tmp_path_factory.mktemp("raw")
-    rows = rows_of(2000, seed=1)
+    return write_raw(tmp_path_factory.mktemp("raw"), num_rows=2000)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_raw(tmp_path_factory.mktemp("few"), num_rows=600)
+
+
+def write_raw(folder: Path, *, num_rows: int) -> Path:
+    rows = rows_of(num_rows, seed=1)
     for row in rows:
         row["click"] = int((len(str(row["city"])) + len(row["genres"]) + len(str(row["user"]))) % 3 == 0)
     csv_of(folder / "log.csv", rows)
-    csv_of(folder / "test.csv", rows[1800:])
+    csv_of(folder / "test.csv", rows[num_rows * 9 // 10 :])
     prepare({**CONFIG, "hashed": ["page"]}, folder / "log.csv", folder / "data", format="csv")
     return folder
 
@@ -92,17 +100,17 @@ def test_scores_are_those_of_the_evaluation(raw: Path, run: Path, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", NAMES)
-def test_every_method_scores_raw_rows_as_it_was_evaluated(raw: Path, tmp_path: Path, method: str) -> None:
+def test_every_method_scores_raw_rows_as_it_was_evaluated(few: Path, tmp_path: Path, method: str) -> None:
     tables: dict[str, Any] = {"dim": 4, "method": method}
     if method in ("hash", "unified"):
         tables |= {"num_rows": 60} if method == "hash" else {"rows": 120, "width": 4}
     if not method_class(method).traits.takes_token_ids:
         tables["overrides"] = {"page": {"method": "hash", "num_rows": 30}}
-    result = train(raw / "data", tmp_path / "run", tables=tables, model=MODEL, train=TRAIN)
-    predict(tmp_path / "run", raw / "test.csv", tmp_path / "s.csv")
+    result = train(few / "data", tmp_path / "run", tables=tables, model=MODEL, train=TRAIN)
+    predict(tmp_path / "run", few / "test.csv", tmp_path / "s.csv")
     frame = pl.read_csv(tmp_path / "s.csv")
     assert frame.columns == ["score"]
-    assert auc_of(frame["score"].to_list(), labels_of(raw / "test.csv")) == result["auc"]
+    assert auc_of(frame["score"].to_list(), labels_of(few / "test.csv")) == result["auc"]
     embedded = load_model(tmp_path / "run").embed("user", ["u1", "nobody", None])
     assert embedded.shape == (3, 4)
     assert np.isfinite(embedded).all()
@@ -379,7 +387,7 @@ for _ in range(2):
     children.append(child)
 assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
 """
-    done = run_code(code, cwd=tmp_path)
+    done = processes.run_code(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -435,7 +443,7 @@ def test_a_bundle_of_an_earlier_version_is_made_anew(raw: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_the_command(raw: Path, run: Path, tmp_path: Path) -> None:
-    done = embank("predict", str(run), "--input", str(raw / "test.csv"), "--out", str(tmp_path / "s.csv"))
+    done = processes.embank("predict", str(run), "--input", str(raw / "test.csv"), "--out", str(tmp_path / "s.csv"))
     assert done.returncode == 0, done.stderr
     assert "200 rows scored by bundle" in done.stdout
     assert "values that training did not have: city" in done.stdout

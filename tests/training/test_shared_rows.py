@@ -15,7 +15,7 @@ from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model
 from embank.tables import Bundle
-from tests.cli.test_commands import embank
+from tests.processes import embank
 from tests.training.runs import model_of, raw_config, train, write_data
 
 pytestmark = pytest.mark.slow
