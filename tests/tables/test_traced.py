@@ -12,6 +12,7 @@ from torchrec import KeyedJaggedTensor
 from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRM, DLRMTrain
+from torchrec.optim.fused import FusedOptimizerModule
 
 from embank.tables import (
     ConfigError,
@@ -193,6 +194,8 @@ def test_a_stand_in_has_what_the_collection_has() -> None:
     assert stand_in.specs is tables.specs
     assert stand_in.nbytes("training") == tables.nbytes("training")
     assert list(stand_in.sharded_parameter_names("x")) == ["x.mark.rows"]
+    assert isinstance(stand_in, FusedOptimizerModule)  # by which DistributedModelParallel finds it
+    assert stand_in.fused_optimizer is tables.fused_optimizer
     model.eval()
     assert not tables.training
     other = dlrm(PipelinedTables(TableCollection(specs("dpq"), seed=1)))

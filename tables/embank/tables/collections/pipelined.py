@@ -10,9 +10,11 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.distributed.embedding_sharding import KJTListSplitsAwaitable
 from torchrec.distributed.types import LazyNoWait, ShardedModule
+from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.streamable import Multistreamable
 
 from embank.tables.collections.addressed import Addressed, AddressedSequence
+from embank.tables.collections.fused_optimizer import RowsOptimizer
 from embank.tables.collections.pooled import TableCollection
 from embank.tables.collections.sequence import SequenceCollection
 from embank.tables.collections.traced import OneStep
@@ -137,6 +139,11 @@ class PipelinedTables(InTwoSteps, OneStep, ShardedModule[Any, Any, Any, LookupCo
             raise AttributeError(name)
         return getattr(self.tables, name)
 
+    @property
+    def fused_optimizer(self) -> RowsOptimizer:
+        """The collection's."""
+        return self.tables.fused_optimizer
+
     def look_up_now(self, addressed: Any) -> Any:
         """What the collection returns for a batch that is addressed."""
         return self.tables(addressed)
@@ -173,3 +180,6 @@ class PipelinedTables(InTwoSteps, OneStep, ShardedModule[Any, Any, Any, LookupCo
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self.tables._load_from_state_dict(*args)
+
+
+FusedOptimizerModule.register(PipelinedTables)
