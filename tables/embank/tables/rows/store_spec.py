@@ -125,7 +125,7 @@ class RowTier:
     @property
     def on_gpu(self) -> bool:
         """Whether lookups come out on a GPU."""
-        return self.device.startswith("cuda")
+        return self.device not in ("cpu", "meta")
 
     @property
     def is_meta(self) -> bool:
