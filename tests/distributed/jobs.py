@@ -24,6 +24,7 @@ from embank.tables.sharding.plan import Placement, Plan
 from embank.tables.sharding.processes import Processes
 from embank.tables.sharding.sharded_rows import Sharding
 from embank.tables.storage.checkpoint import load_checkpoint, row_tensors, save_checkpoint
+from embank.tables.torchrec import EmbeddingBagCollection
 from tests.distributed.twins import sum_lookups
 from tests.tables.batches import random_kjt
 from tests.training.runs import config
@@ -201,7 +202,8 @@ def weighted(rank: int, method: str) -> float:
         EmbeddingBagConfig(name=f"t{t}", num_embeddings=300 + t, embedding_dim=8, feature_names=[f"f{t}", f"g{t}"])
         for t in range(2)
     ]
-    how = {"is_weighted": True, "method": method, "budget": 0.5, "optimizer": RowOptimizer(lr=0.1)}
+    budget = None if method == "full" else 0.5
+    how = {"is_weighted": True, "method": method, "budget": budget, "optimizer": RowOptimizer(lr=0.1)}
     whole = TableCollection.from_configs(configs, backend="torch", **how)
     tables = {table.name: Placement(kind="row_wise") for m in whole.built_methods() for table in m.physical}
     sharded = TableCollection.from_configs(
@@ -227,3 +229,23 @@ def weighted(rank: int, method: str) -> float:
         sharded.update_rows()
         whole.update_rows()
     return worst
+
+
+def held(rank: int) -> list[bool]:
+    """Whether spread rows move: held before they were spread, let go, held again."""
+    configs = [
+        EmbeddingBagConfig(name=f"t{t}", num_embeddings=30 + t, embedding_dim=8, feature_names=[f"f{t}"])
+        for t in range(2)
+    ]
+    tables = EmbeddingBagCollection(tables=configs, optimizer=RowOptimizer(name="sgd", lr=1.0), seed=1)
+    tables.requires_grad_(False)
+    tables.spread()
+    kjt = KeyedJaggedTensor(keys=["f0", "f1"], values=torch.arange(4), lengths=torch.ones(4, dtype=torch.int64))
+    moved = []
+    for is_held in (True, False, True):
+        tables.requires_grad_(not is_held)
+        before = {name: rows.clone() for name, rows in tables.weights().items()}
+        values = tables(kjt).values()
+        (values * torch.ones(16, requires_grad=True)).sum().backward()
+        moved.append(any(not torch.equal(rows, before[name]) for name, rows in tables.weights().items()))
+    return moved

@@ -197,6 +197,10 @@ def test_weighted_bags_over_ranks_equal_one_process(ranks: dict[int, Ranks], met
         assert worst < 1e-5
 
 
+def test_spread_rows_are_held(ranks: dict[int, Ranks]) -> None:
+    assert ranks[2].run(jobs.held) == [[False, True, False]] * 2
+
+
 def test_ranks_that_differ_are_refused(ranks: dict[int, Ranks], data: Path, tmp_path: Path) -> None:
     other = {**PLAIN, "train": {**PLAIN["train"], "table_lr": 0.1}}
     for message in ranks[2].run(jobs.train_and_fail, [data, data], tmp_path / "a", [PLAIN, other]):

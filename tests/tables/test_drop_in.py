@@ -13,10 +13,12 @@ import torch
 import torchrec
 from torch import Tensor, nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
+from torch.distributed.optim import _get_in_backward_optimizers
 from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor, PoolingType
 from torchrec.modules.embedding_configs import DataType
 
 from embank.tables import (
+    CheckpointError,
     ConfigError,
     DataError,
     RowOptimizer,
@@ -154,7 +156,12 @@ def test_gradients_of_weights() -> None:
 @pytest.mark.parametrize("backend", ["fbgemm", "torch"])
 def test_weighted_bags_of_every_path(method: str, backend: Any) -> None:
     """Beside a sum over the bag's rows, each looked up alone."""
-    how = {"method": method, "budget": 0.5, "backend": backend, "optimizer": RowOptimizer(name="sgd", lr=0.1)}
+    how = {
+        "method": method,
+        "budget": None if method == "full" else 0.5,
+        "backend": backend,
+        "optimizer": RowOptimizer(name="sgd", lr=0.1),
+    }
     ours = TableCollection.from_configs(configs(), is_weighted=True, **how).eval()
     kjt = batch(5, weighted=True)
     values = ours(kjt)
@@ -393,6 +400,9 @@ class Refused:
 
 REFUSED = [
     Refused(lambda: EmbeddingBagCollection(tables=[]), "there are none"),
+    Refused(lambda: EmbeddingBagCollection(tables={"a": 1}), "made of a list of EmbeddingBagConfigs"),
+    Refused(lambda: EmbeddingBagCollection(tables=configs(), budget=0.1), "budget is 0.1, but table 't1' has method"),
+    Refused(lambda: TableCollection.from_configs(configs(), budget={"t2": 0.1}), "but table 't2' has method 'full'"),
     Refused(lambda: EmbeddingBagCollection(tables=configs() * 2), "two tables are named 't1'"),
     Refused(lambda: EmbeddingBagCollection(tables=configs(), method={"t3": "hash"}), "method names table 't3'"),
     Refused(lambda: EmbeddingBagCollection(tables=configs(pooling=PoolingType.NONE)), "has pooling NONE"),
@@ -461,3 +471,126 @@ def test_a_spec_without_feature_names_of_its_own() -> None:
         features=KeyedJaggedTensor(keys=["t"], values=torch.tensor([1]), lengths=torch.tensor([1]))
     )
     assert rows["t"].values().shape == (1, 2)
+
+
+def moved(tables: Any, kjt: KeyedJaggedTensor) -> float:
+    """How far one backward pass moves rows."""
+    before = {name: rows.clone() for name, rows in tables.weights().items()}
+    found = tables(kjt)
+    values = found.values() if isinstance(tables, TableCollection) else torch.cat([j.values() for j in found.values()])
+    (values * torch.ones(values.shape[-1], requires_grad=True)).sum().backward()
+    return max(float((rows - before[name]).abs().max()) for name, rows in tables.weights().items())
+
+
+@pytest.mark.parametrize("cls", [EmbeddingBagCollection, EmbeddingCollection])
+@pytest.mark.parametrize("when", ["before", "after", "made", "by one"])
+def test_rows_that_are_held_do_not_move(cls: Any, when: str) -> None:
+    kind = EmbeddingBagConfig if cls is EmbeddingBagCollection else EmbeddingConfig
+    optimizer = RowOptimizer(name="sgd", lr=1.0) if when == "made" else None
+    tables = cls(tables=configs(kind), seed=1, optimizer=optimizer)
+    if when == "before":
+        tables.requires_grad_(False)
+        assert moved(tables, batch(0)) == 0
+    if when != "made":
+        apply_in_backward(torch.optim.SGD, [p.requires_grad_(True) for p in tables.parameters()], {"lr": 1.0})
+    if when == "after":
+        assert moved(tables, batch(0)) > 0
+    for parameter in tables.parameters():
+        parameter.requires_grad = False
+    assert moved(tables, batch(0)) == 0
+    assert moved(copy.deepcopy(tables), batch(0)) == 0
+    tables.requires_grad_(True)
+    assert moved(tables, batch(0)) > 0
+    getattr(tables, tables.plain_prefix)["t1"].weight.requires_grad_(False)
+    with pytest.raises(ConfigError, match="rows of table 't1' are not to be trained and those of 't2' are"):
+        tables(batch(0))
+
+
+def test_rates_by_torchs_own_optimizers_in_the_backward_pass() -> None:
+    ours, theirs = pair()
+    schedulers = []
+    for tables in (ours, theirs):
+        apply_in_backward(torch.optim.SGD, tables.parameters(), {"lr": 0.4})
+        optimizers = _get_in_backward_optimizers(tables)
+        assert len(optimizers) == 2
+        schedulers.append([torch.optim.lr_scheduler.StepLR(o, step_size=1, gamma=0.5) for o in optimizers])
+    for step in range(5):
+        for tables, own in zip((ours, theirs), schedulers, strict=True):
+            loss_of(tables(batch(step)).values()).backward()
+            for scheduler in own:
+                scheduler.optimizer.step()
+                scheduler.step()
+    for name, weight in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], weight, rtol=0, atol=1e-6)
+    fresh, _ = pair()
+    apply_in_backward(torch.optim.SGD, fresh.parameters(), {"lr": 1.0})
+    fresh.set_lr(0.0)
+    assert moved(fresh, batch(0)) == 0
+    with pytest.raises(ConfigError, match="are parameters for an optimizer of the program, and their rate is its"):
+        pair()[0].set_lr(0.1)
+
+
+def test_weights_that_a_program_replaces() -> None:
+    ours, theirs = pair()
+    for tables in (ours, theirs):
+        tables.embedding_bags["t1"].weight = nn.Parameter(torch.ones(30, 4))
+        assert tables.embedding_bags["t1"].weight.sum() == 120
+    assert torch.equal(ours(batch(0)).values(), theirs(batch(0)).values())
+    assert torch.equal(ours.state_dict()["embedding_bags.t1.weight"], torch.ones(30, 4))
+    given = {"embedding_bags.t2.weight": torch.full((20, 4), 2.0)}
+    for tables in (ours, theirs):
+        called = torch.func.functional_call(tables, given, (batch(0),))
+        assert set(called["c"].unique().tolist()) <= {0.0, 2.0, 4.0, 6.0}
+    assert torch.equal(ours(batch(0)).values(), theirs(batch(0)).values())  # and back again
+    wrong, _ = pair()
+    wrong.embedding_bags["t1"].weight = nn.Parameter(torch.ones(3, 4))
+    with pytest.raises(ConfigError, match=r"was replaced by one of shape \(3, 4\); it must have \(30, 4\)"):
+        wrong(batch(0))
+    fuse_embedding_optimizer(ours, torch.optim.SGD, {"lr": 0.1})
+    assert set(ours(batch(0))["a"].unique().tolist()) <= {0.0, 1.0, 2.0, 3.0}
+    ours.embedding_bags["t1"].weight = nn.Parameter(torch.zeros(30, 4))
+    with pytest.raises(ConfigError, match="weight of table 't1' was replaced, but its rows have an optimizer"):
+        ours(batch(0))
+
+
+def test_values_are_loaded_off_the_meta_device() -> None:
+    here, _ = pair()
+    tables = EmbeddingBagCollection(tables=configs(), device="meta")
+    with pytest.raises(CheckpointError, match="are on the meta device and hold nothing"):
+        tables.load_state_dict(here.state_dict())
+    tables.load_state_dict(here.state_dict(), assign=True)
+    assert torch.equal(tables(batch(0)).values(), here(batch(0)).values())
+    model = nn.ModuleDict({"t": EmbeddingBagCollection(tables=configs(), device="meta")})
+    model.load_state_dict({f"t.{name}": value for name, value in here.state_dict().items()}, assign=True)
+    assert torch.equal(model["t"](batch(0)).values(), here(batch(0)).values())
+
+
+def test_an_optimizer_is_chosen_once() -> None:
+    tables, _ = pair()
+    apply_in_backward(torch.optim.SGD, tables.parameters(), {"lr": 0.1})
+    with pytest.raises(ConfigError, match="has chosen an optimizer for these rows already"):
+        fuse_embedding_optimizer(tables, torch.optim.Adagrad, {"lr": 0.1})
+    apply_in_backward(torch.optim.SGD, tables.parameters(), {"lr": 0.2})
+    with pytest.raises(ConfigError, match="was called 2 times for table 't1', with sgd with rate 0.1 and sgd with"):
+        tables(batch(0))
+
+
+def test_a_compiled_model_settles_its_tables_first() -> None:
+    wide = EmbeddingBagConfig(name="t2", num_embeddings=20, embedding_dim=8, feature_names=["c"])
+    tables = EmbeddingBagCollection(tables=[*configs()[:1], wide], seed=1)
+    plain = copy.deepcopy(tables)
+    compiled = torch.compile(tables, backend="eager")
+    for each in (tables, plain):
+        apply_in_backward(torch.optim.SGD, each.parameters(), {"lr": 0.1})
+    for step in range(3):
+        for call in (compiled, plain):
+            loss_of(call(batch(step)).values()).backward()
+    for name, rows in plain.weights().items():
+        torch.testing.assert_close(tables.weights()[name], rows, rtol=0, atol=1e-6)
+
+
+def test_names_of_tables_are_those_of_a_module_dict() -> None:
+    ours, theirs = pair()
+    assert list(ours.embedding_bags.keys()) == list(theirs.embedding_bags.keys())
+    assert [name for name, _ in ours.embedding_bags.items()] == ["t1", "t2"]
+    assert [rows.weight.shape for rows in ours.embedding_bags.values()] == [(30, 4), (20, 4)]

@@ -20,7 +20,13 @@ from embank.tables.collections.ids import output_key, refuse_bad_names
 from embank.tables.collections.importing import import_rows
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.packable import Packable
-from embank.tables.collections.parameters import expose_rows, external_error, initialise, settle_optimizer
+from embank.tables.collections.parameters import (
+    expose_rows,
+    external_error,
+    follow_parameters,
+    initialise,
+    settle_optimizer,
+)
 from embank.tables.collections.paths import PATHS, LookupPath, Pass, Use
 from embank.tables.collections.placed import Placed
 from embank.tables.collections.row_mark import RowMarkHolder
@@ -96,8 +102,7 @@ class Tables(Placed, Saved, Packable, OneStep):
         self.rows_learn = True  # see `stages.rows_held` and `RowMark`
         self.statistics_learn = True  # see `stages.rows_held`
         self.training_state = TrainingState()
-        if not self.rows_are_parameters:
-            self.mark = RowMarkHolder(self)
+        self.mark = RowMarkHolder(self, is_shown=not self.rows_are_parameters)
         self.specs = tuple(specs)
         self.seed = seed
         self.backend = backend
@@ -106,6 +111,9 @@ class Tables(Placed, Saved, Packable, OneStep):
         self.tier = tier or RowTier()
         self.tier.refuse_missing_device()
         self.chosen_optimizer: RowsOptimizer | None = None  # see `fused_optimizer`
+        self.rows_frozen = False  # by `requires_grad_(False)`, see `follow_parameters`
+        self.followed: list[dict[str, Any]] = []  # groups of optimizers that a program has chosen for the rows
+        self.followed_rate = 0.0
         refuse_bad_names(self.specs, owner=type(self).__name__)
         if sharding is not None and self.optimizer.is_external:
             raise external_error(self.processes.count)
@@ -257,7 +265,7 @@ class Tables(Placed, Saved, Packable, OneStep):
         if self._would_drift() and self.training:
             raise replica_error()
         with moving_statistics(self.statistics_learn):
-            yield Pass(rows_learn=self.rows_learn, losses=[])
+            yield Pass(rows_learn=self.rows_learn and not self.rows_frozen, losses=[])
 
     def _end_pass(self, outputs: Sequence[Tensor], within: Pass) -> Sequence[Tensor]:
         """To be called last in every forward pass, with what it returns."""
@@ -325,9 +333,16 @@ class Tables(Placed, Saved, Packable, OneStep):
         """Sets the rows' learning rate for the next step.
 
         Raises:
-            ConfigError: it is negative or not finite.
+            ConfigError: it is negative or not finite, or the rows are left to an optimizer of the program.
         """
         refuse_bad_lr(lr)
+        if self.optimizer.is_external:
+            settle_optimizer(self)
+        if self.optimizer.is_external:
+            raise ConfigError(
+                "these rows are parameters for an optimizer of the program, and their rate is its; set it there, or "
+                "give the tables an optimizer of their own (optimizer=RowOptimizer(...))"
+            )
         self.lr = lr
         for rows in self.row_stores():
             rows.set_lr(lr)
@@ -340,6 +355,8 @@ class Tables(Placed, Saved, Packable, OneStep):
         They can be written to within `writing`, but nothing checks what is written: `copy_` spreads one row over all of
         them. `set_rows` and `import_rows` check.
         """
+        if self.optimizer.is_external and self.rows_are_parameters:
+            follow_parameters(self)  # a program may have replaced some
         return {name: view for rows in self.row_stores() for name, view in rows.weights().items()}
 
     def writing(self) -> AbstractContextManager[None]:

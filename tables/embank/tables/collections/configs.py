@@ -41,16 +41,23 @@ def specs_of(
     Raises:
         ConfigError: no configs, a mapping of a table that is not there, or what a spec refuses.
     """
+    refuse_no_configs(configs)
     listed = list(configs)
-    names = [config.name for config in listed if isinstance(config, BaseEmbeddingConfig)]
-    if not listed or len(names) < len(listed):
-        given = f"{listed!r:.80}" if listed else "none"
-        raise ConfigError(f"tables are made of EmbeddingBagConfigs or EmbeddingConfigs of torchrec; there are {given}")
+    names = [config.name for config in listed]
     for what, value in (("method", method), ("budget", budget), ("options", options)):
         for name in value if isinstance(value, Mapping) else ():
             if name not in names:
                 raise ConfigError(f"{what} names table '{name}', which is none of {', '.join(names)}")
     methods = {config.name: _of(method, config.name, "full") for config in listed}
+    asked = budget if isinstance(budget, Mapping) else dict.fromkeys(names, budget)
+    plain = [name for name in names if methods[name] == "full"]
+    if any(value is not None for value in asked.values()):
+        idle = [name for name in plain if isinstance(budget, Mapping) and asked.get(name) is not None]
+        if idle or len(plain) == len(names):
+            raise ConfigError(
+                f"budget is {budget}, but table '{(idle or plain)[0]}' has method 'full', which stores all rows; name "
+                "a method that makes it smaller (method='hash', for example), or leave the budget out"
+            )
     inits = {
         config.name: own_init(config) if init_of is None or methods[config.name] != "full" else init_of(config)
         for config in listed
@@ -70,6 +77,16 @@ def specs_of(
         )
         for config in listed
     ]
+
+
+def refuse_no_configs(configs: Any) -> None:
+    """Raises ConfigError for anything but TorchRec's configs."""
+    listed = list(configs) if isinstance(configs, Sequence) and not isinstance(configs, str) else [configs]
+    if not listed or not all(isinstance(config, BaseEmbeddingConfig) for config in listed):
+        given = f"{configs!r:.80}" if listed else "none"
+        raise ConfigError(
+            f"tables are made of a list of EmbeddingBagConfigs or EmbeddingConfigs of torchrec; there are {given}"
+        )
 
 
 def _of(value: Any, table: str, default: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from embank.tables.collections.parameters import held_names, hold_rows
 from embank.tables.collections.state import row_state
 from embank.tables.errors import ConfigError
 
@@ -43,6 +44,7 @@ def reduced(tables: "Tables") -> tuple[Any, ...]:
         "training_state": tables.training_state.facts(),
         "lr": tables.lr,
         "rows_learn": tables.rows_learn,
+        "held": held_names(tables),
     }
     # A process that is spawned would find tensors in shared memory, which ends with these copies, before it has begun.
     sent = state if get_spawning_popen() is None else _as_bytes(state)
@@ -65,9 +67,12 @@ def _restored(
 ) -> "Tables":
     """The inverse of `reduced`."""
     tables = cls.of_specs(specs, sharding=None, **arguments)
-    tables.load_state_dict(torch.load(io.BytesIO(state), weights_only=True) if isinstance(state, bytes) else state)
+    if not tables.tier.is_meta:
+        tables.load_state_dict(torch.load(io.BytesIO(state), weights_only=True) if isinstance(state, bytes) else state)
     tables.train(facts["training"])
     tables.training_state.restore(facts["training_state"])
-    tables.set_lr(facts["lr"])
+    if not tables.optimizer.is_external:
+        tables.set_lr(facts["lr"])
     tables.rows_learn = facts["rows_learn"]
+    hold_rows(tables, facts["held"])
     return tables

@@ -26,6 +26,18 @@ class NamedModules(nn.Module):
     def __len__(self) -> int:
         return len(self._modules)
 
+    def keys(self) -> list[str]:
+        """The names."""
+        return [name.replace("%2E", ".").replace("%25", "%") for name in self._modules]
+
+    def values(self) -> list[nn.Module]:
+        """The modules."""
+        return list(self)
+
+    def items(self) -> list[tuple[str, nn.Module]]:
+        """Both."""
+        return list(zip(self.keys(), self.values(), strict=True))
+
     def __contains__(self, name: str) -> bool:
         return state_name(name) in self._modules
 

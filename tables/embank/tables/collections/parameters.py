@@ -43,9 +43,11 @@ class TableRows(nn.Module):
     def expose(self, parameter: nn.Parameter) -> None:
         """Makes a parameter the module's `weight`; what was chosen for the last one goes with it."""
         old = self._parameters.get("weight") if self.first is None else self.first
-        if old is not None:
-            for name, value in vars(old).items():
-                setattr(parameter, name, value)
+        if old is not None and old is not parameter:
+            kept = {name: value for name, value in vars(old).items() if name not in ("is_fused", "is_frozen")}
+            vars(parameter).update(kept)
+            is_held = old.is_frozen if isinstance(old, RowsParameter) and old.is_fused else not old.requires_grad
+            parameter.requires_grad_(not is_held)
         self._parameters["weight"] = parameter  # `register_parameter` would find the view of that name
         object.__setattr__(self, "first", parameter)  # not as a parameter of another name
 
@@ -89,18 +91,30 @@ def expose_rows(tables: "Tables") -> None:
     for attribute, names in ((tables.plain_prefix, plain), ("rows", others)):
         if attribute not in tables._modules:
             setattr(tables, attribute, NamedModules({name: TableRows(tables, name) for name in names}))
-    for hidden in handles(tables) if tables.sharding is not None else ():
-        hidden.conceal()
+    if tables.sharding is not None and tables.rows_are_parameters:
+        _conceal_rows(tables)
     for store in tables.row_stores():
         for shard in store.shards if tables.sharding is None else ():
             name, is_external = shard.table.name, tables.optimizer.is_external
             if isinstance(store, ParameterRows):
-                parameter = store.parameter(name)
-                parameter.requires_grad_(is_external)
+                held = store.parameter(name)
+                assert isinstance(held, RowsParameter)
+                parameter = held
             elif tables.rows_are_parameters:
-                parameter = RowsParameter(store.weight(name), requires_grad=False)
+                parameter = RowsParameter(store.weight(name), requires_grad=True)
             if tables.rows_are_parameters:
                 handle(tables, name).expose(parameter)
+            if not is_external and (tables.rows_are_parameters or isinstance(store, ParameterRows)):
+                parameter.fuse()
+
+
+def _conceal_rows(tables: "Tables") -> None:
+    """Spread rows are no parameters; a mark stands for them, by which they are held or let go."""
+    for hidden in handles(tables):
+        hidden.conceal()
+    if tables.rows_frozen:
+        tables.rows_learn, tables.rows_frozen = False, False
+    tables.mark.show()
 
 
 def handle(tables: "Tables", table: str) -> TableRows:
@@ -163,9 +177,10 @@ def begin_again(tables: "Tables", fresh: "Tables") -> None:
     tables.methods.load_state_dict(fresh.methods.state_dict())
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def settle_optimizer(tables: "Tables", *, by_kernels: bool = False) -> None:
-    """Follows what a program has done to the rows' optimizer since the last pass: a rate that a scheduler has set, an
-    optimizer that `apply_optimizer_in_backward` has chosen.
+    """Follows what a program has done to the rows since the last pass: a rate that a scheduler has set, an optimizer
+    that `apply_optimizer_in_backward` has chosen, weights that were replaced, rows that are not to be trained.
 
     Args:
         tables: whose optimizer it is.
@@ -174,12 +189,68 @@ def settle_optimizer(tables: "Tables", *, by_kernels: bool = False) -> None:
     """
     if tables.chosen_optimizer is not None:
         tables.chosen_optimizer.push_lr()
+    if tables.rows_are_parameters:
+        follow_parameters(tables)
     if tables.optimizer.is_external:
         chosen = chosen_in_backward(tables, by_kernels=by_kernels)
         if by_kernels:
             _refuse_others_in_backward(tables)
         if chosen is not None:
             fuse_optimizer(tables, chosen)
+            follow_parameters(tables)
+
+
+def follow_parameters(tables: "Tables") -> None:
+    """Looks up in what the modules have as their `weight`; follows the rates of the optimizers that were chosen for
+    them, and whether they are to be trained.
+
+    Raises:
+        ConfigError: rows with an optimizer of their own were replaced, or a part of them is to be held or has another
+            rate.
+    """
+    stores, is_meta = tables.row_stores(), tables.tier.is_meta
+    for store in stores if tables.optimizer.is_external and not is_meta else ():
+        assert isinstance(store, ParameterRows)
+        for shard in store.shards:
+            now = handle(tables, shard.table.name)._parameters.get("weight")
+            if now is not None and now is not store.parameter(shard.table.name):
+                store.use(shard.table.name, now)
+    if tables.optimizer.is_external or tables.sharding is not None:
+        _follow_rate(tables)
+        return
+    frozen = []
+    for own in handles(tables):
+        # `DistributedModelParallel` takes parameters off the meta device one by one, before it asks for values.
+        now = own.first if is_meta else own._parameters.get("weight")
+        if now is not own.first or not isinstance(now, RowsParameter):
+            raise ConfigError(
+                f"the weight of table '{own.table}' was replaced, but its rows have an optimizer of their own and stay "
+                "where they are; write into them, tables.set_rows(...) or tables.import_rows(...)"
+            )
+        frozen.append(now.is_frozen)
+    if any(frozen) and not all(frozen):
+        names = [own.table for own in handles(tables)]
+        raise ConfigError(
+            f"rows of table '{names[frozen.index(True)]}' are not to be trained and those of "
+            f"'{names[frozen.index(False)]}' are; rows with one optimizer are held together: make a collection for each"
+        )
+    tables.rows_frozen = any(frozen)
+    _follow_rate(tables)
+
+
+def _follow_rate(tables: "Tables") -> None:
+    """A rate that was set through the optimizers that `apply_optimizer_in_backward` has made."""
+    if not tables.followed or tables.optimizer.is_external:
+        return
+    rates = {float(group["lr"]) for group in tables.followed}
+    if len(rates) > 1:
+        raise ConfigError(
+            f"the optimizers in the backward pass have the rates {sorted(rates)}; all rows of a collection have one"
+        )
+    (rate,) = rates
+    if rate != tables.followed_rate:
+        tables.followed_rate = rate
+        tables.set_lr(rate)
 
 
 def chosen_in_backward(tables: "Tables", *, by_kernels: bool = False) -> RowOptimizer | None:
@@ -193,8 +264,10 @@ def chosen_in_backward(tables: "Tables", *, by_kernels: bool = False) -> RowOpti
     eps = {"eps": RowOptimizer().eps} if by_kernels else {}
     chosen = [
         [
-            row_optimizer_of(cls, {**eps, **kwargs})
-            for cls, kwargs in zip(w._optimizer_classes, w._optimizer_kwargs, strict=True)
+            row_optimizer_of(cls, {**eps, **kwargs, "lr": optimizer.param_groups[0]["lr"]})
+            for cls, kwargs, optimizer in zip(
+                w._optimizer_classes, w._optimizer_kwargs, w._in_backward_optimizers, strict=True
+            )
         ]
         if hasattr(w, "_in_backward_optimizers")
         else []
@@ -204,7 +277,12 @@ def chosen_in_backward(tables: "Tables", *, by_kernels: bool = False) -> RowOpti
         return None
     names = list(row_names(tables))
     for name, optimizers in zip(names, chosen, strict=True):
-        if optimizers != chosen[0] or len(optimizers) != 1:
+        if len(optimizers) > 1:
+            raise ConfigError(
+                f"apply_optimizer_in_backward was called {len(optimizers)} times for table '{name}', with "
+                f"{_listed(optimizers)}; call it once"
+            )
+        if optimizers != chosen[0]:
             raise ConfigError(
                 f"apply_optimizer_in_backward gave table '{name}' {_listed(optimizers)} and table '{names[0]}' "
                 f"{_listed(chosen[0])}; all rows of a collection have one optimizer: make a collection for each"
@@ -250,12 +328,40 @@ def fuse_optimizer(tables: "Tables", optimizer: RowOptimizer) -> None:
             view.copy_(values[name])
     if tables.rows_are_parameters:
         for name, view in tables.weights().items():
-            weight = handle(tables, name).weight  # stays, for those that hold it
+            own = handle(tables, name)
+            weight = own.weight  # stays, for those that hold it
             for other in getattr(weight, "_in_backward_optimizers", ()):
                 other.state.clear()  # it has none to keep any more
-            weight.requires_grad_(False)
-            weight.grad = None
+            if not isinstance(weight, RowsParameter):  # a program has put it there
+                fresh = RowsParameter(view, requires_grad=weight.requires_grad)
+                vars(fresh).update(vars(weight))
+                own._parameters["weight"] = weight = fresh
+            weight.fuse()
             weight.data = view
+            object.__setattr__(own, "first", weight)
+        chosen = [getattr(own.weight, "_in_backward_optimizers", ()) for own in handles(tables)]
+        tables.followed = [optimizers[0].param_groups[0] for optimizers in chosen if optimizers]
+        tables.followed_rate = optimizer.lr
+
+
+def held_names(tables: "Tables") -> list[str]:
+    """Physical tables whose parameters are not to be trained."""
+    held = []
+    for own in handles(tables):
+        now = own._parameters.get("weight")
+        if isinstance(now, RowsParameter) and now.is_fused:
+            is_held = now.is_frozen
+        else:
+            is_held = now is not None and not now.requires_grad
+        if is_held:
+            held.append(own.table)
+    return held
+
+
+def hold_rows(tables: "Tables", names: list[str]) -> None:
+    """The inverse."""
+    for name in names:
+        handle(tables, name).weight.requires_grad_(False)
 
 
 def external_error(num_processes: int) -> ConfigError:

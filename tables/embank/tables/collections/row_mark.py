@@ -62,11 +62,20 @@ class RowMarkHolder(nn.Module):
 
     Args:
         owner: what has the rows.
+        is_shown: whether there is a mark already; not where the rows are parameters themselves, see `show`.
     """
 
-    def __init__(self, owner: HasRows) -> None:
+    def __init__(self, owner: HasRows, *, is_shown: bool = True) -> None:
         super().__init__()
-        self.rows = RowMark.of(owner)
+        self.owner = ref(owner)
+        if is_shown:
+            self.show()
+
+    def show(self) -> None:
+        """Makes the mark, if there is none."""
+        owner = self.owner()
+        if owner is not None and "rows" not in self._parameters:
+            self.rows = RowMark.of(owner)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         return self

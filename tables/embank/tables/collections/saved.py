@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from embank.tables.collections.copying import reduced
 from embank.tables.collections.state import identity_tensor, is_plain, load_row_state, row_state, set_rows
+from embank.tables.errors import CheckpointError
 
 if TYPE_CHECKING:
     from embank.tables.collections.base import Tables
@@ -38,6 +39,9 @@ class Saved(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """What `load_state_dict` calls. Rows are copied into place, with `assign` too: they can't be replaced."""
+        tables = cast("Tables", self)
+        if tables.tier.is_meta:
+            self._leave_meta(state_dict, prefix, assign=bool(local_metadata.get("assign_to_params_buffers")))
         loaded = load_row_state(cast("Tables", self), state_dict, prefix=prefix, missing=missing_keys)
         others: list[str] = []
         lacking: list[str] = []
@@ -48,6 +52,20 @@ class Saved(nn.Module):
             else [key for key in lacking if not key.endswith("_extra_state")]
         )
         unexpected_keys += [name for name in others if name not in loaded]
+
+    def _leave_meta(self, state_dict: Any, prefix: str, *, assign: bool) -> None:
+        """Values can be loaded where tables are held; with `assign` they say where that is."""
+        tables = cast("Tables", self)
+        values = [v for name, v in state_dict.items() if name.startswith(prefix) and isinstance(v, Tensor)]
+        there = next((value.device for value in values if not value.is_meta), None)
+        if there is None:
+            return
+        if not assign:
+            raise CheckpointError(
+                "these tables are on the meta device and hold nothing, so that nothing can be loaded into them; call "
+                "model.to_empty(device='cpu') first, or load with assign=True"
+            )
+        tables.materialise(there)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What `pickle`, `copy.deepcopy` and `torch.save` of a whole model call.

@@ -65,8 +65,9 @@ def spread(tables: "Tables", *, sharding: "Sharding | None" = None) -> None:
 
 
 def default_sharding(tables: "Tables") -> "Sharding":
-    """Our own plan for all processes of torch's default group, without copies of small tables: each row is updated in
-    one place, by the kernel that one process would use."""
+    """Our own plan for all processes of torch's default group: whole tables, so that torch's distributed checkpoint
+    takes them, and no copies of small ones, so that each row is updated in one place, by the kernel that one process
+    would use."""
     from embank.tables.sharding.plan import check_plan, make_plan
     from embank.tables.sharding.planner import table_loads
     from embank.tables.sharding.sharded_rows import Sharding
@@ -79,6 +80,7 @@ def default_sharding(tables: "Tables") -> "Sharding":
         memory_per_rank=None,
         replicate_below_bytes=-1,
         optimizer=optimizer.name,
+        keep_whole=True,
     )
     check_plan(plan, loads, optimizer=optimizer.name)
     return Sharding(plan=plan)

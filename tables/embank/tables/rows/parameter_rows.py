@@ -5,6 +5,8 @@ no batch has looked up. A gradient is as large as the table, so this is for smal
 and for a model on the meta device, which holds nothing yet.
 """
 
+from typing import Any, Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,13 +15,48 @@ from embank.tables.errors import ConfigError
 from embank.tables.rows.base import RowStore
 from embank.tables.rows.store_spec import StoreSpec
 
+_REQUIRES_GRAD: Any = torch._C.TensorBase.requires_grad  # the descriptor, beneath what a parameter says
+
 
 class RowsParameter(nn.Parameter):
-    """Rows among a model's parameters. It requires a gradient while an optimizer of the program is to have one."""
+    """Rows among a model's parameters. It requires a gradient while an optimizer of the program is to have one.
+
+    Attributes:
+        is_fused: the rows have an optimizer in the backward pass. They require no gradient then, and what a program
+            sets says whether they are to be trained.
+        is_frozen: they are fused and are not to be trained.
+    """
+
+    is_fused = False
+    is_frozen = False
+
+    @property
+    def requires_grad(self) -> bool:
+        return False if self.is_fused else bool(_REQUIRES_GRAD.__get__(self))
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if self.is_fused:
+            self.is_frozen = not value
+        else:
+            _REQUIRES_GRAD.__set__(self, value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Whether the rows are to be trained."""
+        self.requires_grad = requires_grad
+        return self
+
+    def fuse(self) -> None:
+        """Leaves them to an optimizer in the backward pass from now on; frozen ones stay frozen."""
+        if not self.is_fused:
+            self.is_frozen = not self.requires_grad
+            self.requires_grad = False
+            self.grad = None
+            self.is_fused = True
 
     def view_as(self, other: Tensor) -> Tensor:
         """What `apply_optimizer_in_backward` begins with."""
-        if not self.requires_grad:
+        if self.is_fused:
             raise ConfigError(
                 "these rows have an optimizer for the backward pass already; make the tables without optimizer= and "
                 "call apply_optimizer_in_backward once, or leave their rows out of it"
@@ -42,7 +79,7 @@ class ParameterRows(RowStore):
         if not self.tier.is_meta:
             _refuse_impossible(spec)
         device = torch.device(self.tier.device)
-        self.rows = nn.ParameterList()
+        self.rows: list[Tensor] = []  # parameters, or what a program has put in their place
         for shard in self.shards:
             rows_RD = torch.empty(shard.num_rows, shard.num_columns, device="meta" if self.tier.is_meta else "cpu")
             if not self.tier.is_meta:
@@ -75,11 +112,26 @@ class ParameterRows(RowStore):
     def set_lr(self, lr: float) -> None:
         """Nothing: the rate is another optimizer's."""
 
-    def parameter(self, table: str) -> nn.Parameter:
+    def parameter(self, table: str) -> Tensor:
         """The rows of a table, to be trained."""
-        names = [shard.table.name for shard in self.shards]
-        rows_RD: nn.Parameter = self.rows[names.index(table)]
-        return rows_RD
+        return self.rows[self._index(table)]
+
+    def use(self, table: str, rows_RD: Tensor) -> None:
+        """Looks up in other rows from now on.
+
+        Raises:
+            ConfigError: they have another shape.
+        """
+        index = self._index(table)
+        if rows_RD.shape != self.rows[index].shape:
+            raise ConfigError(
+                f"the weight of table '{table}' was replaced by one of shape {tuple(rows_RD.shape)}; it must have "
+                f"{tuple(self.rows[index].shape)}"
+            )
+        self.rows[index] = rows_RD
+
+    def _index(self, table: str) -> int:
+        return [shard.table.name for shard in self.shards].index(table)
 
     def weights(self) -> dict[str, Tensor]:
         return {shard.table.name: rows.detach() for shard, rows in zip(self.shards, self.rows, strict=True)}

@@ -247,6 +247,7 @@ def make_plan(
     memory_per_rank: int | None = None,
     replicate_below_bytes: int = REPLICATE_BELOW_BYTES,
     optimizer: str = "rowwise_adagrad",
+    keep_whole: bool = False,
 ) -> Plan:
     """Our plan: small tables replicated, large ones row-wise, the rest whole on the rank with the least to do.
 
@@ -260,6 +261,7 @@ def make_plan(
         memory_per_rank: bytes for rows and their optimizer state on each rank; None for no limit.
         replicate_below_bytes: tables up to this size are replicated.
         optimizer: of the rows; lazy adam forbids replicas.
+        keep_whole: cut no table that a rank has room for.
 
     Raises:
         ConfigError: it can't fit; names the table, its bytes and the limit.
@@ -272,7 +274,8 @@ def make_plan(
         (small if load.nbytes <= replicate_below_bytes and optimizer != "adam" else rest).append(load)
     fair_bytes = sum(load.nbytes for load in rest) / world_size
     fair_lookups = sum(load.lookups for load in rest) / world_size
-    cut = [r for r in rest if world_size > 1 and (r.nbytes > fair_bytes or r.lookups > max(fair_lookups, 1.0))]
+    may_cut = world_size > 1 and not keep_whole
+    cut = [r for r in rest if may_cut and (r.nbytes > fair_bytes or r.lookups > max(fair_lookups, 1.0))]
     whole = [r for r in rest if r not in cut]
     while True:
         placements = {load.table.name: Placement(kind="data_parallel") for load in small}

@@ -11,8 +11,8 @@ from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, EmbeddingConfig
 
 from embank.tables.collections.base import Tables
-from embank.tables.collections.configs import specs_of, tier_of
-from embank.tables.collections.parameters import fuse_optimizer
+from embank.tables.collections.configs import refuse_no_configs, specs_of, tier_of
+from embank.tables.collections.parameters import chosen_in_backward, fuse_optimizer
 from embank.tables.collections.pipelined import InTwoSteps
 from embank.tables.collections.pooled import TableCollection
 from embank.tables.collections.sequence import SequenceCollection
@@ -158,6 +158,7 @@ class EmbeddingBagCollection(DropIn, TableCollection):
         tier: RowTier | None = None,
         sharding: "Sharding | None" = None,
     ) -> None:
+        refuse_no_configs(tables)
         chosen = tier_of(tables, tier=tier, device=device)
         init_of = None if seed is not None or chosen.is_meta else _drawn
         specs = specs_of(tables, method=method, budget=budget, options=options, weighted=is_weighted, init_of=init_of)
@@ -217,6 +218,7 @@ class EmbeddingCollection(DropIn, SequenceCollection):
         tier: RowTier | None = None,
         sharding: "Sharding | None" = None,
     ) -> None:
+        refuse_no_configs(tables)
         chosen = tier_of(tables, tier=tier, device=device)
         init_of = None if seed is not None or chosen.is_meta else _drawn_after_unused
         specs = specs_of(tables, method=method, budget=budget, options=options, weighted=False, init_of=init_of)
@@ -303,6 +305,10 @@ def fuse_embedding_optimizer(
     if not found:
         raise ConfigError(f"the {type(model).__name__} has no EmbeddingBagCollection or EmbeddingCollection of embank")
     for tables in found:
+        if tables.optimizer.is_external and chosen_in_backward(tables) is not None:
+            raise ConfigError(
+                "apply_optimizer_in_backward has chosen an optimizer for these rows already; use one of the two"
+            )
         if device is not None and tables.device.type != torch.device(device).type:
             raise ConfigError(
                 f"the tables are on '{tables.device}', not '{device}'; make them there, device='{device}'"
