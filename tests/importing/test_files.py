@@ -8,6 +8,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from embank.pipelines.importing.torch_states import open_state
+from embank.pipelines.importing.vocabularies import TokenSources
 from embank.pipelines.importing.word2vec import Word2VecVectors
 from embank.tables import DataError
 
@@ -76,6 +77,7 @@ TEXT = [
     ("1 2\ncat 1 2\ndog 3 4\n", "line 3: the first line says 1 vectors, and there are more"),
     ("2 2\ncat 1 2\ncat 3 4\n", "vectors 0 and 1: both have the token 'cat'"),
     ("0 2\n", "there are no vectors"),
+    ("2 2\ncat 1 2\n 3 4\n", "line 3: the token is empty"),
 ]
 
 
@@ -94,6 +96,24 @@ def test_binary_of_word2vec_that_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "words.bin").write_bytes(content)
     with pytest.raises(DataError, match="vector 2: its token .* is not UTF-8"):
         list(Word2VecVectors(tmp_path / "words.bin").chunks())
+    rest = content.replace(b"\xff", b"")  # an empty token in place of \xff
+    (tmp_path / "words.bin").write_bytes(rest)
+    with pytest.raises(DataError, match="vector 2: the token is empty"):
+        list(Word2VecVectors(tmp_path / "words.bin").chunks())
+    (tmp_path / "words.bin").write_bytes(content.replace(b"\xff", b"c") + b"\nd \0\0")
+    with pytest.raises(DataError, match="more bytes follow the last vector, and the first line says 3 vectors of 4"):
+        list(Word2VecVectors(tmp_path / "words.bin").chunks())
     (tmp_path / "words.bin").write_bytes(content[:-30])
     with pytest.raises(DataError, match="vector 1: the file ends or has no token there"):
         list(Word2VecVectors(tmp_path / "words.bin").chunks())
+
+
+def test_a_byte_order_mark_is_no_part_of_what_follows(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("2 2\ncat 1 2\ndog 3 4\n", encoding="utf-8-sig")
+    vectors = Word2VecVectors(tmp_path / "words.txt")
+    assert vectors.keys().to_list() == ["cat", "dog"]  # type: ignore[union-attr]
+    assert torch.cat(list(vectors.chunks())).tolist() == [[1, 2], [3, 4]]
+    (tmp_path / "vocab.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
+    tokens = TokenSources([str(tmp_path / "vocab.txt")]).tokens("word")
+    assert tokens is not None
+    assert tokens.tokens.to_list() == ["cat", "dog"]

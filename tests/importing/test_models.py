@@ -152,6 +152,11 @@ BROKEN = [
     ({"fm.lr_layer.bias": None}, {}, "it has no 'lr_layer.bias'|it has no 'fm.lr_layer.bias', which is 'linear.bias'"),
     ({"mlp.mlp.0.bias": torch.tensor([float("nan")] * 8)}, {}, "'mlp.mlp.0.bias' has a number that is NaN"),
     ({}, {"hidden_units": [8]}, "it has 3 linear layers in 'mlp.mlp', and model.hidden_units makes 2"),
+    (
+        {f"mlp.mlp.{layer}.{part}": None for layer in (3, 6) for part in ("weight", "bias")},
+        {},
+        "it has 1 linear layer in 'mlp.mlp', and model.hidden_units makes 3",
+    ),
     ({}, {"hidden_units": [8, 7]}, r"has the shape \[6, 8\], and 'deep.3.weight' here \[7, 8\]"),
     ({}, {"batch_norm": False}, "it has 2 normalisations in 'mlp.mlp', and model.hidden_units makes 0"),
 ]

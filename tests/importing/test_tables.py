@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from embank.pipelines import convert_bundle, import_source, load_vectors
+from embank.pipelines import convert_bundle, import_source, load_model, load_vectors
 from embank.pipelines.cli.app import app
 from embank.pipelines.data.loading.integrity import seal
 from embank.pipelines.vectors.sources import TableVectors
@@ -182,6 +182,78 @@ def test_tokens_in_our_order(kind: str, rows: Tensor, tmp_path: Path) -> None:
     assert (done.tables[0].by, done.tables[0].missing, done.tables[0].surplus) == ("token", 3, 4)
 
 
+@pytest.mark.parametrize("kind", ["word2vec", "parquet", "embank"])
+@pytest.mark.parametrize("vocab", ["other.txt", "other.json", "other.parquet"])
+def test_tokens_of_the_file_itself_stand(kind: str, vocab: str, rows: Tensor, tmp_path: Path) -> None:
+    other = [TOKENS[1], TOKENS[0], *TOKENS[2:]]
+    (tmp_path / "other.txt").write_text("".join(f"{token}\n" for token in other))
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    pl.DataFrame({"token": other}).write_parquet(tmp_path / "other.parquet")
+    if kind == "parquet":
+        source = parquet(tmp_path / "item.parquet", rows, name=TOKENS)
+    else:
+        source = word2vec_text(tmp_path / "item", rows)
+    if kind == "embank":
+        import_source(source, tmp_path / "bundle", kind="word2vec", name="item")
+        source = tmp_path / "bundle"
+    with pytest.raises(ConfigError, match=rf"the file names its tokens itself .*{vocab}' would.*leave --vocab out"):
+        import_source(source, tmp_path / "out", kind=kind, vocab=[str(tmp_path / vocab)])
+    data = ours(tmp_path / "data", [None, *other])
+    import_source(source, tmp_path / "out", kind=kind, vocab=[str(data)])
+    assert torch.equal(looked_up(tmp_path / "out")[1:3], rows[[1, 0]])
+
+
+def test_a_list_of_tokens_beside_ids(rows: Tensor, tmp_path: Path) -> None:
+    """It names rows by their order, and so only where that is the ids'."""
+    (tmp_path / "tokens.txt").write_text("".join(f"{token}\n" for token in TOKENS))
+    how: dict[str, Any] = {"kind": "parquet", "vocab": [str(tmp_path / "tokens.txt")]}
+    parquet(tmp_path / "item.parquet", rows, id=[0, 2, 1, *range(3, ROWS)])
+    with pytest.raises(ConfigError, match="column 'id', row 1 is id 2, and .*tokens.txt' names rows by their order"):
+        import_source(tmp_path / "item.parquet", tmp_path / "out", **how)
+    parquet(tmp_path / "item.parquet", rows, id=range(ROWS))
+    import_source(tmp_path / "item.parquet", tmp_path / "out", **how)
+    assert torch.equal(load_vectors(tmp_path / "out").lookup(["t7"]), rows[[7]])
+
+
+def test_ids_in_floats(rows: Tensor, tmp_path: Path) -> None:
+    order = [3, 1, 0, 2, *range(4, ROWS)]
+    for name, kind in (("id", pl.Float64), ("item_id", pl.Float32)):
+        parquet(tmp_path / "item.parquet", rows, **{name: pl.Series(order, dtype=kind)})
+        assert import_source(tmp_path / "item.parquet", tmp_path / name, kind="parquet").tables[0].by == "id"
+        assert torch.equal(looked_up(tmp_path / name)[order], rows)
+    parquet(tmp_path / "item.parquet", rows, popularity=[number + 0.5 for number in order])  # which are no ids
+    assert import_source(tmp_path / "item.parquet", tmp_path / "out", kind="parquet").tables[0].by == "row"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("id", pl.Series([0.5, *range(1, ROWS)]), "row .0. that is no whole number, and is double"),
+        ("id", pl.Series([0.0, None, *map(float, range(2, ROWS))]), "row .1. that is no whole number, and is double"),
+        ("item_id", pl.Series(range(ROWS)).cast(pl.Decimal(10, 0)), "is decimal128.10, 0."),
+        ("movie", pl.Series([token.encode() for token in TOKENS]), "is (large_)?binary"),
+    ],
+)
+def test_keys_of_other_types(name: str, values: pl.Series, message: str, rows: Tensor, tmp_path: Path) -> None:
+    path = parquet(tmp_path / "item.parquet", rows, **{name: values})
+    for option in (None, name):
+        with pytest.raises(DataError, match=rf"item.parquet': column '{name}' .*{message}.*to integers.*--id-column"):
+            import_source(path, tmp_path / "out", kind="parquet", id_column=option)
+    assert import_source(path, tmp_path / "out", kind="parquet", id_column="").tables[0].by == "row"
+
+
+def test_an_empty_token_of_a_column(rows: Tensor, tmp_path: Path) -> None:
+    path = parquet(tmp_path / "item.parquet", rows, name=["", *TOKENS[1:]])
+    with pytest.raises(DataError, match="column 'name', row 0: the token is empty"):
+        import_source(path, tmp_path / "out", kind="parquet")
+
+
+def test_a_bundle_of_tables_scores_nothing(rows: Tensor, tmp_path: Path) -> None:
+    import_source(written(tmp_path, rows)["npy"], tmp_path / "out", kind="npy")
+    with pytest.raises(ConfigError, match="has tables only, and no model"):
+        load_model(tmp_path / "out")
+
+
 def test_what_embank_convert_wrote_comes_back(tmp_path: Path) -> None:
     bundle = trained_bundle_of_a_log(tmp_path)
     convert_bundle(bundle, to="parquet", out=tmp_path / "parquet")
@@ -241,11 +313,20 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("npy", {"latin.txt": b"caf\xe9\n"}, {"vocab": ["latin.txt"]}, "'latin.txt', line 1: .*is not UTF-8 .byte 3"),
     ("npy", {"v.json": "{"}, {"vocab": ["v.json"]}, "'v.json' can't be read as JSON"),
     ("npy", {"v.json": '{"item": {"a": 1, "b": 1}}'}, {"vocab": ["v.json"]}, "tokens 'a' and 'b' both have row 1"),
-    ("npy", {"v.json": '{"itm": {"a": 1}}'}, {"vocab": ["v.json"]}, "no vocabulary of 'item'; did you mean 'itm'"),
+    (
+        "npy",
+        {"v.json": '{"itm": {"a": 1}}'},
+        {"vocab": ["v.json"]},
+        "no vocabulary of 'item': name .*FEATURE=item; did you mean 'itm'.$",
+    ),
     ("npy", {}, {"order": ["a"]}, "--order is of whole models"),
     ("npy", {}, {"names": {"x": "itm"}}, "no table 'itm'.*did you mean 'item'"),
     ("npy", {}, {"budget": 0.5, "method": "hsh"}, "hsh.*hash"),
     ("npy", {}, {"codec": "int9"}, "int9"),
+    ("npy", {}, {"method": "hash"}, "--method hash needs a size; give --budget"),
+    ("npy", {}, {"method": "hash", "budget": 2}, "--budget is 2; .* in .0, 1."),
+    ("npy", {}, {"budget": 0}, "--budget is 0; .* in .0, 1."),
+    ("npy", {"gap.txt": "a\n\nb\n"}, {"vocab": ["gap.txt"]}, "'gap.txt', line 2: the token is empty"),
     ("word2vec", {}, {"kind": "torchrec"}, "is no file of torch.save, or truncated|can't be read as tensors alone"),
     ("torchrec", {}, {"kind": "fuxictr"}, "no tables of FuxiCTR.*It has net.embeddings.item.weight"),
     ("torchrec", {}, {"kind": "word2vec"}, "line 1: .* is not the number of vectors"),

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from click.testing import Result
 from torchrec import EmbeddingCollection, EmbeddingConfig
+from typer.testing import CliRunner
 
 from embank.pipelines import evaluate_saved, import_source
+from embank.pipelines.cli.app import app
 from embank.pipelines.importing.torch_states import open_state
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.train.trainer import Trainer
@@ -124,7 +127,7 @@ REFUSED = [
     ),
     ({**MODEL, "model": {**MODEL["model"], "bottom": [7]}}, {}, r"has the shape \[6, 2\].*model.bottom"),
     ({**MODEL, "tables": {"dim": 4}}, {}, "table 'genre' has dim 4.*vectors of 8 numbers; set tables.dim"),
-    (MODEL, {"names": {"user": "t_user", "genre": "t_genre"}}, "no table 'item'.*--table item=NAME"),
+    (MODEL, {"names": {"user": "t_user", "genre": "t_genre"}}, "no table 'item'.*item=NAME.*; did you mean 't_item'.$"),
     (MODEL, {"names": {**NAMES, "user": "t_use"}}, "no table 't_use'.*did you mean 't_user'"),
     (MODEL, {"order": ["user", "item"]}, "lacks 'genre'"),
     (MODEL, {"order": ["user", "item", "gnre"]}, "has 'gnre'"),
@@ -143,3 +146,38 @@ def test_refused(sections: dict, how: dict, message: str, data: Path, tmp_path: 
             **{"names": NAMES, **how},
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt"]
+
+
+@pytest.mark.parametrize(
+    ("section", "missing"), [({"name": "deepfm", "hidden_units": [4]}, "linear.bias"), (MODEL["model"], "bottom.0.wei")]
+)
+def test_tables_alone_are_no_model(section: dict, missing: str, data: Path, tmp_path: Path) -> None:
+    state = {name: value for name, value in plain_model().state_dict().items() if "embedding_bags" in name}
+    torch.save(state, tmp_path / "tables.pt")
+    chosen = config(data, **{**MODEL, "model": section})
+    how = {"kind": "torchrec", "names": NAMES, "config": chosen}
+    with pytest.raises(ConfigError, match=rf"has tables alone: it has nothing for '{missing}.*with --tables-only"):
+        import_source(tmp_path / "tables.pt", tmp_path / "run", **how)
+    assert not (tmp_path / "run").exists()
+    done = import_source(tmp_path / "tables.pt", tmp_path / "run", tables_only=True, **how)
+    assert (len(done.tables), done.network) == (3, 0)
+
+
+def test_the_command_tells_the_order_and_wants_a_size(data: Path, tmp_path: Path) -> None:
+    torch.save(plain_model().state_dict(), tmp_path / "model.pt")
+    (tmp_path / "dlrm.yaml").write_text(
+        f"data: {{path: {data}}}\nmodel: {{name: dlrm, bottom: {BOTTOM[:-1]}, top: {TOP[:-1]}}}\ntables: {{dim: 8}}\n"
+    )
+    words = ["import", tmp_path / "model.pt", "--from", "torchrec", "--config", tmp_path / "dlrm.yaml"]
+    words += [word for name, theirs in NAMES.items() for word in ("--table", f"{name}={theirs}")]
+
+    def run(*more: object) -> Result:
+        return CliRunner().invoke(app, [*map(str, (*words, *more))])
+
+    for options, tells in (([], True), (["--order", ",".join(SIZES)], False)):
+        done = run("--out", tmp_path / f"run-{tells}", *options)
+        assert done.exit_code == 0
+        assert ("does not tell in which order" in " ".join(done.stderr.split())) == tells
+    refused = run("--out", tmp_path / "small", "--method", "hash")
+    assert isinstance(refused.exception, ConfigError)
+    assert "--method hash needs a size; give --budget" in str(refused.exception)

@@ -183,3 +183,11 @@ def test_several_tables_at_once() -> None:
             tables, {"t": GivenRows(ids=[1], vectors=vectors(1, seed=3)), "u": GivenRows(ids=[-1], vectors=vectors(1))}
         )
     assert all(torch.equal(rows, before[name]) for name, rows in tables.weights().items())
+
+
+def test_what_is_no_table_or_no_given_rows_is_said() -> None:
+    tables = TableCollection([spec()])
+    with pytest.raises(ConfigError, match="0 is no name of a table; give one of t"):
+        tables.import_rows(0, [1], vectors(1))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="given for table 't' is Tensor; give GivenRows"):
+        fit_tables(tables, {"t": vectors(NUM)})  # type: ignore[dict-item]

@@ -9,6 +9,7 @@ from embank.pipelines.cli import show
 from embank.tables.wording import human_bytes
 
 if TYPE_CHECKING:
+    from embank.pipelines.config.run import Config
     from embank.pipelines.importing.report import Imported
 
 
@@ -72,6 +73,7 @@ def import_(
 
         sets = [*(set_ or []), *(f"tables.{key}={value}" for key, value in given.items())]
         loaded, given = load_config(config, overrides=sets), {}
+        _refuse_no_size(method, loaded)
     elif set_:
         from embank.tables.errors import ConfigError
 
@@ -95,6 +97,16 @@ def import_(
             **given,  # type: ignore[arg-type]
         )
     _sum_up(done)
+
+
+def _refuse_no_size(method: str | None, config: "Config") -> None:
+    """Raises ConfigError for a --method whose size neither a budget nor an option says."""
+    default = config.tables.default
+    if method in (None, "full") or default.budget is not None or default.options != type(default.options)():
+        return
+    from embank.tables.errors import ConfigError
+
+    raise ConfigError(f"--method {method} needs a size; give --budget, for example --budget 0.25, or set tables.budget")
 
 
 def _refuse_pooling(pooling: str | None) -> None:

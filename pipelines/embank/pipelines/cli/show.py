@@ -313,8 +313,8 @@ def inspection(values: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def preparing() -> Iterator[Reporter]:
-    """The reporter of preparing and generating data: a bar per phase; silent when stderr is not a terminal."""
-    reporter = Bars(err, keep=True) if err.is_terminal else Reporter()
+    """The reporter of preparing and generating data: a bar per phase; notes alone when stderr is not a terminal."""
+    reporter: Reporter = Bars(err, keep=True) if err.is_terminal else Notes()
     try:
         yield reporter
     finally:

@@ -22,7 +22,7 @@ from embank.pipelines.importing.vocabularies import TokenSources
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.vectors.encoding import encoded
 from embank.pipelines.vectors.store import FACTS, key_facts
-from embank.tables import Coded, ConfigError, PackedCollection, PackedTable, TableSpec, build_method
+from embank.tables import Coded, ConfigError, PackedCollection, PackedTable, TableSpec, build_method, method_class
 from embank.tables.ids.vocabulary import MISSING, TOKEN, UNKNOWN, UNKNOWN_ID, Vocabulary
 from embank.tables.method.base import own_table
 from embank.tables.serving.codecs.registry import codecs_by_table
@@ -31,6 +31,7 @@ from embank.tables.serving.table import codec_of
 from embank.tables.specs import Pooling
 from embank.tables.storage.new_folder import new_folder
 
+PLAIN = "full"
 PLAIN_BELOW = 100
 """Tables of fewer ids stay plain under a budget that several share, as in a configuration."""
 
@@ -40,7 +41,7 @@ def import_tables(
     out: str | Path,
     *,
     vocabularies: TokenSources,
-    method: str = "full",
+    method: str = PLAIN,
     budget: float | None = None,
     codec: str = "fp32",
     pooling: Pooling = "sum",
@@ -69,6 +70,7 @@ def import_tables(
         WorkError: it can't be written; nothing is left behind.
     """
     out, told = Path(out), reporter or Reporter()
+    _refuse_size(method, budget)
     vocabularies.refuse_unknown(source.tables)
     sources = (source.path,) if source.path.is_dir() else ()
     with new_folder(out, kind="bundle", sources=sources) as folder:
@@ -76,7 +78,7 @@ def import_tables(
         scratch.mkdir()
         specs, rows, matchings = [], {}, {}
         for number, (name, table) in enumerate(source.tables.items()):
-            ours = _our_vocabulary(vocabularies, name, has_keys=table.vectors.key_column is not None)
+            ours = _our_vocabulary(vocabularies, name, has_keys=table.vectors.keys() is not None)
             tokens = None if ours is not None else vocabularies.tokens(name)
             matching = match(table, tokens=tokens, vocabulary=ours, num_ids=None)
             rows[name] = matched_rows(table.vectors, matching, scratch / str(number), reporter=told)
@@ -107,6 +109,17 @@ def import_tables(
     return done
 
 
+def _refuse_size(method: str, budget: float | None) -> None:
+    if budget is not None and not 0 < budget <= 1:
+        raise ConfigError(
+            f"--budget is {budget}; it is serving bytes / bytes of the plain fp32 tables, in (0, 1]. Give such a one, "
+            "or leave it out"
+        )
+    if method != PLAIN and budget is None:
+        method_class(method)  # an unknown one is refused first
+        raise ConfigError(f"--method {method} needs a size; give --budget, for example --budget 0.25")
+
+
 def _our_vocabulary(vocabularies: TokenSources, name: str, *, has_keys: bool) -> Vocabulary | None:
     """Our vocabulary of a table whose source names its own rows; else `--vocab` says what rows stand for."""
     if not has_keys or not vocabularies.is_ours(name):
@@ -132,7 +145,7 @@ def _packed(
 ) -> PackedCollection:
     """Tables as they are served: the source's rows, or what was fitted to them."""
     packs: dict[str, PackedTable] = {}
-    fitted = [spec for spec in specs if spec.method != "full"]
+    fitted = [spec for spec in specs if spec.method != PLAIN]
     if fitted:
         from embank.pipelines.importing.fits import fitted_packs
 

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import polars as pl
 
 from embank.pipelines.importing.sources import SourceTable
-from embank.pipelines.importing.vocabularies import RowTokens
+from embank.pipelines.importing.vocabularies import RowTokens, refuse_empty
+from embank.pipelines.vectors.files import ParquetVectors
 from embank.tables.errors import ConfigError, DataError
 from embank.tables.ids.vocabulary import UNKNOWN_ID, Vocabulary
 from embank.tables.wording import listing, shown
@@ -74,9 +75,14 @@ def match(
         num_ids: ours; None where the source decides.
 
     Raises:
-        DataError, ConfigError: sizes that don't fit, no row that matches.
+        DataError, ConfigError: sizes that don't fit, no row that matches, tokens for rows that have their own.
     """
-    keys = None if tokens is not None else table.vectors.keys()
+    keys = table.vectors.keys()
+    if isinstance(table.vectors, ParquetVectors) and keys is not None and keys.dtype == pl.String:
+        refuse_empty(keys, what=f"'{table.vectors.path}', column '{table.vectors.key_column}', row", first=0)
+    if keys is not None and tokens is not None:
+        tokens = _beside_keys(table, keys, tokens)
+        keys = keys if tokens is None else None
     if tokens is not None and tokens.num_rows not in (None, table.vectors.num_rows):
         raise DataError(
             f"{tokens.what} has {tokens.num_rows:,} rows, and {table.vectors.column} of '{table.vectors.path}' has "
@@ -90,6 +96,30 @@ def match(
     if keys is not None:
         return _by_id(table, keys, num_ids)
     return _by_row(table, tokens, num_ids)
+
+
+def _beside_keys(table: SourceTable, keys: pl.Series, tokens: RowTokens) -> RowTokens | None:
+    """What else names the rows of a table that has keys: nothing where they are tokens, which our vocabularies leave
+    as they are; tokens in the rows' order where they are ids in this order.
+
+    Raises:
+        ConfigError: a list of tokens beside keys, which would name the same rows otherwise.
+    """
+    if not keys.dtype.is_integer():
+        if tokens.is_list:
+            raise ConfigError(
+                f"'{table.vectors.path}': the file names its tokens itself ({listing(map(shown, keys[:3]))}), and "
+                f"{tokens.what} would name its rows by their order; leave --vocab out"
+            )
+        return None
+    order = keys.cast(pl.Int64).to_numpy()
+    if len(order) and (order != np.arange(len(order))).any():
+        row = int(np.flatnonzero(order != np.arange(len(order)))[0])
+        raise ConfigError(
+            f"'{table.vectors.path}', column '{table.vectors.key_column}', row {row:,} is id {order[row]:,}, and "
+            f"{tokens.what} names rows by their order; leave --vocab out, or sort the rows by id"
+        )
+    return tokens
 
 
 def _by_token(table: SourceTable, tokens: RowTokens, vocabulary: Vocabulary) -> Matching:

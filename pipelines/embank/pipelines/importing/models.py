@@ -22,7 +22,7 @@ from embank.pipelines.importing.rows import matched_rows
 from embank.pipelines.importing.sources import FIRST_ORDER, OURS, Source, SourceTable
 from embank.pipelines.importing.vocabularies import TokenSources
 from embank.pipelines.reporting import Reporter
-from embank.pipelines.runs.build import build, served_tables, table_codecs, table_specs
+from embank.pipelines.runs.build import build, initial_network, served_tables, table_codecs, table_specs
 from embank.pipelines.runs.folder import ROWS, RunFolder
 from embank.pipelines.runs.progress import Progress, StageProgress
 from embank.pipelines.runs.records import write_record
@@ -93,6 +93,8 @@ def import_model(
     if order is not None and not whole:
         raise ConfigError("--order says what a source's network reads, and no network is imported; leave it out")
     schema, data = Schema.load(config.data.path), Path(config.data.path)
+    if source.is_model and not source.network and not tables_only:
+        _refuse_no_network(source, config, schema)
     if whole and source.kind != OURS:
         recipe_of(source, str(config.model["name"]))
     plan = _plan(source, config, schema, vocabularies=vocabularies, whole=whole)
@@ -162,6 +164,16 @@ def import_model(
     return Imported(**{**vars(done), "result": result})
 
 
+def _refuse_no_network(source: Source, config: Config, schema: Schema) -> None:
+    """Raises ConfigError where our model has a network, which a source of tables alone has not."""
+    first = next(iter(initial_network(config, schema).state_dict()), None)
+    if first is not None:
+        raise ConfigError(
+            f"'{source.path}' has tables alone: it has nothing for '{first}' of model '{config.model['name']}'. Give a "
+            "file of the whole model, or import the tables with --tables-only"
+        )
+
+
 def _to_the_top(folder: Path, run: Path) -> None:
     """The run's files in place of what was needed to make them."""
     import shutil
@@ -181,10 +193,10 @@ def _plan(source: Source, config: Config, schema: Schema, *, vocabularies: Token
     if not taken or (whole and lacking):
         first = lacking[0]
         raise ConfigError(
-            f"'{source.path}' has no table '{first}', which the configuration's model reads; "
-            f"{nearest_or_all(first, source.tables, label='it has')}. Name the source's table by --table "
-            f"{first.removeprefix(FIRST_ORDER)}=NAME"
+            f"'{source.path}' has no table '{first}', which the configuration's model reads: name the source's by "
+            f"--table {first.removeprefix(FIRST_ORDER)}=NAME"
             + (", or import the tables that it has with --tables-only" if taken else "")
+            + f"; {nearest_or_all(first, source.tables, label='it has')}"
         )
     left = [name for name in source.tables if name not in taken]
     if whole and left:
@@ -267,7 +279,7 @@ def _network(
     numbers = [field.name for field in schema.numeric]
     has_vectors = config.model.get("embed_numeric", source.kind != "deepctr")
     ids, fields, their_numbers = _source_order(source, list(inputs.names), numbers, order=order)
-    if order is None and source.fields is None and len(ids) > 1:
+    if order is None and source.fields is None and len(set(inputs.dims)) < len(ids):
         reporter.note(
             f"a model of {source.kind} does not tell in which order its network reads features; taken as in the data: "
             f"{listing(fields)}. If it was another one, give --order"

@@ -309,7 +309,8 @@ class _Translation:
             own = [parts for parts in ours if self._kind(parts) == kind]
             their = [parts for parts in theirs if self._kind(parts) == kind]
             if len(own) != len(their):
-                title = {"linear": "linear layers", "norm": "normalisations", "other": "learned activations"}[kind]
+                title = {"linear": "linear layer", "norm": "normalisation", "other": "learned activation"}[kind]
+                title += "s" if len(their) != 1 else ""
                 raise self._refused(
                     f"it has {len(their)} {title} in '{part.theirs[0]}', and model.{part.setting} makes {len(own)}"
                 )

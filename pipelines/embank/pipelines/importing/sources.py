@@ -67,9 +67,14 @@ class Source:
     pooling: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def is_model(self) -> bool:
+        """Whether its kind is one of models, rather than of vectors."""
+        return self.kind in (*FRAMEWORKS, OURS)
+
+    @property
     def has_network(self) -> bool:
         """Whether it is a model, rather than tables alone."""
-        return self.kind in (*FRAMEWORKS, OURS) and bool(self.network)
+        return self.is_model and bool(self.network)
 
     def renamed(self, names: Mapping[str, str]) -> Source:
         """The source under our names.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ class RowTokens:
         num_rows: that the table must have; None where it may have any.
         what: for messages.
         names: a token a row, null where it stands for none; None where rows are not in order.
+        is_list: whether a file beside the source says them, rather than it or a vocabulary of ours.
     """
 
     tokens: pl.Series
@@ -48,6 +50,7 @@ class RowTokens:
     missing_row: int | None = None
     num_rows: int | None = None
     what: str
+    is_list: bool = False
 
     @classmethod
     def of_keys(cls, keys: pl.Series, *, what: str) -> RowTokens:
@@ -67,16 +70,17 @@ class RowTokens:
     @classmethod
     def of_listed(cls, tokens: pl.Series, *, what: str) -> RowTokens:
         """Of a list of tokens in which __OOV__ is the row of unknown values, and __PAD__ stands for none."""
-        by_token = {special: np.flatnonzero((tokens == special).to_numpy()).tolist() for special in (OOV, PAD, "")}
+        by_token = {special: np.flatnonzero((tokens == special).to_numpy()).tolist() for special in (OOV, PAD)}
         unknown = next(iter(by_token[OOV]), None)
         is_plain = ((tokens != OOV) & (tokens != PAD)).to_numpy()
         return cls(
             tokens=tokens.filter(pl.Series(is_plain)),
             rows_K=np.flatnonzero(is_plain).astype(np.int64),
             unknown_row=unknown,
-            missing_row=next(iter(by_token[""]), unknown),
+            missing_row=unknown,
             num_rows=len(tokens),
             what=what,
+            is_list=True,
             names=tokens.set(pl.Series(~is_plain), None),
         )
 
@@ -197,7 +201,7 @@ def _of_folder(path: Path, feature: str) -> Vocabulary | None:
 def _of_json(path: Path, feature: str) -> RowTokens:
     """A vocabulary of FuxiCTR: tokens to rows, or features to those. A list is a token a row."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         cause = cause_of(error) if isinstance(error, OSError) else error
         raise DataError(f"'{path}' can't be read as JSON ({cause}); write it again") from error
@@ -207,8 +211,8 @@ def _of_json(path: Path, feature: str) -> RowTokens:
     if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
         if feature not in values:
             raise DataError(
-                f"'{path}' has no vocabulary of '{feature}'; {nearest_or_all(feature, values, label='there are')}. "
-                f"Name the table by --table FEATURE={feature}"
+                f"'{path}' has no vocabulary of '{feature}': name the table by --table FEATURE={feature}; "
+                f"{nearest_or_all(feature, values, label='there are')}"
             )
         values = values[feature]
     what = f"the vocabulary of '{feature}' in '{path}'"
@@ -226,6 +230,7 @@ def _of_json(path: Path, feature: str) -> RowTokens:
         missing_row=values.get("", values.get(OOV)),
         num_rows=max(values.values(), default=-1) + 1,
         what=what,
+        is_list=True,
     )
 
 
@@ -247,7 +252,7 @@ def _of_file(path: Path) -> pl.Series:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"'{path}' can't be read: {cause_of(error)}") from error
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    for number, line in enumerate(content.removeprefix(BOM_UTF8).split(b"\n"), start=1):
         try:
             tokens.append(line.decode("utf-8").removesuffix("\r"))
         except UnicodeDecodeError as error:
@@ -261,6 +266,7 @@ def _of_file(path: Path) -> pl.Series:
 
 
 def _each_once(tokens: pl.Series, path: Path, unit: str) -> pl.Series:
+    refuse_empty(tokens, what=f"'{path}', {unit}", first=1)
     if tokens.n_unique() < len(tokens):
         row = int(np.flatnonzero((~tokens.is_first_distinct()).to_numpy())[0])
         first = int(np.flatnonzero((tokens == tokens[row]).to_numpy())[0])
@@ -270,3 +276,17 @@ def _each_once(tokens: pl.Series, path: Path, unit: str) -> pl.Series:
             "for one row; leave one out, with its row"
         )
     return tokens
+
+
+def refuse_empty(tokens: pl.Series, *, what: str, first: int) -> None:
+    """Raises DataError for a token without a character.
+
+    Args:
+        tokens: String series.
+        what: the words before the number of a token.
+        first: the number of the first one.
+    """
+    empty = np.flatnonzero((tokens == "").fill_null(value=False).to_numpy())
+    if empty.size:
+        row = int(empty[0])
+        raise DataError(f"{what} {first + row:,}: the token is empty. Name it, or leave it out with its row", row=row)

@@ -6,6 +6,7 @@ one line, or as fp32 behind a space.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -45,7 +46,7 @@ class Word2VecVectors(VectorFile):
                 first = file.read(_MOST_TOKEN_BYTES)
         except OSError as error:
             raise DataError(f"'{path}' can't be read: {cause_of(error)}. Give a file of word2vec") from error
-        numbers = header.split()
+        numbers = header.removeprefix(BOM_UTF8).split()
         if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
             raise DataError(
                 f"'{path}', line 1: {shown(header.decode(errors='replace').strip())} is not the number of vectors and "
@@ -144,6 +145,11 @@ class Word2VecVectors(VectorFile):
                         raise self._ended(start + i)
                     rows_rD[i] = np.frombuffer(content, dtype="<f4")
                 yield names, torch.from_numpy(rows_rD.astype(np.float32, copy=False))
+            if file.read(200).strip():
+                raise DataError(
+                    f"'{self.path}': more bytes follow the last vector, and the first line says {self.num_rows:,} "
+                    f"vectors of {self.dim:,} numbers. Copy the file again, or correct its first line"
+                )
 
     def _binary_token(self, file: BinaryIO, row: int) -> bytes:
         """The bytes up to a space; a line feed in front belongs to the vector before."""
@@ -163,6 +169,9 @@ class Word2VecVectors(VectorFile):
         )
 
     def _decoded(self, token: bytes, row: int) -> str:
+        if not token:
+            where = f"line {row + 2:,}" if self.is_text else f"vector {row:,}"
+            raise DataError(f"'{self.path}', {where}: the token is empty. Name it, or leave the vector out", row=row)
         try:
             return token.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -95,6 +95,11 @@ class ServedModel:
     def __init__(self, path: Path, *, verify: Verify = "small") -> None:
         self.path = path
         self.bundle = Bundle(path, verify=verify)
+        if "config" not in self.bundle.facts and "imported" in self.bundle.facts:
+            raise ConfigError(
+                f"bundle '{path}' has tables only, and no model that scores rows; `embank import` writes one with "
+                "--config. Look vectors up with load_vectors or load_bundle"
+            )
         if not (path / PREPROCESS).is_file():
             raise ConfigError(
                 f"bundle '{path}' has no {PREPROCESS}: it was written by an earlier version, or its training data was "

@@ -247,12 +247,47 @@ class ParquetVectors(VectorFile):
 
     def _keys_of(self, name: str | None, schema: Any) -> str | None:
         able = [field.name for field in schema if _is_key(field.type)]
+        odd = [field.name for field in schema if _is_odd_key(field.type)]
         if name is None:
-            named = [one for one in able if one.lower() in ("id", "key")]
-            able = named if len(named) == 1 else able
-            if not able:
+            named = [one for one in (*able, *odd) if one.lower() in ("id", "key")]
+            if len(named) == 1:
+                name, able = named[0], [one for one in able if one in named]
+            elif not able:
+                name = next((one for one in odd if self._may_be_key(one, schema)), None)
+            if name is None and not able:
                 return None
+        if name in odd:
+            assert name is not None
+            self._refuse_odd_key(name, schema)
+            return name
         return self._chosen(name, able, "text or whole numbers", '--id-column (or --id-column "" for none)', schema)
+
+    def _may_be_key(self, name: str, schema: Any) -> bool:
+        """Whether a column of floats, decimals or bytes may be meant as keys: numbers with a fraction are not, unless
+        they are called so."""
+        return _is_called_key(name) or not pa.types.is_floating(schema.field(name).type) or self._fraction(name) is None
+
+    def _fraction(self, name: str) -> int | None:
+        """The first row of a column of floats that is no id: null, not whole, or beyond the numbers that its type
+        tells apart."""
+        values = pl.Series(pl.from_arrow(pq.read_table(self.path, columns=[name]))[name])  # type: ignore[index]
+        exact = 2.0 ** {"halffloat": 11, "float": 24, "double": 53}[str(self.file.schema_arrow.field(name).type)]
+        is_id = (values.is_finite() & (values == values.floor()) & (values.abs() <= exact)).fill_null(value=False)
+        return None if is_id.all() else int(np.flatnonzero(~is_id.to_numpy())[0])
+
+    def _refuse_odd_key(self, name: str, schema: Any) -> None:
+        """Raises DataError for keys that are neither text nor whole numbers, but in floats without a fraction."""
+        kind = schema.field(name).type
+        row = self._fraction(name) if pa.types.is_floating(kind) else None
+        if pa.types.is_floating(kind) and row is None:
+            return
+        what = "is" if row is None else f"has a row ({row:,}) that is no whole number, and is"
+        raise DataError(
+            f"'{self.path}': column '{name}' {what} {kind}, and keys are text or whole numbers. Cast it to integers "
+            '(or text), or name another column with --id-column ("" for none, rows in order)',
+            field=name,
+            row=row,
+        )
 
     def chunks(self) -> Iterator[Tensor]:
         start = 0
@@ -291,6 +326,7 @@ class ParquetVectors(VectorFile):
         table = pq.read_table(self.path, columns=[self.key_column], memory_map=True)
         series = pl.Series("key", pl.from_arrow(table)[self.key_column])  # type: ignore[index]
         series = series.cast(pl.String) if series.dtype in (pl.Categorical, pl.Enum) else series
+        series = series.cast(pl.Int64) if series.dtype.is_float() else series
         refuse_bad_keys(series, what=f"'{self.path}', column '{self.key_column}'")
         return series
 
@@ -329,3 +365,14 @@ def _fixed_size(kind: Any) -> int:
 def _is_key(kind: Any) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_odd_key(kind: Any) -> bool:
+    """Whether a column may be meant as keys, and is of no type that they have."""
+    of = pa.types
+    is_bytes = of.is_binary(kind) or of.is_large_binary(kind) or of.is_fixed_size_binary(kind)
+    return bool(of.is_floating(kind) or of.is_decimal(kind) or is_bytes)
+
+
+def _is_called_key(name: str) -> bool:
+    return name.lower() in ("id", "key") or name.lower().endswith("_id")

@@ -19,7 +19,7 @@ from embank.tables.method.base import Method, physical_tables
 from embank.tables.method.fitting import Fitted, NewRows, Wanted
 from embank.tables.method.modes import evaluating
 from embank.tables.method.schedule import is_last_stage
-from embank.tables.wording import nearest_or_all
+from embank.tables.wording import listing, nearest_or_all
 
 if TYPE_CHECKING:
     from embank.tables.collections.base import Tables
@@ -128,10 +128,16 @@ def find_all(tables: "Tables", given: Mapping[str, GivenRows]) -> dict[str, Foun
     """Given rows, checked and found in their tables.
 
     Raises:
-        ConfigError: no such table, or what `find` refuses.
+        ConfigError: no such table, no `GivenRows`, or what `find` refuses.
     """
     specs = {spec.name: spec for spec in tables.specs}
-    for name in given:
+    for name, own in given.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{name!r} is no name of a table; give one of {listing(specs)}")
+        if not isinstance(own, GivenRows):
+            raise ConfigError(
+                f"what is given for table '{name}' is {type(own).__name__}; give GivenRows(ids=..., vectors=...)"
+            )
         if name not in specs:
             raise ConfigError(f"there is no table '{name}'; {nearest_or_all(name, specs, label='there are')}")
     return {name: find(specs[name], own) for name, own in given.items()}
