@@ -153,7 +153,7 @@ BROKEN = [
     ({"mlp.mlp.0.bias": torch.tensor([float("nan")] * 8)}, {}, "'mlp.mlp.0.bias' has a number that is NaN"),
     ({}, {"hidden_units": [8]}, "it has 3 linear layers in 'mlp.mlp', and model.hidden_units makes 2"),
     (
-        {f"mlp.mlp.{layer}.{part}": None for layer in (3, 6) for part in ("weight", "bias")},
+        {f"mlp.mlp.{layer}.{part}": None for layer in (4, 8) for part in ("weight", "bias")},
         {},
         "it has 1 linear layer in 'mlp.mlp', and model.hidden_units makes 3",
     ),
