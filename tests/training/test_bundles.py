@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from embank.ctr_models import MODELS
-from embank.pipelines.cli.app import evaluate as evaluate_command
+from embank.pipelines.cli.saved import evaluate as evaluate_command
 from embank.pipelines.config.run import load_config
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import VOCAB_FOLDER, Schema
