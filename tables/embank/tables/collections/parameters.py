@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from embank.tables.collections.held_rows import writing
 from embank.tables.collections.named import NamedModules
@@ -370,9 +370,3 @@ def external_error(num_processes: int) -> ConfigError:
         f"rows spread over {num_processes} processes need an optimizer of their own, which runs in the backward pass: "
         "optimizer=RowOptimizer(name='rowwise_adagrad', lr=0.02)"
     )
-
-
-def row_parameter(tables: "Tables", table: str) -> Tensor:
-    """Rows of a physical table: the parameter where there is one."""
-    found: Tensor = handle(tables, table).weight
-    return found
