@@ -1,7 +1,6 @@
 """Trials that train: each is an `embank train` of its own, over methods, dims and learning rates of a configuration."""
 
 import hashlib
-import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from embank.pipelines.search.folder import SearchFolder
 from embank.pipelines.search.job import Job, Setting
 from embank.pipelines.search.leases import RETRY_OF
 from embank.pipelines.search.trials import FailedTrialError, StoppedSearchError
-from embank.pipelines.sweep.children import last_words, run_command, start
+from embank.pipelines.sweep.children import forkserver, last_words, run_command, start
 from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.sweep.feasible import Feasibility
 from embank.pipelines.train.interrupt import StopRequest
@@ -32,7 +31,6 @@ from embank.tables import BudgetError, WorkError
 
 POLL_SECONDS = 0.2
 _MOST_FAILURES = 3
-_PRELOADED = ["embank.pipelines.cli.app", "embank.pipelines.train.trainer"]
 
 
 @contextmanager
@@ -80,8 +78,7 @@ class TrainingObjective:
         self.feasibility, self.schema = Feasibility(data), Schema.load(data)
         self.counts = id_counts(self.schema, data=data)
         self.num_failures = 0
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(_PRELOADED)
+        self.context = forkserver()
 
     def __call__(self, candidate: Candidate, trial: optuna.Trial) -> float:
         try:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -27,7 +27,14 @@ BUSY_SECONDS = 0.5
 """Between looks at runs that another process works on."""
 
 _PR_SET_PDEATHSIG = 1
-_PRELOADED = ["embank.pipelines.cli.app", "embank.pipelines.train.trainer"]
+_PRELOADED = [
+    "embank.pipelines.cli.app",
+    "embank.pipelines.train.trainer",
+    "embank.pipelines.runs.plots",
+    "embank.tables.rows.fbgemm_memory",
+    "matplotlib.backends.backend_agg",
+    "torch.distributed.checkpoint",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +72,13 @@ class Ended:
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def forkserver() -> ForkServerContext:
+    """Starts processes that have imported all that a training needs, its pictures included."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
 
 
 def run_children(
@@ -105,8 +119,7 @@ class _Running:
 
     def __init__(self, *, num_threads: int) -> None:
         self.num_threads = num_threads
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(_PRELOADED)
+        self.context = forkserver()
         self.children: dict[str, tuple[Child, ForkServerProcess, float]] = {}
         self.is_stopping = False
 

@@ -120,8 +120,7 @@ class Parts:
         return array
 
     def _flat(self, table: Any, piece: Piece, name: str) -> Array:
-        values: Array = self._array(table, piece, name).to_numpy(zero_copy_only=True)
-        return values
+        return _view(self._array(table, piece, name))
 
     def _ids(self, table: Any, piece: Piece, name: str, num_embeddings: int) -> Array:
         ids = self._flat(table, piece, name)
@@ -169,11 +168,11 @@ class Parts:
         values, lengths = [], []
         for table, piece in tables:
             array = self._array(table, piece, name)
-            offsets = array.offsets.to_numpy(zero_copy_only=True).astype(np.int64, copy=False)
+            offsets = _view(array.offsets).astype(np.int64, copy=False)
             child = array.values.slice(offsets[0], offsets[-1] - offsets[0])
             if child.null_count:
                 raise DataError(f"{self._where(piece, 0)} or later: a list in column '{name}' has a null inside.")
-            ids = child.to_numpy(zero_copy_only=True)
+            ids = _view(child)
             bad = _first_outside(ids, num_embeddings)
             if bad is not None:
                 row = int(np.searchsorted(offsets - offsets[0], bad, side="right")) - 1
@@ -183,6 +182,12 @@ class Parts:
         offsets_R1 = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(lengths))])
         bags = Bags(values=np.concatenate(values), offsets=offsets_R1)
         return bags if order_R is None else bags.permuted(order_R)
+
+
+def _view(array: Any) -> Array:
+    """An Arrow array without nulls, not copied. (`to_numpy` would import pandas where it is installed.)"""
+    values: Array = np.from_dlpack(array)
+    return values
 
 
 def _part_paths(path: Path, split: str, schema: Schema) -> list[Path]:
