@@ -1,5 +1,7 @@
 """Codecs of any rows: what every one of them keeps, at every size."""
 
+import re
+
 import pytest
 import torch
 
@@ -137,6 +139,27 @@ def test_names_that_say_nothing_are_refused(name: str, told: str) -> None:
     with pytest.raises(ConfigError) as refused:
         named_codec(name)
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-4, 1e-5, 1e-6])
+def test_steps_too_fine_for_fp16_are_not_rounded_to_nothing(scale: float) -> None:
+    """More bits lose less, also where a step is among the numbers that fp16 holds coarsely, or below all of them."""
+    rows = random_rows(200, 16) * scale
+    lost = [float((encode(rows, codec=f"int{bits}").take(torch.arange(200)) - rows).norm()) for bits in (8, 4, 2)]
+    assert lost[0] <= lost[1] * 1.01
+    assert lost[1] < lost[2] < 0.5 * float(rows.norm())
+    assert lost[0] < 0.03 * float(rows.norm())
+
+
+@pytest.mark.parametrize("name", ["zzzz", "", "8/4/2", "product_code", "steppd", "pca8+sparse_code"])
+def test_a_wrong_name_is_told_what_can_be_chosen(name: str) -> None:
+    """Not what only methods make."""
+    with pytest.raises(ConfigError, match="there is no codec") as refused:
+        named_codec(name, also=["auto"])
+    words = set(re.findall(r"[a-z0-9_]+", str(refused.value).partition("; ")[2]))
+    assert words & {"int4", "sparse", "power_of_two"}, refused.value
+    assert not words & {"product", "product_coded", "sparse_coded", "stepped"}
+    assert "known codecs" not in str(refused.value) or "auto" in words
 
 
 def test_a_name_that_ends_with_a_digit_is_a_name_first() -> None:

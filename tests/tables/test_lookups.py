@@ -1,6 +1,7 @@
 """Tables over plain tensors: what `PackedCollection` gives, in fewer calls."""
 
 import pickle
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import (
+    ConfigError,
     DataError,
     IdRangeError,
+    PackedCollection,
     TableCollection,
     TableSpec,
     load_bundle,
@@ -89,6 +92,72 @@ def test_a_collection_whose_tensors_were_replaced() -> None:
     assert torch.equal(packed(kjt).values(), before)
     packed._apply(lambda tensor: tensor * 0)
     assert not packed(kjt).values().any()
+
+
+def _loaded(one: PackedCollection, other: PackedCollection) -> None:
+    for own, its in zip(one.packs, other.packs, strict=True):
+        own.load_state_dict(its.state_dict(), assign=True)
+
+
+def _set(one: PackedCollection, other: PackedCollection) -> None:
+    for own, its in zip(one.packs.modules(), other.packs.modules(), strict=True):
+        for name, tensor in its._buffers.items():
+            setattr(own, name, tensor)
+
+
+def _set_data(one: PackedCollection, other: PackedCollection) -> None:
+    for own, its in zip(one.buffers(), other.buffers(), strict=True):
+        own.data = its.data
+
+
+def _copied(one: PackedCollection, other: PackedCollection) -> None:
+    for own, its in zip(one.packs, other.packs, strict=True):
+        own.load_state_dict(its.state_dict())
+
+
+def _put_in(one: PackedCollection, other: PackedCollection) -> None:
+    for name, pack in other.packs._modules.items():
+        setattr(one.packs, name, pack)
+
+
+@pytest.mark.parametrize("codec", ["fp32", "int4"])
+@pytest.mark.parametrize("change", [_loaded, _set, _set_data, _copied, _put_in])
+def test_tables_whose_tensors_were_replaced_one_by_one(change: Callable[..., None], codec: str) -> None:
+    """The collection is not told; what it serves are the new rows."""
+    one, other = (pack_collection(TableCollection(SPECS, seed=seed), codec=codec) for seed in (1, 2))
+    other.packs["c"].spine.salt.add_(12345)
+    kjt = random_kjt(SIZES, batch_size=8, seed=1)
+    before, expected = one(kjt).values(), other(kjt).values()
+    assert torch.equal(one(kjt).values(), before)
+    assert not torch.equal(before, expected)
+    change(one, other)
+    assert torch.equal(one(kjt).values(), expected)
+
+
+def test_tensors_that_are_others_for_one_call() -> None:
+    one, other = (pack_collection(TableCollection(SPECS, seed=seed)) for seed in (1, 2))
+    kjt = random_kjt(SIZES, batch_size=8, seed=1)
+    tensors, expected = dict(other.named_buffers()), other(kjt).values()
+    assert torch.equal(torch.func.functional_call(one, tensors, (kjt,)).values(), expected)
+    before = one(kjt).values()
+    assert torch.equal(before, one._one_by_one(Bags(kjt)))
+    assert torch.equal(torch.func.functional_call(one, tensors, (kjt,)).values(), expected)
+    assert torch.equal(one(kjt).values(), before)
+
+
+def test_parts_of_a_packed_table_are_not_replaced() -> None:
+    """Its lookups hold them: neither would the new ones be read, nor the old ones be saved."""
+    one, other = (pack_collection(TableCollection(SPECS, seed=seed)).packs["c"] for seed in (1, 2))
+    with pytest.raises(ConfigError, match=r"matrix 0 of a packed table can't be replaced.*PackedTable\(spine"):
+        one.matrices[0] = other.matrices[0]
+    with pytest.raises(ConfigError, match="'spine' of a packed table can't be replaced"):
+        one.spine = other.spine
+    for same in (deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert torch.equal(same.lookup(torch.arange(9)), one.lookup(torch.arange(9)))
+        with pytest.raises(ConfigError, match="matrix 0"):
+            same.matrices[0] = other.matrices[0]
+    rows = one.lookup(torch.arange(9))
+    assert torch.equal(one.half().lookup(torch.arange(9)), rows), "a cast leaves served rows alone, as of a collection"
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])

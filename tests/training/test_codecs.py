@@ -163,7 +163,7 @@ def test_a_run_is_served_and_judged_under_the_codec_of_its_configuration(
     ("tables", "told"),
     [
         ({"codec": "int44"}, "tables.codec: there is no codec 'int44'"),
-        ({"codec": "stepped"}, "it is made while its method trains"),
+        ({"codec": "stepped"}, "tables.codec: codec 'stepped' is made while its method trains"),
         ({"codec": "dedup", "method": "hash", "budget": 0.5}, "'tables' has codec 'dedup' and a budget"),
         ({"overrides": {"user": {"codec": "in4"}}}, "tables.overrides.user.codec: there is no codec 'in4'"),
         ({"codec": 4}, "tables.codec"),
@@ -215,7 +215,7 @@ def test_a_run_through_a_codec_is_judged_and_served_under_it(data: Path, run: Pa
     [
         ({"straight_through": "int22"}, "train.straight_through: there is no codec 'int22'; did you mean 'int2'"),
         ({"straight_through": "fp32"}, "train.straight_through is 'fp32': it must be a codec of rows"),
-        ({"straight_through": "stepped"}, "train.straight_through is 'stepped': it must be a codec of rows"),
+        ({"straight_through": "stepped"}, "train.straight_through: codec 'stepped' is made while its method trains"),
     ],
 )
 def test_codecs_that_no_run_goes_through(data: Path, train: dict[str, Any], message: str) -> None:

@@ -173,6 +173,49 @@ def test_few_vectors_are_held(codec: str, shape: tuple[int, int], tmp_path: Path
     assert made.num_queries == shape[0] // 2
 
 
+def test_vectors_whose_lengths_vanish_are_refused(tmp_path: Path) -> None:
+    """Else all neighbours are equally near, and the report says that all are kept."""
+    rows = random_rows(40, 6)
+    for factor, told in (
+        (1e-30, r"rows.npy', the array: numbers reach .*e-30 at most.*scale them up"),
+        (1e30, r"rows.npy', the array, row \d+: number \d is .*e\+\d\d, .* beyond fp32; scale"),
+    ):
+        np.save(tmp_path / "rows.npy", (rows * factor).numpy())
+        with pytest.raises(DataError, match=told):
+            compress_vectors(tmp_path / "rows.npy", tmp_path / "out", codec="fp32")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.npy"]
+
+
+def test_a_codec_that_keeps_nothing_is_refused(tmp_path: Path) -> None:
+    """Its fp16 steps and weights are 0, or the size of the rows."""
+    np.save(tmp_path / "rows.npy", (random_rows(40, 6) * 1e-9).numpy())
+    for codec in ("int8", "int2", "binary", "fp16", "bits_8_4_2"):
+        with pytest.raises(ConfigError, match=rf"codec '{codec}' keeps nothing of vectors whose numbers reach .*e-09"):
+            compress_vectors(tmp_path / "rows.npy", tmp_path / "out", codec=codec)
+    made = compress_vectors(tmp_path / "rows.npy", tmp_path / "out", codec=["int8", "fp8_e4m3"], budget=0.5)
+    assert made.codec == "fp8_e4m3"
+    assert made.chosen.lost < 0.1
+    assert "keeps nothing" in made.refused["int8"]
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 11])
+def test_of_few_vectors_the_codec_is_taken_that_loses_least(num_rows: int, tmp_path: Path) -> None:
+    """All are among each other's ten nearest, whatever the codec."""
+    np.save(tmp_path / "rows.npy", random_rows(num_rows, 16).numpy())
+    made = compress_vectors(tmp_path / "rows.npy", tmp_path / "out", codec="auto", budget=0.3)
+    fitting = [trial for trial in made.trials if trial.share <= 0.3]
+    assert made.chosen.lost == min(trial.lost for trial in fitting) < 0.05
+    assert "so few vectors" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(30, 16), torch.full((30, 16), 0.25)])
+def test_equal_vectors_are_held_exactly_in_the_fewest_bytes(rows: torch.Tensor, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    made = compress_vectors(tmp_path / "rows.npy", tmp_path / "out", codec=["fp16", "int8", "int2"], budget=0.6)
+    assert (made.codec, made.chosen.lost, made.chosen.cosine) == ("int2", 0.0, 1.0)
+    assert torch.equal(load_vectors(tmp_path / "out").take(range(30)), rows)
+
+
 def test_what_is_wrong_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", random_rows(20, 4).numpy())
     file, out = tmp_path / "v.npy", tmp_path / "out"
@@ -180,7 +223,7 @@ def test_what_is_wrong_is_refused_before_anything_is_written(tmp_path: Path) -> 
         ({"codec": "int5"}, "there is no codec 'int5'"),
         ({"codec": "int8,int4"}, "is several; give one, or a budget"),
         ({}, "'auto' is several"),
-        ({"codec": "product"}, "vectors alone can't be coded by it"),
+        ({"codec": "product"}, "codec 'product' is made while its method trains"),
         ({"codec": "auto,int8", "budget": 0.5}, "'auto' stands for several"),
         ({"budget": 0.0}, "budget 0.0 is no share"),
         ({"budget": 1.5}, "budget 1.5 is no share"),

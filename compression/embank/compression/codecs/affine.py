@@ -25,6 +25,7 @@ from embank.tables.serving.codecs.joined import Joined, joint_or_each, place_of
 _GROUP = 64
 _CUTS = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.26, 0.32)
 _APART = 2
+_LEAST_NORMAL, _LEAST_FP16 = 2.0**-14, 2.0**-24
 _NUMBERS_PER_CHUNK = 1 << 18  # what the search makes of them stays in a cache
 
 
@@ -139,17 +140,26 @@ def fitted(numbers_Gn: Tensor, *, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     step_G, offset_G = (torch.zeros_like(low_G, dtype=torch.float16) for _ in range(2))
     for below, above in cuts(bits):
         offset = (low_G + below * span_G).half()
-        step = ((span_G - (below + above) * span_G) / top).half()
-        error_G = (_decoded(numbers_Gn, step, offset, top=top) - numbers_Gn).square_().sum(1)
-        is_better_G = error_G < best_G  # never where fp16 overflowed: the error is infinite or no number then
-        best_G = torch.where(is_better_G, error_G, best_G)
-        step_G, offset_G = torch.where(is_better_G, step, step_G), torch.where(is_better_G, offset, offset_G)
+        for step in _rounded((span_G - (below + above) * span_G) / top):
+            error_G = (_decoded(numbers_Gn, step, offset, top=top) - numbers_Gn).square_().sum(1)
+            is_better_G = error_G < best_G  # never where fp16 overflowed: the error is infinite or no number then
+            best_G = torch.where(is_better_G, error_G, best_G)
+            step_G, offset_G = torch.where(is_better_G, step, step_G), torch.where(is_better_G, offset, offset_G)
     if not bool(best_G.isfinite().all()):
         raise ConfigError(
             f"rows reach {float(numbers_Gn.abs().max()):.4g}, more than the fp16 offsets of int{bits} hold; use codec "
             "'fp32' or 'bf16'"
         )
     return _codes(numbers_Gn, step_G, offset_G, top=top).to(torch.uint8), step_G, offset_G
+
+
+def _rounded(step_G: Tensor) -> list[Tensor]:
+    """Steps in fp16. Below its normal numbers they are coarse: one that was rounded down would end short of the range,
+    or be 0 and lose all, so those are tried rounded up too."""
+    is_coarse_G = (step_G > 0) & (step_G < _LEAST_NORMAL)
+    if not bool(is_coarse_G.any()):
+        return [step_G.half()]
+    return [step_G.half(), torch.where(is_coarse_G, (step_G / _LEAST_FP16).ceil() * _LEAST_FP16, step_G).half()]
 
 
 def _codes(numbers_Gn: Tensor, step_G: Tensor, offset_G: Tensor, *, top: int) -> Tensor:

@@ -12,8 +12,9 @@ from embank.pipelines.config.problems import ORIGIN, missing_key, refuse_unknown
 from embank.pipelines.config.sections import DataConfig, RowsConfig, TrainConfig
 from embank.pipelines.config.tables import TABLE_KEYS, TableConfig, TablesConfig, parse_tables
 from embank.pipelines.config.values import field_names, validated
-from embank.tables import ConfigError, named_codec
+from embank.tables import ConfigError
 from embank.tables.scalars import plain
+from embank.tables.serving.codecs.registry import row_codec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +118,10 @@ def _refuse_through(codec: str | None) -> None:
     if codec is None:
         return
     try:
-        named = named_codec(codec)
+        row_codec(codec)
     except ConfigError as error:
         raise ConfigError(f"train.straight_through: {error}") from error
-    if codec == "fp32" or not named.takes_rows:
+    if codec == "fp32":
         raise ConfigError(
             wrong_value(
                 "train.straight_through", codec, "it must be a codec of rows that loses something, such as int2"

@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 from embank.compression.budget.coded import refuse_unknown_nbytes
 from embank.pipelines.config.problems import refuse_boolean, refuse_unknown, wrong_value
 from embank.pipelines.config.values import as_number, field_names, validated, validated_as
-from embank.tables import ConfigError, method_class, named_codec
+from embank.tables import ConfigError, method_class
 from embank.tables.scalars import as_whole
+from embank.tables.serving.codecs.registry import row_codec
 from embank.tables.specs import Pooling
 
 TABLE_KEYS: dict[str, tuple[Any, Any]] = {
@@ -137,12 +138,8 @@ def _refuse_codec(codec: str, *, has_budget: bool, path: str) -> None:
     """Raises ConfigError for a codec that is none, that rows alone can't be coded by, or whose bytes a budget can't
     count."""
     try:
-        named = named_codec(codec)
+        row_codec(codec)
     except ConfigError as error:
         raise ConfigError(f"{path}.codec: {error}") from error
-    if not named.takes_rows:
-        raise ConfigError(
-            wrong_value(f"{path}.codec", codec, "it is made while its method trains; choose one of `embank codecs`")
-        )
     if has_budget:
         refuse_unknown_nbytes(codec, where=f"'{path}'")

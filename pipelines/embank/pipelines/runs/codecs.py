@@ -7,7 +7,8 @@ from typing import Any
 
 from embank.ctr_models import CTRModel
 from embank.pipelines.runs.evaluate import evaluate
-from embank.tables import ConfigError, PackedCollection, TableCollection, named_codec, pack_collection
+from embank.tables import ConfigError, PackedCollection, TableCollection, pack_collection
+from embank.tables.serving.codecs.registry import row_codec
 
 AUTO = "auto"
 MAX_AUC_LOSS = 0.0005
@@ -103,8 +104,8 @@ def codecs_of(
 
 def refuse_codec(codec: str) -> None:
     """Raises ConfigError for a name that is neither `auto` nor that of a codec of rows alone."""
-    if codec != AUTO and not named_codec(codec).takes_rows:
-        raise ConfigError(f"codec '{codec}' is made while its method trains; rows alone can't be coded by it")
+    if codec != AUTO:
+        row_codec(codec, also=[AUTO])
 
 
 def _groups(nbytes: Mapping[str, int]) -> list[list[str]]:

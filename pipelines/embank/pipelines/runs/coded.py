@@ -10,8 +10,9 @@ from embank.pipelines.runs.evaluate import evaluate_scorer
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.records import read_record, write_record
 from embank.pipelines.runs.scoring import Scorer
-from embank.tables import Bundle, CheckpointError, ConfigError, named_codec
+from embank.tables import Bundle, CheckpointError, ConfigError
 from embank.tables.serving.bundle import is_bundle
+from embank.tables.serving.codecs.registry import row_codec
 from embank.tables.serving.recoding import recode_collection
 from embank.tables.storage.checksums import CHECKSUMS, file_digest
 
@@ -25,8 +26,7 @@ def refuse_choice(codec: str) -> None:
         raise ConfigError(
             "codec 'auto' is chosen for each table of one run, by `embank export RUN --codec auto`; name codecs here"
         )
-    if not named_codec(codec).takes_rows:
-        raise ConfigError(f"codec '{codec}' is made while its method trains; rows alone can't be coded by it")
+    row_codec(codec)
 
 
 def coded_file(run: RunFolder, codec: str) -> Path:

@@ -141,6 +141,8 @@ def align_vectors(
                 as_matrix(source, Path(scratch) / name, reporter=reporter)
                 for source, name in zip(sources, ("old", "new"), strict=True)
             )
+            for source, rows in zip(sources, (old_RD, new_RM), strict=True):
+                _refuse_equal(source, rows)
             held_out = _HeldOut(old_RD, new_RM, pairs, reporter=reporter)
             maps = {}
             for one in kinds:
@@ -200,14 +202,21 @@ def _parts(pairs: Matched, old: VectorFile, new: VectorFile, *, seed: int) -> di
     """Places among the matched ids: fitted to, chosen by, told of."""
     num = len(pairs.old_N)
     if num < _LEAST_PAIRS:
+        cure = "Are the keys of one kind?" if pairs.by == "keys" else "Give files of more rows"
         raise DataError(
             f"{num} ids are both in '{old.path}' and in '{new.path}' (by {pairs.by}); a map needs at least "
-            f"{_LEAST_PAIRS}. Are the keys of one kind?"
+            f"{_LEAST_PAIRS}. {cure}"
         )
     drawn = torch.randperm(num, generator=generator_of(seed, "alignment"))
     held_out = min(_MOST_HELD_OUT, max(1, round(num * _SHARE)))
     valid, test, fit = drawn[:held_out], drawn[held_out : 2 * held_out], drawn[2 * held_out :]
     return {"fit": fit.sort().values, "valid": valid, "test": test}
+
+
+def _refuse_equal(source: VectorFile, rows_RD: Tensor) -> None:
+    """Raises DataError where no vector is nearer to one than the others are."""
+    if all(bool((rows_RD[part] == rows_RD[0]).all()) for part in row_slices(*rows_RD.shape)):
+        raise source.refused("all vectors are equal, so that no map to or from them can be told; give trained ones")
 
 
 def _pairs(

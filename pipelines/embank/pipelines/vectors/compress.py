@@ -16,7 +16,8 @@ from embank.pipelines.vectors.matrix import as_matrix
 from embank.pipelines.vectors.neighbours import METRICS
 from embank.pipelines.vectors.store import write_vectors
 from embank.pipelines.vectors.trials import Comparison, Trial, best_of, sample_of
-from embank.tables import CheckpointError, Coded, ConfigError, named_codec
+from embank.tables import CheckpointError, Coded, ConfigError
+from embank.tables.serving.codecs.registry import row_codec
 from embank.tables.storage.new_folder import new_folder
 from embank.tables.wording import nearest_or_all
 
@@ -163,8 +164,8 @@ class _Asked:
         names = codec.split(",") if isinstance(codec, str) else list(codec)
         codecs = tuple(dict.fromkeys(name.strip() for name in names))
         for name in codecs:
-            if name != AUTO and not named_codec(name).takes_rows:
-                raise ConfigError(f"codec '{name}' is made while its method trains; vectors alone can't be coded by it")
+            if name != AUTO:
+                row_codec(name, also=[AUTO])
         if AUTO in codecs and len(codecs) > 1:
             raise ConfigError("codec 'auto' stands for several; give it alone, or name all")
         if budget is None and (len(codecs) != 1 or codecs == (AUTO,)):

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from embank.pipelines.runs.plots import COLORS, style
 from embank.pipelines.vectors.neighbours import DEPTHS, METRICS, recall_at
 from embank.pipelines.vectors.store import KEY_INDEX, KEYS
-from embank.pipelines.vectors.trials import Trial
+from embank.pipelines.vectors.trials import FEW, Trial
 
 if TYPE_CHECKING:
     from embank.pipelines.vectors.compress import Compressed
@@ -104,6 +104,11 @@ def _keys_said(made: Compressed, key_nbytes: int) -> str:
 def _chosen_said(made: Compressed) -> str:
     if made.budget is None:
         return f"Codec `{made.codec}` was asked for."
+    if made.chosen.num_rows <= FEW:
+        return (
+            f"Codec `{made.codec}` loses least of those that take at most {made.budget:g} of the fp32 bytes: so few "
+            "vectors are all among each other's ten nearest, and recall tells nothing."
+        )
     return (
         f"Codec `{made.codec}` keeps recall@10 by {_SPOKEN[made.metric]} best on validation queries, of those that "
         f"take at most {made.budget:g} of the fp32 bytes. Recall below is by {_SPOKEN[made.metric]}."

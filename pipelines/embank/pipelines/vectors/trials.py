@@ -26,6 +26,11 @@ from embank.pipelines.vectors.neighbours import (
 from embank.tables import BudgetError, Coded, ConfigError, named_codec
 from embank.tables.ids.hashing import generator_of
 
+FEW = 11
+"""Vectors of which each has all others among its ten nearest, whatever becomes of them."""
+_ALL_LOST, _LEAST_NORMAL = 0.99, 2.0**-14
+"""Of `Trial.lost`: zeros would do. And the least number of which fp16 holds all its bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -52,8 +57,11 @@ class Trial:
     num_rows: int
     seconds: float
 
-    def rank(self, metric: str) -> tuple[float, float, float]:
-        """The more the better: recall@10 on validation queries, fewer bytes, less loss."""
+    def rank(self, metric: str) -> tuple[float, ...]:
+        """The more the better: recall@10 on validation queries, fewer bytes, less loss. Of so few vectors that all are
+        among a query's ten nearest, less loss, fewer bytes."""
+        if self.num_rows <= FEW:
+            return (-self.lost, -self.share)
         return (recall_at(self.valid, metric) or 0.0, -self.share, -self.lost)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,11 +83,13 @@ class Comparison:
 
     Attributes:
         coded: the form of the one codec that was tried.
+        largest: number of the vectors, by its size.
     """
 
     def __init__(self, rows_RD: Tensor, *, num_queries: int, seed: int, reporter: Reporter) -> None:
         self.rows_RD, self.reporter = rows_RD, reporter
         self.coded: dict[str, Coded] = {}
+        self.largest = float(torch.stack(rows_RD.aminmax()).abs().max())
         self.num_queries = min(num_queries, len(rows_RD) // 2)
         drawn = torch.randperm(len(rows_RD), generator=generator_of(seed, "queries"))[: 2 * self.num_queries]
         self.queries = Queries(rows_QD=rows_RD[drawn], own_Q=drawn)
@@ -139,9 +149,18 @@ class Comparison:
                 if len(refused) == len(codecs):
                     raise
                 continue
+            trial = self.of(coded, codec, num_rows=num_rows, seconds=time.monotonic() - began)
+            if trial.lost >= _ALL_LOST and self.largest < _LEAST_NORMAL:
+                refused[codec] = (
+                    f"codec '{codec}' keeps nothing of vectors whose numbers reach {self.largest:.4g}, too little for "
+                    "its fp16 steps; scale them up, or use 'bf16' or 'fp8_e4m3'"
+                )
+                if len(refused) == len(codecs):
+                    raise ConfigError(refused[codec])
+                continue
             if len(codecs) == 1:  # of several, one at a time is held
                 self.coded[codec] = coded
-            trials[codec] = self.of(coded, codec, num_rows=num_rows, seconds=time.monotonic() - began)
+            trials[codec] = trial
         return trials, refused
 
 

@@ -6,7 +6,8 @@ TorchRec itself is imported by who gives a KeyedJaggedTensor in, and so is not w
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Self
+from operator import getitem, is_
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -35,6 +36,45 @@ _MAX_LOOKUPS = 16
 """Sets of features with bags whose lookups are kept."""
 
 
+class _Held:
+    """What some lookups were made of: the packed tables of a collection and their tensors. They may be replaced without
+    the collection's knowledge: `load_state_dict(assign=True)` of one table, `module.buffer = ...`,
+    `torch.func.functional_call`.
+
+    Args:
+        collection: whose lookups they are.
+    """
+
+    def __init__(self, collection: "PackedCollection") -> None:
+        packs = list(collection.packs._modules.items())
+        held = [(module._buffers, name) for module in collection.packs.modules() for name in module._buffers]
+        held = [(buffers, name) for buffers, name in held if buffers[name] is not None]
+        self.homes: list[dict[str, Any]] = [*(collection.packs._modules for _ in packs), *(home for home, _ in held)]
+        self.names = [*(name for name, _ in packs), *(name for _, name in held)]
+        self.values = list(map(getitem, self.homes, self.names))
+        self.tensors: list[Tensor] = self.values[len(packs) :]
+        self.places = list(map(Tensor.data_ptr, self.tensors))
+        spines = [pack.spine for _, pack in collection.packed_tables()]
+        # Of rows lookups see what is written into them; of what a spine has, such as a salt, they may have a copy.
+        self.copied = [t for spine in spines for t in spine.buffers() if not t.is_inference()]
+        self.versions = [tensor._version for tensor in self.copied]
+
+    def is_current(self) -> bool:
+        """Whether the collection holds the same tensors still, in the same memory."""
+        return (
+            all(map(is_, map(getitem, self.homes, self.names), self.values))
+            and list(map(Tensor.data_ptr, self.tensors)) == self.places
+            and [tensor._version for tensor in self.copied] == self.versions
+        )
+
+
+class _Kept(NamedTuple):
+    """Lookups, and what they were made of."""
+
+    lookups: "Lookups"
+    held: _Held
+
+
 class PackedCollection(OneStep):
     """What is served: packed tables, KeyedJaggedTensor in, KeyedTensor out. It can't be trained.
 
@@ -60,7 +100,7 @@ class PackedCollection(OneStep):
         self.packs = NamedModules({spec.name: pack for spec, pack in zip(specs, packs, strict=True)})
         self.keys = [output_key(spec, feature, specs=specs) for spec in specs for feature in spec.feature_names]
         self.dims = [spec.embedding_dim for spec in specs for _ in spec.feature_names]
-        self._lookups: dict[frozenset[str], Lookups] = {}
+        self._lookups: dict[frozenset[str], _Kept] = {}
 
     def get_extra_state(self) -> Tensor:
         """What the tensors in a `state_dict` belong to: their tables, and the plain attributes of their packed
@@ -142,14 +182,14 @@ class PackedCollection(OneStep):
 
         single_F = (batch.lengths == 1).all(1).tolist() if batch.batch_size else [True] * len(batch.places)
         bags = frozenset(feature for feature, single in zip(batch.places, single_F, strict=True) if not single)
-        lookups = self._lookups.get(bags)  # once: another thread may clear them meanwhile
-        if lookups is None:
+        kept = self._lookups.get(bags)  # once: another thread may clear them meanwhile
+        if kept is None or not kept.held.is_current():
             if len(self._lookups) >= _MAX_LOOKUPS:
                 self._lookups.clear()
-            lookups = self._lookups[bags] = Lookups(self, bags=bags)
+            kept = self._lookups[bags] = _Kept(held=_Held(self), lookups=Lookups(self, bags=bags))
         ids = {feature: batch.values[a:b] for feature, (a, b) in zip(batch.places, pairwise(batch.starts), strict=True)}
         lengths = {feature: batch.lengths[batch.places[feature]] for feature in bags}
-        (values_BE,) = lookups(ids, lengths, num_rows=batch.batch_size)
+        (values_BE,) = kept.lookups(ids, lengths, num_rows=batch.batch_size)
         return values_BE
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -6,7 +6,7 @@ file names is imported or called.
 
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from embank.tables.errors import CheckpointError, ConfigError, EmbankError
 from embank.tables.method.base import (
     Combined,
-    DistinctMethod,
-    JointSpine,
     Method,
     Served,
     Spine,
@@ -23,12 +21,13 @@ from embank.tables.method.base import (
     frozen,
     restored,
 )
-from embank.tables.method.casts import own_defaults
+from embank.tables.method.casts import only_moving, own_defaults
 from embank.tables.method.modes import is_followed
 from embank.tables.method.registry import method_class
 from embank.tables.method.trial import some_ids
 from embank.tables.serving.codecs.base import MIN_NUMBERS, Coded
 from embank.tables.serving.codecs.registry import codec_class, codec_name, encode
+from embank.tables.serving.steps import Steps
 from embank.tables.specs import TableSpec
 from embank.tables.storage.refusals import cause_of
 from embank.tables.storage.resources import refuse_exhausted
@@ -40,27 +39,19 @@ _PARTS = {"spine", "facts", "lookups", "matrices"}
 _MANY = 16
 """Ids from which on it pays to combine each distinct row once."""
 
+_REPLACED = (
+    "{what} of a packed table can't be replaced: its lookups hold it. Make another table, PackedTable(spine, matrices, "
+    "lookups), or pack with another codec; load_state_dict changes tensors"
+)
 
-class _Steps(NamedTuple):
-    """What a lookup calls of its spine, found once, since a module's attributes are slow to ask; None for what any
-    spine has."""
 
-    both: Callable[[Tensor], tuple[tuple[Tensor, ...], Tensor | None]] | None
-    address: Callable[[Tensor], tuple[Tensor, ...]] | None
-    side: Callable[[Tensor], Tensor | None] | None
-    combine: Callable[[tuple[Tensor, ...], Tensor | None], Tensor | Combined] | None
-    combine_distinct: Callable[[tuple[Tensor, ...], Tensor, Tensor | None], Tensor | Combined] | None
+class _Matrices(nn.ModuleList):
+    """Those of a table, which hold on to them."""
 
-    @classmethod
-    def of(cls, spine: Spine) -> "_Steps":
-        kind = type(spine)
-        return cls(
-            both=spine.address_and_side if isinstance(spine, JointSpine) else None,
-            address=None if kind.address is Spine.address else spine.address,
-            side=None if kind.side is Spine.side else spine.side,
-            combine=None if kind.combine is Spine.combine else spine.combine,
-            combine_distinct=spine.combine_distinct if isinstance(spine, DistinctMethod) else None,
-        )
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module):
+            raise ConfigError(_REPLACED.format(what=f"matrix {name}"))
+        super().__setattr__(name, value)
 
 
 def _are_many(ids_N: Tensor) -> bool:
@@ -95,11 +86,11 @@ class PackedTable(nn.Module):
     def __init__(self, spine: Spine, matrices: Sequence[Coded], lookups: Sequence[int]) -> None:
         super().__init__()
         self.spine = spine
-        self.matrices = nn.ModuleList(matrices)
+        self.matrices = _Matrices(matrices)
         self.coded = tuple(matrices)  # the same; a ModuleList is slow to ask
         self.lookups = list(lookups)
         self._takes = tuple(matrices[k].take for k in lookups)
-        self._steps = _Steps.of(spine)
+        self._steps = Steps.of(spine)
         self.eval()
 
     @classmethod
@@ -128,6 +119,16 @@ class PackedTable(nn.Module):
             for m in served.matrices.values()
         ]
         return cls(frozen(served.spine), matrices, [names.index(name) for name in served.lookups])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("spine", "matrices", "lookups") and "_steps" in self.__dict__:
+            raise ConfigError(_REPLACED.format(what=f"'{name}'"))
+        super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `nn.Module.to`, `half` and their like call: a table moves, but its tensors keep their types."""
+        super()._apply(only_moving(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def lookup(self, ids_N: Tensor) -> Tensor:
         """Logical rows [N, D] for ids int64 [N], N may be 0; ids out of range are the caller's to refuse."""

@@ -6,6 +6,7 @@ A name is that of a codec, perhaps with a number and with the codec of what it h
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +97,55 @@ class NamedCodec:
         return self.cls.nbytes_of(num_rows, dim, **self.arguments)
 
 
-def named_codec(name: str) -> NamedCodec:
+def offered_codecs() -> list[NamedCodec]:
+    """What a user may choose: the codecs that rows alone can be coded by. Those of packages that can't be imported are
+    left out.
+
+    Example:
+        >>> "fp32" in [codec.name for codec in offered_codecs()]
+        True
+    """
+    found = []
+    for name in registered_codecs():
+        with suppress(ConfigError):
+            found.append(NamedCodec(name=name, cls=codec_class(name), arguments={}))
+    return [codec for codec in found if codec.takes_rows]
+
+
+def row_codec(name: str, *, also: Sequence[str] = ()) -> NamedCodec:
+    """The codec of a name that rows alone can be coded by.
+
+    Args:
+        name: see `named_codec`.
+        also: what a message offers besides codecs.
+
+    Raises:
+        ConfigError: there is no such codec, or only its method can make it; says what there is.
+
+    Example:
+        >>> row_codec("int4").name
+        'int4'
+        >>> row_codec("product")
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.ConfigError: codec 'product' is made while its method trains; rows alone can't be coded by
+        it. Choose one of `embank codecs`
+    """
+    named = named_codec(name, also=also)
+    if not named.takes_rows:
+        raise ConfigError(
+            f"codec '{name}' is made while its method trains; rows alone can't be coded by it. Choose one of "
+            "`embank codecs`"
+        )
+    return named
+
+
+def named_codec(name: str, *, also: Sequence[str] = ()) -> NamedCodec:
     """The codec of a name: `CODEC`, `CODEC8` where it takes a number, `CODEC+INNER` where it holds what another codes.
+
+    Args:
+        name: the name.
+        also: what a message offers besides codecs, where there is none of that name.
 
     Raises:
         ConfigError: there is no such codec, or it takes no number or no inner codec.
@@ -123,12 +171,17 @@ def named_codec(name: str) -> NamedCodec:
             outer, arguments["number"] = numbered[1], int(numbered[2])
         if plus:
             arguments["inner"] = inner
+    if outer not in registered_codecs():
+        offered = [*also, *(codec.name for codec in offered_codecs())]
+        raise ConfigError(f"there is no codec '{outer}'; {nearest_or_all(outer, offered, label='known codecs')}")
     cls = codec_class(outer)
     for argument, what in (("number", "takes no number"), ("inner", "holds no other codec")):
         if argument in arguments and argument not in cls.arguments:
             raise ConfigError(f"codec '{name}': '{outer}' {what}; use '{outer}'")
     if plus and "inner" in arguments and not named_codec(inner).takes_rows:
-        raise ConfigError(f"codec '{name}': '{inner}' is made while its method trains; choose another inner codec")
+        raise ConfigError(
+            f"codec '{name}': '{inner}' is made while its method trains; choose another inner codec, of `embank codecs`"
+        )
     if arguments.get("number") == 0:
         raise ConfigError(f"codec '{name}' has number 0; it must be at least 1")
     return NamedCodec(name=name, cls=cls, arguments=arguments)
@@ -151,8 +204,7 @@ def codecs_by_table(codec: str | Mapping[str, str], tables: Sequence[str]) -> di
                 f"codec of table '{name}': there is no such table; {nearest_or_all(name, list(tables), label='tables')}"
             )
     for name in sorted(set(by_table.values())):
-        if not named_codec(name).takes_rows:
-            raise ConfigError(f"codec '{name}' is made while its method trains; rows alone can't be coded by it")
+        row_codec(name)
     return {table: by_table.get(table, "fp32") for table in tables}
 
 
@@ -192,9 +244,7 @@ def encode(rows_RD: Tensor, *, codec: str = "fp32") -> Coded:
         >>> coded.nbytes()
         16
     """
-    named = named_codec(codec)
-    if not named.takes_rows:
-        raise ConfigError(f"codec '{codec}' is made while its method trains; rows alone can't be coded by it")
+    named = row_codec(codec)
     if not inspect.ismethod(named.cls.encode):
         raise ConfigError(f"codec '{codec}': encode makes an instance, so it must be a class method; decorate it")
     if codec != "fp32":
