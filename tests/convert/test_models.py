@@ -1,6 +1,7 @@
 """Targets of whole models: ONNX and AOTInductor, from ids and numbers to scores."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from embank.ctr_models import MODELS
 from embank.pipelines import convert_bundle
 from embank.pipelines.convert.cases import IDS, LENGTHS, Original, generated
 from embank.pipelines.convert.whole import Whole
-from embank.tables import Bundle, TableCollection, TableSpec, pack_collection, save_bundle
+from embank.tables import Bundle, ConfigError, TableCollection, TableSpec, pack_collection, save_bundle
 from tests.convert.bundles import HASHED, ONE_EACH, bundle_of_forms, lines_of, trained_bundle
 
 CASES = {
@@ -155,3 +156,15 @@ def test_ids_that_no_table_has_are_those_of_the_unknown_value(tmp_path: Path) ->
     whole = Whole(original)
     given = [torch.from_numpy(case.inputs[name]) for name in whole.input_names]
     assert np.array_equal(whole(*given).numpy(), expected)
+
+
+@pytest.mark.parametrize("target", ["onnx", "pt2", "torchrec"])
+def test_tables_that_pool_by_weights_are_refused(target: str, tmp_path: Path) -> None:
+    """These targets are given ids alone, and would leave the weights out."""
+    plain = TableSpec(name="plain", num_embeddings=20, embedding_dim=4, feature_names=["a"])
+    weighted = replace(plain, name="heavy", feature_names=["b"], weighted=True)
+    save_bundle(tmp_path / "bundle", TableCollection([plain, weighted]))
+    with pytest.raises(ConfigError, match="table 'heavy' pools by the weights of its ids.*convert --to parquet"):
+        convert_bundle(tmp_path / "bundle", to=target, out=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert Original(Bundle(tmp_path / "bundle"), tables=["plain"]).features == ["a"]

@@ -96,6 +96,21 @@ def test_tables_of_bundles_and_compressed_folders_are_sources(tmp_path: Path) ->
     assert report.after["orthogonal"].cosine > 0.999
 
 
+def test_sources_that_tell_nothing_are_refused(tmp_path: Path) -> None:
+    """Of equal vectors none is nearer than another, so every map would keep all neighbours."""
+    np.save(tmp_path / "rows.npy", random_rows(40, 4).numpy())
+    np.save(tmp_path / "equal.npy", np.full((40, 4), 0.5, dtype=np.float32))
+    np.save(tmp_path / "few.npy", random_rows(9, 4).numpy())
+    for old, new, told in (
+        ("equal", "rows", "equal.npy', the array: all vectors are equal"),
+        ("rows", "equal", "equal.npy', the array: all vectors are equal"),
+        ("rows", "few", r"9 ids .* \(by rows\); a map needs at least 10. Give files of more rows"),
+    ):
+        with pytest.raises(DataError, match=told):
+            align_vectors(tmp_path / f"{old}.npy", tmp_path / f"{new}.npy", tmp_path / "map")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["equal.npy", "few.npy", "rows.npy"]
+
+
 def test_keys_must_be_of_one_kind(tmp_path: Path) -> None:
     rows = random_rows(20, 3)
     numbers, texts = list(range(20)), [str(i) for i in range(20)]

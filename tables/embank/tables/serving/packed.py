@@ -17,7 +17,7 @@ from embank.tables.collections.ids import bag_offsets, output_key
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.paths import pool
 from embank.tables.collections.traced import OneStep
-from embank.tables.errors import CheckpointError
+from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.method.casts import only_moving
 from embank.tables.method.modes import is_followed
 from embank.tables.rows.held_bytes import distinct_nbytes
@@ -218,6 +218,19 @@ class PackedCollection(OneStep):
     def is_weighted(self) -> bool:
         """Whether tables pool by the ids' weights."""
         return any(spec.weighted for spec in self.specs)
+
+    def refuse_weighted(self, who: str) -> None:
+        """Raises ConfigError where a table pools by the ids' weights.
+
+        Args:
+            who: what takes ids alone.
+        """
+        name = next((spec.name for spec in self.specs if spec.weighted), None)
+        if name is not None:
+            raise ConfigError(
+                f"table '{name}' pools by the weights of its ids, and {who} takes ids alone, so that it would give "
+                "other sums. Leave the table out, or write its rows (embank convert --to parquet) and pool them there"
+            )
 
     @property
     def device(self) -> torch.device:

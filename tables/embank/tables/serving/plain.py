@@ -24,6 +24,9 @@ class PlainCollection(OneStep):
         collection: the tables; shared, not copied.
         single: features with exactly one id in each row of a batch; they need no lengths.
 
+    Raises:
+        ConfigError: a table that pools by weights.
+
     Attributes:
         features: what is looked up, in the order of the tables.
         single: see above.
@@ -44,6 +47,7 @@ class PlainCollection(OneStep):
 
     def __init__(self, collection: PackedCollection, *, single: tuple[str, ...] = ()) -> None:
         super().__init__()
+        collection.refuse_weighted("a collection over plain tensors (targets onnx and pt2)")
         specs = collection.specs
         self.tables = nn.ModuleList(pack for _, pack in collection.packed_tables())
         self.uses = [

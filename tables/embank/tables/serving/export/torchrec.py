@@ -139,6 +139,7 @@ class TorchRecTables(nn.Module):
 
     def __init__(self, collection: PackedCollection, *, dtype: str) -> None:
         super().__init__()
+        collection.refuse_weighted("target torchrec")
         plain = [plain_rows(spec, pack) for spec, pack in collection.packed_tables()]
         self.dtypes = {table.spec.name: _dtype_of(table, dtype) for table in plain}
         uses = [(table, feature) for table in plain for feature in table.spec.feature_names]
