@@ -12,17 +12,14 @@ Writes benchmarks/results/checks.json.
 
 import argparse
 import functools
-import json
-import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import records
 import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
@@ -31,10 +28,6 @@ from torchrec.models.dlrm import DLRM
 from embank.tables import RowOptimizer, TableCollection, TableSpec
 from embank.tables.collections import bags, base, traced
 
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
-import machine
-
-RESULTS = Path(__file__).with_name("results")
 NUM_DENSE, NUM_FIELDS, DIM = 13, 26, 16
 CHECKED: list[tuple[str, Any, str]] = [
     ("ids are in their tables", bags, "check_ids"),
@@ -97,8 +90,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS / "checks.json")
+    records.argument(parser)
     args = parser.parse_args()
+    run = records.begin(settings=records.settings_of(args))
     torch.set_num_threads(args.threads)
     sizes = [max(10, args.rows // NUM_FIELDS)] * NUM_FIELDS
     tables = TableCollection(
@@ -121,23 +115,35 @@ def main() -> None:
             for label in in_step:
                 spent[label].append(in_step[label])
                 in_step[label] = 0.0
-    step_ms = 1000 * statistics.median(plain)
-    checks_ms = {label: 1000 * statistics.median(times) for label, times in spent.items()}
-    total_ms = sum(checks_ms.values())
-    result = {
-        "machine": machine.describe(),
-        "num_rows": sum(sizes),
-        "batch_size": args.batch_size,
-        "steps": args.steps,
-        "threads": args.threads,
-        "step_ms": round(step_ms, 2),
-        "checks_ms": {label: round(value, 4) for label, value in checks_ms.items()},
-        "checks_in_all_ms": round(total_ms, 3),
-        "share_of_a_step": round(total_ms / step_ms, 5),
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    step, checks = records.figures(plain, scale=1e3), {k: records.figures(v, scale=1e3) for k, v in spent.items()}
+    result = {"step": step, "checks": checks}
+    run.records = recorded(result)
+    records.save("checks", run, title=TITLE, about=ABOUT, out=args.out)
+    for record in run.records:
+        print(record.metric, record.case, f"{record.value:.4g} {record.unit}")
 
+
+def recorded(result: dict[str, dict[str, Any]]) -> list[records.Record]:
+    """The step, its checks, and their share together."""
+    step, checks = result["step"], result["checks"]
+    total = sum(one["value"] for one in checks.values())
+    share = records.record("all checks, share of a step", "", better="lower", value=total / step["value"])
+    return [
+        records.record("step, CPU time", "ms", better="lower", **step),
+        *(
+            records.record("check, CPU time", "ms", case={"check": label}, better="lower", **one)
+            for label, one in checks.items()
+        ),
+        records.record("all checks, CPU time", "ms", better="lower", value=total),
+        share,
+    ]
+
+
+TITLE = "Checks in a training step"
+ABOUT = (
+    "What checks of the input and book-keeping take of a step of DLRM over a TableCollection: 26 tables of dim 16, one "
+    "id in each bag, CPU time."
+)
 
 if __name__ == "__main__":
     main()

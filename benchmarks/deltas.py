@@ -3,12 +3,11 @@
 Run: python benchmarks/deltas.py [--rows 20000000] [--folder runs/deltas]
 A bundle with one plain table of dim 16, and others in which a share of its rows has changed, at random places. Each
 command runs alone, in a process of its own; memory is the peak of its anonymous memory beyond what it has after
-importing. Copy: what `cp` of the bundle takes, with its SHA-256. Writes benchmarks/results/deltas.json and .md; the
-files are removed.
+importing. Copy: what `cp` of the bundle takes, with its SHA-256. Writes benchmarks/results/deltas.json; the files are
+removed.
 """
 
 import argparse
-import json
 import multiprocessing
 import shutil
 import tempfile
@@ -17,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers.machine import describe
+import records
 
 DIM = 16
 SHARES = (0.001, 0.01, 0.1)
-RESULTS = Path(__file__).with_name("results")
 
 
 def anonymous() -> int:
@@ -106,22 +104,29 @@ def run(folder: Path, rows: int) -> list[dict[str, Any]]:
     return lines
 
 
-def table(lines: list[dict[str, Any]], rows: int) -> str:
-    """The same as Markdown."""
-    text = [
-        f"# Deltas: one table of {rows:,} x {DIM} fp32 rows",
-        "",
-        "| rows changed | bytes of the delta | of the bundle | made, s | applied, s | a copy, s | memory, MiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def recorded(lines: list[dict[str, Any]]) -> list[records.Record]:
+    """Bytes, seconds and memory of each share."""
+    found = []
     for line in lines:
-        made, applied = line["made"], line["applied"]
-        memory = max(made["anonymous_nbytes"], applied["anonymous_nbytes"]) / 2**20
-        text.append(
-            f"| {line['share']:.1%} | {made['nbytes']:,} | {made['nbytes'] / made['bundle_nbytes']:.2%} | "
-            f"{made['seconds']:.1f} | {applied['seconds']:.1f} | {line['copied']['seconds']:.1f} | {memory:.0f} |"
-        )
-    return "\n".join([*text, ""])
+        case = {"rows changed": f"{line['share']:.1%}"}
+        made, applied, copied = line["made"], line["applied"], line["copied"]
+        memory = max(made["anonymous_nbytes"], applied["anonymous_nbytes"])
+        part = records.peer("the bundle", made["nbytes"] / made["bundle_nbytes"])
+        once: dict[str, Any] = {"case": case, "better": "lower", "statistic": "once"}
+        exact: dict[str, Any] = {"case": case, "better": "lower", "statistic": "exact"}
+        found.append(records.record("delta", "bytes", value=made["nbytes"], peers=[part], **exact))
+        for name, one in (("made in", made), ("applied in", applied)):
+            peers = [records.peer("a copy with its SHA-256", one["seconds"] / copied["seconds"])]
+            found.append(records.record(name, "s", value=one["seconds"], peers=peers, **once))
+        found.append(records.record("peak anonymous memory", "MiB", value=memory / 2**20, **once))
+    return found
+
+
+TITLE = "Deltas of large bundles"
+ABOUT = (
+    "One table of fp32 rows of which a share has changed at random places; making a delta, applying it, and what a "
+    "copy of the bundle takes instead, each in a process of its own."
+)
 
 
 def main() -> None:
@@ -129,17 +134,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000_000)
     parser.add_argument("--folder", type=Path, default=Path("runs/deltas"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    records.argument(parser)
     args = parser.parse_args()
+    measurement = records.begin(settings={"rows": args.rows, "dim": DIM})
     args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         lines = run(Path(folder), args.rows)
-    args.results.mkdir(parents=True, exist_ok=True)
-    command = f"python benchmarks/deltas.py --rows {args.rows}"
-    result = {"command": command, "machine": describe(), "rows": args.rows, "lines": lines}
-    (args.results / "deltas.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.results / "deltas.md").write_text(table(lines, args.rows))
-    print(table(lines, args.rows))
+    measurement.records = recorded(lines)
+    path = records.save("deltas", measurement, title=TITLE, about=ABOUT, out=args.out)
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

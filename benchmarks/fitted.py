@@ -11,19 +11,19 @@ tuned     fitted, and trained for one more epoch, tables and network, with a fif
 trained   from scratch in these bytes, three seeds: docs/results/movielens-deepfm/leaderboard.csv
 
 The error is the tables' together, each id counting as often as it occurs: the norm of what differs over the norm of the
-plain rows. A second run goes on where the first one stopped. Writes benchmarks/results/fitted.{json,md}.
+plain rows. A second run goes on where the first one stopped. Writes benchmarks/results/fitted.json;
+docs/results/fitted.md shows the same as a table, which `table` makes.
 """
 
 import argparse
 import csv
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
+import records
 import torch
-from peers.machine import describe
 
 from embank.compression import METHODS
 from embank.ctr_models import CTRModel
@@ -40,7 +40,6 @@ from embank.tables import BudgetError, GivenRows, fit_tables
 from embank.tables.collections.stages import settle
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).with_name("results")
 TASK = ROOT / "benchmarks/tasks/movielens_train.yaml"
 LEADERBOARD = ROOT / "docs/results/movielens-deepfm/leaderboard.csv"
 RATES = ["train.lr=0.003", "train.table_lr=0.05"]
@@ -133,32 +132,71 @@ def trained_before() -> dict[tuple[str, float], float]:
     return {(row["method"], float(row["budget"] or 1)): float(row["auc"]) for row in rows}
 
 
-def markdown(report: dict) -> str:
-    """A line per method and budget, the best fitted ones first."""
-    lines = [
-        "# Tables fitted to trained ones",
-        "",
-        f"`{report['command']}`. The plain tables have AUC {statistics.mean(report['full'].values()):.4f}. Error, AUC "
-        "without training (each id counting as often as it occurs; all alike), after one epoch, and trained from "
-        "scratch.",
-        "",
-        "| budget | method | bytes | error | fitted | all alike | one epoch | trained | fit, s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+def recorded(report: dict) -> list[records.Record]:
+    """A case a method and budget, the best fitted ones first, by means over seeds; what no budget holds is left out."""
     trained, groups = trained_before(), {}
     for entry in report["entries"]:
         if "error" in entry:
             groups.setdefault((entry["budget"], entry["method"]), []).append(entry)
-    keys = ("serving_ratio", "error", "fitted", "alike", "tuned", "fit_seconds")
-    means = {key: {k: statistics.mean(e[k] for e in own) for k in keys} for key, own in groups.items()}
-    for (budget, method), own in sorted(means.items(), key=lambda item: (-item[0][0], -item[1]["fitted"])):
+
+    def mean(own: list[dict], key: str) -> dict:
+        values = [entry[key] for entry in own]
+        return {"value": statistics.mean(values), "statistic": "mean", "rounds": len(values)}
+
+    full = list(report["full"].values())
+    plain = statistics.mean(full)
+    found = [
+        records.record("AUC of the plain tables", "AUC", better="higher", **records.figures(full, statistic="mean"))
+    ]
+    for (budget, method), own in sorted(
+        groups.items(), key=lambda item: (-item[0][0], -mean(item[1], "fitted")["value"])
+    ):
+        case = {"budget": budget, "method": method}
+        before = trained.get((method, budget))
+        for name, key, unit, better in (
+            ("bytes, of plain", "serving_ratio", "", "lower"),
+            ("error", "error", "", "lower"),
+            ("fitted", "fitted", "AUC", "higher"),
+            ("all alike", "alike", "AUC", "higher"),
+            ("one epoch", "tuned", "AUC", "higher"),
+            ("fit", "fit_seconds", "s", "lower"),
+        ):
+            figures, peers = mean(own, key), []
+            if key == "fitted":
+                peers.append(records.peer("plain tables", figures["value"] - plain, kind="difference"))
+                if before is not None:
+                    less = figures["value"] - before
+                    peers.append(records.peer("trained from scratch", less, kind="difference"))
+            found.append(records.record(name, unit, case=case, better=better, peers=peers, **figures))
+    return found
+
+
+def table(found: list[records.Record]) -> list[str]:
+    """The lines of docs/results/fitted.md: AUC without training, after one epoch, and trained from scratch."""
+    trained, cases = trained_before(), {}
+    for record in found:
+        if record.case:
+            cases.setdefault((record.case["budget"], record.case["method"]), {})[record.metric] = record.value
+    lines = [
+        "| budget | method | bytes | error | fitted | all alike | one epoch | trained | fit, s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (budget, method), own in cases.items():
         before = trained.get((method, budget))
         lines.append(
-            f"| {budget:g} | {method} | {own['serving_ratio']:.3f} | {own['error']:.3f} | {own['fitted']:.4f} "
-            f"| {own['alike']:.4f} | {own['tuned']:.4f} | {'-' if before is None else format(before, '.4f')} "
-            f"| {own['fit_seconds']:.1f} |"
+            f"| {budget:g} | {method} | {own['bytes, of plain']:.3f} | {own['error']:.3f} | {own['fitted']:.4f} "
+            f"| {own['all alike']:.4f} | {own['one epoch']:.4f} | {'-' if before is None else format(before, '.4f')} "
+            f"| {own['fit']:.1f} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+TITLE = "Tables fitted to trained ones"
+ABOUT = (
+    "MovieLens-100K, DeepFM: plain tables are trained, then those of each method are fitted to them within a budget "
+    "and the network is left as it is. Error of the rows, each id counting as often as it occurs; test AUC without "
+    "training (each id counting so, or all alike) and after one epoch more."
+)
 
 
 def main() -> None:
@@ -169,8 +207,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.25, 0.1])
     parser.add_argument("--methods", nargs="+", default=sorted(METHODS - {"full"}))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    records.argument(parser)
     args = parser.parse_args()
+    run = records.begin(settings=records.settings_of(args))
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     kept = args.work / "entries.jsonl"
@@ -191,12 +230,9 @@ def main() -> None:
                 entries.append(entry)
                 with kept.open("a") as file:
                     file.write(json.dumps(entry) + "\n")
-    command = " ".join(["python benchmarks/fitted.py", *sys.argv[1:]])
-    report = {"command": command, "machine": describe(), "full": full, "entries": entries}
-    args.out.mkdir(exist_ok=True)
-    (args.out / "fitted.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "fitted.md").write_text(markdown(report))
-    print(markdown(report))
+    run.records, run.detail = recorded({"full": full, "entries": entries}), {"full": full, "entries": entries}
+    records.save("fitted", run, title=TITLE, about=ABOUT, out=args.out)
+    print("\n".join(table(run.records)))
 
 
 if __name__ == "__main__":

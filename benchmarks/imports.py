@@ -3,12 +3,12 @@
     python -m venv --system-site-packages peers
     peers/bin/pip install --no-deps fuxictr==2.3.7 keras_preprocessing h5py deepctr-torch==0.3.0 requests
     git clone https://github.com/reczoo/FuxiCTR            # its models are not in the package
-    peers/bin/python benchmarks/imports.py fuxictr --models FuxiCTR/model_zoo --work DIR > imports.md
-    peers/bin/python benchmarks/imports.py deepctr --work OTHER_DIR >> imports.md
+    peers/bin/python benchmarks/imports.py fuxictr --models FuxiCTR/model_zoo --work DIR
+    peers/bin/python benchmarks/imports.py deepctr --work OTHER_DIR
 
 Besides these they need pandas and scikit-learn. Each model is trained some steps on a generated log, saved, imported by
 the command, and scores rows that it has not seen, values that training had not among them: the largest difference of a
-probability is printed for each.
+probability is the figure of each. Writes benchmarks/results/imports.json, a run for each peer.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import records
 import torch
 import yaml
 
@@ -139,8 +140,32 @@ def imported(*arguments: object) -> None:
 def report(name: str, theirs_N: np.ndarray, ours_N: np.ndarray) -> None:
     spread = float(theirs_N.max() - theirs_N.min())
     difference = float(np.abs(theirs_N - ours_N).max())
-    print(f"| {name} | {len(theirs_N)} | {spread:.3f} | {difference:.1e} |", flush=True, file=sys.__stdout__)
+    print(f"{name}: {difference:.1e} of {spread:.3f}, {len(theirs_N)} rows", flush=True, file=sys.__stdout__)
     assert difference < 1e-5 < spread, name
+    FOUND.append(recorded(name, rows=len(theirs_N), spread=spread, difference=difference))
+
+
+FOUND: list[records.Record] = []
+"""What has been compared so far."""
+
+
+def recorded(name: str, *, rows: int, spread: float, difference: float) -> records.Record:
+    """A model's comparison."""
+    return records.record(
+        "largest difference of a probability",
+        "",
+        case={"model": name, "rows that training had not": rows, "spread of scores": round(spread, 3)},
+        better="lower",
+        value=difference,
+        statistic="once",
+    )
+
+
+TITLE = "Models of other libraries, imported"
+ABOUT = (
+    "Each model is trained some steps by its library, saved, read by embank import, and scores rows that training had "
+    "not in both: the largest difference of a probability."
+)
 
 
 # FuxiCTR
@@ -290,20 +315,24 @@ def main() -> None:
     parser.add_argument("peer", choices=["fuxictr", "deepctr"])
     parser.add_argument("--models", type=Path, help="The folder model_zoo of FuxiCTR.")
     parser.add_argument("--work", type=Path, required=True, help="An empty folder.")
+    records.argument(parser)
     arguments = parser.parse_args()
+    package = {"fuxictr": "fuxictr", "deepctr": "deepctr-torch"}[arguments.peer]
+    versions = {name: version(name) for name in (package, "torch", "embank")}
+    run = records.begin(settings={"peer": arguments.peer, **versions})
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    title = {"fuxictr": "FuxiCTR", "deepctr": "DeepCTR-Torch"}[arguments.peer]
-    package = {"fuxictr": "fuxictr", "deepctr": "deepctr-torch"}[arguments.peer]
-    command = f"`python benchmarks/imports.py {arguments.peer}`, torch {torch.__version__}, embank {version('embank')}."
-    print(f"## {title} {version(package)}\n\n{command}\n")
-    print("| model | rows that training had not | spread of scores | largest difference |\n|---|---|---|---|")
     with contextlib.redirect_stdout(sys.stderr):  # the libraries print
         if arguments.peer == "fuxictr":
             fuxictr(arguments.work, arguments.models)
         else:
             deepctr(arguments.work)
-    print()
+    run.records = FOUND
+
+    def others(earlier: records.Run) -> records.Run | None:
+        return None if earlier.settings.get("peer") == arguments.peer else earlier
+
+    records.save("imports", run, title=TITLE, about=ABOUT, out=arguments.out, keep=others)
 
 
 if __name__ == "__main__":

@@ -38,13 +38,11 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
 sys.path.insert(0, str(Path(__file__).parent))
 import lm_report
-import machine
+import records
 
-RESULTS = Path(__file__).with_name("results")
-PAGE = Path(__file__).parents[1] / "docs" / "results" / "lm.md"
+PAGE = Path(__file__).parents[1] / "docs/results/lm.md"
 MODEL = {"dim": 48, "num_layers": 6, "num_heads": 4, "hidden": 128, "context": 128}
 ENGRAM = {"kind": "engram", "layers": [1], "num_heads": 8, "rows": 32_768, "row_dim": 16}
 WIDER = MODEL["hidden"] + round(2 * 16 * 16 / (3 * MODEL["num_layers"]))  # Engram projects 256 numbers to twice `dim`
@@ -303,7 +301,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side; 0 trains in this process")
     parser.add_argument("--small", action="store_true", help="a trial of everything; its figures mean nothing")
     parser.add_argument("--render", action="store_true", help="write the page from the JSON that is there")
-    parser.add_argument("--out", type=Path, default=RESULTS / "lm.json")
+    records.argument(parser)
     parser.add_argument("--page", type=Path, default=PAGE)
     return parser.parse_args(words)
 
@@ -320,12 +318,18 @@ def main(words: Sequence[str] | None = None) -> None:
             eval_tokens=args.eval_tokens,
             small=args.small,
         )
-        report = measure(args, setting)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1))
-    report = json.loads(args.out.read_text())
-    args.page.write_text(lm_report.page(report))
-    print(f"written: {args.out}, {args.page}")
+        run = records.begin(settings={"tokens": args.tokens, "seeds": args.seeds})
+        run.detail = measure(args, setting)
+        run.command = run.detail["command"]
+        run.records = lm_report.recorded(run.detail)
+        records.save("lm", run, title=TITLE, about=ABOUT, out=args.out)
+    (run,) = records.load(args.out / "lm.json").runs
+    args.page.write_text(lm_report.page({**run.detail, "machine": run.machine.model_dump()}))
+    print(f"written: {args.out / 'lm.json'}, {args.page}")
+
+
+TITLE = "Memory tables in a small language model"
+ABOUT = "Bits per byte on the test split, mean ± sd over seeds, differences from the dense decoder seed by seed."
 
 
 def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
@@ -348,7 +352,6 @@ def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     prose = f" --prose {' '.join(args.prose)}" if args.prose else ""
     return {
         "command": f"python benchmarks/lm.py{prose}{' --small' if args.small else ''}",
-        "machine": machine.describe(),
         "model": setting.config(jobs[0])["model"],
         "arms": ARMS,
         "corpora": facts,

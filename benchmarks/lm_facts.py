@@ -12,7 +12,7 @@ Edits: an entity of one token reads another's STEM rows at its position (the ans
 entity's rows as control, another fact asked for later in the same prompt; all of it written to the tables and taken
 back. New answers are written into the Engram rows at a prompt's end, and asked for in another template.
 
-Goes on where it was stopped. Writes benchmarks/results/lm_facts.{json,md}.
+Goes on where it was stopped. Writes benchmarks/results/lm_facts.json.
 """
 
 import argparse
@@ -27,13 +27,11 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
 sys.path.insert(0, str(Path(__file__).parent))
 import lm as comparison
 import lm_facts_report as report_of
-import machine
+import records
 
-RESULTS = Path(__file__).with_name("results")
 TEMPLATES = (
     "the value of{E} is{A}",
     "we say that{E} means{A}",
@@ -331,8 +329,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             runs.append(entry)
             print(json.dumps(entry), flush=True)
     return {
-        "command": f"python benchmarks/lm_facts.py{' --small' if args.small else ''}",
-        "machine": machine.describe(),
         "facts": args.facts,
         "templates": TEMPLATES,
         "repeats": args.repeats,
@@ -359,7 +355,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--eval-tokens", type=int, default=65_536)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="a small decoder, for a trial")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    records.argument(parser)
     return parser.parse_args(words)
 
 
@@ -367,11 +363,11 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measures and writes."""
     args = arguments(words)
     args.work.mkdir(parents=True, exist_ok=True)
-    report = measure(args)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "lm_facts.json").write_text(json.dumps(report, indent=1))
-    (args.out / "lm_facts.md").write_text(report_of.page(report))
-    print(f"written: {args.out / 'lm_facts.md'}")
+    run = records.begin(settings={"small": args.small, "facts": args.facts, "seeds": args.seeds})
+    run.detail = measure(args)
+    run.records = report_of.recorded(run.detail)
+    path = records.save("lm_facts", run, title=report_of.TITLE, about=report_of.ABOUT, out=args.out)
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

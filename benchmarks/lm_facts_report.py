@@ -1,10 +1,10 @@
-"""From the answers of `benchmarks/lm_facts.py` to its tables."""
+"""From the answers of `benchmarks/lm_facts.py` to its records."""
 
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import lm_report
+import records
 
 
 def _mean(runs: Sequence[dict[str, Any]], arm: str, *keys: str) -> float:
@@ -36,50 +36,27 @@ def bars(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def page(report: dict[str, Any]) -> str:
-    """The table in Markdown."""
-    runs = report["runs"]
-    rows = [
-        [
-            arm,
-            *(
-                lm_report.number(_mean(runs, arm, kind, how), 2)
-                for kind in ("one token", "two tokens")
-                for how in ("trained", "unseen")
-            ),
-        ]
-        for arm in dict.fromkeys(run["arm"] for run in runs)
-    ]
-    columns = ["decoder", "one token, trained", "one token, unseen", "two tokens, trained", "two tokens, unseen"]
-    tried = [
-        [
-            bar["what"],
-            lm_report.number(bar["bound"], 2),
-            lm_report.number(bar["value"], 3),
-            "yes" if bar["holds"] else "**no**",
-        ]
-        for bar in report["bars"]
-    ]
-    wrote = [
-        [name, lm_report.number(_mean(runs, "Engram", "written", name), 2)]
-        for name in next(run for run in runs if run["arm"] == "Engram")["written"]
-    ]
-    return f"""# Facts in a small language model
+def recorded(report: dict[str, Any]) -> list[records.Record]:
+    """Shares of facts answered, by means over seeds; edits, written answers, and the bars."""
+    runs, found = report["runs"], []
+    num_seeds = len({run["seed"] for run in runs})
 
-Written by `{report["command"]}` on {report["machine"]["cores"]} cores ({report["machine"]["cpu"]}); means over
-{len({run["seed"] for run in runs})} seeds. {report["facts"]} facts about one token and as many about pairs, each
-{report["repeats"]} and {report["pair_repeats"]} times in seven of eight templates, read {report["epochs"]} times.
-`benchmarks/lm_facts.py` says how.
+    def share(metric: str, case: records.Case, value: float) -> records.Record:
+        return records.record(metric, "", case=case, value=value, statistic="mean", rounds=num_seeds)
 
-Share of facts answered, in trained templates and in the one that was not trained with the entity:
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        for kind in ("one token", "two tokens"):
+            for how in ("trained", "unseen"):
+                value = _mean(runs, arm, kind, how)
+                found.append(share(f"answered, {kind}, {how} templates", {"decoder": arm}, value))
+    for arm, key in (("Engram", "written"), ("STEM 1/2", "edits")):
+        for name in next((run[key] for run in runs if run["arm"] == arm), {}):
+            found += [share(name, {"decoder": arm, "part": key}, _mean(runs, arm, key, name))]
+    return found
 
-{lm_report.table(columns, rows)}
 
-What was asked:
-
-{lm_report.table(["bar", "bound", "measured", "holds"], tried)}
-
-New answers for pairs, written into the Engram rows at a prompt's end:
-
-{lm_report.table(["", "share"], wrote)}
-"""
+TITLE = "Facts in a small language model"
+ABOUT = (
+    "Share of facts answered, about one token and about pairs, in trained templates and in the one that was not "
+    "trained with the entity; edits of STEM rows; answers written into Engram rows. The bars are in the file's detail."
+)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import records
 
 CONTEXTS = ("trigram", "bigram", "unseen")
 SEEN = {"trigram": "last three tokens seen", "bigram": "last two only", "unseen": "neither"}
@@ -109,6 +110,21 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def recorded(report: Mapping[str, Any]) -> list[records.Record]:
+    """Bits per byte of each corpus, number of training tokens and arm."""
+    found, scores = [], report["scores"]
+    keys = dict.fromkeys((s["corpus"], s["tokens"], s["arm"]) for s in scores)
+    for corpus, tokens, arm in keys:
+        where = {"corpus": corpus, "tokens": tokens}
+        peers = []
+        if arm != BASE and (less := paired(scores, arm, BASE, **where)):
+            peers.append(records.peer(BASE, records.figures(less, statistic="mean"), kind="difference"))
+        values = records.figures(_values(scores, arm, where), statistic="mean")
+        case = {**where, "arm": arm}
+        found.append(records.record("test", "bits per byte", case=case, better="lower", peers=peers, **values))
+    return found
 
 
 def page(report: Mapping[str, Any]) -> str:

@@ -14,11 +14,10 @@ cold       training steps whose files' pages are dropped before each round, with
 lookup     one token's rows of all 16 heads: addressing and gather, on the read path of decoding.
 
 Everything but `cold` is warm: a pass over the same batches has touched their pages. Writes
-benchmarks/results/lm_speed.{json,md}.
+benchmarks/results/lm_speed.json.
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import sys
@@ -29,13 +28,10 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
 sys.path.insert(0, str(Path(__file__).parent))
 import lm as comparison
-import lm_report
-import machine
+import records
 
-RESULTS = Path(__file__).with_name("results")
 HEADS, ROW_DIM = 16, 16
 Times = list[tuple[float, float]]
 """Per round, seconds of CPU and of the wall clock."""
@@ -260,48 +256,36 @@ def bars(sizes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def page(report: dict[str, Any]) -> str:
-    """The table in Markdown."""
-
-    def shown(entry: dict[str, dict[str, float]]) -> str:
-        return ", ".join(f"{e['median']:.2f} ({e['min']:.2f}-{e['max']:.2f})" for e in (entry["cpu"], entry["wall"]))
-
-    rows = []
-    for size in report["sizes"]:
+def recorded(sizes: Sequence[dict[str, Any]], *, rounds: int) -> list[records.Record]:
+    """Speeds by size and part; Engram against the dense decoder, rows on disk against rows in memory."""
+    found = []
+    for size in sizes:
         for part, values in size.items():
-            if part.startswith(("train", "generate")):
-                speeds = ", ".join(f"{key} {value:,.0f}" for key, value in values["tokens_per_s"].items())
-                ratios = [shown(values[key]) for key in ("Engram over dense", "disk over memory")]
-                rows.append([f"{size['gib']:g}", part, *ratios, speeds])
-        rows.append([f"{size['gib']:g}", "cold, prefetch over none", "", shown(size["cold"]), ""])
-    tried = [
-        [
-            f"{bar['gib']:g}",
-            bar["what"],
-            f"{bar['bound']:g}",
-            f"{bar['value']:.2f}",
-            "yes" if bar["holds"] else "**no**",
-        ]
-        for bar in report["bars"]
-    ]
-    columns = [
-        "GiB",
-        "what",
-        "Engram over dense: CPU, wall",
-        "disk over memory: CPU, wall",
-        "tokens/s on the wall clock",
-    ]
-    return f"""# The speed of a memory in a language model
+            if not part.startswith(("train", "generate")):
+                continue
+            for name, speed in values["tokens_per_s"].items():
+                case = {"GiB": size["gib"], "part": part, "model": name}
+                pair = {"memory": ("dense", "Engram over dense"), "disk": ("memory", "disk over memory")}.get(name)
+                peers = [
+                    records.peer(f"{pair[0]}, {clock}", values[pair[1]][clock])
+                    for clock in ("cpu", "wall")
+                    if pair is not None
+                ]
+                rate = {"value": speed, "rounds": rounds, "peers": peers}
+                found.append(records.record("speed", "tokens/s", case=case, better="higher", **rate))
+        cold = records.ranged(size["cold"]["wall"], rounds=rounds)
+        case = {"GiB": size["gib"]}
+        found.append(records.record("cold, speed with prefetch over none", "", case=case, better="higher", **cold))
+        lookup = {"value": size["lookup_us"]["best"], "statistic": "best", "rounds": 3}
+        found.append(records.record("one token's rows, CPU", "us", case=case, better="lower", **lookup))
+    return found
 
-Written by `{report["command"]}` on {report["machine"]["cores"]} cores ({report["machine"]["cpu"]}), one thread; load at
-the start {report["machine"]["load_at_start"]:.1f}. Ratios of speeds, median (range) of {report["rounds"]} rounds.
 
-{lm_report.table(columns, rows)}
-
-What was asked:
-
-{lm_report.table(["GiB", "bar", "bound", "measured", "holds"], tried)}
-"""
+TITLE = "The speed of a memory in a language model"
+ABOUT = (
+    "Training steps and generation of a small decoder: dense, with Engram's rows in memory, and with them on disk, in "
+    "turn on one thread, ratios of speeds in CPU time and on the wall clock."
+)
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -313,7 +297,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="batches of a round")
     parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--small", action="store_true", help="a small decoder, for a trial")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    records.argument(parser)
     return parser.parse_args(words)
 
 
@@ -322,20 +306,14 @@ def main(words: Sequence[str] | None = None) -> None:
     args = arguments(words)
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
-    described = machine.describe()
+    run = records.begin(settings={"gib": args.gib, "rounds": args.rounds, "steps": args.steps, "small": args.small})
     sizes = [one_size(args, gib) for gib in args.gib]
-    report = {
-        "command": f"python benchmarks/lm_speed.py --gib {' '.join(f'{gib:g}' for gib in args.gib)}",
-        "machine": described,
-        "rounds": args.rounds,
-        "steps": args.steps,
-        "sizes": sizes,
-        "bars": bars(sizes),
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "lm_speed.json").write_text(json.dumps(report, indent=1))
-    (args.out / "lm_speed.md").write_text(page(report))
-    print(page(report))
+    run.records, run.detail = recorded(sizes, rounds=args.rounds), {"sizes": sizes, "bars": bars(sizes)}
+    print(f"written: {records.save('lm_speed', run, title=TITLE, about=ABOUT, out=args.out)}")
+    for bar in run.detail["bars"]:
+        print(
+            f"{bar['gib']:g} GiB, {bar['what']} {bar['bound']:g}: {bar['value']:.2f}{'' if bar['holds'] else ' MISSED'}"
+        )
 
 
 if __name__ == "__main__":

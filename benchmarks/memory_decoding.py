@@ -9,23 +9,21 @@ Python's integers and takes all rows in one gather), the path of training (`Memo
 the floor, one `index_select` of rows that are known already. Engram alone and Engram with STEM; in memory and on the
 disk tier, whose pages have been touched. The hash alone comes in both forms as well. Times are medians over tokens in
 microseconds of a wall clock, smallest and largest round beside the median one. Writes
-benchmarks/results/memory_decoding.{json,md}.
+benchmarks/results/memory_decoding.json.
 """
 
 import argparse
-import json
 import statistics
-import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import floors
+import records
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
-import machine
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from embank.tables import RowTier
@@ -39,8 +37,8 @@ from embank.tables.memory import (
     TokenCompression,
 )
 
-RESULTS = Path(__file__).with_name("results")
 VOCABULARY = 2048
+HEADS, STEM_LAYERS = 16, 2  # of Engram (two orders of 8 heads), of STEM
 
 
 def source_texts(limit: int = 30) -> list[str]:
@@ -123,7 +121,7 @@ def turned(names: list[str], by: int) -> Iterator[str]:
     yield from names[: by % len(names)]
 
 
-def measure(args: argparse.Namespace, made: dict[str, MemoryTables], texts: list[list[int]]) -> list[dict]:
+def measure(args: argparse.Namespace, made: dict[str, MemoryTables], texts: list[list[int]]) -> list[dict[str, Any]]:
     starts = {(where, name): start for where, memory in made.items() for name, start in contestants(memory).items()}
     first = next(iter(made.values()))
     starts |= {("", name): start for name, start in hashes(first).items()}
@@ -136,34 +134,36 @@ def measure(args: argparse.Namespace, made: dict[str, MemoryTables], texts: list
         for number in range(args.rounds):
             for key in turned(list(starts), number):  # type: ignore[arg-type]
                 rounds[key].append(timed(starts[key](texts[number]), args.tokens))
-    return [
-        {
-            "memory": where,
-            "what": name,
-            "median_us": statistics.median(spent),
-            "min_us": min(spent),
-            "max_us": max(spent),
-        }
-        for (where, name), spent in rounds.items()
-    ]
+    return [{"memory": where, "what": name, **records.figures(spent)} for (where, name), spent in rounds.items()]
 
 
-def markdown(report: dict) -> str:
-    lines = [
-        "# Memory tables while decoding",
-        "",
-        f"Written by `{report['command']}`: one token of one sequence, one thread, 16 heads of {report['dim']} with "
-        f"{report['rows']:,} rows each, STEM rows of {report['ffn_dim']} in two layers. Microseconds; median over "
-        f"{report['rounds']} rounds, smallest and largest beside it.",
-        "",
-        "| memory | what | µs | smallest | largest |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {e['memory']} | {e['what']} | {e['median_us']:.1f} | {e['min_us']:.1f} | {e['max_us']:.1f} |"
-        for e in report["summary"]
-    ]
-    return "\n".join(lines) + "\n"
+def recorded(
+    summary: list[dict[str, Any]], *, args: Mapping[str, Any], rates: floors.Rates | None
+) -> list[records.Record]:
+    """Microseconds of each contestant; the floor is that of a token's rows, fetched at random places."""
+    medians = {(one["memory"], one["what"]): one["value"] for one in summary}
+    found = []
+    for one in summary:
+        figures = {key: value for key, value in one.items() if key not in ("memory", "what")}
+        peers = [
+            records.peer(other, one["value"] / medians[one["memory"], other])
+            for other in ("one index_select", "path of training")
+            if one["what"] == "read path"
+        ]
+        works = []
+        if rates is not None and one["what"] == "read path":
+            nbytes = 4 * HEADS * args["dim"] + (4 * STEM_LAYERS * args["ffn_dim"] if "STEM" in one["memory"] else 0)
+            works.append(rates.work("gather", nbytes, "rows of one token, once each; no ids, no result"))
+        case = {"memory": one["memory"] or None, "what": one["what"]}
+        found.append(records.record("token", "us", case=case, better="lower", peers=peers, works=works, **figures))
+    return found
+
+
+TITLE = "Memory tables while decoding"
+ABOUT = (
+    "One token of one sequence on one thread: addressing and lookup of Engram's 16 heads, and of STEM's rows in two "
+    "layers, on the read path of decoding and on the path of training; the hash alone in both forms."
+)
 
 
 def main() -> None:
@@ -175,8 +175,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2000, help="per contestant and round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the disk tier's files go; a temporary folder by default")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    records.argument(parser)
     args = parser.parse_args()
+    run = records.begin(settings=records.settings_of(args))
     torch.set_num_threads(1)
     texts = source_texts()
     tokenizer = trained_tokenizer(texts)
@@ -184,18 +185,12 @@ def main() -> None:
     pieces = [ids[n * args.tokens : (n + 1) * args.tokens] for n in range(args.rounds)]
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         made = memories(args, TokenCompression.from_tokenizer(tokenizer), Path(folder))
-        report = {
-            "command": " ".join(["python", "benchmarks/memory_decoding.py", *sys.argv[1:]]),
-            "machine": machine.describe(),
-            **{key: getattr(args, key) for key in ("rows", "dim", "ffn_dim", "tokens", "rounds")},
-            "summary": measure(args, made, pieces),
-        }
+        summary = measure(args, made, pieces)
         del made
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "memory_decoding.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = markdown(report)
-    (args.out / "memory_decoding.md").write_text(table)
-    print(table)
+    run.records = recorded(summary, args=vars(args), rates=floors.rates(1))
+    records.save("memory_decoding", run, title=TITLE, about=ABOUT, out=args.out)
+    for record in run.records:
+        print(record.case, f"{record.value:.1f} us")
 
 
 if __name__ == "__main__":

@@ -241,12 +241,6 @@ def on_one_thread(work: Callable[[], list[tuple[float, float]]]) -> list[tuple[f
         torch.set_num_threads(num_threads)
 
 
-def matmul_flops_per_s(args: argparse.Namespace, size: int = 1024) -> float:
-    """Of a square fp32 product, the best of a few."""
-    a, b, out = torch.rand(size, size), torch.rand(size, size), torch.empty(size, size)
-    return 2 * size**3 / min(timed(lambda: torch.mm(a, b, out=out), 3, args) for _ in range(7))
-
-
 def measure(method: str, full: Trained, drawn: Inputs26, args: argparse.Namespace) -> list[dict]:
     """One entry per stage of a method."""
     specs, budget = specs_of(method, drawn.specs, budget=args.budget)
@@ -279,7 +273,6 @@ def measure_stage(trained: Trained, full: Trained, args: argparse.Namespace) -> 
         "full_step_ms": 1e3 * statistics.median(theirs for _, theirs in rounds),
         "scheduled_ms": 1e3 * scheduled,
         "gflop": flops / 1e9,
-        "flops_per_s": flops / step_s,
         "touched_mb": touched_bytes(trained.tables, trained.batches[0].sparse) / 1e6,
         "training_bytes": trained.tables.nbytes("training"),
         "search_ratio": None,

@@ -15,28 +15,24 @@ validation batch, with a ratio of its own.
 Packed lookups: one table of 1 M ids, one thread, each method in turn with FBGEMM's int8 inference table of the plain
 table's rows.
 
-Writes benchmarks/results/methods.{json,md}; ends with status 1 and the names if a method could not be measured.
+Writes benchmarks/results/methods.json; ends with status 1 and the names if a method could not be measured.
 """
 
 import argparse
-import json
-import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
-import machine
+import floors
 import method_lookups
 import method_steps
+import records
+import torch
 
 from embank.compression import METHODS
 from embank.tables import RowOptimizer, TableCollection
 
-RESULTS = Path(__file__).with_name("results")
 AIMS = {
     **dict.fromkeys(("hash", "compositional", "robe", "adapt", "mde", "frequency_cut", "memcom"), 1.2),
     **dict.fromkeys(("low_precision", "optembed", "deeplight", "autosrh"), 1.5),
@@ -65,15 +61,12 @@ def train(args: argparse.Namespace, missing: list[str]) -> dict:
     drawn = method_steps.Inputs26.draw(args)
     tables = TableCollection(drawn.specs, optimizer=RowOptimizer(lr=method_steps.CONFIG.table_lr))
     full = method_steps.Trained(tables, drawn, args)
-    peak = method_steps.matmul_flops_per_s(args)
     methods = [method for method in args.methods if method != "full"]
     entries = each(methods, lambda name: method_steps.measure(name, full, drawn, args), missing, part="train")
     for entry in entries:
         entry["aim"] = AIMS.get(entry["method"])
-        entry["share_of_matmul"] = entry["flops_per_s"] / peak
     touched = method_steps.touched_bytes(tables, full.batches[0].sparse) / 1e6
     return {
-        "matmul_flops_per_s": peak,
         "full": {"gflop": full.flops() / 1e9, "touched_mb": touched},
         "stages": entries,
     }
@@ -87,95 +80,101 @@ def packed(args: argparse.Namespace, missing: list[str]) -> list[dict]:
     return each(args.methods, lambda name: [method_lookups.measure(name, int8, drawn, args)], missing, part="packed")
 
 
-def ranged(entry: dict | None, form: str) -> str:
-    if entry is None:
-        return "-"
-    return f"{entry['median']:{form}} ({entry['min']:{form}}-{entry['max']:{form}})"
+def recorded(
+    report: dict[str, Any], *, rates: floors.Rates | None, packed_rates: floors.Rates | None
+) -> list[records.Record]:
+    """Training steps by method and stage, then packed lookups by method."""
+    rounds = report["settings"]["rounds"]
+    found = []
+    for entry in report.get("train", {}).get("stages", []):
+        found += _trained(entry, rounds=rounds, rates=rates)
+    for entry in report.get("packed", []):
+        found += _packed(entry, rounds=rounds, rates=packed_rates)
+    return found
 
 
-def training_table(report: dict) -> list[str]:
-    settings, part = report["settings"], report["train"]
-    lines = [
-        "## Training",
-        "",
-        f"{settings['rows']:,} rows in 26 tables, batch {settings['batch_size']:,}, {settings['threads']} threads, "
-        f"{settings['clock']} time; median "
-        f"(range) of up to {settings['rounds']} rounds. A step of `full` has {part['full']['gflop']:.1f} GFLOP of "
-        "matrix products and touches "
-        f"{part['full']['touched_mb']:.1f} MB of rows; a large product runs at {part['matmul_flops_per_s'] / 1e9:.0f} "
-        "GFLOP/s here.",
-        "",
-        "| method | stage | budget | step / full | aim | step, ms | scheduled work, ms per step | validation step / "
-        "full | "
-        "addresses, ms on one thread | those of full | GFLOP | share of matmul speed | rows touched, MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for entry in part["stages"]:
-        cells = [
-            f"`{entry['method']}`",
-            entry["stage"],
-            "its own" if entry["budget"] is None else f"{entry['budget']:g}",
-            ranged(entry["ratio"], ".2f"),
-            "-" if entry["aim"] is None else f"{entry['aim']:g}",
-            f"{entry['step_ms']:.1f}",
-            f"{entry['scheduled_ms']:.1f}",
-            ranged(entry["search_ratio"], ".2f"),
-            ranged(entry["address_ms"], ".1f"),
-            ranged(entry["full_address_ms"], ".1f"),
-            f"{entry['gflop']:.1f}",
-            f"{entry['share_of_matmul']:.2f}",
-            f"{entry['touched_mb']:.1f}",
+def _trained(entry: dict[str, Any], *, rounds: int, rates: floors.Rates | None) -> list[records.Record]:
+    case = {"method": entry["method"], "stage": entry["stage"], "budget": entry["budget"] or "its own"}
+    works = []
+    if rates is not None:
+        products = "matrix products of a step, forward and backward"
+        rows = "rows: each lookup's row and gradient once, each distinct row and its state read and written once"
+        works = [
+            rates.work("matmul fp32", 1e9 * entry["gflop"], products),
+            rates.work("copy", 1e6 * entry["touched_mb"], rows),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
-
-
-def packed_table(report: dict) -> list[str]:
-    settings = report["settings"]
-    lines = [
-        "## Packed lookups",
-        "",
-        f"One table of {settings['packed_rows']:,} ids x {method_steps.DIM}, one thread, wall time; medians (range "
-        f"over {settings['rounds']} rounds). The "
-        "int8 table is FBGEMM's, in the same rounds.",
-        "",
-        "| method | budget | bytes | one id, us | of int8's | rows/s, 4,096 at once | of int8's |",
-        "|---|---|---|---|---|---|---|",
+    addressed, plainly = entry["address_ms"], entry["full_address_ms"]
+    steps = records.ranged(entry["ratio"], rounds=rounds)
+    found = [
+        records.record("steps of plain tables that a step takes", "", case=case, better="lower", **steps),
+        records.record(
+            "step",
+            "ms",
+            case=case,
+            better="lower",
+            value=entry["step_ms"],
+            rounds=rounds,
+            works=works,
+            detail={key: entry[key] for key in ("aim", "gflop", "touched_mb", "training_bytes", "advance_s")},
+        ),
+        records.record("scheduled work, by step", "ms", case=case, better="lower", value=entry["scheduled_ms"]),
+        records.record(
+            "addresses, one thread",
+            "ms",
+            case=case,
+            better="lower",
+            peers=[records.peer("plain tables'", addressed["median"] / plainly["median"])],
+            **records.ranged(addressed, rounds=rounds),
+        ),
     ]
-    for entry in report["packed"]:
-        cells = [
-            f"`{entry['method']}`",
-            "its own" if entry["budget"] is None else f"{entry['budget']:g}",
-            f"{entry['serving_bytes']:,}",
-            ranged(entry["us_per_id"], ".1f"),
-            ranged(entry["latency_ratio"], ".2f"),
-            ranged(entry["rows_per_s"], ",.0f"),
-            ranged(entry["speed_ratio"], ".2f"),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    first = report["packed"][:1]
-    for entry in first:
-        cells = ["FBGEMM int8", "-", f"{entry['int8_bytes']:,}", ranged(entry["int8_us_per_id"], ".1f"), "1"]
-        lines.append("| " + " | ".join([*cells, ranged(entry["int8_rows_per_s"], ",.0f"), "1"]) + " |")
-    return [*lines, ""]
+    if entry["search_ratio"] is not None:
+        steps = records.ranged(entry["search_ratio"], rounds=rounds)
+        name = "steps of plain tables that a validation step takes"
+        found.append(records.record(name, "", case=case, better="lower", **steps))
+    return found
 
 
-def markdown(report: dict) -> str:
-    described = report["machine"]
-    lines = [
-        "# Methods: training steps and packed lookups",
-        "",
-        f"`{report['command']}`; {described['cpu']}, {described['cores']} cores, {described['memory_gib']} GiB, load "
-        f"{described['load_at_start']:.1f} at the start and {described['load_at_end']:.1f} at the end.",
-        "",
+def _packed(entry: dict[str, Any], *, rounds: int, rates: floors.Rates | None) -> list[records.Record]:
+    case = {"method": entry["method"], "budget": entry["budget"] or "its own"}
+    counts = "4,096 lookups: each id read and each fp32 row of the result written once"
+    work = None if rates is None else rates.work("copy", 8 + 4 * method_steps.DIM, counts)
+    size = entry["serving_bytes"]
+    return [
+        records.record(
+            "rows, packed",
+            "bytes",
+            case=case,
+            better="lower",
+            value=size,
+            statistic="exact",
+            peers=[records.peer("FBGEMM's int8", size / entry["int8_bytes"])],
+        ),
+        records.record(
+            "one id",
+            "us",
+            case=case,
+            better="lower",
+            peers=[records.peer("FBGEMM's int8", entry["latency_ratio"])],
+            **records.ranged(entry["us_per_id"], rounds=rounds),
+        ),
+        records.record(
+            "4,096 at once",
+            "rows/s",
+            case=case,
+            better="higher",
+            peers=[records.peer("FBGEMM's int8", entry["speed_ratio"])],
+            works=[work],
+            **records.ranged(entry["rows_per_s"], rounds=rounds),
+        ),
     ]
-    if "train" in report:
-        lines += training_table(report)
-    if "packed" in report:
-        lines += packed_table(report)
-    if report["missing"]:
-        lines += [f"Not measured, since they failed: {', '.join(report['missing'])}.", ""]
-    return "\n".join(lines)
+
+
+TITLE = "Methods: training steps and packed lookups"
+ABOUT = (
+    "A step of DLRM (13 + 26 inputs, dim 16, Zipf ids, row-wise Adagrad) by method and stage, in turn with plain "
+    "tables, batches ready in memory; then lookups in one packed table of dim 16 on one thread, in turn with FBGEMM's "
+    "int8 inference table of the plain rows."
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -198,30 +197,24 @@ def arguments() -> argparse.Namespace:
         default="wall",
         help="cpu: CPU time, on a machine that others use",
     )
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    records.argument(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure and write."""
     args = arguments()
-    described = machine.describe()
+    run = records.begin(settings=records.settings_of(args))
     missing: list[str] = []
-    report: dict = {
-        "command": " ".join(["python", "benchmarks/methods.py", *sys.argv[1:]]),
-        "settings": {key: value for key, value in vars(args).items() if key != "out"},
-        "machine": described,
-    }
+    report: dict[str, Any] = {"settings": vars(args)}
     if args.part in ("train", "all"):
         report["train"] = train(args, missing)
     if args.part in ("packed", "all"):
         report["packed"] = packed(args, missing)
-    described["load_at_end"] = os.getloadavg()[0]
-    report["missing"] = missing
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "methods.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "methods.md").write_text(markdown(report))
-    print(markdown(report))
+    rates = floors.rates(args.threads) if args.clock == "wall" else None
+    run.records = recorded(report, rates=rates, packed_rates=floors.rates(1))
+    run.detail = {"missing": missing, "plain step": report.get("train", {}).get("full")}
+    print(f"written: {records.save('methods', run, title=TITLE, about=ABOUT, out=args.out)}")
     if missing:
         sys.exit(f"not measured: {', '.join(missing)}; the errors are above")
 

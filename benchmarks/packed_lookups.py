@@ -1,25 +1,26 @@
 """Packed lookups of 26 tables by plain tensors against FBGEMM's quantised tables: its module and its raw operator.
 
 Run: python benchmarks/packed_lookups.py [--rows 100000] [--rounds 9]
-Writes benchmarks/results/packed_lookups.json and .md. All contestants take turns in one process on one thread; figures
+Writes benchmarks/results/packed_lookups.json. All contestants take turns in one process on one thread; figures
 are the least of the rounds, of CPU time. FBGEMM's rows hold fp32, fp16, int8 or int4 with a scale and an offset each;
 ours are those of a bundle on disk, mapped. `kjt` is our collection with a KeyedJaggedTensor; `alone` is what our tables
 take when each is asked for its rows by itself.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import floors
+import records
 import torch
 from fbgemm_gpu.split_embedding_configs import SparseType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
 from fbgemm_gpu.tbe.utils.quantize import quantize_embs
-from peers.machine import describe
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
@@ -27,7 +28,6 @@ from embank.tables import TableCollection, TableSpec, load_bundle, save_bundle
 from embank.tables.serving.lookups import Lookups
 from embank.tables.serving.table import looked_up
 
-RESULTS = Path(__file__).with_name("results")
 NUM_TABLES, DIM, BUDGET = 26, 16, 0.25
 METHODS = ("full", "hash", "frequency_cut", "uniform_dim", "mde", "mgqe", "dpq", "deeplight")
 CODECS = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "int8": SparseType.INT8, "int4": SparseType.INT4}
@@ -97,9 +97,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    records.argument(parser)
     args = parser.parse_args()
+    run = records.begin(settings=records.settings_of(args))
     torch.set_num_threads(1)
-    machine, lines = describe(), []
+    lines: list[dict[str, Any]] = []
     rivals = {codec: Fbgemm(kind, args.rows) for codec, kind in CODECS.items()}
     generator = torch.Generator().manual_seed(0)
     for method in args.methods:
@@ -130,9 +132,33 @@ def main() -> None:
                     line = {"method": method, "codec": codec, "batch": batch_size, "bytes": packed.nbytes(), **figures}
                     lines.append(line)
                     print(line, flush=True)
-    report = {"machine": machine, "rows": args.rows, "lines": lines}
-    (RESULTS / "packed_lookups.json").write_text(json.dumps(report, indent=1) + "\n")
+    run.records = recorded(lines, rates=floors.rates(1), rounds=args.rounds)
+    records.save("packed_lookups", run, title=TITLE, about=ABOUT, out=args.out)
 
+
+def recorded(lines: list[dict[str, Any]], *, rates: floors.Rates | None, rounds: int | None) -> list[records.Record]:
+    """Our lookup against FBGEMM's by its module and its operator; the other ways to call ours."""
+    found = []
+    for line in lines:
+        case = {"method": line["method"], "codec": line["codec"], "rows": line["batch"], "bytes": line["bytes"]}
+        common: dict[str, Any] = {"unit": "us", "case": case, "better": "lower", "statistic": "best", "rounds": rounds}
+        peers = [records.peer(f"FBGEMM's {name}", line["embank"] / line[name]) for name in ("module", "operator")]
+        works = []
+        if rates is not None:
+            nbytes = line["batch"] * NUM_TABLES * 4 * DIM
+            works.append(rates.work("gather", nbytes, "the rows that are given out, fp32, once each"))
+        found.append(records.record("call", value=line["embank"], peers=peers, works=works, **common))
+        found.append(records.record("with a KeyedJaggedTensor", value=line["kjt"], **common))
+        found.append(records.record("table by table", value=line["alone"], **common))
+    return found
+
+
+TITLE = "Packed lookups of 26 tables"
+ABOUT = (
+    "Rows of dim 16 from 26 tables of a bundle on disk, mapped, at a quarter of the plain bytes: by plain tensors, "
+    "with a KeyedJaggedTensor, and by each table alone, against FBGEMM's quantised tables of all rows in the same "
+    "codec; one thread, CPU time."
+)
 
 if __name__ == "__main__":
     main()

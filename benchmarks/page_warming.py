@@ -4,17 +4,15 @@ built as it is.
 Run: python benchmarks/page_warming.py [--gib 4] [--pages 20000] [--folder runs/pages]
 Cold: the file has been dropped from memory. Mapped after: what touching the pages costs a lookup afterwards. Warm: the
 same call when all pages are in memory. Beside: with another Python thread at work. Then: bytes written back after one
-float in each of 2,000 pages has changed, by how the file was made. Writes benchmarks/results/page_warming.json and .md;
-the files are removed.
+float in each of 2,000 pages has changed, by how the file was made. Writes benchmarks/results/page_warming.json; the
+files are removed.
 """
 
 import argparse
-import json
 import mmap
 import os
 import resource
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -24,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import records
 import torch
-from peers.machine import describe
 
 from embank.tables.rows.disk.mapped import MappedFile
 from embank.tables.rows.disk.pages import PAGE_BYTES, Pages, Region
 
-RESULTS = Path(__file__).with_name("results")
 NUM_CHANGED = 2000
 
 
@@ -185,32 +182,45 @@ def amplification(folder: Path, nbytes: int) -> dict[str, Any]:
     return result
 
 
-def table(result: dict[str, Any]) -> str:
-    lines = [
-        f"`{result['command']}`; {result['num_pages']:,} pages; median (range) of {result['repeats']}",
-        "",
-        "| way | cold, ms | of it CPU, ms | a lookup's touch afterwards, ms | the same when warm, ms |",
-        "|---|---|---|---|---|",
-    ]
-    for name, entry in result["ways"].items():
-        cells = [f"{m:.1f} ({low:.1f} to {high:.1f})" for m, low, high in entry.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "| beside a thread of small torch calls | cold, ms | its calls a ms |", "|---|---|---|"]
-    lines += [
-        f"| {n} | {e['cold_ms']:.0f} | {e['calls_per_ms']:.0f} |" for n, e in result["beside_another_thread"].items()
-    ]
-    ahead, written = result["read_ahead_500_pages_ms"], result["written_back"]
-    lines += [
-        "",
-        f"Page faults on 500 scattered pages: {ahead['MADV_NORMAL']:.0f} ms with read-ahead, "
-        f"{ahead['MADV_RANDOM']:.0f} ms without.",
-        f"{written['changed_bytes'] / 1e6:.1f} MB of pages changed: "
-        f"{written['through_the_page_cache_bytes'] / 1e6:.1f} MB written back where "
-        f"the file was written through the page cache, {written['past_it_bytes'] / 1e6:.1f} MB where it was written "
-        "past it.",
-        "",
-    ]
-    return "\n".join(lines)
+def recorded(result: dict[str, Any]) -> list[records.Record]:
+    """Ways to warm pages, read-ahead, and what changed pages write back."""
+    found = []
+    heads = {"cold_ms": "cold", "cold_cpu_ms": "of it CPU", "touch_ms": "a lookup's touch after", "warm_ms": "warm"}
+    for way, entry in result["ways"].items():
+        for key, (median, low, high) in entry.items():
+            spread = records.ranged({"median": median, "min": low, "max": high}, rounds=result["repeats"])
+            found.append(records.record(heads[key], "ms", case={"way": way}, better="lower", **spread))
+    for way, entry in result["beside_another_thread"].items():
+        case, rounds = {"beside a thread of small torch calls": way}, result["repeats"]
+        found.append(records.record("cold", "ms", case=case, better="lower", value=entry["cold_ms"], rounds=rounds))
+        calls = records.record("calls of that thread", "/ms", case=case, better="higher", value=entry["calls_per_ms"])
+        found.append(calls)
+    for advice, value in result["read_ahead_500_pages_ms"].items():
+        case = {"read-ahead": advice}
+        faults = {"value": value, "statistic": "once"}
+        found.append(records.record("faults on 500 scattered pages", "ms", case=case, better="lower", **faults))
+    written = result["written_back"]
+    for name, key in (("through the page cache", "through_the_page_cache_bytes"), ("past it", "past_it_bytes")):
+        work = records.Work(counts="pages that changed", amount=written["changed_bytes"], unit="bytes")
+        found.append(
+            records.record(
+                "written back",
+                "bytes",
+                case={"file made": name},
+                better="lower",
+                value=written[key],
+                statistic="once",
+                works=[work],
+            )
+        )
+    return found
+
+
+TITLE = "Ways to bring pages of a mapped file into memory"
+ABOUT = (
+    "Scattered pages of a file that has been dropped from memory, the same when all are in memory, and the bytes that "
+    "a changed number in each of 2,000 pages writes back: why the disk tier is built as it is."
+)
 
 
 def main() -> None:
@@ -220,15 +230,11 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("runs/pages"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    records.argument(parser)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {
-        "command": " ".join(["python benchmarks/page_warming.py", *sys.argv[1:]]),
-        "machine": describe(),
-        "num_pages": args.pages,
-        "repeats": args.repeats,
-    }
+    run = records.begin(settings=records.settings_of(args))
+    result: dict[str, Any] = {"num_pages": args.pages, "repeats": args.repeats}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         trial = Trial(Path(folder), gib=args.gib, num_pages=args.pages)
         result["ways"] = compare_ways(trial, args.repeats)
@@ -236,10 +242,8 @@ def main() -> None:
         result["read_ahead_500_pages_ms"] = read_ahead(trial)
         del trial
         result["written_back"] = amplification(Path(folder), int(args.gib * 2**28) // 2**22 * 2**22)
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "page_warming.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.results / "page_warming.md").write_text(table(result))
-    print(table(result))
+    run.records = recorded(result)
+    print(f"written: {records.save('page_warming', run, title=TITLE, about=ABOUT, out=args.out)}")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ memory is the largest resident set of the process, as the operating system count
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-RESULTS = Path(__file__).with_name("results")
+import floors
+import records
 
 
 def generate(path: Path, rows: int) -> None:
@@ -33,12 +34,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--work", type=Path, default=Path("runs/prepare"))
     parser.add_argument("--log", type=Path, help="a Criteo-shaped log that exists already")
+    records.argument(parser)
     args = parser.parse_args()
+    run = records.begin(settings=records.settings_of(args))
     log = args.log or args.work / f"criteo-{args.rows}.tsv"
     generate(log, args.rows)
     out = args.work / "prepared"
     shutil.rmtree(out, ignore_errors=True)
-    load = os.getloadavg()[0]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begun = time.perf_counter()
     command = ["embank", "prepare", "--format", "criteo", "--input", str(log), "--out", str(out)]
@@ -47,23 +49,37 @@ def main() -> None:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     schema = json.loads((out / "schema.json").read_text())
     result = {
-        "command": " ".join(["python", "benchmarks/prepare_criteo.py", *sys.argv[1:]]),
-        "machine": platform.platform(),
-        "num_cpus": os.cpu_count(),
-        "load_before": round(load, 2),
         "rows": args.rows,
         "input_bytes": log.stat().st_size,
         "output_bytes": sum(p.stat().st_size for p in out.rglob("*") if p.is_file()),
         "num_ids": sum(field["num_embeddings"] for field in schema["categorical"]),
-        "wall_s": round(wall, 1),
-        "cpu_s": round(used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime, 1),
-        "rows_per_s": round(args.rows / wall),
+        "wall_s": wall,
+        "cpu_s": used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime,
         "peak_rss_bytes": used.ru_maxrss * 1024,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "prepare_criteo.json").write_text(json.dumps(result, indent=1) + "\n")
+    run.records = recorded(result, rates=floors.rates(os.cpu_count() or 1))
+    records.save("prepare_criteo", run, title=TITLE, about=ABOUT, out=args.out)
     print(json.dumps(result, indent=1))
 
+
+def recorded(result: dict[str, Any], *, rates: floors.Rates | None) -> list[records.Record]:
+    """Speed, CPU, memory and sizes of one preparation."""
+    case = {"rows": result["rows"], "input bytes": result["input_bytes"], "ids": result["num_ids"]}
+    once: dict[str, Any] = {"case": case, "statistic": "once"}
+    counts = "input and output, each byte read or written once in memory"
+    nbytes = (result["input_bytes"] + result["output_bytes"]) / result["rows"]
+    works = [] if rates is None else [rates.work("copy", nbytes, counts)]
+    rate = result["rows"] / result["wall_s"]
+    return [
+        records.record("speed", "rows/s", better="higher", value=rate, works=works, **once),
+        records.record("CPU time", "s", better="lower", value=result["cpu_s"], **once),
+        records.record("peak resident memory", "bytes", better="lower", value=result["peak_rss_bytes"], **once),
+        records.record("output", "bytes", case=case, statistic="exact", value=result["output_bytes"]),
+    ]
+
+
+TITLE = "Preparing Criteo-shaped logs"
+ABOUT = "embank prepare on a generated log of Criteo's layout, in a process of its own, from reading to checked files."
 
 if __name__ == "__main__":
     main()

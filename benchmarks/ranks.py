@@ -10,27 +10,23 @@ plan, with every table whole on a rank, and with every table cut into rows. Rati
 Bytes are those of the loopback device while the steps run, so they hold everything: ids, rows, their gradients, the
 network's gradients, headers. The floor counts each id (8 bytes), row and gradient of a row (4 * dim bytes each) once
 for every lookup whose row lies on another rank, and the network's gradient once per rank and direction.
-Writes benchmarks/results/ranks.{json,md}.
+Writes benchmarks/results/ranks.json.
 """
 
 import argparse
-import json
 import os
 import socket
 import statistics
-import sys
 import time
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+import records
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
-import machine
-
-RESULTS = Path(__file__).with_name("results")
 NUM_DENSE, NUM_FIELDS, DIM = 13, 26, 16
 PLANS = ("embank", "table_wise", "row_wise")
 
@@ -199,8 +195,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    records.argument(parser)
     args = parser.parse_args()
+    run = records.begin(settings=records.settings_of(args))
     contestants = {"one process": Contestant(args, 1, "")}
     contestants |= {f"{args.ranks} ranks, {kind}": Contestant(args, args.ranks, kind) for kind in PLANS}
     rounds = [{name: contestant.run() for name, contestant in contestants.items()} for _ in range(args.repeats)]
@@ -221,34 +218,33 @@ def main() -> None:
             }
         )
         contestant.close()
-    report = {
-        "command": " ".join(["python", "benchmarks/ranks.py", *sys.argv[1:]]),
-        "settings": {key: value for key, value in vars(args).items() if key != "out"},
-        "machine": machine.describe(),
-        "results": rows,
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "ranks.json").write_text(json.dumps(report, indent=1) + "\n")
-    lines = [
-        "# Ranks against one process",
-        "",
-        f"`{report['command']}`; DLRM, {args.rows:,} rows in 26 tables, batch {args.batch_size:,} over all ranks, one "
-        "thread a process; "
-        f"median (range) of {args.repeats} rounds.",
-        "",
-        "| contestant | samples/s | of one process | MB moved per step | floor | moved / floor |",
-        "|---|---|---|---|---|---|",
-    ]
+    run.records = recorded(rows, rounds=args.repeats)
+    records.save("ranks", run, title=TITLE, about=ABOUT, out=args.out)
+    for record in run.records:
+        print(record.case["contestant"], record.metric, f"{record.value:,.0f}", record.peers)
+
+
+def recorded(rows: list[dict[str, Any]], *, rounds: int) -> list[records.Record]:
+    """Speed and moved bytes of each contestant."""
+    found = []
     for row in rows:
-        low, high = row["ratio_range"]
-        moved, floor = row["bytes_per_step"] / 1e6, row["floor_bytes_per_step"] / 1e6
-        share = f"{moved / floor:.2f}" if floor else "-"
-        lines.append(
-            f"| {row['contestant']} | {row['samples_per_s']:,.0f} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) | "
-            f"{moved:.2f} | {floor:.2f} | {share} |"
-        )
-    (args.out / "ranks.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+        case, (low, high) = {"contestant": row["contestant"]}, row["ratio_range"]
+        peers = [records.peer("one process", {"median": row["ratio"], "min": low, "max": high})]
+        rate = {"value": row["samples_per_s"], "rounds": rounds}
+        found.append(records.record("speed", "samples/s", case=case, better="higher", peers=peers, **rate))
+        if row["floor_bytes_per_step"]:
+            counts = "ids, rows and gradients of lookups of other ranks' rows, the network's gradient once a direction"
+            work = records.Work(counts=counts, amount=row["floor_bytes_per_step"], unit="bytes")
+            moved = {"value": row["bytes_per_step"], "rounds": rounds, "works": [work]}
+            found.append(records.record("moved by a step", "bytes", case=case, better="lower", **moved))
+    return found
+
+
+TITLE = "Ranks against one process"
+ABOUT = (
+    "DLRM on sharded tables, one thread a process: the same batch in one process, and shared by gloo ranks under "
+    "several plans; bytes are those of the loopback device."
+)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ epoch, exports it, and measures
   encode    strings per second of one feature on one thread, 5% of them unknown; memory after it
   one_row   `model.score([row])` of 26 categorical and 13 numeric columns, one thread, and its parts
   predict   rows per second of `embank predict` on a file in Criteo's layout, and how much of it tables and network are
-What is there already in --work is not made again. JSON goes to benchmarks/results/raw_rows.json.
+What is there already in --work is not made again. Writes
+benchmarks/results/raw_rows.json.
 """
 
 import argparse
@@ -19,12 +20,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+import records
 import yaml
-from peers import machine
 
-HERE = Path(__file__).parent
 MODELS = {
     "dlrm_small": "{name: dlrm, bottom: [64, 32], top: [64, 32]}",
     "dlrm": "{name: dlrm, bottom: [512, 256, 64], top: [512, 256]}",
@@ -161,20 +162,71 @@ def main() -> None:
     parser.add_argument("--ids", type=int, default=10_000_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "raw_rows.json")
+    records.argument(parser)
     args = parser.parse_args()
+    run = records.begin(settings=records.settings_of(args))
     args.work.mkdir(parents=True, exist_ok=True)
     bundle = many_ids(args.work, args.ids) / "bundle"
     log, data = criteo(args.work, args.rows)
     runs = {name: trained(args.work, name, data, model, 0.02) for name, model in MODELS.items()}
     measured(ENCODE, bundle, args.ids)  # warms the cache
-    told = {"command": " ".join(["python", "benchmarks/raw_rows.py", *sys.argv[1:]]), "machine": machine.describe()}
-    told |= {"ids": args.ids, "rows": args.rows, "threads": args.threads, "encode": measured(ENCODE, bundle, args.ids)}
+    told: dict[str, Any] = {"encode": measured(ENCODE, bundle, args.ids)}
     told["one_row"] = {name: measured(ONE_ROW, run) for name, run in runs.items()}
     scores = args.work / "scores.parquet"
     told["predict"] = {name: measured(PREDICT, run, log, scores, args.threads) for name, run in runs.items()}
-    args.out.write_text(json.dumps(told, indent=1) + "\n")
+    run.records = recorded(told)
+    records.save("raw_rows", run, title=TITLE, about=ABOUT, out=args.out)
     print(json.dumps(told, indent=1))
+
+
+def recorded(told: dict[str, Any]) -> list[records.Record]:
+    """Opening, strings to ids, one row, files."""
+    encode = told["encode"]
+    grown = encode["after"]["anonymous"] - encode["before"]["anonymous"]
+    quick: dict[str, Any] = {"statistic": "best", "rounds": 5}
+
+    def case(part: str, model: str | None = None) -> records.Case:
+        return {"part": part} | ({} if model is None else {"model": model})
+
+    def once(metric: str, unit: str, value: float, of: records.Case, **fields: Any) -> records.Record:
+        return records.record(metric, unit, case=of, value=value, statistic="once", **fields)
+
+    found = [
+        once("import torch", "s", encode["import_torch_s"], case("open"), better="lower"),
+        once("load_model, beyond that", "s", encode["load_model_s"], case("open"), better="lower"),
+        once("anonymous memory of load_model", "bytes", grown, case("open"), better="lower"),
+        *(
+            records.record(name, "strings/s", case=case("encode"), better="higher", value=encode[key], **quick)
+            for name, key in (
+                ("strings to ids", "strings_per_s"),
+                ("of it hashing", "hash_per_s"),
+                ("of it finding", "find_per_s"),
+            )
+        ),
+        once("index", "bytes", encode["index_bytes"], case("encode")),
+    ]
+    for model, one in told["one_row"].items():
+        for name, key in (
+            ("score", "all"),
+            ("of it encode", "encode"),
+            ("of it tables, network", "tables_and_network"),
+        ):
+            figures = {"value": one[key]["median_us"], "rounds": 400, "detail": {"least": one[key]["least_us"]}}
+            found.append(records.record(name, "us", case=case("one row", model), better="lower", **figures))
+    for model, one in told["predict"].items():
+        of = case("embank predict", model)
+        found.append(once("speed", "rows/s", one["rows_per_s"], of, better="higher"))
+        found.append(once("share of tables and network", "", one["share_of_tables_and_network"], of))
+        found.append(once("CPU time", "s", one["cpu_s"], of, better="lower"))
+        found.append(once("peak resident memory", "bytes", one["peak_resident"], of, better="lower"))
+    return found
+
+
+TITLE = "From raw rows to scores"
+ABOUT = (
+    "Opening a bundle with many ids, strings to ids on one thread (5% of them unknown), one row of 13 + 26 columns "
+    "scored in Python, and embank predict on a file of Criteo's layout; each in a process of its own, file cache warm."
+)
 
 
 if __name__ == "__main__":

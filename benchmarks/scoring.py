@@ -5,7 +5,7 @@ Run: python benchmarks/scoring.py [--rows 1000000] [--large-rows 16000000] [--fo
 rounds: other work on the machine adds nothing but what it takes from the caches. The network's share is that of the
 network alone, on the tensors that the tables gave. Opening is measured in a process of its own, for a bundle of plain
 tables as large as `--large-rows` says, with its files in the page cache: seconds of CPU beyond `import torch`, bytes
-read by system calls, and what is in memory of the tables' file. Writes benchmarks/results/scoring.json and .md.
+read by system calls, and what is in memory of the tables' file. Writes benchmarks/results/scoring.json.
 """
 
 import argparse
@@ -20,9 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import floors
+import records
 import torch
-from peers.machine import describe
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from embank.ctr_models import MODELS, Inputs, build_network
 from embank.pipelines.data.schema import CategoricalField, NumericField, Schema
@@ -37,7 +39,6 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepfm 400-400-400": ("deepfm", {}),
     "deepfm 64-64": ("deepfm", {"hidden_units": [64, 64]}),
 }
-RESULTS = Path(__file__).with_name("results")
 OPENING = """
 import json, sys, time
 import torch
@@ -128,7 +129,8 @@ def measured(folder: Path, *, num_rows: int, rounds: int) -> list[dict[str, Any]
             whole = least_us(scorer.logits, dense_BI, ids, {}, rounds=rounds, calls=calls)
             blocks = [taken(scorer, dense_BI[i : i + BLOCK_ROWS], ids, i) for i in range(0, size, BLOCK_ROWS)]
             alone = least_us(network_alone, scorer, blocks, rounds=rounds, calls=calls)
-            results.append({"network": name, "rows": size, "us": whole, "us_network": alone})
+            works = {"network_flop": flops(scorer, blocks), "row_bytes": size * NUM_FEATURES * DIM * 4}
+            results.append({"network": name, "rows": size, "us": whole, "us_network": alone, **works})
             print(f"{name:26} {size:7,} rows {whole:12,.0f} us, {alone:10,.0f} of them the network", flush=True)
     return results
 
@@ -137,6 +139,14 @@ def taken(scorer: Scorer, dense_BI: Tensor, ids: Mapping[str, Tensor], start: in
     """What the network is given for a block of rows."""
     own = {name: ids_B[start : start + len(dense_BI)] for name, ids_B in ids.items()}
     return [dense_BI, *scorer.lookups(own, {}, num_rows=len(dense_BI))]
+
+
+@torch.inference_mode()
+def flops(scorer: Scorer, blocks: list[list[Tensor]]) -> int:
+    """Of the network's matrix products, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        network_alone(scorer, blocks)
+    return counter.get_total_flops()
 
 
 @torch.inference_mode()
@@ -161,7 +171,9 @@ def main() -> None:
     parser.add_argument("--large-rows", type=int, default=16_000_000, help="of the bundle that is opened")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None, help="for the bundles, which are removed")
+    records.argument(parser)
     arguments = parser.parse_args()
+    run = records.begin(settings=records.settings_of(arguments))
     torch.set_num_threads(1)
     work = Path(tempfile.mkdtemp(prefix="scoring-", dir=arguments.folder))
     try:
@@ -171,27 +183,42 @@ def main() -> None:
     finally:
         shutil.rmtree(work)
     print(opened)
-    told = {"machine": describe(), "rows": arguments.rows, "opening": opened, "scoring": results}
-    (RESULTS / "scoring.json").write_text(json.dumps(told, indent=1) + "\n")
-    (RESULTS / "scoring.md").write_text(_page(opened, results))
+    run.records = recorded(opened, results, rounds=arguments.rounds, rates=floors.rates(1))
+    run.detail = {"imports": opened["imports"]}
+    records.save("scoring", run, title=TITLE, about=ABOUT, out=arguments.out)
 
 
-def _page(opened: Mapping[str, Any], results: list[dict[str, Any]]) -> str:
+def recorded(
+    opened: Mapping[str, Any], results: list[dict[str, Any]], *, rounds: int | None, rates: floors.Rates | None
+) -> list[records.Record]:
+    """Opening, then calls by network and number of rows."""
+    case: records.Case = {"part": "opening", "bundle bytes": opened["bundle_bytes"]}
     seconds = opened["import_s"] + opened["open_s"] + opened["first_row_s"]
-    lines = [
-        f"A bundle of {opened['bundle_bytes']:,} bytes is opened and scores its first row in {seconds:.2f} s of CPU "
-        f"beyond `import torch` ({opened['import_s']:.2f} s of them imports); {opened['read_bytes']:,} bytes are read, "
-        f"{opened['tables_in_memory_bytes']:,} of the tables are in memory.\n",
-        "| network | rows | µs | of the network | its share | rows/s |",
-        "|---|---|---|---|---|---|",
+    best: dict[str, Any] = {"better": "lower", "statistic": "best", "rounds": rounds}
+    found = [
+        records.record("CPU beyond import torch, to the first score", "s", case=case, value=seconds, **best),
+        records.record("of it imports", "s", case=case, value=opened["import_s"], **best),
+        records.record("bytes read", "bytes", case=case, value=opened["read_bytes"], **best),
+        records.record("of the tables in memory", "bytes", case=case, value=opened["tables_in_memory_bytes"], **best),
     ]
     for one in results:
-        share = min(1.0, one["us_network"] / one["us"])
-        lines.append(
-            f"| {one['network']} | {one['rows']:,} | {one['us']:,.0f} | {one['us_network']:,.0f} | {share:.2f} | "
-            f"{1e6 * one['rows'] / one['us']:,.0f} |"
-        )
-    return "\n".join(lines) + "\n"
+        case = {"network": one["network"], "rows": one["rows"]}
+        works = []
+        if rates is not None and "network_flop" in one:
+            rows = "rows of the tables, once each; no ids, no result"
+            products = "matrix products of the network"
+            works = [rates.work("matmul fp32", one["network_flop"], products)]
+            works.append(rates.work("gather", one["row_bytes"], rows))
+        part = [records.peer("the network alone", one["us"] / one["us_network"])]
+        found.append(records.record("call", "us", case=case, value=one["us"], peers=part, works=works, **best))
+    return found
+
+
+TITLE = "Scoring by a bundle"
+ABOUT = (
+    "Opening a bundle of plain tables, and calls for one row up to large batches: 26 features and 13 numbers, dim 16, "
+    "one thread, CPU time."
+)
 
 
 if __name__ == "__main__":

@@ -22,30 +22,25 @@ gp                Optuna's with a tenth of the evaluations, since each of its tr
 With --budget B the widths are multiples of 4, tables have log-uniform sizes, and a candidate keeps that share of the
 plain bytes: Optuna's samplers are told by a constraint, and hand over the best candidate that keeps it. The released
 evolution knows no budget and is left out. The optimum is that of the exact knapsack over all widths. Writes
-benchmarks/results/search[_budget].{json,md}; --merge keeps the contestants of the file that are not run again.
+benchmarks/results/search[_budget].json; --merge keeps the contestants of the file that are not run again.
 """
 
 import argparse
-import json
 import math
 import random
-import shlex
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import optuna
-from peers.machine import describe
+import records
 
 from embank.search import DimensionSpace, EvolutionSampler, profile_knapsack, profile_plan, search
 from embank.tables import TableSpec
 
-RESULTS = Path(__file__).with_name("results")
 FIELDS, DIM = 39, 64
 OCTAVES = math.log2(DIM)
 SCALE = 2.0e-5
@@ -213,32 +208,41 @@ def measure(name: str, *, problems: int, evaluations: int, budget: float | None)
         }
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report in Markdown."""
-    limit = "" if report["budget"] is None else f", budget {report['budget']}"
-    lines = [
-        f"# Search of widths: {FIELDS} fields, a separable score whose optimum is known{limit}",
-        "",
-        *(f"`{command}`" for command in dict.fromkeys(row.get("command") for row in report["contestants"]) if command),
-        "",
-        "Regret against the optimum, times 1e4, of the candidate that each contestant hands over. A problem is solved",
-        "where that candidate keeps the budget; the mean is over those. The problems are those from "
-        f"{FIRST_PROBLEM} on;",
-        "the defaults of `ea` were chosen on problems 0 .. 19. The TPEs and `gp` are slow and have fewer problems;",
-        "`gp` has a tenth of the evaluations, and so have the rows above it.",
-        "",
-        "| contestant | evaluations | problems | solved | mean regret | standard error | worst | seconds |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in report["contestants"]:
-        shown = (_times(row[key]) for key in ("mean_regret", "standard_error", "worst_regret"))
-        counts = f"{row['evaluations']} | {row['problems']} | {row['solved']}"
-        lines.append(f"| {row['contestant']} | {counts} | {' | '.join(shown)} | {row['seconds']:.1f} |")
-    return "\n".join([*lines, ""])
+def recorded(row: dict[str, Any]) -> list[records.Record]:
+    """Regret of a contestant, how many problems it solved within the bytes, and its seconds."""
+    case = {
+        "contestant": row["contestant"],
+        "evaluations": row["evaluations"],
+        "problems": row["problems"],
+        "solved": row["solved"],
+    }
+    seconds = records.record("time", "s", case=case, better="lower", value=row["seconds"], rounds=row["problems"])
+    if row["mean_regret"] is None:
+        return [seconds]
+    mean, error = 1e4 * row["mean_regret"], row["standard_error"]
+    spread = {} if error is None else {"low": mean - 1e4 * error, "high": mean + 1e4 * error, "spread": "error"}
+    regret = records.record(
+        "regret",
+        "1e-4",
+        case=case,
+        better="lower",
+        value=mean,
+        statistic="mean",
+        rounds=row["solved"],
+        detail={"regrets": row["regrets"], "worst": row["worst_regret"], "first_problem": row["first_problem"]},
+        **spread,
+    )
+    worst = {"value": 1e4 * row["worst_regret"], "statistic": "once"}
+    return [regret, records.record("worst regret", "1e-4", case=case, better="lower", **worst), seconds]
 
 
-def _times(regret: float | None) -> str:
-    return "-" if regret is None else f"{regret * 1e4:.2f}"
+TITLE = "Search of widths on an objective whose optimum is known"
+ABOUT = (
+    f"{FIELDS} fields, a separable score. Regret against the optimum, times 10,000, of the candidate that each "
+    "contestant hands over, mean ± standard error over the problems that it solved: those where that candidate keeps "
+    "the budget, if there is one. Problems are those from 100 on; the defaults of ea were chosen on problems 0 to 19. "
+    "gp has a tenth of the evaluations, and so have the contestants that say it."
+)
 
 
 def main() -> None:
@@ -250,28 +254,32 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=None)
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument("--merge", action="store_true", help="keep the other contestants of the file")
+    records.argument(parser)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = RESULTS / ("search.json" if arguments.budget is None else "search_budget.json")
-    rows = {row["contestant"]: row for row in json.loads(path.read_text())["contestants"]} if arguments.merge else {}
-    command = shlex.join(["python", "benchmarks/search.py", *sys.argv[1:]])
-    machine = describe()  # before the first result is written: the commit is then that of a clean checkout
-    for name in arguments.contestants:
-        if name == "released" and arguments.budget is not None:
+    name = "search" if arguments.budget is None else "search_budget"
+    run = records.begin(settings=records.settings_of(arguments))
+    for contestant in arguments.contestants:
+        if contestant == "released" and arguments.budget is not None:
             continue
-        problems = arguments.slow_problems if name in SLOW else arguments.problems
-        for row in measure(name, problems=problems, evaluations=arguments.evaluations, budget=arguments.budget):
-            row |= {"commit": machine["commit"], "command": command}
-            report = {
-                "machine": machine,
-                "budget": arguments.budget,
-                "contestants": [*(kept for other, kept in rows.items() if other != name), row],
-            }
-            path.write_text(json.dumps(report, indent=1) + "\n")
-            path.with_suffix(".md").write_text(table(report))
-        rows[name] = row
-    print(table(report))
+        problems = arguments.slow_problems if contestant in SLOW else arguments.problems
+        before = run.records
+        for row in measure(contestant, problems=problems, evaluations=arguments.evaluations, budget=arguments.budget):
+            run.records = [*before, *recorded(row)]
+            keep = without(run) if arguments.merge else None
+            records.save(name, run, title=TITLE, about=ABOUT, out=arguments.out, keep=keep)
+
+
+def without(run: records.Run) -> Callable[[records.Run], records.Run | None]:
+    """What stays of earlier runs: the contestants that this one has not measured."""
+    measured = {record.case["contestant"] for record in run.records}
+
+    def keep(earlier: records.Run) -> records.Run | None:
+        kept = [record for record in earlier.records if record.case["contestant"] not in measured]
+        return earlier.model_copy(update={"records": kept}) if kept else None
+
+    return keep
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "docs" / "results"
+RESULTS = HERE.parent / "docs/results"
 SPACE = str(HERE / "tasks" / "search_space.yaml")
 BASELINES = ("full", "uniform_dim", "frequency_cut", "mde", "dpq")
 MODELS = {

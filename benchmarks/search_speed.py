@@ -3,24 +3,22 @@
 Run: python benchmarks/search_speed.py CONFIG.yaml --supernet RUN [--set KEY=VALUE] [--candidates 100]
 RUN is `OUT/supernet` of an `embank search` of the same configuration. A forward pass is lookups, network, AUC and log
 loss on batches that are in memory: nothing is read. One comes before every candidate, so that both meet the same load
-of the machine; rates are of their summed times. Adds the model to benchmarks/results/search_speed.json.
+of the machine; rates are of their summed times. Adds the model to
+benchmarks/results/search_speed.json.
 """
 
 import argparse
-import json
-import shlex
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import optuna
+import records
 import torch
-from peers.machine import describe
 
 from embank.ctr_models import CTRModel
 from embank.ctr_models.metrics import Evaluation
@@ -89,12 +87,6 @@ class Interleaved:
         return self.seconds["bare"] / self.seconds["work"]
 
 
-def _without_out(arguments: Sequence[str]) -> list[str]:
-    """The command as it is told: where the figures went is no matter."""
-    place = arguments.index("--out") if "--out" in arguments else len(arguments)
-    return [*arguments[:place], *arguments[place + 2 :]]
-
-
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,10 +95,11 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--candidates", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "search_speed.json")
+    records.argument(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    config, machine = load_config(args.config, overrides=args.set), describe()
+    run = records.begin(settings=records.settings_of(args))
+    config = load_config(args.config, overrides=args.set)
     with tempfile.TemporaryDirectory() as folder:
         plan = make_plan(to_plain(config), out=folder, space="rows", budgets=[0.5], num_trials=args.candidates)
         job = Job(plan=plan, budget=0.5, out=Path(folder), supernet=args.supernet, num_threads=args.threads)
@@ -129,8 +122,6 @@ def main() -> None:
             studied = time.perf_counter() - begun - within.seconds["bare"]
             num_rows, num_calibrated = scorer.valid.num_rows, scorer.calibration.num_rows if scorer.calibration else 0
     result = {
-        "command": shlex.join(["python", "benchmarks/search_speed.py", *_without_out(sys.argv[1:])]),
-        "machine": machine,
         "validation_rows": num_rows,
         "calibration_rows": num_calibrated,
         "forward_passes_per_second": alone.num / alone.seconds["bare"],
@@ -139,9 +130,37 @@ def main() -> None:
         "trials_per_pass": within.seconds["bare"] / studied,
     }
     name = config.model["name"] + (" with batch normalisation" if num_calibrated else "")
-    found = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    args.out.write_text(json.dumps(found | {f"{name} on {Path(data).name}": result}, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    model = f"{name} on {Path(data).name}"
+    run.records = recorded(model, result)
+
+    def others(earlier: records.Run) -> records.Run | None:
+        return None if earlier.records[0].case["model"] == model else earlier
+
+    records.save("search_speed", run, title=TITLE, about=ABOUT, out=args.out, keep=others)
+    for record in run.records:
+        print(record.metric, f"{record.value:.2f} {record.unit}", record.peers)
+
+
+def recorded(model: str, result: dict[str, Any]) -> list[records.Record]:
+    """Rates of candidates and of bare passes."""
+    case = {"model": model, "validation rows": result["validation_rows"], "for calibration": result["calibration_rows"]}
+    once: dict[str, Any] = {"case": case, "better": "higher", "statistic": "once"}
+    bare = "forward passes"
+    alone = [records.peer(bare, result["candidates_per_pass"])]
+    within = [records.peer(bare, result["trials_per_pass"])]
+    trials = result["trials_per_pass"] * result["forward_passes_per_second"]
+    return [
+        records.record("candidates", "/s", value=result["candidates_per_second"], peers=alone, **once),
+        records.record("trials of a study", "/s", value=trials, peers=within, **once),
+        records.record(bare, "/s", value=result["forward_passes_per_second"], **once),
+    ]
+
+
+TITLE = "Speed of scoring candidates on a frozen supernet"
+ABOUT = (
+    "Candidates and trials against plain forward passes over validation (lookups, network, metrics; batches in "
+    "memory), one such pass before each, rates of their summed times."
+)
 
 
 if __name__ == "__main__":

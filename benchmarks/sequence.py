@@ -18,27 +18,23 @@ a given gradient and the update; both include addressing. Ratios are taken withi
 The floor of a step is what must move: ids, rows, gradients of rows, and one word of optimizer state per distinct row,
 each once, at the speed of a memory copy measured in the same rounds. Times are on the wall clock and, for machines that
 others use as well, in CPU time. RssAnon is what a process holds besides mapped files; its peak is sampled by the
-parent. Writes benchmarks/results/sequence.{json,md}.
+parent. Writes benchmarks/results/sequence.json.
 """
 
 import argparse
-import json
 import os
 import statistics
-import sys
 import tempfile
 import threading
 import time
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+import records
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
-import machine
-
-RESULTS = Path(__file__).with_name("results")
 NUM_GRAMS = 2**24
 EXPONENTS = (1.15, 1.05)  # of the two kinds of n-grams
 NUM_BATCHES = 4
@@ -255,8 +251,7 @@ def must_move(args: argparse.Namespace, tokens: int, rows: int) -> dict:
 
 
 def summarize(args: argparse.Namespace, rounds: list[dict]) -> list[dict]:
-    """Per batch size and contestant: tokens/s, time as a multiple of the memory tier's and of the floor, round by
-    round."""
+    """Per batch size and contestant: tokens/s, and time as a multiple of the memory tier's, round by round."""
     out = []
     for tokens in args.tokens:
         here = [r for r in rounds if r["tokens"] == tokens]
@@ -267,13 +262,9 @@ def summarize(args: argparse.Namespace, rounds: list[dict]) -> list[dict]:
             entry = {"tokens": tokens, "name": name, "rows": rows, "bytes": floor}
             for kind in ("lookup", "step"):
                 entry |= spread(f"{kind}_tokens_per_s", [tokens / r[kind]["wall_s"] for r in times[name]])
-                for clock in ("wall_s", "cpu_s"):
-                    mine = [r[kind][clock] for r in times[name]]
-                    least = [floor[kind] * r["copy"][clock] for r in times["memcpy"]]
-                    entry |= spread(f"{kind}_over_floor_{clock}", quotients(mine, least))
-                    if "memory" in times:
-                        base = [r[kind][clock] for r in times["memory"]]
-                        entry |= spread(f"{kind}_over_memory_{clock}", quotients(mine, base))
+                for clock in ("wall_s", "cpu_s") if "memory" in times else ():
+                    mine, base = ([r[kind][clock] for r in times[one]] for one in (name, "memory"))
+                    entry |= spread(f"{kind}_over_memory_{clock}", quotients(mine, base))
             entry |= spread("address_share_cpu_s", [r["address"]["cpu_s"] / r["step"]["cpu_s"] for r in times[name]])
             out.append(entry)
     return out
@@ -287,54 +278,57 @@ def spread(name: str, values: list[float]) -> dict:
     return {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
-def ranged(entry: dict, name: str, form: str) -> str:
-    if name not in entry:
-        return "-"
-    return f"{entry[name]:{form}} ({entry[name + '_min']:{form}}-{entry[name + '_max']:{form}})"
-
-
-def markdown(report: dict) -> str:
-    lines = [
-        "# Sequence lookups: memory tables of a language model",
-        "",
-        f"`{report['command']}`; {report['machine']['cpu']}, {report['threads']} thread(s), load "
-        f"{report['machine']['load_at_start']:.1f} "
-        f"at the start; {report['heads']} heads of dim {report['dim']}, T = {report['context']}; memory copy "
-        f"{report['copy_bytes_per_s'] / 1e9:.1f} GB/s; median (range) of {report['repeats']} rounds.",
-        "",
-        "Times as multiples, smaller is better: of the memory tier's in the same round, and of the floor (bytes that "
-        "must move, at the "
-        "speed of a memory copy). CPU time leaves out what other processes took of the machine.",
-        "",
-        "| tokens | contestant | rows per head | lookup, tokens/s | step, tokens/s | step / memory | step / floor | "
-        "lookup / memory, CPU | "
-        "step / memory, CPU | step / floor, CPU |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def recorded(report: dict[str, Any]) -> list[records.Record]:
+    """Lookups and steps of each contestant and batch size, then what each one holds."""
+    rounds, found = report["repeats"], []
+    works = {"lookup": "ids and rows", "step": "ids, rows, gradients of rows, a word of state for each distinct row"}
     for entry in report["summary"]:
-        cells = [f"{entry['tokens']:,}", entry["name"], f"{entry['rows']:,}"]
-        cells += [ranged(entry, f"{kind}_tokens_per_s", ",.0f") for kind in ("lookup", "step")]
-        for name, form in (
-            ("step_over_memory_wall_s", ".2f"),
-            ("step_over_floor_wall_s", ".1f"),
-            ("lookup_over_memory_cpu_s", ".2f"),
-            ("step_over_memory_cpu_s", ".2f"),
-            ("step_over_floor_cpu_s", ".1f"),
-        ):
-            cells.append(ranged(entry, name, form))
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| contestant | what | rows and state, GiB | peak RssAnon, GiB |", "|---|---|---|---|"]
+        case = {"tokens": entry["tokens"], "contestant": entry["name"], "rows per head": entry["rows"]}
+        for kind, counts in works.items():
+            name = f"{kind}_tokens_per_s"
+            peers = [
+                records.peer(f"memory, {clock}", _inverse(entry, f"{kind}_over_memory_{clock}_s"))
+                for clock in ("wall", "cpu")
+                if f"{kind}_over_memory_{clock}_s" in entry
+            ]
+            work = records.Work(
+                counts=f"{counts}, each once",
+                amount=entry["bytes"][kind] / entry["tokens"],
+                unit="bytes",
+                rate=report["copy_bytes_per_s"],
+                rate_of="a copy in memory in the same rounds, one thread, each byte counted once",
+            )
+            figures = records.ranged(_spread(entry, name), rounds=rounds)
+            fields = {"case": case, "better": "higher", "peers": peers, "works": [work]}
+            found.append(records.record(kind, "tokens/s", **fields, **figures))
+        share = records.ranged(_spread(entry, "address_share_cpu_s"), rounds=rounds)
+        found.append(records.record("addressing, share of a step's CPU", "", case=case, better="lower", **share))
     for name, what in CONTESTANTS.items():
         if name in report["held"]:
-            held = report["held"][name]
-            sizes = [f"{held[key] / 2**30:.2f}" for key in ("nbytes", "peak_rss_anon_bytes")]
-            lines.append("| " + " | ".join([name, what, *sizes]) + " |")
-    shares = {
-        e["tokens"]: e["bytes"]["distinct_share"] for e in report["summary"] if e["name"] == report["contestants"][0]
-    }
-    text = ", ".join(f"{share:.2f} of the ids at {tokens:,} tokens" for tokens, share in shares.items())
-    lines += ["", f"Distinct rows: {text}. Peak RssAnon includes the interpreter, libraries and batches."]
-    return "\n".join(lines) + "\n"
+            held, case = report["held"][name], {"contestant": name, "is": what}
+            peak = {"value": held["peak_rss_anon_bytes"] / 2**30, "statistic": "once"}
+            size = {"value": held["nbytes"] / 2**30, "statistic": "exact"}
+            found.append(records.record("rows and state", "GiB", case=case, **size))
+            found.append(records.record("peak anonymous memory", "GiB", case=case, better="lower", **peak))
+    return found
+
+
+def _spread(entry: dict[str, Any], name: str) -> dict[str, float]:
+    return {"median": entry[name], "min": entry[f"{name}_min"], "max": entry[f"{name}_max"]}
+
+
+def _inverse(entry: dict[str, Any], name: str) -> dict[str, float]:
+    """A ratio of times as one of speeds."""
+    spread = _spread(entry, name)
+    return {"median": 1 / spread["median"], "min": 1 / spread["max"], "max": 1 / spread["min"]}
+
+
+TITLE = "Memory tables of a language model"
+ABOUT = (
+    "Lookups (without gradients) and steps (with backward pass and update) of SequenceCollection on ids of "
+    "Zipf-distributed n-grams, and of plain loops over nn.Embedding; each contestant in a process of its own, warm. Of "
+    "memory: speed over that of the memory tier in the same round, on the wall clock and in CPU time."
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -350,8 +344,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="per contestant and round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/sequence"), help="where the temporary folder goes")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--name", default="sequence", help="of the result files")
+    parser.add_argument("--name", default="sequence", help="of the result file")
+    records.argument(parser)
     args = parser.parse_args()
     for tokens in args.tokens:
         if tokens % args.context:
@@ -362,27 +356,22 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Build, measure, write; the tables' files go in any case."""
     args = arguments()
-    described = machine.describe()
+    run = records.begin(settings=records.settings_of(args))
     args.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         rounds, held = measure(args, Path(folder))
-    copies = [r["copy"]["cpu_s"] for r in rounds if r["name"] == "memcpy"]
-    report = {
-        "command": " ".join(["python", "benchmarks/sequence.py", *sys.argv[1:]]),
-        "machine": described,
-        **{key: getattr(args, key) for key in ("rows", "small_rows", "heads", "dim", "context", "repeats", "steps")},
-        "threads": args.threads,
-        "contestants": args.contestants,
-        "copy_bytes_per_s": 1 / statistics.median(copies),
-        "held": held,
-        "summary": summarize(args, rounds),
-        "runs": rounds,
-    }
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = markdown(report)
-    (args.results / f"{args.name}.md").write_text(table)
-    print(table)
+    copies = [r["copy"]["wall_s"] for r in rounds if r["name"] == "memcpy"]
+    report = {"repeats": args.repeats, "held": held, "summary": summarize(args, rounds)}
+    report["copy_bytes_per_s"] = 1 / statistics.median(copies)
+    run.records, run.detail = recorded(report), {"distinct share": _distinct(report), "rounds": rounds}
+    records.save(args.name, run, title=TITLE, about=ABOUT, out=args.out)
+    for record in run.records:
+        print(record.case, record.metric, f"{record.value:,.2f} {record.unit}")
+
+
+def _distinct(report: dict[str, Any]) -> dict[str, float]:
+    """Distinct rows / ids by contestant and batch size."""
+    return {f"{e['name']}, {e['tokens']} tokens": e["bytes"]["distinct_share"] for e in report["summary"]}
 
 
 if __name__ == "__main__":

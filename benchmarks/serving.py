@@ -6,7 +6,7 @@
 Generated rows in Criteo's layout (13 numbers, 26 ids), a DLRM trained on them for an epoch. The clients are one process
 beside the server: each connection sends its next request when it has its answer, and every answer is checked to have as
 many scores as rows were sent. With as many workers as cores the client takes a share of the cores, so a server of its
-own machine answers more. Writes benchmarks/results/serving.{json,md}.
+own machine answers more. Writes benchmarks/results/serving.json.
 """
 
 import argparse
@@ -26,15 +26,12 @@ from typing import Any
 
 import psutil
 import pyarrow as pa
+import records
 import torch
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
-import machine
-
 from embank.pipelines import load_model
 
-RESULTS = Path(__file__).with_name("results")
 ARROW = "application/vnd.apache.arrow.stream"
 BATCH = 500
 
@@ -233,26 +230,38 @@ def served(run: Path, options: argparse.Namespace, batches: dict[int, list[list[
     return figures
 
 
-def written(result: dict[str, Any]) -> str:
-    """The figures as a table."""
-    lines = [
-        "# A server against a plain loop",
-        "",
-        f"Made by `{result['command']}`. {result['workers']} workers and the client on {result['machine']['cores']} "
-        f"cores ({result['machine']['cpu']}), load {result['machine']['load_at_start']:.1f} before it began.",
-        "",
-        "CPU ms: of all the server's processes, for a request; it depends little on what else runs on the machine.",
-        "",
-        "| rows of a request | | connections | requests/s | rows/s | CPU ms | p50 ms | p99 ms |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for one in [*result["plain_loop"], *result["server"]]:
-        form = one.get("form", "plain loop, one thread")
-        values = (one["rows"], form, one.get("connections", "-"), f"{one['requests_per_s']:,.0f}")
-        rate = f"{one['rows'] * one['requests_per_s']:,.0f}"
-        times = " | ".join(f"{one[name]:.2f}" for name in ("cpu_ms", "p50_ms", "p99_ms"))
-        lines.append(f"| {' | '.join(map(str, values))} | {rate} | {times} |")
-    return "\n".join(lines) + "\n"
+def recorded(result: dict[str, Any]) -> list[records.Record]:
+    """The plain loop, then the server, by size of a request, form and connections."""
+    loops = {one["rows"]: one for one in result["plain_loop"]}
+    found = []
+    for one in [*loops.values(), *result["server"]]:
+        case = {
+            "rows of a request": one["rows"],
+            "form": one.get("form", "plain loop, one thread"),
+            "connections": one.get("connections"),
+        }
+        peers: dict[str, list[records.Peer]] = {}
+        if "form" in one:
+            loop = loops[one["rows"]]
+            for key in ("requests_per_s", "cpu_ms"):
+                peers[key] = [records.peer("the plain loop", one[key] / loop[key])]
+        for name, key, unit, better in (
+            ("answered", "requests_per_s", "requests/s", "higher"),
+            ("CPU of all processes", "cpu_ms", "ms", "lower"),
+            ("p50", "p50_ms", "ms", "lower"),
+            ("p99", "p99_ms", "ms", "lower"),
+        ):
+            figures = {"value": one[key], "statistic": "once", "peers": peers.get(key, [])}
+            found.append(records.record(name, unit, case=case, better=better, **figures))
+    return found
+
+
+TITLE = "A server against a plain loop"
+ABOUT = (
+    "Requests of one and of 500 rows of 13 + 26 columns to embank serve from a client on the same cores, each "
+    "connection sending its next request when it has its answer; CPU is that of all the server's processes for a "
+    "request."
+)
 
 
 def main() -> None:
@@ -263,10 +272,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--seconds", type=float, default=5.0, help="of each figure")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    records.argument(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    about = machine.describe()
+    measurement = records.begin(settings=records.settings_of(options))
     run, rows = trained(options.work, rows=options.rows)
     batches = {
         1: [[row] for row in rows],
@@ -274,17 +283,8 @@ def main() -> None:
     }
     loops = [{"rows": size, **plain_loop(run, chosen, seconds=options.seconds)} for size, chosen in batches.items()]
     print(*loops, sep="\n", flush=True)
-    result = {
-        "command": "python " + " ".join(sys.argv),
-        "machine": about,
-        "workers": options.workers,
-        "plain_loop": loops,
-        "server": served(run, options, batches),
-        "load_at_end": os.getloadavg()[0],
-    }
-    options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "serving.json").write_text(json.dumps(result, indent=1))
-    (options.results / "serving.md").write_text(written(result))
+    measurement.records = recorded({"plain_loop": loops, "server": served(run, options, batches)})
+    print(f"written: {records.save('serving', measurement, title=TITLE, about=ABOUT, out=options.out)}")
 
 
 if __name__ == "__main__":

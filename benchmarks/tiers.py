@@ -10,16 +10,14 @@ prefetch  on against off on the same table: cold (the files' pages are dropped b
           batches again), alternating; and a check that losses and rows are equal to the bit
 memory    disk against memory with --small-rows rows, warm, alternating
 
-Writes benchmarks/results/tiers.json and .md. The files are removed at the end, however it ends.
+Writes benchmarks/results/tiers.json. The files are removed at the end, however it ends.
 """
 
 import argparse
-import json
 import mmap
 import os
 import random
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -27,10 +25,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import floors
 import numpy as np
+import records
 import torch
 import torch.nn.functional as F
-from peers.machine import describe
 from torch import nn
 from torchrec import KeyedJaggedTensor
 
@@ -41,7 +40,6 @@ from embank.tables.rows.disk.mapped import MappedFile
 from embank.tables.rows.disk.pages import Pages, Region
 from embank.tables.rows.shards import TableShard
 
-RESULTS = Path(__file__).with_name("results")
 DIM, LOOKUPS, AHEAD = 16, 26, 4
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -190,17 +188,6 @@ def reads_in_turn_per_s(file: MappedFile, *, seconds: float) -> float:
     return done / seconds
 
 
-def copy_bytes_per_s() -> float:
-    """Bytes read plus bytes written by a large copy in memory."""
-    source, target = torch.zeros(2**25), torch.zeros(2**25)
-    times = []
-    for _ in range(7):
-        begun = time.perf_counter()
-        target.copy_(source)
-        times.append(time.perf_counter() - begun)
-    return 2 * 4 * source.numel() / statistics.median(times)
-
-
 def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "repeats": len(values)}
 
@@ -276,12 +263,11 @@ def scale_and_prefetch(folder: Path, args: argparse.Namespace) -> dict[str, Any]
             )
     scale["peak_anonymous_bytes"] = memory.peak
     mean = {key: statistics.mean(entry[key] for entry in bytes_of_step) for key in bytes_of_step[0]}
-    floor = mean["new_pages"] / disk["reads_at_once_per_s"]
     result = {
         "scale": scale,
         "disk": disk,
         "touched_by_a_step": mean,
-        "cold": compare(cold) | {"floor_s": floor, "times_the_floor": statistics.median(cold[True]) / floor},
+        "cold": compare(cold),
         "warm": compare(warm),
     }
     if memory.peak > args.limit_gib * 2**30:
@@ -322,7 +308,7 @@ def against_memory(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "disk_without_prefetch_of_memory": spread(
             [m / d for m, d in zip(times["memory"], times["disk_without_prefetch"], strict=True)]
         ),
-        "floor_s": moved / copy_bytes_per_s(),
+        "moved_bytes": moved,
     }
 
 
@@ -340,7 +326,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit-gib", type=float, default=4.0, help="of anonymous memory")
     parser.add_argument("--folder", type=Path, default=Path("runs/tiers"), help="on the disk that is measured")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    records.argument(parser)
     return parser.parse_args()
 
 
@@ -349,17 +335,15 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"command": " ".join(["python benchmarks/tiers.py", *sys.argv[1:]]), "machine": describe()}
-    result["machine"]["read_ahead_and_dirty"] = system_settings()
+    run = records.begin(settings=records.settings_of(args) | {"system": system_settings()})
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         result["prefetch_changes_nothing"] = equality(Path(folder), args)
         result |= scale_and_prefetch(Path(folder), args)
         result["against_memory"] = against_memory(Path(folder), args)
-    result["machine"]["load_at_end"] = os.getloadavg()[0]
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "tiers.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.results / "tiers.md").write_text(table(result))
-    print(table(result))
+    run.records = recorded(result, rates=floors.rates(args.threads))
+    run.detail = {"prefetch changes nothing": result["prefetch_changes_nothing"]}
+    print(f"written: {records.save('tiers', run, title=TITLE, about=ABOUT, out=args.out)}")
 
 
 def system_settings() -> dict[str, str]:
@@ -367,53 +351,74 @@ def system_settings() -> dict[str, str]:
     return {name: Path("/proc/sys", name).read_text().strip() for name in names}
 
 
-def table(result: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-
-    def shown(entry: dict[str, float], unit: float = 1, digits: int = 2) -> str:
-        return (
-            f"{entry['median'] * unit:.{digits}f} ({entry['min'] * unit:.{digits}f} to "
-            f"{entry['max'] * unit:.{digits}f})"
-        )
-
-    scale, cold, warm, small = (result[key] for key in ("scale", "cold", "warm", "against_memory"))
-    touched_here, disk = result["touched_by_a_step"], result["disk"]
-    lines = [
-        f"`{result['command']}`; {result['machine']['cores']} cores, {result['machine']['memory_gib']} GiB, load "
-        f"{result['machine']['load_at_start']:.1f} at the start and {result['machine']['load_at_end']:.1f} at the end",
-        "",
-        "| what | figure: median (range) |",
-        "|---|---|",
-        f"| table on the disk | {scale['rows']:,} rows x {DIM}, {scale['held_bytes']:,} bytes with state |",
-        f"| created | {scale['create_s']:.0f} s, {scale['create_bytes_per_s'] / 1e6:,.0f} MB/s; writing it and "
-        "drawing its values apart "
-        f"{scale['create_floor_s']:.0f} s |",
-        f"| peak anonymous memory | {scale['peak_anonymous_bytes'] / 2**30:.2f} GiB |",
-        f"| training from a cold cache, prefetch | {scale['samples_per_s']:,.0f} samples/s over {scale['steps']} "
-        "steps, "
-        f"{scale['samples_per_s_second_half']:,.0f} in the second half |",
-        f"| cold step with prefetch | {shown(cold['step_s_with_prefetch'], 1e3, 0)} ms |",
-        f"| cold step without | {shown(cold['step_s_without'], 1e3, 0)} ms |",
-        f"| **cold, prefetch over none** | **{shown(cold['speedup'])}** |",
-        f"| pages that a cold step must read | {touched_here['new_pages']:,.0f} "
-        f"({touched_here['new_page_bytes'] / 1e6:.0f} MB) |",
-        f"| random reads of a page by the disk | {disk['reads_at_once_per_s']:,.0f}/s all at once, "
-        f"{disk['reads_in_turn_per_s']:,.0f}/s in turn |",
-        f"| floor of a cold step; with prefetch it takes | {1e3 * cold['floor_s']:.0f} ms; "
-        f"{cold['times_the_floor']:.2f} times that |",
-        f"| warm step of that table, with prefetch; without | {shown(warm['step_s_with_prefetch'], 1e3, 1)} ms; "
-        f"{shown(warm['step_s_without'], 1e3, 1)} ms |",
-        f"| **warm, disk over memory, {small['rows']:,} rows** | **{shown(small['disk_of_memory'])}** |",
-        f"| the same without prefetch | {shown(small['disk_without_prefetch_of_memory'])} |",
-        f"| warm step: memory; disk | {shown(small['median_step_s']['memory'], 1e3, 1)} ms; "
-        f"{shown(small['median_step_s']['disk'], 1e3, 1)} ms |",
-        f"| rows and state that a warm step touches | {small['touched_by_a_step']['row_and_state_bytes'] / 1e6:.1f} "
-        "MB; read and "
-        f"written at the speed of a copy {1e3 * small['floor_s']:.1f} ms |",
-        "",
+def recorded(result: dict[str, Any], *, rates: floors.Rates | None) -> list[records.Record]:
+    """The large table, cold and warm with prefetch and without, then disk against memory."""
+    scale, disk, small = (result[key] for key in ("scale", "disk", "against_memory"))
+    large: records.Case = {"table rows": scale["rows"]}
+    once: dict[str, Any] = {"case": large, "statistic": "once"}
+    apart = records.peer("writing and drawing apart", scale["create_s"] / scale["create_floor_s"])
+    found = [
+        records.record("table with state", "bytes", case=large, statistic="exact", value=scale["held_bytes"]),
+        records.record("creating it", "s", better="lower", value=scale["create_s"], peers=[apart], **once),
+        records.record("peak anonymous memory", "bytes", better="lower", value=scale["peak_anonymous_bytes"], **once),
+        records.record(
+            "training from a cold cache", "samples/s", better="higher", value=scale["samples_per_s"], **once
+        ),
+        records.record(
+            "its second half", "samples/s", better="higher", value=scale["samples_per_s_second_half"], **once
+        ),
+        *(
+            records.record(f"random pages read {name}", "/s", better="higher", value=disk[f"reads_{key}_per_s"], **once)
+            for name, key in (("all at once", "at_once"), ("in turn", "in_turn"))
+        ),
     ]
-    return "\n".join(lines)
+    pages = records.Work(
+        counts="pages of rows and state that no step before has touched",
+        amount=result["touched_by_a_step"]["new_pages"],
+        unit="reads",
+        rate=disk["reads_at_once_per_s"],
+        rate_of="random pages of the file, tens of thousands asked for at once",
+    )
+    for kind in ("cold", "warm"):
+        part = result[kind]
+        quicker = {
+            key: 1 / part["speedup"][other] for key, other in (("median", "median"), ("min", "max"), ("max", "min"))
+        }
+        with_it, without = part["step_s_with_prefetch"], part["step_s_without"]
+        own = {"case": large | {"pages": kind}, "better": "lower"}
+        peers, works = [records.peer("no prefetch", quicker)], [pages] if kind == "cold" else []
+        figures = records.ranged(with_it, rounds=with_it["repeats"], scale=1e3)
+        found.append(records.record("step with prefetch", "ms", peers=peers, works=works, **own, **figures))
+        figures = records.ranged(without, rounds=without["repeats"], scale=1e3)
+        found.append(records.record("step without", "ms", **own, **figures))
+    return found + _against_memory(small, rates)
 
+
+def _against_memory(small: dict[str, Any], rates: floors.Rates | None) -> list[records.Record]:
+    """Warm steps; the ratios are of speeds, turned into ratios of times."""
+    found = []
+    counts = "rows and state that a warm step touches, each distinct one read and written once"
+    work = None if rates is None else rates.work("copy", small["moved_bytes"], counts)
+    ratios = {"disk": "disk_of_memory", "disk_without_prefetch": "disk_without_prefetch_of_memory"}
+    for name, spread_s in small["median_step_s"].items():
+        case = {"table rows": small["rows"], "pages": "warm", "tier": name.replace("_", " ")}
+        peers = []
+        if name in ratios:
+            of = small[ratios[name]]
+            slower = {"median": 1 / of["median"], "min": 1 / of["max"], "max": 1 / of["min"]}
+            peers.append(records.peer("memory", slower))
+        figures = records.ranged(spread_s, rounds=spread_s["repeats"], scale=1e3)
+        fields = {"case": case, "better": "lower", "peers": peers, "works": [work]}
+        found.append(records.record("step", "ms", **fields, **figures))
+    return found
+
+
+TITLE = "The disk tier"
+ABOUT = (
+    "Steps of a small network on bags of 26 Zipf ids from one table of dim 16, row-wise Adagrad, batches made four "
+    "ahead: a table that exceeds memory, prefetch against none with its pages dropped (cold) and all in memory (warm), "
+    "and disk against memory on a smaller table."
+)
 
 if __name__ == "__main__":
     main()

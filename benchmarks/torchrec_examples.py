@@ -9,7 +9,7 @@ Each program is copied, and run as it is and with its lines changed as `PROGRAMS
 random data that it makes itself. `torchrec_examples_worker.py` runs it: it gives both the same initial values, which
 depend on names alone, and notes the training losses. 12 of them must be equal to 6 decimals on every rank. The
 programs' own tests are run with their lines changed, too.
-Writes benchmarks/results/torchrec_examples.{json,md}.
+Writes benchmarks/results/torchrec_examples.json.
 """
 
 import argparse
@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).with_name("results")
+import records
+
 WORKER = Path(__file__).with_name("torchrec_examples_worker.py")
 NUM_STEPS, TOLERANCE = 12, 1e-6
 MODULES = "from torchrec.modules.embedding_modules import"
@@ -243,15 +244,26 @@ def _path() -> list[str]:
     return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The result in Markdown."""
-    head = "| program | ranks | lines changed | losses, first and last | largest difference in 12 steps | equal |"
-    rows = [
-        f"| {line['program']} | {line['ranks']} | {line['lines_changed']} | {line['first_loss']:.6f}, "
-        f"{line['last_loss']:.6f} | {line['largest_difference']:.1e} | {'yes' if line['equal'] else 'NO'} |"
-        for line in lines
-    ]
-    return "\n".join([head, "|---|---|---|---|---|---|", *rows]) + "\n"
+def recorded(lines: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]]) -> list[records.Record]:
+    """Losses of each program and number of ranks, then the programs' own tests."""
+    found = []
+    for line in lines:
+        case = {"program": line["program"], "ranks": line["ranks"], "lines changed": line["lines_changed"]}
+        losses = {key: line[key] for key in ("steps", "first_loss", "last_loss", "equal")}
+        largest = {"value": line["largest_difference"], "statistic": "once", "detail": losses}
+        name = "largest difference of a loss"
+        found.append(records.record(name, "", case=case, better="lower", **largest))
+    for line in tests:
+        case = {"their own tests": line["tests"], "all passed": line["passed"]}
+        found.append(records.record("tests", "", case=case, value=line["number"], statistic="exact"))
+    return found
+
+
+TITLE = "TorchRec's own programs with embank's tables"
+ABOUT = (
+    "Each program as it is and with the lines changed, on random data of its own, on gloo ranks, from the same initial "
+    f"values: the training losses of {NUM_STEPS} steps must be equal to 6 decimals."
+)
 
 
 def main() -> None:
@@ -260,8 +272,10 @@ def main() -> None:
     parser.add_argument("--dlrm", type=Path, required=True, help="a checkout of facebookresearch/dlrm")
     parser.add_argument("--only", nargs="*", default=list(PROGRAMS), choices=list(PROGRAMS))
     parser.add_argument("--ranks", nargs="*", type=int, default=[1, 2])
-    parser.add_argument("--out", type=Path, default=RESULTS / "torchrec_examples.json")
+    records.argument(parser)
     args = parser.parse_args()
+    settings = {"only": args.only, "ranks": args.ranks, "steps": NUM_STEPS, "tolerance": TOLERANCE}
+    run = records.begin(settings=settings)
     checkouts = {"torchrec": args.torchrec, "dlrm": args.dlrm}
     lines, tests = [], []
     for name in args.only:
@@ -270,11 +284,9 @@ def main() -> None:
             print(line, flush=True)
         for ranks in args.ranks:
             lines.append(measure(name, PROGRAMS[name], checkouts[PROGRAMS[name].checkout].resolve(), ranks=ranks))
-            print(table(lines[-1:]).splitlines()[-1], flush=True)
-    args.out.write_text(
-        json.dumps({"steps": NUM_STEPS, "tolerance": TOLERANCE, "runs": lines, "tests": tests}, indent=1) + "\n"
-    )
-    args.out.with_suffix(".md").write_text(table(lines))
+            print(lines[-1], flush=True)
+    run.records = recorded(lines, tests)
+    records.save("torchrec_examples", run, title=TITLE, about=ABOUT, out=args.out)
     if not all(line["equal"] for line in lines) or not all(line["passed"] for line in tests):
         sys.exit("some losses differ, or some tests failed")
 

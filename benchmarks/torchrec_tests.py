@@ -6,7 +6,7 @@ modules and of its DLRM and DeepFM twice, each in a process of its own: as they 
 call is spelled otherwise: `fused_optimizer`, a method there, is the property here that TorchRec's sharded modules have.
 
 Run: python benchmarks/torchrec_tests.py --torchrec CHECKOUT
-It needs `parameterized` (pip install parameterized), which TorchRec's tests import. Results:
+It needs `parameterized` (pip install parameterized), which TorchRec's tests import. Writes
 benchmarks/results/torchrec_tests.json.
 """
 
@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "torchrec_tests.json"
+import records
+
 FILES = (
     "modules/tests/test_embedding_modules.py",
     "modules/tests/test_fused_embedding_modules.py",
@@ -85,11 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torchrec", type=Path, required=True, help="a checkout of TorchRec")
     parser.add_argument("--one", choices=["ours", "theirs"], help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    records.argument(parser)
     args = parser.parse_args()
     if args.one is not None:
         run_once(args.torchrec, ours=args.one == "ours", out=args.out)
         return
+    import torchrec
+
+    run = records.begin(settings={"TorchRec": torchrec.__version__})
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for one in ("theirs", "ours"):
@@ -99,18 +103,33 @@ def main() -> None:
             found[one] = json.loads(out.read_text())
     passed = sorted(name for name, of in found["theirs"].items() if of["outcome"] == "passed")
     failed = {name: found["ours"][name]["reason"] for name in passed if found["ours"][name]["outcome"] != "passed"}
-    import torchrec
+    skipped = sorted(name for name, of in found["theirs"].items() if of["outcome"] == "skipped")
+    run.records = recorded(num_tests=len(found["theirs"]), num_passed=len(passed), failed=failed)
+    run.detail = {"skipped": skipped}
+    records.save("torchrec_tests", run, title=TITLE, about=ABOUT, out=args.out)
+    for record in run.records:
+        print(record.case["tests"], record.value, record.detail)
 
-    result = {
-        "command": f"python benchmarks/torchrec_tests.py --torchrec CHECKOUT, TorchRec {torchrec.__version__}",
-        "tests": len(found["theirs"]),
-        "pass_on_torchrec": len(passed),
-        "pass_on_embank": len(passed) - len(failed),
-        "fail_on_embank": failed,
-        "skipped_there": sorted(name for name, of in found["theirs"].items() if of["outcome"] == "skipped"),
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+
+def recorded(*, num_tests: int, num_passed: int, failed: dict[str, str]) -> list[records.Record]:
+    """How many tests there are and pass, on TorchRec and on embank."""
+
+    def count(tests: str, value: int, detail: dict[str, str] | None = None) -> records.Record:
+        return records.record("number", "", case={"tests": tests}, value=value, statistic="exact", detail=detail)
+
+    return [
+        count("all", num_tests),
+        count("pass on TorchRec", num_passed),
+        count("of these pass on embank", num_passed - len(failed)),
+        count("of these fail on embank", len(failed), failed),
+    ]
+
+
+TITLE = "TorchRec's own unit tests on embank's collections"
+ABOUT = (
+    "Tests of TorchRec's embedding modules, DLRM and DeepFM, as they are and with embank's collections under "
+    "TorchRec's names."
+)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ Run: python benchmarks/training_bytes.py [--rows 100000] [--dim 16] [--budget 0.
 One table with counts that fall as 1 / rank, row-wise Adagrad on FBGEMM. Methods whose floor is above the budget, or
 that take none, have their own size. Bytes are those of `nbytes("training")`: rows with padding and optimizer state, and
 what FBGEMM's modules hold; of a method with several stages each stage is measured, without training it. Exact: the same
-on every machine. Writes benchmarks/results/training_bytes.{json,md}.
+on every machine. Writes benchmarks/results/training_bytes.json.
 """
 
 import argparse
-import json
-from pathlib import Path
+from typing import Any
 
+import records
 import torch
 
 from embank.tables import (
@@ -24,8 +24,6 @@ from embank.tables import (
     num_stages,
     registered_methods,
 )
-
-RESULTS = Path(__file__).with_name("results")
 
 
 def collection(method: str, args: argparse.Namespace, *, budget: float | None) -> TableCollection:
@@ -63,27 +61,23 @@ def stages_of(method: str, args: argparse.Namespace) -> dict:
     return {"method": method, "budget": budget, "stages": stages}
 
 
-def markdown(report: dict) -> str:
-    """A line a method, the least memory first."""
-    settings, plain = report["settings"], report["plain_bytes"]
-    lines = [
-        "# Training memory by method",
-        "",
-        f"`python benchmarks/training_bytes.py --rows {settings['rows']} --dim {settings['dim']} "
-        f"--budget {settings['budget']:g}`",
-        "",
-        f"One table of {settings['rows']:,} ids x {settings['dim']}; the plain one takes {plain:,} bytes with its "
-        "optimizer state.",
-        "",
-        "| method | budget | largest stage, of plain | stages |",
-        "|---|---|---|---|",
-    ]
+def recorded(report: dict[str, Any]) -> list[records.Record]:
+    """Each method's stages, the least memory first."""
+    plain, found = report["plain_bytes"], []
     for entry in sorted(report["methods"], key=lambda one: max(one["stages"].values())):
-        told = ", ".join(f"{stage} {held / plain:.2f}" for stage, held in entry["stages"].items())
-        several = told if len(entry["stages"]) > 1 else ""
-        budget = "its own" if entry["budget"] is None else f"{entry['budget']:g}"
-        lines.append(f"| `{entry['method']}` | {budget} | {max(entry['stages'].values()) / plain:.2f} | {several} |")
-    return "\n".join(lines) + "\n"
+        for stage, held in entry["stages"].items():
+            budget = "its own" if entry["budget"] is None else entry["budget"]
+            case = {"method": entry["method"], "budget": budget, "stage": stage}
+            exact = {"value": held, "statistic": "exact", "peers": [records.peer("plain tables", held / plain)]}
+            found.append(records.record("training memory", "bytes", case=case, better="lower", **exact))
+    return found
+
+
+TITLE = "Training memory by method"
+ABOUT = (
+    "Bytes of one table in training, by method and stage: rows with padding, optimizer state, and what FBGEMM's "
+    "modules hold; row-wise Adagrad, counts that fall as 1 / rank."
+)
 
 
 def main() -> None:
@@ -93,17 +87,17 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--budget", type=float, default=0.1)
     parser.add_argument("--methods", nargs="+", default=sorted(registered_methods()))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    records.argument(parser)
     args = parser.parse_args()
+    run = records.begin(settings=records.settings_of(args))
     report = {
-        "settings": {"rows": args.rows, "dim": args.dim, "budget": args.budget},
         "plain_bytes": collection("full", args, budget=None).nbytes("training"),
         "methods": [stages_of(method, args) for method in args.methods],
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "training_bytes.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "training_bytes.md").write_text(markdown(report))
-    print(markdown(report))
+    run.records = recorded(report)
+    records.save("training_bytes", run, title=TITLE, about=ABOUT, out=args.out)
+    for record in run.records:
+        print(record.case["method"], record.case["stage"], f"{record.peers[0].value:.2f}")
 
 
 if __name__ == "__main__":

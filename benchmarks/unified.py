@@ -12,28 +12,26 @@ hashed    the same with hashed ids, whose frequent rows lie far apart as those o
 
 All have the same bytes of rows. They take turns within a round; ratios are taken within a round, of rows per second
 (above 1: unified is faster). Addressing runs on the loader's thread in training and is timed by itself. Writes
-benchmarks/results/unified.{json,md}.
+benchmarks/results/unified.json.
 """
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
+import floors
+import records
 import torch
-from method_steps import DIM, Inputs26
-from peers.machine import describe
+from method_steps import DIM, Inputs26, touched_bytes
 from torchrec import KeyedJaggedTensor
 
 from embank.compression import unified_specs
 from embank.tables import RowOptimizer, TableCollection, TableSpec, method_class
 
-RESULTS = Path(__file__).with_name("results")
-RIVALS = ("plain", "split", "hashed")
+RIVALS = {"plain": "plain tables", "split": "as many plain lookups", "hashed": "as many hashed lookups"}
 OPTIMIZER = RowOptimizer(name="rowwise_adagrad", lr=0.02)
 
 
@@ -105,37 +103,37 @@ def measure(drawn: Inputs26, lookups: int, args: argparse.Namespace) -> dict:
     return {
         "lookups": lookups,
         "width": DIM // lookups,
-        "milliseconds": {name: 1e3 * statistics.median(values) for name, values in kept.items()},
+        "touched_bytes": {name: touched_bytes(one.tables, one.addressed[0]) for name, one in found.items()},
+        "milliseconds": {name: records.figures(values, scale=1e3) for name, values in kept.items()},
         "address_milliseconds": {name: 1e3 * value / len(drawn.batches) for name, value in address.items()},
         "ratios": {rival: [a / b for a, b in zip(kept[rival], kept["unified"], strict=True)] for rival in RIVALS},
     }
 
 
-def markdown(report: dict) -> str:
-    """A line per number of lookups."""
-    lines = [
-        "# Steps with one table for all features",
-        "",
-        f"`{report['command']}`; ratios of rows per second, median (range) of {report['rounds']} rounds; above 1: "
-        "unified is faster.",
-        "",
-        "| lookups x width | of plain tables, same total dim | of as many lookups in plain tables | in hashed tables "
-        "| step, ms | address, ms (plain) |",
-        "|---|---|---|---|---|---|",
-    ]
-    for entry in report["entries"]:
-        ratios = [
-            f"{statistics.median(entry['ratios'][rival]):.2f} "
-            f"({min(entry['ratios'][rival]):.2f}-{max(entry['ratios'][rival]):.2f})"
-            for rival in RIVALS
-        ]
+def recorded(entries: list[dict[str, Any]], *, rounds: int, rates: floors.Rates | None) -> list[records.Record]:
+    """Steps and addresses of `unified`, against its rivals."""
+    found = []
+    counts = "rows: each lookup's row and gradient once, each distinct row and its state read and written once"
+    for entry in entries:
+        case = {"lookups": entry["lookups"], "width": entry["width"]}
+        ratios = {rival: [1 / ratio for ratio in values] for rival, values in entry["ratios"].items()}
+        peers = [records.peer(RIVALS[rival], values) for rival, values in ratios.items()]
+        works = [] if rates is None else [rates.work("copy", entry["touched_bytes"]["unified"], counts)]
+        step = entry["milliseconds"]["unified"]
+        step = step if isinstance(step, dict) else {"value": step, "rounds": rounds}
+        found.append(records.record("step", "ms", case=case, better="lower", peers=peers, works=works, **step))
         address = entry["address_milliseconds"]
-        lines.append(
-            f"| {entry['lookups']} x {entry['width']} | {' | '.join(ratios)} | {entry['milliseconds']['unified']:.1f} "
-            "| "
-            f"{address['unified']:.1f} ({address['plain']:.1f}) |"
-        )
-    return "\n".join(lines) + "\n"
+        beside = [records.peer(RIVALS["plain"], address["unified"] / address["plain"])]
+        figures = {"value": address["unified"], "rounds": 3, "peers": beside}
+        found.append(records.record("addressing, one thread", "ms", case=case, better="lower", **figures))
+    return found
+
+
+TITLE = "Steps with one table for all features"
+ABOUT = (
+    "Lookup and update of rows of 26 Criteo-shaped features by unified, no network, in turn with plain tables of the "
+    "same total dim, plain tables with as many lookups, and hashed tables with as many; the same bytes of rows in all."
+)
 
 
 def main() -> None:
@@ -147,18 +145,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=4096)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    records.argument(parser)
     args = parser.parse_args()
+    run = records.begin(settings=records.settings_of(args))
     args.schedule_steps = 1
     torch.set_num_threads(args.threads)
     drawn = Inputs26.draw(args)
     entries = [measure(drawn, lookups, args) for lookups in args.lookups]
-    command = " ".join(["python benchmarks/unified.py", *sys.argv[1:]])
-    report = {"command": command, "machine": describe(), "rounds": args.rounds, "entries": entries}
-    args.out.mkdir(exist_ok=True)
-    (args.out / "unified.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "unified.md").write_text(markdown(report))
-    print(markdown(report))
+    run.records = recorded(entries, rounds=args.rounds, rates=floors.rates(args.threads))
+    run.detail = entries
+    records.save("unified", run, title=TITLE, about=ABOUT, out=args.out)
+    for record in run.records:
+        print(
+            record.case, record.metric, f"{record.value:.1f} ms", *(f"{p.value:.2f} of {p.name}" for p in record.peers)
+        )
 
 
 if __name__ == "__main__":

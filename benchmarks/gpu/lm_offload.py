@@ -5,8 +5,8 @@
     # Any machine: that the script runs, and that all arms say the same; its times mean nothing
     python benchmarks/gpu/lm_offload.py --device cpu --small
 
-Needs torch alone (Triton comes with its CUDA build): neither FBGEMM nor TorchRec nor this repository's packages nor a
-network.
+Needs torch (Triton comes with its CUDA build) and pydantic: neither FBGEMM nor TorchRec nor this repository's packages
+nor a network.
 
 The decoder is dense, random and bf16: what it says does not matter for its speed. Two of its layers add gated rows of
 hashed 2- and 3-grams, 8 heads each of dim 80, 2.56 KB a token and layer. Arms:
@@ -23,15 +23,15 @@ whose rows are all known; in decoding a step's tokens are known when the step be
 so an arm that gathers on the host waits for them. Arms take turns, in an order that turns with the repeat; medians and
 quartiles of --repeats. Before anything is timed all arms must give the same hidden states.
 
-Writes benchmarks/gpu/results/lm_offload-DEVICE.json.
+Writes benchmarks/results/gpu_lm_offload.json, a run for each device.
 """
 
 import argparse
 import json
-import platform
 import re
 import statistics
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Sequence
@@ -48,7 +48,9 @@ try:
 except ModuleNotFoundError:  # torch for a CPU comes without
     triton = None
 
-RESULTS = Path(__file__).with_name("results")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import records
+
 HEADS, ORDERS = 8, 2
 MULTIPLIERS = (0x9E3779B97F4A7C15 >> 20 | 1, 0xC2B2AE3D27D4EB4F >> 20 | 1, 0x165667B19E3779F9 >> 20 | 1)
 BIG = {"dim": 2048, "layers": 16, "heads": 16, "ffn": 8192, "vocab": 32_000, "row_dim": 80, "memory_layers": (1, 8)}
@@ -332,8 +334,8 @@ def measure(workload: Workload, arms: Sequence[Arm], *, repeats: int, device: to
 
 
 def described(device: torch.device) -> dict[str, Any]:
-    """The machine."""
-    facts: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version(), "device": str(device)}
+    """The device and its link."""
+    facts: dict[str, Any] = {"device": str(device)}
     if device.type == "cuda":
         facts["device"] = torch.cuda.get_device_name(device)
         query = "pcie.link.gen.current,pcie.link.width.current,clocks.sm,clocks.mem"
@@ -356,7 +358,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--arms", nargs="+", default=["none", "resident", "pinned", "staged", "staged-all"], help="which of them"
     )
     parser.add_argument("--small", action="store_true", help="sizes for a trial")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    records.argument(parser)
     return parser.parse_args(words)
 
 
@@ -376,7 +378,9 @@ def main(words: Sequence[str] | None = None) -> None:
         "real": real_tokens(args.batch * total, shape["vocab"]).view(args.batch, total),
         "uniform": torch.randint(shape["vocab"], (args.batch, total)),
     }
-    report: dict[str, Any] = {"machine": described(device), "shape": shape, "sizes": []}
+    facts = described(device)
+    run = records.begin(device=facts["device"], settings=records.settings_of(args))
+    report: dict[str, Any] = {"device": facts, "shape": shape, "sizes": []}
     for gb in args.gb:
         row_bytes = shape["row_dim"] * torch.empty(0, dtype=dtype).element_size()
         rows = max(16, int(gb * 1e9 / (len(shape["memory_layers"]) * ORDERS * HEADS * row_bytes)))
@@ -391,11 +395,41 @@ def main(words: Sequence[str] | None = None) -> None:
         del arms
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    args.out.mkdir(parents=True, exist_ok=True)
-    label = re.sub(r"\W+", "-", report["machine"]["device"]).strip("-")
-    path = args.out / f"lm_offload-{label}.json"
-    path.write_text(json.dumps(report, indent=1))
-    print(f"written: {path}")
+    run.records, run.detail = recorded(report, rounds=args.repeats), report
+
+    def others(earlier: records.Run) -> records.Run | None:
+        return None if earlier.machine.device == facts["device"] else earlier
+
+    print(f"written: {records.save('gpu_lm_offload', run, title=TITLE, about=ABOUT, out=args.out, keep=others)}")
+
+
+def recorded(report: dict[str, Any], *, rounds: int) -> list[records.Record]:
+    """Tokens/s and moved bytes of each size, kind of ids and arm."""
+    found = []
+    for size in report["sizes"]:
+        for ids in ("real", "uniform"):
+            for arm, parts in size[ids].items():
+                for part, entry in parts.items():
+                    case = {"GB": size["gb"], "ids": ids, "arm": arm}
+                    low, high = entry["quartiles"]
+                    peers = [
+                        records.peer(name, entry[f"over {base}"])
+                        for name, base in (("no memory", "none"), ("resident tables", "resident"))
+                        if f"over {base}" in entry and arm != base
+                    ]
+                    figures = {"value": entry["tokens_per_s"], "low": low, "high": high, "spread": "quartiles"}
+                    fields = {"case": case, "better": "higher", "peers": peers, "rounds": rounds}
+                    found.append(records.record(part, "tokens/s", **fields, **figures))
+                    moved = {"value": entry["bytes_per_token"], "statistic": "exact"}
+                    found.append(records.record(f"{part}, moved a token", "bytes", case=case, better="lower", **moved))
+    return found
+
+
+TITLE = "Engram rows in host memory beside a decoder on a GPU"
+ABOUT = (
+    "Prefill and decoding of a random bf16 decoder with gated rows of hashed n-grams in two layers: tables on the GPU, "
+    "in pinned host memory, and gathered on the host; median and quartiles."
+)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ computation.
     # Any machine: that the script runs, and the checks; its times mean nothing
     python benchmarks/gpu/tiers.py --device cpu --small
 
-Needs torch and this repository (PYTHONPATH=tables does), neither FBGEMM nor TorchRec nor a network. Three parts:
+Needs torch, pydantic and this repository (PYTHONPATH=tables does), neither FBGEMM nor TorchRec nor a network. Three
+parts:
 
 checks    staged rows (`embank.tables.rows.staged`) against plain rows on the CPU: values, gradients, and ten steps of
           every row optimizer, for pooled bags and for bags of one id; prefetch on and off equal to the bit. A failed
@@ -22,22 +23,18 @@ The floor of the host tier
 is what must cross the link: the distinct rows of a step with their state, once each way, at the measured speed of the
 slower way (the two run side by side), plus ids in.
 
-Writes benchmarks/gpu/results/DEVICE.json.
+Writes benchmarks/results/gpu_tiers.json, a run for each device.
 """
 
 import argparse
 import itertools
-import json
-import os
-import platform
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +45,9 @@ from embank.tables.rows.shards import TableShard
 from embank.tables.rows.staged import StagedRows
 from embank.tables.rows.torch_rows import TorchRows
 
-RESULTS = Path(__file__).with_name("results")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import records
+
 HEADS, DIM, CONTEXT = 16, 80, 256
 NUM_GRAMS, EXPONENTS = 2**24, (1.15, 1.05)  # of the two kinds of n-grams, as in benchmarks/sequence.py
 NUM_BATCHES = 8
@@ -306,22 +305,50 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "repeats": len(values)}
 
 
-def describe(device: str) -> dict:
-    """What it ran on."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    info = {
-        "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "commit": git.stdout.strip() or None,
-    }
-    if device != "cpu":
-        info["device_memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
-    return info
+def name_of(device: str) -> str:
+    """The GPU's, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device != "cpu" else "cpu"
+
+
+def recorded(result: dict[str, Any]) -> list[records.Record]:
+    """The link, then milliseconds of a step of each contestant, alone and beside the model."""
+    found = [
+        records.record("copies", "GB/s", case={"link": way.replace("_", " ")}, better="higher", value=rate / 1e9)
+        for way, rate in result["link_bytes_per_s"].items()
+    ]
+    for entry in result["times"]:
+        moved, ratios = entry["bytes_per_step"], entry["ratios"]
+        work = records.Work(
+            counts="distinct rows and their state, in with the ids and out, side by side",
+            amount=moved["in"],
+            unit="bytes",
+            rate=moved["in"] / entry["floor_s"],
+            rate_of="pinned copies across the link, the slower way",
+        )
+        for name, seconds in entry["seconds_per_step"].items():
+            tier, _, beside = name.partition("_with_")
+            tier, is_alone = tier.removesuffix("_alone"), not beside
+            suffix = "alone" if is_alone else "with_compute"
+            ratio = ratios.get(f"{tier}_over_device_{suffix}")
+            fields = {
+                "case": {"tokens": entry["tokens"], "rows": tier.replace("_", ", "), "beside": beside or None},
+                "better": "lower",
+                "peers": [] if ratio is None else [records.peer("rows on the device", ratio)],
+                "works": [work] if name == "host_prefetch_alone" else [],
+            }
+            figures = records.ranged(seconds, rounds=seconds["repeats"], scale=1e3)
+            found.append(records.record("step", "ms", **fields, **figures))
+        hidden = records.ranged(ratios["hidden"], rounds=ratios["hidden"]["repeats"])
+        case = {"tokens": entry["tokens"]}
+        found.append(records.record("share hidden beside the model", "", case=case, better="higher", **hidden))
+    return found
+
+
+TITLE = "Rows on a GPU with plain PyTorch"
+ABOUT = (
+    "Lookup, backward and update of memory tables, 16 heads of dim 80, row-wise Adagrad: rows in device memory, and in "
+    "host memory with and without prefetch, alone and beside a stack of matrix products."
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -334,7 +361,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    records.argument(parser)
     args = parser.parse_args()
     if args.small:
         args.rows, args.tokens, args.hidden, args.layers, args.steps, args.repeats = 2_000, [256], 32, 2, 3, 2
@@ -349,9 +376,10 @@ def main() -> None:
     args = arguments()
     begun = time.perf_counter()
     RowTier(device=args.device).refuse_missing_device()
-    result: dict = {"command": " ".join(["python benchmarks/gpu/tiers.py", *sys.argv[1:]])}
-    result["machine"] = describe(args.device)
-    result["sizes"] = {"heads": HEADS, "dim": DIM, "context": CONTEXT, "ahead": AHEAD, **vars(args), "results": None}
+    device = name_of(args.device)
+    sizes = {"heads": HEADS, "dim": DIM, "context": CONTEXT, "ahead": AHEAD, **records.settings_of(args)}
+    run = records.begin(device=device, settings=sizes)
+    result: dict[str, Any] = {}
     result["checks"] = [check(name, max_bag, args.device) for name in ROW_OPTIMIZERS for max_bag in (1, 4)]
     result["gradients_differ_by"] = check_gradients(args.device)
     print(f"checks passed after {time.perf_counter() - begun:.0f} s", flush=True)
@@ -363,10 +391,15 @@ def main() -> None:
         times(args, tokens, contestants=contestants, model=model, speeds=speeds) for tokens in args.tokens
     ]
     result["wall_s"] = time.perf_counter() - begun
-    args.results.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", result["machine"]["device"].lower()).strip("-")
-    (args.results / f"{slug}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["times"], indent=1))
+    if args.device != "cpu":
+        properties = torch.cuda.get_device_properties(args.device)
+        result["cuda"], result["device_memory_bytes"] = torch.version.cuda, properties.total_memory
+    run.records, run.detail = recorded(result), result
+
+    def others(earlier: records.Run) -> records.Run | None:
+        return None if earlier.machine.device == device else earlier
+
+    print(f"written: {records.save('gpu_tiers', run, title=TITLE, about=ABOUT, out=args.out, keep=others)}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ a round. The peers train on batches that lie ready in memory (but for `own-loade
 loader. Compare what is at equal settings: `embank` to `torchrec`, `embank-compiled` to `torchrec-compiled`. `previous`
 is `embank train` of another installation, such as a checkout of an earlier commit, on the same data as that one
 prepares it. Data comes from `embank.pipelines.data.synth` once per table size. A finished run is a line in
-`--work`/runs.jsonl and is not repeated. Writes benchmarks/results/dlrm_speed.{json,md}; run it on a quiet machine.
+`--work`/runs.jsonl and is not repeated. Writes benchmarks/results/dlrm_speed.json; run it on a quiet machine.
 """
 
 import argparse
@@ -22,14 +22,19 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import fuxictr_env
-import machine
+import numpy as np
+import prepared
 import speed
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import floors
+import records
+
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "results"
 BATCH_SIZE = 4096
 VARIANTS = {  # what `embank train` runs with beside eager fp32
     "embank": ["train.compile=false", "train.precision=fp32"],
@@ -165,7 +170,9 @@ def summarize(measured: list[dict], args: argparse.Namespace) -> list[dict]:
             shares = [
                 m["loader_share"] for m in measured if m["rows"] == rows and m["name"] == name and "loader_share" in m
             ]
-            out.append(entry | (spread("loader_share", shares) if shares else {}))
+            own = [m for m in measured if m["rows"] == rows and m["name"] == name and "process_cpu_s" in m]
+            cpu = spread("process_cpu_s", [m["process_cpu_s"] for m in own]) if own else {}
+            out.append(entry | cpu | (spread("loader_share", shares) if shares else {}))
     return out
 
 
@@ -173,30 +180,61 @@ def spread(name: str, values: list[float]) -> dict:
     return {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
-def markdown(report: dict) -> str:
-    ours = [name for name in report["contestants"] if name in VARIANTS]
-    heads = [f"{name} / this" for name in ours]
-    lines = [
-        "# DLRM training speed",
-        "",
-        f"`{report['command']}`; {report['machine']['cpu']}, {report['threads']} threads, batch {BATCH_SIZE:,}; "
-        "median (range) "
-        f"of {report['repeats']} rounds.",
-        "",
-        "| table rows | contestant | samples/s | " + " | ".join(heads) + " |",
-        "|---|---|---|" + "---|" * len(heads),
+def distinct_rows(data: Path) -> int:
+    """Rows of all tables that one batch looks up, each counted once."""
+    columns = prepared.columns(data, "train", max_rows=BATCH_SIZE)
+    return sum(np.unique(columns[field["name"]]).size for field in prepared.schema(data)["categorical"])
+
+
+def works(name: str, distinct: int, rates: floors.Rates) -> list[records.Work | None]:
+    """What a sample of a contestant can't do without."""
+    shape = {"dense": 13, "fields": 26, "dim": speed.DIM, "bottom": speed.BOTTOM, "top": speed.TOP}
+    flops = floors.dlrm_step_flops(rows=BATCH_SIZE, **shape) / BATCH_SIZE
+    nbytes = floors.step_row_bytes(distinct=distinct, dim=speed.DIM) / BATCH_SIZE
+    kind = "matmul bf16" if "bf16" in name and "matmul bf16" in rates.per_second else "matmul fp32"
+    return [
+        rates.work(kind, flops, "matrix products of a step, forward and backward, by sample"),
+        rates.work("copy", nbytes, "a batch's distinct rows and their state, read and written once, by sample"),
     ]
-    for entry in report["summary"]:
-        cells = [f"{entry['rows']:,}", entry["name"], ranged(entry, "samples_per_s", ",.0f")]
-        cells += [ranged(entry, f"{name}_over_this", ".2f") for name in ours]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
-def ranged(entry: dict, name: str, form: str) -> str:
-    if name not in entry:
-        return "-"
-    return f"{entry[name]:{form}} ({entry[name + '_min']:{form}}-{entry[name + '_max']:{form}})"
+def recorded(
+    summary: list[dict[str, Any]], *, rounds: int, distinct: dict[int, int], rates: floors.Rates | None
+) -> list[records.Record]:
+    """Speed by table size and contestant, embank's against every peer; its wait for the loader; CPU of the process."""
+    found = []
+    for entry in summary:
+        case = {"table rows": entry["rows"], "contestant": entry["name"]}
+        ratio = f"{entry['name']}_over_this"
+        peers = [
+            records.peer(other["name"], _spread(other, ratio))
+            for other in summary
+            if other["rows"] == entry["rows"] and ratio in other
+        ]
+        own = [] if rates is None else works(entry["name"], distinct[entry["rows"]], rates)
+        speeds = records.ranged(_spread(entry, "samples_per_s"), rounds=rounds)
+        fields = {"case": case, "better": "higher", "peers": peers, "works": own}
+        found.append(records.record("speed", "samples/s", **fields, **speeds))
+        for name, key, unit in (
+            ("CPU of the process, start-up included", "process_cpu_s", "s"),
+            ("wait for the loader, share", "loader_share", ""),
+        ):
+            if key in entry:
+                figures = records.ranged(_spread(entry, key), rounds=rounds)
+                found.append(records.record(name, unit, case=case, better="lower", **figures))
+    return found
+
+
+def _spread(entry: dict[str, Any], name: str) -> dict[str, float]:
+    return {"median": entry[name], "min": entry[f"{name}_min"], "max": entry[f"{name}_max"]}
+
+
+TITLE = "DLRM training speed"
+ABOUT = (
+    "embank train, with its loader, against a TorchRec loop and FuxiCTR's DLRM, whose batches lie ready in memory but "
+    "for own-loader: 13 + 26 inputs, dim 16, batch 4,096. Compare what is at equal settings: embank to torchrec, "
+    "embank-compiled to torchrec-compiled."
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -214,7 +252,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=5, help="steps that do not count, for the peers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/peers/dlrm_speed"), help="data, log and scratch")
-    parser.add_argument("--name", default="dlrm_speed", help="of the result files")
+    parser.add_argument("--name", default="dlrm_speed", help="of the result file")
+    records.argument(parser)
     parser.add_argument("--embank-set", action="append", default=[], metavar="KEY=VALUE", help="passed to embank train")
     args = parser.parse_args()
     if (PREVIOUS in args.contestants) != (args.previous is not None):
@@ -227,24 +266,13 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if "fuxictr" in args.contestants:
         fuxictr_env.ensure()
-    described = machine.describe()
+    run = records.begin(settings=records.settings_of(args))
     measured = measure(args)
-    report = {
-        "command": " ".join(["python", "benchmarks/peers/dlrm_speed.py", *sys.argv[1:]]),
-        "machine": described,
-        "threads": args.threads,
-        "contestants": args.contestants,
-        "repeats": args.repeats,
-        "steps": args.steps,
-        "embank_set": args.embank_set,
-        "summary": summarize(measured, args),
-        "runs": measured,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = markdown(report)
-    (RESULTS / f"{args.name}.md").write_text(table)
-    print(table)
+    distinct = {rows: distinct_rows(ensure_data(args, rows)) for rows in args.rows}
+    summary, rates = summarize(measured, args), floors.rates(args.threads)
+    run.records = recorded(summary, rounds=args.repeats, distinct=distinct, rates=rates)
+    run.detail = {"distinct rows of a batch": distinct, "runs": measured}
+    print(f"written: {records.save(args.name, run, title=TITLE, about=ABOUT, out=args.out)}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 For each model and side: one seed over the grid, the point with the best validation AUC, then the other seeds at that
 point. With `--peers-from REPORT.json` FuxiCTR's studies are those of an earlier report on the same data. Test AUC is
 reported for the chosen point alone. Every finished run is a line in `--work`/runs.jsonl, and a run
-whose line is there is not repeated: stop and start at will. Writes benchmarks/results/parity_<task>.{json,md}.
+whose line is there is not repeated: stop and start at will. Writes benchmarks/results/parity_<task>.json.
 """
 
 import argparse
@@ -22,12 +22,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import fuxictr_env
-import machine
 import prepared
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import machine
+import records
+
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "results"
 SIDES = ("fuxictr", "embank")
 MODELS = ("deepfm", "dcn_v2", "dlrm")
 DIM = 16
@@ -254,7 +256,7 @@ def study_all(runner: Runner, side: str, model: str, seeds: list[int]) -> list[d
 
 def earlier_studies(report: Path, runner: Runner, args: argparse.Namespace) -> list[dict]:
     """FuxiCTR's studies of an earlier report, if it compared on the same rows, seeds and grid."""
-    earlier = json.loads(report.read_text())
+    earlier = records.load(report).runs[-1].detail
     now = {"task": args.task, "seeds": args.seeds, "rows": runner.num_rows, **plain(asdict(runner.task))}
     then = {
         "task": earlier["task"],
@@ -297,36 +299,48 @@ def compare(studies: list[dict]) -> list[dict]:
     return out
 
 
-def markdown(report: dict) -> str:
-    lines = [
-        f"# embank and FuxiCTR on {report['task']}",
-        "",
-        f"`{report['command']}`; {len(report['seeds'])} seeds; grid of {report['grid_points']} points, selected on "
-        "validation.",
-        "",
-        "| model | side | schedule | lr | L2 | dropout | valid AUC | test AUC (mean ± sd) | test log loss | samples/s "
-        "| s a run |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def recorded(report: dict) -> list[records.Record]:
+    """Test AUC at the selected point of each model, side and schedule; embank's minus FuxiCTR's, seed by seed."""
+    found, rounds = [], len(report["seeds"])
+    against = {entry["model"]: entry for entry in report["differences"]}
     for entry in report["studies"]:
-        chosen = entry["selected"]
-        sd = f" ± {entry['test_auc_sd']:.4f}" if entry["test_auc_sd"] is not None else ""
-        lines.append(
-            f"| {entry['model']} | {entry['side']} | {entry['schedule']} | {chosen['lr']:g} | {chosen['l2']:g} | "
-            f"{chosen['dropout']:g} "
-            f"| {entry['valid_auc']:.4f} | {entry['test_auc_mean']:.4f}{sd} | {entry['test_logloss_mean']:.4f} "
-            f"| {entry['samples_per_s']:,.0f} | {entry['wall_s']:.0f} |"
-        )
-    lines += [
-        "",
-        "| model | FuxiCTR's schedule | embank - FuxiCTR, seed by seed | mean | sd |",
-        "|---|---|---|---|---|",
-    ]
-    for entry in report["differences"]:
-        each = ", ".join(f"{d:+.4f}" for d in entry["differences"])
-        sd = f"{entry['sd']:.4f}" if entry["sd"] is not None else "-"
-        lines.append(f"| {entry['model']} | {entry['peer']} | {each} | {entry['mean']:+.4f} | {sd} |")
-    return "\n".join(lines) + "\n"
+        chosen, other = entry["selected"], against.get(entry["model"])
+        case = {
+            "model": entry["model"],
+            "side": entry["side"],
+            "schedule": entry["schedule"],
+            "chosen": f"lr {chosen['lr']:g}, L2 {chosen['l2']:g}, dropout {chosen['dropout']:g}",
+        }
+        peers = []
+        if entry["side"] == "embank" and other is not None:
+            figures = records.deviating(other["mean"], other["sd"], rounds=rounds)
+            peers.append(records.peer(f"FuxiCTR ({other['peer']})", figures, kind="difference"))
+        auc = records.deviating(entry["test_auc_mean"], entry["test_auc_sd"], rounds=rounds)
+        fields = {"case": case, "rounds": rounds}
+        found += [
+            records.record("test AUC", "AUC", case=case, better="higher", peers=peers, **auc),
+            records.record("valid AUC", "AUC", better="higher", value=entry["valid_auc"], statistic="mean", **fields),
+            records.record(
+                "test log loss",
+                "log loss",
+                better="lower",
+                value=entry["test_logloss_mean"],
+                statistic="mean",
+                **fields,
+            ),
+            records.record("speed", "samples/s", better="higher", value=entry["samples_per_s"], **fields),
+            records.record("a run", "s", better="lower", value=entry["wall_s"], **fields),
+        ]
+    return found
+
+
+def about(report: dict) -> str:
+    """For the page."""
+    return (
+        f"Test AUC of embank and FuxiCTR, both tuned over the same grid of {report['grid_points']} points on "
+        f"validation with the first of {len(report['seeds'])} seeds; same split, ids, dims and layers. Speeds are "
+        "those of whole trainings, and say nothing where other work ran."
+    )
 
 
 def arguments() -> argparse.Namespace:
@@ -340,6 +354,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="log and scratch; default runs/peers/parity_<task>")
     parser.add_argument("--embank-set", action="append", default=[], metavar="KEY=VALUE", help="passed to embank train")
     parser.add_argument("--peers-from", type=Path, metavar="REPORT", help="an earlier report, for FuxiCTR's figures")
+    records.argument(parser)
     args = parser.parse_args()
     if args.peers_from:
         args.sides = ["embank"]
@@ -351,7 +366,7 @@ def main() -> None:
     args = arguments()
     if "fuxictr" in args.sides:
         fuxictr_env.ensure()
-    described = machine.describe()
+    run = records.begin(settings={"seeds": args.seeds, "threads": args.threads})
     runner = Runner(args)
     studies = [
         entry for model in args.models for side in args.sides for entry in study_all(runner, side, model, args.seeds)
@@ -362,8 +377,6 @@ def main() -> None:
         )
     report = {
         "task": args.task,
-        "command": " ".join(["python", "benchmarks/peers/parity.py", *sys.argv[1:]]),
-        "machine": described,
         "threads": args.threads,
         "data": {"train_rows": runner.num_rows, "fingerprint": runner.fingerprint},
         "settings": {
@@ -380,11 +393,9 @@ def main() -> None:
         "studies": studies,
         "differences": compare(studies),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"parity_{args.task}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = markdown(report)
-    (RESULTS / f"parity_{args.task}.md").write_text(table)
-    print(table)
+    run.records, run.detail = recorded(report), plain(report)
+    title = f"embank and FuxiCTR on {args.task}"
+    print(f"written: {records.save(f'parity_{args.task}', run, title=title, about=about(report), out=args.out)}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ and beside them, with more bytes, `all ids`: a row for every value of the whole 
 
 Rates, the number of lookups and the eviction policy are chosen for each arm on the first weeks alone: the first half of
 them stands in for the first weeks, and the mean AUC of the second half decides. The weeks that are reported come after.
-Writes benchmarks/results/drift_flights.json and .md and docs/results/drift_flights.png.
+Writes benchmarks/results/drift_flights.json, docs/results/drift_flights.md and docs/results/drift_flights.png.
 
 With --same-rate it reads that file and adds runs in which all arms have the same rate of rows: every one that some arm
 had chosen. This tells the arms' difference from that of their rates. It was added after the reported weeks had been
@@ -24,7 +24,6 @@ seen, and chooses nothing.
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -36,7 +35,10 @@ import numpy as np
 import polars as pl
 import torch
 import torch.nn.functional as F
-from drift_report import ARMS, FEATURES, FOLLOWED, REFERENCE, draw, markdown, summary
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import records
+from drift_report import ARMS, FEATURES, FOLLOWED, REFERENCE, draw, markdown, recorded, summary
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
@@ -333,22 +335,33 @@ def main() -> None:
     parser.add_argument("--fit-weeks", type=int, default=8, help="weeks for the vocabulary and for choosing options")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--max-tried", type=int, default=None, help="try only the first so many options of each arm")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs/results/drift_flights.png")
+    records.argument(parser)
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/results", help="the folder of page and picture")
     parser.add_argument("--same-rate", action="store_true", help="add runs with one rate for all arms to the results")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    run = records.begin(settings={"seeds": args.seeds})
     data = load(args.flights, fit_weeks=args.fit_weeks)
     if args.same_rate:
-        report = json.loads((args.results / "drift_flights.json").read_text())
+        (earlier,) = records.load(args.out / "drift_flights.json").runs
+        report = {**earlier.detail, "command": earlier.command}
         report = with_same_rates(report, data, seeds=args.seeds, batch_size=args.batch_size)
     else:
         report = measured(data, args)
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "drift_flights.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.results / "drift_flights.md").write_text(markdown(report))
-    draw(report, args.picture)
+    run.records, run.detail = recorded(report), report
+    if args.same_rate:  # what it adds to is the run
+        run.command, run.commit, run.date, run.machine = earlier.command, earlier.commit, earlier.date, earlier.machine
+    records.save("drift_flights", run, title=TITLE, about=ABOUT, out=args.out)
+    (args.page / "drift_flights.md").write_text(markdown(report))
+    draw(report, args.page / "drift_flights.png")
     print(markdown(report))
+
+
+TITLE = "Flights of 2013, week by week: ids that come and go"
+ABOUT = (
+    "Every week is predicted, then trained on once; means over the reported weeks, mean ± sd over seeds, differences "
+    "seed by seed."
+)
 
 
 if __name__ == "__main__":

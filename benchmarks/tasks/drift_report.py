@@ -1,10 +1,12 @@
 """The page and the picture of benchmarks/tasks/drift.py."""
 
+import textwrap
 from pathlib import Path
 from statistics import mean, stdev
 
 import matplotlib
 import numpy as np
+import records
 
 FEATURES = ("carrier", "flight", "tailnum", "origin", "dest", "hour", "weekday")
 FOLLOWED = ("flight", "tailnum")
@@ -47,6 +49,31 @@ def summary(runs: list[dict], arm: str, key: str) -> dict[int, float]:
 def spread(values: list[float], *, digits: int = 4, sign: str = "") -> str:
     deviation = stdev(values) if len(values) > 1 else 0.0
     return f"{mean(values):{sign}.{digits}f} ± {deviation:.{digits}f}"
+
+
+def recorded(report: dict) -> list[records.Record]:
+    """AUC and log loss of each arm against the vocabulary of the first weeks, and bytes."""
+    runs, found = report["runs"], []
+    base = summary(runs, "vocabulary", "auc")
+    for arm in (*ARMS, REFERENCE):
+        case, own = {"tables": LABELS[arm]}, summary(runs, arm, "auc")
+        peers = []
+        if arm != "vocabulary":
+            less = records.figures([own[seed] - base[seed] for seed in own], statistic="mean")
+            peers.append(records.peer(LABELS["vocabulary"], less, kind="difference"))
+        for name, key, unit, better in (
+            ("AUC", "auc", "AUC", "higher"),
+            ("log loss", "logloss", "log loss", "lower"),
+            ("AUC of flights with an unseen id", "auc_of_rows_with_unseen_ids", "AUC", "higher"),
+        ):
+            figures = records.figures(list(summary(runs, arm, key).values()), statistic="mean")
+            against = peers if key == "auc" else []
+            found.append(records.record(name, unit, case=case, better=better, peers=against, **figures))
+        sizes = next(one["bytes"] for one in runs if one["arm"] == arm)
+        for name, key in (("tables", "tables"), ("to find rows", "ids")):
+            size = {"value": sizes[key], "statistic": "exact"}
+            found.append(records.record(name, "bytes", case=case, better="lower", **size))
+    return found
 
 
 def markdown(report: dict) -> str:
@@ -112,7 +139,9 @@ def markdown(report: dict) -> str:
     for name in FOLLOWED:
         counts = ", ".join(f"{mean(t[name][key] for t in totals):,.0f} {key}" for key in totals[0][name])
         lines += [f"Streaming vocabulary of `{name}` in training, mean over seeds: {counts}.", ""]
-    return "\n".join([*lines, *(same_rate_lines(report["same_rate"]) if "same_rate" in report else [])])
+    lines += same_rate_lines(report["same_rate"]) if "same_rate" in report else []
+    wrapped = [line if line.startswith(("|", "#")) else textwrap.fill(line, 120) for line in lines]
+    return "\n".join(wrapped).rstrip() + "\n"
 
 
 def by_week(runs: list[dict], arm: str, key: str = "auc") -> np.ndarray:

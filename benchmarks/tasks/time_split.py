@@ -3,19 +3,20 @@
 Run: python benchmarks/tasks/time_split.py NAME PREPARED [--epochs 2] [--models lr deepfm dcn_v2 dlrm] [--seeds 0 1 2]
 A seed decides initial values and the order of rows; all models see the same split, so differences are taken seed by
 seed. The best evaluation on validation is chosen (four an epoch), the test split is read once a run. Writes
-benchmarks/results/time_split_NAME.json and .md.
+benchmarks/results/time_split_NAME.json.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean, stdev
+from typing import Any
 
 from embank.pipelines import Schema, Trainer, parse_config
 
-RESULTS = Path(__file__).parent.parent / "results"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import records
+
 HYPER = {
     "lr": {},
     "deepfm": {"hidden_units": [256, 128, 64]},
@@ -45,27 +46,27 @@ def run(args: argparse.Namespace, model: str, seed: int, folder: Path) -> dict:
     return {"model": model, "seed": seed, **{name: result[name] for name in names}}
 
 
-def markdown(report: dict) -> str:
-    """A line per model."""
-    lines = [
-        f"# {report['name']}, split by time",
-        "",
-        f"`{report['command']}`; {report['rows']}",
-        "",
-        "| model | test AUC, mean ± sd | test log loss | minus lr, seed by seed | mean |",
-        "|---|---|---|---|---|",
-    ]
-    base = {r["seed"]: r["auc"] for r in report["runs"] if r["model"] == "lr"}
-    for model in dict.fromkeys(r["model"] for r in report["runs"]):
-        same = [r for r in report["runs"] if r["model"] == model]
-        auc = [r["auc"] for r in same]
-        differences = [r["auc"] - base[r["seed"]] for r in same]
-        each = ", ".join(f"{d:+.4f}" for d in differences)
-        loss = mean(r["logloss"] for r in same)
-        lines.append(
-            f"| {model} | {mean(auc):.4f} ± {stdev(auc):.4f} | {loss:.4f} | {each} | {mean(differences):+.4f} |"
-        )
-    return "\n".join(lines) + "\n"
+def recorded(runs: list[dict[str, Any]]) -> list[records.Record]:
+    """AUC and log loss of each model over seeds; minus logistic regression, seed by seed."""
+    found = []
+    base = {r["seed"]: r["auc"] for r in runs if r["model"] == "lr"}
+    for model in dict.fromkeys(r["model"] for r in runs):
+        same = [r for r in runs if r["model"] == model]
+        peers = []
+        if model != "lr" and base:
+            less = records.figures([r["auc"] - base[r["seed"]] for r in same], statistic="mean")
+            peers.append(records.peer("lr", less, kind="difference"))
+        auc = records.figures([r["auc"] for r in same], statistic="mean")
+        loss = records.figures([r["logloss"] for r in same], statistic="mean")
+        case = {"model": model}
+        found.append(records.record("test AUC", "AUC", case=case, better="higher", peers=peers, **auc))
+        found.append(records.record("test log loss", "log loss", case=case, better="lower", **loss))
+    return found
+
+
+def about(rows: str) -> str:
+    """For the page."""
+    return f"{rows}. Mean ± sd over seeds, differences from logistic regression seed by seed."
 
 
 def main() -> None:
@@ -79,7 +80,9 @@ def main() -> None:
     parser.add_argument("--l2", type=float, default=0.0)
     parser.add_argument("--models", nargs="+", default=list(HYPER), choices=HYPER)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    records.argument(parser)
     args = parser.parse_args()
+    measurement = records.begin(settings=records.settings_of(args))
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for model in args.models:
@@ -88,12 +91,10 @@ def main() -> None:
                 print(runs[-1], flush=True)
     schema = Schema.load(args.data)
     rows = ", ".join(f"{split.name} {split.num_rows:,} rows" for split in schema.splits)
-    command = " ".join(["python", "benchmarks/tasks/time_split.py", *sys.argv[1:]])
-    report = {"name": args.name, "command": command, "rows": rows, "fingerprint": schema.fingerprint, "runs": runs}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"time_split_{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (RESULTS / f"time_split_{args.name}.md").write_text(markdown(report))
-    print(markdown(report))
+    measurement.records = recorded(runs)
+    measurement.detail = {"rows": rows, "fingerprint": schema.fingerprint, "runs": runs}
+    name, title = f"time_split_{args.name}", f"Models on {args.name}, split by time"
+    print(f"written: {records.save(name, measurement, title=title, about=about(rows), out=args.out)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The comparison of language models at a size that takes seconds, and how its figures are read."""
 
-import json
 import statistics
 import sys
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.lm.small import write_texts
+from tests.scripts import run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -99,9 +99,9 @@ def test_the_whole_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     command = ["--small", "--prose", str(texts), "--work", str(tmp_path / "work")]
     command += ["--arms", "dense", "Engram", "--tokens", "1500", "--seeds", "0", "1", "--jobs", "0"]
     command += ["--corpora", "prose", "--vocab-size", "300", "--eval-tokens", "500"]
-    command += ["--out", str(tmp_path / "lm.json"), "--page", str(tmp_path / "lm.md")]
+    command += ["--out", str(tmp_path), "--page", str(tmp_path / "lm.md")]
     lm.main(command)
-    report = json.loads((tmp_path / "lm.json").read_text())
+    report = run_of(tmp_path / "lm.json").detail
     arms = {s["arm"] for s in report["scores"]}
     assert arms == {"dense", "Engram", "Kneser-Ney 5", "dense + Kneser-Ney", "Engram + Kneser-Ney"}
     assert len(report["scores"]) == 1 + 2 * 4
@@ -116,4 +116,4 @@ def test_the_whole_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "| Engram |" in (tmp_path / "lm.md").read_text()
     monkeypatch.setattr("embank.pipelines.lm.trainer.LmTrainer.train", None)
     lm.main(command)
-    assert json.loads((tmp_path / "lm.json").read_text())["scores"] == report["scores"]
+    assert run_of(tmp_path / "lm.json").detail["scores"] == report["scores"]

@@ -1,12 +1,12 @@
 """The other benchmarks of language models at sizes that take seconds: facts, speed, offloading beside a GPU."""
 
-import json
 import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.scripts import by_case, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "gpu")]
@@ -79,19 +79,22 @@ def test_ratios_are_taken_within_a_round() -> None:
 def test_speed_is_measured(tmp_path: Path) -> None:
     sizes = ["--gib", "0.002", "--rounds", "2", "--steps", "2", "--small", "--vocab-size", "300"]
     lm_speed.main([*sizes, "--work", str(tmp_path / "work"), "--out", str(tmp_path)])
-    report = json.loads((tmp_path / "lm_speed.json").read_text())
-    (size,) = report["sizes"]
+    run = run_of(tmp_path / "lm_speed.json")
+    (size,) = run.detail["sizes"]
     assert size["train, real ids"]["disk over memory"]["cpu"]["median"] > 0
     assert size["cold"]["wall"]["max"] >= size["cold"]["wall"]["min"] > 0
-    assert len(report["bars"]) == 4
+    assert len(run.detail["bars"]) == 4
+    speeds = by_case(run, "speed")
+    assert {case[2] for case in speeds} == {"dense", "memory", "disk"}
     assert not list((tmp_path / "work").glob("rows-*"))
 
 
 def test_offloaded_rows_are_resident_rows(tmp_path: Path) -> None:
     """Every arm's check, and figures of all of them."""
     lm_offload.main(["--device", "cpu", "--small", "--out", str(tmp_path)])
-    report = json.loads((tmp_path / "lm_offload-cpu.json").read_text())
-    (size,) = report["sizes"]
+    run = run_of(tmp_path / "gpu_lm_offload.json")
+    assert run.machine.device == "cpu"
+    (size,) = run.detail["sizes"]
     assert set(size["real"]) == {"none", "resident", "pinned", "staged", "staged-all"}
     for name in ("real", "uniform"):
         bytes_of = {arm: values["prefill"]["bytes_per_token"] for arm, values in size[name].items()}
@@ -114,8 +117,9 @@ def test_facts_from_end_to_end(tmp_path: Path) -> None:
     options += ["--vocab-size", "500"]
     options += ["--eval-tokens", "500", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     lm_facts.main(options)
-    report = json.loads((tmp_path / "lm_facts.json").read_text())
+    run = run_of(tmp_path / "lm_facts.json")
+    report = run.detail
     assert [run["arm"] for run in report["runs"]] == ["dense", "Engram", "STEM 1/2"]
     assert report["runs"][2]["edits"]["undone"] is True
     assert report["runs"][1]["written"]["success"] > 0.5  # rows are tuned until the answer follows
-    assert "| STEM 1/2 |" in (tmp_path / "lm_facts.md").read_text()
+    assert ("STEM 1/2",) in by_case(run, "answered, one token, unseen templates")

@@ -1,12 +1,12 @@
 """The benchmark of methods at a size that takes seconds: it runs, measures every stage, and names what it could not
 measure."""
 
-import json
 import subprocess
 from pathlib import Path
 
 import pytest
 from tests.processes import script
+from tests.scripts import by_case, run_of
 
 from embank.tables import method_class
 
@@ -26,21 +26,23 @@ def run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def test_every_stage_and_pack_is_measured(tmp_path: Path) -> None:
     done = run(tmp_path, "--methods", *METHODS)
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "methods.json").read_text())
-    assert report["missing"] == []
-    stages = [(entry["method"], entry["stage"]) for entry in report["train"]["stages"]]
-    assert stages == [(name, stage.name) for name in METHODS for stage in method_class(name).traits.schedule.stages]
-    assert [entry["method"] for entry in report["packed"]] == METHODS
-    for entry in report["train"]["stages"]:
-        assert 0 < entry["ratio"]["min"] <= entry["ratio"]["median"] <= entry["ratio"]["max"]
-        assert entry["gflop"] >= 0.999 * report["train"]["full"]["gflop"], "every method scores with the same network"
-        assert (entry["search_ratio"] is not None) == (entry["stage"] == "search")
-        assert entry["budget"] == (None if entry["method"] == "low_precision" else 0.1), "its floor is a quarter"
-    hashed = next(entry for entry in report["packed"] if entry["method"] == "hash")
-    assert hashed["serving_bytes"] <= 0.1 * 4 * 16 * SIZES["packed-rows"]
-    table = (tmp_path / "methods.md").read_text()
-    assert "FBGEMM int8" in table
-    assert "`autosrh` | search" in table
+    found = run_of(tmp_path / "methods.json")
+    assert found.detail["missing"] == []
+    ratios, steps = by_case(found, "steps of plain tables that a step takes"), by_case(found, "step")
+    wanted = [(name, stage.name) for name in METHODS for stage in method_class(name).traits.schedule.stages]
+    assert [case[:2] for case in steps] == [case[:2] for case in ratios] == wanted
+    for (method, _, budget), record in steps.items():
+        products, rows = record.floors
+        assert (products.unit, rows.unit) == ("FLOP", "bytes")
+        least = 0.999e9 * found.detail["plain step"]["gflop"]
+        assert products.amount >= least, "every method scores with the same network"
+        assert budget == ("its own" if method == "low_precision" else 0.1), "its floor is a quarter"
+    validated = by_case(found, "steps of plain tables that a validation step takes")
+    assert {case[1] for case in validated} == {"search"}
+    packed = by_case(found, "4,096 at once")
+    assert [case[0] for case in packed] == METHODS
+    assert all(record.peers[0].name == "FBGEMM's int8" for record in packed.values())
+    assert by_case(found, "rows, packed")["hash", 0.1].value <= 0.1 * 4 * 16 * SIZES["packed-rows"]
 
 
 def test_a_method_that_fails_is_named_at_the_end(tmp_path: Path) -> None:
@@ -48,4 +50,4 @@ def test_a_method_that_fails_is_named_at_the_end(tmp_path: Path) -> None:
     done = run(tmp_path, "--methods", "hash", "--part", "packed", "--budget", "-1")
     assert done.returncode == 1
     assert "not measured: hash (packed)" in done.stderr
-    assert json.loads((tmp_path / "methods.json").read_text())["missing"] == ["hash (packed)"]
+    assert run_of(tmp_path / "methods.json").detail["missing"] == ["hash (packed)"]

@@ -1,13 +1,14 @@
 """benchmarks/gpu/tiers.py runs where there is nothing but torch: its checks on a CPU, with FBGEMM and TorchRec out of
 reach."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.scripts import run_of
 
 pytestmark = pytest.mark.slow
 
@@ -34,10 +35,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_it_runs_without_fbgemm_and_torchrec(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", BLOCKED, str(SCRIPT), "--device", "cpu", "--small", "--results", str(tmp_path)]
+    command = [sys.executable, "-c", BLOCKED, str(SCRIPT), "--device", "cpu", "--small", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "cpu.json").read_text())
+    run = run_of(tmp_path / "gpu_tiers.json")
+    result = run.detail
+    assert run.machine.device == "cpu"
     assert {(c["optimizer"], c["pooled"]) for c in result["checks"]} == {
         (name, pooled) for name in ("sgd", "adagrad", "rowwise_adagrad", "adam") for pooled in (True, False)
     }
@@ -50,7 +53,7 @@ def test_it_runs_without_fbgemm_and_torchrec(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_it_says_that_there_is_no_gpu(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--results", str(tmp_path)]
+    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0
     assert "rows are to be on 'cuda', but this machine has no GPU that torch can use" in done.stderr

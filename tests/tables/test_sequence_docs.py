@@ -1,6 +1,5 @@
 """The example of docs/sequence.md and the benchmark run as they stand."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from tests.processes import script
+from tests.scripts import by_case, run_of
 
 pytestmark = pytest.mark.slow
 
@@ -34,15 +34,15 @@ def test_the_example_trains() -> None:
 def test_the_benchmark_runs_small(tmp_path: Path) -> None:
     sizes = ["--rows", "300", "--small-rows", "100", "--heads", "2", "--dim", "8", "--context", "4", "--tokens", "16"]
     rounds = ["--repeats", "2", "--steps", "2", "--contestants", "disk", "memory"]
-    folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path)]
+    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     done = script(ROOT / "benchmarks/sequence.py", *sizes, *rounds, *folders)
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "sequence.json").read_text())
-    assert [entry["name"] for entry in report["summary"]] == ["disk", "memory"]
-    assert report["summary"][1]["step_over_memory_wall_s"] == 1
-    assert all(entry["step_tokens_per_s_min"] > 0 for entry in report["summary"])
+    run = run_of(tmp_path / "sequence.json")
+    steps = by_case(run, "step")
+    assert [case[1] for case in steps] == ["disk", "memory"]
+    assert {peer.name: peer.value for peer in steps[16, "memory", 300].peers} == {"memory, wall": 1, "memory, cpu": 1}
+    assert all(record.low > 0 for record in steps.values() if record.low is not None)
     rows = 2 * 300 * (8 + 1) * 4
-    assert rows < report["held"]["disk"]["nbytes"] < rows + 1_000, "and the constants of a kernel"
-    assert report["held"]["disk"]["peak_rss_anon_bytes"] > 0
+    (held,) = [one for case, one in by_case(run, "rows and state").items() if case[0] == "disk"]
+    assert rows < held.value * 2**30 < rows + 1_000, "and the constants of a kernel"
     assert list((tmp_path / "work").iterdir()) == [], "the tables' files are removed"
-    assert "| 16 | disk | 300 |" in (tmp_path / "sequence.md").read_text()

@@ -1,6 +1,5 @@
 """The example of docs/streaming.md and the drift benchmark run as they stand."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from embank.tables.streaming import StreamCounts
 from tests.processes import script
+from tests.scripts import run_of
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +34,11 @@ def test_the_drift_benchmark_runs_small(tmp_path: Path) -> None:
         )
     (tmp_path / "flights.csv").write_text("\n".join(lines) + "\n")
     sizes = ["--weeks", "3", "--fit-weeks", "2", "--seeds", "0", "1", "--batch-size", "16", "--max-tried", "1"]
-    places = ["--results", str(tmp_path), "--picture", str(tmp_path / "drift.png")]
+    places = ["--out", str(tmp_path), "--page", str(tmp_path)]
     for extra in ([], ["--same-rate"]):
         done = script(ROOT / "benchmarks/tasks/drift.py", tmp_path / "flights.csv", *sizes, *places, *extra)
         assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "drift_flights.json").read_text())
+    report = run_of(tmp_path / "drift_flights.json").detail
     assert {(one["arm"], one["seed"]) for one in report["runs"]} == {
         (arm, seed) for arm in ("unified", "vocabulary", "streaming", "all ids") for seed in (0, 1)
     }
@@ -47,7 +47,7 @@ def test_the_drift_benchmark_runs_small(tmp_path: Path) -> None:
     assert sizes["vocabulary"] - 64 < sizes["unified"] <= sizes["vocabulary"]
     assert [week["week"] for week in report["unseen"]] == [3]
     assert 0 < report["unseen"][0]["flight"] < 1
-    assert (tmp_path / "drift.png").stat().st_size > 10_000
+    assert (tmp_path / "drift_flights.png").stat().st_size > 10_000
     page = (tmp_path / "drift_flights.md").read_text()
     assert "| streaming minus vocabulary |" in page
     assert "All arms at one rate of rows" in page
