@@ -24,8 +24,8 @@ HEAD = """\
 # What was measured
 
 Written by `python benchmarks/page.py` from the JSON files beside it, whose form `benchmarks/records.py` describes.
-`make bench` measures everything in minutes and writes this page; `python benchmarks/run.py --full` has the sizes of
-most figures below. How to read them:
+`make bench` measures most of it at short sizes, in half an hour, and writes this page; the sizes of the figures below
+are mostly those of `python benchmarks/run.py --size full`. How to read them:
 
 - A figure is the median over rounds, its range in brackets; ± is one standard deviation around a mean, or one standard
   error where the text says so. "(best)" is the best of several rounds, "(once)" a single measurement. Counts, which are

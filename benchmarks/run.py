@@ -1,6 +1,6 @@
 """The benchmarks, one after the other: `make bench`.
 
-    python benchmarks/run.py                        # short sizes, about MINUTES_SHORT minutes on two quiet cores
+    python benchmarks/run.py                        # short sizes, roughly half an hour on two quiet cores
     python benchmarks/run.py --only tiers methods   # some of them
     python benchmarks/run.py --size full            # those of the published figures, most of a day
     python benchmarks/run.py --size trial           # does everything run? some minutes; the figures mean nothing
@@ -31,8 +31,8 @@ WORK = Path("runs/bench")
 SIZES = ("trial", "short", "full")
 FUXICTR = HERE.parent / ".venv-fuxictr/bin/python"
 SEARCHES = ["random", "ea", "profile alone"]
-CONTESTANTS = ["embank", "embank-compiled", "embank-compiled-bf16"]
-CONTESTANTS += ["torchrec", "torchrec-compiled", "torchrec-compiled-bf16", "torchrec-own-loader"]
+CONTESTANTS = ["embank", "embank-compiled", "torchrec", "torchrec-compiled", "torchrec-own-loader"]
+BF16 = ["embank-compiled-bf16", "torchrec-compiled-bf16"]
 SMALL_METHODS = (
     "--rows 3000 --packed-rows 4000 --batch-size 64 --batches 2 --rounds 2 --steps 1 --seconds 0.5 --threads 1"
 )
@@ -69,7 +69,24 @@ PARTS: dict[str, Part] = {
         script="peers/dlrm_speed.py",
         trial="--rows 20000 --steps 3 --warmup 1 --repeats 2 --fuxictr-steps 2 --contestants embank torchrec",
         short=["--rows", "1000000", "--steps", "60", "--repeats", "3", "--contestants", *CONTESTANTS],
-        full=["--rows", "1000000", "10000000", "--steps", "150", "--repeats", "5", "--contestants", *CONTESTANTS],
+        full=[
+            "--rows",
+            "1000000",
+            "10000000",
+            "--steps",
+            "150",
+            "--repeats",
+            "5",
+            "--contestants",
+            *CONTESTANTS,
+            *BF16,
+        ],
+        work="--work",
+    ),
+    "loader": Part(
+        script="loader.py",
+        trial="--rows 20000 --batch-size 512 --rounds 2",
+        short="--rows 500000 --rounds 3",
         work="--work",
     ),
     "tiers": Part(
