@@ -90,7 +90,7 @@ def tables(found: Sequence[Record]) -> list[str]:
     for group in grouped(found):
         own = [record for case in group for record in case]
         metrics = dict.fromkeys(map(headed, own))
-        is_dense = 2 * len(own) > len(group) * len(metrics)
+        is_dense = 2 * len(own) >= len(group) * len(metrics)
         if len(group) >= LEAST_CASES and len(metrics) <= WIDEST and is_dense:
             wide.append(wide_table(group, list(metrics)))
         else:

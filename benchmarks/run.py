@@ -2,7 +2,7 @@
 
     python benchmarks/run.py                        # short sizes, roughly half an hour on two quiet cores
     python benchmarks/run.py --only tiers methods   # some of them
-    python benchmarks/run.py --size full            # those of the published figures, most of a day
+    python benchmarks/run.py --size full            # those of the published figures, hours
     python benchmarks/run.py --size trial           # does everything run? some minutes; the figures mean nothing
 
 Measures the machine's own rates first (`floors.py`), then every part, each in a process of its own, then writes the
