@@ -40,7 +40,7 @@ def test_the_benchmark_runs_small(tmp_path: Path) -> None:
     run = run_of(tmp_path / "sequence.json")
     steps = by_case(run, "step")
     assert [case[1] for case in steps] == ["disk", "memory"]
-    assert {peer.name: peer.value for peer in steps[16, "memory", 300].peers} == {"memory, wall": 1, "memory, cpu": 1}
+    assert {peer.name: peer.value for peer in steps[16, "memory", 100].peers} == {"memory, wall": 1, "memory, cpu": 1}
     assert all(record.low > 0 for record in steps.values() if record.low is not None)
     rows = 2 * 300 * (8 + 1) * 4
     (held,) = [one for case, one in by_case(run, "rows and state").items() if case[0] == "disk"]
