@@ -149,7 +149,7 @@ PARTS: dict[str, Part] = {
     ),
     "serving": Part(
         script="serving.py",
-        trial="--rows 2000 --seconds 0.5 --connections 1 4",
+        trial="--rows 2000 --seconds 2 --connections 1 4",
         short="--seconds 2",
         full="--seconds 5",
         work="--work",

@@ -155,6 +155,10 @@ async def asked(
     begun, cpu = time.perf_counter(), cpu_seconds(server)
     await asyncio.sleep(seconds)
     elapsed, num_answers, cpu = time.perf_counter() - begun, len(times), cpu_seconds(server) - cpu
+    if not times:
+        raise SystemExit(
+            f"no request was answered in {seconds:g} s; give more --seconds, or run it on a quieter machine"
+        )
     figures = percentiles(times)
     for client in clients:
         client.stops = True
