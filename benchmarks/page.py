@@ -24,8 +24,8 @@ HEAD = """\
 # What was measured
 
 Written by `python benchmarks/page.py` from the JSON files beside it, whose form `benchmarks/records.py` describes.
-`make bench` measures most of it at short sizes, in half an hour, and writes this page; the sizes of the figures below
-are mostly those of `python benchmarks/run.py --size full`. How to read them:
+`python benchmarks/run.py --size full` measures most of it anew; `make bench` does so at short sizes, in half an hour,
+and writes its page to runs/bench/short. How to read them:
 
 - A figure is the median over rounds, its range in brackets; ± is one standard deviation around a mean, or one standard
   error where the text says so. "(best)" is the best of several rounds, "(once)" a single measurement. Counts, which are
@@ -77,6 +77,8 @@ def summary_line(file: Results, run: Run, letters: dict[str, str]) -> str:
 def section(file: Results, letters: dict[str, str]) -> list[str]:
     """A benchmark's."""
     lines = [f"## {file.benchmark}", "", *wrapped(f"{file.title}. {file.about}")]
+    if file.picture is not None:
+        lines += ["", f"![{file.title}]({file.picture})"]
     for run in file.runs:
         command = "The file does not hold the command" if run.command is None else f"`{run.command}`"
         lines += ["", *wrapped(f"{command} ({letters[machine_line(run)]}).")]

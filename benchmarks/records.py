@@ -181,12 +181,14 @@ class Results(_Part):
         benchmark: its name, that of the file.
         script: that writes it, from the repository's root.
         title, about: what is measured, for the page.
+        picture: a file beside it that shows the figures.
     """
 
     benchmark: str
     script: str
     title: str
     about: str
+    picture: str | None = None
     runs: Annotated[list[Run], Field(min_length=1)]
 
 
@@ -304,6 +306,7 @@ def save(
     *,
     title: str,
     about: str,
+    picture: str | None = None,
     out: Path = RESULTS,
     keep: Callable[[Run], Run | None] | None = None,
 ) -> Path:
@@ -312,7 +315,7 @@ def save(
     Args:
         name: of the benchmark.
         run: what was measured now.
-        title, about: see `Results`.
+        title, about, picture: see `Results`.
         out: the folder, made if it is missing.
         keep: what of an earlier run of the file stays; all go by default.
     """
@@ -320,7 +323,8 @@ def save(
     earlier = load(path).runs if keep is not None and path.exists() else []
     kept = [found for old in earlier if keep is not None and (found := keep(old)) is not None]
     run.machine.load_at_end = os.getloadavg()[0]
-    results = Results(benchmark=name, script=script(), title=title, about=about, runs=[*kept, run])
+    told = {"title": title, "about": about, "picture": picture}
+    results = Results(benchmark=name, script=script(), runs=[*kept, run], **told)
     results = Results.model_validate(results.model_dump())  # records may have been changed since they were made
     write(results, out=out)
     return path

@@ -6,8 +6,9 @@
     python benchmarks/run.py --size trial           # does everything run? some minutes; the figures mean nothing
 
 Measures the machine's own rates first (`floors.py`), then every part, each in a process of its own, then writes the
-page (`page.py`). Files go to benchmarks/results, those of a trial to runs/bench/trial. A part that fails, or whose peer
-is not installed, does not end the run: it is named at the end, and the exit status is 1. Each part runs alone as well.
+page (`page.py`). Files go to runs/bench/SIZE, those of full size to benchmarks/results. A part that fails does not end
+the run: it is named at the end, and the exit status is 1. A peer that is not installed is named, too. Each part runs
+alone as well.
 
 Not among the parts are those that need data, checkouts or hours: parity and fitted tables, imports, TorchRec's tests
 and examples, language models, drift, GPUs. See their docstrings, and benchmarks/peers/README.md for FuxiCTR.
@@ -138,6 +139,12 @@ PARTS: dict[str, Part] = {
         full="--gib 1 4 --rounds 7",
         work="--work",
     ),
+    "growth": Part(
+        script="growth.py",
+        trial="--most 10 --rounds 2 --axes bags batch",
+        short="--most 10000000 --rounds 3",
+        work="--work",
+    ),
     "ranks": Part(
         script="ranks.py",
         trial="--rows 20000 --steps 3 --repeats 2 --batch-size 256",
@@ -181,11 +188,12 @@ RATES = Part(script="floors.py", trial="--mib 8 --rounds 2", short="")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Of a part: how long it took, and what it failed of or did without; None if all is well."""
+    """Of a part: how long it took, what it did without, and whether it failed."""
 
     name: str
     seconds: float
     trouble: str | None
+    failed: bool = False
 
 
 def run_part(name: str, part: Part, args: argparse.Namespace) -> Outcome:
@@ -206,7 +214,7 @@ def run_part(name: str, part: Part, args: argparse.Namespace) -> Outcome:
     status = subprocess.run(command, check=False).returncode
     if status:
         trouble = f"failed with status {status}; what it said is above"
-    return Outcome(name=name, seconds=time.perf_counter() - begun, trouble=trouble)
+    return Outcome(name=name, seconds=time.perf_counter() - begun, trouble=trouble, failed=bool(status))
 
 
 def told(outcomes: Sequence[Outcome]) -> str:
@@ -224,7 +232,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=WORK, help="folder of generated data; parts reuse theirs")
     parser.add_argument("--out", type=Path, help="folder of the result files and the page")
     args = parser.parse_args()
-    args.out = args.out or (args.work / "trial" if args.size == "trial" else records.RESULTS)
+    args.out = args.out or (records.RESULTS if args.size == "full" else args.work / args.size)
     return args
 
 
@@ -232,20 +240,20 @@ def main() -> None:
     """The rates, the parts, the page.
 
     Raises:
-        SystemExit: some part failed or did without a peer.
+        SystemExit: some part failed.
     """
     args = arguments()
     outcomes = [run_part("floors", RATES, args)]
-    if outcomes[0].trouble is None:
+    if not outcomes[0].failed:
         os.environ[floors.GIVEN] = str(args.out / "floors.json")
     try:
         outcomes.extend(run_part(name, PARTS[name], args) for name in args.only)
     finally:
         print(told(outcomes), flush=True)
     print(page.write(args.out))
-    troubled = [one.name for one in outcomes if one.trouble]
-    if troubled:
-        sys.exit(f"not all is well: {', '.join(troubled)}; see above")
+    failed = [one.name for one in outcomes if one.failed]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; see above")
 
 
 if __name__ == "__main__":
