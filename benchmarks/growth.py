@@ -94,6 +94,7 @@ def step_costs(shape: Shape, *, rounds: int) -> dict[str, list[float]]:
     names = tuple(f"C{number}" for number in range(shape.features))
     size = shape.rows // shape.features
     specs = [TableSpec(name=n, num_embeddings=size, embedding_dim=DIM, feature_names=[n]) for n in names]
+    TableCollection([TableSpec(name="t", num_embeddings=1, embedding_dim=DIM, feature_names=["f"])])  # loads libraries
     begun = time.perf_counter()
     tables = TableCollection(specs, optimizer=RowOptimizer(lr=0.02))
     built = time.perf_counter() - begun
