@@ -151,6 +151,8 @@ def test_nothing_is_written_over_and_nothing_is_left(tables: Path, tmp_path: Pat
         convert_bundle(tables, to="parquet", out=tmp_path / "x", dtype="int8")
     with pytest.raises(ConfigError, match="tables are taken without a network, so labels tell nothing; leave"):
         convert_bundle(tables, to="parquet", out=tmp_path / "x", data=tmp_path)
+    with pytest.raises(ConfigError, match="split 'valid' is of labelled rows; name their prepared folder by --data"):
+        convert_bundle(tables, to="parquet", out=tmp_path / "x", split="valid")
     assert entries(tmp_path) == ["out"]
     assert entries(tmp_path / "out") == ["mine"]
 

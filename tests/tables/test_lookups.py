@@ -15,8 +15,10 @@ from embank.tables import (
     DataError,
     IdRangeError,
     PackedCollection,
+    PackedTable,
     TableCollection,
     TableSpec,
+    encode,
     load_bundle,
     pack_collection,
     save_bundle,
@@ -175,6 +177,20 @@ def test_rows_that_are_padded_in_memory_are_taken_from_where_they_are(dim: int, 
     assert torch.equal(packed(kjt).values(), expected)
     if codec == "fp32":
         assert torch.equal(expected, tables(kjt).values())
+
+
+@pytest.mark.parametrize("codec", ["fp32", "fp16", "bf16", "int8"])
+def test_rows_that_lie_column_by_column_are_not_taken_for_others(codec: str) -> None:
+    specs = [TableSpec(name=n, num_embeddings=9, embedding_dim=8, feature_names=[n]) for n in "ab"]
+    rows = [torch.randn(8, 9, generator=torch.Generator().manual_seed(seed)).t() for seed in (0, 1)]
+    packs = [
+        PackedTable(pack.spine, [encode(own, codec=codec)], [0])
+        for own, (_, pack) in zip(rows, pack_collection(TableCollection(specs)).packed_tables(), strict=True)
+    ]
+    ids = torch.tensor([8, 0, 3, 5])
+    kjt = KeyedJaggedTensor(keys=["a", "b"], values=ids, lengths=torch.ones(4, dtype=torch.int64))
+    taken = torch.cat([own[ids[2 * i : 2 * i + 2]] for i, own in enumerate(rows)], dim=1)
+    torch.testing.assert_close(PackedCollection(specs, packs)(kjt).values(), taken, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int3"])

@@ -73,6 +73,8 @@ def convert_bundle(
         WorkError: it can't be written, or does not say what its bundle says. Nothing is left behind.
     """
     target = target_of(to)
+    if data is None and split != "test":
+        raise ConfigError(f"split '{split}' is of labelled rows; name their prepared folder by --data")
     dtype = _dtype_of(target, dtype)
     source, out = bundle_of(bundle), Path(out)
     reporter = reporter or Reporter()

@@ -49,7 +49,7 @@ class LoadedAlignment:
         self.path = Path(path)
         if not (self.path / MANIFEST).is_file():
             raise CheckpointError(f"'{self.path}' holds no map: it has no {MANIFEST}. Give what embank align wrote")
-        manifest = read_json(self.path / MANIFEST)
+        manifest = read_json(self.path / MANIFEST, cure=_CURE)
         if manifest.get("format") != FORMAT or manifest.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
                 f"'{self.path}' holds no map: its format is {manifest.get('format')!r}, version "

@@ -163,7 +163,7 @@ def _verified(folder: Path) -> dict[str, Any]:
     checksums = verify_checksums(folder, kind="export of a memory", cure=_CURE)
     if MANIFEST not in checksums:
         raise CheckpointError(f"'{folder}' is no export of a memory: it has no {MANIFEST}. {_CURE}")
-    facts = read_json(folder / MANIFEST)
+    facts = read_json(folder / MANIFEST, cure=_CURE)
     if facts.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"the export '{folder}' has format version {facts.get('format_version')}; this embank reads version "

@@ -171,7 +171,7 @@ class Bundle:
     def __init__(self, path: str | Path, *, verify: Verify = True) -> None:
         self.path = Path(path)
         self._refuse_other_folders()
-        manifest = read_json(self.path / MANIFEST)
+        manifest = read_json(self.path / MANIFEST, cure=_CURE)
         self.embank_version = str(manifest.get("embank_version", "unknown"))
         self._refuse_other_versions(manifest)
         read = _is_small if verify == "small" else lambda name: bool(verify)

@@ -98,7 +98,7 @@ def load_memory(model: Any, folder: str | Path, *, tokenizer: Any = None, tier: 
     """
     folder = Path(folder)
     verify_checksums(folder, kind="memory", cure=_CURE)
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST, cure=_CURE)
     _refuse_other_model(manifest, model, folder)
     compression = _compression(manifest, folder, tokenizer)
     refuse_larger_vocabulary(model, compression)

@@ -3,22 +3,19 @@
 Source: IEEE 754-2008 binary16; Kalamkar et al., "A study of bfloat16 for deep learning training" (arXiv:1905.12322).
 """
 
-from collections.abc import Callable, Hashable, Sequence
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from embank.tables.errors import ConfigError
-from embank.tables.serving.codecs.base import Coded
-from embank.tables.serving.codecs.joined import Joined, place_of
+from embank.tables.serving.codecs.float_rows import FloatRows
 
 
-class HalfRows(Coded):
+class HalfRows(FloatRows):
     """Rows cast to a type of 16 bits, without padding."""
 
     dtype: ClassVar[torch.dtype]
-    rows: Tensor
 
     def __init__(self, rows_RD: Tensor) -> None:
         super().__init__()
@@ -37,20 +34,6 @@ class HalfRows(Coded):
     @classmethod
     def nbytes_of(cls, num_rows: int, dim: int) -> int:
         return 2 * num_rows * dim
-
-    def joint_place(self) -> Hashable | None:
-        return place_of(self.rows) if self.rows.numel() else None
-
-    def num_joint_rows(self) -> int:
-        return len(self.rows)
-
-    @classmethod
-    def joined(cls, matrices: Sequence[Self]) -> Callable[[Tensor], Tensor]:
-        return Joined([matrix.rows for matrix in matrices]).take
-
-    @classmethod
-    def rows_per_block(cls, dim: int) -> int:
-        return 1
 
     def take(self, rows_N: Tensor) -> Tensor:
         return self.rows.index_select(0, rows_N).float()

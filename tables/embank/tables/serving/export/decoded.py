@@ -1,6 +1,7 @@
 """Served tables as plain rows, some at a time: what targets write that know nothing of methods."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -72,6 +73,22 @@ def decoded_chunks(spec: TableSpec, pack: PackedTable) -> Iterator[Tensor]:
     step = chunk_rows(spec)
     for first in range(0, spec.num_embeddings, step):
         yield decoded(spec, pack, first, min(first + step, spec.num_embeddings))
+
+
+def write_rows(
+    file: BinaryIO, spec: TableSpec, pack: PackedTable, *, dtype: torch.dtype, written: Callable[[int], None]
+) -> None:
+    """Writes all logical rows of a table, one after the other, in a few chunks' memory.
+
+    Args:
+        file: open for writing.
+        spec, pack: the table.
+        dtype: of the numbers.
+        written: is told of each number of rows that are written.
+    """
+    for rows_ND in decoded_chunks(spec, pack):
+        file.write(rows_ND.to(dtype).contiguous().numpy().tobytes())
+        written(len(rows_ND))
 
 
 def folder_names(specs: Collection[TableSpec]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from embank.tables.errors import ConfigError
-from embank.tables.serving.export.decoded import decoded_chunks, table_facts
+from embank.tables.serving.export.decoded import table_facts, write_rows
 from embank.tables.serving.export.safetensors import TYPES
 from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec
@@ -72,9 +72,7 @@ def write_nve(
             shape = spec.embedding_dim | size << _WIDTH_BITS | spec.num_embeddings << (_WIDTH_BITS + _SIZE_BITS)
             file.write(struct.pack("<3I", MAGIC, *VERSION))
             file.write(struct.pack("<4Q", shape, number, file.tell() + struct.calcsize("<4Q") + nbytes, nbytes))
-            for rows_ND in decoded_chunks(spec, pack):
-                file.write(rows_ND.to(TYPES[dtype][1]).contiguous().numpy().tobytes())
-                written(len(rows_ND))
+            write_rows(file, spec, pack, dtype=TYPES[dtype][1], written=written)
         facts.append({**table_facts(spec), "dtype": dtype, "layer": number, "file": f"{WEIGHTS}/{key}.nve"})
     metadata = {"version": SCHEMA, "resources": {"remote_ps": {}, "memblocks": blocks}, "layers": layers}
     (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")

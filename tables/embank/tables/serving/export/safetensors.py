@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from embank.tables.serving.export.decoded import decoded_chunks, table_facts
+from embank.tables.serving.export.decoded import table_facts, write_rows
 from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec
 from embank.tables.storage.tensor_layout import header_bytes, make_header
@@ -41,7 +41,5 @@ def write_safetensors(
     with file.open("wb") as opened:
         opened.write(header_bytes(header))
         for spec, pack in tables:
-            for rows_ND in decoded_chunks(spec, pack):
-                opened.write(rows_ND.to(kind).contiguous().numpy().tobytes())
-                written(len(rows_ND))
+            write_rows(opened, spec, pack, dtype=kind, written=written)
     return [{**table_facts(spec), "dtype": dtype} for spec, _ in tables]
