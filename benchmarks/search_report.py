@@ -311,8 +311,8 @@ def main() -> None:
         "`python benchmarks/search_runs.py` writes this page. Test AUC, mean ± sample deviation over seeds "
         f"{', '.join(map(str, settings['seeds']))}; rates and checkpoints are chosen on validation.",
         "Differences are the searched tables minus the baseline, paired by seed, at equal serving bytes: within 5%, or "
-        "on the line between two sizes of the baseline over the logarithm of bytes. Where the baseline has sizes on one "
-        "side only, the nearest one stands there, and that is said.",
+        "on the line between two sizes of the baseline over the logarithm of bytes. Where the baseline has sizes on "
+        "one side only, the nearest one stands there, and that is said.",
         "",
     ]
     sections = args.out / "sections"
