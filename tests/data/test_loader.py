@@ -490,3 +490,26 @@ def test_a_truncated_part(plain: Path) -> None:
     part.write_bytes(content[:8])
     with pytest.raises(DataError, match="row group 0 can't be read"):
         list(loader.epoch(0))
+
+
+def test_batches_are_made_on_one_thread_and_nothing_else_is(mixed: Path) -> None:
+    """A second team of OpenMP's threads would keep those of the step from waiting awake."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        seen: list[int] = []
+
+        def address(features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+            seen.append(torch.get_num_threads())
+            return features
+
+        batches = list(Loader(mixed, "train", batch_size=32, shuffle=True, address=address).epoch(0))
+        assert seen == [1] * len(batches)
+        assert torch.get_num_threads() == 3
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert later == [3]
+    finally:
+        torch.set_num_threads(before)

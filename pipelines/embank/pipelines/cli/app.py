@@ -13,9 +13,13 @@ from embank.pipelines.cli import serve as serve_command
 from embank.pipelines.cli import vectors as vector_commands
 from embank.pipelines.cli.messages import messages
 
-# Read by OpenMP when torch is imported. Threads that spin while they wait take the cores that the loader's threads
-# need: on two busy cores a training step took thirty times as long.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read by OpenMP when torch is imported. A thread without work looks out for it a few tenths of a millisecond long
+# and sleeps then. To wake it takes longer than what lies between two products of a step: without looking, a step of
+# DLRM took a sixth longer. Threads that look for long take the cores that others need: on two busy ones, a step took
+# thirty times as long.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 app = typer.Typer(
     name="embank",

@@ -26,6 +26,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from embank.pipelines.data.loading.ahead import Clock, run_ahead, timed
 from embank.pipelines.data.loading.batch import Batch, KJTBuilder, Position, Rows
 from embank.pipelines.data.loading.parts import Parts
+from embank.pipelines.data.loading.threads import on_one_thread
 from embank.pipelines.data.prepare.blocks import Piece, plan_blocks
 from embank.pipelines.data.schema import Schema
 from embank.tables.errors import ConfigError
@@ -115,7 +116,8 @@ class Loader:
         if self._prefetch == 0:
             return timed(self._batches(blocks, epoch, first_batch), clock=self._clock)
         blocks = run_ahead(blocks, depth=1, clock=self._clock, counts_wait=False)
-        return run_ahead(self._batches(blocks, epoch, first_batch), depth=self._prefetch, clock=self._clock)
+        batches = on_one_thread(self._batches(blocks, epoch, first_batch))
+        return run_ahead(batches, depth=self._prefetch, clock=self._clock)
 
     def _checked(self, start: Position, epoch: int) -> int:
         if start.epoch != epoch:
