@@ -283,7 +283,7 @@ def picture(lines: Sequence[Line], path: Path, *, title: str) -> None:
             marker="*" if is_ours else "osD^vP<>hp"[place % 10],
             markersize=11 if is_ours else 4,
             linewidth=2.4 if is_ours else 1.0,
-            color="#d1242f" if is_ours else None,
+            color="black" if is_ours else None,
             zorder=5 if is_ours else 2,
             label=name,
         )
