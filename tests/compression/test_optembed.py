@@ -147,6 +147,25 @@ def test_evolution_finds_the_optimum_of_a_toy_that_can_be_enumerated() -> None:
     assert all(space.excess(c) <= 0 for c in asked)
 
 
+def test_a_final_score_chooses_among_the_elites_alone() -> None:
+    """The screening score likes wide first fields; the final one, asked for the elites only, likes narrow ones."""
+    screened: list[tuple[int, ...]] = []
+    finalists: list[tuple[int, ...]] = []
+    best, history = evolve(
+        [(1, 1)],
+        score=lambda c: screened.append(c) or c[0],
+        final_score=lambda c: finalists.append(c) or -c[0],
+        draw=lambda i, rng: rng.randint(1, 64),
+        repair=lambda c, rng: c,
+        config=EvolutionConfig(num_elites=5),
+        seed=0,
+    )
+    top = sorted((c[0] for c in screened), reverse=True)[:5]
+    assert sorted((c[0] for c in finalists), reverse=True) == top
+    assert best[0] == top[-1]
+    assert history[-1] == top[0]
+
+
 def test_evolution_makes_the_same_choices_as_ever() -> None:
     """Golden values from before `offspring` was shared with the Optuna sampler: a seed keeps its result."""
     specs = [spec(f"t{k}", 50 * (k + 1) ** 2, budget=0.2) for k in range(9)]
@@ -231,17 +250,17 @@ def test_search_tries_masks_on_the_model_and_keeps_the_best() -> None:
     ids = torch.arange(64)
     full = {n: w.clone() for n, w in tables.weights().items()}
 
-    def score(*, max_samples: int | None = None) -> float:
-        asked.add(max_samples)
+    def score(*, max_samples: int | None = None, share: float = 1.0) -> float:
+        asked.append((max_samples, share))
         with torch.no_grad():
             out = lookup(tables, ids)
         seen.append(float(3 * out[:, :4].square().sum() + out[:, 4:].square().sum()))
         return seen[-1]
 
     seen: list[float] = []
-    asked: set[int | None] = set()
+    asked: list[tuple[int | None, float]] = []
     done = advance(tables, score=score).eval()
-    assert asked == {500}
+    assert asked == [(500, 0.125)] * (len(asked) - 15) + [(500, 1.0)] * 15
     out = lookup(done, ids).detach()
     assert float(3 * out[:, :4].square().sum() + out[:, 4:].square().sum()) == pytest.approx(max(seen))
     assert done.nbytes("serving") <= 0.4 * done.plain_nbytes
@@ -289,7 +308,7 @@ def test_a_search_that_is_interrupted_leaves_no_mask() -> None:
     tables = TableCollection([spec(budget=0.4)]).eval()
     before = lookup(tables, torch.arange(300))
 
-    def score(*, max_samples: int | None = None) -> float:
+    def score(*, max_samples: int | None = None, share: float = 1.0) -> float:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -318,6 +337,8 @@ def test_floor_and_bad_options() -> None:
         EvolutionConfig(generations=0)
     with pytest.raises(ConfigError, match="max_samples is 0"):
         EvolutionConfig(max_samples=0)
+    with pytest.raises(ConfigError, match=r"screening is 0; it is a share"):
+        EvolutionConfig(screening=0)
     with pytest.raises(ConfigError, match="mutation is 2"):
         EvolutionConfig(mutation=2.0)
 
@@ -352,5 +373,5 @@ def test_a_threshold_above_all_rows_leaves_a_shape_within_the_budget(num: int) -
         except BudgetError:
             continue
         next(iter(tables.methods)).threshold.data.fill_(100.0)
-        done = advance(tables, score=(lambda max_samples=None: 0.5) if searched else None)
+        done = advance(tables, score=(lambda **_: 0.5) if searched else None)
         assert done.nbytes("serving") <= budget * 4 * num * dim

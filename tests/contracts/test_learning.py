@@ -112,7 +112,7 @@ def test_trained_tables_rank_held_out_clicks(method: str, backend: str) -> None:
     assert abs(untrained - 0.5) < UNTRAINED - 0.5, f"untrained tables rank clicks with AUC {untrained:.3f}"
     for stage in range(num_stages(tables)):
         if stage:
-            tables = advance(tables, score=lambda max_samples=None, t=tables: measured(network, t))
+            tables = advance(tables, score=lambda t=tables, **_: measured(network, t))
         train_stage(network, tables.train())
     trained = measured(network, tables)
     assert trained > TRAINED, f"trained tables rank held-out clicks with AUC {trained:.3f}"

@@ -49,7 +49,7 @@ def test_tiny_tables_go_through_all_stages_and_keep_their_budget(method: str, wo
         for _ in method_class(method).traits.schedule.stages[1:]:
             if worst:
                 prune_everything(tables)
-            tables = advance(tables, score=None if worst else lambda max_samples=None: scores.random())
+            tables = advance(tables, score=None if worst else lambda **_: scores.random())
             train(tables, num=num)
         settle(tables)
         if budget is not None:

@@ -94,20 +94,6 @@ def test_metrics_equal_scikit_learn(run: Path, data: Path) -> None:
     assert values["auc"] == json.loads((run / "result.json").read_text())["auc"]
 
 
-def test_a_sample_of_a_split_is_every_kth_batch(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embank.pipelines.runs.evaluate.EVAL_BATCH_SIZE", 10)
-    with best_model(RunFolder(run), schema=Schema.load(data), data=data) as (model, _):
-        batches = list(Loader(data, "valid", batch_size=10, shuffle=False).epoch(0))
-        num_rows = sum(batch.labels.numel() for batch in batches)
-        sampled = evaluate(model, data, "valid", max_samples=-(-num_rows // 3))
-        with torch.no_grad():
-            logits = torch.cat([model(b.dense, b.sparse) for b in batches[2::3]]).numpy()
-        labels = torch.cat([b.labels for b in batches[2::3]]).numpy()
-        assert sampled["logloss"] == pytest.approx(log_loss(labels, 1 / (1 + np.exp(-logits))), abs=1e-6)
-        assert evaluate(model, data, "valid", max_samples=10**9) == evaluate(model, data, "valid")
-        assert evaluate(model, data, "valid", max_samples=1)["logloss"] > 0  # the last batch
-
-
 def test_inspection_adds_up(run: Path) -> None:
     values = inspect_run(run)
     tables = {t["name"]: t for t in values["tables"]}

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -107,13 +108,21 @@ class _Supernet(Schedule):
         if score is not None:
             config = methods[0].config.evolution
 
-            def score_of(candidate: Candidate) -> float:
+            def score_of(candidate: Candidate, *, share: float = 1.0) -> float:
                 for method, own, (level, width) in zip(methods, levels, candidate, strict=True):
                     method.trial = (own[level][0], width)
-                return score(max_samples=config.max_samples)
+                return score(max_samples=config.max_samples, share=share)
 
             try:
-                best, _ = evolve([best], score=score_of, draw=space.draw, repair=space.repair, config=config, seed=seed)
+                best, _ = evolve(
+                    [best],
+                    score=partial(score_of, share=config.screening),
+                    final_score=None if config.screening == 1 else score_of,
+                    draw=space.draw,
+                    repair=space.repair,
+                    config=config,
+                    seed=seed,
+                )
             finally:  # a search may be interrupted
                 for method in methods:
                     method.trial = None

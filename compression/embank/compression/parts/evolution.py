@@ -31,7 +31,9 @@ class EvolutionConfig:
         num_elites: best candidates of all rounds so far, which are the parents of the next.
         mutation: chance of each gene of a mutant to be drawn anew.
         seed: of the search; None takes the collection's.
-        max_samples: validation samples that a candidate is scored on, about; they are spread over the split.
+        max_samples: validation samples that the last candidates are scored on, about; they are spread over the split.
+        screening: the share of these samples on which all others are scored, by log loss; the `num_elites` best ones
+            are then scored on all, by AUC. 1 scores every candidate by AUC on all.
     """
 
     generations: int = 30
@@ -41,6 +43,7 @@ class EvolutionConfig:
     mutation: float = 0.1
     seed: int | None = None
     max_samples: int = 50_000
+    screening: float = 0.125
 
     def __post_init__(self) -> None:
         refuse_wrong_types(self)
@@ -48,6 +51,8 @@ class EvolutionConfig:
             raise ConfigError("an evolution needs at least 1 generation, 1 elite and 1 mutant or crossover")
         if self.max_samples < 1:
             raise ConfigError(f"max_samples is {self.max_samples}; a candidate needs at least 1 validation sample")
+        if not 0 < self.screening <= 1:
+            raise ConfigError(f"screening is {self.screening}; it is a share of the samples and lies in (0, 1]")
         if not 0 <= self.mutation <= 1:
             raise ConfigError(f"mutation is {self.mutation}; it is a chance and lies in [0, 1]")
 
@@ -127,6 +132,7 @@ def evolve(
     repair: Callable[[Candidate, random.Random], Candidate],
     config: EvolutionConfig,
     seed: int,
+    final_score: Callable[[Candidate], float] | None = None,
 ) -> tuple[Candidate, list[float]]:
     """The candidate with the highest score that was found.
 
@@ -137,6 +143,7 @@ def evolve(
         repair: makes a candidate one that is allowed; must leave an allowed one alone.
         config: sizes of the search.
         seed: taken where the config has none.
+        final_score: chooses among the elites of the last round; None takes `score`.
 
     Returns:
         The best candidate, and the best score after each round, which never falls.
@@ -178,4 +185,5 @@ def evolve(
                     rng=rng,
                 )
             )
-    return max(scores, key=lambda c: scores[c]), history
+    finalists = best_of(scores, config.num_elites if final_score else 1)
+    return max(finalists, key=final_score) if final_score else finalists[0], history

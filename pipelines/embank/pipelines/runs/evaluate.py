@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import islice
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,50 +28,11 @@ from embank.tables.serving.bundle import is_bundle
 from embank.tables.sharding.processes import Processes
 
 EVAL_BATCH_SIZE = 8192
-HELD_BYTES = 2**28
-"""Of batches that are kept in memory."""
 _log = logging.getLogger(__name__)
 
 
-class HeldSplit:
-    """A split that is evaluated again and again: its batches stay in memory, if they are small.
-
-    Args:
-        path: a prepared folder.
-        split: its train, valid or test rows.
-        processes: those that evaluate together.
-    """
-
-    def __init__(self, path: str | Path, split: str, *, processes: Processes) -> None:
-        self.loader = _loader(path, split, processes=processes, address=None)
-        self.batches: list[Batch] = []
-        self.nbytes = 0
-
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """All batches, as a loader's."""
-        if len(self.batches) == self.loader.num_batches:
-            yield from self.batches
-            return
-        self.batches, self.nbytes = [], 0
-        for batch in self.loader.epoch(number):
-            if self.nbytes <= HELD_BYTES:
-                self.batches.append(batch)
-                self.nbytes += sum(t.nbytes for t in (batch.dense, batch.sparse.values(), batch.sparse.lengths()))
-            yield batch
-        if self.nbytes > HELD_BYTES:
-            self.batches = []
-
-
 @torch.no_grad()
-def evaluate(
-    model: CTRModel,
-    path: str | Path,
-    split: str,
-    *,
-    precision: str = "fp32",
-    max_samples: int | None = None,
-    held: HeldSplit | None = None,
-) -> dict[str, Any]:
+def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = "fp32") -> dict[str, Any]:
     """Metrics of a model on a split. Leaves the model in evaluation mode.
 
     Args:
@@ -80,38 +40,42 @@ def evaluate(
         path: a prepared folder.
         split: its train, valid or test rows.
         precision: fp32 or bf16 (autocast of the network).
-        max_samples: evaluate about so many samples at most: every k-th batch of the split; None takes all.
-        held: the split, where it is evaluated again and again.
 
     Returns:
         auc, logloss, gauc (if the data has groups) and what else `Evaluation` computes; auc is None where it is
         undefined, and `auc_undefined` says why.
     """
-    tables = model.tables if isinstance(model.tables, TableCollection) else None
-    processes = Processes() if tables is None else tables.processes
-    address = None if tables is None else tables.address_ahead
-    loader = held.loader if held is not None else _loader(path, split, processes=processes, address=address)
-    refuse_unlabelled(loader.schema, data=path)
-    evaluation = new_evaluation(split, loader.schema)
-    model.eval()
-    every = 1 if max_samples is None else max(1, min(loader.num_batches, -(-loader.num_rows // max_samples)))
-    for batch in islice((held or loader).epoch(0), every - 1, None, every):
-        values: Tensor = model.tables(batch.sparse).values()
-        logits_B = score(model, model.network, batch.dense.to(values.device), values, precision=precision)
-        evaluation.update(logits_B.cpu(), batch.labels, batch.groups)
-    return _over_all(evaluation, split=split, schema=loader.schema, processes=processes)
-
-
-def _loader(path: str | Path, split: str, *, processes: Processes, address: Callable[..., Any] | None) -> Loader:
-    return Loader(
+    tables, processes = (model.tables if isinstance(model.tables, TableCollection) else None), processes_of(model)
+    loader = Loader(
         path,
         split,
         batch_size=EVAL_BATCH_SIZE * processes.count,
         shuffle=False,
-        address=address,
+        address=None if tables is None else tables.address_ahead,
         rank=processes.rank,
         world_size=processes.count,
     )
+    refuse_unlabelled(loader.schema, data=path)
+    return evaluate_batches(model, loader.epoch(0), split=split, schema=loader.schema, precision=precision)
+
+
+@torch.no_grad()
+def evaluate_batches(
+    model: CTRModel, batches: Iterable[Batch], *, split: str, schema: Schema, precision: str
+) -> dict[str, Any]:
+    """As `evaluate`, of some batches of a split of data with a schema."""
+    evaluation = new_evaluation(split, schema)
+    model.eval()
+    for batch in batches:
+        values: Tensor = model.tables(batch.sparse).values()
+        logits_B = score(model, model.network, batch.dense.to(values.device), values, precision=precision)
+        evaluation.update(logits_B.cpu(), batch.labels, batch.groups)
+    return _over_all(evaluation, split=split, schema=schema, processes=processes_of(model))
+
+
+def processes_of(model: CTRModel) -> Processes:
+    """Those that the model's tables are spread over."""
+    return model.tables.processes if isinstance(model.tables, TableCollection) else Processes()
 
 
 def refuse_unlabelled(schema: Schema, *, data: str | Path) -> None:
@@ -165,19 +129,6 @@ def plain_ids(features: KeyedJaggedTensor, *, bags: Collection[str]) -> tuple[di
     starts, lengths_FB = features.offset_per_key(), features.lengths().view(len(features.keys()), -1)
     ids = {key: features.values()[starts[i] : starts[i + 1]] for i, key in enumerate(features.keys())}
     return ids, {key: lengths_B for key, lengths_B in zip(features.keys(), lengths_FB, strict=True) if key in bags}
-
-
-def validation_score(
-    model: CTRModel,
-    path: str | Path,
-    *,
-    precision: str = "fp32",
-    max_samples: int | None = None,
-    held: HeldSplit | None = None,
-) -> float:
-    """AUC on validation, or the negative log loss where AUC is undefined. Leaves the model in evaluation mode."""
-    values = evaluate(model, path, "valid", precision=precision, max_samples=max_samples, held=held)
-    return float(-values["logloss"] if values["auc"] is None else values["auc"])
 
 
 def _schema_of(data: Path, split: str) -> Schema:

@@ -59,7 +59,8 @@ class _Nearness:
     def __init__(self, tables: AnyTables, wanted: Mapping[str, Wanted]) -> None:
         self.tables, self.wanted = tables, wanted
 
-    def __call__(self, *, max_samples: int | None = None) -> float:
+    def __call__(self, *, max_samples: int | None = None, share: float = 1.0) -> float:
+        """Of a share as of all: a distance to vectors takes moments."""
         parts = {name: _some(own, max_samples) for name, own in self.wanted.items()}
         return -sum(
             differences(self.tables, name, part).weighted_square * len(self.wanted[name].ids_K) / len(part.ids_K)

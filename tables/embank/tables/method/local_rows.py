@@ -8,13 +8,14 @@ from torch import Tensor
 
 
 class Score(Protocol):
-    """Scores a model on validation: AUC, the higher the better."""
+    """Scores a model on validation, the higher the better."""
 
-    def __call__(self, *, max_samples: int | None = None) -> float:
-        """The score.
+    def __call__(self, *, max_samples: int | None = None, share: float = 1.0) -> float:
+        """AUC; of a share of the samples the negative log loss, which ranks models by fewer of them.
 
         Args:
             max_samples: score about so many samples at most, spread over the split; None takes all.
+            share: of these samples.
         """
 
 
