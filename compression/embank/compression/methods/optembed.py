@@ -319,11 +319,19 @@ class Space:
         self.specs, self.counts = specs, counts
         self.limited = [t for t, spec in enumerate(specs) if spec.budget is not None]
         self.limit = sum((spec.budget or 0) * spec.plain_nbytes for spec in specs)
+        self.bytes = [[self._bytes(spec, count) for count in own] for spec, own in zip(specs, counts, strict=True)]
+
+    @staticmethod
+    def _bytes(spec: TableSpec, num_kept: int) -> tuple[int, int]:
+        """Of a level: those of the bitmap, and those of a column."""
+        none, one = (shape_nbytes(spec, num_kept=num_kept, width=width) for width in (0, 1))
+        return none, one - none
 
     def cost(self, table: int, gene: Gene) -> int:
         """Serving bytes of one table."""
         level, width = gene
-        return shape_nbytes(self.specs[table], num_kept=self.counts[table][level], width=width)
+        bitmap, column = self.bytes[table][level]
+        return bitmap + width * column
 
     def excess(self, candidate: Candidate) -> float:
         """Bytes beyond the pool; at most 0 if the candidate is allowed."""

@@ -65,7 +65,8 @@ def evaluate_batches(
 ) -> dict[str, Any]:
     """As `evaluate`, of some batches of a split of data with a schema."""
     evaluation = new_evaluation(split, schema)
-    model.eval()
+    if model.training:
+        model.eval()
     for batch in batches:
         values: Tensor = model.tables(batch.sparse).values()
         logits_B = score(model, model.network, batch.dense.to(values.device), values, precision=precision)

@@ -54,6 +54,5 @@ class _Score:
                 f"--resume (run directory '{session.run.path}')"
             )
         if max_samples not in self.samples:
-            processes = session.processes
-            self.samples[max_samples] = ValidationSample(session.config, max_samples=max_samples, processes=processes)
+            self.samples[max_samples] = ValidationSample(session.config, session.tables, max_samples=max_samples)
         return self.samples[max_samples].score(session.model, share=share)
