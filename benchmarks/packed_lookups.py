@@ -3,8 +3,8 @@
 Run: python benchmarks/packed_lookups.py [--rows 100000] [--rounds 9]
 Writes benchmarks/results/packed_lookups.json. All contestants take turns in one process on one thread; figures
 are the least of the rounds, of CPU time. FBGEMM's rows hold fp32, fp16, int8 or int4 with a scale and an offset each;
-ours are those of a bundle on disk, mapped. `kjt` is our collection with a KeyedJaggedTensor; `alone` is what our tables
-take when each is asked for its rows by itself.
+ours are those of a bundle on disk, mapped. `matrix` is our lookup of ids in one tensor, as FBGEMM takes them; `kjt` is
+our collection with a KeyedJaggedTensor; `alone` is what our tables take when each is asked for its rows by itself.
 """
 
 import argparse
@@ -25,11 +25,12 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import TableCollection, TableSpec, load_bundle, save_bundle
+from embank.tables.collections.stages import advance
 from embank.tables.serving.lookups import Lookups
 from embank.tables.serving.table import looked_up
 
 NUM_TABLES, DIM, BUDGET = 26, 16, 0.25
-METHODS = ("full", "hash", "frequency_cut", "uniform_dim", "mde", "mgqe", "dpq", "deeplight")
+METHODS = ("full", "hash", "frequency_cut", "uniform_dim", "mde", "mgqe", "dpq", "deeplight", "optembed")
 CODECS = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "int8": SparseType.INT8, "int4": SparseType.INT4}
 
 
@@ -106,6 +107,8 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     for method in args.methods:
         tables = TableCollection(specs_of(method, args.rows), backend="torch")
+        if method == "optembed":
+            tables = advance(tables)  # to the rows and columns that are kept
         for codec in CODECS:
             with tempfile.TemporaryDirectory() as folder:
                 save_bundle(Path(folder) / "b", tables, codec=codec)
@@ -120,6 +123,7 @@ def main() -> None:
                     )
                     contestants: dict[str, Callable[[], Tensor]] = {
                         "embank": lambda lookups=lookups, ids=ids, b=batch_size: lookups(ids, {}, num_rows=b)[0],
+                        "matrix": lambda lookups=lookups, ids=ids_FB, b=batch_size: lookups(ids, {}, num_rows=b)[0],
                         "kjt": lambda packed=packed, kjt=kjt: packed(kjt).values(),
                         "alone": lambda packed=packed, ids=ids: torch.cat(
                             [looked_up(p, ids[s.feature_names[0]], spec=s) for s, p in packed.packed_tables()], dim=1
@@ -143,11 +147,15 @@ def recorded(lines: list[dict[str, Any]], *, rates: floors.Rates | None, rounds:
         case = {"method": line["method"], "codec": line["codec"], "rows": line["batch"], "bytes": line["bytes"]}
         common: dict[str, Any] = {"unit": "us", "case": case, "better": "lower", "statistic": "best", "rounds": rounds}
         peers = [records.peer(f"FBGEMM's {name}", line["embank"] / line[name]) for name in ("module", "operator")]
+        matrix_peers = [
+            records.peer(f"FBGEMM's {name}", line["matrix"] / line[name]) for name in ("module", "operator")
+        ]
         works = []
         if rates is not None:
             nbytes = line["batch"] * NUM_TABLES * 4 * DIM
             works.append(rates.work("gather", nbytes, "the rows that are given out, fp32, once each"))
         found.append(records.record("call", value=line["embank"], peers=peers, works=works, **common))
+        found.append(records.record("of ids in one tensor", value=line["matrix"], peers=matrix_peers, **common))
         found.append(records.record("with a KeyedJaggedTensor", value=line["kjt"], **common))
         found.append(records.record("table by table", value=line["alone"], **common))
     return found

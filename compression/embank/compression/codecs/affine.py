@@ -14,19 +14,23 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from embank.compression.parts.bits import pack_values, packed_nbytes, read_rows, read_values
+from embank.compression.parts.bits import bits_at, pack_values, packed_nbytes, read_rows
 from embank.tables import Coded, ConfigError, Held
+from embank.tables.method.together import Array
 from embank.tables.serving.codecs.chunks import row_chunks
-from embank.tables.serving.codecs.joined import Joined, joint_or_each, place_of
+from embank.tables.serving.codecs.joined import FEW, Joined, in_blocks, place_of
 
 _GROUP = 64
 _CUTS = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.26, 0.32)
 _APART = 2
 _LEAST_NORMAL, _LEAST_FP16 = 2.0**-14, 2.0**-24
 _NUMBERS_PER_CHUNK = 1 << 18  # what the search makes of them stays in a cache
+_BLOCK = 1 << 11  # numbers of each table that do
+_FEW_SCALES = 512  # that NumPy makes fp32 sooner than torch
 
 
 def rows_per_group(dim: int) -> int:
@@ -95,25 +99,20 @@ class AffineRows(Coded):
         return 8 * self.codes.numel() // (self.dim * self.bits)
 
     @classmethod
-    def joined(cls, matrices: Sequence[Self]) -> Callable[[Tensor], Tensor]:
-        dim, group, begins_with_byte = matrices[0].dim, matrices[0].group, not matrices[0].dim * cls.bits % 8
-        codes = Joined([matrix._code_bytes() for matrix in matrices])
-        steps = Joined([matrix.steps.unsqueeze(1) for matrix in matrices])
-        offsets = Joined([matrix.offsets.unsqueeze(1) for matrix in matrices])
-        stream, columns_D = codes.rows.flatten(), torch.arange(dim)
+    def joined(cls, matrices: Sequence[Self]) -> Callable[[Array], Tensor]:
+        codes, scales = _Codes(matrices), _Scales(matrices)
 
-        def take(rows_KB: Tensor) -> Tensor:
-            if begins_with_byte:
-                codes_ND = read_rows(stream, codes.places(rows_KB), dim=dim, bits=cls.bits)
-            else:
-                places_BKD = rows_KB.t().unsqueeze(2) * dim + columns_D
-                codes_ND = read_values(stream, places_BKD, bits=cls.bits, first_byte=codes.first_K1).flatten(0, 1)
-            groups_KB = rows_KB // group if group > 1 else rows_KB
-            steps_N1 = steps.rows.index_select(0, steps.places(groups_KB)).float()
-            offsets_N1 = offsets.rows.index_select(0, offsets.places(groups_KB)).float()
-            return codes_ND.float() * steps_N1 + offsets_N1
+        def take(rows_KB: Array) -> Tensor:
+            steps_BK1, offsets_BK1 = scales(rows_KB)
+            codes_BKD = codes.floats(rows_KB)
+            if rows_KB.shape[1] > FEW:
+                many_BKD = torch.from_numpy(codes_BKD)
+                return many_BKD.mul_(torch.from_numpy(steps_BK1)).add_(torch.from_numpy(offsets_BK1))
+            codes_BKD *= steps_BK1
+            codes_BKD += offsets_BK1
+            return torch.from_numpy(codes_BKD)
 
-        return joint_or_each(take, [matrix.take for matrix in matrices])
+        return in_blocks(take, block=max(1, _BLOCK // matrices[0].dim))
 
     @classmethod
     def rows_per_block(cls, dim: int) -> int:
@@ -125,6 +124,62 @@ class AffineRows(Coded):
         steps_N1 = self.steps.index_select(0, group_N).float().unsqueeze(1)
         offsets_N1 = self.offsets.index_select(0, group_N).float().unsqueeze(1)
         return codes_ND.float() * steps_N1 + offsets_N1
+
+
+class _Scales:
+    """Steps and offsets of several matrices, by one call where they lie in one piece of memory."""
+
+    def __init__(self, matrices: Sequence[AffineRows]) -> None:
+        both = [[getattr(matrix, name).unsqueeze(1) for matrix in matrices] for name in ("steps", "offsets")]
+        group = matrices[0].group
+        is_power = not group & (group - 1)
+        self._group_of = np.right_shift if is_power else np.floor_divide  # a shift takes half as long
+        self._operand = np.array(group.bit_length() - 1 if is_power else group)
+        is_one = place_of(both[0][0]) == place_of(both[1][0])
+        self._joined = [Joined([*both[0], *both[1]])] if is_one else [Joined(own) for own in both]
+        self._first_2K1 = self._joined[0].first_K1.reshape(len(both), -1, 1) if is_one else None
+
+    def __call__(self, rows_KB: Array) -> tuple[Array, Array]:
+        """Steps and offsets fp32 [B, K, 1] of rows."""
+        groups_KB = self._group_of(rows_KB, self._operand)
+        if self._first_2K1 is None:
+            steps_BK1, offsets_BK1 = (_float(joined.picked(groups_KB)) for joined in self._joined)
+            return steps_BK1, offsets_BK1
+        places_2BK1 = (groups_KB + self._first_2K1).transpose(0, 2, 1)[..., None]
+        both_2BK1 = _float(self._joined[0].stream.take(places_2BK1))
+        return both_2BK1[0], both_2BK1[1]
+
+
+def _float(scales: Array) -> Array:
+    """The same in fp32; torch needs a longer call and a tenth of the time for each number."""
+    return scales.astype(np.float32) if scales.size <= _FEW_SCALES else torch.from_numpy(scales).float().numpy()
+
+
+class _Codes:
+    """Codes of several matrices."""
+
+    def __init__(self, matrices: Sequence[AffineRows]) -> None:
+        self._dim, self._bits = matrices[0].dim, matrices[0].bits
+        self._codes = Joined([matrix._code_bytes() for matrix in matrices])
+        row_bits = self._dim * self._bits
+        self._by_byte = not row_bits % 8 and self._bits in (2, 4, 8)
+        self._numbers: Array | None = None
+        if self._by_byte and self._bits < 8:  # of each byte the two or four numbers that it holds, as if they were one
+            numbers = np.arange(256)[:, None] >> np.arange(0, 8, self._bits) & (1 << self._bits) - 1
+            self._numbers = numbers.astype(np.float32).view(np.complex64 if self._bits == 4 else np.complex128).ravel()
+        # Otherwise where a row and its numbers begin: in bits, and a row of bytes in those.
+        self._first_bit_K1 = self._codes.first_K1 * (8 if row_bits % 8 else row_bits)
+        self._bit_D = np.arange(0, row_bits, self._bits)
+
+    def floats(self, rows_KB: Array) -> Array:
+        """Codes as fp32 [B, K, D]."""
+        if not self._by_byte:
+            first_bit_BK1 = (rows_KB * (self._dim * self._bits) + self._first_bit_K1).T[..., None]
+            return bits_at(self._codes.stream, first_bit_BK1 + self._bit_D, bits=self._bits).astype(np.float32)
+        bytes_BKW = self._codes.picked(rows_KB)
+        if self._numbers is None:
+            return bytes_BKW.astype(np.float32)
+        return self._numbers.take(bytes_BKW).view(np.float32)
 
 
 def fitted(numbers_Gn: Tensor, *, bits: int) -> tuple[Tensor, Tensor, Tensor]:

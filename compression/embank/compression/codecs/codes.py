@@ -6,18 +6,29 @@ Legend: K centroids of a codebook, w columns of a part.
 from collections.abc import Callable, Hashable, Sequence
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embank.compression.parts.bits import code_bits, pack_values, picked, read_values
+from embank.compression.parts.bits import (
+    bits_at,
+    code_bits,
+    pack_values,
+    picked,
+    read_values,
+    values_of_bytes,
+    values_per_word,
+)
 from embank.tables import Coded, Held, encode
+from embank.tables.method.together import Array
 from embank.tables.serving.codecs.base import MIN_NUMBERS
 from embank.tables.serving.codecs.composite import Composite
-from embank.tables.serving.codecs.joined import Joined, joint_or_each, place_of
+from embank.tables.serving.codecs.joined import FEW, Joined, in_blocks, place_of
 
 _SCORES_PER_CHUNK = 1 << 17
 """A megabyte: measured best from 2,000 to 40,000,000 scores."""
 _ROWS_PER_CHUNK = 1 << 16
+_BLOCK = 64  # ids of each table whose codes stay in a core's cache
 
 
 class CodedRows(Coded):
@@ -78,42 +89,45 @@ class CodedRows(Coded):
         return parts_MW.view(-1, num_books * width)
 
     def joint_place(self) -> Hashable | None:
-        if not self.num_rows or not self.centroids.numel():
+        centroids = self._centroids_place()
+        if not self.num_rows or centroids is None:
             return None
-        has_parts = self.num_head > 0, self.num_head < self.num_rows
-        bits = self.head_bits if has_parts[0] else 0, self.tail_bits if has_parts[1] else 0
-        memory = self.head.untyped_storage().data_ptr(), self.tail.untyped_storage().data_ptr()
-        return self.centroids.shape, place_of(self.centroids.flatten(0, 1)), bits, memory
+        # What a stream of no rows is of plays no part.
+        kinds = [(bits, stream.untyped_storage().data_ptr()) for bits, stream, num in self._streams() if num]
+        memories = {memory for _, memory in kinds}
+        return None if len(memories) > 1 else (self._books(), centroids, *[bits for bits, _ in kinds], *memories)
+
+    def _streams(self) -> list[tuple[int, Tensor, int]]:
+        """Bits of a code, codes and rows of each stream."""
+        num_tail = max(0, self.num_rows - self.num_head)
+        return [(self.head_bits, self.head, self.num_head), (self.tail_bits, self.tail, num_tail)]
+
+    def _centroids_place(self) -> Hashable | None:
+        if not self.centroids.numel():
+            return None
+        return self.centroids.shape, place_of(self.centroids.flatten(0, 1))
 
     def num_joint_rows(self) -> int:
         return self.num_rows
 
     @classmethod
-    def joined(cls, matrices: Sequence[Self]) -> Callable[[Tensor], Tensor]:
-        """As `take`, the centroids numbered over the codebooks of all matrices."""
-        one = matrices[0]
-        num_books, num_codes, width = one.centroids.shape
+    def joined(cls, matrices: Sequence[Self]) -> Callable[[Array], Tensor]:
+        codes, books = _Codes(matrices), cls._joined_books(matrices)
+
+        def take(rows_KB: Array) -> Tensor:
+            decode = books(rows_KB.shape[1])
+            return in_blocks(lambda own_Kb: decode(codes(own_Kb)), block=_BLOCK)(rows_KB)
+
+        return take
+
+    @classmethod
+    def _joined_books(cls, matrices: Sequence[Self]) -> Callable[[int], Callable[[Array], Tensor]]:
+        """What gives for a number of ids what makes rows fp32 [B, K, D] of codes int64 [B, K, C], which it changes."""
+        num_books, num_codes, width = matrices[0].centroids.shape
         centroids = Joined([matrix.centroids.flatten(0, 1) for matrix in matrices])
-        books_KC = centroids.first_K1 + torch.arange(0, num_books * num_codes, num_codes)
-        head_K1 = torch.tensor([[matrix.num_head] for matrix in matrices])
-        head, tail = (
-            _Streams([getattr(matrix, name) for matrix in matrices], bits=bits, num_books=num_books)
-            for name, bits in (("head", one.head_bits), ("tail", one.tail_bits))
-        )
-        has_head, has_tail = one.num_head > 0, one.num_head < one.num_rows
-
-        def take(rows_KB: Tensor) -> Tensor:
-            if not has_tail:
-                codes_BKC = head(rows_KB)
-            elif not has_head:
-                codes_BKC = tail(rows_KB)
-            else:
-                tail_BKC, head_BKC = tail((rows_KB - head_K1).clamp(min=0)), head(rows_KB.minimum(head_K1 - 1))
-                codes_BKC = torch.where((rows_KB < head_K1).t().unsqueeze(2), head_BKC, tail_BKC)
-            numbers_M = (codes_BKC + books_KC).flatten()
-            return centroids.rows.index_select(0, numbers_M).view(-1, num_books * width)
-
-        return joint_or_each(take, [matrix.take for matrix in matrices])
+        first_KC = centroids.first_K1 + np.arange(0, num_books * num_codes, num_codes)
+        held = _by_width(centroids.stream, width)
+        return lambda num_ids: lambda codes_BKC: _centroids(held, codes_BKC, first_KC)
 
     def recoded(self, codec: str) -> Coded:
         return self if self.centroids.numel() < MIN_NUMBERS else CodedCentroids.of(self, codec)
@@ -144,24 +158,77 @@ class CodedRows(Coded):
         return torch.where((rows_N < self.num_head)[:, None], head_codes_NC, tail_codes_NC)
 
 
-class _Streams:
-    """Codes of several matrices, in one piece of memory.
+def _by_width(centroids: Array, width: int) -> Array:
+    """Centroids one after the other as they are taken soonest: [M] of one column, else [M, w]."""
+    return centroids if width == 1 else centroids.reshape(-1, width)
+
+
+def _centroids(held: Array, codes_BKC: Array, first_KC: Array) -> Tensor:
+    """Rows [B, K, D] of codes, to which the first centroid of each book is added."""
+    codes_BKC += first_KC
+    return torch.from_numpy(held.take(codes_BKC, 0)).flatten(2)
+
+
+class _Codes:
+    """Codes of several matrices whose streams are in one piece of memory."""
+
+    def __init__(self, matrices: Sequence[CodedRows]) -> None:
+        kinds = [kind for kind in zip(*(matrix._streams() for matrix in matrices), strict=True) if kind[0][2]]
+        streams = Joined([stream.unsqueeze(1) for kind in kinds for _, stream, _ in kind])
+        (num_books, _), firsts_K1 = matrices[0]._books(), np.split(streams.first_K1, len(kinds))
+        self._parts = [
+            _Stream(streams.stream, first_K1, bits=kind[0][0], num_books=num_books)
+            for kind, first_K1 in zip(kinds, firsts_K1, strict=True)
+        ]
+        self._num_head_K1 = np.array([[matrix.num_head] for matrix in matrices])
+        if len(kinds) > 1:
+            self._parts[1].first_bit_K1 -= self._num_head_K1 * self._parts[1].row_bits
+
+    def __call__(self, rows_KB: Array) -> Array:
+        """Codes int64 [B, K, C] of rows [K, B]."""
+        if len(self._parts) == 1:
+            (part,) = self._parts
+            return part.codes(part.begin(rows_KB).T)
+        head, tail = self._parts
+        is_head_BK = (rows_KB < self._num_head_K1).T
+        begin_BK = np.where(is_head_BK, head.begin(rows_KB).T, tail.begin(rows_KB).T)
+        if rows_KB.shape[1] <= FEW:  # quicker than one kind after the other
+            bits_BK1 = np.where(is_head_BK, head.bits, tail.bits)[..., None]
+            return bits_at(head.stream, begin_BK[..., None] + head.book_C * bits_BK1, bits=bits_BK1)
+        codes_BKC: Array = np.empty((*begin_BK.shape, len(head.book_C)), dtype=np.int64)
+        for part, is_own_BK in ((head, is_head_BK), (tail, ~is_head_BK)):
+            codes_BKC[is_own_BK] = part.codes(begin_BK[is_own_BK])
+        return codes_BKC
+
+
+class _Stream:
+    """Codes of the same bits of several matrices.
 
     Args:
-        streams: of each matrix.
+        stream: of all of them.
+        first_K1: where each begins.
         bits: of a code.
         num_books: codes of a row.
     """
 
-    def __init__(self, streams: Sequence[Tensor], *, bits: int, num_books: int) -> None:
-        joined = Joined([stream.unsqueeze(1) for stream in streams])
-        self.stream, self.first_K1, self.bits = joined.rows.flatten(), joined.first_K1, bits
-        self.num_books, self.columns_C = num_books, torch.arange(num_books)
+    def __init__(self, stream: Array, first_K1: Array, *, bits: int, num_books: int) -> None:
+        self.stream, self.bits, self.row_bits = stream, bits, bits * num_books
+        self.book_C, self.first_bit_K1 = np.arange(num_books), 8 * first_K1
+        self._per_word, width = values_per_word(num_books, bits) if bits else 0, self.row_bits // 8
+        if self._per_word:  # what a row that begins at any byte would have
+            self._rows = np.lib.stride_tricks.sliding_window_view(stream, width)
 
-    def __call__(self, rows_KB: Tensor) -> Tensor:
-        """Codes [B, K, C] of rows [K, B]."""
-        places_BKC = rows_KB.t().unsqueeze(2) * self.num_books + self.columns_C
-        return read_values(self.stream, places_BKC, bits=self.bits, first_byte=self.first_K1)
+    def begin(self, rows_KB: Array) -> Array:
+        """The first bits of rows [K, B]."""
+        first_bit_KB: Array = rows_KB * self.row_bits + self.first_bit_K1
+        return first_bit_KB
+
+    def codes(self, begin: Array) -> Array:
+        """Codes int64 [..., C] of rows that begin at some bits."""
+        if self._per_word:
+            rows: Array = self._rows[begin >> 3]
+            return values_of_bytes(rows, bits=self.bits, per_word=self._per_word)
+        return bits_at(self.stream, begin[..., None] + self.book_C * self.bits, bits=self.bits)
 
 
 class CodedCentroids(Composite, CodedRows):
@@ -196,8 +263,35 @@ class CodedCentroids(Composite, CodedRows):
         made.hold("centroids", encode(plain.centroids.reshape(-1, width), codec=codec))
         return made
 
-    def joint_place(self) -> Hashable | None:
-        return None
+    def _centroids_place(self) -> Hashable | None:
+        part = self.part("centroids")
+        place = part.joint_place()
+        return None if place is None else (type(part), place)
+
+    @classmethod
+    def _joined_books(cls, matrices: Sequence[Self]) -> Callable[[int], Callable[[Array], Tensor]]:
+        parts = [matrix.part("centroids") for matrix in matrices]
+        num_tables, (num_books, num_codes) = len(parts), matrices[0]._books()
+        take, num_centroids = type(parts[0]).joined(parts), num_books * num_codes
+        first_C = np.arange(0, num_centroids, num_codes)
+        first_KC = np.arange(0, num_tables * num_centroids, num_centroids)[:, None] + first_C
+
+        def few(codes_BKC: Array) -> Tensor:
+            codes_BKC += first_C
+            numbers_KM = codes_BKC.transpose(1, 0, 2).reshape(num_tables, -1)
+            parts_MKw = take(numbers_KM)
+            parts_BCKw = parts_MKw.view(len(codes_BKC), num_books, num_tables, parts_MKw.shape[2])
+            return parts_BCKw.transpose(1, 2).flatten(2)
+
+        def decoder(num_ids: int) -> Callable[[Array], Tensor]:
+            if num_ids * num_books <= num_centroids:
+                return few
+            # More are asked for than there are: each is decoded once, and all are forgotten with the call.
+            decoded_MKw = take(np.broadcast_to(np.arange(num_centroids), (num_tables, num_centroids)))
+            held = _by_width(decoded_MKw.transpose(0, 1).contiguous().numpy().reshape(-1), decoded_MKw.shape[2])
+            return lambda codes_BKC: _centroids(held, codes_BKC, first_KC)
+
+        return decoder
 
     def recoded(self, codec: str) -> Coded:
         return self

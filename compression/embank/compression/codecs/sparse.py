@@ -1,18 +1,23 @@
 """Entries that are not zero, in the smallest of four forms (see `parts.sparse`). What pruned tables are served from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from embank.compression.codecs.sparse_joined import JoinedBitmaps, JoinedLists
 from embank.compression.parts.bits import picked
-from embank.compression.parts.sparse import FORMS, form_nbytes, rank_at, rank_bits
+from embank.compression.parts.sparse import FORMS, JoinedBits, form_nbytes, rank_at, rank_bits
 from embank.tables import Coded, Held, encode
+from embank.tables.method.together import Array
 from embank.tables.serving.codecs.base import MIN_NUMBERS
 from embank.tables.serving.codecs.composite import Composite
+from embank.tables.serving.codecs.joined import Joined, in_blocks, one_by_one, place_of
 
 _SHIFT16 = 1 << 15  # torch lacks a 16-bit unsigned type worth the name: 0 .. 65,535 is held as -32,768 .. 32,767
+_FEW = 1024  # ids of each table up to which one table after the other takes longer
+_BLOCK = 64  # ids of each table whose entries stay in a core's cache
 _WINDOW_BITS = 4  # from 2**4 entries on down they are compared at once: on a CPU as fast for many ids, and for one
 
 
@@ -97,6 +102,46 @@ class SparseRows(Coded):
 
     def recoded(self, codec: str) -> Coded:
         return self if self.values.numel() < MIN_NUMBERS else CodedValues.of(self, codec)
+
+    def joint_place(self) -> Hashable | None:
+        values = self._values_place()
+        if values is None or not self._num_values():
+            return None
+        about = (self.form, self.dim, values)
+        if self.form == "dense":
+            return about
+        if self.form == "bitmap":  # a row's bits are read as one word
+            return (*about, JoinedBits.place(self.words, self.samples)) if 1 <= self.dim <= 64 else None
+        places = (place_of(part.unsqueeze(1)) for part in (self.starts, self.lows))
+        return (*about, self.starts.dtype, *places)
+
+    def num_joint_rows(self) -> int:
+        if self.form == "dense":
+            return self._num_values()
+        if self.form == "bitmap":
+            return 64 * self.words.numel() // self.dim
+        return ((self.starts.numel() - 1) << self._low_bits) // self.dim
+
+    @classmethod
+    def joined(cls, matrices: Sequence[Self]) -> Callable[[Array], Tensor]:
+        values = cls._joined_values(matrices)
+        if matrices[0].form == "dense":
+            return values
+        joined = JoinedBitmaps if matrices[0].form == "bitmap" else JoinedLists
+        few, many = in_blocks(joined(matrices, values), block=_BLOCK), one_by_one([m.take for m in matrices])
+        return lambda rows_KB: (few if rows_KB.shape[1] <= _FEW else many)(rows_KB)
+
+    def _values_place(self) -> Hashable | None:
+        """What matrices have in common whose values are taken at once."""
+        return place_of(self._value_rows()) if self.values.numel() else None
+
+    def _value_rows(self) -> Tensor:
+        return self.values if self.form == "dense" else self.values.unsqueeze(1)
+
+    @classmethod
+    def _joined_values(cls, matrices: Sequence[Self]) -> Callable[[Array], Tensor]:
+        """What gives values [M, K, 1] (of dense forms rows [M, K, D]) at places [K, M] of each matrix."""
+        return Joined([matrix._value_rows() for matrix in matrices]).take
 
     def _num_values(self) -> int:
         return self.values.shape[0]
@@ -214,6 +259,16 @@ class CodedValues(Composite, SparseRows):
 
     def recoded(self, codec: str) -> Coded:
         return self
+
+    def _values_place(self) -> Hashable | None:
+        part = self.part("values")
+        place = part.joint_place()
+        return None if place is None else (type(part), place)
+
+    @classmethod
+    def _joined_values(cls, matrices: Sequence[Self]) -> Callable[[Array], Tensor]:
+        parts = [matrix.part("values") for matrix in matrices]
+        return type(parts[0]).joined(parts)
 
     def _num_values(self) -> int:
         return self.num_values

@@ -4,15 +4,17 @@ beat.
 On Criteo 80% of all ids occur once and carry next to no signal, so this is stronger than it looks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from embank.compression.fitting.means import Means
 from embank.compression.parts.ranked import num_rows_within, refuse_unranked
 from embank.tables import Held, Method, TableSpec, Traits, option_class, own_table
+from embank.tables.method.together import Together
 
 
 @option_class
@@ -58,11 +60,13 @@ class FrequencyCut(Method):
         return (cut(ids_N, num_rows=self.num_rows),)
 
     @classmethod
-    def address_together(cls, spines: Sequence[Self]) -> Callable[[Tensor], Tensor]:
-        num_rows_J1 = torch.tensor([[spine.num_rows] for spine in spines])
-        return lambda ids_JB: cut(ids_JB, num_rows=num_rows_J1)
+    def together(cls, spines: Sequence[Self]) -> Together:
+        num_rows_J1 = np.array([[spine.num_rows] for spine in spines])
+        return Together(
+            address=lambda ids_JB: (ids_JB * (ids_JB < num_rows_J1), None), tops=[spine.num_rows for spine in spines]
+        )
 
 
-def cut(ids_N: Tensor, *, num_rows: int | Tensor) -> Tensor:
-    """Rows [N] of ids: their own below `num_rows`, else row 0. Several tables' ids [J, N] take `num_rows` [J, 1]."""
+def cut(ids_N: Tensor, *, num_rows: int) -> Tensor:
+    """Rows [N] of ids: their own below `num_rows`, else row 0."""
     return torch.where(ids_N < num_rows, ids_N, 0)

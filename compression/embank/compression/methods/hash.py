@@ -1,8 +1,9 @@
 """The hashing trick: fewer rows than ids, several ids to a row (Weinberger et al., ICML 2009)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,8 @@ from embank.compression.budget.floors import size_within
 from embank.compression.fitting.means import Means
 from embank.tables import ConfigError, Held, Method, TableSpec, Traits, option_class, own_table
 from embank.tables.ids.hashing import hash_rows, salt64
+from embank.tables.ids.mixing import hash_words
+from embank.tables.method.together import Array, Together
 
 _SALT_NBYTES = 8
 
@@ -72,7 +75,11 @@ class Hash(Method):
         return (hash_rows(ids_N, num_rows=self.num_rows, salt=self.salt),)
 
     @classmethod
-    def address_together(cls, spines: Sequence[Self]) -> Callable[[Tensor], Tensor]:
-        num_rows_J1 = torch.tensor([[spine.num_rows] for spine in spines])
-        salt_J1 = torch.stack([spine.salt for spine in spines]).unsqueeze(1)
-        return lambda ids_JB: hash_rows(ids_JB, num_rows=num_rows_J1, salt=salt_J1)
+    def together(cls, spines: Sequence[Self]) -> Together:
+        num_rows_J1 = np.array([[spine.num_rows] for spine in spines], dtype=np.uint64)
+        salt_J1 = torch.stack([spine.salt for spine in spines]).unsqueeze(1).numpy().view(np.uint64)
+
+        def address(ids_JB: Array) -> tuple[Array, None]:
+            return hash_words(ids_JB.view(np.uint64), num_rows=num_rows_J1, salt=salt_J1).view(np.int64), None
+
+        return Together(address=address, tops=[spine.num_rows for spine in spines])

@@ -2,11 +2,12 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from embank.compression.parts.magnitude import cut_to_count, magnitudes
 from embank.compression.parts.masks import find_mask
 from embank.compression.parts.row_chunks import numbered_chunks
 from embank.compression.parts.sparse import (
+    JoinedBits,
     bit_at,
     popcount,
     rank_at,
@@ -44,9 +46,12 @@ from embank.tables import (
     option_class,
     own_table,
 )
+from embank.tables.method.together import Array, Together
 
 _BELOW_ALL = -1.0
 """A threshold that every norm exceeds."""
+
+_ONE, _WORD_SHIFT, _IN_WORD = (np.array(number) for number in (1, 6, 63))
 
 
 @option_class
@@ -295,6 +300,33 @@ class Kept(JointSpine):
         words = self.words
         is_kept_N = bit_at(words, ids_N)
         return (rank_at(words, self.samples, ids_N) * is_kept_N,), is_kept_N
+
+    def joint_place(self) -> Hashable:
+        return self.dim, None if self.keeps_all else JoinedBits.place(self.words, self.samples)
+
+    @classmethod
+    def together(cls, spines: Sequence[Self]) -> Together:
+        dim = spines[0].dim
+
+        def combine(rows_BJw: Tensor, kept_JB: Array | None) -> Tensor:
+            num_ids, num_tables, width = rows_BJw.shape
+            if kept_JB is None and width == dim:
+                return rows_BJw
+            out_BJD = np.zeros((num_ids, num_tables, dim), dtype=np.float32)
+            kept_BJ1: Array | float = 1.0 if kept_JB is None else kept_JB.T[..., None]
+            np.multiply(rows_BJw.numpy(), kept_BJ1, out=out_BJD[..., :width])
+            return torch.from_numpy(out_BJD)
+
+        if spines[0].keeps_all:
+            return Together(combine=combine)
+        bits = JoinedBits([spine.words for spine in spines], [spine.samples for spine in spines])
+
+        def address(ids_JB: Array) -> tuple[Array, Array]:
+            words_JB = bits.words(ids_JB >> _WORD_SHIFT)
+            kept_JB = (words_JB >> (ids_JB & _IN_WORD).view(np.uint64)).astype(np.int64) & _ONE
+            return bits.ranks(ids_JB, words_JB) * kept_JB, kept_JB.astype(np.float32)
+
+        return Together(address=address, combine=combine)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         kept_Nw = rows[0] if side is None else rows[0] * side[:, None]

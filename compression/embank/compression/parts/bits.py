@@ -3,10 +3,16 @@
 Value number j of width b occupies bits j*b .. (j+1)*b - 1; bit i of the stream is bit i % 8 of byte i // 8.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from embank.tables.method.together import Array
+
 VALUES_PER_CHUNK = 1 << 16  # a multiple of 8, so that a chunk ends with a byte
+
+
+_MANY_BYTES = 1 << 12  # that torch shifts faster than NumPy
 
 
 def code_bits(num_codes: int) -> int:
@@ -111,6 +117,77 @@ def read_rows(stream: Tensor, rows_N: Tensor, *, dim: int, bits: int) -> Tensor:
     high_ND = padded_NX.index_select(1, first_byte_D + 1) * 256
     both_ND = padded_NX.index_select(1, first_byte_D).bitwise_or(high_ND)
     return torch.bitwise_right_shift(both_ND, shift_D).bitwise_and((1 << bits) - 1)
+
+
+def bits_at(stream: Array, first_bit: Array, *, bits: int | Array) -> Array:
+    """Values of a stream by NumPy, which is quicker for few.
+
+    Args:
+        stream: uint8, see `pack_values`.
+        first_bit: where each value begins, int64 of any shape, at least one dimension.
+        bits: of all values, or of each one, broadcast; 0 .. 32.
+
+    Returns:
+        int64 of the shape of `first_bit`.
+
+    Example:
+        >>> stream = pack_values(torch.tensor([5, 1, 7]), bits=3).numpy()
+        >>> bits_at(stream, np.array([0, 3, 6]), bits=3).tolist()
+        [5, 1, 7]
+    """
+    widest, mask = (bits, (1 << bits) - 1) if isinstance(bits, int) else (int(bits.max(initial=0)), (1 << bits) - 1)
+    if not widest:
+        return np.zeros_like(first_bit)
+    at_byte = first_bit >> 3
+    values = stream.take(at_byte).astype(np.int64)
+    # As in `read_values`; here values may be of several widths, and begin anywhere.
+    num_bytes = 1 if isinstance(bits, int) and 8 % bits == 0 else (widest + 14) // 8
+    for i in range(1, num_bytes):
+        values |= stream.take(np.minimum(at_byte + i, stream.size - 1)).astype(np.int64) << 8 * i
+    values >>= first_bit & 7
+    values &= mask
+    return values
+
+
+def values_per_word(num_values: int, bits: int) -> int:
+    """How many values of a row are read as one word of 64 bits, if rows begin with a byte; 0 where none divides them.
+
+    Example:
+        >>> values_per_word(16, 6), values_per_word(3, 6)  # 6 bytes; 18 bits are no bytes
+        (8, 0)
+    """
+    sizes = (size for size in (8, 4, 2, 1) if not num_values % size and not size * bits % 8 and size * bits <= 64)
+    return next(sizes, 0)
+
+
+def values_of_bytes(rows: Array, *, bits: int, per_word: int) -> Array:
+    """Values of rows that begin with a byte, by NumPy.
+
+    Args:
+        rows: uint8 [..., bytes of a row].
+        bits: of a value, 1 .. 32.
+        per_word: see `values_per_word`, not 0.
+
+    Returns:
+        int64 [..., values of a row].
+
+    Example:
+        >>> stream = pack_values(torch.tensor([5, 1, 7, 2]), bits=6).numpy()
+        >>> values_of_bytes(stream, bits=6, per_word=4).tolist()
+        [5, 1, 7, 2]
+    """
+    if bits == 8:
+        return rows.astype(np.int64)
+    width = per_word * bits // 8
+    words = np.zeros((*rows.shape[:-1], rows.shape[-1] // width, 8), dtype=np.uint8)
+    words[..., :width] = rows.reshape(*words.shape[:-1], width)
+    first_bit = np.arange(0, per_word * bits, bits)
+    if words.size > _MANY_BYTES:
+        shifted = torch.from_numpy(words.view(np.int64)) >> torch.from_numpy(first_bit)
+        values: Array = shifted.bitwise_and_((1 << bits) - 1).numpy()
+    else:
+        values = (words.view(np.int64) >> first_bit) & np.array((1 << bits) - 1)
+    return values.reshape(*rows.shape[:-1], words.shape[-2] * per_word)
 
 
 def picked(values: Tensor, positions: Tensor) -> Tensor:

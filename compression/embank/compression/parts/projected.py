@@ -3,9 +3,9 @@
 Legend: d width of the rows, D embedding dim of the logical table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from embank.tables import (
 )
 from embank.tables.ids.hashing import seeded
 from embank.tables.method.options import options_of
+from embank.tables.method.together import Array, Together
 
 
 def held_dim(spec: TableSpec, dim: int) -> int:
@@ -167,6 +168,27 @@ class Projected(Spine):
         self.register_buffer("weight", weight_dD.detach())
         if bias_D is not None:
             self.register_buffer("bias", bias_D.detach())
+
+    def joint_place(self) -> Hashable:
+        return self.has_bias, self.weight.shape
+
+    @classmethod
+    def together(cls, spines: Sequence[Self]) -> Together:
+        weights = [spine.weight for spine in spines]
+        weights_JdD = torch.stack(weights)
+        biases_JD = torch.stack([spine.bias for spine in spines]) if spines[0].has_bias else None
+
+        def combine(rows_BJd: Tensor, side: Array | None) -> Tensor:
+            num_ids, num_tables, _ = rows_BJd.shape
+            out_BJD = rows_BJd.new_empty(num_ids, num_tables, weights_JdD.shape[2])
+            if num_ids == 1:  # of more rows torch adds up in another order than `mm`
+                torch.bmm(rows_BJd.transpose(0, 1), weights_JdD, out=out_BJD.view(num_tables, 1, -1))
+            else:
+                for j, weight_dD in enumerate(weights):
+                    torch.mm(rows_BJd[:, j], weight_dD, out=out_BJD[:, j])
+            return out_BJD if biases_JD is None else out_BJD.add_(biases_JD)
+
+        return Together(combine=combine)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         projected_ND = rows[0].mm(self.weight)

@@ -15,12 +15,16 @@ indices takes 8 Z + 4 (rows + 1) bytes and COO 12 Z.
 """
 
 from bisect import bisect_right
+from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from embank.compression.parts.bits import pack_values, picked
+from embank.tables.method.together import Array
+from embank.tables.serving.codecs.joined import Joined, place_of
 
 FORMS = ("dense", "bitmap", "list8", "list16")
 _WORD_BITS = 64
@@ -84,6 +88,54 @@ def rank_at(words: Tensor, samples: Tensor, positions_N: Tensor) -> Tensor:
     words_NW = picked(words, near_NW.clamp_(max=words.numel() - 1)) << (above_NW + 64).clamp_(0, 63)
     counts_NW = popcount(words_NW).mul_(above_NW < 0)
     return counts_NW.sum(1).add_(samples.index_select(0, group_N))
+
+
+class JoinedBits:
+    """Bitmaps of several tables that `rank_bits` made, in one piece of memory (`place`), read by NumPy.
+
+    Args:
+        words: int64 of each.
+        samples: of each.
+    """
+
+    def __init__(self, words: Sequence[Tensor], samples: Sequence[Tensor]) -> None:
+        joined, ranks = Joined([own.unsqueeze(1) for own in words]), Joined([own.unsqueeze(1) for own in samples])
+        self._words, self._first_K1 = joined.stream.view(np.uint64), joined.first_K1
+        self._last_K1 = self._first_K1 + np.array([[own.numel() - 1] for own in words])
+        self._samples, self._first_sample_K1 = ranks.stream, ranks.first_K1
+
+    @staticmethod
+    def place(words: Tensor, samples: Tensor) -> Hashable:
+        """What bitmaps have in common that are read at once."""
+        return place_of(words.unsqueeze(1)), samples.dtype, place_of(samples.unsqueeze(1))
+
+    def words(self, numbers_KB: Array) -> Array:
+        """Words uint64 [K, B] of each table; beyond its last one that."""
+        words_KB: Array = self._words.take(np.minimum(numbers_KB + self._first_K1, self._last_K1))
+        return words_KB
+
+    def ranks(self, positions_KB: Array, words_KB: Array) -> Array:
+        """Ones before positions of each table, int64 [K, B]; `words_KB`: those that the positions are in."""
+        group_KB = positions_KB >> _GROUP_SHIFT
+        ones_KB: Array = self._samples.take(group_KB + self._first_sample_K1).astype(np.int64)
+        ones_KB += np.bitwise_count(words_KB & ((_ONE << (positions_KB & _IN_WORD).view(np.uint64)) - _ONE))
+        first_KB = (group_KB << _THREE) + self._first_K1
+        near_KBW = np.minimum(first_KB[..., None] + _WORD_OF_GROUP, self._last_K1[..., None])
+        counts_KB = np.bitwise_count(self._words.take(near_KBW)).view(np.uint64)[..., 0]  # eight bytes, a count in each
+        before_KB = ((positions_KB >> _SIX) & _SEVEN) << _THREE
+        counts_KB &= (_ONE << before_KB.view(np.uint64)) - _ONE  # those of the words before the position's
+        # Sums of up to 448, which take 16 bits each.
+        counts_KB = (counts_KB & _LOW_BYTES) + ((counts_KB >> _EIGHT) & _LOW_BYTES)
+        counts_KB *= _FOUR_ONES
+        ones_KB += (counts_KB >> _TOP).view(np.int64)
+        return ones_KB
+
+
+_THREE, _SIX, _SEVEN, _GROUP_SHIFT, _IN_WORD = (np.array(number) for number in (3, 6, 7, 9, 63))
+_ONE, _EIGHT, _TOP, _LOW_BYTES, _FOUR_ONES = (
+    np.array(number, dtype=np.uint64) for number in (1, 8, 48, 0x00FF00FF00FF00FF, 0x0001000100010001)
+)
+_WORD_OF_GROUP = np.arange(_WORDS_PER_SAMPLE)
 
 
 def word_ranks(words: Tensor) -> Tensor:

@@ -45,6 +45,37 @@ def finish_words(words_N: Words) -> Words:
         return mixed_N ^ (mixed_N >> np.uint64(31))
 
 
+_GAMMA, _FIRST, _SECOND, _POSITIVE, _BITS30, _BITS27, _BITS31 = (
+    np.array(constant, dtype=np.uint64) for constant in (GAMMA, FIRST, SECOND, 2**63 - 1, 30, 27, 31)
+)
+"""Arrays without dimensions: of numbers, and of arrays that it has to stretch, NumPy asks more."""
+
+
+def hash_words(words: Words, *, num_rows: Words, salt: Words) -> Words:
+    """Rows in [0, num_rows) for ids, as `embank.tables.ids.hashing.hash_rows` has them: quicker for few.
+
+    Args:
+        words: ids, any shape of at least one dimension.
+        num_rows: at least 1; broadcast with the ids.
+        salt: broadcast with the ids.
+
+    Example:
+        >>> words, one = np.arange(4, dtype=np.uint64), np.ones(1, dtype=np.uint64)
+        >>> hash_words(words, num_rows=10 * one, salt=one).tolist()
+        [6, 6, 1, 4]
+    """
+    z = words ^ salt
+    z += _GAMMA
+    z ^= z >> _BITS30
+    z *= _FIRST
+    z ^= z >> _BITS27
+    z *= _SECOND
+    z ^= z >> _BITS31
+    z &= _POSITIVE
+    z %= num_rows
+    return z
+
+
 def bits_of(data: bytes, *, num_bytes: int = 8, signed: bool = False) -> int:
     """An integer of so many bytes from any number of them: BLAKE2b, little-endian."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=num_bytes).digest(), "little", signed=signed)

@@ -11,7 +11,7 @@ depends on data. What differs from table to table are *facts* (numbers and texts
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -23,6 +23,7 @@ from embank.tables.method.allocation import Allocation
 from embank.tables.method.fitting import Fitting
 from embank.tables.method.options import options_of
 from embank.tables.method.schedule import Schedule
+from embank.tables.method.together import Array, Together
 from embank.tables.rows.physical import PhysicalTable, RowInit, RowProjection, default_init
 from embank.tables.specs import TableSpec
 from embank.tables.wording import shown
@@ -76,12 +77,6 @@ class Spine(nn.Module):
         """Row ids, one int64 [N] for each lookup: a pure function of the ids. Runs early, on the loader's thread."""
         return (ids_N,)
 
-    @classmethod
-    def address_together(cls, spines: Sequence[Self]) -> Callable[[Tensor], Tensor] | None:
-        """What addresses several tables of one matrix each at once: rows int64 [J, B] for ids int64 [J, B] of J tables,
-        the same as each `address` has. None, as by default, where each is asked alone."""
-        return None
-
     def side(self, ids_N: Tensor) -> Tensor | None:
         """What `combine` must know of the ids besides their rows (offsets, signs, groups, masks), [N, ...]: pure and
         early too."""
@@ -93,6 +88,23 @@ class Spine(nn.Module):
         By default the rows side by side. `self.training` tells training (random masks, noise) from evaluation.
         """
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+    def joint_place(self) -> Hashable | None:
+        """What spines have in common that are looked up `together`; None where each table is asked alone. By default
+        (), which all have that only address."""
+        kind = type(self)
+        return () if kind.combine is Spine.combine and kind.side is Spine.side else None
+
+    @classmethod
+    def together(cls, spines: Sequence[Self]) -> Together:
+        """The steps of several tables of one `joint_place`, of one matrix each. As it stands, of tables that only
+        address, one after the other."""
+
+        def address(ids_JB: Array) -> tuple[Array, None]:
+            rows = [spine.address(ids_B)[0] for spine, ids_B in zip(spines, torch.from_numpy(ids_JB), strict=True)]
+            return torch.stack(rows).numpy(), None
+
+        return Together() if cls.address is Spine.address else Together(address=address)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `nn.Module.to` and its like call."""

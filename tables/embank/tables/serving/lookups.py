@@ -8,22 +8,28 @@ Legend: F features with one id in each row, K uses of a group, B rows of a batch
 """
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from operator import itemgetter
+from typing import NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from embank.tables.collections.ids import check_ids, int64_ids, missing_ids
 from embank.tables.collections.paths import summed
-from embank.tables.errors import CheckpointError, DataError
-from embank.tables.method.base import JointSpine, Spine
+from embank.tables.errors import CheckpointError, DataError, EmbankError
+from embank.tables.method.base import Spine
+from embank.tables.method.together import Array
 from embank.tables.serving.codecs.base import Coded
 from embank.tables.serving.packed import PackedCollection
 from embank.tables.serving.table import PackedTable, looked_up
 from embank.tables.specs import TableSpec
+from embank.tables.storage.refusals import cause_of
+from embank.tables.storage.resources import refuse_exhausted
 
 Ids = Mapping[str, Tensor]
+_WORD = np.dtype(np.uint64)
 
 
 class Use(NamedTuple):
@@ -35,26 +41,37 @@ class Use(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Where the rows of a table are, for a spine that only addresses: None where each id is its row."""
+    """Where the rows of a table are, and what makes logical ones of them, where all of it can be done for several
+    tables at once: those of the same place."""
 
-    table: str
+    spec: TableSpec
     matrix: Coded
+    spine: Spine
     place: Hashable
-    spine: Spine | None
 
     @classmethod
     def of(cls, use: Use) -> "_Rows | None":
-        """Those of a table; None where a lookup is more than that, or takes its rows alone."""
+        """Those of a table; None where it is to be asked alone."""
         pack = use.pack
-        kind, matrices = type(pack.spine), pack.coded
-        is_plain = kind.combine is Spine.combine and kind.side is Spine.side and not isinstance(pack.spine, JointSpine)
-        if not is_plain or len(pack.lookups) != 1 or len(matrices) != 1:
+        if len(pack.lookups) != 1 or len(pack.coded) != 1 or not _is_whole(type(pack.spine)):
             return None
-        place = matrices[0].joint_place()
-        if place is None:
+        (matrix,), own = pack.coded, pack.spine.joint_place()
+        place = matrix.joint_place()
+        if own is None or place is None:
             return None
-        own = None if kind.address is Spine.address else pack.spine
-        return cls(use.spec.name, matrices[0], (type(matrices[0]), place), own)
+        kind = type(pack.spine) if own else Spine  # spines that only address go with each other
+        return cls(use.spec, matrix, pack.spine, (kind, own, type(matrix), place))
+
+
+def _is_whole(kind: type[Spine]) -> bool:
+    """Whether `together` is of the class that has the other steps, or of one below it: one above knows nothing of
+    them."""
+
+    def owner(step: str) -> type:
+        return next(cls for cls in kind.__mro__ if step in vars(cls))
+
+    steps = ("address", "side", "combine")
+    return owner("together") is Spine or all(issubclass(owner("together"), owner(step)) for step in steps)
 
 
 class _Stack:
@@ -68,61 +85,88 @@ class _Stack:
     def __init__(self, rows: Sequence[_Rows], columns: Sequence[int]) -> None:
         matrices = [own.matrix for own in rows]
         self.take = type(matrices[0]).joined(matrices)
-        self.names = [own.table for own in rows]
+        self.names = [own.spec.name for own in rows]
         self.columns = list(columns)
-        self.columns_K = torch.tensor(self.columns)
-        self.addresses = _addresses([own.spine for own in rows])
-        self.num_rows_K1 = torch.tensor([[own.matrix.num_joint_rows()] for own in rows])
-        self.is_next = self.columns == list(range(columns[0], columns[0] + len(columns)))
+        last = columns[0] + len(columns)
+        self.chosen = slice(columns[0], last) if self.columns == list(range(columns[0], last)) else self.columns
+        self.address, self.addresses, self.combine, tops = _together(rows)
+        self.is_addressed = self.address is not None or bool(self.addresses)
+        sizes = [own.matrix.num_joint_rows() for own in rows]
+        self.is_safe = all(top is not None and top <= size for top, size in zip(tops, sizes, strict=True))
+        self.num_rows_K1: Array = np.array(sizes, dtype=np.uint64)[:, None]
 
-    def __call__(self, ids_FB: Tensor) -> Tensor:
-        """Rows side by side, [B, K D]."""
-        first = self.columns[0]
-        ids_KB = ids_FB[first : first + len(self.columns)] if self.is_next else ids_FB.index_select(0, self.columns_K)
-        if self.addresses:
-            ids_KB = self._addressed(ids_KB)
-            self._refuse_elsewhere(ids_KB)
-        rows_ND = self.take(ids_KB)
-        return rows_ND.view(ids_FB.shape[1], len(self.columns) * rows_ND.shape[1])  # of no rows -1 would say nothing
+    def __call__(self, ids_FB: Array) -> Tensor:
+        """Rows side by side, [B, K D].
 
-    def _addressed(self, ids_KB: Tensor) -> Tensor:
-        """Rows [K, B] of ids, of all tables of a method at once where it can."""
-        (places_J, address), *others = self.addresses
-        if not others and len(places_J) == len(self.columns):
-            return address(ids_KB)
-        rows_KB = ids_KB.clone()
+        Raises:
+            CheckpointError: the bundle that the tables are from was damaged unnoticed, and an id leads nowhere.
+        """
+        ids_KB = ids_FB[self.chosen]
+        try:
+            rows_KB, side = self._addressed(ids_KB) if self.is_addressed else (ids_KB, None)
+            if not self.is_safe:
+                self._refuse_elsewhere(rows_KB)
+            rows_BKD = self.take(rows_KB)
+            if self.combine is not None:
+                rows_BKD = self.combine(rows_BKD, side)
+            return rows_BKD.flatten(1)
+        except Exception as error:  # whatever a lookup of wrong tensors raises
+            if not isinstance(error, EmbankError):
+                refuse_exhausted(error, doing=f"looking up {ids_KB.size:,} ids of tables from '{self.names[0]}' on")
+                raise CheckpointError(
+                    f"ids of the tables from '{self.names[0]}' to '{self.names[-1]}' can't be looked up: "
+                    f"{cause_of(error)}. What is served of one of them is damaged: copy or export its bundle again"
+                ) from error
+            raise
+
+    def _addressed(self, ids_KB: Array) -> tuple[Array, Array | None]:
+        """Rows [K, B] of ids, of all tables of a method at once where it can, and what is to be known besides."""
+        if self.address is not None:
+            return self.address(ids_KB)
+        rows_KB = ids_KB.copy()
         for places_J, address in self.addresses:
-            rows_KB[places_J] = address(ids_KB.index_select(0, places_J))
-        return rows_KB
+            rows_KB[places_J], _ = address(ids_KB[places_J])
+        return rows_KB, None
 
-    def _refuse_elsewhere(self, rows_KB: Tensor) -> None:
+    def _refuse_elsewhere(self, rows_KB: Array) -> None:
         """Raises CheckpointError where an address is not in its own table, but for the matrix another one's row."""
-        wrong_KB = (rows_KB < 0) | (rows_KB >= self.num_rows_K1)
-        if bool(wrong_KB.any()):
-            k = int(wrong_KB.nonzero()[0, 0])
+        wrong_KB = rows_KB.view(_WORD) >= self.num_rows_K1  # those below 0 are large then
+        if np.count_nonzero(wrong_KB):
+            k = int(wrong_KB.nonzero()[0][0])
             raise CheckpointError(
                 f"ids of table '{self.names[k]}' can't be looked up: they have rows {int(rows_KB[k].min())} to "
-                f"{int(rows_KB[k].max())} of {int(self.num_rows_K1[k])}. What is served of it is damaged: copy or "
+                f"{int(rows_KB[k].max())} of {int(self.num_rows_K1[k, 0])}. What is served of it is damaged: copy or "
                 "export its bundle again"
             )
 
 
-def _addresses(spines: Sequence[Spine | None]) -> list[tuple[Tensor, Callable[[Tensor], Tensor]]]:
-    """For each method among some tables which of them it has, and what gives rows [J, B] for their ids [J, B]."""
+_Address = Callable[[Array], tuple[Array, Array | None]]
+_Combine = Callable[[Tensor, Array | None], Tensor]
+
+
+def _together(
+    rows: Sequence[_Rows],
+) -> tuple[_Address | None, list[tuple[list[int], _Address]], _Combine | None, list[int | None]]:
+    """The steps of some tables: what addresses all of them; or for each of several methods which tables it has and what
+    addresses those; what combines all; and of each a number of rows that no address of it reaches, where one is
+    known."""
     kinds: dict[type[Spine], list[int]] = {}
-    for place, spine in enumerate(spines):
-        if spine is not None:
-            kinds.setdefault(type(spine), []).append(place)
-    found = []
+    for place, own in enumerate(rows):
+        kinds.setdefault(type(own.spine), []).append(place)
+    addresses: list[tuple[list[int], _Address]] = []
+    combine: _Combine | None = None
+    found: list[int | None] = [own.spec.num_embeddings for own in rows]
     for kind, places in kinds.items():
-        own = [spine for place in places if (spine := spines[place]) is not None]
-        together = kind.address_together(own)
-        found.append((torch.tensor(places), _one_by_one(own) if together is None else together))
-    return found
-
-
-def _one_by_one(spines: Sequence[Spine]) -> Callable[[Tensor], Tensor]:
-    return lambda ids_JB: torch.stack([spine.address(ids_B)[0] for spine, ids_B in zip(spines, ids_JB, strict=True)])
+        together = kind.together([rows[place].spine for place in places])
+        combine = together.combine  # of more than one kind none combines
+        if together.address is None:
+            continue
+        addresses.append((places, together.address))
+        for at, place in enumerate(places):
+            found[place] = None if together.tops is None else together.tops[at]
+    if len(kinds) == 1:
+        return (addresses[0][1] if addresses else None), [], combine, found
+    return None, addresses, combine, found
 
 
 class Lookups:
@@ -161,13 +205,18 @@ class Lookups:
         self.bags = [feature for feature in self.features if feature in bags]
         self.single = [feature for feature in self.features if feature not in bags]
         self.column = {feature: column for column, feature in enumerate(self.single)}
-        self.last_F1 = torch.tensor([[self.tables[feature].num_embeddings - 1] for feature in self.single])
-        self.zero_F1 = torch.zeros_like(self.last_F1)
+        self._of_single = _values_of(self.single)
+        self._num_single = len(self.single)
+        sizes = [self.tables[feature].num_embeddings for feature in self.single]
+        self.num_ids_F1: Array = np.array(sizes, dtype=np.uint64)[:, None]
         self.parts: list[list[_Stack | Use]] = []
         at = 0
         for size in [len(uses)] if parts is None else parts:
             self.parts.append(self._steps(uses[at : at + size]))
             at += size
+        firsts = [part[0] for part in self.parts if len(part) == 1 and not self.bags]
+        stacks = [first for first in firsts if isinstance(first, _Stack)]
+        self._stacks = stacks if len(stacks) == len(self.parts) else []
 
     def _steps(self, uses: Sequence[Use]) -> list["_Stack | Use"]:
         """How some columns are made: what lies in one matrix, and next to each other in the output, at once."""
@@ -188,11 +237,12 @@ class Lookups:
         other = None if following.feature in self.bags else _Rows.of(following)
         return other is not None and other.place == rows.place
 
-    def __call__(self, ids: Ids, lengths: Ids, *, num_rows: int, padded: int | None = None) -> list[Tensor]:
+    def __call__(self, ids: Ids | Tensor, lengths: Ids, *, num_rows: int, padded: int | None = None) -> list[Tensor]:
         """Pooled logical rows, fp32 [B, columns] for each part.
 
         Args:
-            ids: for each feature integers: [B], or those of its bags one after the other, [N].
+            ids: for each feature integers: [B], or those of its bags one after the other, [N]. Without bags one tensor
+                [features, B] in the order of `features` will do, and spares a call.
             lengths: for each feature with bags how many ids each has, integers [B].
             num_rows: B.
             padded: so many rows come out, those behind the batch's of id 0 and of empty bags.
@@ -202,11 +252,20 @@ class Lookups:
             DataError: a feature is missing, or a tensor has another shape or type.
             CheckpointError: the bundle that the tables are from was damaged unnoticed, and an id leads nowhere.
         """
-        (parts,) = self.blocks(ids, lengths, num_rows=num_rows, padded=padded)
-        return parts
+        if self._stacks and (padded is None or padded <= num_rows):  # what a server mostly asks, without detours
+            ids_FB = self._stacked(ids, num_rows)
+            return [stack(ids_FB) for stack in self._stacks]
+        ids_FB, bags = self._checked(ids, lengths, num_rows, padded)
+        return [_side_by_side(self._begun(part, ids_FB, bags), ids_FB) for part in self.parts]
 
     def blocks(
-        self, ids: Ids, lengths: Ids, *, num_rows: int, padded: int | None = None, block_rows: int | None = None
+        self,
+        ids: Ids | Tensor,
+        lengths: Ids,
+        *,
+        num_rows: int,
+        padded: int | None = None,
+        block_rows: int | None = None,
     ) -> Iterator[list[Tensor]]:
         """The same, some rows at a time, each time for all parts: what is taken of a stack of tables stays in a core's
         cache for who uses it.
@@ -215,54 +274,71 @@ class Lookups:
             ids, lengths, num_rows, padded: see `__call__`.
             block_rows: rows at a time; None gives all at once.
         """
-        ids_FB = self._stacked(ids, num_rows)
-        bags = {feature: self._bags_of(feature, ids, lengths, num_rows) for feature in self.bags}
-        if padded is not None and padded > num_rows:
-            ids_FB = F.pad(ids_FB, (0, padded - num_rows))
-            bags = {name: (ids_N, F.pad(sizes_B, (0, padded - num_rows))) for name, (ids_N, sizes_B) in bags.items()}
-        steps: list[list[_Stack | Tensor]] = [
-            [step if isinstance(step, _Stack) else self._looked_up(step, ids_FB, bags) for step in part]
-            for part in self.parts
-        ]
+        ids_FB, bags = self._checked(ids, lengths, num_rows, padded)
+        steps = [self._begun(part, ids_FB, bags) for part in self.parts]
         size = ids_FB.shape[1]
         if block_rows is None or size <= block_rows:
-            yield [_side_by_side([s(ids_FB) if isinstance(s, _Stack) else s for s in part], size) for part in steps]
+            yield [_side_by_side(part, ids_FB) for part in steps]
             return
         for start in range(0, size, block_rows):
-            end = min(start + block_rows, size)
-            own_FB = ids_FB[:, start:end]
+            own = slice(start, min(start + block_rows, size))
             yield [
-                _side_by_side([s(own_FB) if isinstance(s, _Stack) else s[start:end] for s in part], end - start)
-                for part in steps
+                _side_by_side([s if isinstance(s, _Stack) else s[own] for s in part], ids_FB[:, own]) for part in steps
             ]
 
-    def _looked_up(self, use: Use, ids_FB: Tensor, bags: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+    def _begun(self, part: "Sequence[_Stack | Use]", ids_FB: Array, bags: "_Bags") -> "Sequence[_Stack | Tensor]":
+        """A part's tables that are asked alone, looked up."""
+        return [step if isinstance(step, _Stack) else self._looked_up(step, ids_FB, bags) for step in part]
+
+    def _looked_up(self, use: Use, ids_FB: Array, bags: "_Bags") -> Tensor:
         """Rows [B, D] of a use, whatever its method does."""
         if use.feature not in bags:
-            return looked_up(use.pack, ids_FB[self.column[use.feature]], spec=use.spec)
+            ids_B = torch.from_numpy(ids_FB[self.column[use.feature]])
+            return looked_up(use.pack, ids_B, spec=use.spec)
         ids_N, lengths_B = bags[use.feature]
         return summed(looked_up(use.pack, ids_N, spec=use.spec), lengths_B, pooling=use.spec.pooling)
 
-    def _stacked(self, ids: Ids, num_rows: int) -> Tensor:
+    def _checked(self, ids: Ids | Tensor, lengths: Ids, num_rows: int, padded: int | None) -> "tuple[Array, _Bags]":
+        """Ids int64 [F, B] of the features with one in each row, and those of bags with their lengths, all of them
+        within their tables."""
+        ids_FB = self._stacked(ids, num_rows)
+        bags = {feature: self._bags_of(feature, ids, lengths, num_rows) for feature in self.bags}
+        if padded is None or padded <= num_rows:
+            return ids_FB, bags
+        padded_FB = np.zeros((len(ids_FB), padded), dtype=np.int64)
+        padded_FB[:, :num_rows] = ids_FB
+        return padded_FB, {name: (own, F.pad(sizes, (0, padded - num_rows))) for name, (own, sizes) in bags.items()}
+
+    def _stacked(self, ids: Ids | Tensor, num_rows: int) -> Array:
         """Ids int64 [F, B] of the features with one in each row, all of them within their tables."""
         if not self.single:
-            return torch.empty(0, num_rows, dtype=torch.int64)
+            return np.empty((0, num_rows), dtype=np.int64)
         try:
-            ids_FB = int64_ids(torch.stack([ids[feature] for feature in self.single]))
+            stacked = ids if isinstance(ids, Tensor) else torch.stack(self._of_single(ids))
+            ids_FB = (stacked if stacked.dtype is torch.int64 else int64_ids(stacked)).numpy()
         except (KeyError, TypeError, RuntimeError):
             ids_FB = None
-        if ids_FB is None or ids_FB.shape != (len(self.single), num_rows):
-            for feature in self.single:
-                self._refuse_other_shape(feature, ids, num_rows)
-            raise DataError("the ids of the features can't be put together; give them as int64 tensors in host memory")
-        if not torch.equal(ids_FB.clamp(self.zero_F1, self.last_F1), ids_FB):  # quicker for one row than two extremes
+        if ids_FB is None or ids_FB.shape != (self._num_single, num_rows):
+            self._refuse_other_shapes(ids, num_rows)
+        if np.count_nonzero(ids_FB.view(_WORD) >= self.num_ids_F1):  # those below 0 are large then
             self._refuse_range(ids_FB)
         return ids_FB
 
-    def _refuse_range(self, ids_FB: Tensor) -> None:
-        for feature, ids_B in zip(self.single, ids_FB, strict=True):
+    def _refuse_range(self, ids_FB: Array) -> None:
+        for feature, ids_B in zip(self.single, torch.from_numpy(ids_FB), strict=True):
             spec = self.tables[feature]
             check_ids(ids_B, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)
+
+    def _refuse_other_shapes(self, ids: Ids | Tensor, num_rows: int) -> NoReturn:
+        """Raises DataError for ids that are not one integer for each row."""
+        if isinstance(ids, Tensor):
+            raise DataError(
+                f"the ids are a tensor of shape {list(ids.shape)} on {ids.device}; give [features, rows] in host "
+                f"memory: [{self._num_single}, {num_rows:,}] here"
+            )
+        for feature in self.single:
+            self._refuse_other_shape(feature, ids, num_rows)
+        raise DataError("the ids of the features can't be put together; give them as int64 tensors in host memory")
 
     def _refuse_other_shape(self, feature: str, ids: Ids, num_rows: int) -> None:
         """Raises DataError where the ids of a feature are not one integer for each row."""
@@ -277,9 +353,11 @@ class Lookups:
                 "for each row, or the lengths of its bags"
             )
 
-    def _bags_of(self, feature: str, ids: Ids, lengths: Ids, num_rows: int) -> tuple[Tensor, Tensor]:
+    def _bags_of(self, feature: str, ids: Ids | Tensor, lengths: Ids, num_rows: int) -> tuple[Tensor, Tensor]:
         """Ids int64 [N] of a feature, and the lengths [B] of its bags, checked."""
         spec = self.tables[feature]
+        if isinstance(ids, Tensor):
+            raise DataError(f"feature '{feature}' has bags, and the ids are one tensor; give them by feature")
         for given in (ids, lengths):
             if feature not in given:
                 raise missing_ids(feature, table=spec.name, present=given)
@@ -296,7 +374,17 @@ class Lookups:
         return ids_N, lengths_B
 
 
-def _side_by_side(blocks: Sequence[Tensor], num_rows: int) -> Tensor:
+_Bags = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def _values_of(keys: Sequence[str]) -> Callable[[Ids], tuple[Tensor, ...]]:
+    """What gives a dict's values of some keys; of one key and of none, too, unlike `itemgetter`."""
+    return itemgetter(*keys) if len(keys) > 1 else lambda ids: tuple([ids[key] for key in keys])
+
+
+def _side_by_side(steps: "Sequence[_Stack | Tensor]", ids_FB: Array) -> Tensor:
+    """Rows of some steps, [B, columns]."""
+    blocks = [step(ids_FB) if isinstance(step, _Stack) else step for step in steps]
     if len(blocks) == 1:
         return blocks[0]
-    return torch.cat(list(blocks), dim=1) if blocks else torch.empty(num_rows, 0)
+    return torch.cat(blocks, dim=1) if blocks else torch.empty(ids_FB.shape[1], 0)

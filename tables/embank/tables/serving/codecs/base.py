@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
 from embank.tables.method.base import Held
+from embank.tables.method.together import Array
 
 MIN_NUMBERS = 64
 """A matrix of fewer numbers is held as it is: steps, offsets and codebooks would take what codes save."""
@@ -101,9 +102,9 @@ class Coded(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has a joint place, and no number of rows")
 
     @classmethod
-    def joined(cls, matrices: Sequence[Self]) -> Callable[[Tensor], Tensor]:
-        """What takes rows of several matrices at once: of K of one `joint_place`, rows fp32 [B K, D] for row ids
-        int64 [K, B], those of the first ids of all matrices first. The same rows as `take` has."""
+    def joined(cls, matrices: Sequence[Self]) -> Callable[[Array], Tensor]:
+        """What takes rows of several matrices at once: of K of one `joint_place`, fp32 [B, K, D] in one piece of memory
+        for row ids int64 [K, B], all of them within their matrices. The same rows as `take` has, to the bit."""
         raise NotImplementedError(f"{cls.__name__} has a joint place, and no way to take from it")
 
     def nbytes(self) -> int:

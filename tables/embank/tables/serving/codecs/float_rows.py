@@ -5,6 +5,7 @@ from typing import Self
 
 from torch import Tensor
 
+from embank.tables.method.together import Array
 from embank.tables.serving.codecs.base import Coded
 from embank.tables.serving.codecs.joined import Joined, place_of
 
@@ -21,7 +22,7 @@ class FloatRows(Coded):
         return len(self.rows)
 
     @classmethod
-    def joined(cls, matrices: Sequence[Self]) -> Callable[[Tensor], Tensor]:
+    def joined(cls, matrices: Sequence[Self]) -> Callable[[Array], Tensor]:
         return Joined([matrix.rows for matrix in matrices]).take
 
     @classmethod
