@@ -51,8 +51,6 @@ from embank.tables.method.together import Array, Together
 _BELOW_ALL = -1.0
 """A threshold that every norm exceeds."""
 
-_ONE, _WORD_SHIFT, _IN_WORD = (np.array(number) for number in (1, 6, 63))
-
 
 @option_class
 class OptEmbedConfig:
@@ -322,8 +320,7 @@ class Kept(JointSpine):
         bits = JoinedBits([spine.words for spine in spines], [spine.samples for spine in spines])
 
         def address(ids_JB: Array) -> tuple[Array, Array]:
-            words_JB = bits.words(ids_JB >> _WORD_SHIFT)
-            kept_JB = (words_JB >> (ids_JB & _IN_WORD).view(np.uint64)).astype(np.int64) & _ONE
+            words_JB, kept_JB = bits.at(ids_JB)
             return bits.ranks(ids_JB, words_JB) * kept_JB, kept_JB.astype(np.float32)
 
         return Together(address=address, combine=combine)

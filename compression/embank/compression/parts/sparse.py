@@ -114,6 +114,12 @@ class JoinedBits:
         words_KB: Array = self._words.take(np.minimum(numbers_KB + self._first_K1, self._last_K1))
         return words_KB
 
+    def at(self, positions_KB: Array) -> tuple[Array, Array]:
+        """The words that positions are in, and the bits there, int64 [K, B]."""
+        words_KB = self.words(positions_KB >> _SIX)
+        bits_KB: Array = (words_KB >> (positions_KB & _IN_WORD).view(np.uint64)) & _ONE
+        return words_KB, bits_KB.view(np.int64)
+
     def ranks(self, positions_KB: Array, words_KB: Array) -> Array:
         """Ones before positions of each table, int64 [K, B]; `words_KB`: those that the positions are in."""
         group_KB = positions_KB >> _GROUP_SHIFT
