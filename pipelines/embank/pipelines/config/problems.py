@@ -110,6 +110,27 @@ def first_problem(error: ValidationError) -> Mapping[str, Any]:
     return dict(sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")[0])
 
 
+_KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}
+
+
+def choices_of(found: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """What a value of several types may be, where it is none of them; empty for a value of one type.
+
+    Args:
+        found: the problem that is told.
+        error: all of them: pydantic has one for each of the types, whose place ends with the type.
+    """
+    of_types = [
+        problem
+        for problem in error.errors()
+        if problem["loc"][:-1] == found["loc"][:-1]
+        and (problem["loc"][-1] in _KINDS or str(problem["loc"][-1]).startswith("literal["))
+    ]
+    if found["loc"][-1:] not in [problem["loc"][-1:] for problem in of_types] or len(of_types) < 2:
+        return []
+    return [_KINDS.get(str(p["loc"][-1])) or str(p["ctx"]["expected"]) for p in of_types]
+
+
 def problem_of(found: Mapping[str, Any], *, path: str) -> str:
     """What pydantic has found, other than an unknown key.
 

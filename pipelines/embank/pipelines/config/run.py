@@ -7,6 +7,7 @@ from typing import Any
 
 from embank.ctr_models import MODELS
 from embank.ctr_models.registry import find_model
+from embank.pipelines.config.changes import AUTO
 from embank.pipelines.config.file import read_config
 from embank.pipelines.config.problems import ORIGIN, missing_key, refuse_unknown, written_in, wrong_value
 from embank.pipelines.config.sections import DataConfig, RowsConfig, TrainConfig
@@ -158,7 +159,7 @@ def _refuse_out_of_range(config: Config) -> None:
         "seed",
     ):
         value = getattr(config.train, name)
-        if not value >= 0:
+        if value != AUTO and not value >= 0:
             raise ConfigError(wrong_value(f"train.{name}", value, "it must be 0 or more"))
     clip = config.train.clip_grad_norm
     if clip is not None and not clip > 0:

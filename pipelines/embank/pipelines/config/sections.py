@@ -25,6 +25,9 @@ class DataConfig:
     prefetch: int = 4
 
 
+FIRST_TABLE_LR = 0.02
+
+
 @option_class
 class TrainConfig:
     """How a model is trained.
@@ -39,7 +42,8 @@ class TrainConfig:
             it. Rows are
             neither counted nor scaled: their update is part of the backward pass. None clips nothing.
         table_optimizer: of the rows; adam needs `rows.backend: torch`.
-        table_lr: peak learning rate of the rows.
+        table_lr: peak learning rate of the rows; or auto: the best of several short trainings by validation, see
+            `embank.pipelines.train.rates`.
         search_lr: learning rate (Adam) of what methods search for on validation batches, in stages that alternate.
         embedding_l2: adds embedding_l2 / 2 * (sum of squares of all rows) to the loss of each step, spread over the
             lookups: see `embank.pipelines.train.penalty`.
@@ -68,7 +72,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip_grad_norm: float | None = None
     table_optimizer: RowOptimizerName = "rowwise_adagrad"
-    table_lr: float = 0.02
+    table_lr: float | Literal["auto"] = 0.02
     search_lr: float = 0.001
     embedding_l2: float = 0.0
     warmup_steps: int = 0
@@ -84,6 +88,11 @@ class TrainConfig:
     tensorboard: bool = False
     num_threads: int | None = None
     straight_through: str | None = None
+
+    @property
+    def rows_lr(self) -> float:
+        """`table_lr`; where it is still to be found, the first rate that is tried."""
+        return FIRST_TABLE_LR if self.table_lr == "auto" else self.table_lr
 
 
 @option_class

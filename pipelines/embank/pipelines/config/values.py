@@ -6,7 +6,14 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from embank.pipelines.config.problems import first_problem, problem_of, refuse_boolean, refuse_unknown
+from embank.pipelines.config.problems import (
+    choices_of,
+    first_problem,
+    problem_of,
+    refuse_boolean,
+    refuse_unknown,
+    wrong_value,
+)
 from embank.tables import ConfigError
 
 
@@ -43,6 +50,10 @@ def validated_as(kind: Any, value: Any, *, path: str) -> Any:
         if own is not None:  # a ValueError, which pydantic takes for a finding of its own
             raise own from error
         found = first_problem(error)
+        choices = choices_of(found, error)
+        if choices:
+            where = ".".join([path, *(str(part) for part in found["loc"][:-1])])
+            raise ConfigError(wrong_value(where, found["input"], f"it must be {' or '.join(choices)}")) from error
         where = ".".join([path, *(str(part) for part in found["loc"])])
         raise ConfigError(problem_of(found, path=where)) from error
 

@@ -233,7 +233,7 @@ def row_tier(config: Config, *, directory: Path, processes: Processes | None) ->
 
 def row_optimizer(config: Config) -> RowOptimizer:
     """How rows are updated."""
-    return RowOptimizer(name=config.train.table_optimizer, lr=config.train.table_lr)
+    return RowOptimizer(name=config.train.table_optimizer, lr=config.train.rows_lr)
 
 
 def _sharding(config: Config, schema: Schema, specs: Sequence[TableSpec], processes: Processes) -> "Sharding":

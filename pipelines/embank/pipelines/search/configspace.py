@@ -268,7 +268,7 @@ def _default_choices(config: Config, *, has_budget: bool) -> dict[str, Sequence[
         CODEC: list(dict.fromkeys((config.tables.default.codec, *CODECS))),
         DIM: sorted({max(1, round(dim * factor)) for factor in _DIM}),
         "train.lr": [float(f"{train.lr * factor:.2g}") for factor in _LR],
-        "train.table_lr": [float(f"{train.table_lr * factor:.2g}") for factor in _TABLE_LR],
+        "train.table_lr": [float(f"{train.rows_lr * factor:.2g}") for factor in _TABLE_LR],
     }
 
 

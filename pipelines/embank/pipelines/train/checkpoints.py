@@ -41,13 +41,15 @@ def evaluate_and_save(session: Session) -> None:
 
 def tell(session: Session, record: dict[str, Any]) -> None:
     """Writes an evaluation down and shows it."""
-    if session.processes.is_first:
+    if session.processes.is_first and not session.is_trial:
         session.run.append_metrics(record)
     session.reporter.evaluated(record)
 
 
 def save(session: Session) -> None:
-    """Writes a checkpoint; only the last one and the one to serve are kept."""
+    """Writes a checkpoint; only the last one and the one to serve are kept. A trial has none."""
+    if session.is_trial:
+        return
     progress, training = session.progress, session.training
     folder = _checkpoint(session, progress.step, evaluated=progress.is_evaluated)
     save_run(
@@ -98,6 +100,11 @@ def stop_now(session: Session) -> None:
     Raises:
         InterruptedRunError: always.
     """
+    if session.is_trial:
+        raise InterruptedRunError(
+            f"{session.stop.signal or 'a signal to another rank'}: stopped while learning rates were tried "
+            "(train.table_lr: auto), which leaves nothing behind; start the same command again"
+        )
     save(session)
     training = session.training
     stage = "" if len(training.planned) == 1 else f" of {training.describe()}"

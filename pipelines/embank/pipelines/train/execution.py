@@ -51,15 +51,8 @@ def plainly(train: TrainConfig) -> TrainConfig:
 def chosen_before(config: Config, run: RunFolder) -> Config:
     """A configuration with what a run has chosen for what it leaves open."""
     own = parse_config(run.read_config(), origin=str(run.config)).train
-    train = config.train
-    return replace(
-        config,
-        train=replace(
-            train,
-            precision=own.precision if train.precision == AUTO else train.precision,
-            compile=own.compile if train.compile == AUTO else train.compile,
-        ),
-    )
+    open_keys = [key for key in ("precision", "compile", "table_lr") if getattr(config.train, key) == AUTO]
+    return replace(config, train=replace(config.train, **{key: getattr(own, key) for key in open_keys}))
 
 
 def choose(model: CTRModel, train: TrainConfig, *, batch_rows: int, num_steps: int) -> tuple[TrainConfig, str | None]:

@@ -39,6 +39,7 @@ class StageTraining:
         progress: where the run stands; the last one of its stages is the one to train.
         processes: those that train together.
         num_stages: of all, those that are trained; None for all.
+        max_steps: of the stage; None for all.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class StageTraining:
         progress: Progress,
         processes: Processes,
         num_stages: int | None,
+        max_steps: int | None,
     ) -> None:
         assert isinstance(model.tables, TableCollection)
         self.tables, self.config, self.processes, self.num_stages = model.tables, config, processes, num_stages
@@ -59,6 +61,8 @@ class StageTraining:
         num_rows = schema.split("train").num_rows
         epoch_steps = -(-num_rows // data.batch_size)
         self.num_steps = max(1, round(self.stage.epochs * train.epochs * epoch_steps))
+        if max_steps is not None:
+            self.num_steps = min(self.num_steps, max_steps)
         self.num_epochs = -(-self.num_steps // epoch_steps)
         searched = search_parameters(self.tables) if self.stage.alternates else []
         self.stepper = Stepper(
@@ -155,6 +159,7 @@ class Session:
         model: as it stands. A new stage may bring other tables, and another network.
         training: what trains it in the current stage.
         num_stages: of all, those that are trained; None for all.
+        max_steps: of a trial, which is judged and leaves nothing behind; None for a run.
         stop: set by a signal.
         is_to_be_judged: the model is another run's, to be evaluated before the first step.
         saved_at: when the last checkpoint was written, in seconds of `time.monotonic`.
@@ -168,10 +173,16 @@ class Session:
     progress: Progress
     model: CTRModel
     num_stages: int | None = None
+    max_steps: int | None = None
     is_to_be_judged: bool = False
     training: StageTraining = field(init=False)
     stop: StopRequest = field(default_factory=StopRequest)
     saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether nothing but what validation says in the end is wanted."""
+        return self.max_steps is not None
 
     @property
     def tables(self) -> TableCollection:
@@ -197,5 +208,6 @@ class Session:
             progress=self.progress,
             processes=self.processes,
             num_stages=self.num_stages,
+            max_steps=self.max_steps,
         )
         self.saved_at = time.monotonic()

@@ -159,7 +159,7 @@ class Stepper:
         if factor == self.factor:
             return
         self.factor = factor
-        self.tables.set_lr(self.config.table_lr * factor)
+        self.tables.set_lr(self.config.rows_lr * factor)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
 
@@ -167,7 +167,7 @@ class Stepper:
     def rates(self) -> dict[str, float]:
         """The learning rates of the last step."""
         factor = 1.0 if self.factor is None else self.factor
-        return {"lr": self.config.lr * factor, "table_lr": self.config.table_lr * factor}
+        return {"lr": self.config.lr * factor, "table_lr": self.config.rows_lr * factor}
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mean log loss, and the same with the penalty and what methods add.

@@ -1,5 +1,6 @@
 """A run from its folder to its result: beginning or resuming it, its stages one after the other, its end."""
 
+import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from embank.ctr_models import CTRModel
+from embank.pipelines.config.changes import AUTO
 from embank.pipelines.config.run import Config, to_plain
 from embank.pipelines.data.loading.integrity import content_of
 from embank.pipelines.data.schema import Schema
@@ -19,13 +21,15 @@ from embank.pipelines.runs.result import close_run
 from embank.pipelines.runs.start import Start, refuse_other_start, refuse_unfinished
 from embank.pipelines.runs.state import SavedRun
 from embank.pipelines.train.checkpoints import evaluate_and_save, load_best, stop_if_asked, tell
-from embank.pipelines.train.execution import choose, chosen_before
-from embank.pipelines.train.interrupt import stop_on_signals
+from embank.pipelines.train.execution import choose, chosen_before, plainly
+from embank.pipelines.train.interrupt import StopRequest, stop_on_signals
 from embank.pipelines.train.launch import refuse_differences
 from embank.pipelines.train.loop import train_stage
+from embank.pipelines.train.rates import TRIAL_STEPS, climb
 from embank.pipelines.train.readiness import ready_to_resume, ready_to_start
 from embank.pipelines.train.session import Session
 from embank.pipelines.train.stages import next_stage
+from embank.pipelines.train.step import NonFiniteLossError
 from embank.pipelines.train.telling import recorded
 from embank.tables import TableCollection
 from embank.tables.collections.stages import planned_stages, settle
@@ -45,6 +49,7 @@ class Trainer:
         num_stages: train only so many of the methods' stages (OptEmbed's supernet, for example); None trains all. A run
             that ends before the last stage has checkpoints and no result: the test split is not read, and what it has
             learned is not served.
+        max_steps: of a trial, see `judged`; None for a run.
     """
 
     def __init__(
@@ -55,8 +60,9 @@ class Trainer:
         reporter: Reporter | None = None,
         processes: Processes | None = None,
         num_stages: int | None = None,
+        max_steps: int | None = None,
     ) -> None:
-        self.processes, self.num_stages = processes or Processes(), num_stages
+        self.processes, self.num_stages, self.max_steps = processes or Processes(), num_stages, max_steps
         self.config, self.run = config, RunFolder(run)
         self.reporter = reporter if reporter is not None and self.processes.is_first else Reporter()
         with self.processes.together():
@@ -98,6 +104,8 @@ class Trainer:
         with lock:
             if resume:
                 self.config = chosen_before(self.config, self.run)
+            elif self.config.train.table_lr == AUTO:
+                self.config = self._with_table_lr(start)
             self.session = self._restore(start)
             if not resume and self.processes.is_first:
                 facts = None if start is None else start.to_json()
@@ -150,6 +158,7 @@ class Trainer:
             progress=last.progress() if last else Progress(),
             model=model,
             num_stages=self.num_stages,
+            max_steps=self.max_steps,
         )
         if last is None:
             torch.cuda.manual_seed_all(self.config.train.seed)  # does nothing without a GPU
@@ -179,6 +188,68 @@ class Trainer:
         found = self.processes.first(chosen)
         assert found is not None
         self.config = replace(self.config, train=found)
+
+    def _with_table_lr(self, start: Start | None) -> Config:
+        """The configuration with the rate of rows that does best in trials; all processes try together."""
+        config = self.config
+        rows = replace(config.rows, directory=None)
+        tried = 0
+
+        def score(rate: float) -> float:
+            nonlocal tried
+            train = replace(plainly(config.train), table_lr=rate)
+            trial = Trainer(
+                replace(config, train=train, rows=rows),
+                self.run.path / ROWS / "trial",
+                processes=self.processes,
+                num_stages=1,
+                max_steps=TRIAL_STEPS,
+            )
+            tried += 1
+            try:
+                value = trial.judged(start, stop=stop)
+            except NonFiniteLossError:
+                value = float("-inf")
+            said = "diverges" if value == float("-inf") else f"{value:.4f} on validation"
+            self.reporter.note(f"trial {tried}: train.table_lr {rate:g}: {said}")
+            return value
+
+        with stop_on_signals() as stop:
+            self.reporter.note(
+                f"train.table_lr is auto: rates are tried, each in up to {TRIAL_STEPS:,} steps of this training"
+            )
+            scores = climb(score)
+        best = max(scores, key=scores.__getitem__)
+        if scores[best] == float("-inf"):
+            raise NonFiniteLossError(
+                f"training diverges at every rate of rows that was tried, down to {min(scores):g}; lower train.lr, or "
+                "look at the numeric columns (`embank data describe`)"
+            )
+        self.reporter.note(f"train.table_lr {best:g}: the best of {len(scores)} on validation")
+        return replace(config, train=replace(config.train, table_lr=best))
+
+    def judged(self, start: Start | None, *, stop: StopRequest) -> float:
+        """What validation says after `max_steps` steps of training in the first stage, the higher the better; nothing
+        is left behind, and the test split is not read.
+
+        Args:
+            start: what the training begins with; None begins anew.
+            stop: set by a signal.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+            InterruptedRunError: a signal came.
+        """
+        try:
+            session = self._restore(start)
+            session.stop = stop
+            train_stage(session)
+            progress = session.progress
+            assert progress.best_value is not None
+            return -progress.best_value if progress.monitor == "logloss" else progress.best_value
+        finally:
+            if self.processes.is_first:
+                shutil.rmtree(self.run.path, ignore_errors=True)
 
     def _begin_with(self, session: Session, start: Start, saved: SavedRun) -> None:
         """Begins in the last stage of the tables' methods, with what another run has trained in it."""
