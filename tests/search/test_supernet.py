@@ -11,7 +11,7 @@ from tests.training.runs import train, write_data
 
 from embank.compression.methods.mde import ids_per_lookup
 from embank.pipelines.data.loading.loader import Loader
-from embank.pipelines.runs.evaluate import validation_score
+from embank.pipelines.runs.evaluate import evaluate
 from embank.pipelines.search import scores as scores_module
 from embank.pipelines.search.cut import cut_model
 from embank.pipelines.search.fields import MDE, UNIFORM, candidate_config, field_space
@@ -54,7 +54,7 @@ def test_a_cut_candidate_scores_as_the_masked_supernet(model: str, data: Path, t
             small = cut_model(scorer, shapes, config=own)
             assert isinstance(small.tables, TableCollection)
             assert small.tables.nbytes("serving") == space.nbytes(candidate)
-            assert validation_score(small, data) == pytest.approx(scorer(shapes), abs=1e-6)
+            assert evaluate(small, data, "valid")["auc"] == pytest.approx(scorer(shapes), abs=1e-6)
             assert dict(small.network.named_parameters()).keys() == dict(scorer.model.network.named_parameters()).keys()
             num = [sum(p.numel() for p in network.parameters()) for network in (small.network, scorer.model.network)]
             assert num[0] < num[1]  # dead input columns are gone
@@ -62,7 +62,7 @@ def test_a_cut_candidate_scores_as_the_masked_supernet(model: str, data: Path, t
 
 def test_the_whole_supernet_scores_as_its_model(data: Path, run: Path) -> None:
     with scored(run, data) as (_, space, scorer):
-        assert scorer({}) == pytest.approx(validation_score(scorer.model, data), abs=1e-6)
+        assert scorer({}) == pytest.approx(evaluate(scorer.model, data, "valid")["auc"], abs=1e-6)
         whole = space.shapes(space.decode(space.ceiling()))
         assert scorer(whole) == scorer({})
 

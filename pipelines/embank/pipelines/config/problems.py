@@ -120,15 +120,12 @@ def choices_of(found: Mapping[str, Any], error: ValidationError) -> list[str]:
         found: the problem that is told.
         error: all of them: pydantic has one for each of the types, whose place ends with the type.
     """
-    of_types = [
-        problem
-        for problem in error.errors()
-        if problem["loc"][:-1] == found["loc"][:-1]
-        and (problem["loc"][-1] in _KINDS or str(problem["loc"][-1]).startswith("literal["))
-    ]
-    if found["loc"][-1:] not in [problem["loc"][-1:] for problem in of_types] or len(of_types) < 2:
-        return []
-    return [_KINDS.get(str(p["loc"][-1])) or str(p["ctx"]["expected"]) for p in of_types]
+    told: dict[str, str] = {}
+    for problem in error.errors():
+        *place, last = problem["loc"] or [""]
+        if tuple(place) == found["loc"][:-1] and (last in _KINDS or str(last).startswith("literal[")):
+            told[str(last)] = _KINDS.get(str(last)) or str(problem["ctx"]["expected"])
+    return list(told.values()) if len(told) > 1 and str(found["loc"][-1]) in told else []
 
 
 def problem_of(found: Mapping[str, Any], *, path: str) -> str:
