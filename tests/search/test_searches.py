@@ -317,12 +317,41 @@ def test_the_command_and_its_dashboard(data: Path, done: tuple[Path, Any], tmp_p
     assert found.exit_code == 0, found.output
     assert "best configuration within budget 0.4" in found.output
     pytest.importorskip("optuna_dashboard")
-    with dashboard(str(tmp_path / "s" / "study.journal")) as address:
+    with dashboard() as serve:
+        address = serve(str(tmp_path / "s" / "study.journal"))
         with urllib.request.urlopen(f"{address}api/studies", timeout=30) as answer:
             studies = json.load(answer)["study_summaries"]
         with urllib.request.urlopen(f"{address}dashboard/", timeout=30) as answer:
             assert b"<title>Optuna Dashboard</title>" in answer.read()
     assert [study["study_name"] for study in studies] == ["prepared-deepfm-rows-0.4"]
+
+
+@pytest.mark.slow
+def test_a_new_search_is_served_while_it_runs(
+    data: Path, done: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna_dashboard")
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(yaml.safe_load((done[0] / "search.yaml").read_text())["config"]))
+    arguments = ["search", str(config), "--supernet", str(done[0] / "supernet"), "--space", "rows", "--budget", "0.4"]
+    arguments += ["--trials", "3", "--retrain", "0", "--out", str(tmp_path / "s"), "--dashboard", "--dashboard-port"]
+    found = CliRunner().invoke(app, [*arguments, "99999"])
+    assert isinstance(found.exception, ConfigError)
+    assert "--dashboard-port is 99999" in str(found.exception)
+    assert not (tmp_path / "s").exists()
+
+    def ask_and_interrupt() -> None:
+        with urllib.request.urlopen(f"{addresses[0]}api/studies", timeout=30) as answer:
+            asked.extend(json.load(answer)["study_summaries"])
+        raise KeyboardInterrupt
+
+    asked: list[Any] = []
+    addresses: list[str] = []
+    monkeypatch.setattr("embank.pipelines.cli.show.line", lambda text: addresses.append(text.split()[-1]))
+    monkeypatch.setattr("signal.pause", ask_and_interrupt)
+    found = CliRunner().invoke(app, [*arguments, "0"])
+    assert found.exit_code == 0, found.output
+    assert [study["study_name"] for study in asked] == ["prepared-deepfm-rows-0.4"]
 
 
 def test_a_budget_below_the_floor_is_refused_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
@@ -350,6 +379,10 @@ def test_a_profile_needs_more_trials_than_it_measures(data: Path, tmp_path: Path
         ({"budgets": [2.0]}, "--budget holds 2"),
         ({"num_trials": 0}, "--trials is 0"),
         ({"workers": 0}, "--workers is 0"),
+        ({"max_rows": 0}, "--max-rows is 0"),
+        ({"train_seeds": (0, -1)}, "--train-seeds holds -1"),
+        ({"budgets": [0.5, 0.1, 0.5]}, "--budget holds 0.5 twice"),
+        ({"budgets": [0.1, 0.10000001]}, "--budget holds 0.1 twice"),
         ({"space": "full", "sampler": "profile"}, "--sampler profile measures one table at a time"),
     ],
 )

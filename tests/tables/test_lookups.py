@@ -286,3 +286,18 @@ def test_ids_fit_the_smallest_table_of_a_feature(tmp_path: Path) -> None:
                 lookups(ids | {name: torch.tensor([0, wrong])}, {}, num_rows=2)
     with pytest.raises(DataError, match=r"feature 'b' has ids of shape \[2\] for 3 rows"):
         lookups(ids, {}, num_rows=3)
+
+
+@pytest.mark.parametrize("lengths", [[2**62] * 4 + [5], [2**63 - 1, 2**63 - 1, 7, 0, 0], [6, -1, 0, 0, 0]])
+def test_lengths_that_sum_up_to_the_ids_only_past_int64(lengths: list[int]) -> None:
+    spec = TableSpec(name="b", num_embeddings=20, embedding_dim=4, feature_names=["b"])
+    tables = TableCollection([spec])
+    packed = pack_collection(tables)
+    lookups = Lookups(packed, bags=["b"])
+    kjt = KeyedJaggedTensor(keys=["b"], values=torch.arange(5), lengths=torch.tensor(lengths))
+    for collection in (tables, packed):
+        with pytest.raises(DataError, match="lengths of feature 'b' sum to|a length is the number of ids in a bag"):
+            collection(kjt)
+    assert int(torch.tensor(lengths).sum()) == 5
+    with pytest.raises(DataError, match="give the length of a bag for each row, 0 or more, that sum up to the ids"):
+        lookups({"b": torch.arange(5)}, {"b": torch.tensor(lengths)}, num_rows=5)

@@ -81,7 +81,7 @@ def search(
         supernet=None if supernet is None else str(supernet),
         workers=workers,
     )
-    with show.dashboard(plan.storage if dashboard else None, port=dashboard_port), show.training() as reporter:
-        task = Search(plan, out, reporter=reporter)
+    with show.dashboard(dashboard_port if dashboard else None) as opened, show.training() as reporter:
+        task = Search(plan, out, reporter=reporter, opened=opened)
         task.run(resume=resume)
         show.search(task.folder, budgets=plan.budgets)

@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,17 +229,23 @@ def leaderboard(rows: "Sequence[Row]", folder: "SweepFolder") -> None:
 
 
 @contextlib.contextmanager
-def dashboard(storage: str | None, *, port: int) -> Iterator[None]:
-    """Optuna's dashboard on a storage while the context lasts, and then until Ctrl-C; nothing without a storage."""
-    if storage is None:
-        yield
+def dashboard(port: int | None) -> Iterator[Callable[[str], None]]:
+    """Optuna's dashboard on the storage that what is returned is called with, while the context lasts, and then until
+    Ctrl-C; nothing without a port."""
+    if port is None:
+        yield lambda storage: None
         return
     from embank.pipelines.search.dashboard import dashboard as serve
 
-    with serve(storage, port=port) as address:
-        line(f"dashboard: {address}")
-        yield
-        line(f"the dashboard stays at {address} until Ctrl-C")
+    addresses = []
+    with serve(port) as open_on:
+
+        def opened(storage: str) -> None:
+            addresses.append(open_on(storage))
+            line(f"dashboard: {addresses[0]}")
+
+        yield opened
+        line(f"the dashboard stays at {addresses[0]} until Ctrl-C")
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
 

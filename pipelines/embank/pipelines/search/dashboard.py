@@ -1,7 +1,7 @@
 """Optuna's dashboard on a search's studies, in a browser, while the search runs and after it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -26,18 +26,19 @@ class _Threaded(WSGIServer):
 
 
 @contextmanager
-def dashboard(storage: str, *, port: int = 0) -> Iterator[str]:
-    """Serves the studies of a storage to this machine for as long as the context lasts.
+def dashboard(port: int = 0) -> Iterator[Callable[[str], str]]:
+    """Takes a port for as long as the context lasts, before there is anything to show: who starts a search learns at
+    once that it can't be had.
 
     Args:
-        storage: a journal's path, or a URL.
         port: 0 takes a free one.
 
     Returns:
-        The address to open.
+        Serves the studies of a storage (a journal's path, or a URL) to this machine from its call on, and returns the
+        address to open.
 
     Raises:
-        ConfigError: optuna-dashboard is not installed, or the port is taken.
+        ConfigError: optuna-dashboard is not installed, or the port is taken or none.
     """
     try:
         from optuna_dashboard import wsgi
@@ -45,20 +46,27 @@ def dashboard(storage: str, *, port: int = 0) -> Iterator[str]:
         raise ConfigError(
             "--dashboard needs optuna-dashboard, which is not installed; pip install 'embank[dashboard]'"
         ) from error
-    with storage_errors(storage):
-        app = wsgi(open_storage(storage))
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"--dashboard-port is {port}; it must be in 0 .. 65,535, where 0 takes a free one")
     try:
-        server = make_server(HOST, port, app, server_class=_Threaded, handler_class=_Quiet)
+        server = make_server(HOST, port, None, server_class=_Threaded, handler_class=_Quiet)
     except OSError as error:
         raise ConfigError(
             f"the dashboard can't listen on port {port}: {error.strerror}; give another --dashboard-port, or 0 for a "
             "free one"
         ) from error
     thread = threading.Thread(target=server.serve_forever, name="dashboard", daemon=True)
-    thread.start()
+
+    def serve(storage: str) -> str:
+        with storage_errors(storage):
+            server.set_app(wsgi(open_storage(storage)))
+        thread.start()
+        return f"http://{HOST}:{server.server_port}/"
+
     try:
-        yield f"http://{HOST}:{server.server_port}/"
+        yield serve
     finally:
-        server.shutdown()
+        if thread.is_alive():
+            server.shutdown()
+            thread.join()
         server.server_close()
-        thread.join()

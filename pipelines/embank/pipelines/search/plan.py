@@ -81,7 +81,11 @@ class SearchPlan:
                     f"--budget holds {budget:g}; a budget is serving bytes / bytes of the plain fp32 tables and lies "
                     "in (0, 1]"
                 )
-        least = {"--trials": self.num_trials, "--workers": self.workers, "--max-rows": self.max_rows or 1}
+        least = {
+            "--trials": self.num_trials,
+            "--workers": self.workers,
+            "--max-rows": 1 if self.max_rows is None else self.max_rows,
+        }
         for option, number in least.items():
             if number < 1:
                 raise ConfigError(f"{option} is {number}; it must be at least 1")
@@ -89,6 +93,11 @@ class SearchPlan:
             raise ConfigError(f"--retrain is {self.num_retrained}; it must be 0 or more")
         if not self.budgets or not self.train_seeds:
             raise ConfigError("--budget or --train-seeds is empty; give at least one, separated by commas")
+        if (lowest := min(self.train_seeds)) < 0:
+            raise ConfigError(f"--train-seeds holds {lowest}; a seed must be 0 or more")
+        suffixes = [budget_suffix(budget) for budget in self.budgets]
+        if double := next((s for s in suffixes if suffixes.count(s) > 1), None):
+            raise ConfigError(f"--budget holds {double[1:]} twice (to 6 digits, as studies are named); give it once")
         if self.trains and self.sampler == "profile":
             raise ConfigError(
                 "--sampler profile measures one table at a time, which takes a supernet; with --space "

@@ -1,7 +1,7 @@
 """A search from a plan to a trained model."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -48,10 +48,19 @@ class Search:
         plan: what is searched.
         out: the search's directory.
         reporter: is told a line now and then, and how the supernet's training goes.
+        opened: is called with the storage once it is there and the directory is this search's.
     """
 
-    def __init__(self, plan: SearchPlan, out: str | Path, *, reporter: Reporter | None = None) -> None:
+    def __init__(
+        self,
+        plan: SearchPlan,
+        out: str | Path,
+        *,
+        reporter: Reporter | None = None,
+        opened: Callable[[str], None] = lambda storage: None,
+    ) -> None:
         self.plan, self.folder, self.reporter = plan, SearchFolder(out), reporter or Reporter()
+        self.opened = opened
         self.config = plan.parsed
         self.studies: dict[float | None, optuna.Study] = {}
 
@@ -77,6 +86,7 @@ class Search:
         with self.folder.opened(self.plan, resume=resume), stop_on_signals() as stop:
             self.stop = stop
             self._refuse_storage()
+            self.opened(self.plan.storage)
             supernet = None if self.plan.trains else self._supernet()
             self._profile()
             for budget in self.plan.budgets[:1] if self.plan.front else self.plan.budgets:

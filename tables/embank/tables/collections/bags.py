@@ -66,7 +66,9 @@ class Bags:
             lengths_FB = torch.stack([torch.nn.functional.pad(part, (0, batch_size - len(part))) for part in parts])
         else:
             lengths_FB = lengths.view(num_features, batch_size)
-        if lengths.numel() and int(lengths.min()) < 0:
+        low, high = (int(bound) for bound in lengths.aminmax()) if num_bags else (0, 0)
+        self._longest = high
+        if low < 0:
             place, row = (lengths_FB < 0).nonzero()[0].tolist()
             raise DataError(
                 f"feature '{list(self.places)[place]}' has a bag of length {int(lengths_FB[place, row])} in row {row}; "
@@ -78,6 +80,8 @@ class Bags:
         """Where each feature's ids start among all, and where the last one's end."""
         starts = [0]
         for feature, size in zip(self.places, self.lengths.sum(1).tolist(), strict=True):
+            if self._longest > self.values.numel():  # the sum may have gone past int64
+                size = sum(self.lengths[self.places[feature]].tolist())
             starts.append(starts[-1] + size)
             if starts[-1] > self.values.numel():
                 raise DataError(

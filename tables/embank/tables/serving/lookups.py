@@ -364,11 +364,12 @@ class Lookups:
             if not isinstance(given[feature], Tensor) or given[feature].dim() != 1:
                 raise DataError(f"feature '{feature}' needs ids and lengths of its bags as tensors of one dimension")
         ids_N, lengths_B = int64_ids(ids[feature]), int64_ids(lengths[feature])
-        total = int(lengths_B.sum())
-        if lengths_B.shape != (num_rows,) or total != ids_N.numel() or bool((lengths_B < 0).any()):
+        total, num_ids = int(lengths_B.sum()), ids_N.numel()
+        is_each = bool(((lengths_B >= 0) & (lengths_B <= num_ids)).all())  # huge ones may sum up to it, past int64
+        if lengths_B.shape != (num_rows,) or total != num_ids or not is_each:
             raise DataError(
                 f"feature '{feature}' has {lengths_B.numel():,} bags of {total:,} ids in all, for {num_rows:,} rows "
-                f"and {ids_N.numel():,} ids; give the length of a bag for each row, 0 or more, that sum up to the ids"
+                f"and {num_ids:,} ids; give the length of a bag for each row, 0 or more, that sum up to the ids"
             )
         check_ids(ids_N, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)
         return ids_N, lengths_B
