@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from embank.pipelines.search.storage import open_storage, storage_errors
 from embank.tables import ConfigError
@@ -49,7 +49,7 @@ def dashboard(port: int = 0) -> Iterator[Callable[[str], str]]:
     if not 0 <= port <= 65_535:
         raise ConfigError(f"--dashboard-port is {port}; it must be in 0 .. 65,535, where 0 takes a free one")
     try:
-        server = make_server(HOST, port, None, server_class=_Threaded, handler_class=_Quiet)
+        server = _Threaded((HOST, port), _Quiet)
     except OSError as error:
         raise ConfigError(
             f"the dashboard can't listen on port {port}: {error.strerror}; give another --dashboard-port, or 0 for a "
