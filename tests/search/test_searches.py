@@ -124,6 +124,14 @@ def test_a_study_of_another_supernet_is_refused_by_name(data: Path, done: tuple[
 
 
 @pytest.mark.slow
+def test_a_supernet_that_is_none_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "search"
+    with pytest.raises(CheckpointError, match="nowhere"):
+        Search(plan_of(data, out, supernet=str(tmp_path / "nowhere")), out).run()
+    assert not out.exists()
+
+
+@pytest.mark.slow
 def test_workers_share_the_trials(data: Path, done: tuple[Path, Any], tmp_path: Path) -> None:
     out, _ = done
     settings = {"supernet": str(out / "supernet"), "num_trials": 40, "workers": 2, "num_retrained": 0}

@@ -13,6 +13,7 @@ from embank.pipelines.config.run import Config, to_plain
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.bundle import write_bundle
+from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.records import RESUME
 from embank.pipelines.search.configspace import ConfigSpace, TrainedSpace, config_space
 from embank.pipelines.search.cut import cut_model
@@ -26,7 +27,7 @@ from embank.pipelines.search.report import markdown, write_csv
 from embank.pipelines.search.retrain import Entry, Retraining, best_entry, candidates_of, trained_entries
 from embank.pipelines.search.shapes import profile_shapes, write_shapes
 from embank.pipelines.search.storage import open_storage, storage_errors
-from embank.pipelines.search.supernet import open_supernet, train_supernet
+from embank.pipelines.search.supernet import open_supernet, refuse_other_run, train_supernet
 from embank.pipelines.search.training import training_setting
 from embank.pipelines.search.trials import StoppedSearchError, num_done, quiet_optuna, recover_named, run_trials
 from embank.pipelines.search.workers import failure_of, helpers
@@ -81,6 +82,8 @@ class Search:
         self.is_resumed = resume
         self._refuse_budgets()
         self._refuse_short_profile()
+        if self.plan.supernet is not None:  # before anything is written
+            refuse_other_run(RunFolder(self.plan.supernet), config=self.config)
         if self.is_shared:
             self._refuse_storage()
         with self.folder.opened(self.plan, resume=resume), stop_on_signals() as stop:
