@@ -1,10 +1,12 @@
 """Where studies are kept: a fast journal that Optuna reads, and one clear message when it can't be written."""
 
+import errno
 import json
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -136,3 +138,27 @@ def test_writers_share_a_journal(tmp_path: Path) -> None:
     for number in range(20):
         (first if number % 2 else second).append_logs([{"op_code": 8, "number": number}])
     assert [log["number"] for log in first.read_logs(0)] == list(range(20))
+
+
+def test_a_disk_that_fills_up_while_a_trial_ends_is_told_as_such(tmp_path: Path) -> None:
+    """Optuna then raises an assertion of its own over what the storage has raised."""
+
+    class Full(JournalFileBackend):
+        left = 12  # lines
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            if self.left < len(logs):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.left -= len(logs)
+            super().append_logs(logs)
+
+    def search(storage: JournalStorage) -> None:
+        optuna.create_study(storage=storage).optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=9)
+
+    path = tmp_path / "s.journal"
+    for ends in range(3, 12):  # wherever in a trial it is
+        path.unlink(missing_ok=True)
+        backend = Full(str(path))
+        backend.left = ends
+        with pytest.raises(WorkError, match="the disk is full. Make room"), storage_errors(path):
+            search(JournalStorage(backend))

@@ -129,6 +129,11 @@ def storage_errors(storage: str | Path) -> Iterator[None]:
     told = f"the study's storage '{_shown(str(storage))}'"
     try:
         yield
+    except AssertionError as error:  # Optuna's, over what the storage has raised at the end of a trial
+        if error.__context__ is None:
+            raise
+        with storage_errors(storage):
+            raise error.__context__ from None
     except OSError as error:
         if error.errno in _FULL:
             raise WorkError(f"{told} can't be written: the disk is full. {_ROOM}") from error
