@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,3 +174,24 @@ def test_generated_logs_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(WorkError, match="log can't be written: no space left. Nothing was left behind"):
         synth(rows=10, out=tmp_path / "log", scale=0.001)
     assert left(tmp_path) == set()
+
+
+@pytest.mark.parametrize("made", [1, 2])
+def test_a_signal_right_after_a_folder_is_made_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: int
+) -> None:
+    """The folders around the output are made first, then the temporary one beside it."""
+    mkdir, calls = Path.mkdir, 0
+
+    def interrupted(path: Path, *arguments: Any, **named: Any) -> None:
+        nonlocal calls
+        mkdir(path, *arguments, **named)
+        calls += 1
+        if calls == made:
+            raise KeyboardInterrupt
+
+    (tmp_path / "deep").mkdir()
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "deep" / "er" / "out", overwrite=False):
+        raise AssertionError("not reached")
+    assert left(tmp_path / "deep") == set()

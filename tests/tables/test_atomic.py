@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from embank.tables.storage.atomic import (
     replace_text,
     replacing,
     temporary_beside,
+    temporary_folder,
 )
 
 
@@ -100,3 +102,48 @@ def test_a_lock_keeps_a_second_holder_out(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="^somebody is at it$"), hold_lock(path, held="somebody is at it"):
             pass
     assert not is_locked(path)
+
+
+def interrupting(call: Callable[..., None]) -> Callable[..., None]:
+    """A call of the system that a signal comes right after."""
+
+    def interrupted(*arguments: object, **named: object) -> None:
+        call(*arguments, **named)
+        raise KeyboardInterrupt
+
+    return interrupted
+
+
+def test_a_signal_right_after_the_making_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "mkdir", interrupting(Path.mkdir))
+    with pytest.raises(KeyboardInterrupt), temporary_folder("made-", parent=tmp_path):
+        raise AssertionError("not reached")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["mkdir", "first rename", "second rename"])
+def test_a_signal_while_folders_change_places_loses_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    for name in ("new", "place"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    monkeypatch.setattr(atomic, "_exchange", lambda *paths: False)
+    rename = os.rename
+    if call == "mkdir":
+        monkeypatch.setattr(Path, "mkdir", interrupting(Path.mkdir))
+    else:
+        moved = "new" if call == "second rename" else "place"
+        monkeypatch.setattr(
+            os,
+            "rename",
+            lambda source, to: (interrupting(rename) if Path(source) == tmp_path / moved else rename)(source, to),
+        )
+    with pytest.raises(KeyboardInterrupt):
+        exchange_folder(tmp_path / "new", tmp_path / "place")
+    if call == "second rename":
+        assert names(tmp_path) == ["place"]
+        assert names(tmp_path / "place") == ["new"]
+    else:
+        assert names(tmp_path) == ["new", "place"]
+        assert names(tmp_path / "place") == ["place"]

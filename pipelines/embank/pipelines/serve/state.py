@@ -23,7 +23,7 @@ from typing import Any
 
 from embank.pipelines.serve.refused import RefusedRequestError
 from embank.tables.errors import CheckpointError
-from embank.tables.storage.atomic import replace_text
+from embank.tables.storage.atomic import replace_text, temporary_folder
 from embank.tables.storage.json_text import read_json
 
 _PREFIX = "embank-serve-"
@@ -89,17 +89,16 @@ class StateFolder:
     def made(cls) -> Iterator["StateFolder"]:
         """A new one, which nobody else may read; it vanishes at the end of the block."""
         _remove_abandoned()
-        made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))
-        path = made.with_name(made.name.removeprefix("."))
-        try:
-            for name in ("metrics", "applied", "loaded"):
-                (made / name).mkdir()
-            with _held(made):
-                made.rename(path)  # nobody finds it before it is held
-                yield cls(path)
-        finally:
-            for folder in (made, path):
-                shutil.rmtree(folder, ignore_errors=True)
+        with temporary_folder(f".{_PREFIX}", parent=Path(tempfile.gettempdir()), mode=0o700) as made:
+            path = made.with_name(made.name.removeprefix("."))
+            try:
+                for name in ("metrics", "applied", "loaded"):
+                    (made / name).mkdir()
+                with _held(made):
+                    made.rename(path)  # nobody finds it before it is held
+                    yield cls(path)
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
 
     def current(self) -> Current:
         """What is to be served.

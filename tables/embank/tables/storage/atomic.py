@@ -8,8 +8,8 @@ import contextlib
 import ctypes
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path: the file, which may be there or not.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> with replacing(folder / "note.txt") as temporary:
         ...     _ = temporary.write_text("whole")
@@ -72,6 +73,32 @@ def replace_text(path: Path, text: str, *, cure: str) -> None:
 def temporary_beside(path: Path) -> Path:
     """Where a file or folder is written before it gets its name: hidden, and of this process alone."""
     return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+@contextmanager
+def temporary_folder(prefix: str, *, parent: Path, mode: int = 0o777) -> Iterator[Path]:
+    """A new folder that vanishes when the block ends. Its name stands before it is made, so that a signal right after
+    the making finds what there is to remove.
+
+    Args:
+        prefix: of its name.
+        parent: the folder that it is made in.
+        mode: its permissions, from which the process's mask is taken.
+
+    Example:
+        >>> import tempfile
+        >>> with temporary_folder("rows-", parent=Path(tempfile.gettempdir())) as folder:
+        ...     folder.is_dir()
+        True
+        >>> folder.exists()
+        False
+    """
+    folder = parent / f"{prefix}{secrets.token_hex(6)}"
+    try:
+        folder.mkdir(mode=mode)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(temporary: Path, folder: Path) -> None:
@@ -131,16 +158,17 @@ def exchange_folder(folder: Path, place: Path) -> None:
         sync_entry(place.parent)
         shutil.rmtree(folder, ignore_errors=True)
         return
-    old = Path(tempfile.mkdtemp(prefix=f"{place.name}.old-", dir=place.parent))
-    os.rename(place, old / place.name)
+    old = place.with_name(f"{place.name}.old-{secrets.token_hex(6)}")
     try:
+        old.mkdir()
+        os.rename(place, old / place.name)
         os.rename(folder, place)
-    except BaseException:
-        os.rename(old / place.name, place)
-        old.rmdir()
-        raise
-    sync_entry(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        sync_entry(place.parent)
+    finally:  # a signal may come after any of them; what was at `place` is removed only if something is there again
+        if not place.exists() and (old / place.name).exists():
+            os.rename(old / place.name, place)
+        if place.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:

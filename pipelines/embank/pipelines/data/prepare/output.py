@@ -8,14 +8,13 @@ import glob
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from embank.pipelines.data.schema import SCHEMA_FILE
 from embank.pipelines.locks import hold_lock
 from embank.tables.errors import DataError, WorkError
-from embank.tables.storage.atomic import exchange_folder, sync_entry, sync_folder
+from embank.tables.storage.atomic import exchange_folder, sync_entry, sync_folder, temporary_folder
 from embank.tables.storage.refusals import cause_of, is_full
 
 _log = logging.getLogger(__name__)
@@ -40,24 +39,23 @@ def output_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) ->
     _check_free(out, overwrite=overwrite, inputs=inputs)
     with _parent(out), _lock(out):
         _name_leftovers(out)
-        folder = Path(tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent))
         try:
-            os.chmod(folder, 0o777 & ~_umask())
-            yield folder
-            sync_folder(folder)
-            _publish(folder, out, overwrite=overwrite, inputs=inputs)
-        except _AppearedError as error:
-            kept = folder.rename(_free_name(out))
-            raise DataError(f"{error} What was prepared is whole, in {kept}: move it where you want it.") from error
+            with temporary_folder(f"{out.name}.tmp-", parent=out.parent) as folder:
+                yield folder
+                sync_folder(folder)
+                try:
+                    _publish(folder, out, overwrite=overwrite, inputs=inputs)
+                except _AppearedError as error:
+                    kept = folder.rename(_free_name(out))
+                    raise DataError(
+                        f"{error} What was prepared is whole, in {kept}: move it where you want it."
+                    ) from error
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
             if is_full(error):
                 raise WorkError(_full_message(out)) from error
             raise WorkError(
                 f"{error.filename or out}: {cause_of(error)}. Nothing was left behind; mend it or give another --out."
             ) from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _AppearedError(Exception):
@@ -101,15 +99,15 @@ def _lock(out: Path) -> Iterator[None]:
 def _parent(out: Path) -> Iterator[None]:
     """Makes the folder that the output goes into, and removes it again if nothing was put there."""
     made = [folder for folder in out.parents if not folder.exists()]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(out.parent, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise (WorkError if is_full(error) else DataError)(
-            f"can't create a folder beside {out}: {cause_of(error)}. Give another --out."
-        ) from error
-    try:
+    try:  # around the making as well: a signal may come right after it
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(out.parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise (WorkError if is_full(error) else DataError)(
+                f"can't create a folder beside {out}: {cause_of(error)}. Give another --out."
+            ) from error
         yield
     finally:
         with contextlib.suppress(OSError):  # it holds something, so those above do as well
@@ -145,12 +143,6 @@ def _check_free(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> None:
     for path in inputs:
         if Path(os.path.abspath(path)).is_relative_to(out):
             raise DataError(f"the input {path} lies in {out}, which --overwrite would delete. Give another --out.")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _full_message(out: Path) -> str:
