@@ -18,7 +18,8 @@ file. Arms of one seed have the same initial decoder, the same sequences in the 
 
 Rates: for each arm and corpus the dense rate and the row rate are climbed on validation at the shortest training with
 the first seed: neighbours a factor of 2 (dense) or 4 (rows) apart are tried until both are worse, so that no best value
-is at the edge of a grid. Then they hold for all lengths and seeds.
+is at the edge of a grid; on the second corpus an arm begins with what was best on the first. Then they hold for all
+lengths and seeds.
 
 Figures are bits per byte on the test split (at most --eval-tokens tokens of it): mean and deviation over seeds, and the
 differences between arms paired by seed. They are also split by what training has seen of the last tokens: three of
@@ -215,14 +216,19 @@ class Pool:
 
 def tune_all(arms: Sequence[str], corpora: Sequence[str], *, tokens: int, seed: int, pool: Pool) -> dict[str, Any]:
     """The rates of every arm on every corpus, and all that was tried."""
-    firsts = [Job(arm=arm, corpus=corpus, tokens=tokens, seed=seed, **START) for corpus in corpora for arm in arms]
 
     def tuned(first: Job) -> tuple[Job, dict[Job, float]]:
         known: dict[Job, float] = {}
         return climb(first, pool, known=known, most=3 if pool.setting.small else 100), known
 
-    with ThreadPoolExecutor(len(firsts)) as climbers:  # each waits for its own runs; the pool's processes do the work
-        found = list(climbers.map(tuned, firsts))
+    found: list[tuple[Job, dict[Job, float]]] = []
+    firsts = [Job(arm=arm, corpus=corpora[0], tokens=tokens, seed=seed, **START) for arm in arms]
+    for corpus in corpora:  # an arm begins where it ended on the corpus before
+        firsts = [replace(job, corpus=corpus) for job in firsts]
+        with ThreadPoolExecutor(len(firsts)) as climbers:  # each waits for its own runs; the pool's processes work
+            chosen = list(climbers.map(tuned, firsts))
+        found += chosen
+        firsts = [job for job, _ in chosen]
     return {
         "chosen": [
             {"arm": job.arm, "corpus": job.corpus, "lr": job.lr, "row_lr": None if job.arm in NO_ROWS else job.row_lr}
