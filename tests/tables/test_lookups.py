@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchrec import KeyedJaggedTensor
@@ -24,7 +25,8 @@ from embank.tables import (
     save_bundle,
 )
 from embank.tables.collections.bags import Bags
-from embank.tables.serving.lookups import Lookups, _Stack
+from embank.tables.serving.lookups import Lookups
+from embank.tables.serving.stacks import Stack
 from tests.tables.batches import random_kjt
 
 SPECS = [
@@ -210,7 +212,7 @@ def test_plain_tables_next_to_each_other_are_one_matrix(tmp_path: Path) -> None:
     specs = [replace(spec, name=narrow.get(spec.name, spec.name)) for spec in SPECS]
     save_bundle(tmp_path / "b", TableCollection(specs))
     lookups = Lookups(load_bundle(tmp_path / "b"), bags=["f"], parts=[7, 2])
-    found = [[len(s.columns) if isinstance(s, _Stack) else s.spec.name for s in part] for part in lookups.parts]
+    found = [[len(s.columns) if isinstance(s, Stack) else s.spec.name for s in part] for part in lookups.parts]
     assert found == [[4, 1, "e", "f"], [2]]
     assert lookups.features == ["b", "a", "again", "c", "d", "e", "f"]
 
@@ -239,7 +241,7 @@ def test_coded_tables_are_taken_at_once(codec: str, tmp_path: Path) -> None:
     save_bundle(tmp_path / "b", TableCollection([*wide, *narrow]), codec=codec)
     packed = load_bundle(tmp_path / "b")
     lookups = Lookups(packed, parts=[10, 4])
-    sizes = [len(step.columns) if isinstance(step, _Stack) else 0 for part in lookups.parts for step in part]
+    sizes = [len(step.columns) if isinstance(step, Stack) else 0 for part in lookups.parts for step in part]
     assert sizes == [10, 4]
     for batch_size in (1, 37, 1000):
         kjt = random_kjt(
@@ -267,7 +269,7 @@ def test_product_codes_are_taken_at_once(method: str, tmp_path: Path) -> None:
     save_bundle(tmp_path / "b", TableCollection(tables))
     packed = load_bundle(tmp_path / "b")
     lookups = Lookups(packed)
-    assert [isinstance(step, _Stack) for part in lookups.parts for step in part] == [True]
+    assert [isinstance(step, Stack) for part in lookups.parts for step in part] == [True]
     for batch_size in (1, 37, 1000):
         sizes_of = {f"f{k}": 300 + 17 * k for k in range(5)}
         kjt = random_kjt(sizes_of, batch_size=batch_size, seed=batch_size, single=True)
@@ -286,6 +288,25 @@ def test_ids_fit_the_smallest_table_of_a_feature(tmp_path: Path) -> None:
                 lookups(ids | {name: torch.tensor([0, wrong])}, {}, num_rows=2)
     with pytest.raises(DataError, match=r"feature 'b' has ids of shape \[2\] for 3 rows"):
         lookups(ids, {}, num_rows=3)
+
+
+def test_ids_that_are_no_tensors() -> None:
+    specs = [TableSpec(name=n, num_embeddings=9, embedding_dim=2, feature_names=[n]) for n in ("a", "b")]
+    packed = pack_collection(TableCollection(specs))
+    single, bagged = Lookups(packed), Lookups(packed, bags=["b"])
+    one, numbers = torch.tensor([1]), np.array([1])
+    for ids in (None, 3, [1, 2], np.array([[1], [2]]), [one, one]):
+        with pytest.raises(DataError, match=f"the ids are a {type(ids).__name__}; give a dict of tensors"):
+            single(ids, {}, num_rows=1)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=f"the lengths are a {type(ids).__name__}; give a dict of tensors"):
+            bagged({"a": one, "b": one}, ids, num_rows=1)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="the ids of feature 'b' are a ndarray; give a tensor"):
+        single({"a": one, "b": numbers}, {}, num_rows=1)  # type: ignore[dict-item]
+    with pytest.raises(DataError, match="feature 'b' needs ids and lengths of its bags as tensors"):
+        bagged({"a": one, "b": numbers}, {"b": one}, num_rows=1)  # type: ignore[dict-item]
+    for block_rows in (0, -1):
+        with pytest.raises(ConfigError, match=f"block_rows is {block_rows}; give 1 or more"):
+            next(single.blocks({"a": one, "b": one}, {}, num_rows=1, block_rows=block_rows))
 
 
 @pytest.mark.parametrize("lengths", [[2**62] * 4 + [5], [2**63 - 1, 2**63 - 1, 7, 0, 0], [6, -1, 0, 0, 0]])

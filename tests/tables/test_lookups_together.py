@@ -29,7 +29,8 @@ from embank.tables import (
 from embank.tables.ids.hashing import hash_rows
 from embank.tables.ids.mixing import hash_words
 from embank.tables.serving.codecs.joined import in_blocks
-from embank.tables.serving.lookups import Lookups, Use, _Rows, _Stack
+from embank.tables.serving.lookups import Lookups
+from embank.tables.serving.stacks import Rows, Stack, Use
 from embank.tables.serving.table import looked_up
 
 SIZES = (300, 331, 362)
@@ -76,7 +77,7 @@ def assert_together(packed: PackedCollection) -> None:
     lookups = Lookups(packed)
     places = [pack.coded[0].joint_place() for _, pack in packed.packed_tables()]
     assert None not in places
-    assert [isinstance(step, _Stack) for step in lookups.parts[0]] == [True] * len(list(groupby(places)))
+    assert [isinstance(step, Stack) for step in lookups.parts[0]] == [True] * len(list(groupby(places)))
     for batch_size in BATCHES:
         ids = ids_of(batch_size, seed=batch_size)
         expected = one_by_one(packed, ids)
@@ -220,8 +221,8 @@ def test_a_method_with_steps_of_its_own_is_asked_alone() -> None:
 
     spec = specs_of("hash")[0]
     packed = PackedTable(Other(spec), [next(iter(_pack(spec).coded))], [0])
-    assert _Rows.of(Use(spec, packed, "f0")) is None
-    assert _Rows.of(Use(spec, _pack(spec), "f0")) is not None
+    assert Rows.of(Use(spec, packed, "f0")) is None
+    assert Rows.of(Use(spec, _pack(spec), "f0")) is not None
 
 
 def _pack(spec: TableSpec) -> PackedTable:

@@ -7,9 +7,9 @@ are one matrix, from which one call takes the rows of all of them.
 Legend: F features with one id in each row, K uses of a group, B rows of a batch, N ids of a feature with bags.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -18,155 +18,14 @@ from torch.nn import functional as F
 
 from embank.tables.collections.ids import check_ids, int64_ids, missing_ids
 from embank.tables.collections.paths import summed
-from embank.tables.errors import CheckpointError, DataError, EmbankError
-from embank.tables.method.base import Spine
+from embank.tables.errors import ConfigError, DataError
 from embank.tables.method.together import Array
-from embank.tables.serving.codecs.base import Coded
 from embank.tables.serving.packed import PackedCollection
-from embank.tables.serving.table import PackedTable, looked_up
+from embank.tables.serving.stacks import WORD, Rows, Stack, Use
+from embank.tables.serving.table import looked_up
 from embank.tables.specs import TableSpec
-from embank.tables.storage.refusals import cause_of
-from embank.tables.storage.resources import refuse_exhausted
 
 Ids = Mapping[str, Tensor]
-_WORD = np.dtype(np.uint64)
-
-
-class Use(NamedTuple):
-    """A feature looked up in a table."""
-
-    spec: TableSpec
-    pack: PackedTable
-    feature: str
-
-
-class _Rows(NamedTuple):
-    """Where the rows of a table are, and what makes logical ones of them, where all of it can be done for several
-    tables at once: those of the same place."""
-
-    spec: TableSpec
-    matrix: Coded
-    spine: Spine
-    place: Hashable
-
-    @classmethod
-    def of(cls, use: Use) -> "_Rows | None":
-        """Those of a table; None where it is to be asked alone."""
-        pack = use.pack
-        if len(pack.lookups) != 1 or len(pack.coded) != 1 or not _is_whole(type(pack.spine)):
-            return None
-        (matrix,), own = pack.coded, pack.spine.joint_place()
-        place = matrix.joint_place()
-        if own is None or place is None:
-            return None
-        kind = type(pack.spine) if own else Spine  # spines that only address go with each other
-        return cls(use.spec, matrix, pack.spine, (kind, own, type(matrix), place))
-
-
-def _is_whole(kind: type[Spine]) -> bool:
-    """Whether `together` is of the class that has the other steps, or of one below it: one above knows nothing of
-    them."""
-
-    def owner(step: str) -> type:
-        return next(cls for cls in kind.__mro__ if step in vars(cls))
-
-    steps = ("address", "side", "combine")
-    return owner("together") is Spine or all(issubclass(owner("together"), owner(step)) for step in steps)
-
-
-class _Stack:
-    """Uses next to each other in the output, each with one id in a row, whose rows one call takes.
-
-    Args:
-        rows: of each use.
-        columns: which of the stacked features each one is.
-    """
-
-    def __init__(self, rows: Sequence[_Rows], columns: Sequence[int]) -> None:
-        matrices = [own.matrix for own in rows]
-        self.take = type(matrices[0]).joined(matrices)
-        self.names = [own.spec.name for own in rows]
-        self.columns = list(columns)
-        last = columns[0] + len(columns)
-        self.chosen = slice(columns[0], last) if self.columns == list(range(columns[0], last)) else self.columns
-        self.address, self.addresses, self.combine, tops = _together(rows)
-        self.is_addressed = self.address is not None or bool(self.addresses)
-        sizes = [own.matrix.num_joint_rows() for own in rows]
-        self.is_safe = all(top is not None and top <= size for top, size in zip(tops, sizes, strict=True))
-        self.num_rows_K1: Array = np.array(sizes, dtype=np.uint64)[:, None]
-
-    def __call__(self, ids_FB: Array) -> Tensor:
-        """Rows side by side, [B, K D].
-
-        Raises:
-            CheckpointError: the bundle that the tables are from was damaged unnoticed, and an id leads nowhere.
-        """
-        ids_KB = ids_FB[self.chosen]
-        try:
-            rows_KB, side = self._addressed(ids_KB) if self.is_addressed else (ids_KB, None)
-            if not self.is_safe:
-                self._refuse_elsewhere(rows_KB)
-            rows_BKD = self.take(rows_KB)
-            if self.combine is not None:
-                rows_BKD = self.combine(rows_BKD, side)
-            return rows_BKD.flatten(1)
-        except Exception as error:  # whatever a lookup of wrong tensors raises
-            if not isinstance(error, EmbankError):
-                refuse_exhausted(error, doing=f"looking up {ids_KB.size:,} ids of tables from '{self.names[0]}' on")
-                raise CheckpointError(
-                    f"ids of the tables from '{self.names[0]}' to '{self.names[-1]}' can't be looked up: "
-                    f"{cause_of(error)}. What is served of one of them is damaged: copy or export its bundle again"
-                ) from error
-            raise
-
-    def _addressed(self, ids_KB: Array) -> tuple[Array, Array | None]:
-        """Rows [K, B] of ids, of all tables of a method at once where it can, and what is to be known besides."""
-        if self.address is not None:
-            return self.address(ids_KB)
-        rows_KB = ids_KB.copy()
-        for places_J, address in self.addresses:
-            rows_KB[places_J], _ = address(ids_KB[places_J])
-        return rows_KB, None
-
-    def _refuse_elsewhere(self, rows_KB: Array) -> None:
-        """Raises CheckpointError where an address is not in its own table, but for the matrix another one's row."""
-        wrong_KB = rows_KB.view(_WORD) >= self.num_rows_K1  # those below 0 are large then
-        if np.count_nonzero(wrong_KB):
-            k = int(wrong_KB.nonzero()[0][0])
-            raise CheckpointError(
-                f"ids of table '{self.names[k]}' can't be looked up: they have rows {int(rows_KB[k].min())} to "
-                f"{int(rows_KB[k].max())} of {int(self.num_rows_K1[k, 0])}. What is served of it is damaged: copy or "
-                "export its bundle again"
-            )
-
-
-_Address = Callable[[Array], tuple[Array, Array | None]]
-_Combine = Callable[[Tensor, Array | None], Tensor]
-
-
-def _together(
-    rows: Sequence[_Rows],
-) -> tuple[_Address | None, list[tuple[list[int], _Address]], _Combine | None, list[int | None]]:
-    """The steps of some tables: what addresses all of them; or for each of several methods which tables it has and what
-    addresses those; what combines all; and of each a number of rows that no address of it reaches, where one is
-    known."""
-    kinds: dict[type[Spine], list[int]] = {}
-    for place, own in enumerate(rows):
-        kinds.setdefault(type(own.spine), []).append(place)
-    addresses: list[tuple[list[int], _Address]] = []
-    combine: _Combine | None = None
-    found: list[int | None] = [own.spec.num_embeddings for own in rows]
-    for kind, places in kinds.items():
-        together = kind.together([rows[place].spine for place in places])
-        combine = together.combine  # of more than one kind none combines
-        if together.address is None:
-            continue
-        addresses.append((places, together.address))
-        for at, place in enumerate(places):
-            found[place] = None if together.tops is None else together.tops[at]
-    if len(kinds) == 1:
-        return (addresses[0][1] if addresses else None), [], combine, found
-    return None, addresses, combine, found
 
 
 class Lookups:
@@ -209,32 +68,32 @@ class Lookups:
         self._num_single = len(self.single)
         sizes = [self.tables[feature].num_embeddings for feature in self.single]
         self.num_ids_F1: Array = np.array(sizes, dtype=np.uint64)[:, None]
-        self.parts: list[list[_Stack | Use]] = []
+        self.parts: list[list[Stack | Use]] = []
         at = 0
         for size in [len(uses)] if parts is None else parts:
             self.parts.append(self._steps(uses[at : at + size]))
             at += size
         firsts = [part[0] for part in self.parts if len(part) == 1 and not self.bags]
-        stacks = [first for first in firsts if isinstance(first, _Stack)]
+        stacks = [first for first in firsts if isinstance(first, Stack)]
         self._stacks = stacks if len(stacks) == len(self.parts) else []
 
-    def _steps(self, uses: Sequence[Use]) -> list["_Stack | Use"]:
+    def _steps(self, uses: Sequence[Use]) -> list[Stack | Use]:
         """How some columns are made: what lies in one matrix, and next to each other in the output, at once."""
-        steps: list[_Stack | Use] = []
-        run: list[tuple[_Rows, int]] = []
+        steps: list[Stack | Use] = []
+        run: list[tuple[Rows, int]] = []
         for place, use in enumerate(uses):
-            rows, following = _Rows.of(use), next(iter(uses[place + 1 :]), None)
+            rows, following = Rows.of(use), next(iter(uses[place + 1 :]), None)
             if use.feature in self.bags or rows is None:
                 steps.append(use)
             else:
                 run.append((rows, self.column[use.feature]))
                 if following is None or not self._goes_on(rows, following):
-                    steps.append(_Stack([rows for rows, _ in run], [column for _, column in run]))
+                    steps.append(Stack([rows for rows, _ in run], [column for _, column in run]))
                     run = []
         return steps
 
-    def _goes_on(self, rows: _Rows, following: Use) -> bool:
-        other = None if following.feature in self.bags else _Rows.of(following)
+    def _goes_on(self, rows: Rows, following: Use) -> bool:
+        other = None if following.feature in self.bags else Rows.of(following)
         return other is not None and other.place == rows.place
 
     def __call__(self, ids: Ids | Tensor, lengths: Ids, *, num_rows: int, padded: int | None = None) -> list[Tensor]:
@@ -272,8 +131,14 @@ class Lookups:
 
         Args:
             ids, lengths, num_rows, padded: see `__call__`.
-            block_rows: rows at a time; None gives all at once.
+            block_rows: rows at a time, 1 or more; None gives all at once.
+
+        Raises:
+            ConfigError: `block_rows` is less.
+            IdRangeError, DataError, CheckpointError: as from `__call__`.
         """
+        if block_rows is not None and block_rows < 1:
+            raise ConfigError(f"block_rows is {block_rows}; give 1 or more, or None for all rows at once")
         ids_FB, bags = self._checked(ids, lengths, num_rows, padded)
         steps = [self._begun(part, ids_FB, bags) for part in self.parts]
         size = ids_FB.shape[1]
@@ -283,12 +148,12 @@ class Lookups:
         for start in range(0, size, block_rows):
             own = slice(start, min(start + block_rows, size))
             yield [
-                _side_by_side([s if isinstance(s, _Stack) else s[own] for s in part], ids_FB[:, own]) for part in steps
+                _side_by_side([s if isinstance(s, Stack) else s[own] for s in part], ids_FB[:, own]) for part in steps
             ]
 
-    def _begun(self, part: "Sequence[_Stack | Use]", ids_FB: Array, bags: "_Bags") -> "Sequence[_Stack | Tensor]":
+    def _begun(self, part: Sequence[Stack | Use], ids_FB: Array, bags: "_Bags") -> Sequence[Stack | Tensor]:
         """A part's tables that are asked alone, looked up."""
-        return [step if isinstance(step, _Stack) else self._looked_up(step, ids_FB, bags) for step in part]
+        return [step if isinstance(step, Stack) else self._looked_up(step, ids_FB, bags) for step in part]
 
     def _looked_up(self, use: Use, ids_FB: Array, bags: "_Bags") -> Tensor:
         """Rows [B, D] of a use, whatever its method does."""
@@ -316,11 +181,11 @@ class Lookups:
         try:
             stacked = ids if isinstance(ids, Tensor) else torch.stack(self._of_single(ids))
             ids_FB = (stacked if stacked.dtype is torch.int64 else int64_ids(stacked)).numpy()
-        except (KeyError, TypeError, RuntimeError):
+        except (LookupError, TypeError, RuntimeError):
             ids_FB = None
         if ids_FB is None or ids_FB.shape != (self._num_single, num_rows):
             self._refuse_other_shapes(ids, num_rows)
-        if np.count_nonzero(ids_FB.view(_WORD) >= self.num_ids_F1):  # those below 0 are large then
+        if np.count_nonzero(ids_FB.view(WORD) >= self.num_ids_F1):  # those below 0 are large then
             self._refuse_range(ids_FB)
         return ids_FB
 
@@ -336,6 +201,7 @@ class Lookups:
                 f"the ids are a tensor of shape {list(ids.shape)} on {ids.device}; give [features, rows] in host "
                 f"memory: [{self._num_single}, {num_rows:,}] here"
             )
+        _refuse_no_mapping("ids", ids)
         for feature in self.single:
             self._refuse_other_shape(feature, ids, num_rows)
         raise DataError("the ids of the features can't be put together; give them as int64 tensors in host memory")
@@ -358,7 +224,8 @@ class Lookups:
         spec = self.tables[feature]
         if isinstance(ids, Tensor):
             raise DataError(f"feature '{feature}' has bags, and the ids are one tensor; give them by feature")
-        for given in (ids, lengths):
+        for what, given in (("ids", ids), ("lengths", lengths)):
+            _refuse_no_mapping(what, given)
             if feature not in given:
                 raise missing_ids(feature, table=spec.name, present=given)
             if not isinstance(given[feature], Tensor) or given[feature].dim() != 1:
@@ -378,14 +245,20 @@ class Lookups:
 _Bags = Mapping[str, tuple[Tensor, Tensor]]
 
 
+def _refuse_no_mapping(what: str, given: object) -> None:
+    """Raises DataError for what has nothing by feature."""
+    if not isinstance(given, Mapping):
+        raise DataError(f"the {what} are a {type(given).__name__}; give a dict of tensors by feature")
+
+
 def _values_of(keys: Sequence[str]) -> Callable[[Ids], tuple[Tensor, ...]]:
     """What gives a dict's values of some keys; of one key and of none, too, unlike `itemgetter`."""
     return itemgetter(*keys) if len(keys) > 1 else lambda ids: tuple([ids[key] for key in keys])
 
 
-def _side_by_side(steps: "Sequence[_Stack | Tensor]", ids_FB: Array) -> Tensor:
+def _side_by_side(steps: Sequence[Stack | Tensor], ids_FB: Array) -> Tensor:
     """Rows of some steps, [B, columns]."""
-    blocks = [step(ids_FB) if isinstance(step, _Stack) else step for step in steps]
+    blocks = [step(ids_FB) if isinstance(step, Stack) else step for step in steps]
     if len(blocks) == 1:
         return blocks[0]
     return torch.cat(blocks, dim=1) if blocks else torch.empty(ids_FB.shape[1], 0)

@@ -1,0 +1,158 @@
+"""Tables whose rows are in one file and alike (width, codec): one matrix, from which one call takes the rows of all.
+
+Legend: F features with one id in each row, K uses of a group, J uses of one method, B rows of a batch.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from embank.tables.errors import CheckpointError, EmbankError
+from embank.tables.method.base import Spine
+from embank.tables.method.together import Array
+from embank.tables.serving.codecs.base import Coded
+from embank.tables.serving.table import PackedTable
+from embank.tables.specs import TableSpec
+from embank.tables.storage.refusals import cause_of
+from embank.tables.storage.resources import refuse_exhausted
+
+WORD = np.dtype(np.uint64)
+
+
+class Use(NamedTuple):
+    """A feature looked up in a table."""
+
+    spec: TableSpec
+    pack: PackedTable
+    feature: str
+
+
+class Rows(NamedTuple):
+    """Where the rows of a table are, and what makes logical ones of them, where all of it can be done for several
+    tables at once: those of the same place."""
+
+    spec: TableSpec
+    matrix: Coded
+    spine: Spine
+    place: Hashable
+
+    @classmethod
+    def of(cls, use: Use) -> "Rows | None":
+        """Those of a table; None where it is to be asked alone."""
+        pack = use.pack
+        if len(pack.lookups) != 1 or len(pack.coded) != 1 or not _is_whole(type(pack.spine)):
+            return None
+        (matrix,), own = pack.coded, pack.spine.joint_place()
+        place = matrix.joint_place()
+        if own is None or place is None:
+            return None
+        kind = type(pack.spine) if own else Spine  # spines that only address go with each other
+        return cls(use.spec, matrix, pack.spine, (kind, own, type(matrix), place))
+
+
+def _is_whole(kind: type[Spine]) -> bool:
+    """Whether `together` is of the class that has the other steps, or of one below it: one above knows nothing of
+    them."""
+
+    def owner(step: str) -> type:
+        return next(cls for cls in kind.__mro__ if step in vars(cls))
+
+    steps = ("address", "side", "combine")
+    return owner("together") is Spine or all(issubclass(owner("together"), owner(step)) for step in steps)
+
+
+class Stack:
+    """Uses next to each other in the output, each with one id in a row, whose rows one call takes.
+
+    Args:
+        rows: of each use.
+        columns: which of the stacked features each one is.
+    """
+
+    def __init__(self, rows: Sequence[Rows], columns: Sequence[int]) -> None:
+        matrices = [own.matrix for own in rows]
+        self.take = type(matrices[0]).joined(matrices)
+        self.names = [own.spec.name for own in rows]
+        self.columns = list(columns)
+        last = columns[0] + len(columns)
+        self.chosen = slice(columns[0], last) if self.columns == list(range(columns[0], last)) else self.columns
+        self.address, self.addresses, self.combine, tops = _together(rows)
+        self.is_addressed = self.address is not None or bool(self.addresses)
+        sizes = [own.matrix.num_joint_rows() for own in rows]
+        self.is_safe = all(top is not None and top <= size for top, size in zip(tops, sizes, strict=True))
+        self.num_rows_K1: Array = np.array(sizes, dtype=np.uint64)[:, None]
+
+    def __call__(self, ids_FB: Array) -> Tensor:
+        """Rows side by side, [B, K D].
+
+        Raises:
+            CheckpointError: the bundle that the tables are from was damaged unnoticed, and an id leads nowhere.
+        """
+        ids_KB = ids_FB[self.chosen]
+        try:
+            rows_KB, side = self._addressed(ids_KB) if self.is_addressed else (ids_KB, None)
+            if not self.is_safe:
+                self._refuse_elsewhere(rows_KB)
+            rows_BKD = self.take(rows_KB)
+            if self.combine is not None:
+                rows_BKD = self.combine(rows_BKD, side)
+            return rows_BKD.flatten(1)
+        except Exception as error:  # whatever a lookup of wrong tensors raises
+            if not isinstance(error, EmbankError):
+                refuse_exhausted(error, doing=f"looking up {ids_KB.size:,} ids of tables from '{self.names[0]}' on")
+                raise CheckpointError(
+                    f"ids of the tables from '{self.names[0]}' to '{self.names[-1]}' can't be looked up: "
+                    f"{cause_of(error)}. What is served of one of them is damaged: copy or export its bundle again"
+                ) from error
+            raise
+
+    def _addressed(self, ids_KB: Array) -> tuple[Array, Array | None]:
+        """Rows [K, B] of ids, of all tables of a method at once where it can, and what is to be known besides."""
+        if self.address is not None:
+            return self.address(ids_KB)
+        rows_KB = ids_KB.copy()
+        for places_J, address in self.addresses:
+            rows_KB[places_J], _ = address(ids_KB[places_J])
+        return rows_KB, None
+
+    def _refuse_elsewhere(self, rows_KB: Array) -> None:
+        """Raises CheckpointError where an address is not in its own table, but for the matrix another one's row."""
+        wrong_KB = rows_KB.view(WORD) >= self.num_rows_K1  # those below 0 are large then
+        if np.count_nonzero(wrong_KB):
+            k = int(wrong_KB.nonzero()[0][0])
+            raise CheckpointError(
+                f"ids of table '{self.names[k]}' can't be looked up: they have rows {int(rows_KB[k].min())} to "
+                f"{int(rows_KB[k].max())} of {int(self.num_rows_K1[k, 0])}. What is served of it is damaged: copy or "
+                "export its bundle again"
+            )
+
+
+_Address = Callable[[Array], tuple[Array, Array | None]]
+_Combine = Callable[[Tensor, Array | None], Tensor]
+
+
+def _together(
+    rows: Sequence[Rows],
+) -> tuple[_Address | None, list[tuple[list[int], _Address]], _Combine | None, list[int | None]]:
+    """The steps of some tables: what addresses all of them; or for each of several methods which tables it has and what
+    addresses those; what combines all; and of each a number of rows that no address of it reaches, where one is
+    known."""
+    kinds: dict[type[Spine], list[int]] = {}
+    for place, own in enumerate(rows):
+        kinds.setdefault(type(own.spine), []).append(place)
+    addresses: list[tuple[list[int], _Address]] = []
+    combine: _Combine | None = None
+    found: list[int | None] = [own.spec.num_embeddings for own in rows]
+    for kind, places in kinds.items():
+        together = kind.together([rows[place].spine for place in places])
+        combine = together.combine  # of more than one kind none combines
+        if together.address is None:
+            continue
+        addresses.append((places, together.address))
+        for at, place in enumerate(places):
+            found[place] = None if together.tops is None else together.tops[at]
+    if len(kinds) == 1:
+        return (addresses[0][1] if addresses else None), [], combine, found
+    return None, addresses, combine, found
