@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from embank.tables import Coded, named_codec, registered_codecs
-from embank.tables.method.base import facts_of, restored
+from embank.tables.method.facts import facts_of, restored
 
 OWN = [n for n in registered_codecs() if not n.startswith("test_") and named_codec(n).takes_rows]
 NAMES = [*OWN, "pca3+int8", "lowrank2+int4", "pca2+dedup+fp16", "binary1", "binary3", "pq3", "dedup20+int4"]

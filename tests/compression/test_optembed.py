@@ -9,8 +9,9 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
-from embank.compression.methods.optembed import OptEmbedConfig, Space, Step, mean_norm, shape_nbytes
+from embank.compression.methods.optembed import OptEmbedConfig, Step, mean_norm
 from embank.compression.parts.evolution import Candidate, EvolutionConfig, cross, evolve, mutate
+from embank.compression.parts.levels import Space, shape_nbytes
 from embank.compression.parts.sparse import bit_at
 from embank.tables import (
     BudgetError,

@@ -22,7 +22,7 @@ from embank.compression.methods.tt_rec import TTRec
 from embank.compression.methods.unified import Unified
 from embank.compression.parts.projected import Projected
 from embank.tables import Coded, PackedTable, Spine, TableSpec, encode
-from embank.tables.method.base import restored
+from embank.tables.method.facts import restored
 
 Part = TypeVar("Part", bound=Spine | Coded)
 Tensors = Mapping[str, Tensor]

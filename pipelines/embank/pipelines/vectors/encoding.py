@@ -10,7 +10,7 @@ from torch import Tensor
 
 from embank.pipelines.vectors.matrix import mapped_file
 from embank.tables import Coded, ConfigError, encode, named_codec
-from embank.tables.method.base import facts_of, restored
+from embank.tables.method.facts import facts_of, restored
 
 NUMBERS_PER_BLOCK = 1 << 22
 

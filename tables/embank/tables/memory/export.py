@@ -20,7 +20,7 @@ from embank.tables.memory.layouts import EngramConfig, EngramLayout, MemoryLayou
 from embank.tables.memory.tables import MemoryTables
 from embank.tables.memory.tensor_files import reading_tensors, write_tensors
 from embank.tables.memory.token_compression import TokenCompression
-from embank.tables.method.base import facts_of, restored
+from embank.tables.method.facts import facts_of, restored
 from embank.tables.serving.codecs.registry import codec_class, encode, registered_codecs
 from embank.tables.storage.atomic import publish, temporary_beside
 from embank.tables.storage.checksums import verify_checksums, write_checksums

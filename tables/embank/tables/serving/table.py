@@ -12,16 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from embank.tables.errors import CheckpointError, ConfigError, EmbankError
-from embank.tables.method.base import (
-    Combined,
-    Method,
-    Served,
-    Spine,
-    facts_of,
-    frozen,
-    restored,
-)
+from embank.tables.method.base import Combined, Method, Served, Spine
 from embank.tables.method.casts import only_moving, own_defaults
+from embank.tables.method.facts import facts_of, frozen, restored
 from embank.tables.method.modes import is_followed
 from embank.tables.method.registry import method_class
 from embank.tables.method.trial import some_ids

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
-from embank.tables.method.base import Held, facts_of, restored
+from embank.tables.method.base import Held
+from embank.tables.method.facts import facts_of, restored
 from embank.tables.serving.codecs.base import Coded
 from embank.tables.serving.codecs.registry import codec_class, codec_name
 
