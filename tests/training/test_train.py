@@ -173,6 +173,40 @@ def test_the_log_loss_is_told_at_the_end_of_the_run(
     assert "has a log loss of 0.4000 there; that of step 10 had 0.3000 at AUC 0.6000" in notes[-1]
 
 
+@pytest.mark.parametrize(
+    ("settings", "aucs", "is_told"),
+    [
+        ({"epochs": 1}, [0.6], True),
+        ({"epochs": 2, "decay": "plateau"}, [0.6, 0.7], True),
+        ({"epochs": 2}, [0.7, 0.6], False),
+        ({"epochs": 2, "decay": "cosine"}, [0.6, 0.7], False),
+    ],
+)
+def test_a_training_that_ends_while_it_improves_is_told(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    aucs: list[float],
+    is_told: bool,
+) -> None:
+    notes: list[str] = []
+
+    class Listens(Reporter):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    values = iter(aucs)
+    scores = "embank.pipelines.train.checkpoints.evaluate"
+    monkeypatch.setattr(scores, lambda *_, **__: {"auc": next(values), "logloss": 0.5})
+    Trainer(config(data, train=settings), tmp_path / "run", reporter=Listens()).train()
+    told = [note for note in notes if "the last evaluation was the best one" in note]
+    assert len(told) == is_told
+    if is_told:
+        count = "1 epoch may" if settings["epochs"] == 1 else "2 epochs may"
+        assert f"more than {count} do better: with train.decay=plateau and train.patience=2" in told[0]
+
+
 def test_the_monitor_may_be_group_auc(data: Path, tmp_path: Path) -> None:
     first, second = record(10, auc=0.8, gauc=0.6), record(20, auc=0.7, gauc=0.7)
     progress = judged(first, second, monitor="gauc")

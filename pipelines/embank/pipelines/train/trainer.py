@@ -321,6 +321,13 @@ class Trainer:
                 f"no evaluation was better than that before the first step, so the run serves what run "
                 f"'{result['from']['run']}' had; lower rates (train.lr, train.table_lr) or more rows may help"
             )
+        is_open = config.train.decay in ("none", "plateau") and not session.training.only_end_counts
+        if is_open and progress.best_step == progress.step:
+            session.reporter.note(
+                f"the last evaluation was the best one, so more than {config.train.epochs} "
+                f"{'epoch' if config.train.epochs == 1 else 'epochs'} may do better: with train.decay=plateau and "
+                "train.patience=2 a large train.epochs ends by itself"
+            )
         if progress.loss_note is not None:
             session.reporter.note(progress.loss_note)
         return result
