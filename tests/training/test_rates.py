@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from embank.pipelines.config.run import parse_config
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.rates import climb
@@ -112,3 +113,11 @@ def test_other_words_are_refused(data: Path) -> None:
         config(data, train={"table_lr": "fast"})
     with pytest.raises(ConfigError, match=r"train\.table_lr is -1"):
         config(data, train={"table_lr": -1})
+
+
+def test_the_example_for_data_of_ones_own_is_what_the_page_says() -> None:
+    root = Path(__file__).parents[2]
+    example = yaml.safe_load((root / "examples/own_data.yaml").read_text())
+    parse_config(example)
+    page = (root / "docs/training.md").read_text().split("## Settings to begin with")[1]
+    assert yaml.safe_load(page.split("```yaml\n")[1].split("```")[0]) == {"train": example["train"]}

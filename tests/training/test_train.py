@@ -140,6 +140,16 @@ def judged(*records: dict[str, Any], monitor: str = "auc", patience: int | None 
     return progress
 
 
+def test_the_speed_of_a_training_of_few_steps_is_that_of_all_of_them() -> None:
+    progress = Progress()
+    assert progress.samples_per_s == 0
+    progress.begin_stage("train")
+    progress.book(100, seconds=2.0, waited=0.1, is_warm=False)
+    assert progress.samples_per_s == 50
+    progress.book(100, seconds=1.0, waited=0.1, is_warm=True)
+    assert progress.samples_per_s == 100
+
+
 def test_a_choice_that_costs_log_loss_is_told() -> None:
     early, late = record(10, auc=0.70, logloss=0.29), record(30, auc=0.71, logloss=0.63)
     progress = judged(early, record(20, auc=0.69, logloss=0.4), late)

@@ -125,8 +125,11 @@ class Progress:
 
     @property
     def samples_per_s(self) -> float:
-        """Training speed; 0 before anything was timed."""
-        return self.rows / self.seconds if self.seconds else 0.0
+        """Training speed: without the first steps, which are slower, once there were others; 0 before any."""
+        if self.seconds:
+            return self.rows / self.seconds
+        seconds = sum(stage.seconds for stage in self.stages)
+        return sum(stage.samples for stage in self.stages) / seconds if seconds else 0.0
 
     def book(self, num_samples: int, *, seconds: float, waited: float, is_warm: bool) -> None:
         """Books a step: on its stage, and once it is warm on the speed."""

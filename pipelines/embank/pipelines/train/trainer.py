@@ -326,7 +326,7 @@ class Trainer:
             session.reporter.note(
                 f"the last evaluation was the best one, so more than {config.train.epochs} "
                 f"{'epoch' if config.train.epochs == 1 else 'epochs'} may do better: with train.decay=plateau and "
-                "train.patience=2 a large train.epochs ends by itself"
+                "train.patience=2 a large train.epochs ends by itself, and train.table_lr=auto finds the rate of rows"
             )
         if progress.loss_note is not None:
             session.reporter.note(progress.loss_note)
