@@ -77,7 +77,8 @@ def plot_history(studies: Mapping[str, optuna.Study], path: Path, *, title: str,
 
 
 def plot_importance(studies: Mapping[str, optuna.Study], path: Path, *, title: str) -> None:
-    """How much each parameter decides whether a trial is among the best tenth (PED-ANOVA), the most important ones."""
+    """How much each parameter decides whether a trial is among the best tenth of those that keep the budget
+    (PED-ANOVA), the most important ones."""
     found = {name: _importances(study) for name, study in studies.items()}
     found = {name: values for name, values in found.items() if values}
     names = sorted({n for v in found.values() for n in v}, key=lambda n: -sum(v.get(n, 0.0) for v in found.values()))
@@ -97,21 +98,26 @@ def plot_importance(studies: Mapping[str, optuna.Study], path: Path, *, title: s
         axes.barh(at, [values.get(n, 0.0) for n in names], height=height, color=color, label=name)
     axes.set_yticks([row + 0.4 - height / 2 for row in range(len(names))], names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("importance for being among the best tenth (shares)")
+    axes.set_xlabel("importance for being among the best tenth of those that keep the budget (shares)", fontsize=9)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     _save(figure, path)
 
 
 def _importances(study: optuna.Study) -> dict[str, float]:
-    """PED-ANOVA of the score, of which the shares sum to 1; empty where there are too few trials, or none differ."""
-    trials = complete(study)
-    values = {t.values[0] for t in trials}
-    if len(trials) < 4 or len(values) < 2:
+    """PED-ANOVA of the score of trials that keep the budget, of which the shares sum to 1; empty where they are too
+    few, or none differ."""
+    values = [t.values[0] for t in complete(study) if keeps_budget(t)]
+    if len(values) < 4 or len(set(values)) < 2:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that it looks for small targets, which is why they are negative
-        return optuna.importance.get_param_importances(study, evaluator=evaluator, target=lambda t: -t.values[0])
+        return optuna.importance.get_param_importances(study, evaluator=evaluator, target=_to_be_small)
+
+
+def _to_be_small(trial: FrozenTrial) -> float:
+    """Minus the score; infinite over the budget, which Optuna leaves out."""
+    return -trial.values[0] if keeps_budget(trial) else float("inf")
 
 
 def plot_slices(studies: Mapping[str, optuna.Study], path: Path, *, title: str, score: str) -> None:
