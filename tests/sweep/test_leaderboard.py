@@ -15,6 +15,7 @@ from embank.compression import build_table
 from embank.pipelines.config.run import Config, parse_config
 from embank.pipelines.runs.build import table_specs
 from embank.pipelines.sweep.comparison import CaseResults
+from embank.pipelines.sweep.drawing import front, spread
 from embank.pipelines.sweep.feasible import Feasibility, smallest
 from embank.pipelines.sweep.folder import SweepFolder
 from embank.pipelines.sweep.latency import measure_packs
@@ -26,7 +27,7 @@ from embank.pipelines.sweep.leaderboard import (
     write_csv,
 )
 from embank.pipelines.sweep.page import write_markdown
-from embank.pipelines.sweep.pareto import front, look_of, plot_pareto, spread
+from embank.pipelines.sweep.pareto import look_of, plot_pareto
 from embank.pipelines.sweep.plan import Case, Job, Plan, grid_axes, method_names, numbers
 from embank.tables import CheckpointError, ConfigError, TableCollection, method_class, registered_methods
 from tests.training.runs import raw_config, write_data
