@@ -10,7 +10,7 @@ from embank.tables.storage.checkpoint import row_tensors
 from tests.memory.small import engram, stem, tokens
 
 
-def shared(cut: str, folder: Path | None, *, rank: int, name: str = "rowwise_adagrad") -> MemoryTables:
+def shared(cut: str | dict[str, str], folder: Path | None, *, rank: int, name: str = "rowwise_adagrad") -> MemoryTables:
     tier = None if folder is None else RowTier(name="disk", directory=folder / f"rank{rank}")
     return MemoryTables(
         [engram(), stem()],
@@ -21,7 +21,7 @@ def shared(cut: str, folder: Path | None, *, rank: int, name: str = "rowwise_ada
     )
 
 
-def train_part(rank: int, cut: str, folder: Path | None, saved: Path | None, name: str) -> list[torch.Tensor]:
+def train_part(rank: int, cut: str | dict[str, str], folder: Path | None, saved: Path | None, name: str) -> list[torch.Tensor]:
     """Three steps on this rank's sequences, of which there may be none: 3 and 1, 4 and 0, 2 and 2 of each batch."""
     tables = shared(cut, folder, rank=rank, name=name)
     looked_up = []

@@ -206,11 +206,9 @@ def test_a_tuned_trigger_is_written_and_read_by_everyone() -> None:
 
 
 def test_refuses_triggers_that_can_not_be() -> None:
-    with pytest.raises(
-        ConfigError, match="a trigger of 2 tokens has no n-gram of 3; give a phrase of that many tokens"
-    ):
+    with pytest.raises(ConfigError, match=r"a trigger of 2 tokens can't be of the orders \[3\]: .* at least 3 tokens"):
         TriggerRows(memory(), [1, 2])
-    with pytest.raises(ConfigError, match="has no n-gram of 4"):
+    with pytest.raises(ConfigError, match=r"can't be of the orders \[4\]: give orders from 2 to 3"):
         TriggerRows(memory(), SOURCE, orders=[4])
     with pytest.raises(ConfigError, match="this memory has no Engram tables for a trigger; it has stem"):
         TriggerRows(MemoryTables([stem()]), SOURCE)
@@ -282,6 +280,33 @@ def test_an_overlay_for_something_else_is_refused(tmp_path: Path) -> None:
         apply_overlay(memory(), tmp_path / "cut")
     with pytest.raises(CheckpointError, match="the overlay '.*nothing' can't be read: No such file"):
         apply_overlay(memory(), tmp_path / "nothing")
+
+
+def test_an_overlay_is_written_over_overlays_only(tmp_path: Path) -> None:
+    session = EditSession(memory())
+    session.swap([10], [20])
+    note = tmp_path / "note.txt"
+    note.write_text("a note")
+    with pytest.raises(ConfigError, match=r"note.txt' exists already and is no overlay; nothing was changed"):
+        save_overlay(session, note)
+    assert note.read_text() == "a note"
+    save_overlay(session, tmp_path / "fact")
+    session.swap([11], [20])
+    save_overlay(session, tmp_path / "fact")
+    assert apply_overlay(memory(), tmp_path / "fact").log[0].num_rows == 2 * 2
+
+
+@pytest.mark.parametrize("back", [3, FFN_DIM * 4 * 2 + 7])  # a byte of the values, and one of a row's number
+def test_a_damaged_overlay_is_refused(tmp_path: Path, back: int) -> None:
+    session, tables, path = EditSession(MemoryTables([stem()])), MemoryTables([stem()]), tmp_path / "fact"
+    session.swap([10], [20])
+    save_overlay(session, path)
+    held, before = bytearray(path.read_bytes()), weights_of(tables)
+    held[-back] ^= 1
+    path.write_bytes(held)
+    with pytest.raises(CheckpointError, match=r"overlay '.*fact' is damaged: its rows of table 'stem.layer"):
+        apply_overlay(tables, path)
+    assert all(torch.equal(rows, before[name]) for name, rows in weights_of(tables).items())
 
 
 def test_editing_reads_what_a_text_of_tokens_is() -> None:

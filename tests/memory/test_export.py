@@ -157,6 +157,18 @@ def test_any_difference_in_the_manifest_is_refused(
     assert all(torch.equal(rows, before[name]) for name, rows in weights_of(tables).items())
 
 
+@pytest.mark.parametrize("hash", ["x", None, 3])
+def test_a_manifest_of_another_form_is_refused(exported: Path, tmp_path: Path, hash: object) -> None:
+    folder = copied(exported, tmp_path)
+    facts = json.loads((folder / "manifest.json").read_text())
+    facts["memory"]["engram"]["hash"] = hash
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    (folder / "checksums.json").unlink()
+    write_checksums(folder)
+    with pytest.raises(CheckpointError, match="copy' has a manifest of another form: .* Export the memory again"):
+        open_memory(folder, tokenizer())
+
+
 def copied(exported: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "copy"
     (folder / "rows").mkdir(parents=True)

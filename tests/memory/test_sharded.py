@@ -1,4 +1,4 @@
-"""A memory over two processes, cut by rows and by heads: the rows, updates and checkpoints of one."""
+"""A memory over two processes, cut by rows, heads and columns: the rows, updates and checkpoints of one."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from tests.distributed.ranks import Ranks
 from tests.memory import ranks as jobs
 from tests.memory.small import memory, tokens, weights_of
 
+Cut = str | dict[str, str]
 pytestmark = pytest.mark.slow
 
 
@@ -31,9 +32,10 @@ def alone(name: str = "rowwise_adagrad") -> tuple[list[torch.Tensor], object]:
         ("heads", "memory", "rowwise_adagrad"),
         ("rows", "disk", "rowwise_adagrad"),
         ("heads", "memory", "adam"),
+        ({"engram": "rows", "stem": "columns"}, "memory", "adagrad"),
     ],
 )
-def test_two_ranks_train_as_one_process(two: Ranks, tmp_path: Path, cut: str, where: str, name: str) -> None:
+def test_two_ranks_train_as_one_process(two: Ranks, tmp_path: Path, cut: Cut, where: str, name: str) -> None:
     wanted, tables = alone(name)
     folder = tmp_path / "rows" if where == "disk" else None
     parts = two.run(jobs.train_part, cut, folder, tmp_path / "saved", name)

@@ -313,7 +313,15 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
         (lambda: MemoryTables([stem()], tier=RowTier(dtype="bf16")), "rows are to be bf16; FBGEMM's kernels for a CPU"),
         (lambda: engram(memory_dim=30), "memory_dim 30 is the width of all 4 heads together.* use 28 or 32"),
         (lambda: memory(cut="rows"), "there are no processes to spread them over; start with torchrun"),
-        (lambda: memory_plan(["a"], world_size=2, cut="columns"), "rows can't be cut by 'columns'"),
+        (lambda: memory_plan(["a"], world_size=2, cut="bits"), "rows can't be cut by 'bits'"),
+        (lambda: memory(cut={"stem": "rows"}), r"`cut` names the kinds \['stem'\]; name all of \['engram', 'stem'\]"),
+        (lambda: memory().set_lr({"stems": 0.1}), "set_lr names memory of kind 'stems'; here it is"),
+        (
+            lambda: MemoryTables([stem()], optimizer={"engram": RowOptimizer(name="sgd", lr=1.0)}),
+            r"`optimizer` names memory of kind 'engram'; here it is \['stem'\]",
+        ),
+        (lambda: stem(layer_ids=1), r"the layers with stem tables are 1; give a list, for example \[1\]"),
+        (lambda: engram(rows_per_order=50.5), "rows_per_order has 50.5; it must be a whole number"),
         (
             lambda: MemoryTables([engram(), StemLayout(StemConfig(layer_ids=[1], ffn_dim=8), compression(9))]),
             "the kinds of memory are made for different tokenizers",

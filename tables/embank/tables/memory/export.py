@@ -155,6 +155,8 @@ def _layout(
             return StemLayout(stem, compression, num_layers=num_layers)
     except KeyError as error:
         raise CheckpointError(f"{what} does not say its {error.args[0]}. {_CURE}") from error
+    except TypeError as error:
+        raise CheckpointError(f"{what} has a manifest of another form: {error}. {_CURE}") from error
     raise CheckpointError(f"{what} has memory of kind '{kind}', which this embank does not know")
 
 

@@ -1,6 +1,6 @@
 """Which tables a memory has, and which of their rows a batch of tokens asks for. Pure: nothing here holds a row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -122,7 +122,7 @@ class EngramLayout:
             layer_ids=config.layer_ids,
             max_ngram=config.max_ngram,
             num_heads=config.num_heads,
-            rows_per_order=[rows] * orders if isinstance(rows, int) else rows,
+            rows_per_order=[rows] * orders if not isinstance(rows, Iterable) else rows,
             compressed_vocab_size=compression.size,
             pad_id=compression.one(pad_token),
             seed=config.seed,
@@ -289,6 +289,8 @@ def refuse_other_layers(layer_ids: Sequence[int], *, num_layers: int | None, kin
     Raises:
         ConfigError: names the layer and the range.
     """
+    if isinstance(layer_ids, str) or not isinstance(layer_ids, Iterable):
+        raise ConfigError(f"the layers with {kind} tables are {layer_ids!r}; give a list, for example [1]")
     layers = [whole(layer, what=f"a layer with {kind} tables is", least=0) for layer in layer_ids]
     if not layers or len(set(layers)) < len(layers):
         raise ConfigError(f"the layers with {kind} tables are {layers}; name at least one, and each once")

@@ -18,27 +18,29 @@ def save_overlay(session: EditSession, path: str | Path) -> None:
 
     Args:
         session: whose log is written.
-        path: a file; it is replaced as a whole.
+        path: a file; an overlay that is there is replaced as a whole, another file refused.
 
     Raises:
-        ConfigError: there is no edit.
+        ConfigError: there is no edit, or another file is there.
         WorkError: it can't be written.
     """
-    changes = session.net_changes()
+    path, changes = Path(path), session.net_changes()
     if not changes:
         raise ConfigError("there is no edit to save as an overlay")
+    refuse_other_files(path)
     tensors: dict[str, Tensor] = {}
     tables = []
     for number, change in enumerate(changes):
         tensors |= {f"{number}.rows": change.rows_U, f"{number}.values": change.new_UD}
-        tables.append({"kind": change.kind, "table": change.table, "replaces": _digest(change.old_UD)})
+        about = {"kind": change.kind, "table": change.table, "replaces": _digest(change.old_UD)}
+        tables.append({**about, "writes": _digest_of_change(change.rows_U, change.new_UD)})
     facts = {
         "overlay_version": FORMAT_VERSION,
         "edits": [edit.name for edit in session.log],
         "tables": tables,
         "memory": session.memory.manifest(),
     }
-    write_tensors(Path(path), tensors, facts=facts, what="the overlay")
+    write_tensors(path, tensors, facts=facts, what="the overlay")
 
 
 def apply_overlay(memory: MemoryTables, path: str | Path) -> EditSession:
@@ -63,8 +65,14 @@ def apply_overlay(memory: MemoryTables, path: str | Path) -> EditSession:
             )
         memory.refuse_other(facts["memory"], what=f"the overlay '{path}'")
         for number, entry in enumerate(facts["tables"]):
+            rows_U, values_UD = get(f"{number}.rows"), get(f"{number}.values")
+            if entry.get("writes") not in (None, _digest_of_change(rows_U, values_UD)):  # older ones have no digest
+                raise CheckpointError(
+                    f"the overlay '{path}' is damaged: its rows of table '{entry['table']}' are not those that were "
+                    "saved. Restore it, or make the edit again"
+                )
             try:
-                change = session.planned(entry["kind"], entry["table"], get(f"{number}.rows"), get(f"{number}.values"))
+                change = session.planned(entry["kind"], entry["table"], rows_U, values_UD)
             except ConfigError as error:
                 raise CheckpointError(f"the overlay '{path}' can't be applied: {error}") from error
             if _digest(change.old_UD) != entry["replaces"]:
@@ -75,6 +83,28 @@ def apply_overlay(memory: MemoryTables, path: str | Path) -> EditSession:
             changes.append(change)
     session.write_all(changes, name=", ".join(facts["edits"]))
     return session
+
+
+def refuse_other_files(path: Path) -> None:
+    """Refuses to replace what is no overlay; a file that is not there, and an overlay, are fine.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    if not path.exists():
+        return
+    try:
+        with reading_tensors(path, what="the overlay") as (facts, _):
+            is_overlay = "overlay_version" in facts
+    except CheckpointError:
+        is_overlay = False
+    if not is_overlay:
+        raise ConfigError(f"'{path}' exists already and is no overlay; nothing was changed. Choose another place")
+
+
+def _digest_of_change(rows_U: Tensor, values_UD: Tensor) -> str:
+    """Of which rows become what."""
+    return hashlib.sha256(f"{rows_U.tolist()} {_digest(values_UD)}".encode()).hexdigest()
 
 
 def _digest(rows_UD: Tensor) -> str:

@@ -20,7 +20,7 @@ from embank.tables.sharding.sharded_rows import Sharding
 from embank.tables.storage.checkpoint import load_checkpoint, meta_of, save_checkpoint
 from embank.tables.wording import human_bytes
 
-Cut = Literal["rows", "heads"]
+Cut = Literal["rows", "heads", "columns"]
 LayerRows = dict[str, dict[int, Tensor]]
 """By kind of memory and layer what the layer reads, [B, T, row_dim]."""
 
@@ -54,13 +54,14 @@ class MemoryTables:
         optimizer: how rows are updated, for all kinds or by kind; None takes `DEFAULT_OPTIMIZER`. Lazy Adam is in the
             torch backend.
         backend, tier, seed, dedupe: as for `SequenceCollection`; on the disk tier each kind gets a folder.
-        cut: how rows are spread over the processes of `group`: "rows" deals each table's rows to all of them, "heads"
-            gives each table to one. None holds them all here.
+        cut: how rows are spread over the processes of `group`, for all kinds or by kind: "rows" deals each table's rows
+            to all of them, "heads" gives each table to one, "columns" gives each process a part of every row, for wide
+            STEM rows. None holds them all here.
         group: the processes; None takes all.
 
     Raises:
-        ConfigError: kinds named twice, tokenizers that differ, rows of a type that the backend can't train, or tables
-            larger than the tier.
+        ConfigError: kinds named twice, settings of a kind that is not there, tokenizers that differ, rows of a type
+            that the backend can't train, or tables larger than the tier.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -83,7 +84,7 @@ class MemoryTables:
         optimizer: RowOptimizer | Mapping[str, RowOptimizer] | None = None,
         backend: Backend = "fbgemm",
         tier: RowTier | None = None,
-        cut: Cut | None = None,
+        cut: Cut | Mapping[str, Cut] | None = None,
         group: dist.ProcessGroup | None = None,
         seed: int = 0,
         dedupe: bool = False,
@@ -97,13 +98,19 @@ class MemoryTables:
         for other in compressions[1:]:
             if other.digest != self.compression.digest:
                 raise ConfigError("the kinds of memory are made for different tokenizers; make them for one")
+        for name, given in (("optimizer", optimizer), ("cut", cut)):
+            if isinstance(given, Mapping):
+                self._refuse_unknown_kinds(given, what=f"`{name}`")
+        if isinstance(cut, Mapping) and set(cut) != set(self.layouts):
+            raise ConfigError(f"`cut` names the kinds {sorted(cut)}; name all of {sorted(self.layouts)}, or none")
         self.lookback = max(layout.lookback for layout in layouts)
         self.collections: dict[str, SequenceCollection] = {}
         for kind, layout in self.layouts.items():
             own = optimizer.get(kind) if isinstance(optimizer, Mapping) else optimizer
             own = own or DEFAULT_OPTIMIZER
             specs = layout.specs
-            sharding = None if cut is None else _sharding([s.name for s in specs], cut, group)
+            own_cut = cut[kind] if isinstance(cut, Mapping) else cut
+            sharding = None if own_cut is None else _sharding([s.name for s in specs], own_cut, group)
             own_tier = _tier_of(tier or RowTier(), kind)
             num_ranks = 1 if sharding is None else sharding.plan.world_size
             needed = (
@@ -172,12 +179,23 @@ class MemoryTables:
             collection.step()
 
     def set_lr(self, lr: float | Mapping[str, float]) -> None:
-        """Sets the rows' learning rate for the next step, of all kinds or by kind."""
+        """Sets the rows' learning rate for the next step, of all kinds or by kind.
+
+        Raises:
+            ConfigError: a kind that is not there.
+        """
+        if isinstance(lr, Mapping):
+            self._refuse_unknown_kinds(lr, what="set_lr")
         for kind, collection in self.collections.items():
             if not isinstance(lr, Mapping):
                 collection.set_lr(lr)
             elif kind in lr:
                 collection.set_lr(lr[kind])
+
+    def _refuse_unknown_kinds(self, given: Mapping[str, Any], *, what: str) -> None:
+        unknown = sorted(set(given) - set(self.layouts))
+        if unknown:
+            raise ConfigError(f"{what} names memory of kind '{unknown[0]}'; here it is {sorted(self.layouts)}")
 
     def train(self, mode: bool = True) -> "MemoryTables":
         """Training mode or, with False, evaluation mode."""
@@ -242,12 +260,19 @@ class MemoryTables:
 
 
 def memory_plan(tables: Sequence[str], *, world_size: int, cut: Cut) -> Plan:
-    """Where tables go: "rows" deals each one's rows to all ranks, "heads" gives whole tables to one rank after the
-    other."""
+    """Where tables go: "rows" deals each one's rows to all ranks, "columns" each row's numbers, "heads" gives whole
+    tables to one rank after the other.
+
+    Raises:
+        ConfigError: another cut.
+    """
     if cut == "rows":
         return Plan(world_size=world_size, tables={name: Placement(kind="row_wise") for name in tables})
+    if cut == "columns":
+        pieces = Placement(kind="column_wise", ranks=tuple(range(world_size)))
+        return Plan(world_size=world_size, tables=dict.fromkeys(tables, pieces))
     if cut != "heads":
-        raise ConfigError(f"rows can't be cut by '{cut}'; use 'rows' or 'heads'")
+        raise ConfigError(f"rows can't be cut by '{cut}'; use 'rows', 'heads' or 'columns'")
     ranks = {name: place % world_size for place, name in enumerate(tables)}
     return Plan(
         world_size=world_size,
