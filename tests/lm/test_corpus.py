@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from embank.pipelines.lm.corpus import PART_BYTES, Document, read_documents, split_documents, standard_library
+from embank.pipelines.lm.corpus import (
+    PART_BYTES,
+    Document,
+    read_documents,
+    read_splits,
+    split_documents,
+    standard_library,
+)
 from embank.pipelines.lm.tokenizer import END, decode, encode, token_bytes, train_tokenizer
 from embank.pipelines.lm.tokens import Corpus, prepare_corpus
 from embank.tables import CheckpointError, ConfigError, DataError
@@ -37,6 +44,16 @@ def test_long_files_are_cut_at_blank_lines(tmp_path: Path) -> None:
     parts = [d.text for d in read_documents([tmp_path / "book.txt"])]
     assert "".join(parts) == book
     assert all(part.endswith("\n\n") and PART_BYTES <= len(part) < PART_BYTES + 1001 for part in parts[:-1])
+
+
+def test_a_single_file_is_cut_until_no_split_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("".join(f"{number:0199}\n\n" for number in range(1000)))
+    splits = read_splits([tmp_path / "book.txt"], ratios=(0.9, 0.05, 0.05), seed=0)
+    assert all(splits.values())
+    assert sum(len(d.text) for members in splits.values() for d in members) == 201 * 1000
+    (tmp_path / "line.txt").write_text("a word " * 30_000)
+    with pytest.raises(DataError, match="of 1 documents none is in split .* a part of one between blank lines"):
+        read_splits([tmp_path / "line.txt"], ratios=(0.9, 0.05, 0.05), seed=0)
 
 
 def test_no_text_and_missing_paths_are_refused(tmp_path: Path) -> None:

@@ -109,6 +109,11 @@ def test_an_overlay_ships_an_edit(engram: Path, stem: Path, tmp_path: Path) -> N
     assert not plain.startswith(f"{PROMPT} nopo")
     figures = [evaluate_run(engram, split="valid", overlay=overlay) for overlay in (None, tmp_path / "fact")]
     assert figures[1]["bits_per_byte"] == pytest.approx(figures[0]["bits_per_byte"], rel=0.02)
+    (tmp_path / "note").write_text("a note")
+    with pytest.raises(ConfigError, match="note' exists already and is no overlay"):
+        embank("lm", "edit", engram, "--prompt", PROMPT, "--answer", " nopo", "--overlay", tmp_path / "note")
+    with pytest.raises(ConfigError, match="the prompt has 1 tokens with the beginning of the text, and the n-gram"):
+        embank("lm", "edit", engram, "--prompt", "", "--answer", " nopo")
     with pytest.raises(CheckpointError, match="memory of the kinds"):
         embank("lm", "generate", stem, "--overlay", tmp_path / "fact")
 

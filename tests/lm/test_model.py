@@ -139,6 +139,7 @@ def test_draws_follow_the_seed_and_the_limits(texts: Path, corpus: Corpus) -> No
     draws = [generate_ids(model, [5], most=12, temperature=1.0, seed=seed) for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert generate_ids(model, [5], most=6, temperature=1.0, top=1) == generate_ids(model, [5], most=6)
+    assert generate_ids(model, [5], most=6, temperature=5e-324) == generate_ids(model, [5], most=6)
     assert len(generate_ids(model, [5], most=100)) <= 15  # the context is 16
     text = generate(model, corpus.tokenizer, "", most=5)
     assert isinstance(text, str)
@@ -151,10 +152,11 @@ def test_draws_follow_the_seed_and_the_limits(texts: Path, corpus: Corpus) -> No
         ([1] * 16, {}, "the prompt has 16 tokens, and the model looks back over 16"),
         ([1], {"temperature": -1.0}, "the temperature is -1.0"),
         ([1], {"top": 0}, "0 of the likeliest tokens"),
+        ([1], {"most": -1}, "-1 new tokens can't be made"),
     ],
 )
 def test_bad_requests_are_refused(
     texts: Path, corpus: Corpus, prompt: list[int], options: dict[str, float], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        generate_ids(_model(texts, corpus, "none"), prompt, most=3, **options)
+        generate_ids(_model(texts, corpus, "none"), prompt, **{"most": 3, **options})

@@ -119,7 +119,7 @@ def test_windows_cover_the_stream_and_ranks_share_a_batch() -> None:
     assert sorted(first for batch in windows.all() for first in batch[:, 0].tolist()) == list(range(0, 100, 10))
     rest = Windows(torch.arange(171), context=10, batch_size=16, seed=0)
     assert [len(batch) for batch in rest.all()] == [9, 8]
-    with pytest.raises(DataError, match="a split has 39 tokens"):
+    with pytest.raises(DataError, match="the training split has 39 tokens"):
         Windows(torch.arange(39), context=10, batch_size=4, seed=0)
 
 
@@ -143,6 +143,30 @@ def test_folders_and_changes_are_refused(run: Path, texts: Path, tmp_path: Path)
         train_lm(texts, tmp_path / "wild", train={"lr": 1e30, "clip_grad_norm": None, "warmup_steps": 0})
 
 
+def test_a_model_that_can_not_be_built_leaves_no_run(texts: Path, tmp_path: Path) -> None:
+    huge = {"kind": "engram", "rows": 10**12}
+    with pytest.raises(ConfigError, match="the engram tables need .* with their optimizer state, and this machine has"):
+        train_lm(texts, tmp_path / "run", memory=huge)
+    with pytest.raises(DataError, match="the training split has"):
+        train_lm(texts, tmp_path / "run", train={"tokens": 10**7, "batch_size": 10**4})
+    assert list(tmp_path.iterdir()) == []
+    assert train_lm(texts, tmp_path / "run", train={"tokens": 64})["num_steps"] == 1
+
+
+def test_a_run_begins_in_what_a_kill_has_left(texts: Path, tmp_path: Path) -> None:
+    run, left = tmp_path / "run", tmp_path / "run/.corpus.tmp-99"
+    left.mkdir(parents=True)
+    for path in (run / ".lock", left / "tokenizer.json", left / "note.txt"):
+        path.write_text("")
+    with pytest.raises(ConfigError, match="is not empty and holds no run; choose another --out"):
+        train_lm(texts, run, train={"tokens": 64})
+    (left / "note.txt").unlink()
+    left.rename(run / "corpus")
+    left.mkdir()
+    train_lm(texts, run, train={"tokens": 64})
+    assert not left.exists()
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -159,6 +183,9 @@ def test_folders_and_changes_are_refused(run: Path, texts: Path, tmp_path: Path)
         ({"model": {"embedding_dropout": 1}}, "it is a chance below 1"),
         ({"corpus": {"vocab_size": 100}}, "from 257 to 65536"),
         ({"corpus": {"ratios": [1, 0, 0]}}, "three positive shares"),
+        ({"corpus": {"ratios": [0.5, float("nan"), 0.5]}}, "three positive shares"),
+        ({"train": {"tokens": 63}}, "train.tokens is 63, less than one batch of 4 sequences of 16 tokens; .* least 64"),
+        ({"memory": {"kind": "memoryformer", "bits": 3}}, "memory.bits is 3 with model.dim 16; give a divisor"),
         ({"train": {"lr": True}}, "train.lr is True: it must be a number"),
     ],
 )

@@ -21,7 +21,9 @@ def shared(cut: str | dict[str, str], folder: Path | None, *, rank: int, name: s
     )
 
 
-def train_part(rank: int, cut: str | dict[str, str], folder: Path | None, saved: Path | None, name: str) -> list[torch.Tensor]:
+def train_part(
+    rank: int, cut: str | dict[str, str], folder: Path | None, saved: Path | None, name: str
+) -> list[torch.Tensor]:
     """Three steps on this rank's sequences, of which there may be none: 3 and 1, 4 and 0, 2 and 2 of each batch."""
     tables = shared(cut, folder, rank=rank, name=name)
     looked_up = []

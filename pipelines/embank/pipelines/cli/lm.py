@@ -97,7 +97,10 @@ def edit(
     answer: Annotated[str | None, typer.Option(help="Engram: what the prompt is to be followed by.")] = None,
     overlay: Annotated[
         Path | None,
-        typer.Option(help="Write the edited rows here, for `embank lm generate --overlay`; the run stays as it is."),
+        typer.Option(
+            help="Write the edited rows here, for `embank lm generate --overlay`, over an overlay that is there; "
+            "the run stays as it is."
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option(help="New tokens to show at most.")] = 24,
 ) -> None:
@@ -114,10 +117,13 @@ def edit(
     from embank.pipelines.lm.opened import opened_lm
     from embank.tables.errors import ConfigError
     from embank.tables.memory import save_overlay
+    from embank.tables.memory.overlays import refuse_other_files
 
     is_swap = source is not None and target is not None and answer is None
     if not is_swap and (answer is None or source is not None or target is not None):
         raise ConfigError("give --source and --target for a run with STEM rows, or --answer for one with Engram rows")
+    if overlay is not None:
+        refuse_other_files(overlay)
     with opened_lm(run) as lm:
         if answer is not None:
             done = write_fact(lm.model, lm.corpus.tokenizer, prompt=prompt, answer=answer, most=tokens)

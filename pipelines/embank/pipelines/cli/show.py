@@ -139,7 +139,7 @@ def lm_result(run: Path, values: Mapping[str, Any]) -> None:
         ["validation bits per byte", number(values["valid_bits_per_byte"])],
         ["dense parameters", f"{values['dense_parameters']:,}"],
         ["memory", f"{values['memory']}, {values['row_parameters']:,} parameters in rows"],
-        ["training speed", f"{values['tokens_per_s']:,.0f} tokens/s"],
+        ["training speed", f"{speed:,.0f} tokens/s" if (speed := values["tokens_per_s"]) else "too short to tell"],
         ["best step", f"{values['best_step']:,} of {values['num_steps']:,}"],
     ]
     table(["", ""], rows, left=2)

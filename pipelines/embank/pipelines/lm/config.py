@@ -10,6 +10,7 @@ from embank.pipelines.config.file import read_config
 from embank.pipelines.config.problems import ORIGIN, refuse_unknown, written_in, wrong_value
 from embank.pipelines.config.values import validated
 from embank.tables import ConfigError, option_class
+from embank.tables.memory.memoryformer import MAX_BITS
 from embank.tables.rows.store_spec import RowOptimizerName
 from embank.tables.scalars import plain
 
@@ -244,7 +245,7 @@ def _refuse_bad_numbers(config: LmConfig) -> None:
     if not 0 <= config.model.embedding_dropout < 1:
         raise ConfigError(f"'model.embedding_dropout' is {config.model.embedding_dropout}; it is a chance below 1")
     ratios = config.corpus.ratios
-    if min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
+    if not (min(ratios) > 0 and abs(sum(ratios) - 1) <= 1e-6):  # NaN is refused too
         raise ConfigError(wrong_value("corpus.ratios", list(ratios), "give three positive shares with sum 1"))
     if config.memory.max_ngram < 2:
         raise ConfigError(wrong_value("memory.max_ngram", config.memory.max_ngram, "n-grams begin at 2"))
@@ -256,6 +257,17 @@ def _refuse_bad_shapes(config: LmConfig) -> None:
         raise ConfigError(
             f"model.dim is {model.dim} with {model.num_heads} heads; a head's width must be even, so give a multiple "
             f"of {2 * model.num_heads}"
+        )
+    if config.train.tokens < config.train.batch_size * model.context:
+        raise ConfigError(
+            f"train.tokens is {config.train.tokens:,}, less than one batch of {config.train.batch_size} sequences of "
+            f"{model.context} tokens; give at least {config.train.batch_size * model.context:,}, or a smaller "
+            "train.batch_size or model.context"
+        )
+    if memory.kind == "memoryformer" and (model.dim % memory.bits or memory.bits + 2 > MAX_BITS):
+        raise ConfigError(
+            f"memory.bits is {memory.bits} with model.dim {model.dim}; give a divisor of model.dim, at most "
+            f"{MAX_BITS - 2}"
         )
     for layer in memory.layers or ():
         if not 0 <= layer < model.num_layers:

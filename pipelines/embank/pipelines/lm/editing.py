@@ -128,13 +128,20 @@ def write_fact(
         most: tokens to go on with.
 
     Raises:
-        ConfigError: a model without Engram rows, or an empty answer.
+        ConfigError: a model without Engram rows, an empty answer, or a prompt that is too short or too long.
     """
     _refuse_other_kind(model, "engram", instead="rows of STEM are swapped with --source and --target")
     assert model.tables is not None
     ids, wanted = [END_ID, *encode(tokenizer, prompt)], encode(tokenizer, answer)
     if not wanted:
         raise ConfigError("the answer has no tokens; give what the prompt is to be followed by")
+    assert model.memory.layout is not None
+    longest = model.memory.layout.lookback + 1
+    if len(ids) < longest:
+        raise ConfigError(
+            f"the prompt has {len(ids)} tokens with the beginning of the text, and the n-gram that is tuned {longest}; "
+            "give a longer prompt"
+        )
     if len(ids) + len(wanted) > model.context:
         raise ConfigError(
             f"prompt and answer have {len(ids) + len(wanted)} tokens, and the model looks back over {model.context}; "

@@ -40,9 +40,9 @@ def generate_ids(
         edit: what the memory reads of the prompt.
 
     Raises:
-        ConfigError: an empty prompt, or one that fills the context.
+        ConfigError: an empty prompt, one that fills the context, or settings that can't be.
     """
-    _refuse_bad(model, prompt, temperature=temperature, top=top)
+    _refuse_bad(model, prompt, most=most, temperature=temperature, top=top)
     model.train(False)
     generator = torch.Generator().manual_seed(seed)
     state, made = TextState(), list[int]()
@@ -59,13 +59,15 @@ def generate_ids(
     return made
 
 
-def _refuse_bad(model: LanguageModel, prompt: Sequence[int], *, temperature: float, top: int | None) -> None:
+def _refuse_bad(model: LanguageModel, prompt: Sequence[int], *, most: int, temperature: float, top: int | None) -> None:
     if not prompt:
         raise ConfigError("the prompt has no tokens; give some text")
     if len(prompt) >= model.context:
         raise ConfigError(
             f"the prompt has {len(prompt)} tokens, and the model looks back over {model.context}; give a shorter one"
         )
+    if most < 0:
+        raise ConfigError(f"{most} new tokens can't be made; give 0 or more")
     if not 0 <= temperature < float("inf"):
         raise ConfigError(f"the temperature is {temperature}; it must be 0 (the likeliest token) or more")
     if top is not None and top < 1:
@@ -78,7 +80,8 @@ def _choose(logits_V: Tensor, *, temperature: float, top: int | None, generator:
     if top is not None and top < logits_V.numel():
         least = logits_V.topk(top).values[-1]
         logits_V = logits_V.masked_fill(logits_V < least, -torch.inf)
-    return int(torch.multinomial((logits_V / temperature).softmax(-1), 1, generator=generator))
+    scaled_V = (logits_V - logits_V.max()).double() / temperature  # at most 0: no temperature overflows
+    return int(torch.multinomial(scaled_V.softmax(-1), 1, generator=generator))
 
 
 def generate(

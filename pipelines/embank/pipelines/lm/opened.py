@@ -108,6 +108,6 @@ def evaluate_run(
         if paths is None:
             found = evaluate(lm.model, lm.corpus, split, most=most)
         else:
-            stream = stream_of(lm.corpus.tokenizer, read_documents(paths))
+            stream = stream_of(lm.corpus.tokenizer, read_documents(paths, setting="--input"))
             found = figures(predict(lm.model, stream, most=most), lm.corpus.token_bytes_V)
         return {"split": split if paths is None else "given text", "step": lm.step, **found}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from embank.pipelines.lm.config import CorpusConfig
-from embank.pipelines.lm.corpus import SPLITS, Document, read_documents, split_documents
+from embank.pipelines.lm.corpus import SPLITS, Document, read_splits
 from embank.pipelines.lm.tokenizer import encode, token_bytes, train_tokenizer
 from embank.pipelines.runs.records import short_digest, write_record
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
@@ -93,7 +93,7 @@ def prepare_corpus(config: CorpusConfig, folder: Path) -> Corpus:
         verify_checksums(folder, kind="corpus", cure=_CURE)
         _refuse_other(Corpus(folder), config)
         return Corpus(folder)
-    documents = split_documents(read_documents(config.paths), ratios=config.ratios, seed=config.seed)
+    documents = read_splits(config.paths, ratios=config.ratios, seed=config.seed)
     tokenizer = train_tokenizer((d.text for d in documents["train"]), vocab_size=config.vocab_size)
     return write_corpus(documents, config, folder, tokenizer=tokenizer)
 

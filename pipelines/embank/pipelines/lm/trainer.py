@@ -16,7 +16,7 @@ from embank.pipelines.lm.step import LmStepper
 from embank.pipelines.lm.tokens import Corpus, prepare_corpus
 from embank.pipelines.lm.windows import Windows
 from embank.pipelines.reporting import Reporter
-from embank.pipelines.runs.folder import ROWS, RunFolder
+from embank.pipelines.runs.folder import CORPUS, ROWS, RunFolder
 from embank.pipelines.train.interrupt import InterruptedRunError, stop_on_signals
 from embank.pipelines.train.session import WARMUP_STEPS
 from embank.pipelines.train.telling import recorded
@@ -24,7 +24,6 @@ from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.sharding.processes import Processes
 from embank.tables.storage.refusals import writing
 
-CORPUS = "corpus"
 STAGE = "train"
 
 
@@ -78,6 +77,10 @@ class LmTrainer:
                 if self.processes.is_first:
                     stack.enter_context(self.run.lock(begins=not resume))
             self._open_corpus(resume)
+            self._restore()
+            with self.processes.together():
+                if self.processes.is_first and not resume:
+                    self.run.create(lm_to_plain(self.config), fingerprint=self.corpus.fingerprint, content=None)
             return self._run()
 
     def _ready(self, resume: bool) -> dict[str, Any] | None:
@@ -91,10 +94,12 @@ class LmTrainer:
         return self.run.read_result() if self.run.result.is_file() else None
 
     def _open_corpus(self, resume: bool) -> None:
-        """Makes or opens the corpus, and begins the run's records."""
+        """Makes or opens the corpus."""
         folder = self.run.path / CORPUS if self.config.corpus.folder is None else Path(self.config.corpus.folder)
         with self.processes.together():
             if self.processes.is_first:
+                if not resume:
+                    self.run.remove_corpora()  # one that a killed process has left may be of another configuration
                 if not folder.exists():
                     self.reporter.note(f"reading text and training a tokenizer: '{folder}'")
                 corpus = prepare_corpus(self.config.corpus, folder)
@@ -104,14 +109,10 @@ class LmTrainer:
                         f"'{folder}' has {corpus.fingerprint}: its ids mean something else. Restore it, or start a "
                         "new run in another --out"
                     )
-                if not resume:
-                    plain = lm_to_plain(self.config)
-                    self.run.create(plain, fingerprint=corpus.fingerprint, content=None)
         self.corpus = Corpus(folder)
 
     def _run(self) -> dict[str, Any]:
         """From wherever the run stands to its end."""
-        self._restore()
         with ExitStack() as stack:
             self.stop = stack.enter_context(stop_on_signals())
             if self.processes.is_first:
@@ -144,7 +145,7 @@ class LmTrainer:
             last = SavedLm(saved[-1], processes=self.processes)
             last.load_training(self.model, self.stepper.optimizer)
             self.progress = last.progress
-        if self.processes.is_first:
+        if self.processes.is_first and self.run.is_run:
             self.run.keep_metrics(up_to_step=self.progress.evaluated_step, stages=[STAGE])
 
     def _train(self) -> None:

@@ -32,8 +32,8 @@ class Windows:
         self._known: tuple[int, Order] | None = None
         if self.num_windows < batch_size:
             raise DataError(
-                f"a split has {len(stream):,} tokens, which is less than a batch of {batch_size} sequences of "
-                f"{context} tokens; give more text, or a smaller train.batch_size or model.context"
+                f"the training split has {len(stream):,} tokens, which is less than a batch of {batch_size} sequences "
+                f"of {context} tokens; give more text, or a smaller train.batch_size or model.context"
             )
 
     @property

@@ -24,6 +24,9 @@ from embank.tables.storage.yaml_text import parse_yaml
 
 LOCK = ".lock"
 ROWS = "rows"
+CORPUS = "corpus"
+_CORPUS_FILES = frozenset({"tokenizer.json", "train.npy", "valid.npy", "test.npy", "corpus.json", "checksums.json"})
+_LEFTOVER_CORPUS = re.compile(r"^\.corpus\.(tmp-\d+|removed)$")
 _CHECKPOINT = re.compile(r"^step-\d{9}(-stage-\d+)?(-evaluated)?$")
 _LEFTOVER = re.compile(r"^\.step-\d{9}(-stage-\d+)?(-evaluated)?\.(tmp-\d+|removed)$")
 _LEFTOVER_BUNDLE = re.compile(r"^\.bundle\.(tmp-\d+|removed)$")
@@ -82,12 +85,17 @@ class RunFolder:
         names = {entry.name for entry in self.path.iterdir()}
         if not names:
             return True
-        folders = (self.path / ROWS, self.checkpoints, self.plots)
+        folders = (self.path / ROWS, self.checkpoints, self.plots, *self._corpora())
         files = {LOCK, *(name for path in self._records for name in (path.name, temporary_file(path).name))}
         foreign = names - files - {folder.name for folder in folders}
         return (
             LOCK in names and not foreign and all(_is_working_folder(folder) for folder in folders if folder.exists())
         )
+
+    def _corpora(self) -> list[Path]:
+        """The corpus of a language model, and what a crash left of one."""
+        found = (path for path in self.path.iterdir() if path.name == CORPUS or _LEFTOVER_CORPUS.match(path.name))
+        return [path for path in found if path.is_dir()]
 
     @property
     def _records(self) -> tuple[Path, Path]:
@@ -124,6 +132,7 @@ class RunFolder:
         remove_row_files(self.path / ROWS)
         for path in (*(temporary_file(path) for path in self._records), *self._records):
             path.unlink(missing_ok=True)
+        self.remove_corpora()
         for folder in (self.checkpoints, self.plots):
             with contextlib.suppress(OSError):  # it is not there, or holds something
                 folder.rmdir()
@@ -131,6 +140,11 @@ class RunFolder:
         if remove_folder:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
+
+    def remove_corpora(self) -> None:
+        """Removes the corpus of a language model's run that has not begun, and what a crash left of one."""
+        for corpus in filter(_is_working_folder, self._corpora()):
+            shutil.rmtree(corpus, ignore_errors=True)
 
     def create(
         self,
@@ -343,8 +357,12 @@ def is_training(folder: Path) -> bool:
 
 
 def _is_working_folder(folder: Path) -> bool:
-    """Whether a folder holds working files of the disk tier, or nothing."""
-    return folder.is_dir() and all(folder.name == ROWS and is_row_file(path) for path in folder.iterdir())
+    """Whether a folder holds working files of the disk tier or of a corpus, or nothing."""
+    if not folder.is_dir():
+        return False
+    if folder.name == CORPUS or _LEFTOVER_CORPUS.match(folder.name):
+        return all(path.name in _CORPUS_FILES and path.is_file() for path in folder.iterdir())
+    return all(folder.name == ROWS and is_row_file(path) for path in folder.iterdir())
 
 
 def _metric(line: bytes) -> dict[str, Any] | None:

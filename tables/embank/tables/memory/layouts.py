@@ -289,7 +289,8 @@ def refuse_other_layers(layer_ids: Sequence[int], *, num_layers: int | None, kin
     Raises:
         ConfigError: names the layer and the range.
     """
-    if isinstance(layer_ids, str) or not isinstance(layer_ids, Iterable):
+    given: Any = layer_ids
+    if not isinstance(given, Iterable):
         raise ConfigError(f"the layers with {kind} tables are {layer_ids!r}; give a list, for example [1]")
     layers = [whole(layer, what=f"a layer with {kind} tables is", least=0) for layer in layer_ids]
     if not layers or len(set(layers)) < len(layers):

@@ -52,8 +52,8 @@ class TriggerRows(nn.Module):
         if wrong or not self.orders:
             needed = wrong[0] if wrong and 2 <= wrong[0] <= hash.max_ngram else 2
             raise ConfigError(
-                f"a trigger of {len(self.phrase)} tokens can't be of the orders {list(self.orders)}: give orders from 2 "
-                f"to {hash.max_ngram}, and a phrase of at least {needed} tokens"
+                f"a trigger of {len(self.phrase)} tokens can't be of the orders {list(self.orders)}: give orders from "
+                f"2 to {hash.max_ngram}, and a phrase of at least {needed} tokens"
             )
         self.head_dim = layout.head_dim
         self.columns = [(order - 2) * hash.num_heads + head for order in self.orders for head in range(hash.num_heads)]
