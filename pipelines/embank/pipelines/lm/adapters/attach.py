@@ -17,6 +17,8 @@ from embank.tables.memory import (
     StemLayout,
     TokenCompression,
 )
+from embank.tables.memory.layouts import refuse_other_layers
+from embank.tables.rows.store_spec import Backend
 
 
 def add_engram(
@@ -32,6 +34,7 @@ def add_engram(
     compress: bool = True,
     seed: int = 0,
     optimizer: RowOptimizer | None = None,
+    backend: Backend = "fbgemm",
     tier: RowTier | None = None,
 ) -> ModelMemory:
     """Adds Engram tables: rows of hashed n-grams, gated into the residual stream before some layers.
@@ -51,6 +54,7 @@ def add_engram(
         compress: hash normalised tokens (case, accents, spaces) instead of the tokenizer's own.
         seed: of the hash and of initial values.
         optimizer: of the rows; None takes row-wise Adagrad at .8.
+        backend: fbgemm, or its slow twin torch, which has Adam and rows of two bytes.
         tier: where rows are held.
 
     Raises:
@@ -62,6 +66,7 @@ def add_engram(
         ...
         loss.backward(); optimizer.step(); memory.update_rows()
     """
+    refuse_other_layers(layers, num_layers=len(layers_of(model)), kind="engram")
     compression = _compression(model, tokenizer, compress=compress)
     columns = (max_ngram - 1) * num_heads
     config = EngramConfig(
@@ -74,7 +79,7 @@ def add_engram(
     )
     pad = _pad_token(tokenizer) if pad_token is None else pad_token
     layout = EngramLayout(config, compression, pad_token=pad, num_layers=len(layers_of(model)))
-    return attach_engram(model, layout, compress=compress, seed=seed, optimizer=optimizer, tier=tier)
+    return attach_engram(model, layout, compress=compress, seed=seed, optimizer=optimizer, backend=backend, tier=tier)
 
 
 def attach_engram(
@@ -84,6 +89,7 @@ def attach_engram(
     compress: bool,
     seed: int = 0,
     optimizer: RowOptimizer | None = None,
+    backend: Backend = "fbgemm",
     tier: RowTier | None = None,
 ) -> ModelMemory:
     """A memory of a layout on a model, with initial values."""
@@ -93,7 +99,7 @@ def attach_engram(
         dense = {layer: Engram(dim, layout.row_dim, conv=False, identity=True) for layer in layout.layer_ids}
     for module in dense.values():
         module.to(device=like.device, dtype=like.dtype)
-    tables = MemoryTables([layout], optimizer=optimizer, tier=tier, seed=seed)
+    tables = MemoryTables([layout], optimizer=optimizer, backend=backend, tier=tier, seed=seed)
     return ModelMemory(model, tables, layers=dense, compress=compress)
 
 
@@ -104,6 +110,7 @@ def add_stem(
     layers: Sequence[int],
     seed: int = 0,
     optimizer: RowOptimizer | None = None,
+    backend: Backend = "fbgemm",
     tier: RowTier | None = None,
 ) -> ModelMemory:
     """Adds STEM tables: a row per token, added to the up-projection of some layers' feed-forward parts.
@@ -111,24 +118,23 @@ def add_stem(
     Rows start at zero, so that the model says what it said.
 
     Args:
-        model, tokenizer, layers, seed, optimizer, tier: as for `add_engram`.
+        model, tokenizer, layers, seed, optimizer, backend, tier: as for `add_engram`.
 
     Raises:
         ConfigError: layers that the model does not have, or that have no up-projection.
     """
     compression = _compression(model, tokenizer, compress=False)
     num_layers = len(layers_of(model))
-    chosen = [layer for layer in layers if 0 <= layer < num_layers]
-    widths = {up_projection(model, layer).out_features for layer in chosen}
+    refuse_other_layers(layers, num_layers=num_layers, kind="stem")
+    widths = {up_projection(model, layer).out_features for layer in layers}
     if len(widths) > 1:
         raise ConfigError(
             f"the up-projections of layers {list(layers)} have widths {sorted(widths)}; add STEM tables to "
             "layers of one width"
         )
-    width = widths.pop() if widths else 1
-    config = StemConfig(layer_ids=list(layers), ffn_dim=width, init_std=0.0)
+    config = StemConfig(layer_ids=list(layers), ffn_dim=widths.pop(), init_std=0.0)
     layout = StemLayout(config, compression, num_layers=num_layers)
-    return attach_stem(model, layout, seed=seed, optimizer=optimizer, tier=tier)
+    return attach_stem(model, layout, seed=seed, optimizer=optimizer, backend=backend, tier=tier)
 
 
 def attach_stem(
@@ -137,10 +143,11 @@ def attach_stem(
     *,
     seed: int = 0,
     optimizer: RowOptimizer | None = None,
+    backend: Backend = "fbgemm",
     tier: RowTier | None = None,
 ) -> ModelMemory:
     """A memory of a layout on a model."""
-    tables = MemoryTables([layout], optimizer=optimizer, tier=tier, seed=seed)
+    tables = MemoryTables([layout], optimizer=optimizer, backend=backend, tier=tier, seed=seed)
     return ModelMemory(model, tables, layers={}, compress=False)
 
 

@@ -22,6 +22,7 @@ from embank.pipelines.lm.adapters.model_memory import ModelMemory
 from embank.pipelines.lm.adapters.structure import hidden_size, layers_of
 from embank.tables import CheckpointError, ConfigError, RowOptimizer, RowTier
 from embank.tables.memory import EngramConfig, EngramLayout, StemConfig, StemLayout, TokenCompression
+from embank.tables.rows.store_spec import Backend
 from embank.tables.storage.atomic import publish, temporary_beside
 from embank.tables.storage.checksums import verify_checksums, write_checksums
 from embank.tables.storage.json_text import read_json
@@ -66,7 +67,8 @@ def _manifest(memory: ModelMemory) -> dict[str, Any]:
         }
     else:
         shape = {"ffn_dim": config.ffn_dim}
-    (optimizer,) = {collection.optimizer for collection in memory.tables.collections.values()}
+    (collection,) = memory.tables.collections.values()
+    optimizer = collection.optimizer
     return {
         "format_version": FORMAT_VERSION,
         "kind": memory.layout.kind,
@@ -78,11 +80,19 @@ def _manifest(memory: ModelMemory) -> dict[str, Any]:
         "shape": shape,
         "compress": memory.compress,
         "optimizer": {"name": optimizer.name, "lr": optimizer.lr, "eps": optimizer.eps, "betas": list(optimizer.betas)},
+        "backend": collection.backend,
         "layout": memory.layout.manifest(),
     }
 
 
-def load_memory(model: Any, folder: str | Path, *, tokenizer: Any = None, tier: RowTier | None = None) -> ModelMemory:
+def load_memory(
+    model: Any,
+    folder: str | Path,
+    *,
+    tokenizer: Any = None,
+    backend: Backend | None = None,
+    tier: RowTier | None = None,
+) -> ModelMemory:
     """A memory from its folder, on a model.
 
     Args:
@@ -90,6 +100,7 @@ def load_memory(model: Any, folder: str | Path, *, tokenizer: Any = None, tier: 
         folder: what `ModelMemory.save` wrote.
         tokenizer: the model's; where it is given, it must be the one of the training. Give it: ids that mean other
             tokens read other rows, and nothing else would tell.
+        backend: of the rows, see `add_engram`; None takes that of the training.
         tier: where rows are held.
 
     Raises:
@@ -106,10 +117,12 @@ def load_memory(model: Any, folder: str | Path, *, tokenizer: Any = None, tier: 
     layout.refuse_other(manifest["layout"], what=f"the memory in '{folder}'")
     values = manifest["optimizer"]
     optimizer = RowOptimizer(**{**values, "betas": tuple(values["betas"])})
+    backend = backend or manifest.get("backend", "fbgemm")
     if isinstance(layout, EngramLayout):
-        memory = attach_engram(model, layout, compress=manifest["compress"], optimizer=optimizer, tier=tier)
+        compress = manifest["compress"]
+        memory = attach_engram(model, layout, compress=compress, optimizer=optimizer, backend=backend, tier=tier)
     else:
-        memory = attach_stem(model, layout, optimizer=optimizer, tier=tier)
+        memory = attach_stem(model, layout, optimizer=optimizer, backend=backend, tier=tier)
     try:
         memory.tables.load(folder / "rows")
         memory.layers.load_state_dict(load_file(folder / "layers.safetensors"))

@@ -68,17 +68,19 @@ class ModelMemory:
         self._reader: MemoryReader | None = None
         self._pending: Tensor | None = None
         self.key = _free_key(model, self.layout)
+        stem_layers = self.layout.layer_ids if self.layout.kind == "stem" else ()
+        inner = [(number, attention_of(model, number), up_projection(model, number)) for number in stem_layers]
+        # From here on nothing is refused: a model has all hooks, or none.
         self._handles = [
             decoder_of(model).register_forward_pre_hook(self._before_decoder, with_kwargs=True),
             decoder_of(model).register_forward_hook(self._after_decoder, with_kwargs=True),
         ]
         for number, layer in enumerate(layers_of(model)):
             self._handles.append(layer.register_forward_pre_hook(partial(self._before_layer, number), with_kwargs=True))
-        if self.layout.kind == "stem":
-            for number in self.layout.layer_ids:
-                before, after = partial(self._before_attention, number), partial(self._after_up_projection, number)
-                self._handles.append(attention_of(model, number).register_forward_pre_hook(before, with_kwargs=True))
-                self._handles.append(up_projection(model, number).register_forward_hook(after))
+        for number, attention, up in inner:
+            before, after = partial(self._before_attention, number), partial(self._after_up_projection, number)
+            self._handles.append(attention.register_forward_pre_hook(before, with_kwargs=True))
+            self._handles.append(up.register_forward_hook(after))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Of the dense parts. Rows are none: they have an optimizer of their own."""
@@ -214,8 +216,12 @@ class ModelMemory:
         if self.layout.kind == "stem":  # they go on to the attention, from where `_before_attention` takes them
             return None
         hidden = args[0] if args else kept.pop("hidden_states")
-        read = rows[number].to(hidden.device)
-        added = self.layers[str(number)](hidden, read, dead_BT=dead_BT.to(hidden.device))
+        read, dense = rows[number].to(hidden.device), self.layers[str(number)]
+        if (
+            next(dense.parameters()).device != hidden.device
+        ):  # the model was moved, or its layers are on several devices
+            dense.to(hidden.device)
+        added = dense(hidden, read, dead_BT=dead_BT.to(hidden.device))
         return (hidden + added, *args[1:]), kept
 
     def _before_attention(self, number: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
