@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,8 @@ from embank.compression.parts import bits as bits_module
 from embank.tables import ConfigError, Fidelity, encode, fidelity, named_codec, register_codec, registered_codecs
 from embank.tables.serving.codecs import chunks
 from embank.tables.serving.codecs.composite import Composite
+from embank.tables.serving.codecs.fbgemm import MANY, is_there
+from embank.tables.serving.codecs.registry import codec_class
 from tests.compression.codecs import NAMES, OWN, loaded, random_rows
 
 SIZES = [(0, 6), (1, 1), (7, 3), (130, 6), (70, 16), (33, 1), (9, 2048)]
@@ -213,3 +216,25 @@ def test_names_are_registered_once() -> None:
     assert len(set(registered_codecs())) == len(registered_codecs())
     with pytest.raises(ConfigError, match="codec 'int4' is registered already"):
         register_codec("int4", Composite)
+
+
+@pytest.mark.parametrize("dim", [4, 8, 12, 16, 24, 64, 100, 2048])
+@pytest.mark.parametrize("codec", ["int8", "int4", "int2"])
+def test_many_rows_of_several_tables_by_fbgemm(codec: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit what `take` gives, also of equal, tiny and large numbers, in one block and in several."""
+    assert is_there(), "TorchRec brings it"
+    draw = torch.Generator().manual_seed(dim)
+    one, tiny, large = (torch.randn(30, dim, generator=draw) * scale for scale in (1.0, 1e-7, 1e4))
+    rows = [torch.cat([one, torch.full((30, dim), 0.1), tiny, large])[4 * k :] for k in range(3)]
+    own = [codec_class(codec).encode(rows_RD) for rows_RD in rows]
+    for name in ("codes", "steps", "offsets"):  # in one piece of memory, as a bundle has them
+        memory = torch.cat([getattr(coded, name) for coded in own])
+        parts = memory.split([len(getattr(coded, name)) for coded in own])
+        for coded, part in zip(own, parts, strict=True):
+            setattr(coded, name, part)
+    asked = np.random.default_rng(dim).integers(0, 112, size=(3, MANY + 1))
+    wanted = torch.stack([coded.take(torch.from_numpy(ids)) for coded, ids in zip(own, asked, strict=True)], dim=1)
+    assert torch.equal(codec_class(codec).joined(own)(asked), wanted)
+    assert torch.equal(codec_class(codec).joined(own[1:2])(asked[1:2]), wanted[:, 1:2])
+    monkeypatch.setattr("embank.compression.codecs.affine._FUSED_BLOCK", 3 * (MANY + 1) // 2)
+    assert torch.equal(codec_class(codec).joined(own)(asked), wanted)

@@ -22,6 +22,7 @@ from embank.compression.parts.bits import bits_at, pack_values, packed_nbytes, r
 from embank.tables import Coded, ConfigError, Held
 from embank.tables.method.together import Array
 from embank.tables.serving.codecs.chunks import row_chunks
+from embank.tables.serving.codecs.fbgemm import MANY, FusedRows, is_there
 from embank.tables.serving.codecs.joined import FEW, Joined, in_blocks, place_of
 
 _GROUP = 64
@@ -30,6 +31,8 @@ _APART = 2
 _LEAST_NORMAL, _LEAST_FP16 = 2.0**-14, 2.0**-24
 _NUMBERS_PER_CHUNK = 1 << 18  # what the search makes of them stays in a cache
 _BLOCK = 1 << 11  # numbers of each table that do
+_FUSED_BLOCK = 1 << 17  # rows of all tables that are given to FBGEMM at once
+_FUSED_MULTIPLE = 4  # of which a row has to have a multiple of numbers for FBGEMM
 _FEW_SCALES = 512  # that NumPy makes fp32 sooner than torch
 
 
@@ -101,6 +104,7 @@ class AffineRows(Coded):
     @classmethod
     def joined(cls, matrices: Sequence[Self]) -> Callable[[Array], Tensor]:
         codes, scales = _Codes(matrices), _Scales(matrices)
+        dim, num_tables = matrices[0].dim, len(matrices)
 
         def take(rows_KB: Array) -> Tensor:
             steps_BK1, offsets_BK1 = scales(rows_KB)
@@ -112,7 +116,16 @@ class AffineRows(Coded):
             codes_BKD += offsets_BK1
             return torch.from_numpy(codes_BKD)
 
-        return in_blocks(take, block=max(1, _BLOCK // matrices[0].dim))
+        in_cache = in_blocks(take, block=max(1, _BLOCK // dim))
+        if not codes.is_by_byte or dim % _FUSED_MULTIPLE:
+            return in_cache
+        fused = FusedRows(bits=cls.bits, width=dim, num_tables=num_tables)
+
+        def take_many(rows_KB: Array) -> Tensor:
+            return fused.take(codes.bytes(rows_KB), *scales.halves(rows_KB))
+
+        by_fbgemm = in_blocks(take_many, block=max(1, _FUSED_BLOCK // num_tables))
+        return lambda rows_KB: (by_fbgemm if rows_KB.shape[1] > MANY and is_there() else in_cache)(rows_KB)
 
     @classmethod
     def rows_per_block(cls, dim: int) -> int:
@@ -149,6 +162,16 @@ class _Scales:
         both_2BK1 = _float(self._joined[0].stream.take(places_2BK1))
         return both_2BK1[0], both_2BK1[1]
 
+    def halves(self, rows_KB: Array) -> tuple[Array, Array]:
+        """Steps and offsets fp16 [K B] of rows, matrix after matrix."""
+        groups_KB = self._group_of(rows_KB, self._operand)
+        first = [joined.first_K1 for joined in self._joined] if self._first_2K1 is None else self._first_2K1
+        streams = [self._joined[0].stream, self._joined[-1].stream]
+        steps_N, offsets_N = (
+            stream.take((groups_KB + own_K1).ravel()) for stream, own_K1 in zip(streams, first, strict=True)
+        )
+        return steps_N, offsets_N
+
 
 def _float(scales: Array) -> Array:
     """The same in fp32; torch needs a longer call and a tenth of the time for each number."""
@@ -162,9 +185,11 @@ class _Codes:
         self._dim, self._bits = matrices[0].dim, matrices[0].bits
         self._codes = Joined([matrix._code_bytes() for matrix in matrices])
         row_bits = self._dim * self._bits
-        self._by_byte = not row_bits % 8 and self._bits in (2, 4, 8)
+        self.is_by_byte = not row_bits % 8 and self._bits in (2, 4, 8)
         self._numbers: Array | None = None
-        if self._by_byte and self._bits < 8:  # of each byte the two or four numbers that it holds, as if they were one
+        if (
+            self.is_by_byte and self._bits < 8
+        ):  # of each byte the two or four numbers that it holds, as if they were one
             numbers = np.arange(256)[:, None] >> np.arange(0, 8, self._bits) & (1 << self._bits) - 1
             self._numbers = numbers.astype(np.float32).view(np.complex64 if self._bits == 4 else np.complex128).ravel()
         # Otherwise where a row and its numbers begin: in bits, and a row of bytes in those.
@@ -173,13 +198,17 @@ class _Codes:
 
     def floats(self, rows_KB: Array) -> Array:
         """Codes as fp32 [B, K, D]."""
-        if not self._by_byte:
+        if not self.is_by_byte:
             first_bit_BK1 = (rows_KB * (self._dim * self._bits) + self._first_bit_K1).T[..., None]
             return bits_at(self._codes.stream, first_bit_BK1 + self._bit_D, bits=self._bits).astype(np.float32)
         bytes_BKW = self._codes.picked(rows_KB)
         if self._numbers is None:
             return bytes_BKW.astype(np.float32)
         return self._numbers.take(bytes_BKW).view(np.float32)
+
+    def bytes(self, rows_KB: Array) -> Array:
+        """Bytes [K B, C] of rows that have whole ones, matrix after matrix."""
+        return self._codes.rows.numpy().take((rows_KB + self._codes.first_K1).ravel(), 0)
 
 
 def fitted(numbers_Gn: Tensor, *, bits: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,22 +3,18 @@
 Legend: K matrices, R_k rows of one, W numbers of a row, B ids of each.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from embank.tables.method.together import Array
+from embank.tables.serving.codecs.fbgemm import MANY, FbgemmTables, is_there
 
 FEW = 8
 """Ids of each matrix up to which numbers are quicker worked on by NumPy, whose calls take less; beyond by torch."""
-
-_FEW_FOR_FBGEMM = 128
-"""Ids of each matrix up to which NumPy takes plain rows as fast as FBGEMM."""
 
 _LEAST_WIDTH = 4
 """Numbers of a row from which on FBGEMM is faster."""
@@ -57,19 +53,7 @@ def place_of(rows_RW: Tensor) -> tuple[int, int, int, int]:
     return rows_RW.untyped_storage().data_ptr(), rows_RW.shape[1], stride, int(rows_RW.storage_offset()) % stride
 
 
-_FBGEMM_TYPES = {torch.float32: 0, torch.float16: 1}
-"""`SparseType.as_int()`; the placement 3 is `EmbeddingLocation.HOST`."""
-
-
-class _FbgemmConstants(NamedTuple):
-    """What FBGEMM's operator is told of the matrices: bytes, where each begins, its type and its columns."""
-
-    weights: Tensor
-    starts_K: Tensor
-    placements_K: Tensor
-    kinds_K: Tensor
-    columns_K: Tensor
-    nothing: Tensor
+_FBGEMM_KINDS = {torch.float32: "fp32", torch.float16: "fp16"}
 
 
 class Joined:
@@ -102,8 +86,11 @@ class Joined:
         plain = self.rows.view(torch.int16) if self.rows.dtype == torch.bfloat16 else self.rows  # NumPy has none
         self._array: Array = plain.numpy()
         self._is_whole = self.rows.is_contiguous()  # of others NumPy's `take` would make a copy first
-        self._is_for_fbgemm = self._is_whole and self.rows.dtype in _FBGEMM_TYPES and width >= _LEAST_WIDTH
-        self._fbgemm: _FbgemmConstants | None = None
+        kind = _FBGEMM_KINDS.get(self.rows.dtype)
+        self._fbgemm: FbgemmTables | None = None
+        if self._is_whole and kind is not None and width >= _LEAST_WIDTH:
+            starts_K = torch.from_numpy(self.first_K1.ravel()) * (width * self.rows.element_size())
+            self._fbgemm = FbgemmTables(starts_K, kind=kind, width=width)
 
     @cached_property
     def stream(self) -> Array:
@@ -119,46 +106,9 @@ class Joined:
         """Rows fp32 [B, K, W] of rows [K, B] of each, where the matrices are floats: by FBGEMM's operator for many, if
         this process has FBGEMM."""
         dtype = self.rows.dtype
-        if rows_KB.shape[1] > _FEW_FOR_FBGEMM and self._is_for_fbgemm and "fbgemm_gpu" in sys.modules:
-            return self._taken_by_fbgemm(rows_KB)
+        if rows_KB.shape[1] > MANY and self._fbgemm is not None and is_there():
+            return self._fbgemm.take(self.rows.flatten().view(torch.uint8), rows_KB)
         rows_BKW = torch.from_numpy(self.picked(rows_KB))
         if dtype == torch.float32:
             return rows_BKW
         return (rows_BKW if dtype == torch.float16 else rows_BKW.view(dtype)).float()
-
-    def _taken_by_fbgemm(self, rows_KB: Array) -> Tensor:
-        """A pool of one row each, [B, K W] seen as [B, K, W]."""
-        (num_matrices, batch_size), width = rows_KB.shape, self.rows.shape[1]
-        kind, row_nbytes = _FBGEMM_TYPES[self.rows.dtype], width * self.rows.element_size()
-        constants = self._fbgemm
-        if constants is None:
-            constants = self._fbgemm = _FbgemmConstants(
-                weights=self.rows.flatten().view(torch.uint8),
-                starts_K=torch.from_numpy(self.first_K1.ravel()) * row_nbytes,
-                placements_K=torch.full((num_matrices,), 3, dtype=torch.int32),
-                kinds_K=torch.full((num_matrices,), kind, dtype=torch.uint8),
-                columns_K=torch.arange(num_matrices + 1, dtype=torch.int32) * width,
-                nothing=torch.empty(0, dtype=torch.uint8),
-            )
-        small = np.int32 if max(len(self.rows), rows_KB.size) < 2**31 else np.int64  # half of what is to be read
-        rows_BE: Tensor = torch.ops.fbgemm.int_nbit_split_embedding_codegen_lookup_function(
-            dev_weights=constants.weights,
-            uvm_weights=constants.nothing,
-            weights_placements=constants.placements_K,
-            weights_offsets=constants.starts_K,
-            weights_tys=constants.kinds_K,
-            D_offsets=constants.columns_K,
-            total_D=num_matrices * width,
-            max_int2_D=0,
-            max_int4_D=0,
-            max_int8_D=0,
-            max_float16_D=width if self.rows.dtype == torch.float16 else 0,
-            max_float32_D=width if self.rows.dtype == torch.float32 else 0,
-            indices=torch.from_numpy(rows_KB.astype(small).ravel()),
-            offsets=torch.from_numpy(np.arange(rows_KB.size + 1, dtype=small)),
-            pooling_mode=0,
-            indice_weights=None,
-            output_dtype=0,
-            row_alignment=1,
-        )
-        return rows_BE.view(batch_size, num_matrices, width)
