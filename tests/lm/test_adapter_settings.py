@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer
+from transformers.cache_utils import Cache, LinearAttentionLayer
 
 from embank.pipelines import add_engram, add_stem, load_memory
+from embank.pipelines.lm.adapters.cached_history import length_of
 from embank.tables import CheckpointError, ConfigError, RowOptimizer, RowTier
 from tests.lm.test_adapters import IDS, _model, tokenizer  # noqa: F401 # a fixture
 
@@ -64,6 +67,65 @@ def test_a_model_has_all_hooks_or_none(tokenizer: Tokenizer) -> None:  # noqa: F
         add_stem(model, tokenizer, layers=[0, 1])
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     add_stem(model, tokenizer, layers=[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_that_is_not_handed_its_rows_is_told(tokenizer: Tokenizer, kind: str) -> None:  # noqa: F811
+    model = _model()
+    layer = model.model.layers[1]
+    wrapped = layer.self_attn if kind == "stem" else layer
+
+    class Deaf(torch.nn.Module):  # takes what it knows, and hands no other keyword down
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = wrapped
+            if kind == "engram":
+                self.mlp, self.self_attn = wrapped.mlp, wrapped.self_attn
+
+        def forward(self, hidden_states: Any, **kwargs: Any) -> Any:
+            return self.inner(hidden_states, **kwargs)
+
+    if kind == "stem":
+        memory = add_stem(model, tokenizer, layers=[1])
+        layer.self_attn = Deaf()
+        layer.self_attn.inner._forward_pre_hooks.clear()
+        layer.self_attn.inner._forward_pre_hooks_with_kwargs.clear()
+    else:
+        memory = _added(kind, model, tokenizer)
+        model.model.layers[1] = Deaf()
+        layer._forward_pre_hooks.clear()
+        layer._forward_pre_hooks_with_kwargs.clear()
+    with pytest.raises(ConfigError, match="layer 1 of a LlamaForCausalLM has not read its rows: the model does not"):
+        model(IDS, use_cache=False)
+    memory.remove()
+    model(IDS, use_cache=False)
+
+
+@torch.no_grad()
+def test_layers_of_linear_attention_beside_others(tokenizer: Tokenizer) -> None:  # noqa: F811
+    linear = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8}
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    config = transformers.Qwen3NextConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        num_hidden_layers=4,
+        head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=0,
+        mlp_only_layers=[0, 1, 2, 3],
+        eos_token_id=None,
+        **shape,
+        **linear,
+    )
+    model = transformers.Qwen3NextForCausalLM(config).eval()
+    memory = _added("engram", model, tokenizer)
+    for parameter in memory.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    whole = model.generate(IDS, use_cache=False, **options)
+    assert torch.equal(model.generate(IDS, **options), whole)
+    with pytest.raises(ConfigError, match="LinearAttentionLayer, none of which knows how many positions it holds"):
+        length_of(Cache(layers=[LinearAttentionLayer()]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from embank.pipelines.config.run import load_config
 from embank.pipelines.lm.evaluation import bits_per_byte, predict
 from embank.pipelines.lm.model import build_model
 from embank.pipelines.lm.opened import evaluate_run, opened_lm
@@ -17,6 +18,7 @@ from embank.pipelines.lm.tokens import Corpus
 from embank.pipelines.lm.trainer import LmTrainer
 from embank.pipelines.lm.windows import Windows
 from embank.pipelines.reporting import Reporter
+from embank.pipelines.runs.export import export_run
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.tables import CheckpointError, ConfigError, DataError, WorkError
@@ -130,6 +132,26 @@ def test_a_run_of_another_kind_is_no_language_model(tmp_path: Path) -> None:
         opened_lm(tmp_path),
     ):
         pass
+
+
+def test_a_shared_corpus_is_checked(texts: Path, tmp_path: Path) -> None:
+    shared, run = tmp_path / "shared", tmp_path / "run"
+    train_lm(texts, run, corpus={"folder": str(shared)}, train={"tokens": 64})
+    evaluate_run(run, split="test", most=16)
+    held = (shared / "test.npy").read_bytes()
+    (shared / "test.npy").write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="shared/test.npy' has been altered: .* train again on another corpus"):
+        evaluate_run(run, split="test", most=16)
+    shared.rename(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"trained on the corpus in '.*shared' \(corpus.folder\), which is not"):
+        evaluate_run(run, split="test", most=16)
+
+
+def test_commands_of_recommenders_say_what_the_run_is(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"it is of a language model .* train it with `embank lm train`, and ask"):
+        load_config(run / "config.yaml")
+    with pytest.raises(ConfigError, match=r"it is of a language model .* `embank lm eval`"):
+        export_run(run, out=tmp_path / "bundle")
 
 
 def test_folders_and_changes_are_refused(run: Path, texts: Path, tmp_path: Path) -> None:

@@ -62,6 +62,11 @@ def parse_config(raw: Mapping[str, Any], *, origin: str = ORIGIN) -> Config:
 
 
 def _parse(raw: Any) -> Config:
+    if isinstance(raw, Mapping) and "corpus" in raw:
+        raise ConfigError(
+            "it is of a language model (it has the key 'corpus'); train it with `embank lm train`, and ask its "
+            "run with `embank lm eval`, `generate` or `edit`"
+        )
     refuse_unknown(raw, field_names(Config), path="")
     for required in ("data", "model"):
         if required not in raw:

@@ -16,6 +16,7 @@ from embank.pipelines.lm.tokens import Corpus, corpus_of_run, stream_of
 from embank.pipelines.runs.folder import RunFolder
 from embank.tables.errors import CheckpointError
 from embank.tables.memory import apply_overlay
+from embank.tables.storage.checksums import verify_checksums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +76,24 @@ def _apply(overlay: Path, model: LanguageModel) -> None:
 
 def _corpus(run: RunFolder, config: LmConfig) -> Corpus:
     folder = config.corpus.folder
-    corpus = corpus_of_run(run.path) if folder is None else Corpus(Path(folder))
+    corpus = corpus_of_run(run.path) if folder is None else _shared_corpus(Path(folder), run)
     if run.fingerprint != corpus.fingerprint:
         raise CheckpointError(
             f"'{run.path}' was trained on a corpus with fingerprint {run.fingerprint}, '{corpus.folder}' has "
             f"{corpus.fingerprint}; restore it, or train again"
         )
     return corpus
+
+
+def _shared_corpus(folder: Path, run: RunFolder) -> Corpus:
+    """The corpus in a folder of its own."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"'{run.path}' was trained on the corpus in '{folder}' (corpus.folder), which is not there; restore it, "
+            "or go to the directory in which the run was trained"
+        )
+    verify_checksums(folder, kind="corpus", cure="Restore it, or train again on another corpus.folder")
+    return Corpus(folder)
 
 
 def evaluate_run(

@@ -110,9 +110,21 @@ def history_of(cache: Cache, key: str) -> HistoryLayer | None:
 
 
 def length_of(cache: Cache) -> int:
-    """Positions that the model's own layers hold."""
+    """Positions that the model's own layers hold. Layers of linear attention have a state, and do not count.
+
+    Raises:
+        ConfigError: no layer counts.
+    """
     own = [layer for layer in cache.layers if not isinstance(layer, HistoryLayer)]
-    return int(own[0].get_seq_length()) if own else 0
+    for layer in own:
+        if isinstance(layer, CacheLayerMixin):
+            return int(layer.get_seq_length())
+    if own:
+        raise ConfigError(
+            f"the cache's layers are {type(own[0]).__name__}, none of which knows how many positions it holds, so the "
+            "memory can't tell that it has seen the same tokens; call the model with use_cache=False"
+        )
+    return 0
 
 
 def checked_history(cache: Cache, key: str, *, num_sequences: int, num_layers: int) -> HistoryLayer:

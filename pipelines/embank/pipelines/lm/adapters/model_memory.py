@@ -65,6 +65,7 @@ class ModelMemory:
         self.layers = nn.ModuleDict({str(layer): module for layer, module in layers.items()})
         self.is_enabled = True
         self._rows: dict[int, Tensor] = {}
+        self._unread: set[int] = set()
         self._reader: MemoryReader | None = None
         self._pending: Tensor | None = None
         self.key = _free_key(model, self.layout)
@@ -132,7 +133,7 @@ class ModelMemory:
 
     def _before_decoder(self, _decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Looks all layers' rows up, and hands them down."""
-        self._pending = None
+        self._pending, self._unread = None, set()
         if not self.is_enabled:
             return None
         token_ids_BT = kwargs.get("input_ids", args[0] if args else None)
@@ -153,11 +154,24 @@ class ModelMemory:
             history.extend(marked_BT)
         elif self.layout.lookback:
             self._pending = marked_BT  # the decoder may make a cache of its own
+        in_use = int(
+            self.model.config.get_text_config().num_hidden_layers
+        )  # fewer while a model drafts by an early exit
+        self._unread = {layer for layer in self.layout.layer_ids if layer < in_use}
         handed = {**kwargs.get(KEYWORD, {}), self.key: (rows, marked_BT == DEAD)}
         return args, {**kwargs, KEYWORD: handed}
 
     def _after_decoder(self, _decoder: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-        """Puts the tokens into a cache that the decoder has made itself."""
+        """Puts the tokens into a cache that the decoder has made itself.
+
+        Raises:
+            ConfigError: a layer has not got its rows.
+        """
+        if self._unread:
+            raise ConfigError(
+                f"layer {min(self._unread)} of a {type(self.model).__name__} has not read its rows: the model does not "
+                "hand keywords down to it as Llama and Qwen do. Choose other layers, or another model"
+            )
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -215,6 +229,7 @@ class ModelMemory:
             return args, kept
         if self.layout.kind == "stem":  # they go on to the attention, from where `_before_attention` takes them
             return None
+        self._unread.discard(number)
         hidden = args[0] if args else kept.pop("hidden_states")
         read, dense = rows[number].to(hidden.device), self.layers[str(number)]
         if (
@@ -236,6 +251,8 @@ class ModelMemory:
     def _after_up_projection(self, number: int, _linear: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
         """Adds a STEM layer's rows to its up-projection."""
         rows = self._rows.pop(number, None)
+        if rows is not None:
+            self._unread.discard(number)
         return None if rows is None else output + rows.to(device=output.device, dtype=output.dtype)
 
 
