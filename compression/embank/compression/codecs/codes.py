@@ -16,8 +16,9 @@ from embank.compression.parts.bits import (
     pack_values,
     picked,
     read_values,
-    values_of_bytes,
+    values_of_words,
     values_per_word,
+    words_of,
 )
 from embank.tables import Coded, Held, encode
 from embank.tables.method.together import Array
@@ -122,7 +123,7 @@ class CodedRows(Coded):
 
     @classmethod
     def _joined_books(cls, matrices: Sequence[Self]) -> Callable[[int], Callable[[Array], Tensor]]:
-        """What gives for a number of ids what makes rows fp32 [B, K, D] of codes int64 [B, K, C], which it changes."""
+        """What gives for a number of ids what makes rows fp32 [B, K, D] of codes [B, K, C]."""
         num_books, num_codes, width = matrices[0].centroids.shape
         centroids = Joined([matrix.centroids.flatten(0, 1) for matrix in matrices])
         first_KC = centroids.first_K1 + np.arange(0, num_books * num_codes, num_codes)
@@ -164,9 +165,8 @@ def _by_width(centroids: Array, width: int) -> Array:
 
 
 def _centroids(held: Array, codes_BKC: Array, first_KC: Array) -> Tensor:
-    """Rows [B, K, D] of codes, to which the first centroid of each book is added."""
-    codes_BKC += first_KC
-    return torch.from_numpy(held.take(codes_BKC, 0)).flatten(2)
+    """Rows [B, K, D] of codes, and the first centroid of each book."""
+    return torch.from_numpy(held.take(codes_BKC + first_KC, 0)).flatten(2)
 
 
 class _Codes:
@@ -185,7 +185,7 @@ class _Codes:
             self._parts[1].first_bit_K1 -= self._num_head_K1 * self._parts[1].row_bits
 
     def __call__(self, rows_KB: Array) -> Array:
-        """Codes int64 [B, K, C] of rows [K, B]."""
+        """Codes [B, K, C], whole numbers of any type, of rows [K, B]."""
         if len(self._parts) == 1:
             (part,) = self._parts
             return part.codes(part.begin(rows_KB).T)
@@ -195,10 +195,12 @@ class _Codes:
         if rows_KB.shape[1] <= FEW:  # quicker than one kind after the other
             bits_BK1 = np.where(is_head_BK, head.bits, tail.bits)[..., None]
             return bits_at(head.stream, begin_BK[..., None] + head.book_C * bits_BK1, bits=bits_BK1)
-        codes_BKC: Array = np.empty((*begin_BK.shape, len(head.book_C)), dtype=np.int64)
-        for part, is_own_BK in ((head, is_head_BK), (tail, ~is_head_BK)):
-            codes_BKC[is_own_BK] = part.codes(begin_BK[is_own_BK])
-        return codes_BKC
+        kind = np.uint8 if max(head.bits, tail.bits) <= 8 else np.int64
+        begin_N, is_head_N = begin_BK.ravel(), is_head_BK.ravel()
+        codes_NC: Array = np.empty((len(begin_N), len(head.book_C)), dtype=kind)
+        for part, own_n in ((head, np.flatnonzero(is_head_N)), (tail, np.flatnonzero(~is_head_N))):
+            codes_NC[own_n] = part.codes(begin_N[own_n])
+        return codes_NC.reshape(*begin_BK.shape, len(head.book_C))
 
 
 class _Stream:
@@ -214,9 +216,10 @@ class _Stream:
     def __init__(self, stream: Array, first_K1: Array, *, bits: int, num_books: int) -> None:
         self.stream, self.bits, self.row_bits = stream, bits, bits * num_books
         self.book_C, self.first_bit_K1 = np.arange(num_books), 8 * first_K1
-        self._per_word, width = values_per_word(num_books, bits) if bits else 0, self.row_bits // 8
-        if self._per_word:  # what a row that begins at any byte would have
-            self._rows = np.lib.stride_tricks.sliding_window_view(stream, width)
+        self._per_word = values_per_word(num_books, bits) if bits else 0
+        self._words = words_of(stream)
+        self._word_places = range(0, self.row_bits // 8, self._per_word * bits // 8) if self._per_word else ()
+        self._safe = len(self._words) - self.row_bits // 8  # from here on a row's words may end behind the stream
 
     def begin(self, rows_KB: Array) -> Array:
         """The first bits of rows [K, B]."""
@@ -224,10 +227,12 @@ class _Stream:
         return first_bit_KB
 
     def codes(self, begin: Array) -> Array:
-        """Codes int64 [..., C] of rows that begin at some bits."""
+        """Codes [..., C], whole numbers of any type, of rows that begin at some bits."""
         if self._per_word:
-            rows: Array = self._rows[begin >> 3]
-            return values_of_bytes(rows, bits=self.bits, per_word=self._per_word)
+            first_byte = np.ascontiguousarray(begin) >> 3  # ids in another order take three times as long to look up
+            if first_byte.max(initial=0) < self._safe:
+                words = np.stack([self._words[first_byte + place] for place in self._word_places], axis=-1)
+                return values_of_words(words, bits=self.bits, per_word=self._per_word)
         return bits_at(self.stream, begin[..., None] + self.book_C * self.bits, bits=self.bits)
 
 
@@ -277,8 +282,7 @@ class CodedCentroids(Composite, CodedRows):
         first_KC = np.arange(0, num_tables * num_centroids, num_centroids)[:, None] + first_C
 
         def few(codes_BKC: Array) -> Tensor:
-            codes_BKC += first_C
-            numbers_KM = codes_BKC.transpose(1, 0, 2).reshape(num_tables, -1)
+            numbers_KM = (codes_BKC + first_C).transpose(1, 0, 2).reshape(num_tables, -1)
             parts_MKw = take(numbers_KM)
             parts_BCKw = parts_MKw.view(len(codes_BKC), num_books, num_tables, parts_MKw.shape[2])
             return parts_BCKw.transpose(1, 2).flatten(2)

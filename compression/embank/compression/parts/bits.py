@@ -3,6 +3,8 @@
 Value number j of width b occupies bits j*b .. (j+1)*b - 1; bit i of the stream is bit i % 8 of byte i // 8.
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,9 +12,7 @@ from torch import Tensor
 from embank.tables.method.together import Array
 
 VALUES_PER_CHUNK = 1 << 16  # a multiple of 8, so that a chunk ends with a byte
-
-
-_MANY_BYTES = 1 << 12  # that torch shifts faster than NumPy
+_LANES = 8  # bytes of a word, and bits of a byte
 
 
 def code_bits(num_codes: int) -> int:
@@ -160,34 +160,49 @@ def values_per_word(num_values: int, bits: int) -> int:
     return next(sizes, 0)
 
 
-def values_of_bytes(rows: Array, *, bits: int, per_word: int) -> Array:
-    """Values of rows that begin with a byte, by NumPy.
+def words_of(stream: Array) -> Array:
+    """Any eight bytes of a stream as a word, uint64 [bytes - 7], in place: what begins at byte i is word i."""
+    return np.ndarray((max(0, stream.size - 7),), "<u8", stream.data, strides=(1,))
+
+
+def values_of_words(words: Array, *, bits: int, per_word: int) -> Array:
+    """Values that words begin with, by NumPy. What else a word holds is left out.
 
     Args:
-        rows: uint8 [..., bytes of a row].
+        words: uint64 [..., W].
         bits: of a value, 1 .. 32.
         per_word: see `values_per_word`, not 0.
 
     Returns:
-        int64 [..., values of a row].
+        [..., W values of each word]: uint8 where eight of them fit into a word as bytes, int64 otherwise.
 
     Example:
-        >>> stream = pack_values(torch.tensor([5, 1, 7, 2]), bits=6).numpy()
-        >>> values_of_bytes(stream, bits=6, per_word=4).tolist()
-        [5, 1, 7, 2]
+        >>> stream = pack_values(torch.tensor([5, 1, 7, 2, 0, 3, 4, 6, 1]), bits=3)
+        >>> words = words_of(np.pad(stream.numpy(), (0, 4)))
+        >>> values_of_words(words[:1], bits=3, per_word=8).tolist()
+        [5, 1, 7, 2, 0, 3, 4, 6]
     """
-    if bits == 8:
-        return rows.astype(np.int64)
-    width = per_word * bits // 8
-    words = np.zeros((*rows.shape[:-1], rows.shape[-1] // width, 8), dtype=np.uint8)
-    words[..., :width] = rows.reshape(*words.shape[:-1], width)
-    first_bit = np.arange(0, per_word * bits, bits)
-    if words.size > _MANY_BYTES:
-        shifted = torch.from_numpy(words.view(np.int64)) >> torch.from_numpy(first_bit)
-        values: Array = shifted.bitwise_and_((1 << bits) - 1).numpy()
-    else:
-        values = (words.view(np.int64) >> first_bit) & np.array((1 << bits) - 1)
-    return values.reshape(*rows.shape[:-1], words.shape[-2] * per_word)
+    shape = (*words.shape[:-1], words.shape[-1] * per_word)
+    if per_word == _LANES and bits <= _LANES:
+        lanes = words
+        for low, high, shift in _spreads(bits):
+            lanes = (lanes & low) | ((lanes & high) << shift)
+        return np.ascontiguousarray(lanes).view(np.uint8).reshape(shape)
+    first_bit = np.arange(0, per_word * bits, bits, dtype=np.uint64)
+    values: Array = (words[..., None] >> first_bit) & np.uint64((1 << bits) - 1)
+    return values.astype(np.int64).reshape(shape)
+
+
+@cache
+def _spreads(bits: int) -> tuple[tuple[np.uint64, np.uint64, np.uint64], ...]:
+    """What moves eight values of a word apart to its bytes: first four of them, then two of each four, then one of each
+    two. Of each move which bits stay, which ones move, and how far."""
+    moves = []
+    for num in (4, 2, 1) if bits < _LANES else ():
+        low = sum(((1 << num * bits) - 1) << lane for lane in range(0, 64, 2 * num * _LANES))
+        high = (low << num * bits) & (2**64 - 1)
+        moves.append((np.uint64(low), np.uint64(high), np.uint64(num * (_LANES - bits))))
+    return tuple(moves)
 
 
 def picked(values: Tensor, positions: Tensor) -> Tensor:
