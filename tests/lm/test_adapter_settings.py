@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache, LinearAttentionLayer
 
 from embank.pipelines import add_engram, add_stem, load_memory
 from embank.pipelines.lm.adapters.cached_history import length_of
-from embank.tables import CheckpointError, ConfigError, RowOptimizer, RowTier
+from embank.tables import CheckpointError, ConfigError, DataError, RowOptimizer, RowTier
 from tests.lm.test_adapters import IDS, _model, tokenizer  # noqa: F401 # a fixture
 
 KINDS = ("engram", "stem")
@@ -145,3 +145,37 @@ def test_dense_parts_follow_the_model_to_its_device(tokenizer: Tokenizer) -> Non
     (added,), _ = memory._before_layer(1, memory.model, (hidden,), {"embank_memory": {memory.key: (rows, dead_BT)}})
     assert added.device.type == "meta"
     assert {parameter.device.type for parameter in memory.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("options", [{}, {"compress": False}, {"kind": "stem"}], ids=["engram", "raw", "stem"])
+def test_ids_that_no_token_has_are_generated_and_read(
+    tokenizer: Tokenizer,  # noqa: F811
+    tmp_path: Path,
+    options: dict[str, Any],
+) -> None:
+    tokens, ids = tokenizer.get_vocab_size(), tokenizer.get_vocab_size() + 8  # padded, as Qwen's
+    model, options = _model(vocab_size=ids), dict(options)
+    memory = _added(options.pop("kind", "engram"), model, tokenizer, **options)
+    if memory.layout.kind == "engram":
+        assert memory.layout.hash.compressed_vocab_size == (ids if options else memory.tables.compression.size)
+    said = _trained(memory)
+    with torch.no_grad():  # only those are likely
+        model.lm_head.weight[:tokens] = 0
+        model.lm_head.bias = torch.nn.Parameter(torch.where(torch.arange(ids) < tokens, -1e4, 0.0))
+    made = model.generate(IDS, max_new_tokens=6, do_sample=False)
+    assert bool((made[:, IDS.shape[1] :] >= tokens).all())
+    assert torch.equal(model.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=False), made)
+    with pytest.raises(DataError, match=f"token id {ids} is outside"):
+        memory.tables.address(torch.tensor([[ids]]))
+    memory.save(tmp_path / "memory")
+    other = _model(vocab_size=ids)
+    again = load_memory(other, tmp_path / "memory", tokenizer=tokenizer).eval()
+    with torch.no_grad():
+        assert torch.equal(other(IDS, use_cache=False).logits, said)
+        assert other(made, use_cache=False).logits.isfinite().all()
+    again.remove()
+
+
+def test_a_pad_token_beyond_the_tokenizer_is_refused(tokenizer: Tokenizer) -> None:  # noqa: F811
+    with pytest.raises(ConfigError, match="pad_token is 61; give one of the tokenizer's 60 tokens"):
+        _added("engram", _model(vocab_size=64), tokenizer, pad_token=61)

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from embank.tables.memory.overlays import apply_overlay, save_overlay
     from embank.tables.memory.position_edits import PositionEdit, occurrences, readings
     from embank.tables.memory.records import NgramRecords, write_records
-    from embank.tables.memory.released import dequantized, fill_layer, load_demo_layer
+    from embank.tables.memory.released import (
+        dequantized,
+        fill_deepseek_layer,
+        fill_layer,
+        fill_qwen_layer,
+        qwen_config,
+        qwen_shards,
+    )
+    from embank.tables.memory.released_layers import load_deepseek_layer, load_demo_layer, load_qwen_layer
     from embank.tables.memory.session import MemoryReader, MemorySession
     from embank.tables.memory.stem import StemFFN, stem_init_std
     from embank.tables.memory.tables import AddressedMemory, MemoryTables, memory_plan
@@ -55,13 +63,19 @@ __all__ = [
     "apply_overlay",
     "dequantized",
     "export_memory",
+    "fill_deepseek_layer",
     "fill_layer",
+    "fill_qwen_layer",
     "import_rows",
+    "load_deepseek_layer",
     "load_demo_layer",
+    "load_qwen_layer",
     "mark_tokens",
     "memory_plan",
     "occurrences",
     "open_memory",
+    "qwen_config",
+    "qwen_shards",
     "readings",
     "save_overlay",
     "starts_of_positions",

@@ -168,6 +168,8 @@ class Engram(nn.Module):
         identity: the value projection starts at zero, so that the layer does: for a model that is trained already. A
             convolution that starts at zero alone leaves gate * value.
         eps: of the norms.
+        copysign: a score of exactly 0 opens the gate by 0.50025, as any tiny positive one does (DeepSeek-V4.1), and not
+            by one half (the demo, Qwen).
 
     Example:
         >>> layer = Engram(32, 64, identity=True)
@@ -187,6 +189,7 @@ class Engram(nn.Module):
         bias: bool = False,
         identity: bool = False,
         eps: float = 1e-6,
+        copysign: bool = False,
     ) -> None:
         super().__init__()
         self.hidden_dim = whole(hidden_dim, what="an Engram layer's hidden_dim is", least=1)
@@ -196,6 +199,7 @@ class Engram(nn.Module):
         self.dilation = whole(dilation, what="an Engram layer's dilation is", least=1)
         self.identity = identity
         self.eps = eps
+        self.copysign = copysign
         self.project = nn.Linear(memory_dim, (branches + 1) * hidden_dim, bias=bias)  # keys of the branches, the value
         self.key_gain_Md = nn.Parameter(torch.ones(branches, hidden_dim))
         self.query_gain_Md = nn.Parameter(torch.ones(branches, hidden_dim))
@@ -279,7 +283,8 @@ class Engram(nn.Module):
         # <norm(h), norm(k)> by three products: neither norm is written out.
         squares = self._mean_square(hidden) * self._mean_square(keys)
         scores = torch.linalg.vecdot(hidden * gain_Md, keys) * (squares * self.hidden_dim).rsqrt()
-        return torch.sigmoid(scores.abs().clamp_min(LEAST_SCORE).sqrt() * scores.sign())
+        roots = scores.abs().clamp_min(LEAST_SCORE).sqrt()
+        return torch.sigmoid(roots.copysign(scores) if self.copysign else roots * scores.sign())
 
     def _mean_square(self, x: Tensor) -> Tensor:
         """What a norm divides by the root of."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.memory.layouts import EngramConfig, EngramLayout, MemoryLayout, StemConfig, StemLayout
+from embank.tables.memory.ngram_hash import given_multipliers
 from embank.tables.memory.tables import MemoryTables
 from embank.tables.memory.tensor_files import reading_tensors, write_tensors
 from embank.tables.memory.token_compression import TokenCompression
@@ -51,12 +52,13 @@ def export_memory(memory: MemoryTables, folder: str | Path, *, codec: str = "fp3
         codec_class(codec)  # refuses a name that nobody has registered
     if folder.exists():
         raise CheckpointError(f"'{folder}' exists already; an export is never written over another one")
-    temporary = temporary_beside(folder)
+    temporary, engram = temporary_beside(folder), _engram_of(memory)
     facts = {
         "format_version": FORMAT_VERSION,
         "codec": codec,
         "memory": memory.manifest(),
-        "pad_tokens": {"engram": e.pad_token} if (e := _engram_of(memory)) is not None else {},
+        "pad_tokens": {"engram": engram.pad_token} if engram is not None else {},
+        "end_tokens": {"engram": engram.config.end_token} if engram is not None else {},
     }
     try:
         with writing(f"the export '{folder}'", cure="Make room, or choose another place"):
@@ -121,10 +123,10 @@ def open_memory(folder: str | Path, tokenizer: Any, *, num_layers: int | None = 
 
 def _compression(tokenizer: Any, manifest: Mapping[str, Any], *, what: str) -> TokenCompression:
     """The map of a tokenizer that an export was made with: compressed or not, as its digest tells."""
-    plain = TokenCompression.from_tokenizer(tokenizer, compress=False)
+    plain = TokenCompression.like(manifest, tokenizer, compress=False)
     if plain.digest == manifest.get("digest"):
         return plain
-    compression = TokenCompression.from_tokenizer(tokenizer)
+    compression = TokenCompression.like(manifest, tokenizer)
     compression.refuse_other(manifest, what=what)
     return compression
 
@@ -147,7 +149,9 @@ def _layout(
                 memory_dim=manifest["memory_dim"],
                 max_ngram=hash["max_ngram"],
                 num_heads=hash["num_heads"],
-                seed=hash["seed"],
+                seed=hash["seed"] or 0,
+                multipliers=given_multipliers(hash, what=what),
+                end_token=(facts.get("end_tokens") or {}).get("engram"),
             )
             return EngramLayout(engram, compression, pad_token=facts["pad_tokens"]["engram"], num_layers=num_layers)
         if kind == "stem":

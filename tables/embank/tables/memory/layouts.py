@@ -73,6 +73,9 @@ class EngramConfig:
         memory_dim: the total width of what a layer reads at a position; a head's rows have memory_dim / ((N - 1) K).
         seed: of the hash; that of initial values is the collection's.
         init_std: deviation of initial rows.
+        multipliers: of the hash, by layer, as others have released them; None draws them by the seed.
+        end_token: a token behind which another document begins, for the hash alone: nothing looks back on it. Tokens of
+            its compressed id do the same. None knows documents by the marks of a batch only.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
@@ -84,6 +87,8 @@ class EngramConfig:
     num_heads: int = 8
     seed: int = 0
     init_std: float = 0.02
+    multipliers: Mapping[int, Sequence[int]] | None = None
+    end_token: int | None = None
 
 
 class EngramLayout:
@@ -126,6 +131,8 @@ class EngramLayout:
             compressed_vocab_size=compression.size,
             pad_id=compression.one(pad_token),
             seed=config.seed,
+            multipliers=config.multipliers,
+            end_id=None if config.end_token is None else compression.one(config.end_token),
         )
         self.row_dim = whole(config.memory_dim, what="memory_dim is", least=1)
         if self.row_dim % self.hash.num_columns:

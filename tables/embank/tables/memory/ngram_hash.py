@@ -17,6 +17,7 @@ from torch import Tensor
 from embank.tables.collections.ids import int64_ids
 from embank.tables.errors import CheckpointError, ConfigError, DataError
 from embank.tables.memory.history import DEAD
+from embank.tables.memory.primes import next_prime, refuse_composite
 from embank.tables.scalars import whole
 
 LAYER_STRIDE = 10_007
@@ -40,10 +41,15 @@ class NgramHash:
         compressed_vocab_size: V', as of `TokenCompression.size`.
         pad_id: the *compressed* id that stands where a look-back ends.
         seed: of the multipliers.
+        multipliers: by layer m_0 .. m_{N-1}, where others have drawn them in another way and released them; None draws
+            them by the seed.
+        end_id: the *compressed* id of a token that ends documents: no look-back reaches it from behind. It has an
+            n-gram of its own that looks back as any token's. None knows no such token.
 
     Attributes:
         primes: rows of each head by layer, order after order.
         multipliers: odd int64 multipliers m_0 .. m_{N-1} by layer.
+        seed: None where multipliers were given.
         lookback: N - 1.
         num_columns: (N - 1) K.
 
@@ -66,7 +72,9 @@ class NgramHash:
         rows_per_order: Sequence[int],
         compressed_vocab_size: int,
         pad_id: int,
-        seed: int = 0,
+        seed: int | None = 0,
+        multipliers: Mapping[int, Sequence[int]] | None = None,
+        end_id: int | None = None,
     ) -> None:
         self.layer_ids = tuple(whole(layer, what="a layer with n-grams is", least=0) for layer in layer_ids)
         self.max_ngram = whole(max_ngram, what="max_ngram is", least=2)
@@ -74,9 +82,13 @@ class NgramHash:
         self.rows_per_order = tuple(whole(rows, what="rows_per_order has", least=1) for rows in rows_per_order)
         self.compressed_vocab_size = whole(compressed_vocab_size, what="compressed_vocab_size is", least=1)
         self.pad_id = whole(pad_id, what="pad_id is", least=0)
-        self.seed = whole(seed, what="the seed of the n-gram hash is", least=0)
+        self.end_id = None if end_id is None else whole(end_id, what="end_id is", least=0)
+        self.seed = None if multipliers is not None else whole(seed, what="the seed of the n-gram hash is", least=0)
         self._refuse_impossible()
-        self.multipliers = {layer: self._multipliers(layer) for layer in self.layer_ids}
+        if multipliers is None:
+            self.multipliers = {layer: self._multipliers(layer) for layer in self.layer_ids}
+        else:
+            self.multipliers = self._given(multipliers)
         self.primes = self._primes()
         self.lookback = self.max_ngram - 1
         self.num_columns = self.lookback * self.num_heads
@@ -95,9 +107,37 @@ class NgramHash:
                 f"pad_id {self.pad_id} is outside the {self.compressed_vocab_size:,} compressed ids; give the "
                 "compressed id of the pad token, not the token's own"
             )
+        if self.end_id is not None and self.end_id >= self.compressed_vocab_size:
+            raise ConfigError(
+                f"end_id {self.end_id} is outside the {self.compressed_vocab_size:,} compressed ids; give the "
+                "compressed id of the token that ends documents"
+            )
+
+    def _given(self, multipliers: Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:
+        """Multipliers of others: as many as an n-gram has tokens, and none so large that a product overflows."""
+        if sorted(multipliers) != sorted(self.layer_ids):
+            raise ConfigError(
+                f"multipliers are given for the layers {sorted(multipliers)}; give them for {sorted(self.layer_ids)}"
+            )
+        given = {}
+        for layer in self.layer_ids:
+            numbers = tuple(whole(m, what=f"a multiplier of layer {layer} is", least=1) for m in multipliers[layer])
+            if len(numbers) != self.max_ngram:
+                raise ConfigError(
+                    f"layer {layer} has {len(numbers)} multipliers; n-grams of up to {self.max_ngram} tokens need "
+                    f"{self.max_ngram}"
+                )
+            if max(numbers) * (self.compressed_vocab_size - 1) > MAX_INT64:
+                raise ConfigError(
+                    f"layer {layer} has a multiplier of {max(numbers)}, whose products with ids below "
+                    f"{self.compressed_vocab_size:,} exceed 64 bits; it was released for fewer ids"
+                )
+            given[layer] = numbers
+        return given
 
     def _multipliers(self, layer: int) -> tuple[int, ...]:
         """Odd, and so small that no product with an id exceeds an int64."""
+        assert self.seed is not None
         bound = max(1, MAX_INT64 // self.compressed_vocab_size // 2)
         generator = np.random.Generator(np.random.PCG64(self.seed + LAYER_STRIDE * layer))
         draws = generator.integers(0, bound, size=self.max_ngram, dtype=np.int64)
@@ -112,7 +152,7 @@ class NgramHash:
             for rows in self.rows_per_order:
                 candidate = rows - 1
                 for _ in range(self.num_heads):
-                    candidate = _next_prime(candidate, taken)
+                    candidate = next_prime(candidate, taken)
                     taken.add(candidate)
                     chosen.append(candidate)
             primes[layer] = tuple(chosen)
@@ -182,6 +222,8 @@ class NgramHash:
             here = slice(self.lookback - back, self.lookback - back + length)
             if back:  # past the beginning of a document
                 stopped_BT = stopped_BT | is_start_BS[:, here.start + 1 : here.stop + 1]
+                if self.end_id is not None:
+                    stopped_BT = stopped_BT | (ids_BS[:, here] == self.end_id)
             stopped_BT = stopped_BT | is_dead_BS[:, here]
             windows.append(ids_BS[:, here].masked_fill(stopped_BT, self.pad_id))
         return windows
@@ -207,6 +249,8 @@ class NgramHash:
             first = self.lookback - back
             if back:
                 stopped = stopped | is_start[:, first + 1 : first + 1 + length]
+                if self.end_id is not None:
+                    stopped = stopped | (ids[:, first : first + length] == self.end_id)
             stopped = stopped | is_dead[:, first : first + length]
             window = np.where(stopped, self.pad_id, ids[:, first : first + length])
             for layer, multipliers, orders in self._flat:
@@ -241,7 +285,10 @@ class NgramHash:
             value = marked[last - back]
             if value == DEAD:
                 break
-            windows[back] = value if value >= 0 else -2 - value
+            token = value if value >= 0 else -2 - value
+            if back and token == self.end_id:
+                break
+            windows[back] = token
             if value < DEAD:
                 break
         return windows
@@ -260,6 +307,7 @@ class NgramHash:
             "rows_per_order": list(self.rows_per_order),
             "compressed_vocab_size": self.compressed_vocab_size,
             "pad_id": self.pad_id,
+            "end_id": self.end_id,
             "seed": self.seed,
             "stop_rule": "sticky",
             "multipliers": {str(layer): list(m) for layer, m in self.multipliers.items()},
@@ -283,7 +331,11 @@ class NgramHash:
         if missing:
             raise CheckpointError(f"{what} does not say its n-gram hash's {missing[0]}; export it again")
         try:
-            made = cls(**{name: manifest[name] for name in names})
+            made = cls(
+                **{name: manifest[name] for name in names},
+                end_id=manifest.get("end_id"),
+                multipliers=given_multipliers(manifest, what=what),
+            )
         except ConfigError as error:
             raise CheckpointError(f"{what} has an n-gram hash that can't be: {error}") from error
         made.refuse_other(manifest, what=what)
@@ -298,7 +350,7 @@ class NgramHash:
         for name, mine in self.manifest().items():
             theirs = manifest.get(name)
             if name == "primes":
-                _refuse_composite(theirs, what=what)
+                refuse_composite(theirs, what=what)
             if theirs != mine:
                 raise CheckpointError(
                     f"{what} has an n-gram hash with {name} {_short(theirs)}; here it is {_short(mine)}, so that every "
@@ -306,32 +358,22 @@ class NgramHash:
                 )
 
 
+def given_multipliers(manifest: Mapping[str, Any], *, what: str) -> dict[int, list[int]] | None:
+    """The multipliers that a manifest's hash was given; None where a seed has drawn them.
+
+    Raises:
+        CheckpointError: it has neither.
+    """
+    if manifest.get("seed") is not None:
+        return None
+    try:
+        return {int(layer): list(numbers) for layer, numbers in manifest["multipliers"].items()}
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{what} has neither a seed nor multipliers of its n-gram hash; export it again"
+        ) from error
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _refuse_composite(primes: Any, *, what: str) -> None:
-    if not isinstance(primes, Mapping):
-        return
-    for layer, counts in primes.items():
-        for count in counts:
-            if not _is_prime(count):
-                raise CheckpointError(
-                    f"{what} says that a head of layer {layer} has {count} rows, which is no prime; heads have a prime "
-                    "number of rows (padding at a table's end does not count)"
-                )
-
-
-def _next_prime(above: int, taken: set[int]) -> int:
-    """The next prime above a number that is not taken."""
-    candidate = above + 1
-    while candidate in taken or not _is_prime(candidate):
-        candidate += 1
-    return candidate
-
-
-def _is_prime(number: int) -> bool:
-    from sympy import isprime  # takes a while to import
-
-    return bool(isprime(number))

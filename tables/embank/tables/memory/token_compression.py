@@ -36,9 +36,10 @@ class TokenCompression:
     Args:
         ids_V: int64 [V], the compressed id of each token: 0, 1, 2, ... in the order of first appearance.
         digest: of the tokenizer's vocabulary and of the map, see `from_tokenizer`.
+        padding: how the map goes on behind the tokenizer's tokens, see `from_tokenizer`; None where it does not.
 
     Attributes:
-        num_tokens: V, the tokenizer's added tokens included.
+        num_tokens: V, the tokenizer's added tokens included, and ids that no token has where a model has more of them.
         size: V', the number of compressed ids. Every row of every n-gram depends on it.
         digest: kept beside rows that were trained, and compared when they are loaded.
 
@@ -53,7 +54,7 @@ class TokenCompression:
         (2, [0, 1, 0])
     """
 
-    def __init__(self, ids_V: Tensor, *, digest: str) -> None:
+    def __init__(self, ids_V: Tensor, *, digest: str, padding: Mapping[str, int] | None = None) -> None:
         distinct = torch.unique(ids_V)
         if ids_V.dim() != 1 or not ids_V.numel() or not torch.equal(distinct, torch.arange(len(distinct))):
             raise ConfigError(
@@ -64,10 +65,13 @@ class TokenCompression:
         self.num_tokens = ids_V.numel()
         self.size = len(distinct)
         self.digest = digest
+        self.padding = None if padding is None else dict(padding)
         self._list = self.ids_V.tolist()
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any, *, compress: bool = True) -> Self:
+    def from_tokenizer(
+        cls, tokenizer: Any, *, compress: bool = True, num_ids: int | None = None, absent_as: int = 0
+    ) -> Self:
         """The map of a tokenizer.
 
         A token's key is its text, decoded alone and normalised; the raw token where the text is empty or holds bytes
@@ -77,16 +81,43 @@ class TokenCompression:
         Args:
             tokenizer: of `tokenizers`, or any of `transformers`.
             compress: False gives every token an id of its own; the digest still tells tokenizers apart.
+            num_ids: the model's number of ids (`vocab_size`), which may be more than there are tokens (Qwen pads it).
+                Ids without a token get an id of their own with `compress=False`. Otherwise they are read as
+                `absent_as`, so that V', and with it every row, is the tokenizer's alone. None knows the tokens only.
+            absent_as: a token, usually the one for padding.
 
         Raises:
-            ConfigError: it is no tokenizer, or has no tokens.
+            ConfigError: it is no tokenizer, has no tokens, or more than there are ids.
         """
         vocabulary = _vocabulary_of(tokenizer)
         key_of = _key_maker(vocabulary) if compress else (lambda token: f"{token} {vocabulary.token_of(token)}")
         places: dict[str, int] = {}
         ids = [places.setdefault(key_of(token), len(places)) for token in range(vocabulary.num_tokens)]
+        num_tokens, padding = len(ids), None
+        if num_ids is not None and num_ids < num_tokens:
+            raise ConfigError(f"the tokenizer has {num_tokens:,} tokens, more than num_ids, {num_ids:,}")
+        if num_ids is not None and num_ids > num_tokens:
+            if not 0 <= absent_as < num_tokens:
+                raise ConfigError(f"absent_as is {absent_as}; give one of the tokenizer's {num_tokens:,} tokens")
+            more = num_ids - num_tokens
+            ids += [ids[absent_as]] * more if compress else range(len(places), len(places) + more)
+            padding = {"first_absent": num_tokens, "absent_as": absent_as}
         ids_V = torch.tensor(ids, dtype=torch.int64)
-        return cls(ids_V, digest=_digest(ids_V, list(places)))
+        return cls(ids_V, digest=_digest(ids_V, list(places)), padding=padding)
+
+    @classmethod
+    def like(cls, manifest: Mapping[str, Any], tokenizer: Any, *, compress: bool = True) -> Self:
+        """The map of a tokenizer with as many ids as that of a manifest, which `refuse_other` then compares.
+
+        Args:
+            manifest: what `manifest` gave.
+            tokenizer, compress: as for `from_tokenizer`.
+        """
+        made, padding = cls.from_tokenizer(tokenizer, compress=compress), manifest.get("padding")
+        if not isinstance(padding, Mapping) or made.num_tokens != padding.get("first_absent"):
+            return made
+        num_ids, absent_as = manifest.get("num_tokens"), padding.get("absent_as", 0)
+        return cls.from_tokenizer(tokenizer, compress=compress, num_ids=num_ids, absent_as=absent_as)
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """Compressed ids of token ids, any shape.
@@ -112,13 +143,14 @@ class TokenCompression:
         if not 0 <= token_id < self.num_tokens:
             raise DataError(
                 f"token id {token_id} is outside the tokenizer's {self.num_tokens:,} tokens (0 .. "
-                f"{self.num_tokens - 1:,}); mark padding as dead positions, and tokenize with the tokenizer that the "
-                "compression was made from"
+                f"{self.num_tokens - 1:,}); mark padding as dead positions, tokenize with the tokenizer that the "
+                "compression was made from, and give num_ids where the model has more ids than that has tokens"
             )
 
     def manifest(self) -> dict[str, Any]:
         """What tells this map from others, as JSON."""
-        return {"num_tokens": self.num_tokens, "size": self.size, "digest": self.digest}
+        facts = {"num_tokens": self.num_tokens, "size": self.size, "digest": self.digest}
+        return facts if self.padding is None else {**facts, "padding": self.padding}
 
     def refuse_other(self, manifest: Mapping[str, Any], *, what: str) -> None:
         """Refuses what was trained with another map.

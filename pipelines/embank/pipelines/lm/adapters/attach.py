@@ -67,7 +67,8 @@ def add_engram(
         loss.backward(); optimizer.step(); memory.update_rows()
     """
     refuse_other_layers(layers, num_layers=len(layers_of(model)), kind="engram")
-    compression = _compression(model, tokenizer, compress=compress)
+    pad = _pad_token(tokenizer) if pad_token is None else pad_token
+    compression = _compression(model, tokenizer, compress=compress, pad_token=pad)
     columns = (max_ngram - 1) * num_heads
     config = EngramConfig(
         layer_ids=list(layers),
@@ -77,7 +78,6 @@ def add_engram(
         num_heads=num_heads,
         seed=seed,
     )
-    pad = _pad_token(tokenizer) if pad_token is None else pad_token
     layout = EngramLayout(config, compression, pad_token=pad, num_layers=len(layers_of(model)))
     return attach_engram(model, layout, compress=compress, seed=seed, optimizer=optimizer, backend=backend, tier=tier)
 
@@ -151,20 +151,37 @@ def attach_stem(
     return ModelMemory(model, tables, layers={}, compress=False)
 
 
-def _compression(model: Any, tokenizer: Any, *, compress: bool) -> TokenCompression:
-    """The tokenizer's compression.
+def _compression(model: Any, tokenizer: Any, *, compress: bool, pad_token: int = 0) -> TokenCompression:
+    """The tokenizer's compression, for all ids that the model has: its vocabulary may be larger than the tokenizer's
+    (Qwen pads it), and generation may choose any of it. Ids without a token are read as the pad token where tokens are
+    compressed, so that V' stays the tokenizer's, and have an id of their own otherwise.
 
     Raises:
-        ConfigError: it has tokens that the model does not have.
+        ConfigError: it has tokens that the model does not have, or no such pad token.
     """
     compression = TokenCompression.from_tokenizer(tokenizer, compress=compress)
     refuse_larger_vocabulary(model, compression)
-    return compression
+    num_ids = vocab_size_of(model)
+    if compression.num_tokens == num_ids:
+        return compression
+    if compress and not 0 <= pad_token < compression.num_tokens:
+        raise ConfigError(
+            f"pad_token is {pad_token}; give one of the tokenizer's {compression.num_tokens:,} tokens, or "
+            "compress=False"
+        )
+    return TokenCompression.from_tokenizer(
+        tokenizer, compress=compress, num_ids=num_ids, absent_as=pad_token if compress else 0
+    )
+
+
+def vocab_size_of(model: Any) -> int:
+    """The ids that a model has."""
+    return int(model.config.get_text_config().vocab_size)
 
 
 def refuse_larger_vocabulary(model: Any, compression: TokenCompression) -> None:
     """Raises ConfigError if a tokenizer has more tokens than a model: it is another model's."""
-    vocab_size = int(model.config.get_text_config().vocab_size)
+    vocab_size = vocab_size_of(model)
     if compression.num_tokens > vocab_size:
         raise ConfigError(
             f"the tokenizer has {compression.num_tokens:,} tokens and the model {vocab_size:,}; give the model's own, "

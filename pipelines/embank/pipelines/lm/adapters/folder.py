@@ -156,10 +156,10 @@ def _refuse_other_model(manifest: dict[str, Any], model: Any, folder: Path) -> N
 def _compression(manifest: dict[str, Any], folder: Path, tokenizer: Any) -> TokenCompression:
     saved = manifest["layout"]["tokenizer"]
     ids_V = load_file(folder / "compression.safetensors")["ids"]
-    kept = TokenCompression(ids_V, digest=saved["digest"])
+    kept = TokenCompression(ids_V, digest=saved["digest"], padding=saved.get("padding"))
     kept.refuse_other(saved, what=f"the memory in '{folder}'")
     if tokenizer is not None:
-        given = TokenCompression.from_tokenizer(tokenizer, compress=manifest["compress"])
+        given = TokenCompression.like(saved, tokenizer, compress=manifest["compress"])
         given.refuse_other(saved, what=f"the memory in '{folder}'")
         if not torch.equal(given.ids_V, ids_V):
             raise CheckpointError(f"the memory in '{folder}' has another map of tokens than its digest says. {_CURE}")
