@@ -100,14 +100,29 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(texts: Path, corpus: Corpus
     model = build_model(lm_config(texts), corpus, rows_folder=Path("unused"))
     torch.nn.init.zeros_(model.decoder.embedding.weight)
     stream = corpus.ids("valid")
+    assert (len(stream) - 1) % 16  # the last window is a shorter one
     predictions = predict(model, stream)
-    count = (len(stream) - 1) // 16 * 16
+    count = len(stream) - 1
     assert predictions.places_N.tolist() == list(range(1, count + 1))
     assert torch.equal(predictions.ids_N, stream[1 : count + 1])
     num_bytes = int(corpus.token_bytes_V[stream[1 : count + 1]].sum())
     assert bits_per_byte(predictions, corpus.token_bytes_V) == pytest.approx(
         count * math.log2(corpus.vocab_size) / num_bytes
     )
+
+
+@pytest.mark.parametrize("kind", ["engram", "none"])
+def test_the_last_window_is_predicted_by_itself(texts: Path, corpus: Corpus, kind: str) -> None:
+    """Of 75 tokens at context 16: four full windows, and one of ten predictions that knows nothing of what follows."""
+    model = build_model(lm_config(texts, memory={"kind": kind, "conv": True}), corpus, rows_folder=Path("unused"))
+    stream = corpus.ids("valid")[:75]
+    predictions = predict(model, stream)
+    assert predictions.places_N.tolist() == list(range(1, 75))
+    last = torch.nn.functional.cross_entropy(
+        model.logits(model.hidden(stream[None, 64:74])).flatten(0, 1), stream[65:], reduction="none"
+    )
+    torch.testing.assert_close(predictions.nats_N[64:], last.detach(), rtol=1e-5, atol=1e-5)
+    assert predict(model, stream, most=50).places_N.tolist() == list(range(1, 51))
 
 
 def test_windows_cover_the_stream_and_ranks_share_a_batch() -> None:
@@ -118,9 +133,12 @@ def test_windows_cover_the_stream_and_ranks_share_a_batch() -> None:
     shares = [windows.batch(1, rank=rank, count=2) for rank in range(2)]
     assert torch.equal(torch.cat(shares), windows.batch(1))
     assert not torch.equal(windows.batch(0), windows.batch(2))  # another epoch, another order
-    assert sorted(first for batch in windows.all() for first in batch[:, 0].tolist()) == list(range(0, 100, 10))
+    assert sorted(first for batch, _ in windows.all() for first in batch[:, 0].tolist()) == list(range(0, 100, 10))
     rest = Windows(torch.arange(171), context=10, batch_size=16, seed=0)
-    assert [len(batch) for batch in rest.all()] == [9, 8]
+    assert [len(batch) for batch, _ in rest.all()] == [9, 8]
+    longer = Windows(torch.arange(175), context=10, batch_size=16, seed=0)
+    read = torch.cat([places[:, 1:].flatten() for places, _ in longer.all()]).tolist()
+    assert sorted(place for place in read if place < 175) == list(range(1, 175))
     with pytest.raises(DataError, match="the training split has 39 tokens"):
         Windows(torch.arange(39), context=10, batch_size=4, seed=0)
 

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,7 +39,8 @@ class Predictions:
 
 @torch.no_grad()
 def predict(model: LanguageModel, stream: Tensor, *, most: int | None = None) -> Predictions:
-    """Predicts a stream window by window; the first token of a window has no context in it but the one before.
+    """Predicts all of a stream but its first token, window by window; the first token of a window has no context in it
+    but the one before. The last window is shorter where the stream ends.
 
     Args:
         model: is put into evaluation mode.
@@ -52,14 +52,16 @@ def predict(model: LanguageModel, stream: Tensor, *, most: int | None = None) ->
     batch_size = max(1, min(EVAL_BATCH, (len(stream) - 1) // context))
     windows = Windows(stream, context=context, batch_size=batch_size, seed=_ORDER_SEED)
     model.train(False)
-    nats, ids = [], []
-    for window_BS in windows.all():
-        inputs_BT, targets_BT = window_BS[:, :-1], window_BS[:, 1:]
+    places, nats, ids = [], [], []
+    for places_BS, window_BS in windows.all():
+        inputs_BT, targets_N = window_BS[:, :-1], window_BS[:, 1:].flatten()
         logits_NV = model.logits(model.hidden(inputs_BT)).flatten(0, 1)
-        nats.append(F.cross_entropy(logits_NV.float(), targets_BT.flatten(), reduction="none"))
-        ids.append(targets_BT.flatten())
-    places = torch.from_numpy(windows.order(0)[:, None] * context + np.arange(1, context + 1)).flatten()
-    return Predictions(places_N=places, ids_N=torch.cat(ids), nats_N=torch.cat(nats)).sorted()
+        places_N = places_BS[:, 1:].flatten()
+        kept = places_N < len(stream)  # a window that is too long tells nothing of what stands before its end
+        places.append(places_N[kept])
+        nats.append(F.cross_entropy(logits_NV.float(), targets_N, reduction="none")[kept])
+        ids.append(targets_N[kept])
+    return Predictions(places_N=torch.cat(places), ids_N=torch.cat(ids), nats_N=torch.cat(nats)).sorted()
 
 
 def bits_per_byte(predictions: Predictions, token_bytes_V: Tensor) -> float:

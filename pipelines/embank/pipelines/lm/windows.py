@@ -56,9 +56,16 @@ class Windows:
             self._known = (epoch, generator.permutation(self.num_windows))
         return self._known[1]
 
-    def all(self) -> Iterator[Tensor]:
+    def all(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every window once, in as few batches as there can be, of sizes that differ by one at most: none of them is a
-        lonely rest."""
-        for chosen in np.array_split(self.order(0), -(-self.num_windows // self.batch_size)):
-            starts = chosen[:, None] * self.context + np.arange(self.context + 1)
-            yield self.stream[torch.from_numpy(starts)]
+        lonely rest. What is left behind the last full window is one more, which goes on with the stream's beginning.
+
+        Yields:
+            Positions in the stream [B, T + 1], beyond its end where a window goes on with the beginning; and ids.
+        """
+        order = self.order(0)
+        if (len(self.stream) - 1) % self.context:
+            order = np.append(order, self.num_windows)
+        for chosen in np.array_split(order, -(-len(order) // self.batch_size)):
+            places_BS = torch.from_numpy(chosen[:, None] * self.context + np.arange(self.context + 1))
+            yield places_BS, self.stream[places_BS % len(self.stream)]
