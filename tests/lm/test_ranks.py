@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from tests.distributed.ranks import Ranks
-from tests.lm.jobs import train_on_rank
-from tests.lm.small import train_lm
+from tests.lm.jobs import stop_on_rank, train_on_rank
+from tests.lm.small import timeless, train_lm
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +31,21 @@ def test_a_run_goes_on_with_another_number_of_ranks(two: Ranks, texts: Path, tmp
     assert len(folder.saved()) == 1  # the last one, which is the best one
     again = train_lm(texts, tmp_path / "run", resume=True, **sections)
     assert again["bits_per_byte"] == pytest.approx(whole["bits_per_byte"], rel=1e-5)
+
+
+def test_ranks_leave_out_other_embeddings_and_go_on_with_theirs(two: Ranks, texts: Path, tmp_path: Path) -> None:
+    from embank.pipelines.lm.state import SavedLm
+    from embank.pipelines.runs.folder import RunFolder
+
+    sections: dict[str, Any] = {"model": {"embedding_dropout": 0.5}}
+    whole = two.run(train_on_rank, texts, tmp_path / "whole", False, sections)
+    drawn = SavedLm(RunFolder(tmp_path / "whole").saved()[-1]).dense["generators"]
+    assert len(drawn) == 2
+    assert not drawn[0].equal(drawn[1])
+    stopped = two.run(stop_on_rank, texts, tmp_path / "parts", 9, sections)
+    assert all("--resume" in said for said in stopped)
+    parts = two.run(train_on_rank, texts, tmp_path / "parts", True, sections)
+    assert [timeless(result) for result in parts] == [timeless(result) for result in whole]
 
 
 def test_uneven_batches_are_refused(two: Ranks, texts: Path, tmp_path: Path) -> None:

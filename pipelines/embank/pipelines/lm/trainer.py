@@ -21,6 +21,7 @@ from embank.pipelines.train.interrupt import InterruptedRunError, stop_on_signal
 from embank.pipelines.train.session import WARMUP_STEPS
 from embank.pipelines.train.telling import recorded
 from embank.tables.errors import CheckpointError, ConfigError
+from embank.tables.ids.hashing import seed_of
 from embank.tables.sharding.processes import Processes
 from embank.tables.storage.refusals import writing
 
@@ -139,6 +140,8 @@ class LmTrainer:
         windows = Windows(stream, context=context, batch_size=train.batch_size, seed=train.seed)
         self.num_steps = max(1, train.tokens // (train.batch_size * context))
         self.model = build_model(self.config, self.corpus, rows_folder=self.run.path / ROWS, processes=self.processes)
+        if self.processes.rank:  # each process leaves other embeddings out; initial values are the same
+            torch.default_generator.manual_seed(seed_of(train.seed, "rank", self.processes.rank))
         self.stepper = LmStepper(self.model, windows, config=train, num_steps=self.num_steps, processes=self.processes)
         self.progress = LmProgress()
         if saved:
