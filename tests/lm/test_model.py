@@ -11,7 +11,7 @@ from embank.pipelines.lm.model import LanguageModel, TextState, build_model
 from embank.pipelines.lm.step import lm_optimizer
 from embank.pipelines.lm.tokens import Corpus
 from embank.tables import ConfigError
-from embank.tables.memory import EngramLayout
+from embank.tables.memory import EngramLayout, MemoryFormerLinear
 from tests.lm.small import KINDS, lm_config
 
 pytestmark = pytest.mark.slow
@@ -102,6 +102,16 @@ def test_embeddings_are_left_out_in_training_alone(texts: Path, corpus: Corpus) 
     torch.manual_seed(0)
     left_out = (decoder.train()._embedded(IDS.repeat(50, 1)) == 0).all(-1)
     assert 0.4 < float(left_out.float().mean()) < 0.6
+
+
+@torch.no_grad()
+def test_both_scorings_of_memoryformer(texts: Path, corpus: Corpus) -> None:
+    paper, released = (_model(texts, corpus, "memoryformer", scoring=s) for s in ("paper", "released"))
+    released.network.load_state_dict(paper.network.state_dict())
+    layers = [m for m in released.network.modules() if isinstance(m, MemoryFormerLinear)]
+    assert {layer.scoring for layer in layers} == {"released"}
+    assert len(layers) == 4
+    assert not torch.allclose(paper.hidden(IDS), released.hidden(IDS))
 
 
 def test_default_layers(texts: Path) -> None:

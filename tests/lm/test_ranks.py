@@ -33,6 +33,20 @@ def test_a_run_goes_on_with_another_number_of_ranks(two: Ranks, texts: Path, tmp
     assert again["bits_per_byte"] == pytest.approx(whole["bits_per_byte"], rel=1e-5)
 
 
+def test_columns_over_two_ranks_are_one_process(two: Ranks, texts: Path, tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "memory": {"kind": "stem"},
+        "train": {"row_optimizer": "adagrad", "row_lr": 0.05},
+        "rows": {"cut": "columns"},
+    }
+    alone = train_lm(texts, tmp_path / "alone", **sections)
+    first, second = two.run(train_on_rank, texts, tmp_path / "both", False, sections)
+    assert first["bits_per_byte"] == second["bits_per_byte"] == pytest.approx(alone["bits_per_byte"], rel=1e-4)
+    uneven = {**sections, "model": {"hidden": 21}, "rows": {"cut": "columns", "backend": "torch"}}
+    said = two.run(train_on_rank, texts, tmp_path / "uneven", False, uneven)
+    assert all("dim 21 can't be cut evenly into 2 columns" in message for message in said)
+
+
 def test_ranks_leave_out_other_embeddings_and_go_on_with_theirs(two: Ranks, texts: Path, tmp_path: Path) -> None:
     from embank.pipelines.lm.state import SavedLm
     from embank.pipelines.runs.folder import RunFolder

@@ -12,6 +12,7 @@ import torch
 
 from embank.pipelines.config.run import load_config
 from embank.pipelines.lm.evaluation import bits_per_byte, predict
+from embank.pipelines.lm.generation import generate_ids
 from embank.pipelines.lm.model import build_model
 from embank.pipelines.lm.opened import evaluate_run, opened_lm
 from embank.pipelines.lm.tokens import Corpus
@@ -143,6 +144,17 @@ def test_windows_cover_the_stream_and_ranks_share_a_batch() -> None:
         Windows(torch.arange(39), context=10, batch_size=4, seed=0)
 
 
+@pytest.mark.parametrize("kind", ["engram", "stem"])
+def test_rows_of_two_bytes(texts: Path, tmp_path: Path, kind: str) -> None:
+    sections: dict[str, Any] = {"memory": {"kind": kind}, "rows": {"backend": "torch", "dtype": "bf16"}}
+    result = train_lm(texts, tmp_path / "run", **sections)
+    assert train_lm(texts, tmp_path / "again", **sections)["bits_per_byte"] == result["bits_per_byte"]
+    assert evaluate_run(tmp_path / "run", split="test")["bits_per_byte"] == result["bits_per_byte"]
+    with opened_lm(tmp_path / "run") as lm:
+        assert {weight.dtype for weight in lm.model.row_weights().values()} == {torch.bfloat16}
+        assert len(generate_ids(lm.model, [5, 6, 7], most=4)) <= 4
+
+
 def test_a_run_of_another_kind_is_no_language_model(tmp_path: Path) -> None:
     RunFolder(tmp_path).create({"data": {"path": "data"}, "model": {"name": "lr"}}, fingerprint="", content=None)
     with (
@@ -227,6 +239,10 @@ def test_a_run_begins_in_what_a_kill_has_left(texts: Path, tmp_path: Path) -> No
         ({"train": {"tokens": 63}}, "train.tokens is 63, less than one batch of 4 sequences of 16 tokens; .* least 64"),
         ({"memory": {"kind": "memoryformer", "bits": 3}}, "memory.bits is 3 with model.dim 16; give a divisor"),
         ({"train": {"lr": True}}, "train.lr is True: it must be a number"),
+        ({"rows": {"dtype": "bf16"}}, "rows.dtype is 'bf16', which the fbgemm backend lacks on a CPU"),
+        ({"rows": {"dtype": "int8", "backend": "torch"}}, "rows.dtype is 'int8'"),
+        ({"rows": {"cut": "columns"}}, "rows.cut is 'columns' and train.row_optimizer 'rowwise_adagrad'"),
+        ({"memory": {"scoring": "other"}}, "memory.scoring is 'other'"),
     ],
 )
 def test_wrong_configurations_are_refused(texts: Path, sections: dict[str, Any], message: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from embank.tables import RowOptimizer, RowTier
+from embank.tables import ConfigError, RowOptimizer, RowTier
 from embank.tables.memory import MemoryTables
 from embank.tables.storage.checkpoint import row_tensors
 from tests.memory.small import engram, stem, tokens
@@ -54,3 +54,12 @@ def loaded(rank: int, cut: str, folder: Path) -> dict[str, torch.Tensor]:
             real = numbers < tensor.shard.table.num_embeddings
             parts[tensor.name] = (numbers[real], tensor.view[real].clone())
     return parts
+
+
+def refused(rank: int, cut: str | dict[str, str], name: str) -> str:
+    """Why tables can't be cut so."""
+    try:
+        shared(cut, None, rank=rank, name=name)
+    except ConfigError as error:
+        return str(error)
+    return "it was not refused"

@@ -68,3 +68,8 @@ def test_a_checkpoint_of_one_process_is_dealt_to_two(two: Ranks, tmp_path: Path,
                     numbers, own = part[name]
                     together[numbers] = own
             assert torch.equal(together, values), (kind, name)
+
+
+def test_columns_that_would_train_otherwise_are_refused(two: Ranks) -> None:
+    said = two.run(jobs.refused, {"engram": "rows", "stem": "columns"}, "rowwise_adagrad")
+    assert all("'stem.layer1' can't be column_wise with rowwise_adagrad" in message for message in said)

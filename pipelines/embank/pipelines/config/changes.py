@@ -15,6 +15,7 @@ MAY_CHANGE = frozenset(
         "rows.directory",
         "rows.planner",
         "rows.plan",
+        "rows.cut",
         "rows.memory_per_rank",
         "train.num_threads",
         "train.tensorboard",

@@ -10,7 +10,7 @@ from embank.pipelines.config.file import read_config
 from embank.pipelines.config.problems import ORIGIN, refuse_unknown, written_in, wrong_value
 from embank.pipelines.config.values import validated
 from embank.tables import ConfigError, option_class
-from embank.tables.memory.memoryformer import MAX_BITS
+from embank.tables.memory.memoryformer import MAX_BITS, Scoring
 from embank.tables.rows.store_spec import RowOptimizerName
 from embank.tables.scalars import plain
 
@@ -83,6 +83,7 @@ class MemoryConfig:
         shuffle_ids: engram: a control; each position gets rows of another one, same rows and work, no information.
         added: stem: add rows to the up-projection instead of replacing it.
         bits: memoryformer: activations whose signs address a table.
+        scoring: memoryformer: how a lookup is weighed, as the paper has it or as its released code has.
     """
 
     kind: Literal["none", "engram", "stem", "bigram", "memoryformer"] = "none"
@@ -96,6 +97,7 @@ class MemoryConfig:
     shuffle_ids: bool = False
     added: bool = False
     bits: int = 8
+    scoring: Scoring = "paper"
 
 
 @option_class
@@ -148,12 +150,17 @@ class LmRowsConfig:
     Args:
         backend: fbgemm, or its slow twin torch (which has adam).
         tier: memory of the device, of the host (the same without a GPU), or memory-mapped files.
+        dtype: fp32, or fp16 and bf16 in half the memory (on a CPU with backend torch).
+        cut: how several ranks share a table: its rows, the columns of every row (for wide STEM rows; not with
+            rowwise_adagrad, whose state is of whole rows), or whole heads.
         directory: of the disk tier's files; None takes `rows/` in the run directory.
         prefetch: on the disk tier, read the rows of the next batch ahead of their use.
     """
 
     backend: Literal["fbgemm", "torch"] = "fbgemm"
     tier: Literal["device", "host", "disk"] = "device"
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    cut: Literal["rows", "columns", "heads"] = "rows"
     directory: str | None = None
     prefetch: bool = True
 
@@ -283,6 +290,16 @@ def _refuse_bad_shapes(config: LmConfig) -> None:
         raise ConfigError(
             "train.row_optimizer is 'adam', which the fbgemm backend lacks on a CPU; use rowwise_adagrad, or set "
             "rows.backend to torch"
+        )
+    if config.rows.dtype != "fp32" and config.rows.backend == "fbgemm":
+        raise ConfigError(
+            f"rows.dtype is '{config.rows.dtype}', which the fbgemm backend lacks on a CPU; set rows.backend to torch, "
+            "or rows.dtype to fp32"
+        )
+    if config.rows.cut == "columns" and config.train.row_optimizer == "rowwise_adagrad":
+        raise ConfigError(
+            "rows.cut is 'columns' and train.row_optimizer 'rowwise_adagrad', which keeps a number for each whole row; "
+            "set train.row_optimizer to adagrad, sgd or adam (adagrad wants a row_lr of its own), or rows.cut to rows"
         )
 
 

@@ -19,6 +19,7 @@ from embank.tables.memory import (
     StemLayout,
     TokenCompression,
 )
+from embank.tables.memory.memoryformer import Scoring
 
 END_ID = 0
 """What stands where n-grams look back before the beginning."""
@@ -107,12 +108,12 @@ class _MemoryFormerFFN(nn.Module):
     """Two layers of lookups with a norm between, without an activation; the first one's output has two bits more per
     chunk."""
 
-    def __init__(self, dim: int, bits: int) -> None:
+    def __init__(self, dim: int, bits: int, scoring: Scoring) -> None:
         super().__init__()
         middle = dim // bits * (bits + 2)
-        self.first = MemoryFormerLinear(dim, middle, bits=bits)
+        self.first = MemoryFormerLinear(dim, middle, bits=bits, scoring=scoring)
         self.norm = nn.RMSNorm(middle, eps=1e-6)
-        self.second = MemoryFormerLinear(middle, dim, bits=bits + 2)
+        self.second = MemoryFormerLinear(middle, dim, bits=bits + 2, scoring=scoring)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         result: Tensor = self.second(self.norm(self.first(x_BTD)))
@@ -127,19 +128,20 @@ class MemoryFormerMemory(LmMemory):
         blocks: those blocks, 0-based.
         dim: of the stream.
         bits: signs that address a table.
+        scoring: of a lookup.
 
     Source: MemoryFormer, arXiv 2411.12992, section 3.3; its projections of attention stay dense here.
     """
 
-    def __init__(self, *, blocks: Sequence[int], dim: int, bits: int) -> None:
+    def __init__(self, *, blocks: Sequence[int], dim: int, bits: int, scoring: Scoring = "paper") -> None:
         super().__init__()
-        self.blocks, self.dim, self.bits = tuple(blocks), dim, bits
+        self.blocks, self.dim, self.bits, self.scoring = tuple(blocks), dim, bits, scoring
 
     def given(self, rows: LayerRows, state: MemoryState | None) -> Given:
         return Given()
 
     def feed_forward(self, block: int) -> nn.Module | None:
-        return _MemoryFormerFFN(self.dim, self.bits) if block in self.blocks else None
+        return _MemoryFormerFFN(self.dim, self.bits, self.scoring) if block in self.blocks else None
 
 
 def build_memory(config: LmConfig, corpus: Corpus) -> LmMemory:
@@ -172,7 +174,7 @@ def build_memory(config: LmConfig, corpus: Corpus) -> LmMemory:
             stem = StemConfig(layer_ids=layers, ffn_dim=model.ffn_dim, init_std=0.0 if memory.added else None)
             return StemMemory(StemLayout(stem, _compression(corpus, compress=False)), dim=model.dim, added=memory.added)
         case "memoryformer":
-            return MemoryFormerMemory(blocks=layers, dim=model.dim, bits=memory.bits)
+            return MemoryFormerMemory(blocks=layers, dim=model.dim, bits=memory.bits, scoring=memory.scoring)
 
 
 def _engram_layout(config: LmConfig, corpus: Corpus) -> EngramLayout:

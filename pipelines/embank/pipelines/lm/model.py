@@ -161,8 +161,13 @@ def build_model(
             [memory.layout],
             optimizer=RowOptimizer(name=train.row_optimizer, lr=train.row_lr),
             backend=rows.backend,
-            tier=RowTier(name=rows.tier, directory=directory if rows.tier == "disk" else None, prefetch=rows.prefetch),
-            cut=None if group is None else "rows",
+            tier=RowTier(
+                name=rows.tier,
+                directory=directory if rows.tier == "disk" else None,
+                prefetch=rows.prefetch,
+                dtype=rows.dtype,
+            ),
+            cut=None if group is None else rows.cut,
             group=group,
             seed=train.seed,
         )

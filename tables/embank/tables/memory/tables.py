@@ -14,9 +14,10 @@ from embank.tables.collections.sequence import SequenceCollection
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.memory.layouts import MemoryLayout, marked_tokens
 from embank.tables.rows.store_spec import Backend, RowOptimizer, RowTier
-from embank.tables.sharding.plan import Placement, Plan
-from embank.tables.sharding.planner import row_nbytes
+from embank.tables.sharding.plan import Placement, Plan, check_plan
+from embank.tables.sharding.planner import row_nbytes, table_loads
 from embank.tables.sharding.sharded_rows import Sharding
+from embank.tables.specs import TableSpec
 from embank.tables.storage.checkpoint import load_checkpoint, meta_of, save_checkpoint
 from embank.tables.wording import human_bytes
 
@@ -61,7 +62,8 @@ class MemoryTables:
 
     Raises:
         ConfigError: kinds named twice, settings of a kind that is not there, tokenizers that differ, rows of a type
-            that the backend can't train, or tables larger than the tier.
+            that the backend can't train, tables larger than the tier, or a cut by columns of rows whose width the
+            processes do not divide or whose optimizer keeps a number for each whole row (row-wise Adagrad).
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -110,8 +112,8 @@ class MemoryTables:
             own = own or DEFAULT_OPTIMIZER
             specs = layout.specs
             own_cut = cut[kind] if isinstance(cut, Mapping) else cut
-            sharding = None if own_cut is None else _sharding([s.name for s in specs], own_cut, group)
             own_tier = _tier_of(tier or RowTier(), kind)
+            sharding = None if own_cut is None else _sharding(specs, own_cut, group, optimizer=own, tier=own_tier)
             num_ranks = 1 if sharding is None else sharding.plan.world_size
             needed = (
                 sum(s.num_embeddings * row_nbytes(s.embedding_dim, own, dtype=own_tier.dtype) for s in specs)
@@ -280,13 +282,18 @@ def memory_plan(tables: Sequence[str], *, world_size: int, cut: Cut) -> Plan:
     )
 
 
-def _sharding(tables: Sequence[str], cut: Cut, group: dist.ProcessGroup | None) -> Sharding:
+def _sharding(
+    specs: Sequence[TableSpec], cut: Cut, group: dist.ProcessGroup | None, *, optimizer: RowOptimizer, tier: RowTier
+) -> Sharding:
     if not (dist.is_available() and dist.is_initialized()):
         raise ConfigError(
             f"rows are to be cut by {cut}, but there are no processes to spread them over; start with torchrun and "
             "call torch.distributed.init_process_group"
         )
-    return Sharding(plan=memory_plan(tables, world_size=dist.get_world_size(group), cut=cut), group=group)
+    plan = memory_plan([spec.name for spec in specs], world_size=dist.get_world_size(group), cut=cut)
+    loads = table_loads(specs, optimizer=optimizer, num_samples=None, row_dtype=tier.dtype)
+    check_plan(plan, loads, optimizer=optimizer.name)
+    return Sharding(plan=plan, group=group)
 
 
 def _tier_of(tier: RowTier, kind: str) -> RowTier:
