@@ -15,7 +15,6 @@ MAY_CHANGE = frozenset(
         "rows.directory",
         "rows.planner",
         "rows.plan",
-        "rows.cut",
         "rows.memory_per_rank",
         "train.num_threads",
         "train.tensorboard",
@@ -30,13 +29,15 @@ AUTO = "auto"
 """What leaves a setting open; a run's own configuration has what was chosen for it."""
 
 
-def refuse_changed_config(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def refuse_changed_config(
+    folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], *, may_change: frozenset[str] = MAY_CHANGE
+) -> None:
     """Raises ConfigError if two configurations differ in what enters figures; names the first key, with both values."""
     before, now = dict(flat(old)), dict(flat(new))
     changed = [
         key
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and key not in MAY_CHANGE and not (now.get(key) == AUTO and key in before)
+        if before.get(key) != now.get(key) and key not in may_change and not (now.get(key) == AUTO and key in before)
     ]
     if changed:
         key = changed[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from embank.pipelines.config.changes import flat, refuse_changed_config
+from embank.pipelines.config.changes import MAY_CHANGE, flat, refuse_changed_config
 from embank.pipelines.lm.config import LmConfig, lm_to_plain
 from embank.pipelines.lm.evaluation import evaluate
 from embank.pipelines.lm.model import build_model
@@ -91,7 +91,8 @@ class LmTrainer:
             return None
         if not self.run.is_run:
             raise CheckpointError(f"'{self.run.path}' holds no run to resume; start it without --resume")
-        refuse_changed_config(self.run.path, self.run.read_config(), lm_to_plain(self.config))
+        may_change = MAY_CHANGE | {"rows.cut"}
+        refuse_changed_config(self.run.path, self.run.read_config(), lm_to_plain(self.config), may_change=may_change)
         return self.run.read_result() if self.run.result.is_file() else None
 
     def _open_corpus(self, resume: bool) -> None:
