@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         qwen_shards,
     )
     from embank.tables.memory.released_layers import load_deepseek_layer, load_demo_layer, load_qwen_layer
+    from embank.tables.memory.released_stem import load_stem_tables
     from embank.tables.memory.session import MemoryReader, MemorySession
     from embank.tables.memory.stem import StemFFN, stem_init_std
     from embank.tables.memory.tables import AddressedMemory, MemoryTables, memory_plan
@@ -70,6 +71,7 @@ __all__ = [
     "load_deepseek_layer",
     "load_demo_layer",
     "load_qwen_layer",
+    "load_stem_tables",
     "mark_tokens",
     "memory_plan",
     "occurrences",
