@@ -355,7 +355,7 @@ def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     jobs = list(jobs_of(tuned["chosen"], tokens=args.tokens, seeds=args.seeds))
     runs = pool(jobs)
     scores = kneser_ney(setting, runs, jobs)
-    prose = f" --prose {' '.join(args.prose)}" if args.prose else ""
+    prose = f" --prose {' '.join(args.prose)}" if "prose" in corpora else " --corpora library"
     return {
         "command": f"python benchmarks/lm.py{prose}{' --small' if args.small else ''}",
         "model": setting.config(jobs[0])["model"],

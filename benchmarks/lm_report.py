@@ -9,7 +9,7 @@ import numpy as np
 import records
 
 CONTEXTS = ("trigram", "bigram", "unseen")
-SEEN = {"trigram": "last three tokens seen", "bigram": "last two only", "unseen": "neither"}
+SEEN = {"trigram": "trigram seen", "bigram": "bigram only", "unseen": "neither"}
 BASE = "dense"
 
 
@@ -73,7 +73,7 @@ def bars(scores: Sequence[Mapping[str, Any]], *, tokens: int) -> list[dict[str, 
             gains = [-d for d in paired(scores, "Engram", other, **where)]
             if gains:
                 mean, sd = statistics.mean(gains), spread(gains)
-                what = f"Engram below {other} by .05 at least, and by 3 deviations of the paired differences"
+                what = f"Engram below {other} by .05 and by 3 deviations of the differences"
                 found.append({**where, "what": what, "mean": mean, "sd": sd, "holds": mean >= max(0.05, 3 * sd)})
         control = paired(scores, "Engram, shuffled", BASE, **where)
         if control:
@@ -84,7 +84,7 @@ def bars(scores: Sequence[Mapping[str, Any]], *, tokens: int) -> list[dict[str, 
         if gains["trigram"] and gains["unseen"]:
             more = [a - b for a, b in zip(gains["trigram"], gains["unseen"], strict=True)]
             mean = statistics.mean(more)
-            what = "Engram gains more after trigrams that training has seen than after unseen ones"
+            what = "Engram gains more after trigrams that training has seen than after others"
             found.append({**where, "what": what, "mean": mean, "sd": spread(more), "holds": mean > 0})
     return found
 
@@ -144,13 +144,15 @@ Bits per byte on the test split (lower is better), mean ± deviation over {seeds
 
     {report["command"]}
 
-on {machine["cores"]} cores of a {machine["cpu"]} (torch {machine["packages"]["torch"]}); all figures are in
+on {machine["cores"]} cores ({machine["cpu"]}, torch {machine["packages"]["torch"]}); all figures are in
 `benchmarks/results/lm.json`. The decoder has {model["num_layers"]} blocks of width {model["dim"]}, feed-forward layers
 of {model["hidden"]}, a context of {model["context"]} tokens, and a byte-level BPE tokenizer that was trained on the
 training split only. `benchmarks/lm.py` says what each arm is.
 
 Rates are climbed on validation for each arm and corpus, rows apart from the dense part, until no neighbour is better.
-Arms of one seed share initial values, sequences and their order, so differences are paired by seed."""
+Arms of one seed share initial values, sequences and their order, so differences are paired by seed. The last three
+columns are of tokens that follow three tokens which training has seen in this order, two only, or neither; their shares
+in brackets."""
 
 
 def _corpus(report: Mapping[str, Any], corpus: str) -> str:
@@ -171,7 +173,7 @@ def _corpus(report: Mapping[str, Any], corpus: str) -> str:
             rows.append([arm, mean_sd(_values(scores, arm, where)), mean_sd(differences), *size, *map(mean_sd, cells)])
         share = select(scores, arm=arms[0], **where)[0]["contexts"]
         names = [f"{SEEN[c]} ({share[c]['share']:.0%})" for c in CONTEXTS]
-        columns = ["arm", "bits per byte", "against dense", "dense, row parameters (thousands)", *names]
+        columns = ["arm", "bits per byte", "against dense", "k params: dense, rows", *names]
         blocks.append(f"{tokens:,} training tokens:\n\n{table(columns, rows)}")
     return "\n\n".join(blocks)
 
