@@ -238,3 +238,5 @@ def test_many_rows_of_several_tables_by_fbgemm(codec: str, dim: int, monkeypatch
     assert torch.equal(codec_class(codec).joined(own[1:2])(asked[1:2]), wanted[:, 1:2])
     monkeypatch.setattr("embank.compression.codecs.affine._FUSED_BLOCK", 3 * (MANY + 1) // 2)
     assert torch.equal(codec_class(codec).joined(own)(asked), wanted)
+    monkeypatch.setattr("embank.compression.codecs.affine.is_there", lambda: False)  # a server without TorchRec
+    assert torch.equal(codec_class(codec).joined(own)(asked), wanted)
