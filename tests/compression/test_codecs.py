@@ -1,6 +1,7 @@
 """Codecs of any rows: what every one of them keeps, at every size."""
 
 import re
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -222,7 +223,8 @@ def test_names_are_registered_once() -> None:
 @pytest.mark.parametrize("codec", ["int8", "int4", "int2"])
 def test_many_rows_of_several_tables_by_fbgemm(codec: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit what `take` gives, also of equal, tiny and large numbers, in one block and in several."""
-    assert is_there(), "TorchRec brings it"
+    import_module("fbgemm_gpu")
+    assert is_there()
     draw = torch.Generator().manual_seed(dim)
     one, tiny, large = (torch.randn(30, dim, generator=draw) * scale for scale in (1.0, 1e-7, 1e4))
     rows = [torch.cat([one, torch.full((30, dim), 0.1), tiny, large])[4 * k :] for k in range(3)]
