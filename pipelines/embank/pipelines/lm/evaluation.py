@@ -11,6 +11,7 @@ from torch import Tensor
 from embank.pipelines.lm.model import LanguageModel
 from embank.pipelines.lm.tokens import Corpus
 from embank.pipelines.lm.windows import Windows
+from embank.pipelines.runs.memory import keep_freed_memory
 
 EVAL_BATCH = 16
 _ORDER_SEED = 1
@@ -38,6 +39,7 @@ class Predictions:
 
 
 @torch.no_grad()
+@keep_freed_memory()
 def predict(model: LanguageModel, stream: Tensor, *, most: int | None = None) -> Predictions:
     """Predicts all of a stream but its first token, window by window; the first token of a window has no context in it
     but the one before. The last window is shorter where the stream ends.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from embank.pipelines.lm.config import LmTrainConfig
 from embank.pipelines.lm.model import LanguageModel
 from embank.pipelines.lm.windows import Windows
+from embank.pipelines.runs.memory import keep_freed_memory
 from embank.pipelines.train.schedule import lr_factor
 from embank.pipelines.train.step import NonFiniteLossError, average_gradients
 from embank.tables.memory import AddressedMemory
@@ -65,6 +66,7 @@ class LmStepper:
         ids_BS = self.windows.batch(step, rank=self.processes.rank, count=self.processes.count)
         return ids_BS, self.model.address(ids_BS[:, :-1])
 
+    @keep_freed_memory()
     def __call__(
         self, ids_BS: Tensor, addressed: AddressedMemory | None, *, step: int, votes: Sequence[bool] = ()
     ) -> tuple[float, list[bool]]:

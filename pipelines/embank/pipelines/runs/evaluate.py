@@ -19,6 +19,7 @@ from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import NO_GROUP, Schema
 from embank.pipelines.runs.build import served_model, served_nbytes
 from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.memory import keep_freed_memory
 from embank.pipelines.runs.open import best_model, refuse_neither, refuse_other_vocabularies
 from embank.pipelines.runs.score import score
 from embank.pipelines.runs.scoring import Scorer
@@ -60,6 +61,7 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
 
 
 @torch.no_grad()
+@keep_freed_memory()
 def evaluate_batches(
     model: CTRModel, batches: Iterable[Batch], *, split: str, schema: Schema, precision: str
 ) -> dict[str, Any]:

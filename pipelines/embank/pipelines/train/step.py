@@ -13,6 +13,7 @@ from embank.ctr_models import CTRModel
 from embank.pipelines.config.sections import TrainConfig
 from embank.pipelines.data.loading.batch import Batch, Position
 from embank.pipelines.data.loading.loader import Loader
+from embank.pipelines.runs.memory import keep_freed_memory
 from embank.pipelines.runs.score import score
 from embank.pipelines.train.optimizer import dense_optimizer
 from embank.pipelines.train.penalty import Penalised, RowPenalty
@@ -114,6 +115,7 @@ class Stepper:
         self.tables.step()
         return value, agreed
 
+    @keep_freed_memory()
     def _update(self, batch: Batch, *, step: int, votes: Sequence[bool]) -> tuple[float, list[bool]]:
         log_loss, loss = self._losses(batch)
         value, is_bad, agreed = self._agree(batch, log_loss.item(), loss.item(), votes)
@@ -237,6 +239,7 @@ class SearchStepper:
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.search_lr)
         self.loader, self.batches = loader, endless(loader, start=start)
 
+    @keep_freed_memory()
     def __call__(self) -> Batch:
         """A step on the next validation batch, which is returned.
 
