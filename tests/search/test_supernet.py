@@ -110,7 +110,7 @@ def test_batch_statistics_are_those_of_the_candidate(data: Path, tmp_path: Path)
         with scorer.calibrated(shapes):
             linear = scorer.model.network.deep[0]
             values = scorer.calibration.masked(shapes, start=0, stop=scorer.calibration.num_rows)
-            width = scorer.model.num_embedding_columns
+            width = scorer.model.network.num_embedding_columns
             inputs = torch.cat([scorer.calibration.dense_VI, values[:, :width]], dim=1)
             torch.testing.assert_close(norm.running_mean, linear(inputs).mean(0), rtol=1e-4, atol=1e-5)
             assert not norm.training

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from embank.tables.errors import ConfigError
@@ -102,6 +103,27 @@ class Network(nn.Module, ABC):
         Returns:
             logits_B, before the sigmoid.
         """
+
+    @property
+    def num_embedding_columns(self) -> int:
+        """E, of the embeddings that it reads."""
+        return self.inputs.width if self.embeddings else 0
+
+    @property
+    def num_first_order_columns(self) -> int:
+        """F, of the weights per id that it reads."""
+        return self.inputs.num_fields if self.first_order else 0
+
+    def score(self, dense_BI: Tensor, values_BV: Tensor) -> Tensor:
+        """Logits [B] of numeric inputs and of what the tables have returned, [B, E + F]."""
+        sizes = [self.num_embedding_columns, self.num_first_order_columns]
+        if all(sizes):  # one split, not two slices: its backward is one concatenation
+            embeddings_BE, first_order_BF = torch.split(values_BV, sizes, dim=1)
+        else:  # nothing to split, and so no copy of the gradient
+            none_B0 = values_BV.new_empty(values_BV.shape[0], 0)
+            embeddings_BE, first_order_BF = (values_BV, none_B0) if sizes[0] else (none_B0, values_BV)
+        logits_B: Tensor = self(dense_BI, embeddings_BE, first_order_BF)
+        return logits_B
 
     def readers(self) -> dict[str, Tensor]:
         """Weights [O, E] of the linear layers that read the embeddings as they were looked up, by the layer's name.

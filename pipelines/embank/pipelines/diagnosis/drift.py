@@ -201,7 +201,7 @@ def _opened(path: Path, schema: Schema, data: Path, split: str) -> Iterator[tupl
         def logits(batch: Batch) -> Tensor:
             values = served.tables(batch.sparse).values()
             dense = batch.dense.to(values.device)
-            return score(served, served.network, dense, values, precision=config.train.precision).cpu()
+            return score(served.network.score, dense, values, precision=config.train.precision).cpu()
 
         yield logits, trained
 

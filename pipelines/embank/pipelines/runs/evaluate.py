@@ -71,7 +71,7 @@ def evaluate_batches(
         model.eval()
     for batch in batches:
         values: Tensor = model.tables(batch.sparse).values()
-        logits_B = score(model, model.network, batch.dense.to(values.device), values, precision=precision)
+        logits_B = score(model.network.score, batch.dense.to(values.device), values, precision=precision)
         evaluation.update(logits_B.cpu(), batch.labels, batch.groups)
     return _over_all(evaluation, split=split, schema=schema, processes=processes_of(model))
 

@@ -91,7 +91,7 @@ class Scorer:
 
     def _logits(self, held: HeldSplit, shapes: Mapping[str, Shape], start: int, stop: int) -> Tensor:
         values_BE = held.masked(shapes, start=start, stop=stop)
-        return score(self.model, self.model.network, held.dense_VI[start:stop], values_BE, precision=self.precision)
+        return score(self.model.network.score, held.dense_VI[start:stop], values_BE, precision=self.precision)
 
     @contextmanager
     def calibrated(self, shapes: Mapping[str, Shape]) -> Iterator[None]:

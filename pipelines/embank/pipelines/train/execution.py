@@ -22,7 +22,7 @@ from embank.pipelines.config.changes import AUTO
 from embank.pipelines.config.run import Config, parse_config
 from embank.pipelines.config.sections import TrainConfig
 from embank.pipelines.runs.folder import RunFolder
-from embank.pipelines.runs.score import autocast
+from embank.pipelines.runs.score import autocast, compiled_score
 
 LONG_SECONDS = 120.0
 """Time in the network from which on a choice is measured; shorter trainings take fp32 and no compiler, so that their
@@ -123,17 +123,17 @@ class _Probe:
         draw: dict[str, object] = {"device": self.device}
         self.inputs: Sequence[Tensor] = [
             torch.randn(rows, width, **draw)  # type: ignore[call-overload]
-            for width in (network.inputs.num_dense, model.num_embedding_columns, model.num_first_order_columns)
+            for width in (network.inputs.num_dense, network.num_embedding_columns + network.num_first_order_columns)
         ]
         self.labels = torch.zeros(rows, device=self.device)
 
     def step(self, network: Callable[..., Tensor], precision: str) -> float:
         """Forward and backward; the seconds that they take."""
-        dense, embeddings, first_order = (t.detach().requires_grad_(t.numel() > 0) for t in self.inputs)
+        dense, values = self.inputs[0], self.inputs[1].detach().requires_grad_(self.inputs[1].numel() > 0)
         self._wait()
         begun = time.perf_counter()
         with autocast(precision, device=self.device):
-            logits = network(dense, embeddings, first_order)
+            logits = network(dense, values)
         F.binary_cross_entropy_with_logits(logits.float(), self.labels).backward()  # type: ignore[no-untyped-call]
         self._wait()
         seconds = time.perf_counter() - begun
@@ -143,11 +143,13 @@ class _Probe:
 
     def seconds(self, precision: str) -> float:
         """Of a plain step."""
-        return median([self.step(self.network, precision) for _ in range(3)][1:])
+        return median([self.step(self.network.score, precision) for _ in range(3)][1:])
 
     def both(self, first: str, second: str) -> tuple[float, float]:
         """Of steps in two precisions, taken in turn."""
-        return self._in_turn(lambda: self.step(self.network, first), lambda: self.step(self.network, second))
+        return self._in_turn(
+            lambda: self.step(self.network.score, first), lambda: self.step(self.network.score, second)
+        )
 
     def compile(self, precision: str) -> None:
         """Compiles a copy and takes its first step.
@@ -155,14 +157,14 @@ class _Probe:
         Raises:
             Exception: whatever the compiler raises.
         """
-        self.compiled = torch.compile(self.network, dynamic=False)
+        self.compiled = compiled_score(self.network)
         self.step(self.compiled, precision)
 
     def compiled_and_not(self, precision: str) -> tuple[float, float]:
         """Of plain and of compiled steps, taken in turn."""
         compiled = self.compiled
         assert compiled is not None
-        return self._in_turn(lambda: self.step(self.network, precision), lambda: self.step(compiled, precision))
+        return self._in_turn(lambda: self.step(self.network.score, precision), lambda: self.step(compiled, precision))
 
     def _in_turn(self, *steps: Callable[[], float]) -> tuple[float, float]:
         for step in steps:

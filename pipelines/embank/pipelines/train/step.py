@@ -14,7 +14,7 @@ from embank.pipelines.config.sections import TrainConfig
 from embank.pipelines.data.loading.batch import Batch, Position
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.runs.memory import keep_freed_memory
-from embank.pipelines.runs.score import score
+from embank.pipelines.runs.score import compiled_score, score
 from embank.pipelines.train.optimizer import dense_optimizer
 from embank.pipelines.train.penalty import Penalised, RowPenalty
 from embank.pipelines.train.schedule import lr_factor
@@ -68,7 +68,7 @@ class Stepper:
         self.parameters = [*model.network.parameters(), *learned]
         self.optimizer = dense_optimizer(model.network, learned, config=config)
         # Only full batches go through the compiled network: a short last batch would compile it once more.
-        self.compiled = torch.compile(model.network, dynamic=False) if config.compile is True else model.network
+        self.compiled = compiled_score(model.network) if config.compile is True else model.network.score
         self.factor: float | None = None
 
     @property
@@ -179,8 +179,8 @@ class Stepper:
         penalised = batch.sparse if isinstance(batch.sparse, Penalised) else None
         looked_up, rows = self.tables.look_up(penalised.addressed if penalised else batch.sparse)
         values: Tensor = looked_up.values()
-        network = self.compiled if batch.labels.numel() == self.full_rows else self.model.network
-        logits_B = score(self.model, network, batch.dense, values, precision=self.config.precision)
+        network = self.compiled if batch.labels.numel() == self.full_rows else self.model.network.score
+        logits_B = score(network, batch.dense, values, precision=self.config.precision)
         log_loss = loss = mean_log_loss(logits_B, batch, self.processes)
         if self.penalty is not None and penalised is not None:
             loss = loss + self.penalty(values, rows, penalised) * self.processes.count
@@ -250,7 +250,7 @@ class SearchStepper:
         self.model.network.eval()
         with rows_held(self.tables):
             values: Tensor = self.tables(batch.sparse).values()
-        logits_B = score(self.model, self.model.network, batch.dense, values, precision=self.config.precision)
+        logits_B = score(self.model.network.score, batch.dense, values, precision=self.config.precision)
         self.model.network.train()
         loss = mean_log_loss(logits_B, batch, self.tables.processes)
         extra = self.tables.extra_loss()
