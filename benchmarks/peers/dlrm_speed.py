@@ -49,6 +49,7 @@ TORCHREC = {
     "torchrec-compiled": ["--compile"],
     "torchrec-compiled-bf16": ["--compile", "--bf16"],
     "torchrec-compiled-own-loader": ["--compile", "--own-loader"],
+    "torchrec-compiled-bf16-own-loader": ["--compile", "--bf16", "--own-loader"],
 }
 PEERS = (*TORCHREC, "fuxictr", PREVIOUS)
 CONTESTANTS = [
