@@ -1,8 +1,11 @@
 """Adapters: backends, devices, and models that lack what a memory needs."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -12,7 +15,7 @@ from transformers.cache_utils import Cache, LinearAttentionLayer
 from embank.pipelines import add_engram, add_stem, load_memory
 from embank.pipelines.lm.adapters.cached_history import length_of
 from embank.tables import CheckpointError, ConfigError, DataError, RowOptimizer, RowTier
-from tests.lm.test_adapters import IDS, _model, tokenizer  # noqa: F401 # a fixture
+from tests.lm.test_adapters import IDS, _altered, _model, tokenizer  # noqa: F401 # a fixture
 
 KINDS = ("engram", "stem")
 
@@ -176,6 +179,102 @@ def test_ids_that_no_token_has_are_generated_and_read(
     again.remove()
 
 
-def test_a_pad_token_beyond_the_tokenizer_is_refused(tokenizer: Tokenizer) -> None:  # noqa: F811
-    with pytest.raises(ConfigError, match="pad_token is 61; give one of the tokenizer's 60 tokens"):
-        _added("engram", _model(vocab_size=64), tokenizer, pad_token=61)
+@pytest.mark.parametrize("name", ["pad_token", "end_token"])
+def test_tokens_that_the_hash_can_not_know_are_refused(tokenizer: Tokenizer, name: str) -> None:  # noqa: F811
+    with pytest.raises(
+        ConfigError, match=f"{name} is 61; give the number of one of the tokenizer's 60 tokens, or compress=False"
+    ):
+        _added("engram", _model(vocab_size=64), tokenizer, **{name: 61})
+    with pytest.raises(ConfigError, match=f"{name} is 64; give the number of one of the model's 64 ids$"):
+        _added("engram", _model(vocab_size=64), tokenizer, compress=False, **{name: 64})
+    _added("engram", _model(vocab_size=64), tokenizer, compress=False, **{name: 61}).remove()
+    with pytest.raises(ConfigError, match=f"{name} is -1; give the number of one of the tokenizer's 60 tokens$"):
+        _added("engram", _model(), tokenizer, **{name: -1})
+    with pytest.raises(ConfigError, match=f"{name} is 'sun1'; give the number of one of the tokenizer's 60 tokens"):
+        _added("engram", _model(), tokenizer, **{name: "sun1"})
+    with pytest.raises(ConfigError, match=f"{name} is True; "):
+        _added("engram", _model(), tokenizer, **{name: True})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_of_other_libraries_are_saved(tokenizer: Tokenizer, tmp_path: Path, kind: str) -> None:  # noqa: F811
+    three = np.int64(3)
+    options: dict[str, Any] = {"layers": np.array([1])}
+    if kind == "engram":
+        sizes = {"rows": np.int64(50), "memory_dim": np.int64(24), "num_heads": three, "max_ngram": three}
+        options |= {**sizes, "seed": three, "end_token": np.int64(7), "pad_token": torch.tensor(1)}
+    memory = (add_engram if kind == "engram" else add_stem)(_model(), tokenizer, **options)
+    said = _trained(memory)
+    memory.save(tmp_path / "memory")
+    again = load_memory(_model(), tmp_path / "memory", tokenizer=tokenizer).eval()
+    with torch.no_grad():
+        assert torch.equal(again.model(IDS, use_cache=False).logits, said)
+
+
+@pytest.mark.parametrize("add", [add_engram, add_stem])
+def test_what_is_no_model_is_refused(tokenizer: Tokenizer, add: Any) -> None:  # noqa: F811
+    with pytest.raises(ConfigError, match="a NoneType has no list of decoder layers"):
+        add(None, tokenizer, layers=[1])
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@torch.no_grad()
+def test_no_n_gram_reaches_back_over_an_end_token(
+    tokenizer: Tokenizer,  # noqa: F811
+    tmp_path: Path,
+    compress: bool,
+) -> None:
+    end = 40  # "DOG4", which is "dog4" (28) where tokens are compressed
+    model = _model()
+    memory = _added("engram", model, tokenizer, end_token=end, compress=compress)
+    for parameter in memory.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+
+    def rows(ids: list[int]) -> torch.Tensor:
+        ids_BT = torch.tensor([ids])
+        read: torch.Tensor = memory._look_up(ids_BT, memory._marked(ids_BT, {}), None)[1][0]
+        return read
+
+    first, second = [7, 9, end], [11, 12, 13]
+    assert torch.equal(rows([*first, *second])[3:], rows(second))
+    assert torch.equal(rows([*first, *second])[:3], rows(first))
+    assert not torch.equal(rows([7, end]), rows([8, end]))  # the end itself has an n-gram
+    is_end_too = torch.equal(rows([7, 9, 28, *second])[3:], rows(second))
+    assert is_end_too == compress
+    text = torch.tensor([[*first, *second]])
+    whole = model.generate(text, max_new_tokens=8, do_sample=False, use_cache=False)
+    for options in ({}, {"prefill_chunk_size": 2}):
+        assert torch.equal(model.generate(text, max_new_tokens=8, do_sample=False, **options), whole)
+
+    memory.save(tmp_path / "memory")
+    again = load_memory(_model(), tmp_path / "memory", tokenizer=tokenizer).eval()
+    assert again.layout.hash.end_id == memory.layout.hash.end_id == again.tables.compression.one(end)
+    assert torch.equal(again.model(text, use_cache=False).logits, model(text, use_cache=False).logits)
+
+
+def test_given_multipliers_address_rows_and_stand_in_the_folder(
+    tokenizer: Tokenizer,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    given = (23_703_573_157_769, 20_109_073_645_365, 8_052_911_324_071)
+    memory = _added("engram", _model(), tokenizer, multipliers={1: given}, compress=False)
+    a, b, c = 7, 9, 11
+    mixes = (c * given[0] ^ b * given[1], c * given[0] ^ b * given[1] ^ a * given[2])
+    primes = memory.layout.hash.primes[1]
+    wanted = [mixes[head // 2] % prime for head, prime in enumerate(primes)]
+    assert memory.layout.hash(torch.tensor([[a, b, c]]))[1][0, 2].tolist() == wanted
+    said = _trained(memory)
+    memory.save(tmp_path / "memory")
+    again = load_memory(_model(), tmp_path / "memory", tokenizer=tokenizer).eval()
+    assert again.layout.hash.multipliers == {1: given}
+    with torch.no_grad():
+        assert torch.equal(again.model(IDS, use_cache=False).logits, said)
+    with pytest.raises(ConfigError, match=r"multipliers are given for the layers \[2\]; give them for \[1\]"):
+        _added("engram", _model(), tokenizer, multipliers={2: given})
+    other = {"1": [3, 5, 7]}
+    with pytest.raises(CheckpointError, match="neither a seed nor multipliers"):
+        load_memory(_model(), _altered(tmp_path / "memory", tmp_path, layout__hash__multipliers=None))
+    shutil.rmtree(tmp_path / "altered")
+    layers = {**json.loads((tmp_path / "memory/manifest.json").read_text())["layout"]["hash"], "multipliers": other}
+    with pytest.raises(CheckpointError, match="sizes that can't be: multipliers are given for the layers"):
+        load_memory(_model(), _altered(tmp_path / "memory", tmp_path, layers=[2], layout__hash=layers))

@@ -33,7 +33,16 @@ def test_train_evaluate_generate(texts: Path, tmp_path: Path) -> None:
     [
         (["lm", "eval", "RUN", "--split", "tests"], "there is no split 'tests'; give one of train, valid, test"),
         (["lm", "eval", "RUN", "--tokens", "0"], "--tokens is 0"),
-        (["lm", "eval", "nothing"], "'nothing' holds no run"),
+        (["lm", "eval", "nothing"], "'nothing' holds no run; give the folder that `embank lm train --out` wrote"),
+        (["lm", "generate", "RUN", "--prompt", "a \udcff"], r"'a \\udcff' is no UTF-8 text; give it as UTF-8"),
+        (
+            ["lm", "generate", "RUN", "--overlay", "gone"],
+            r"'gone' can't be read: No such .*\. Give a file that `embank",
+        ),
+        (
+            ["lm", "generate", "RUN", "--overlay", "/"],
+            r"'/' can't be read: it is a folder\. Give a file that `embank lm",
+        ),
         (["lm", "train", "missing.yaml", "--out", "x"], "there is no configuration file 'missing.yaml'"),
     ],
 )

@@ -50,10 +50,12 @@ def test_a_run_leaves_records_curves_and_a_result(run: Path) -> None:
     assert "bits per byte" in (run / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("kind", ["none", "engram"])
-def test_a_stopped_run_ends_the_same(texts: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "batch_size"), [("none", 4), ("engram", 64)])
+def test_a_stopped_run_ends_the_same(texts: Path, tmp_path: Path, kind: str, batch_size: int) -> None:
+    """In its first epoch, and in its second, whose windows begin elsewhere."""
     model = {"embedding_dropout": 0.3 if kind == "engram" else 0.0}
-    options: dict[str, Any] = {"memory": {"kind": kind}, "model": model, "train": {"eval_every": 9}}
+    train = {"eval_every": 9, "batch_size": batch_size, "tokens": 24 * 16 * batch_size}
+    options: dict[str, Any] = {"memory": {"kind": kind}, "model": model, "train": train}
     whole = train_lm(texts, tmp_path / "whole", **options)
     with pytest.raises(InterruptedRunError, match="SIGTERM: stopped after step 11 of 24"):
         LmTrainer(lm_config(texts, **options), tmp_path / "run", reporter=StopAt(11)).train()
@@ -142,6 +144,39 @@ def test_windows_cover_the_stream_and_ranks_share_a_batch() -> None:
     assert sorted(place for place in read if place < 175) == list(range(1, 175))
     with pytest.raises(DataError, match="the training split has 39 tokens"):
         Windows(torch.arange(39), context=10, batch_size=4, seed=0)
+
+
+def _read(windows: Windows, num_steps: int) -> set[int]:
+    """Places that some steps predict, of a stream that counts."""
+    return {place for step in range(num_steps) for place in windows.batch(step)[:, 1:].flatten().tolist()}
+
+
+@pytest.mark.parametrize("length", [101, 104, 110, 135])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 40])
+def test_what_no_step_reads_is_counted(length: int, num_steps: int) -> None:
+    windows = Windows(torch.arange(length), context=10, batch_size=4, seed=0)
+    assert windows.num_unread(num_steps) == length - 1 - len(_read(windows, num_steps))
+
+
+def test_epochs_read_the_end_of_the_stream_too() -> None:
+    """Of 87 predictions in windows of 10 the first epoch leaves out the last 7, the second the first 7."""
+    windows = Windows(torch.arange(88), context=10, batch_size=4, seed=0)
+    assert windows.epoch_steps == 2
+    assert _read(windows, 2) == set(range(1, 81))
+    assert {place for step in (2, 3) for place in windows.batch(step)[:, 1:].flatten().tolist()} == set(range(8, 88))
+    assert windows.num_unread(2) == 7
+    assert windows.num_unread(4) == 0
+
+
+def test_a_run_says_what_it_does_not_read(texts: Path, corpus: Corpus, tmp_path: Path) -> None:
+    split = corpus.facts["splits"]["train"]["tokens"] - 1
+    short = train_lm(texts, tmp_path / "short", train={"tokens": 100})
+    assert (short["num_steps"], short["train_tokens"], short["unread_tokens"]) == (1, 64, split - 64)
+    told = f"training on 64 tokens, 4 x 16 in a step; {split - 64:,} of the training split's {split:,} are never read"
+    assert told in (tmp_path / "short/log.txt").read_text()
+    twice = train_lm(texts, tmp_path / "long", train={"tokens": 2 * split, "batch_size": 32})
+    assert twice["unread_tokens"] == 0
+    assert f"each of the training split's {split:,} is read" in (tmp_path / "long/log.txt").read_text()
 
 
 @pytest.mark.parametrize("kind", ["engram", "stem"])

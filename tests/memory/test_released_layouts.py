@@ -1,5 +1,6 @@
 """Checkpoints in the layouts of DeepSeek-V4.1 and Qwen become memories that compute what slow formulas say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,9 @@ def test_multipliers_that_can_not_be_are_refused() -> None:
     for given, message in (
         ({2: (3, 5, 7)}, r"for the layers \[2\]; give them for \[1\]"),
         ({1: (3, 5)}, "layer 1 has 2 multipliers"),
+        ({1: 3}, r"multipliers are \{1: 3\}; give a list for each layer, \{1: \[...\]\}"),
+        ([3, 5, 7], r"multipliers are \[3, 5, 7\]; give a list for each layer"),
+        ({"1": [3, 5, 7]}, r"for the layers \['1'\]; give them for \[1\]"),
         ({1: (3, 5, 2**62)}, "exceed 64 bits"),
         ({1: (3, 5, 0)}, "a multiplier of layer 1 is 0"),
     ):
@@ -285,6 +289,31 @@ def test_a_deepseek_checkpoint_computes_what_the_formulas_say(tmp_path: Path) ->
     exact = dequantized(s["embed.weight"], s["embed.scale"])
     fill_layer(memory, 1, list(exact.split(100)))  # fp32, in shards
     assert torch.equal(memory(torch.tensor([text]))["engram"][1], read)
+
+
+def test_layers_that_count_from_1_are_told_by_the_names_of_a_checkpoint(tmp_path: Path) -> None:
+    """The paper's 2 and 15: the primes, and so the tables' sizes, are those of 1 and 14."""
+    compression = TokenCompression.from_tokenizer(tokenizer())
+    config = EngramConfig(layer_ids=[2, 15], rows_per_order=50, memory_dim=32, num_heads=2)
+    memory = MemoryTables([EngramLayout(config, compression, pad_token=2, num_layers=40)])
+    num_rows = sum(memory.layouts["engram"].hash.primes[2])
+    state = deepseek_checkpoint(tmp_path / "p", num_rows, head_dim=8, columns=4, dim=8)
+    before = {name: rows.clone() for name, rows in memory.collections["engram"].weights().items()}
+    with pytest.raises(ConfigError, match=r"layer 2 is to be read from 'layers.1.engram.', which is layer 1: names"):
+        fill_deepseek_layer(memory, 2, state, prefix="layers.1.engram.")
+    assert all(torch.equal(rows, before[name]) for name, rows in memory.collections["engram"].weights().items())
+    own = {name.replace("layers.1.", "model.layers.2."): part for name, part in state.items()}
+    fill_deepseek_layer(memory, 2, own, prefix="model.layers.2.engram.")
+    given = replace(config, multipliers={2: (3, 5, 7), 15: (3, 5, 7)})  # the number decides on nothing
+    fill_deepseek_layer(
+        MemoryTables([EngramLayout(given, compression, pad_token=2)]), 2, state, prefix="layers.1.engram."
+    )
+
+    qwen = qwen_checkpoint(tmp_path / "q")
+    with pytest.raises(ConfigError, match=r"layer 2 is to be read from 'layers.1.ple.', .* without the prefix"):
+        qwen_config(qwen, layer=2, end_token=END, prefix="layers.1.ple.")
+    elsewhere = {name.removeprefix("layers.1.ple."): part for name, part in qwen.items()}
+    assert list(qwen_config(elsewhere, layer=2, end_token=END).layer_ids) == [2]
 
 
 def test_ids_without_a_token_have_their_own_or_that_of_a_token() -> None:

@@ -48,6 +48,8 @@ def opened_lm(run: str | Path, *, overlay: Path | None = None) -> Iterator[Opene
         CheckpointError: no run, no checkpoint, damaged, or an overlay of other rows.
     """
     folder = RunFolder(run)
+    if not folder.is_run:
+        raise CheckpointError(f"'{run}' holds no run; give the folder that `embank lm train --out` wrote")
     raw = folder.read_config()
     if "corpus" not in raw:
         raise CheckpointError(f"'{run}' is a run of `embank train`; give one of `embank lm train`")

@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from embank.tables.errors import DataError
+from embank.tables.wording import shortened
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -42,12 +45,24 @@ def token_bytes(tokenizer: "Tokenizer") -> list[int]:
 
 
 def encode(tokenizer: "Tokenizer", text: str) -> list[int]:
-    """Ids of a text, to which `END` is never added; where it stands in the text, it is text."""
+    """Ids of a text, to which `END` is never added; where it stands in the text, it is text.
+
+    Raises:
+        DataError: it holds what is no text, as bytes of a command line that are no UTF-8 become.
+    """
     pieces = text.split(END)
-    ids: list[int] = list(tokenizer.encode(pieces[0]).ids)
+    ids = _plain(tokenizer, pieces[0])
     for piece in pieces[1:]:
-        ids += _spelt(tokenizer, END) + list(tokenizer.encode(piece).ids)
+        ids += _spelt(tokenizer, END) + _plain(tokenizer, piece)
     return ids
+
+
+def _plain(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """Ids of a text without `END`."""
+    try:
+        return list(tokenizer.encode(text).ids)
+    except TypeError as error:  # what `tokenizers` says of lone surrogates
+        raise DataError(f"{shortened(ascii(text))} is no UTF-8 text; give it as UTF-8") from error
 
 
 def _spelt(tokenizer: "Tokenizer", text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,30 @@ class LmTrainer:
                 )
                 self.reporter = stack.enter_context(told)
             try:
+                self.reporter.note(self._reading())
                 self._train()
                 return self._finish()
             finally:
                 self.reporter.close()
+
+    def _reading(self) -> str:
+        """How much of the training split the run reads."""
+        train, context, unread = self.config.train, self.config.model.context, self.num_unread
+        there = f"the training split's {self.corpus.facts['splits']['train']['tokens'] - 1:,}"
+        told = f"{unread:,} of {there} are never read" if unread else f"each of {there} is read"
+        return f"training on {self.num_tokens:,} tokens, {train.batch_size} x {context} in a step; {told}"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that all steps predict together."""
+        return self.num_steps * self.config.train.batch_size * self.config.model.context
+
+    @cached_property
+    def num_unread(self) -> int:
+        """Tokens of the training split but its first that no step predicts."""
+        windows = self.stepper.windows
+        beyond = self.corpus.facts["splits"]["train"]["tokens"] - len(windows.stream)  # more than train.tokens
+        return int(beyond) + windows.num_unread(self.num_steps)
 
     def _restore(self) -> None:
         """Builds the run as its last checkpoint has it, or as it begins."""
@@ -242,6 +263,8 @@ class LmTrainer:
             "valid_bits_per_byte": progress.best_value,
             "best_step": progress.best_step,
             "num_steps": self.num_steps,
+            "train_tokens": self.num_tokens,
+            "unread_tokens": self.num_unread,
             "tokens_per_s": progress.tokens_per_s,
             "dense_parameters": self.model.num_dense_parameters,
             "row_parameters": self.model.num_row_parameters,

@@ -41,13 +41,32 @@ class Windows:
         """Full batches of an epoch; what is left over waits for another order."""
         return self.num_windows // self.batch_size
 
+    def _first(self, epoch: int) -> int:
+        """Where the windows of an epoch begin. Every second epoch's end with the stream: what stands behind the last
+        full window would never be read otherwise."""
+        return epoch % 2 * ((len(self.stream) - 1) % self.context)
+
     def batch(self, step: int, *, rank: int = 0, count: int = 1) -> Tensor:
         """The windows [B / count, T + 1] of a rank in a step."""
         epoch, place = divmod(step, self.epoch_steps)
         first, last = (self.batch_size * r // count for r in (rank, rank + 1))
         chosen = self.order(epoch)[place * self.batch_size + first : place * self.batch_size + last]
-        starts = chosen[:, None] * self.context + np.arange(self.context + 1)
-        return self.stream[torch.from_numpy(starts)]
+        places = self._first(epoch) + chosen[:, None] * self.context + np.arange(self.context + 1)
+        return self.stream[torch.from_numpy(places)]
+
+    def num_unread(self, num_steps: int) -> int:
+        """Tokens of the stream but its first that none of so many steps predicts, over all ranks."""
+        chosen = np.zeros((2, self.num_windows), dtype=bool)  # of even and odd epochs
+        for epoch in range(-(-num_steps // self.epoch_steps)):
+            steps = min(self.epoch_steps, num_steps - epoch * self.epoch_steps)
+            chosen[epoch % 2, self.order(epoch)[: steps * self.batch_size]] = True
+            if chosen.all():
+                break
+        read = np.zeros(len(self.stream) - 1, dtype=bool)
+        for epoch, windows in enumerate(chosen):
+            first = self._first(epoch)
+            read[first : first + self.num_windows * self.context] |= np.repeat(windows, self.context)
+        return int(np.count_nonzero(~read))
 
     def order(self, epoch: int) -> Order:
         """The windows of an epoch, in their order."""

@@ -58,7 +58,7 @@ def export_memory(memory: MemoryTables, folder: str | Path, *, codec: str = "fp3
         "codec": codec,
         "memory": memory.manifest(),
         "pad_tokens": {"engram": engram.pad_token} if engram is not None else {},
-        "end_tokens": {"engram": engram.config.end_token} if engram is not None else {},
+        "end_tokens": {"engram": engram.end_token} if engram is not None else {},
     }
     try:
         with writing(f"the export '{folder}'", cure="Make room, or choose another place"):

@@ -122,17 +122,18 @@ class EngramLayout:
         rows = config.rows_per_order
         self.config = config
         self.compression = compression
-        self.pad_token = pad_token
+        self.pad_token = whole(pad_token, what="pad_token is", least=0)
+        self.end_token = None if config.end_token is None else whole(config.end_token, what="end_token is", least=0)
         self.hash = NgramHash(
             layer_ids=config.layer_ids,
             max_ngram=config.max_ngram,
             num_heads=config.num_heads,
             rows_per_order=[rows] * orders if not isinstance(rows, Iterable) else rows,
             compressed_vocab_size=compression.size,
-            pad_id=compression.one(pad_token),
+            pad_id=compression.one(self.pad_token),
             seed=config.seed,
             multipliers=config.multipliers,
-            end_id=None if config.end_token is None else compression.one(config.end_token),
+            end_id=None if self.end_token is None else compression.one(self.end_token),
         )
         self.row_dim = whole(config.memory_dim, what="memory_dim is", least=1)
         if self.row_dim % self.hash.num_columns:
@@ -240,7 +241,7 @@ class StemLayout:
         refuse_other_layers(config.layer_ids, num_layers=num_layers, kind=self.kind)
         self.config = config
         self.compression = compression
-        self.layer_ids = tuple(config.layer_ids)
+        self.layer_ids = tuple(int(layer) for layer in config.layer_ids)
         self.row_dim = whole(config.ffn_dim, what="a STEM table's ffn_dim is", least=1)
 
     @property

@@ -5,7 +5,7 @@ multipliers from PCG64, distinct primes for all heads of all layers, look-backs 
 that they may not see (as DeepSeek-V4.1's ports have it; the demo knows the sequence's beginning only).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -115,10 +115,13 @@ class NgramHash:
 
     def _given(self, multipliers: Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:
         """Multipliers of others: as many as an n-gram has tokens, and none so large that a product overflows."""
-        if sorted(multipliers) != sorted(self.layer_ids):
+        layers = sorted(self.layer_ids)
+        if not isinstance(multipliers, Mapping) or not all(isinstance(m, Iterable) for m in multipliers.values()):
             raise ConfigError(
-                f"multipliers are given for the layers {sorted(multipliers)}; give them for {sorted(self.layer_ids)}"
+                f"multipliers are {_short(multipliers)}; give a list for each layer, {{{layers[0]}: [...]}}"
             )
+        if set(multipliers) != set(layers):
+            raise ConfigError(f"multipliers are given for the layers {list(multipliers)}; give them for {layers}")
         given = {}
         for layer in self.layer_ids:
             numbers = tuple(whole(m, what=f"a multiplier of layer {layer} is", least=1) for m in multipliers[layer])

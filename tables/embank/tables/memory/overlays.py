@@ -57,7 +57,8 @@ def apply_overlay(memory: MemoryTables, path: str | Path) -> EditSession:
         CheckpointError: no overlay, one for another memory, or made on other rows; nothing was written.
     """
     session, changes = EditSession(memory), []
-    with reading_tensors(Path(path), what="the overlay") as (facts, get):
+    cure = "Give a file that `embank lm edit --overlay` or save_overlay has written"
+    with reading_tensors(Path(path), what="the overlay", cure=cure) as (facts, get):
         if facts.get("overlay_version") != FORMAT_VERSION:
             raise CheckpointError(
                 f"'{path}' is no overlay of version {FORMAT_VERSION}, which this embank reads (it says "

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from embank.tables.errors import CheckpointError
+from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.memory.layouts import EngramConfig, EngramLayout
 from embank.tables.memory.tables import MemoryTables
 
@@ -24,6 +24,7 @@ SCALE_BLOCK = 32
 _BIAS = 127
 _QWEN = "ple_embedding."
 _SHARD = re.compile(r"shards?[._](\d+)\.weight")
+_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\.")
 
 
 def fill_layer(
@@ -138,8 +139,11 @@ def fill_deepseek_layer(memory: MemoryTables, layer: int, state: Mapping[str, Te
         prefix: what their names begin with, "layers.1.engram.".
 
     Raises:
+        ConfigError: the names are those of another layer.
         CheckpointError: a name is missing, or a table of another size; nothing was written.
     """
+    if _engram_of(memory, layer).hash.seed is not None:  # the layer's number has drawn the multipliers
+        _refuse_other_number(layer, prefix, cure="Make the memory of the checkpoint's own numbers")
     rows_RD = named(state, f"{prefix}embed.weight", of="the DeepSeek layer")
     scale = None if rows_RD.element_size() > 1 else named(state, f"{prefix}embed.scale", of="the DeepSeek layer")
     fill_layer(memory, layer, rows_RD, exponents_RB=scale)
@@ -158,8 +162,10 @@ def qwen_config(state: Mapping[str, Tensor], *, layer: int, end_token: int, pref
         prefix: what the names begin with, "model.language_model.layers.1.ple.".
 
     Raises:
+        ConfigError: the names are those of another layer.
         CheckpointError: a name is missing, or constants that do not go together.
     """
+    _refuse_other_number(layer, prefix, cure="For another layer of a model of yours, give tensors without the prefix")
     multipliers, sizes, shards = *_qwen_constants(state, prefix)[:2], qwen_shards(state, prefix=prefix)
     orders = len(multipliers) - 1
     if orders < 1 or not sizes or len(sizes) % orders:
@@ -177,6 +183,16 @@ def qwen_config(state: Mapping[str, Tensor], *, layer: int, end_token: int, pref
         multipliers={layer: multipliers},
         end_token=end_token,
     )
+
+
+def _refuse_other_number(layer: int, prefix: str, *, cure: str) -> None:
+    """Refuses a layer that the names of its tensors give another number, as one of a list that counts from 1."""
+    match = _LAYER.match(prefix)
+    if match is not None and int(match[1]) != layer:
+        raise ConfigError(
+            f"layer {layer} is to be read from '{prefix}', which is layer {match[1]}: names in checkpoints count from "
+            f"0, and so do layers here (a published list may count from 1). {cure}"
+        )
 
 
 def qwen_shards(state: Mapping[str, Tensor], *, prefix: str = "") -> list[Tensor]:

@@ -44,12 +44,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, facts: Mapping[s
 
 
 @contextmanager
-def reading_tensors(path: Path, *, what: str) -> Iterator[tuple[dict[str, Any], Get]]:
+def reading_tensors(path: Path, *, what: str, cure: str = "") -> Iterator[tuple[dict[str, Any], Get]]:
     """Opens a file that `write_tensors` wrote.
 
     Args:
         path: the file.
         what: it should be, for the message.
+        cure: the message's end, where it can't be opened.
 
     Yields:
         Its facts, and what gives a tensor by name.
@@ -60,7 +61,8 @@ def reading_tensors(path: Path, *, what: str) -> Iterator[tuple[dict[str, Any], 
     try:
         file = safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{what} '{path}' can't be read: {cause_of(error)}") from error
+        fact = "it is a folder" if path.is_dir() else cause_of(error)
+        raise CheckpointError(f"{what} '{path}' can't be read: {fact}{cure and '. '}{cure}") from error
     with file as opened:
         try:
             facts = json.loads((opened.metadata() or {})["embank"])

@@ -1,6 +1,6 @@
 """`add_engram` and `add_stem`: memory tables for a model that is trained already. It starts as it was."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from embank.tables.memory import (
 )
 from embank.tables.memory.layouts import refuse_other_layers
 from embank.tables.rows.store_spec import Backend
+from embank.tables.scalars import as_whole, whole
 
 
 def add_engram(
@@ -31,8 +32,10 @@ def add_engram(
     max_ngram: int = 3,
     num_heads: int = 8,
     pad_token: int | None = None,
+    end_token: int | None = None,
     compress: bool = True,
     seed: int = 0,
+    multipliers: Mapping[int, Sequence[int]] | None = None,
     optimizer: RowOptimizer | None = None,
     backend: Backend = "fbgemm",
     tier: RowTier | None = None,
@@ -44,15 +47,19 @@ def add_engram(
     Args:
         model: a causal language model built as Llama and Qwen are.
         tokenizer: the model's own, of transformers or tokenizers.
-        layers: 0-based numbers of decoder layers.
+        layers: 0-based numbers of decoder layers. Published lists often count from 1 (the paper's 2 and 15 are 1 and 14
+            here), which shows only where one goes past the last layer.
         rows: of each head at least.
         memory_dim: the total width that a layer reads; None takes 16 per head.
         max_ngram: the longest n-gram; all from 2 on are looked up.
         num_heads: hashes per order.
         pad_token: whose compressed id stands where a look-back ends; None takes the tokenizer's first of begin, pad and
             end of text, or 0.
+        end_token: a token that ends documents, such as the tokenizer's end of text: no n-gram reaches back over it.
+            None knows packed documents by `position_ids` alone.
         compress: hash normalised tokens (case, accents, spaces) instead of the tokenizer's own.
         seed: of the hash and of initial values.
+        multipliers: of the hash, by layer, where a released model's own are to be kept; None draws them by the seed.
         optimizer: of the rows; None takes row-wise Adagrad at .8.
         backend: fbgemm, or its slow twin torch, which has Adam and rows of two bytes.
         tier: where rows are held.
@@ -68,7 +75,7 @@ def add_engram(
     """
     refuse_other_layers(layers, num_layers=len(layers_of(model)), kind="engram")
     pad = _pad_token(tokenizer) if pad_token is None else pad_token
-    compression = _compression(model, tokenizer, compress=compress, pad_token=pad)
+    compression = _compression(model, tokenizer, compress=compress, pad_token=pad, end_token=end_token)
     columns = (max_ngram - 1) * num_heads
     config = EngramConfig(
         layer_ids=list(layers),
@@ -77,6 +84,8 @@ def add_engram(
         max_ngram=max_ngram,
         num_heads=num_heads,
         seed=seed,
+        multipliers=multipliers,
+        end_token=end_token,
     )
     layout = EngramLayout(config, compression, pad_token=pad, num_layers=len(layers_of(model)))
     return attach_engram(model, layout, compress=compress, seed=seed, optimizer=optimizer, backend=backend, tier=tier)
@@ -95,7 +104,7 @@ def attach_engram(
     """A memory of a layout on a model, with initial values."""
     dim, like = hidden_size(model), next(decoder_of(model).parameters())
     with torch.random.fork_rng(devices=[]):  # other draws of the program stay what they are
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(whole(seed, what="seed is", least=0))
         dense = {layer: Engram(dim, layout.row_dim, conv=False, identity=True) for layer in layout.layer_ids}
     for module in dense.values():
         module.to(device=like.device, dtype=like.dtype)
@@ -123,8 +132,8 @@ def add_stem(
     Raises:
         ConfigError: layers that the model does not have, or that have no up-projection.
     """
-    compression = _compression(model, tokenizer, compress=False)
     num_layers = len(layers_of(model))
+    compression = _compression(model, tokenizer, compress=False)
     refuse_other_layers(layers, num_layers=num_layers, kind="stem")
     widths = {up_projection(model, layer).out_features for layer in layers}
     if len(widths) > 1:
@@ -151,24 +160,28 @@ def attach_stem(
     return ModelMemory(model, tables, layers={}, compress=False)
 
 
-def _compression(model: Any, tokenizer: Any, *, compress: bool, pad_token: int = 0) -> TokenCompression:
+def _compression(
+    model: Any, tokenizer: Any, *, compress: bool, pad_token: int = 0, end_token: int | None = None
+) -> TokenCompression:
     """The tokenizer's compression, for all ids that the model has: its vocabulary may be larger than the tokenizer's
     (Qwen pads it), and generation may choose any of it. Ids without a token are read as the pad token where tokens are
     compressed, so that V' stays the tokenizer's, and have an id of their own otherwise.
 
     Raises:
-        ConfigError: it has tokens that the model does not have, or no such pad token.
+        ConfigError: it has tokens that the model does not have, or no such pad token or end token.
     """
     compression = TokenCompression.from_tokenizer(tokenizer, compress=compress)
     refuse_larger_vocabulary(model, compression)
     num_ids = vocab_size_of(model)
+    known = compression.num_tokens if compress else num_ids
+    for name, token in (("pad_token", pad_token), ("end_token", end_token)):
+        number = 0 if token is None else as_whole(token)
+        if number is None or not 0 <= number < known:
+            whose = f"the tokenizer's {known:,} tokens" if compress else f"the model's {known:,} ids"
+            cure = ", or compress=False" if number is not None and 0 <= number < num_ids else ""
+            raise ConfigError(f"{name} is {token!r}; give the number of one of {whose}{cure}")
     if compression.num_tokens == num_ids:
         return compression
-    if compress and not 0 <= pad_token < compression.num_tokens:
-        raise ConfigError(
-            f"pad_token is {pad_token}; give one of the tokenizer's {compression.num_tokens:,} tokens, or "
-            "compress=False"
-        )
     return TokenCompression.from_tokenizer(
         tokenizer, compress=compress, num_ids=num_ids, absent_as=pad_token if compress else 0
     )

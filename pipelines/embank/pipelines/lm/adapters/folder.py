@@ -22,6 +22,7 @@ from embank.pipelines.lm.adapters.model_memory import ModelMemory
 from embank.pipelines.lm.adapters.structure import hidden_size, layers_of
 from embank.tables import CheckpointError, ConfigError, RowOptimizer, RowTier
 from embank.tables.memory import EngramConfig, EngramLayout, StemConfig, StemLayout, TokenCompression
+from embank.tables.memory.ngram_hash import given_multipliers
 from embank.tables.rows.store_spec import Backend
 from embank.tables.storage.atomic import publish, temporary_beside
 from embank.tables.storage.checksums import verify_checksums, write_checksums
@@ -54,19 +55,20 @@ def save_memory(memory: ModelMemory, folder: str | Path) -> None:
 
 
 def _manifest(memory: ModelMemory) -> dict[str, Any]:
-    config: Any = memory.layout.config  # type: ignore[attr-defined]
+    layout = memory.layout
     shape: dict[str, Any]
-    if isinstance(config, EngramConfig):
+    if isinstance(layout, EngramLayout):
+        hash = layout.hash
         shape = {
-            "rows_per_order": list(memory.layout.hash.rows_per_order),  # type: ignore[attr-defined]
-            "memory_dim": config.memory_dim,
-            "max_ngram": config.max_ngram,
-            "num_heads": config.num_heads,
-            "seed": config.seed,
-            "pad_id": memory.layout.hash.pad_id,  # type: ignore[attr-defined]
+            "rows_per_order": list(hash.rows_per_order),
+            "memory_dim": layout.row_dim,
+            "max_ngram": hash.max_ngram,
+            "num_heads": hash.num_heads,
+            "seed": hash.seed or 0,  # none of given multipliers, which are in the layout's own manifest
+            "pad_id": hash.pad_id,
         }
     else:
-        shape = {"ffn_dim": config.ffn_dim}
+        shape = {"ffn_dim": layout.row_dim}
     (collection,) = memory.tables.collections.values()
     optimizer = collection.optimizer
     return {
@@ -175,8 +177,17 @@ def _layout(
             return StemLayout(
                 StemConfig(layer_ids=layers, ffn_dim=shape["ffn_dim"], init_std=0.0), compression, num_layers=num_layers
             )
-        pad = int((compression.ids_V == shape["pad_id"]).nonzero()[0])
-        config = EngramConfig(layer_ids=layers, **{key: value for key, value in shape.items() if key != "pad_id"})
-        return EngramLayout(config, compression, pad_token=pad, num_layers=num_layers)
+        hash = manifest["layout"]["hash"]
+
+        def token_of(compressed_id: int) -> int:  # any token of a compressed id is the same to the hash
+            return int((compression.ids_V == compressed_id).nonzero()[0])
+
+        config = EngramConfig(
+            layer_ids=layers,
+            **{key: value for key, value in shape.items() if key != "pad_id"},
+            multipliers=given_multipliers(hash, what=what),
+            end_token=None if hash.get("end_id") is None else token_of(hash["end_id"]),
+        )
+        return EngramLayout(config, compression, pad_token=token_of(shape["pad_id"]), num_layers=num_layers)
     except (ConfigError, IndexError) as error:
         raise CheckpointError(f"{what} has sizes that can't be: {error}. {_CURE}") from error
