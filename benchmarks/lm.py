@@ -1,8 +1,9 @@
 """Memory tables in a small language model: every arm, two corpora, two lengths of training, paired seeds.
 
-    python benchmarks/lm.py --prose /usr/share/vim/vim90/doc --work runs/lm          # all of it
-    python benchmarks/lm.py --prose TEXTS... --work runs/lm --small                  # does it run? minutes, not figures
-    python benchmarks/lm.py --work runs/lm --render                                  # the page from the JSON alone
+    python benchmarks/lm.py --prose /usr/share/vim/vim90/doc --work runs/lm  # all of it
+    python benchmarks/lm.py --prose TEXTS... --work runs/lm --small  # does it run? minutes, not figures
+    python benchmarks/lm.py --work runs/lm --corpora prose --prose TEXTS...  # one corpus; the other's figures stay
+    python benchmarks/lm.py --work runs/lm --render  # the page from the JSON alone
 
 Can be stopped at any time: the same command goes on with the runs that are missing. `--jobs` runs go on side by side,
 each on one thread.
@@ -18,8 +19,8 @@ file. Arms of one seed have the same initial decoder, the same sequences in the 
 
 Rates: for each arm and corpus the dense rate and the row rate are climbed on validation at the shortest training with
 the first seed: neighbours a factor of 2 (dense) or 4 (rows) apart are tried until both are worse, so that no best value
-is at the edge of a grid; on the second corpus an arm begins with what was best on the first. Then they hold for all
-lengths and seeds.
+is at the edge of a grid; on the second corpus an arm begins with what was best on the first (in the JSON too, where
+that corpus is not measured again). Then they hold for all lengths and seeds.
 
 Figures are bits per byte on the test split (at most --eval-tokens tokens of it): mean and deviation over seeds, and the
 differences between arms paired by seed. They are also split by what training has seen of the last tokens: three of
@@ -214,15 +215,24 @@ class Pool:
         return found
 
 
-def tune_all(arms: Sequence[str], corpora: Sequence[str], *, tokens: int, seed: int, pool: Pool) -> dict[str, Any]:
-    """The rates of every arm on every corpus, and all that was tried."""
+def tune_all(
+    arms: Sequence[str],
+    corpora: Sequence[str],
+    *,
+    tokens: int,
+    seed: int,
+    pool: Pool,
+    known: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """The rates of every arm on every corpus, and all that was tried; `known` were chosen on others before."""
 
     def tuned(first: Job) -> tuple[Job, dict[Job, float]]:
         known: dict[Job, float] = {}
         return climb(first, pool, known=known, most=3 if pool.setting.small else 100), known
 
     found: list[tuple[Job, dict[Job, float]]] = []
-    firsts = [Job(arm=arm, corpus=corpora[0], tokens=tokens, seed=seed, **START) for arm in arms]
+    starts = {entry["arm"]: {"lr": entry["lr"], "row_lr": entry["row_lr"] or START["row_lr"]} for entry in known}
+    firsts = [Job(arm=arm, corpus=corpora[0], tokens=tokens, seed=seed, **starts.get(arm, START)) for arm in arms]
     for corpus in corpora:  # an arm begins where it ended on the corpus before
         firsts = [replace(job, corpus=corpus) for job in firsts]
         with ThreadPoolExecutor(len(firsts)) as climbers:  # each waits for its own runs; the pool's processes work
@@ -325,13 +335,43 @@ def main(words: Sequence[str] | None = None) -> None:
             small=args.small,
         )
         run = records.begin(settings={"tokens": args.tokens, "seeds": args.seeds})
-        run.detail = measure(args, setting)
+        run.detail = added(published(args), measure(args, setting))
         run.command = run.detail["command"]
         run.records = lm_report.recorded(run.detail)
         records.save("lm", run, title=TITLE, about=ABOUT, out=args.out)
     (run,) = records.load(args.out / "lm.json").runs
     args.page.write_text(lm_report.page({**run.detail, "machine": run.machine.model_dump()}))
     print(f"written: {args.out / 'lm.json'}, {args.page}")
+
+
+SAME = ("model", "arms", "tokens", "seeds", "eval_tokens")
+
+
+def published(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What is in the JSON already."""
+    path = args.out / "lm.json"
+    return records.load(path).runs[0].detail if path.is_file() else None
+
+
+def added(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """The new figures, and those of other corpora that were measured at the same settings before."""
+    kept = [] if before is None else [name for name in before["corpora"] if name not in now["corpora"]]
+    if before is None or not kept or any(before[key] != now[key] for key in SAME):
+        return now
+
+    def both(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [entry for entry in old if entry["corpus"] in kept] + new
+
+    scores = both(before["scores"], now["scores"])
+    return {
+        **now,
+        "command": f"{before['command']} && {now['command']}",
+        "corpora": {name: before["corpora"][name] for name in kept} | now["corpora"],
+        "tuned": {key: both(before["tuned"][key], now["tuned"][key]) for key in ("chosen", "tried")},
+        "runs": both(before["runs"], now["runs"]),
+        "scores": scores,
+        "bars": lm_report.bars(scores, tokens=max(now["tokens"])),
+    }
 
 
 TITLE = "Memory tables in a small language model"
@@ -351,13 +391,16 @@ def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         config = parse_lm_config({"corpus": setting.corpus(name)}).corpus
         facts[name] = {"splits": prepare_corpus(config, setting.work / f"corpus-{name}").facts["splits"]}
     pool = Pool(setting, args.jobs)
-    tuned = tune_all(args.arms, corpora, tokens=min(args.tokens), seed=args.seeds[0], pool=pool)
+    known = (published(args) or {"tuned": {"chosen": []}})["tuned"]["chosen"]
+    known = [entry for entry in known if entry["corpus"] not in corpora]
+    tuned = tune_all(args.arms, corpora, tokens=min(args.tokens), seed=args.seeds[0], pool=pool, known=known)
     jobs = list(jobs_of(tuned["chosen"], tokens=args.tokens, seeds=args.seeds))
     runs = pool(jobs)
     scores = kneser_ney(setting, runs, jobs)
-    prose = f" --prose {' '.join(args.prose)}" if "prose" in corpora else " --corpora library"
+    named = "" if len(corpora) > 1 else f" --corpora {corpora[0]}"
+    prose = f" --prose {' '.join(args.prose)}" if "prose" in corpora else ""
     return {
-        "command": f"python benchmarks/lm.py{prose}{' --small' if args.small else ''}",
+        "command": f"python benchmarks/lm.py{named}{prose}{' --small' if args.small else ''}",
         "model": setting.config(jobs[0])["model"],
         "arms": ARMS,
         "corpora": facts,
