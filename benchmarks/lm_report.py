@@ -137,12 +137,13 @@ def page(report: Mapping[str, Any]) -> str:
 
 def _head(report: Mapping[str, Any]) -> str:
     model, machine = report["model"], report["machine"]
+    commands = report["command"].replace(" && ", "\n    ")
     seeds = len(report["seeds"])
     return f"""# Memory tables in a small language model
 
 Bits per byte on the test split (lower is better), mean ± deviation over {seeds} seeds. Written by
 
-    {report["command"]}
+    {commands}
 
 on {machine["cores"]} cores ({machine["cpu"]}, torch {machine["packages"]["torch"]}); all figures are in
 `benchmarks/results/lm.json`. The decoder has {model["num_layers"]} blocks of width {model["dim"]}, feed-forward layers
