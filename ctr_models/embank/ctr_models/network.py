@@ -78,6 +78,23 @@ class Inputs:
         return max(self.dims, default=0) if self.padded_dim is None else self.padded_dim
 
 
+class _Values(torch.autograd.Function):
+    """What the tables have returned. Its gradient is contiguous, as they want it: made so within the graph, that is no
+    copy of its own."""
+
+    @staticmethod
+    def forward(values_BV: Tensor) -> Tensor:
+        return values_BV.view_as(values_BV)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].contiguous()
+
+
 class Network(nn.Module, ABC):
     """A CTR model without its tables. One file per model; each has a frozen dataclass `Config` beside it."""
 
@@ -116,6 +133,8 @@ class Network(nn.Module, ABC):
 
     def score(self, dense_BI: Tensor, values_BV: Tensor) -> Tensor:
         """Logits [B] of numeric inputs and of what the tables have returned, [B, E + F]."""
+        if torch.is_grad_enabled():
+            values_BV = _Values.apply(values_BV)
         sizes = [self.num_embedding_columns, self.num_first_order_columns]
         if all(sizes):  # one split, not two slices: its backward is one concatenation
             embeddings_BE, first_order_BF = torch.split(values_BV, sizes, dim=1)
