@@ -134,7 +134,7 @@ class Network(nn.Module, ABC):
     def score(self, dense_BI: Tensor, values_BV: Tensor) -> Tensor:
         """Logits [B] of numeric inputs and of what the tables have returned, [B, E + F]."""
         if torch.is_grad_enabled():
-            values_BV = _Values.apply(values_BV)
+            values_BV = _Values.apply(values_BV)  # type: ignore[no-untyped-call]
         sizes = [self.num_embedding_columns, self.num_first_order_columns]
         if all(sizes):  # one split, not two slices: its backward is one concatenation
             embeddings_BE, first_order_BF = torch.split(values_BV, sizes, dim=1)
