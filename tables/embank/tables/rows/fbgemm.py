@@ -24,7 +24,6 @@ from embank.tables.rows.build import build_rows
 from embank.tables.rows.composite import MixedRows
 from embank.tables.rows.disk.prefetch import Prefetcher
 from embank.tables.rows.fbgemm_memory import placement
-from embank.tables.rows.fbgemm_update import GroupedUpdate
 from embank.tables.rows.held_bytes import tensors_of
 from embank.tables.rows.space import RowSpace
 from embank.tables.rows.store_spec import StoreSpec
@@ -94,8 +93,6 @@ class _Kernel(nn.Module):
             if space.tier.on_gpu:
                 shard.write_initial(view, seed=seed)
             shard.scatter_initial(view, seed=seed)
-        is_grouped = self.rowwise and not space.tier.on_gpu and len(self.shards) > 1
-        self.grouped = GroupedUpdate(tbe) if is_grouped else None
         self.table_of = tuple(lookups)
         self.pieces = [
             piece
@@ -164,8 +161,7 @@ class _Kernel(nn.Module):
             if torch.is_inference_mode_enabled():  # FBGEMM's lookups are there for autograd only
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(torch.no_grad())
-            look_up = self.tbe if self.grouped is None or not torch.is_grad_enabled() else self.grouped
-            rows: Tensor = look_up(indices.to(device, non_blocking=True), offsets.to(device, non_blocking=True))
+            rows: Tensor = self.tbe(indices.to(device, non_blocking=True), offsets.to(device, non_blocking=True))
         if self.is_projected and rows.requires_grad:
             rows.register_hook(partial(self._note_change, indices, offsets))  # type: ignore[no-untyped-call]
         return rows
