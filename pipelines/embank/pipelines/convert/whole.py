@@ -54,7 +54,7 @@ class Whole(nn.Module):
         values_BE: Tensor = self.tables(ids, lengths)
         if self.network is None:
             return values_BE
-        width = self.network.inputs.width if self.network.embeddings else 0
+        width = self.network.num_embedding_columns
         dense_BI = given[DENSE] if self.num_dense else values_BE.new_empty(values_BE.shape[0], 0)
         logits_B: Tensor = self.network(dense_BI, values_BE[:, :width], values_BE[:, width:])
         return logits_B.sigmoid()
