@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,7 +59,9 @@ def installed(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """HEAD, marked when tracked files differ from it."""
+    """HEAD, marked when tracked files differ from it; None without a repository or without git."""
+    if shutil.which("git") is None:
+        return None
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()

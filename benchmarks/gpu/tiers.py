@@ -83,7 +83,7 @@ def run_steps(rows: RowStore, batches: list[Batch], *, ahead: int) -> list[Tenso
             for upcoming in batches[:ahead] if number == 0 else batches[number + ahead - 1 : number + ahead]:
                 rows.prefetch(*upcoming)
         out = rows(indices, offsets)
-        out.sin().square().sum().backward()
+        (out + out.sin() / 2).sum().backward()  # no gradient near 0, whose sign Adam and Adagrad would blow up
         rows.update()
         outputs.append(out.detach().cpu())
     return outputs

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.scripts import by_case, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +109,23 @@ def test_a_gather_that_lies_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(lm_offload, "gather", lambda table_RD, ids_N: table_RD[(ids_N + 1) % len(table_RD)])
     with pytest.raises(SystemExit, match="'pinned' says something else than 'resident'"):
         lm_offload.main(["--device", "cpu", "--small", "--out", str(tmp_path)])
+
+
+def test_rows_drawn_part_by_part_are_all_different(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm_offload, "PART", 16)
+    first, second = lm_offload.make_tables(lm_offload.SMALL, 5, torch.device("cpu")).values()
+    assert len(torch.cat([first, second]).unique(dim=0)) == 2 * 16 * 5
+
+
+def test_smaller_tables_are_the_beginning_of_larger_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[int, torch.Tensor]] = []
+    without = lm_offload.Arm("none", {}, torch.device("cpu"))
+    monkeypatch.setattr(lm_offload, "make_arms", lambda _names, host, _device: made.append(host) or [without])
+    lm_offload.main(["--device", "cpu", "--small", "--gb", "0.0002", "0.0004", "--out", str(tmp_path)])
+    smaller, larger = made
+    for layer in (1, 2):
+        assert len(smaller[layer]) < len(larger[layer])
+        assert torch.equal(smaller[layer], larger[layer][: len(smaller[layer])])
 
 
 @pytest.mark.slow

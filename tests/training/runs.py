@@ -1,10 +1,12 @@
 """Small training runs for tests."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from embank.ctr_models import CTRModel
 from embank.pipelines.config.run import Config, parse_config
+from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.trained import network_of
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import Bundle
@@ -61,3 +63,17 @@ def timeless(result: dict[str, Any]) -> dict[str, Any]:
 def model_of(bundle: Bundle) -> CTRModel:
     """A bundle's model over KeyedJaggedTensors: the slow twin of `Scorer`."""
     return CTRModel(bundle.tables(), network_of(bundle)).eval()
+
+
+class StopAt:
+    """A reporter that sends this process a signal after a step."""
+
+    def __new__(cls, step: int, number: int) -> Any:
+        class _Stop(Reporter):
+            def advance(self, done: int, *, per_s: float, loss: float | None = None) -> None:
+                if done == self.at:
+                    os.kill(os.getpid(), number)
+
+        reporter = _Stop()
+        reporter.at = step
+        return reporter

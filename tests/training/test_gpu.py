@@ -1,23 +1,32 @@
 """Runs with rows elsewhere than in fp32 beside a CPU: on a GPU, as far as a CPU can tell, and in two bytes."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from embank.pipelines.runs.build import row_tier
+from embank.pipelines.config.sections import TrainConfig
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs.build import build, row_tier
 from embank.pipelines.runs.evaluate import evaluate_saved
+from embank.pipelines.train.execution import choose
+from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.launch import backends
+from embank.pipelines.train.trainer import Trainer
 from embank.tables import ConfigError
 from embank.tables.sharding.processes import Processes
-from tests.training.runs import config, train, write_data
+from tests.contracts.host_draws import HostDraws
+from tests.training.runs import StopAt, config, train, write_data
 
 pytestmark = pytest.mark.slow
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
 
 @pytest.mark.parametrize("method", ["autodim", "optembed", "mgqe"])
@@ -34,6 +43,66 @@ def test_a_run_beside_the_host_comes_to_the_same_and_is_read_without_a_gpu(tmp_p
     assert evaluate_saved(tmp_path / "there", data=data, split="test")["auc"] == pytest.approx(there["auc"], abs=1e-6)
     bundle = evaluate_saved(tmp_path / "there" / "bundle", data=data, split="test")
     assert bundle["auc"] == pytest.approx(there["auc"], abs=1e-4)
+
+
+@with_gpu
+@pytest.mark.parametrize("tier", ["device", "host"])
+@pytest.mark.parametrize("method", ["full", "autodim", "optembed", "mgqe"])
+def test_a_run_on_a_gpu_comes_to_the_same_and_is_resumed_on_the_host(tmp_path: Path, method: str, tier: str) -> None:
+    data = write_data(tmp_path / "data")
+    options: dict[str, Any] = {
+        "model": {"name": "deepfm", "hidden_units": [8]},  # units would be dropped out by another generator
+        "tables": {"method": method, "plain_below": 0} | ({} if method == "full" else {"budget": 0.5}),
+        "train": {"embedding_l2": 1e-5},
+    }
+    on_host, on_gpu = ({"backend": "torch", "tier": tier, "device": device} for device in ("cpu", "cuda"))
+    with HostDraws():
+        here = train(data, tmp_path / "here", rows=on_host, **options)
+        there = train(data, tmp_path / "there", rows=on_gpu, **options)
+    for key in ("auc", "logloss", "valid_auc"):
+        assert there[key] == pytest.approx(here[key], abs=1e-3)
+    assert there["serving_bytes"] == here["serving_bytes"]
+    for saved in ("there", "there/bundle"):
+        assert evaluate_saved(tmp_path / saved, data=data, split="test")["auc"] == pytest.approx(there["auc"], abs=1e-4)
+
+
+@with_gpu
+def test_a_run_on_a_gpu_in_bf16_and_compiled_learns_as_much(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    options = {"model": {"name": "deepfm", "hidden_units": [8]}, "rows": {"backend": "torch", "device": "cuda"}}
+    plain = train(data, tmp_path / "plain", **options)
+    faster = train(data, tmp_path / "faster", train={"precision": "bf16", "compile": True}, **options)
+    assert faster["auc"] == pytest.approx(plain["auc"], abs=0.02)
+
+
+@with_gpu
+def test_choosing_how_to_run_leaves_the_gpus_generator_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_data(tmp_path / "data")
+    made = config(data, rows={"backend": "torch", "device": "cuda"})  # units are dropped out
+    model = build(made, Schema.load(data), data=data, rows_folder=tmp_path / "rows")
+    monkeypatch.setattr("embank.pipelines.train.execution.LONG_SECONDS", 0.0)
+    state = torch.cuda.get_rng_state()
+    _, said = choose(model, TrainConfig(), batch_rows=64, num_steps=10)
+    assert said is not None
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+@with_gpu
+@pytest.mark.parametrize("first", ["cpu", "cuda"])
+@pytest.mark.parametrize("tier", ["device", "host"])
+def test_a_run_is_resumed_on_the_other_device(tmp_path: Path, tier: str, first: str) -> None:
+    """Stopped in its second epoch and resumed there, it ends as one that was on the host throughout."""
+    data = write_data(tmp_path / "data")
+    model = {"name": "deepfm", "hidden_units": [8]}
+    on = {device: {"backend": "torch", "tier": tier, "device": device} for device in ("cpu", "cuda")}
+    whole = train(data, tmp_path / "whole", rows=on["cpu"], model=model)
+    with pytest.raises(InterruptedRunError):
+        Trainer(
+            config(data, rows=on[first], model=model), tmp_path / "moved", reporter=StopAt(14, signal.SIGINT)
+        ).train()
+    moved = train(data, tmp_path / "moved", rows=on["cuda" if first == "cpu" else "cpu"], model=model, resume=True)
+    assert moved["auc"] == pytest.approx(whole["auc"], abs=1e-3)
+    assert moved["best_step"] == whole["best_step"]
 
 
 @without_gpu

@@ -18,27 +18,11 @@ from embank.pipelines.train.trainer import Trainer
 from embank.tables import CheckpointError, ConfigError, DataError, RowOptimizer
 from embank.tables.errors import WorkError
 from tests.processes import forkserver
-from tests.training.runs import config, raw_config, timeless, train, write_data
+from tests.training.runs import StopAt, config, raw_config, timeless, train, write_data
 
 pytestmark = pytest.mark.slow
 
 FREQUENT = {"epochs": 3, "table_lr": 0.05, "num_threads": 1, "checkpoint_every": 3}
-
-
-class StopAt:
-    """A reporter that sends this process a signal after a step."""
-
-    def __new__(cls, step: int, number: int) -> Any:
-        from embank.pipelines.reporting import Reporter
-
-        class _Stop(Reporter):
-            def advance(self, done: int, *, per_s: float, loss: float | None = None) -> None:
-                if done == self.at:
-                    os.kill(os.getpid(), number)
-
-        reporter = _Stop()
-        reporter.at = step
-        return reporter
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,8 @@ def choose(model: CTRModel, train: TrainConfig, *, batch_rows: int, num_steps: i
     """
     if not is_open(train):
         return train, None
-    with torch.random.fork_rng(devices=[]):
+    own = next((p.device for p in model.network.parameters()), torch.device("cpu"))
+    with torch.random.fork_rng(devices=[own] if own.type == "cuda" else []):
         probe = _Probe(model, rows=batch_rows)
         plain = probe.seconds("fp32" if train.precision == AUTO else train.precision)
         if plain * num_steps < LONG_SECONDS:
