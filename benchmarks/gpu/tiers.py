@@ -90,7 +90,9 @@ def run_steps(rows: RowStore, batches: list[Batch], *, ahead: int) -> list[Tenso
 
 
 def largest_difference(left: list[Tensor], right: list[Tensor]) -> float:
-    return max(float((a.cpu() - b.cpu()).abs().max()) for a, b in zip(left, right, strict=True))
+    """Of two numbers, over 1 + that of the right one."""
+    pairs = [(a.cpu(), b.cpu()) for a, b in zip(left, right, strict=True)]
+    return max(float(((a - b).abs() / (1 + b.abs())).max()) for a, b in pairs)
 
 
 def tensors_of(rows: RowStore) -> list[Tensor]:
