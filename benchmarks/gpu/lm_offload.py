@@ -21,7 +21,8 @@ staged-all  the same with every n-gram's row, repeated ones too
 Ids are those of the words of Python's standard library's source (real), or uniform ones. Prefill takes whole sequences
 whose rows are all known; in decoding a step's tokens are known when the step before has chosen them, as with sampling,
 so an arm that gathers on the host waits for them. Arms take turns, in an order that turns with the repeat; medians and
-quartiles of --repeats. Before anything is timed all arms must give the same hidden states.
+quartiles of --repeats. Before anything is timed all arms must bring the same rows to the bit, as the decoder gets them
+in both parts, and give the same hidden states.
 
 Writes benchmarks/results/gpu_lm_offload.json, a run for each device.
 """
@@ -54,6 +55,8 @@ import records
 HEADS, ORDERS = 8, 2
 MULTIPLIERS = (0x9E3779B97F4A7C15 >> 20 | 1, 0xC2B2AE3D27D4EB4F >> 20 | 1, 0x165667B19E3779F9 >> 20 | 1)
 BIG = {"dim": 2048, "layers": 16, "heads": 16, "ffn": 8192, "vocab": 32_000, "row_dim": 80, "memory_layers": (1, 8)}
+SAME = 0.01
+"""Of hidden states: how far apart, as a share, sums in another order bring them in bf16. Rows must be equal."""
 PART = 2**22
 """Rows that are drawn at once."""
 SMALL = {"dim": 32, "layers": 3, "heads": 2, "ffn": 64, "vocab": 512, "row_dim": 8, "memory_layers": (1, 2)}
@@ -245,15 +248,19 @@ class Workload:
             *size, shape["dim"] // shape["heads"], dtype=decoder.head.weight.dtype, device=tokens_BS.device
         )
 
+    def both(self, arm: "Arm | Noted") -> Tensor:
+        """Hidden states at the end of the first tokens, and at the end of all."""
+        return torch.cat([self.prefill(arm)[:, -1:], self.decode(arm)], dim=1)
+
     @torch.no_grad()
-    def prefill(self, arm: Arm) -> Tensor:
+    def prefill(self, arm: "Arm | Noted") -> Tensor:
         """The first tokens in one pass."""
         tokens_BT = self.tokens_BS[:, : self.prefill_length]
         rows = arm.begin(row_ids(tokens_BT, torch.zeros_like(tokens_BT[:, :2]), self.rows))
         return self.decoder(tokens_BT, self.cache, 0, rows)
 
     @torch.no_grad()
-    def decode(self, arm: Arm) -> Tensor:
+    def decode(self, arm: "Arm | Noted") -> Tensor:
         """The rest, one by one. The text's own token is taken, but not before the model has chosen one."""
         hidden = self.cache.new_zeros(len(self.tokens_BS), 1, self.decoder.shape["dim"])
         for place in range(self.prefill_length, self.tokens_BS.shape[1]):
@@ -296,15 +303,57 @@ def make_arms(names: Sequence[str], host: dict[int, Tensor], device: torch.devic
     return [arm for arm in arms if arm.name in names]
 
 
-def check(workload: Workload, arms: Sequence[Arm]) -> None:
-    """Raises SystemExit unless all arms with a memory say the same, and another thing than the one without."""
-    said = {arm.name: torch.cat([workload.prefill(arm)[:, -1:], workload.decode(arm)], dim=1) for arm in arms}
-    with_memory = [name for name in said if name != "none"]
-    for name in with_memory[1:]:
-        if not torch.allclose(said[name], said[with_memory[0]], rtol=0.02, atol=0.02):
-            raise SystemExit(f"check failed: '{name}' says something else than '{with_memory[0]}'")
-    if "none" in said and with_memory and torch.allclose(said["none"], said[with_memory[0]], rtol=0.02, atol=0.02):
-        raise SystemExit("check failed: the memory changes nothing")
+class Noted:
+    """An arm whose rows are kept as the decoder gets them.
+
+    Args:
+        arm: whose.
+    """
+
+    def __init__(self, arm: Arm) -> None:
+        self.arm, self.name = arm, arm.name
+        self.seen: list[Tensor] = []
+
+    def begin(self, ids_BTC: Tensor) -> Callable[[int], Tensor] | None:
+        """As the arm's."""
+        rows = self.arm.begin(ids_BTC)
+        if rows is None:
+            return None
+
+        def noted(layer: int) -> Tensor:
+            given = rows(layer)
+            self.seen.append(given.clone())
+            return given
+
+        return noted
+
+
+def check(workload: Workload, arms: Sequence[Arm]) -> dict[str, float]:
+    """How far hidden states of each arm are from those of the first one with a memory: a norm over a norm.
+
+    Raises:
+        SystemExit: an arm's rows are not those of the first to the bit, its hidden states are not those, or those
+            without a memory are.
+    """
+    with_memory = [arm for arm in arms if arm.name != "none"]
+    if not with_memory:
+        return {}
+    first = Noted(with_memory[0])
+    expected = workload.both(first).float()
+    apart = {}
+    for arm in arms:
+        noted = Noted(arm)
+        said = workload.both(noted).float()
+        apart[arm.name] = float((said - expected).norm() / expected.norm())
+        if arm.name == "none":
+            if apart["none"] < 10 * SAME:
+                raise SystemExit("check failed: the memory changes nothing")
+            continue
+        if not all(torch.equal(mine, theirs) for mine, theirs in zip(noted.seen, first.seen, strict=True)):
+            raise SystemExit(f"check failed: '{arm.name}' brings other rows than '{first.name}'")
+        if not apart[arm.name] < SAME:
+            raise SystemExit(f"check failed: '{arm.name}' says something else than '{first.name}'")
+    return apart
 
 
 def measure(workload: Workload, arms: Sequence[Arm], *, repeats: int, device: torch.device) -> dict[str, Any]:
@@ -405,7 +454,8 @@ def main(words: Sequence[str] | None = None) -> None:
         entry: dict[str, Any] = {"gb": gb, "rows_per_head": rows}
         for name, tokens_BS in texts.items():
             workload = Workload(decoder, tokens_BS.to(device), prefill=args.prefill, rows=rows)
-            check(workload, arms)
+            entry[f"{name}, apart"] = check(workload, arms)
+            print(f"{gb} GB, {name} ids: arms are apart by {entry[f'{name}, apart']}", flush=True)
             entry[name] = measure(workload, arms, repeats=args.repeats, device=device)
         report["sizes"].append(entry)
         print(json.dumps(entry), flush=True)

@@ -107,6 +107,14 @@ def test_offloaded_rows_are_resident_rows(tmp_path: Path) -> None:
 
 def test_a_gather_that_lies_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_offload, "gather", lambda table_RD, ids_N: table_RD[(ids_N + 1) % len(table_RD)])
+    with pytest.raises(SystemExit, match="'pinned' brings other rows than 'resident'"):
+        lm_offload.main(["--device", "cpu", "--small", "--out", str(tmp_path)])
+
+
+def test_an_arm_that_says_something_else_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the rows that it should have."""
+    both = lm_offload.Workload.both
+    monkeypatch.setattr(lm_offload.Workload, "both", lambda self, arm: both(self, arm) * (1 + 0.02 * len(arm.name)))
     with pytest.raises(SystemExit, match="'pinned' says something else than 'resident'"):
         lm_offload.main(["--device", "cpu", "--small", "--out", str(tmp_path)])
 
