@@ -120,6 +120,11 @@ def test_another_tokenizer_is_refused(exported: Path) -> None:
         open_memory(exported, tokenizer(), num_layers=3)
 
 
+def test_a_path_without_an_export_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no export of a memory at '.*/nowhere'. "):
+        open_memory(tmp_path / "nowhere", tokenizer())
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [

@@ -294,7 +294,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
         MemoryTables([grown]).load(tmp_path / "saved")
     with pytest.raises(CheckpointError, match="has STEM tables with ffn_dim 24; here it is 28"):
         MemoryTables([stem(ffn_dim=28)]).load(tmp_path / "saved")
-    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+    with pytest.raises(CheckpointError, match="there is no checkpoint at"):
         MemoryTables([engram()]).load(tmp_path / "saved")
     tables = memory()
     with pytest.raises(CheckpointError, match=r"a pack has memory of the kinds \['stem'\]; here it is \['engram', 's"):
@@ -320,6 +320,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
             lambda: MemoryTables([stem()], optimizer={"engram": RowOptimizer(name="sgd", lr=1.0)}),
             r"`optimizer` names memory of kind 'engram'; here it is \['stem'\]",
         ),
+        (lambda: stem(layer_ids=(layer for layer in [1])), "the layers with stem tables are <generator .*; give a list"),
         (lambda: stem(layer_ids=1), r"the layers with stem tables are 1; give a list, for example \[1\]"),
         (lambda: engram(rows_per_order=50.5), "rows_per_order has 50.5; it must be a whole number"),
         (

@@ -344,6 +344,7 @@ def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:
     [
         (["--methods", "hsh", "--budgets", "0.5"], "there is no method 'hsh'; did you mean 'hash'?"),
         (["--methods", "hash", "--budgets", "0"], "--budgets holds 0; a budget is"),
+        (["--methods", "hash", "--budgets", "0.5,,0.1"], "--budgets is '0.5,,0.1', which has a comma with nothing"),
         (["--methods", "hash", "--budgets", "0.5", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
     ],
 )

@@ -37,6 +37,8 @@ from embank.tables.method.options import refuse_wrong_types
 _MAX_BLOCKS = 1 << 14
 _MAP_SHARE = 0.25
 _SAME = 1 - 1e-12
+_PAIRS_AHEAD = 1024
+"""Pairs of blocks that are about to be merged whose comparisons are made at once."""
 
 
 @option_class
@@ -263,13 +265,18 @@ def merge_blocks(
         shares_P = compare(pairs_P2)
         order = shares_P.argsort(descending=True, stable=True)
         before = len(members)
-        for i, j in pairs_P2[order][shares_P[order] >= least].tolist():
+        duplicates = [(i, j) for i, j in pairs_P2[order][shares_P[order] >= least].tolist()]
+        alike: dict[tuple[int, int], bool] = {}
+        for number, (i, j) in enumerate(duplicates):
             if len(members) <= goal:
                 break
             if i not in members or j not in members:
                 continue
-            others = [(i, block) for block in members[j][1:]]
-            if not others or least == 0 or bool((compare(torch.tensor(others)) >= least).all()):
+            others = [(i, block) for block in members[j][1:]] if least else []
+            if any(pair not in alike for pair in others):
+                soon = _to_compare(duplicates[number : number + _PAIRS_AHEAD], members, known=alike)
+                alike |= zip(soon, (compare(torch.tensor(soon)) >= least).tolist(), strict=True)
+            if all(alike[pair] for pair in others):
                 members[i] += members.pop(j)
         if len(members) == before:
             if max_blocks is None:
@@ -280,6 +287,18 @@ def merge_blocks(
     for block, own in members.items():
         target_B[own] = block
     return target_B
+
+
+def _to_compare(
+    duplicates: Sequence[tuple[int, int]],
+    members: Mapping[int, Sequence[int]],
+    *,
+    known: Mapping[tuple[int, int], bool],
+) -> list[tuple[int, int]]:
+    """What merging each of these pairs would ask for, as blocks are merged now. A comparison costs little more for many
+    pairs than for one; some of these will not be asked for."""
+    asked = ((i, block) for i, j in duplicates if i in members and j in members for block in members[j][1:])
+    return list(dict.fromkeys(pair for pair in asked if pair not in known))
 
 
 def project_blocks(rows: LocalRows, spec: TableSpec, *, rows_per_block: int, num_projections: int, seed: int) -> Tensor:
@@ -313,8 +332,9 @@ def near_pairs(projections_KL: Tensor, *, num_candidates: int) -> Tensor:
         near = distances.topk(count, dim=1, largest=False).indices
         pairs = torch.stack([(start + own)[:, None].expand_as(near), near], dim=2).view(-1, 2)
         found.append(pairs.sort(dim=1).values)
-    pairs_P2: Tensor = torch.unique(torch.cat(found), dim=0)
-    return pairs_P2
+    first_P, second_P = torch.cat(found).unbind(1)
+    keys_P = torch.unique(first_P * num + second_P)  # as one number each: of rows, unique takes ten times as long
+    return torch.stack([keys_P // num, keys_P % num], dim=1)
 
 
 def similarity(

@@ -54,10 +54,8 @@ class Whole(nn.Module):
         values_BE: Tensor = self.tables(ids, lengths)
         if self.network is None:
             return values_BE
-        width = self.network.num_embedding_columns
         dense_BI = given[DENSE] if self.num_dense else values_BE.new_empty(values_BE.shape[0], 0)
-        logits_B: Tensor = self.network(dense_BI, values_BE[:, :width], values_BE[:, width:])
-        return logits_B.sigmoid()
+        return self.network.score(dense_BI, values_BE).sigmoid()
 
     def columns(self) -> dict[str, Any]:
         """What a manifest says of the columns of values: nothing of scores."""

@@ -221,7 +221,7 @@ def method_names(text: str) -> list[str]:
     Raises:
         ConfigError: an unknown one, with the nearest right one, or options that are not of the form.
     """
-    methods = registered_methods() if text.strip() == "all" else parts(text)
+    methods = registered_methods() if text.strip() == "all" else parts(text, option="--methods")
     for method in methods:
         method_class(split_method(method)[0])
     return methods
@@ -233,7 +233,7 @@ def codec_names(text: str) -> list[str]:
     Raises:
         ConfigError: there is none.
     """
-    codecs = parts(text)
+    codecs = parts(text, option="--codecs")
     if not codecs:
         raise ConfigError(f"--codecs is '{text}'; give names separated by commas, for example fp32,int8,int4")
     return codecs
@@ -246,7 +246,7 @@ def numbers(text: str, *, option: str, kind: type[int] | type[float]) -> list[An
         ConfigError: something else; names the option.
     """
     try:
-        return list(dict.fromkeys(kind(part) for part in parts(text)))
+        return list(dict.fromkeys(kind(part) for part in parts(text, option=option)))
     except ValueError as error:
         raise ConfigError(f"{option} is '{text}'; give numbers separated by commas, for example 0.5,0.1") from error
 
@@ -276,6 +276,15 @@ def grid_axes(options: Sequence[str]) -> dict[str, list[Any]]:
     return axes
 
 
-def parts(text: str) -> list[str]:
-    """Names from "a,b,c", each once."""
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+def parts(text: str, *, option: str) -> list[str]:
+    """Names from "a,b,c", each once; none from an empty text.
+
+    Raises:
+        ConfigError: nothing before, between or after commas; names the option.
+    """
+    found = [part.strip() for part in text.split(",")]
+    if not any(found) and len(found) == 1:
+        return []
+    if not all(found):
+        raise ConfigError(f"{option} is '{text}', which has a comma with nothing beside it; write a,b,c")
+    return list(dict.fromkeys(found))

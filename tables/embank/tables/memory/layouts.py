@@ -298,7 +298,7 @@ def refuse_other_layers(layer_ids: Sequence[int], *, num_layers: int | None, kin
         ConfigError: names the layer and the range.
     """
     given: Any = layer_ids
-    if not isinstance(given, Iterable):
+    if not isinstance(given, Sequence) or isinstance(given, str):  # what can be read once would be empty here
         raise ConfigError(f"the layers with {kind} tables are {layer_ids!r}; give a list, for example [1]")
     layers = [whole(layer, what=f"a layer with {kind} tables is", least=0) for layer in layer_ids]
     if not layers or len(set(layers)) < len(layers):

@@ -82,6 +82,8 @@ def verify_checksums(
         CheckpointError: incomplete, truncated or altered; names the file.
     """
     listing = folder / CHECKSUMS
+    if not folder.exists():
+        raise CheckpointError(f"there is no {kind} at '{folder}'. {cure}")
     if not listing.is_file():
         raise CheckpointError(f"'{folder}' is not a complete {kind}: it has no {CHECKSUMS}. {cure}")
     checksums = read_json(listing, cure=cure)
