@@ -320,7 +320,10 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
             lambda: MemoryTables([stem()], optimizer={"engram": RowOptimizer(name="sgd", lr=1.0)}),
             r"`optimizer` names memory of kind 'engram'; here it is \['stem'\]",
         ),
-        (lambda: stem(layer_ids=(layer for layer in [1])), "the layers with stem tables are <generator .*; give a list"),
+        (
+            lambda: stem(layer_ids=(layer for layer in [1])),
+            "the layers with stem tables are <generator .*; give a list",
+        ),
         (lambda: stem(layer_ids=1), r"the layers with stem tables are 1; give a list, for example \[1\]"),
         (lambda: engram(rows_per_order=50.5), "rows_per_order has 50.5; it must be a whole number"),
         (

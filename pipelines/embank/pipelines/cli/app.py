@@ -224,7 +224,9 @@ def sweep(
     raw = read_config(config, overrides=set_ or [])
     plan = Plan(
         config=raw,
-        models=[parse_config(raw, origin=str(config)).model["name"]] if models is None else parts(models, option="--models"),
+        models=[parse_config(raw, origin=str(config)).model["name"]]
+        if models is None
+        else parts(models, option="--models"),
         methods=method_names(methods),
         budgets=[parse_config(raw, origin=str(config)).tables.default.budget]
         if budgets is None
