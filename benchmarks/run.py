@@ -139,6 +139,13 @@ PARTS: dict[str, Part] = {
         full="--gib 1 4 --rounds 7",
         work="--work",
     ),
+    "run_parts": Part(
+        script="run_parts.py",
+        trial="--rows 20000 --steps 3 --valid 4096 --rounds 1 --busy 0",
+        short="--rounds 3",
+        full="--rounds 5",
+        work="--work",
+    ),
     "growth": Part(
         script="growth.py",
         trial="--most 10 --rounds 2 --axes bags batch",

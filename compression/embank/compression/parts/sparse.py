@@ -16,6 +16,7 @@ indices takes 8 Z + 4 (rows + 1) bytes and COO 12 Z.
 
 from bisect import bisect_right
 from collections.abc import Hashable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -181,6 +182,7 @@ def sparse_nbytes(num_entries: int, nonzeros: Tensor) -> Tensor:
     return torch.stack([form_nbytes(form, num_entries, nonzeros) for form in FORMS]).amin(0)
 
 
+@cache  # of a table the same at each pruning
 def max_nonzeros(num_entries: int, nbytes: int) -> int:
     """The most non-zero entries that fit into some bytes; -1 if not even an empty table does."""
     # Bytes never fall as entries are added, whichever form is the best.
