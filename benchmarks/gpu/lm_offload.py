@@ -448,6 +448,10 @@ def main(words: Sequence[str] | None = None) -> None:
     largest = make_tables(shape, max(sizes), device)
     report["tables_made_s"] = time.perf_counter() - begun
     print(f"tables made in {report['tables_made_s']:.0f} s", flush=True)
+
+    def others(earlier: records.Run) -> records.Run | None:
+        return None if earlier.machine.device == facts["device"] else earlier
+
     for gb, rows in zip(args.gb, sizes, strict=True):
         host = {layer: table[: ORDERS * HEADS * rows] for layer, table in largest.items()}
         arms = make_arms(args.arms, host, device)
@@ -462,12 +466,9 @@ def main(words: Sequence[str] | None = None) -> None:
         del arms
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    run.records, run.detail = recorded(report, rounds=args.repeats), report
-
-    def others(earlier: records.Run) -> records.Run | None:
-        return None if earlier.machine.device == facts["device"] else earlier
-
-    print(f"written: {records.save('gpu_lm_offload', run, title=TITLE, about=ABOUT, out=args.out, keep=others)}")
+        run.records, run.detail = recorded(report, rounds=args.repeats), report
+        path = records.save("gpu_lm_offload", run, title=TITLE, about=ABOUT, out=args.out, keep=others)
+        print(f"written: {path}", flush=True)
 
 
 def recorded(report: dict[str, Any], *, rounds: int) -> list[records.Record]:

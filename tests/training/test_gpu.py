@@ -14,6 +14,7 @@ from embank.pipelines.config.sections import TrainConfig
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import build, row_tier
 from embank.pipelines.runs.evaluate import evaluate_saved
+from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.train.execution import choose
 from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.launch import backends
@@ -48,7 +49,7 @@ def test_a_run_beside_the_host_comes_to_the_same_and_is_read_without_a_gpu(tmp_p
 @with_gpu
 @pytest.mark.parametrize("tier", ["device", "host"])
 @pytest.mark.parametrize("method", ["full", "autodim", "optembed", "mgqe"])
-def test_a_run_on_a_gpu_comes_to_the_same_and_is_resumed_on_the_host(tmp_path: Path, method: str, tier: str) -> None:
+def test_a_run_on_a_gpu_comes_to_the_same_and_is_read_on_the_host(tmp_path: Path, method: str, tier: str) -> None:
     data = write_data(tmp_path / "data")
     options: dict[str, Any] = {
         "model": {"name": "deepfm", "hidden_units": [8]},  # units would be dropped out by another generator
@@ -59,9 +60,14 @@ def test_a_run_on_a_gpu_comes_to_the_same_and_is_resumed_on_the_host(tmp_path: P
     with HostDraws():
         here = train(data, tmp_path / "here", rows=on_host, **options)
         there = train(data, tmp_path / "there", rows=on_gpu, **options)
-    for key in ("auc", "logloss", "valid_auc"):
-        assert there[key] == pytest.approx(here[key], abs=1e-3)
-    assert there["serving_bytes"] == here["serving_bytes"]
+    of_host, of_gpu = (RunFolder(tmp_path / name).read_metrics() for name in ("here", "there"))
+    first_stage = [record["stage"] for record in of_host].count(of_host[0]["stage"])
+    # After that, two shapes that score the same on a hundred rows may tip optembed's search either way.
+    for mine, theirs in list(zip(of_gpu, of_host, strict=True))[: first_stage if method == "optembed" else None]:
+        assert mine["logloss"] == pytest.approx(theirs["logloss"], abs=1e-4)
+        assert mine["auc"] == pytest.approx(theirs["auc"], abs=1e-3)
+    if method != "optembed":
+        assert there["serving_bytes"] == here["serving_bytes"]
     for saved in ("there", "there/bundle"):
         assert evaluate_saved(tmp_path / saved, data=data, split="test")["auc"] == pytest.approx(there["auc"], abs=1e-4)
 
