@@ -36,7 +36,6 @@ BATCH_SIZE = 4096
 SETTINGS = {
     "eager, fp32": ["train.compile=false", "train.precision=fp32"],
     "compiled, bf16": ["train.compile=true", "train.precision=bf16"],
-    "by default": [],
 }
 IMPORT = "import sys, time; begun = float(sys.argv[1]); import torch; print(time.monotonic() - begun)"
 TIMED = """

@@ -17,7 +17,7 @@ def test_figures_are_compared_within_a_round() -> None:
             one[run_parts.key(name, 2)] = {"start": 9.0, "training": 60.0 + 60 * extra, "evaluation": 1.0}
         rounds.append(one)
     found = run_parts.recorded(rounds, num_busy=2)
-    own = [record for record in found if record.case["settings"] == "by default"]
+    own = [record for record in found if record.case["settings"] == "compiled, bf16"]
     start, training, evaluation, beside = own
     assert (start.value, start.low, start.high) == (1.0, 1.0, 1.0)
     assert (training.value, training.peers) == (150.0, [])
