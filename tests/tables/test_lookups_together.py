@@ -32,6 +32,7 @@ from embank.tables.serving.codecs.joined import in_blocks
 from embank.tables.serving.lookups import Lookups
 from embank.tables.serving.stacks import Rows, Stack, Use
 from embank.tables.serving.table import looked_up
+from tests.products import same
 
 SIZES = (300, 331, 362)
 FEATURES = {f"f{k}": size for k, size in enumerate(SIZES)}
@@ -82,15 +83,15 @@ def assert_together(packed: PackedCollection) -> None:
         ids = ids_of(batch_size, seed=batch_size)
         expected = one_by_one(packed, ids)
         (found,) = lookups(ids, {}, num_rows=batch_size)
-        assert torch.equal(found, expected)
+        assert same(found, expected)
         (again,) = lookups(torch.stack(list(ids.values())), {}, num_rows=batch_size)
-        assert torch.equal(again, expected)
+        assert same(again, expected)
         (padded,) = lookups(ids, {}, num_rows=batch_size, padded=batch_size + 3)
         more = {feature: F.pad(own, (0, 3)) for feature, own in ids.items()}
-        assert torch.equal(padded, one_by_one(packed, more))
+        assert same(padded, one_by_one(packed, more))
     blocks = [own for (own,) in lookups.blocks(ids_of(70), {}, num_rows=70, block_rows=32)]
     parts = [{feature: own[at : at + 32] for feature, own in ids_of(70).items()} for at in (0, 32, 64)]
-    assert torch.equal(torch.cat(blocks), torch.cat([one_by_one(packed, part) for part in parts]))
+    assert same(torch.cat(blocks), torch.cat([one_by_one(packed, part) for part in parts]))
 
 
 CASES = [

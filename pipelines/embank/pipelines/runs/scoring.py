@@ -30,9 +30,10 @@ class Scorer:
     """The tables and the network of a training run's bundle over plain tensors. Several threads may use one.
 
     A row's score does not depend on the rows that are scored with it, so that a batch may be cut anywhere: blocks are
-    filled up with empty rows to what matrix products handle alike. Two things may change the last bits (by 1e-6 at
+    filled up with empty rows to what matrix products handle alike. Three things may change the last bits (by 1e-6 at
     most in an fp32 logit): a row that is scored alone, which is not filled up, since that would take half as long
-    again; and tables whose method combines each distinct row of a batch once (`tt_rec`).
+    again; tables whose method combines each distinct row of a batch once (`tt_rec`); and Intel's processors, on which
+    MKL multiplies few rows otherwise than many.
 
     Args:
         bundle: of a training run.

@@ -245,8 +245,9 @@ def numbers(text: str, *, option: str, kind: type[int] | type[float]) -> list[An
     Raises:
         ConfigError: something else; names the option.
     """
+    found = parts(text, option=option)
     try:
-        return list(dict.fromkeys(kind(part) for part in parts(text, option=option)))
+        return list(dict.fromkeys(kind(part) for part in found))
     except ValueError as error:
         raise ConfigError(f"{option} is '{text}'; give numbers separated by commas, for example 0.5,0.1") from error
 
@@ -277,13 +278,13 @@ def grid_axes(options: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def parts(text: str, *, option: str) -> list[str]:
-    """Names from "a,b,c", each once; none from an empty text.
+    """Names from "a,b,c", each once; none where there are none.
 
     Raises:
         ConfigError: nothing before, between or after commas; names the option.
     """
     found = [part.strip() for part in text.split(",")]
-    if not any(found) and len(found) == 1:
+    if not any(found):
         return []
     if not all(found):
         raise ConfigError(f"{option} is '{text}', which has a comma with nothing beside it; write a,b,c")

@@ -1,6 +1,6 @@
 """Which tables a memory has, and which of their rows a batch of tokens asks for. Pure: nothing here holds a row."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -298,7 +298,7 @@ def refuse_other_layers(layer_ids: Sequence[int], *, num_layers: int | None, kin
         ConfigError: names the layer and the range.
     """
     given: Any = layer_ids
-    if not isinstance(given, Sequence) or isinstance(given, str):  # what can be read once would be empty here
+    if not isinstance(given, Iterable) or isinstance(given, Iterator):  # an iterator has been read by now
         raise ConfigError(f"the layers with {kind} tables are {layer_ids!r}; give a list, for example [1]")
     layers = [whole(layer, what=f"a layer with {kind} tables is", least=0) for layer in layer_ids]
     if not layers or len(set(layers)) < len(layers):
