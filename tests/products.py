@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-LAST_BITS = 2e-6
+LAST_BITS = 1e-6
 
 
 @cache

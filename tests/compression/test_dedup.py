@@ -125,6 +125,46 @@ def test_members_are_compared_themselves_unless_the_budget_forces_a_merge() -> N
     assert merged(similarity=0.7, max_blocks=None) == [0, 0, 0, 3], "every member is alike"
 
 
+@pytest.mark.parametrize("ahead", [1, 7, 1024])
+@pytest.mark.parametrize("max_blocks", [None, 20, 5])
+def test_pairs_compared_ahead_merge_as_one_by_one(
+    ahead: int, max_blocks: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the obvious loop, which compares a pair when it is about to be merged; blocks drift along chains, so that
+    many pairs are alike and their groups are not."""
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(120, 4, generator=generator).cumsum(0) * 0.1
+
+    def compare(pairs: torch.Tensor) -> torch.Tensor:
+        return ((rows[pairs[:, 0]] - rows[pairs[:, 1]]).abs() <= 0.25).float().mean(1)
+
+    def candidates(kept: torch.Tensor) -> torch.Tensor:
+        return kept[near_pairs(rows[kept], num_candidates=6)]
+
+    members, goal, least, refused = {i: [i] for i in range(120)}, max_blocks or 1, 0.7, 0
+    while len(members) > goal:
+        pairs = candidates(torch.tensor(sorted(members)))
+        shares = compare(pairs)
+        before = len(members)
+        for n in shares.argsort(descending=True, stable=True).tolist():
+            i, j = pairs[n].tolist()
+            if shares[n] < least or len(members) <= goal or i not in members or j not in members:
+                continue
+            if all(least == 0 or float(compare(torch.tensor([[i, other]]))) >= least for other in members[j][1:]):
+                members[i] += members.pop(j)
+            else:
+                refused += 1
+        if len(members) == before:
+            if max_blocks is None:
+                break
+            least = 0.0
+    expected = [next(kept for kept, own in members.items() if block in own) for block in range(120)]
+    assert refused > 3, "the case is one in which members decide"
+    monkeypatch.setattr("embank.compression.methods.dedup._PAIRS_AHEAD", ahead)
+    found = merge_blocks(120, candidates=candidates, compare=compare, similarity=0.7, max_blocks=max_blocks)
+    assert found.tolist() == expected
+
+
 def test_projections_follow_the_seed() -> None:
     def projected(seed: int) -> torch.Tensor:
         tables = TableCollection([spec()], seed=seed)
