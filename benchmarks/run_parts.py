@@ -41,7 +41,8 @@ IMPORT = "import sys, time; begun = float(sys.argv[1]); import torch; print(time
 TIMED = """
 import json, sys, time
 begun, told = float(sys.argv.pop(1)), sys.argv.pop(1)
-import embank.pipelines.cli.app  # first of all: it tells OpenMP how to wait before torch is imported
+import embank.pipelines.cli.waiting  # first of all, as `embank` does: it sees whether others use the cores,
+import embank.pipelines.cli.app  # and this tells OpenMP how to wait, before torch is imported
 from embank.pipelines.train import checkpoints
 from embank.pipelines.train.step import Stepper
 

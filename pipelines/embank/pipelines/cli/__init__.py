@@ -15,6 +15,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
+        from embank.pipelines.cli import waiting  # noqa: F401 - first of all: it sees whether others use the cores
         from embank.pipelines.cli.app import main as run
     except KeyboardInterrupt:  # importing takes a moment
         _not_begun()

@@ -7,19 +7,13 @@ from typing import Annotated
 
 import typer
 
-from embank.pipelines.cli import converting, deltas, importing, lm, predicting, preparing, saved, show
+from embank.pipelines.cli import converting, deltas, importing, lm, predicting, preparing, saved, show, waiting
 from embank.pipelines.cli import search as search_command
 from embank.pipelines.cli import serve as serve_command
 from embank.pipelines.cli import vectors as vector_commands
 from embank.pipelines.cli.messages import messages
 
-# Read by OpenMP when torch is imported. A thread without work looks out for it a few tenths of a millisecond long
-# and sleeps then. To wake it takes longer than what lies between two products of a step: without looking, a step of
-# DLRM took a sixth longer. Threads that look for long take the cores that others need: on two busy ones, a step took
-# thirty times as long.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+waiting.choose(os.environ)  # before torch is imported
 
 app = typer.Typer(
     name="embank",
