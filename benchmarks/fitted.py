@@ -16,7 +16,6 @@ docs/results/fitted.md shows the same as a table, which `table` makes.
 """
 
 import argparse
-import csv
 import json
 import statistics
 import time
@@ -35,6 +34,7 @@ from embank.pipelines.runs.build import build, id_counts
 from embank.pipelines.runs.evaluate import evaluate
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model
+from embank.pipelines.sweep.leaderboard import read_csv
 from embank.pipelines.train.step import Stepper
 from embank.tables import BudgetError, GivenRows, fit_tables
 from embank.tables.collections.stages import settle
@@ -127,9 +127,8 @@ def measured(args: argparse.Namespace, plain: CTRModel, *, method: str, budget: 
 
 def trained_before() -> dict[tuple[str, float], float]:
     """AUC of methods that were trained under budgets, from the leaderboard."""
-    with LEADERBOARD.open() as file:
-        rows = [row for row in csv.DictReader(file) if row["auc"]]
-    return {(row["method"], float(row["budget"] or 1)): float(row["auc"]) for row in rows}
+    rows = [row for row in read_csv(LEADERBOARD) if row.is_alone]
+    return {(row.method, row.budget or 1.0): row.auc for row in rows if row.auc is not None}
 
 
 def recorded(report: dict) -> list[records.Record]:

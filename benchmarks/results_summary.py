@@ -5,8 +5,9 @@ Reads docs/results/*/leaderboard.csv and writes docs/results/summary.md. A cell 
 minus that of the plain table in the same sweep, mean over its seeds.
 """
 
-import csv
 from pathlib import Path
+
+from embank.pipelines.sweep.leaderboard import read_csv
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
 COLUMNS = (
@@ -33,10 +34,13 @@ HEADS = {
 
 
 def aucs(sweep: str) -> dict[tuple[str, str], float]:
-    """Test AUC by method and budget, of complete lines."""
-    with (RESULTS / sweep / "leaderboard.csv").open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    return {(line["method"], line["budget"]): float(line["auc"]) for line in lines if line["auc"]}
+    """Test AUC by method and budget, of complete lines without a codec."""
+    rows = read_csv(RESULTS / sweep / "leaderboard.csv")
+    return {
+        (row.method, "" if row.budget is None else f"{row.budget:g}"): row.auc
+        for row in rows
+        if row.is_alone and row.auc is not None
+    }
 
 
 def summary() -> str:

@@ -23,6 +23,7 @@ import yaml
 
 from embank.pipelines.search.retrain import kendall_tau
 from embank.pipelines.search.storage import open_storage
+from embank.pipelines.sweep.leaderboard import COMPLETE, read_csv
 from embank.search.study import IDENTITY
 
 mpl.use("Agg")
@@ -72,15 +73,14 @@ def lines_of_sweep(folder: Path, *, name: str | None = None, budget: float | Non
         name, budget: what its lines are called, instead of the sweep's own words.
     """
     found = []
-    with (folder / "leaderboard.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["status"] != "complete":
-                continue
-            share = row["budget"] or "1"
-            place = folder / "runs" / row["model"] / row["method"] / share / row["point"]
-            runs = [path.parent for path in place.glob("*/result.json") if path.parent.name.isdecimal()]
-            line = line_of(name or row["method"], budget if name else float(share), sorted(runs))
-            found += [line] if line is not None else []
+    for row in read_csv(folder / "leaderboard.csv"):
+        if row.status != COMPLETE or not row.is_alone:
+            continue
+        share = row.budget or 1.0
+        place = folder / "runs" / row.model / row.method / f"{share:g}" / row.point
+        runs = [path.parent for path in place.glob("*/result.json") if path.parent.name.isdecimal()]
+        line = line_of(name or row.method, budget if name else share, sorted(runs))
+        found += [line] if line is not None else []
     return found
 
 
@@ -254,17 +254,20 @@ def report_training(place: Path, published: Path) -> list[str]:
 def _published_at(folder: Path, nbytes: float) -> dict[str, float]:
     """By method, the mean test AUC of a published sweep at some bytes."""
     by_method: dict[str, list[Line]] = {}
-    with (folder / "leaderboard.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["status"] == "complete":
-                line = Line(
-                    name=row["method"],
-                    budget=None,
-                    nbytes=float(row["serving_bytes"]),
-                    by_seed={0: float(row["auc"])},
-                    validation=float(row["valid_metric"]),
-                )
-                by_method.setdefault(row["method"], []).append(line)
+    for row in read_csv(folder / "leaderboard.csv"):
+        if row.status != COMPLETE or not row.is_alone:
+            continue
+        assert row.serving_bytes is not None
+        assert row.auc is not None
+        assert row.valid_metric is not None
+        line = Line(
+            name=row.method,
+            budget=None,
+            nbytes=row.serving_bytes,
+            by_seed={0: row.auc},
+            validation=row.valid_metric,
+        )
+        by_method.setdefault(row.method, []).append(line)
     found = {name: at_bytes(lines, nbytes) for name, lines in by_method.items()}
     return {name: figures[0][0] for name, figures in found.items() if figures is not None and figures[1]}
 

@@ -9,7 +9,7 @@ import pytest
 from embank.pipelines.sweep.composition import plot_compositions
 from embank.pipelines.sweep.edges import edges
 from embank.pipelines.sweep.leaderboard import Row, read_csv, write_csv
-from embank.pipelines.sweep.matrix import markdown, of_compositions, of_differences, of_methods
+from embank.pipelines.sweep.matrix import markdown, of_compositions, of_differences, of_gains, of_methods
 from embank.pipelines.sweep.page import page
 from embank.pipelines.sweep.plan import Plan
 from embank.tables import DataError
@@ -84,9 +84,8 @@ CODED = [
 
 
 def test_the_best_composition_at_each_size() -> None:
-    head, alone, *lines = of_compositions(CODED)
+    head, *lines = of_compositions(CODED)
     assert head[1:] == ["≤ 0.5", "≤ 0.1", "≤ 0.05", "≤ 0.025"], "down to the smallest line"
-    assert alone[1:] == ["0.8500 ± 0.0040 (mine 0.5, 0.3)", "0.6000 ± 0.0030 (hash 0.1, 0.1)", "", ""]
     cells = {line[0]: line[1:] for line in lines}
     assert cells["full"] == ["**0.8900** (+ int4, 0.14)", "0.7000 (+ int2, 0.08)", "", ""]
     assert cells["mine"] == [
@@ -100,9 +99,40 @@ def test_the_best_composition_at_each_size() -> None:
     assert of_methods(CODED) == of_methods(PLAIN), "methods alone are what they are without codecs"
 
 
+def test_what_codecs_bring_at_each_size() -> None:
+    """Below .5, int4 rows of `full` are ahead of what is best alone; the smallest as good as `hash` at .1, whose
+    validation is .6, is `yours` in int4."""
+    head, *lines = of_gains(CODED)
+    assert len(head) == 5
+    assert lines == [
+        [
+            "≤ 0.5",
+            "0.8500 ± 0.0040 (mine 0.5, 0.3)",
+            "0.8900 (full + int4, 0.14)",
+            "+0.0400",
+            "0.8900 (full + int4, 0.14): 2.1 times fewer bytes",
+        ],
+        [
+            "≤ 0.1",
+            "0.6000 ± 0.0030 (hash 0.1, 0.1)",
+            "0.8400 ± 0.0010 (mine 0.5 + int4, 0.045)",
+            "+0.2400",
+            "0.8500 (yours 0.1 + int4, 0.015): 6.7 times fewer bytes",
+        ],
+        ["≤ 0.05", "", "0.8400 ± 0.0010 (mine 0.5 + int4, 0.045)", "", ""],
+        ["≤ 0.025", "", "0.8500 (yours 0.1 + int4, 0.015)", "", ""],
+    ]
+    assert of_gains(PLAIN) == []
+    worse = [row("hash", 0.5, 0.7, codec="fp32"), row("hash", 0.5, 0.6, codec="int4", share=0.07)]
+    assert of_gains(worse)[1:] == [
+        ["≤ 0.5", *2 * ["0.7000 (hash 0.5, 0.5)"], "", ""],
+        *(["≤ " + size, "", "0.6000 (hash 0.5 + int4, 0.07)", "", ""] for size in ("0.25", "0.1")),
+    ]
+
+
 def test_the_page_and_the_pictures(tmp_path: Path) -> None:
     text = page(CODED, title="T", facts=["a fact"])
-    order = ["# T", "| full | **0.9000", "## Methods with codecs", "*best method alone*", "composition.png"]
+    order = ["# T", "| full | **0.9000", "## Methods with codecs", "| best method alone |", "composition.png"]
     order += ["## Against baselines", "pareto.png", "## How the figures were made", "- a fact", "## Refused codecs"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)

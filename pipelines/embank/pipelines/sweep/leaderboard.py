@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from embank.pipelines.runs.coded import UNCODED
 from embank.pipelines.runs.records import RESUME
 from embank.pipelines.sweep.comparison import CaseResults, best, changes, differences
 from embank.tables import DataError
@@ -65,6 +66,11 @@ class Row:
     minus_fp32_sd: float | None = None
     valid_minus_fp32: float | None = None
     note: str = ""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is a method without a codec."""
+        return self.codec in (None, UNCODED)
 
 
 CODEC_COLUMNS = ("codec", "minus_fp32", "minus_fp32_sd", "valid_minus_fp32")

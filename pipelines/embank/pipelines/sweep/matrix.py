@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from math import log
 from statistics import mean
 
-from embank.pipelines.runs.coded import UNCODED
 from embank.pipelines.sweep.comparison import EQUAL
 from embank.pipelines.sweep.leaderboard import INFEASIBLE, Row
 
@@ -45,27 +44,56 @@ def of_compositions(rows: Sequence[Row]) -> Matrix:
     """For each method, the best of its lines (by validation) that is no larger than a size: AUC, codec and budget,
     share; [] without codecs.
 
-    The first row is the best method alone, whichever it is.
-
     Args:
         rows: lines of one model.
     """
-    sized = [row for row in rows if _is_judged(row) and row.serving_ratio]
-    if not any(row.codec not in (None, UNCODED) for row in sized):
+    sized = _sized(rows)
+    if len(_alone(sized)) == len(sized):
         return []
-    least = min(row.serving_ratio or 1 for row in sized)
-    sizes = [size for size in _sizes(rows) if size * _SLACK >= least]
+    sizes = _sizes(sized)
     methods = list(dict.fromkeys(row.method for row in sized))
     best = {
         method: [_best_within([row for row in sized if row.method == method], size) for size in sizes]
         for method in methods
     }
     tops = [_best_within(sized, size) for size in sizes]
-    alone = [_best_within(_alone(sized), size) for size in sizes]
     head = ["method, the best of its codecs and budgets", *(f"≤ {size:g}" for size in sizes)]
-    first = ["*best method alone*", *(_composition(row, name=True) for row in alone)]
     order = _sorted(methods, [[best[method][i] for method in methods] for i in range(len(sizes))])
-    return [head, first, *([method, *map(_composition_of, best[method], tops)] for method in order)]
+    return [head, *([method, *map(_composition_of, best[method], tops)] for method in order)]
+
+
+def of_gains(rows: Sequence[Row]) -> Matrix:
+    """What codecs bring, by size: the best method alone, the best of all lines, the difference of their test AUCs, and
+    the smallest line that is as good as the method alone, with how many times fewer bytes it has; [] without codecs.
+
+    Which is best and as good is judged on validation.
+
+    Args:
+        rows: lines of one model.
+    """
+    sized = _sized(rows)
+    if len(_alone(sized)) == len(sized):
+        return []
+    lines = []
+    for size in _sizes(sized):
+        alone, top = _best_within(_alone(sized), size), _best_within(sized, size)
+        if alone is None or top is None or alone.auc is None or top.auc is None:
+            lines.append([f"≤ {size:g}", "", _composition(top, name=True), "", ""])
+            continue
+        equals = [row for row in sized if _validation(row) >= _validation(alone)]
+        least = min(equals, key=lambda row: (row.serving_ratio or 0, -_validation(row)))
+        fewer = (alone.serving_ratio or 0) / (least.serving_ratio or 1)
+        same = "" if least is alone else f"{_composition(least, name=True)}: {fewer:.2g} times fewer bytes"
+        told = [_composition(row, name=True) for row in (alone, top)]
+        lines.append([f"≤ {size:g}", *told, "" if top is alone else f"{top.auc - alone.auc:+.4f}", same])
+    return [
+        ["share of the plain bytes", "best method alone", "best of all", "difference", "the smallest as good as alone"],
+        *lines,
+    ]
+
+
+def _sized(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if _is_judged(row) and row.serving_ratio]
 
 
 _SLACK = 1.0005
@@ -73,7 +101,7 @@ _SLACK = 1.0005
 
 
 def _alone(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.codec in (None, UNCODED)]
+    return [row for row in rows if row.is_alone]
 
 
 def _is_judged(row: Row) -> bool:
@@ -95,10 +123,12 @@ def _best_within(rows: Sequence[Row], size: float) -> Row | None:
     return _best([row for row in rows if row.serving_ratio is not None and row.serving_ratio <= size * _SLACK])
 
 
-def _sizes(rows: Sequence[Row]) -> list[float]:
-    """The sweep's budgets, and smaller ones that codecs may reach."""
-    budgets = {row.budget for row in rows if row.budget is not None} or {1.0}
-    return sorted(budgets | {size for size in _SIZES if size < min(budgets)}, reverse=True)
+def _sizes(sized: Sequence[Row]) -> list[float]:
+    """The sweep's budgets, and smaller ones that codecs reach."""
+    budgets = {row.budget for row in sized if row.budget is not None} or {1.0}
+    sizes = sorted(budgets | {size for size in _SIZES if size < min(budgets)}, reverse=True)
+    least = min(row.serving_ratio or 1 for row in sized)
+    return [size for size in sizes if size * _SLACK >= least]
 
 
 def _by_budget(rows: Sequence[Row], told: Callable[[Row], str]) -> Matrix:
@@ -166,7 +196,7 @@ def _composition(row: Row | None, *, name: bool = False, bold: bool = False) -> 
         return ""
     parts = [row.method if name else "", "" if row.budget is None else f"{row.budget:g}"]
     source = " ".join(part for part in parts if part)
-    coded = "" if row.codec in (None, UNCODED) else f"+ {row.codec}"
+    coded = "" if row.is_alone else f"+ {row.codec}"
     told = f"{_with_sd(row.auc, row.auc_sd, '.4f')}"
     about = ", ".join(part for part in (" ".join(p for p in (source, coded) if p), f"{row.serving_ratio:.3g}") if part)
     return f"**{told}** ({about})" if bold else f"{told} ({about})"
