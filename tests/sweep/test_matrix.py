@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from embank.pipelines.sweep.composition import plot_compositions
-from embank.pipelines.sweep.edges import edges
+from embank.pipelines.sweep.edges import MOST_BEYOND, around, edges
 from embank.pipelines.sweep.leaderboard import Row, read_csv, write_csv
 from embank.pipelines.sweep.matrix import markdown, of_compositions, of_differences, of_gains, of_methods
 from embank.pipelines.sweep.page import page
@@ -197,3 +197,38 @@ def test_ends_that_have_no_beyond() -> None:
     assert told({"model.dropout": [0.5, 0.9]}, a="model.dropout=0.9") == [], "the model takes no more"
     assert told({"train.table_optimizer": ["sgd", "adagrad"]}, a="train.table_optimizer=sgd") == []
     assert told({"train.lr": [0.001]}, a="train.lr=0.001") == []
+
+
+def neighbours(grid: dict[str, list[Any]], point: str, *tried: str) -> list[str]:
+    plan = Plan(
+        config=raw_config(Path("data")), models=["deepfm"], methods=["hash"], budgets=[0.5], seeds=[0], grid=grid
+    )
+    return around(plan, point, tried)
+
+
+def test_neighbours_of_a_point() -> None:
+    grid: dict[str, list[Any]] = {"train.table_lr": [0.01, 0.1, 0.03], "train.lr": [0.001, 0.002]}
+    assert neighbours(grid, "train.table_lr=0.1,train.lr=0.001") == [
+        "train.table_lr=0.03,train.lr=0.001",
+        "train.table_lr=0.333,train.lr=0.001",
+        "train.table_lr=0.1,train.lr=0.0005",
+        "train.table_lr=0.1,train.lr=0.002",
+    ]
+    tried = ["train.table_lr=0.333,train.lr=0.001", "train.table_lr=0.333,train.lr=0.0005"]
+    assert neighbours(grid, tried[1], *tried) == [
+        "train.table_lr=0.1,train.lr=0.0005",
+        "train.table_lr=1.11,train.lr=0.0005",
+        "train.table_lr=0.333,train.lr=0.00025",
+        "train.table_lr=0.333,train.lr=0.001",
+    ]
+
+
+def test_neighbours_end_where_values_do() -> None:
+    ends: dict[str, list[Any]] = {"train.lr": [0.01], "train.decay": ["none", "cosine"], "train.weight_decay": [0, 1]}
+    assert neighbours(ends, "train.lr=0.01,train.decay=none,train.weight_decay=0") == [
+        "train.lr=0.01,train.decay=none,train.weight_decay=1"
+    ]
+    rates = [round(0.1 * 2**place, 6) for place in range(2 + MOST_BEYOND)]
+    tried = [f"train.lr={rate}" for rate in rates]
+    assert neighbours({"train.lr": rates[:2]}, tried[-2], *tried[:-1]) == [tried[-3], tried[-1]]
+    assert neighbours({"train.lr": rates[:2]}, tried[-1], *tried) == [tried[-2]], "no more than so many beyond a grid"

@@ -262,6 +262,43 @@ def test_a_grid_is_chosen_on_validation_and_a_failed_point_is_no_failure(tmp_pat
     assert (at_edge in page) == (chosen == "train.table_lr=0.01") == any(at_edge in note for note in told.notes)
 
 
+def test_a_grid_is_widened_until_no_neighbour_is_better(tmp_path: Path) -> None:
+    """The grid's rates are far too small; a run's rates beyond it are tried up to one that is worse."""
+    config = write_config(tmp_path)
+    settings: dict[str, Any] = {
+        "config": yaml.safe_load(config.read_text()) | {"train": {"epochs": 1}},
+        "models": ["fm"],
+        "methods": ["hash"],
+        "budgets": [0.5, 0.2],
+        "seeds": [0, 1],
+        "grid": {"train.table_lr": [0.0001, 0.001]},
+        "grid_budget": 0.5,
+        "widen": True,
+    }
+    told = Told()
+    rows = Sweep(Plan(**settings), tmp_path / "out", reporter=told).run()
+    runs = tmp_path / "out/runs/fm/hash"
+    found = {
+        float(path.parent.parent.name.partition("=")[2]): json.loads(path.read_text())["valid_auc"]
+        for path in runs.glob("0.5/*/0/result.json")
+    }
+    best = max(found, key=lambda rate: found[rate])
+    assert len(found) > 2, "nothing beyond the grid was tried"
+    assert min(found) < best < max(found)
+    assert {row.point for row in rows} == {f"train.table_lr={best:g}"}
+    num_runs = len(list(runs.glob("*/*/*/result.json")))
+    assert num_runs == len(found) - 1 + 4, "one run a point, and two seeds at two budgets"
+    assert any(line.startswith(f"[{num_runs}/{num_runs}]") for line in told.notes), told.notes
+    page = _unwrapped(tmp_path / "out/leaderboard.md")
+    assert "then from the neighbours of the best point beyond it, until none was better" in page
+    assert "value of its grid, was chosen" not in page
+    again = Told()
+    assert Sweep(Plan(**settings), tmp_path / "out", reporter=again).run(resume=True)[0].point == rows[0].point
+    assert f"{num_runs} runs are complete already" in again.notes
+    with pytest.raises(ConfigError, match="--widen goes on beyond the values of a --grid, and there is none"):
+        Plan(**{**settings, "grid": {}})
+
+
 def test_a_grid_at_one_budget_decides_for_the_others(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     plan = Plan(

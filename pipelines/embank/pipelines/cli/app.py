@@ -195,6 +195,13 @@ def sweep(
             "codecs`."
         ),
     ] = None,
+    widen: Annotated[
+        bool,
+        typer.Option(
+            "--widen",
+            help="Where the best point lies at an end of the grid, go on beyond it until no neighbour is better.",
+        ),
+    ] = False,
     jobs: Annotated[int | None, typer.Option(help="Runs at a time; by default one per core.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the runs that are missing or were stopped.")
@@ -229,6 +236,7 @@ def sweep(
         grid=grid_axes(grid or []),
         grid_budget=grid_budget,
         codecs=[] if codecs is None else codec_names(codecs),
+        widen=widen,
     )
     task = Sweep(plan, out, num_jobs=jobs, reporter=show.Notes())
     rows = task.run(resume=resume)

@@ -1,4 +1,4 @@
-"""Choices at the edge of a grid: a better value may lie beyond it."""
+"""Choices at the edge of a grid, beyond which a better value may lie; and the points that are tried there."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -7,11 +7,13 @@ from typing import Any
 
 from embank.pipelines.config.file import set_key
 from embank.pipelines.config.run import parse_config
-from embank.pipelines.sweep.plan import Plan, point_of
+from embank.pipelines.sweep.plan import Plan, point_at, point_of
 from embank.tables import ConfigError
 
 _FACTOR = 10.0
 """Beyond a zero, or a single step, there is no ratio to go on with."""
+MOST_BEYOND = 6
+"""Values of a key that are tried beyond its grid at most, on both sides together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,38 +45,79 @@ class Edge:
         )
 
 
-def edges(plan: Plan, chosen: Mapping[str, str]) -> list[Edge]:
+def edges(plan: Plan, chosen: Mapping[str, str], tried: Mapping[str, Sequence[str]] | None = None) -> list[Edge]:
     """Choices beyond which a value is left to try.
 
     Values that are no numbers have no edge, nor has an end beyond which the configuration takes no value.
 
     Args:
         plan: with a grid.
-        chosen: by line that was tuned, the point of the grid that validation chose.
+        chosen: by line that was tuned, the point that validation chose.
+        tried: by line, the points that were tried besides the grid.
     """
-    found = []
-    for key, values in plan.grid.items():
-        numbers = sorted(value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool))
-        if len(numbers) < 2 or len(numbers) < len(values):
+    found: dict[tuple[str, float, bool], tuple[float, list[str]]] = {}
+    for key in plan.grid:
+        for line, point in chosen.items():
+            values = _numbers(plan, key, (tried or {}).get(line, ()))
+            for ordered in (values[::-1], values):
+                if len(values) < 2 or point_of(point, plan.grid).get(key) != ordered[-1]:
+                    continue
+                following = _following(plan, key, ordered)
+                if following is not None:
+                    found.setdefault((key, ordered[-1], ordered is values), (following, []))[1].append(line)
+    return [
+        Edge(
+            key=key,
+            value=end,
+            is_largest=is_largest,
+            following=following,
+            lines=lines,
+            num_lines=len(chosen),
+        )
+        for (key, end, is_largest), (following, lines) in sorted(
+            found.items(), key=lambda item: (list(plan.grid).index(item[0][0]), item[0][1])
+        )
+    ]
+
+
+def around(plan: Plan, point: str, tried: Sequence[str]) -> list[str]:
+    """The neighbours of a point: for each key with numbers, the same with the next smaller and the next larger value
+    that the grid or a point that was tried has, or with the one beyond them.
+
+    Args:
+        plan: with a grid.
+        point: whose neighbours.
+        tried: points that were tried, the grid's or others.
+    """
+    found, own = [], point_of(point, plan.grid)
+    for key in plan.grid:
+        values = _numbers(plan, key, tried)
+        if len(values) < 2:
             continue
-        for ordered in (numbers[::-1], numbers):
-            inner, end = ordered[-2:]
-            following = _beyond(inner, end)
-            if following is None or not _is_taken(plan, key, following):
-                continue
-            lines = [line for line, point in chosen.items() if point_of(point, plan.grid).get(key) == end]
-            if lines:
-                found.append(
-                    Edge(
-                        key=key,
-                        value=end,
-                        is_largest=end > inner,
-                        following=following,
-                        lines=lines,
-                        num_lines=len(chosen),
-                    )
-                )
+        for ordered in (values[::-1], values):
+            place = ordered.index(own[key])
+            is_end, most = place == len(ordered) - 1, len(plan.grid[key]) + MOST_BEYOND
+            value = _following(plan, key, ordered) if is_end else ordered[place + 1]
+            if value is not None and not (is_end and len(values) >= most):
+                found.append(point_at({**own, key: value}))
     return found
+
+
+def _numbers(plan: Plan, key: str, tried: Sequence[str]) -> list[float]:
+    """The values of a key, the smallest first; [] if they are not numbers all."""
+    values = {*map(_hashable, plan.grid[key]), *(_hashable(point_of(point, plan.grid)[key]) for point in tried)}
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return sorted(numbers) if len(numbers) == len(values) else []
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str)) else repr(value)
+
+
+def _following(plan: Plan, key: str, ordered: Sequence[float]) -> float | None:
+    """The value after the last one; None where the configuration takes none."""
+    value = _beyond(*ordered[-2:])
+    return value if value is not None and _is_taken(plan, key, value) else None
 
 
 def _beyond(inner: float, end: float) -> float | None:

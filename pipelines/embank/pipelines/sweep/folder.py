@@ -68,6 +68,7 @@ class SweepFolder:
                 "models": list(plan.models),
                 "grid": dict(plan.grid),
                 "grid_budget": plan.grid_budget,
+                "widen": plan.widen,
                 **({"codecs": self.codecs} if self.codecs else {}),
                 "cases": [asdict(case) for case in cases],
                 "config": plain,

@@ -69,6 +69,7 @@ class Plan:
         grid_budget: a method runs the grid once per model, at the budget next to this one that it can reach, and takes
             what was chosen to its other budgets; None runs it at every budget.
         codecs: under which each run is evaluated besides, without training it again; `fp32` is the run itself.
+        widen: also run the neighbours of the best point of a grid that are not in it, until none is better.
 
     Raises:
         ConfigError: an unknown name, a budget outside (0, 1], an empty list, a key that the configuration lacks.
@@ -82,6 +83,7 @@ class Plan:
     grid: Mapping[str, Sequence[Any]]
     grid_budget: float | None = None
     codecs: Sequence[str] = ()
+    widen: bool = False
 
     def __post_init__(self) -> None:
         for model in self.models:
@@ -108,6 +110,8 @@ class Plan:
                 raise ConfigError(f"--seeds holds {seed}; a seed must be 0 or more")
         for codec in self.codecs:
             refuse_choice(codec)
+        if self.widen and not self.grid:
+            raise ConfigError("--widen goes on beyond the values of a --grid, and there is none; add one")
         for case in self.cases():
             for job in self.points(case):
                 self._refuse_coded(self.config_of(job), method=case.method)
@@ -139,8 +143,10 @@ class Plan:
 
     def points(self, case: Case) -> list[Job]:
         """The first seed's runs of a case: the whole grid, or one run."""
-        choices = [[f"{key}={_text(value)}" for value in values] for key, values in self.grid.items()]
-        return [Job(case=case, seed=self.seeds[0], point=",".join(chosen)) for chosen in product(*choices)]
+        return [
+            Job(case=case, seed=self.seeds[0], point=point_at(dict(zip(self.grid, chosen, strict=True))))
+            for chosen in product(*self.grid.values())
+        ]
 
     def tuned_with(self, case: Case, feasible: Sequence[Case]) -> Case:
         """The case whose grid decides a case's point: itself, or the one of its model and method next to the grid's
@@ -210,9 +216,18 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(";", ":"))
 
 
+def point_at(values: Mapping[str, Any]) -> str:
+    """The point of a grid that stands for values by key."""
+    return ",".join(f"{key}={_text(value)}" for key, value in values.items())
+
+
 def point_of(point: str, grid: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """The values that a point of a grid stands for, by key."""
-    return {key: value for key, values in grid.items() for value in values if f",{key}={_text(value)}," in f",{point},"}
+    """The values that a point stands for, by key: those of a grid, or numbers beyond them; {} for other keys."""
+    texts = dict(part.partition("=")[::2] for part in point.split(",") if part)
+    if texts.keys() != grid.keys():
+        return {}
+    known = {(key, _text(value)): value for key, values in grid.items() for value in values}
+    return {key: known[key, text] if (key, text) in known else json.loads(text) for key, text in texts.items()}
 
 
 def method_names(text: str) -> list[str]:

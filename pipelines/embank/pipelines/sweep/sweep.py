@@ -13,7 +13,7 @@ from embank.pipelines.runs.folder import is_training
 from embank.pipelines.sweep.children import Child, Ended, num_cores, run_children
 from embank.pipelines.sweep.coding import Coding
 from embank.pipelines.sweep.comparison import CaseResults, validation
-from embank.pipelines.sweep.edges import edges
+from embank.pipelines.sweep.edges import around, edges
 from embank.pipelines.sweep.feasible import Feasibility
 from embank.pipelines.sweep.folder import SweepFolder
 from embank.pipelines.sweep.latency import measure
@@ -29,6 +29,8 @@ from embank.pipelines.sweep.plan import Case, Job, Plan
 from embank.pipelines.train.interrupt import stop_on_signals
 from embank.tables import ConfigError, EmbankError, WorkError
 from embank.tables.storage.refusals import writing
+
+_WIDENED = ", then from the neighbours of the best point beyond it, until none was better"
 
 
 class InterruptedSweepError(WorkError):
@@ -152,7 +154,7 @@ class Sweep:
     def _num_jobs_in_all(self) -> int:
         feasible = self._feasible_cases()
         grids = {self.plan.tuned_with(case, feasible): 0 for case in feasible}
-        return sum(len(self.plan.points(case)) - 1 for case in grids) + len(self.plan.seeds) * len(feasible)
+        return sum(len(self._points(case)) - 1 for case in grids) + len(self.plan.seeds) * len(feasible)
 
     def _wanted(self) -> list[Job]:
         """Every run that is known to be needed: first seeds of grids, and where their points are compared, what takes
@@ -161,27 +163,48 @@ class Sweep:
         feasible = self._feasible_cases()
         for case in feasible:
             if self.plan.tuned_with(case, feasible) == case:
-                wanted |= dict.fromkeys(self.plan.points(case))
+                wanted |= dict.fromkeys(self._points(case))
             point = self._chosen(case)
             if point is not None:
                 wanted |= dict.fromkeys(Job(case=case, seed=seed, point=point) for seed in self.plan.seeds)
         return list(wanted)
 
-    def _chosen(self, case: Case) -> str | None:
-        """The point with the best first run on validation; None as long as one is missing, or if all have failed."""
-        points = self.plan.points(self.plan.tuned_with(case, self._feasible_cases()))
-        if len(points) == 1:
-            return points[0].point
+    def _points(self, case: Case) -> list[Job]:
+        """The first seed's runs of a case whose grid is run: the grid, and where it is to be widened, neighbours of the
+        best point as far as they are known."""
+        points = self.plan.points(case)
+        while self.plan.widen and (best := self._best(points)) is not None:
+            beyond = [replace(best, point=point) for point in around(self.plan, best.point, [p.point for p in points])]
+            missing = [job for job in beyond if job not in points]
+            if not missing:
+                break
+            points += missing
+        return points
+
+    def _best(self, points: Sequence[Job]) -> Job | None:
+        """The best run on validation; None as long as one is missing, or if all have failed."""
         if any(job not in self.results and job not in self.failures for job in points):
             return None
         complete = [job for job in points if job in self.results]
-        return max(complete, key=lambda job: validation(self.results[job])).point if complete else None
+        return max(complete, key=lambda job: validation(self.results[job]), default=None)
 
-    def _tuned(self) -> dict[str, str]:
-        """Of each line whose grid was run its choice."""
+    def _chosen(self, case: Case) -> str | None:
+        """The point with the best first run on validation; None as long as one is missing, or if all have failed."""
+        points = self._points(self.plan.tuned_with(case, self._feasible_cases()))
+        if len(points) == 1:
+            return points[0].point
+        best = self._best(points)
+        return None if best is None else best.point
+
+    def _tuned(self) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """Of each line whose grid was run its choice, and the points that were tried."""
         feasible = self._feasible_cases()
-        tuned = dict.fromkeys(self.plan.tuned_with(case, feasible) for case in feasible)
-        return {case.name: point for case in tuned if (point := self._chosen(case))}
+        cases = dict.fromkeys(self.plan.tuned_with(case, feasible) for case in feasible)
+        chosen = {case: point for case in cases if (point := self._chosen(case))}
+        return (
+            {case.name: point for case, point in chosen.items()},
+            {case.name: [job.point for job in self._points(case)] for case in chosen},
+        )
 
     def _waiting(self) -> list[str]:
         self._read_results()  # also of runs that another process has ended meanwhile
@@ -285,7 +308,8 @@ class Sweep:
         from embank.pipelines.sweep.composition import plot_compositions  # matplotlib takes a second to import
         from embank.pipelines.sweep.pareto import plot_pareto
 
-        plan, told_edges = self.plan, [str(edge) for edge in edges(self.plan, self._tuned())]
+        plan = self.plan
+        told_edges = [str(edge) for edge in edges(plan, *self._tuned())]
         for told in told_edges:
             self.reporter.note(told)
         title = f"{', '.join(plan.models)} on {self.data.name}"
@@ -298,8 +322,8 @@ class Sweep:
                 else f"each method at budget {plan.grid_budget:g} or the next that it reaches"
             )
             facts.append(
-                f"Chosen on validation with seed {plan.seeds[0]}, separately for {lines}, from the grid {grid}; test "
-                "figures are those of the chosen point."
+                f"Chosen on validation with seed {plan.seeds[0]}, separately for {lines}, from the grid {grid}"
+                f"{_WIDENED if plan.widen else ''}; test figures are those of the chosen point."
             )
             facts += told_edges
         with writing(f"the leaderboard in '{self.folder.path}'", cure="Make room and go on with --resume"):
@@ -331,6 +355,7 @@ def run_sweep(
     grid: Mapping[str, Sequence[Any]] | None = None,
     grid_budget: float | None = None,
     codecs: Sequence[str] = (),
+    widen: bool = False,
     jobs: int | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
@@ -350,6 +375,7 @@ def run_sweep(
         grid: by key, the values to choose from on validation with the first seed.
         grid_budget: run the grid at this budget only.
         codecs: evaluate each run under these too, without training it again; each is a line of its own.
+        widen: where the best point lies at an end of the grid, go on beyond it until no neighbour is better.
         jobs: runs at a time; None takes one per core.
         resume: go on with the runs that are missing or were stopped.
         reporter: is told a line per run.
@@ -371,6 +397,7 @@ def run_sweep(
         grid=grid or {},
         grid_budget=grid_budget,
         codecs=codecs,
+        widen=widen,
     )
     sweep = Sweep(plan, out, num_jobs=jobs, reporter=reporter)
     rows = sweep.run(resume=resume)
