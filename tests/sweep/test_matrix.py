@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from embank.pipelines.cli import show
 from embank.pipelines.sweep.composition import plot_compositions
 from embank.pipelines.sweep.edges import MOST_BEYOND, around, edges
+from embank.pipelines.sweep.folder import SweepFolder
 from embank.pipelines.sweep.leaderboard import Row, read_csv, write_csv
 from embank.pipelines.sweep.matrix import markdown, of_compositions, of_differences, of_gains, of_methods
 from embank.pipelines.sweep.page import page
@@ -128,6 +130,23 @@ def test_what_codecs_bring_at_each_size() -> None:
         ["≤ 0.5", *2 * ["0.7000 (hash 0.5, 0.5)"], "", ""],
         *(["≤ " + size, "", "0.6000 (hash 0.5 + int4, 0.07)", "", ""] for size in ("0.25", "0.1")),
     ]
+
+
+def test_a_terminal_has_what_codecs_bring_where_their_lines_are_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = SweepFolder(tmp_path)
+    show.leaderboard(CODED, folder)
+    few = capsys.readouterr().out
+    assert few.count("int4") == 4
+    assert "under codecs" not in few
+    many = [row(f"m{number}", 0.5, 0.5, codec="int4", share=0.07) for number in range(show.MOST_LINES)]
+    show.leaderboard([*CODED, *many], folder)
+    told = capsys.readouterr().out
+    assert f"and {len(many) + 7} lines under codecs, of which:" in told
+    assert "0.8500 (yours 0.1 + int4, 0.015): 6.7 times fewer bytes" in told
+    assert "m7" not in told
+    assert "leaderboard.csv" in told
 
 
 def test_the_page_and_the_pictures(tmp_path: Path) -> None:

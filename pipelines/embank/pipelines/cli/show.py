@@ -215,14 +215,27 @@ def plan(made: "Plan", loads: "Sequence[Load]") -> None:
     )
 
 
-def leaderboard(rows: "Sequence[Row]", folder: "SweepFolder") -> None:
-    """A sweep's lines, and where they are written."""
-    from embank.pipelines.sweep.leaderboard import table_columns
+MOST_LINES = 60
+"""Of a leaderboard in a terminal, if it has codecs: beyond it, their lines are left to the files."""
 
-    columns = table_columns(rows)
+
+def leaderboard(rows: "Sequence[Row]", folder: "SweepFolder") -> None:
+    """A sweep's lines, and where they are written. Of many under codecs, what these bring."""
+    from embank.pipelines.sweep.leaderboard import table_columns
+    from embank.pipelines.sweep.matrix import of_gains
+
+    alone = [row for row in rows if row.is_alone]
+    is_long = len(rows) > MOST_LINES and len(alone) < len(rows)
+    columns = table_columns(alone if is_long else rows)
     names = [name for name in columns if name not in ("training bytes", "samples")]  # they are in the files
     left = sum(name in ("model", "method") for name in names)
     table(names, list(zip(*(columns[name] for name in names), strict=True)), left=left)
+    if is_long:
+        out.print(f"and {len(rows) - len(alone)} lines under codecs, of which:", markup=False)
+        for model in dict.fromkeys(row.model for row in rows):
+            head, *lines = of_gains([row for row in rows if row.model == model]) or [[]]
+            if lines:
+                table([f"{model}, {head[0]}", *head[1:]], lines, left=len(head))
     out.print(f"leaderboard: {folder.markdown}, {folder.csv}\nAUC against bytes: {folder.plot}", markup=False)
     if folder.codecs:
         out.print(f"methods with codecs against methods alone: {folder.composition}", markup=False)

@@ -52,10 +52,6 @@ def plot_compositions(rows: Sequence[Row], path: Path, *, title: str) -> None:
     )
 
 
-def _is_alone(row: Row) -> bool:
-    return row.codec in (None, UNCODED)
-
-
 def _look(codec: str, number: int) -> Look:
     return Look(
         label=codec, color=COLORS[number % len(COLORS)], marker="o^sDv"[number % 5], is_hollow=False, linestyle="none"
@@ -65,22 +61,22 @@ def _look(codec: str, number: int) -> Look:
 def _ends(rows: Sequence[Row]) -> list[Row]:
     """The points that are named: the front of all lines, and what of the front of methods alone is not in it."""
     own = front(rows)
-    return [*own, *(row for row in front([row for row in rows if _is_alone(row)]) if row not in own)]
+    return [*own, *(row for row in front([row for row in rows if row.is_alone]) if row not in own)]
 
 
 def _name(row: Row) -> str:
     budget = "" if row.budget is None else f" {row.budget:g}"
-    return f"{row.method}{budget}{'' if _is_alone(row) else f' + {row.codec}'}"
+    return f"{row.method}{budget}{'' if row.is_alone else f' + {row.codec}'}"
 
 
 def _panel(axes: Any, rows: Sequence[Row], looks: Mapping[str, Look]) -> None:
     def look_of(row: Row) -> Look:
-        return _ALONE if _is_alone(row) else looks[row.codec or UNCODED]
+        return _ALONE if row.is_alone else looks[row.codec or UNCODED]
 
     for row in rows:
         style = {**look_of(row).marker_style, "markersize": 3.6}
         axes.plot(nbytes_of(row), auc_of(row), linestyle="none", alpha=0.55, **style)
-    for own, color, linestyle in (([row for row in rows if _is_alone(row)], _ALONE.color, "--"), (rows, FRONT, "-")):
+    for own, color, linestyle in (([row for row in rows if row.is_alone], _ALONE.color, "--"), (rows, FRONT, "-")):
         best = front(own)
         x, y = [nbytes_of(row) for row in best], [auc_of(row) for row in best]
         axes.step(x, y, where="post", color=color, linewidth=2, linestyle=linestyle, alpha=0.8, zorder=3)
@@ -91,7 +87,7 @@ def _panel(axes: Any, rows: Sequence[Row], looks: Mapping[str, Look]) -> None:
     aucs = [auc_of(row) for row in ends]
     margin = _MARGIN * max(max(aucs) - min(aucs), 1e-3)
     axes.set_ylim(min(aucs) - margin, max(aucs) + margin)
-    reference(axes, [row for row in rows if row.method == "full" and _is_alone(row)])
+    reference(axes, [row for row in rows if row.method == "full" and row.is_alone])
     label_bytes(axes)
     handles = [
         Line2D([], [], color=FRONT, linewidth=2, label="front with codecs (by validation)"),

@@ -8,7 +8,6 @@ from typing import Any
 from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
-from embank.pipelines.runs.coded import UNCODED
 from embank.pipelines.runs.folder import is_training
 from embank.pipelines.sweep.children import Child, Ended, num_cores, run_children
 from embank.pipelines.sweep.coding import Coding
@@ -329,7 +328,7 @@ class Sweep:
         with writing(f"the leaderboard in '{self.folder.path}'", cure="Make room and go on with --resume"):
             write_csv(rows, self.folder.csv)
             write_markdown(rows, self.folder.markdown, title=title, facts=facts)
-            plot_pareto([row for row in rows if row.codec in (None, UNCODED)], self.folder.plot, title=title)
+            plot_pareto([row for row in rows if row.is_alone], self.folder.plot, title=title)
             if self.folder.codecs:
                 plot_compositions(rows, self.folder.composition, title=title)
 
