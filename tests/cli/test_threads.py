@@ -74,3 +74,14 @@ def test_a_free_machine_has_the_long_wait(monkeypatch: pytest.MonkeyPatch) -> No
         environment: dict[str, str] = {}
         waiting.choose(environment)
         assert environment == {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": str(rounds)}
+
+
+def test_a_system_that_does_not_say_is_taken_for_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*, percpu: bool) -> None:
+        raise PermissionError("/proc/stat")
+
+    monkeypatch.setattr(psutil, "cpu_times", refuse)
+    assert Cores().share_of_others() == 0
+    cores = Cores()
+    monkeypatch.undo()
+    assert 0 <= cores.share_of_others() <= 1

@@ -43,12 +43,15 @@ def choose(environment: MutableMapping[str, str]) -> None:
 
 
 def _seconds() -> tuple[float, float, float]:
-    """The time that cores of this process were busy and free, and its own."""
-    times = psutil.cpu_times(percpu=True)
+    """The time that the cores of this process were busy and free, and its own; zeros where the system does not say."""
+    try:
+        times = psutil.cpu_times(percpu=True)
+        own = psutil.Process().cpu_times()
+    except (OSError, psutil.Error):  # a container without /proc
+        return 0.0, 0.0, 0.0
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(times))
     mine = [times[core] for core in allowed if core < len(times)]
     busy = sum(sum(value for name, value in one._asdict().items() if name not in _FREE) for one in mine)
-    own = psutil.Process().cpu_times()
     return busy, sum(one.idle + getattr(one, "iowait", 0.0) for one in mine), own.user + own.system
 
 
