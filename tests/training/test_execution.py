@@ -1,16 +1,20 @@
 """What a run chooses where its configuration says auto."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 from embank.pipelines.config.sections import TrainConfig
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
+from embank.pipelines.runs import evaluate as evaluation
 from embank.pipelines.runs.build import build
+from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.train import execution
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import ConfigError
@@ -135,3 +139,36 @@ def test_a_real_choice(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(model.network.state_dict()[name], value) for name, value in before.items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_large_splits_are_scored_by_the_compiled_network_in_full_batches(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, bool]] = []
+
+    def compiled(network: Any, **options: Any) -> Any:
+        def called(dense: Tensor, values: Tensor) -> Tensor:
+            calls.append((len(dense), torch.is_grad_enabled()))
+            return network(dense, values)
+
+        return called
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(evaluation, "EVAL_BATCH_SIZE", 16)
+    plain = train(data, tmp_path / "plain", train=PLAIN)
+    assert not calls
+    num_rows = Schema.load(data).split("valid").num_rows
+    settings = PLAIN | {"compile": True}
+    for least, num_batches in ((num_rows + 1, 0), (num_rows, num_rows // 16)):
+        monkeypatch.setattr(evaluation, "COMPILED_ROWS", least)
+        out = tmp_path / str(least)
+        found = train(data, out, train=settings)
+        assert {key: found[key] for key in ("auc", "valid_auc")} == {key: plain[key] for key in ("auc", "valid_auc")}
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        evaluations = sum(line["split"] == "valid" for line in lines)
+        scored = [rows for rows, learns in calls if not learns]
+        assert scored == [16] * num_batches * evaluations
+        calls.clear()
+        evaluate_saved(out, data=data, split="valid")
+        assert calls == [(16, False)] * num_batches
+        calls.clear()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from embank.pipelines.config.changes import refuse_changed_config
+from embank.pipelines.runs import evaluate as evaluation
 from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.inspect import inspect_run
@@ -317,12 +318,20 @@ def test_one_process_at_a_time(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_resuming_compiled_training(data: Path, tmp_path: Path) -> None:
+def test_resuming_compiled_training(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations go through the compiled network as well: the split counts as large."""
+    monkeypatch.setattr(evaluation, "COMPILED_ROWS", 1)
+    monkeypatch.setattr(evaluation, "EVAL_BATCH_SIZE", 32)
     sections = {"train": {**FREQUENT, "epochs": 2, "compile": True}}
     whole = train(data, tmp_path / "whole", **sections)
     with pytest.raises(InterruptedRunError):
         Trainer(config(data, **sections), tmp_path / "run", reporter=StopAt(13, signal.SIGTERM)).train()
     assert timeless(train(data, tmp_path / "run", resume=True, **sections)) == timeless(whole)
+    compiled = evaluate_saved(tmp_path / "run", data=data, split="valid")
+    assert compiled["auc"] == whole["valid_auc"]
+    monkeypatch.setattr(evaluation, "COMPILED_ROWS", 10**9)
+    plain = evaluate_saved(tmp_path / "run", data=data, split="valid")
+    assert plain["logloss"] == pytest.approx(compiled["logloss"], rel=1e-6)
 
 
 def test_row_optimizer_names_are_checked() -> None:

@@ -21,7 +21,7 @@ from embank.pipelines.runs.build import served_model, served_nbytes
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.memory import keep_freed_memory
 from embank.pipelines.runs.open import best_model, refuse_neither, refuse_other_vocabularies
-from embank.pipelines.runs.score import score
+from embank.pipelines.runs.score import Score, compiled_score, score
 from embank.pipelines.runs.scoring import Scorer
 from embank.pipelines.runs.trained import schema_of
 from embank.tables import Bundle, DataError, TableCollection
@@ -29,11 +29,16 @@ from embank.tables.serving.bundle import is_bundle
 from embank.tables.sharding.processes import Processes
 
 EVAL_BATCH_SIZE = 8192
+COMPILED_ROWS = 4_000_000
+"""Of a split that is scored by the compiled network, where there is one: below, to compile it for batches of this size
+and without gradients takes longer than it saves."""
 _log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = "fp32") -> dict[str, Any]:
+def evaluate(
+    model: CTRModel, path: str | Path, split: str, *, precision: str = "fp32", compiled: Score | None = None
+) -> dict[str, Any]:
     """Metrics of a model on a split. Leaves the model in evaluation mode.
 
     Args:
@@ -41,6 +46,7 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
         path: a prepared folder.
         split: its train, valid or test rows.
         precision: fp32 or bf16 (autocast of the network).
+        compiled: the network's `score`, compiled; scores the full batches of a split of `COMPILED_ROWS` or more.
 
     Returns:
         auc, logloss, gauc (if the data has groups) and what else `Evaluation` computes; auc is None where it is
@@ -57,21 +63,40 @@ def evaluate(model: CTRModel, path: str | Path, split: str, *, precision: str = 
         world_size=processes.count,
     )
     refuse_unlabelled(loader.schema, data=path)
-    return evaluate_batches(model, loader.epoch(0), split=split, schema=loader.schema, precision=precision)
+    return evaluate_batches(
+        model,
+        loader.epoch(0),
+        split=split,
+        schema=loader.schema,
+        precision=precision,
+        compiled=compiled if _is_large(loader.schema, split) else None,
+    )
+
+
+def _is_large(schema: Schema, split: str) -> bool:
+    return schema.split(split).num_rows >= COMPILED_ROWS
 
 
 @torch.no_grad()
 @keep_freed_memory()
 def evaluate_batches(
-    model: CTRModel, batches: Iterable[Batch], *, split: str, schema: Schema, precision: str
+    model: CTRModel,
+    batches: Iterable[Batch],
+    *,
+    split: str,
+    schema: Schema,
+    precision: str,
+    compiled: Score | None = None,
 ) -> dict[str, Any]:
-    """As `evaluate`, of some batches of a split of data with a schema."""
+    """As `evaluate`, of some batches of a split of data with a schema; `compiled` scores those of `EVAL_BATCH_SIZE`."""
     evaluation = new_evaluation(split, schema)
     if model.training:
         model.eval()
     for batch in batches:
         values: Tensor = model.tables(batch.sparse).values()
-        logits_B = score(model.network.score, batch.dense.to(values.device), values, precision=precision)
+        is_full = batch.labels.numel() == EVAL_BATCH_SIZE
+        network = compiled if compiled is not None and is_full else model.network.score
+        logits_B = score(network, batch.dense.to(values.device), values, precision=precision)
         evaluation.update(logits_B.cpu(), batch.labels, batch.groups)
     return _over_all(evaluation, split=split, schema=schema, processes=processes_of(model))
 
@@ -157,7 +182,11 @@ def _of_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
     with best_model(run, schema=schema, data=data) as (model, step):
         assert isinstance(model.tables, TableCollection)
         nbytes, served = served_nbytes(config, model.tables), served_model(config, model)
-        values = {"split": split, "step": step, **evaluate(served, data, split, precision=config.train.precision)}
+        train = config.train
+        is_compiled = train.compile is True and _is_large(schema, split)
+        compiled = compiled_score(model.network) if is_compiled else None
+        scores = evaluate(served, data, split, precision=train.precision, compiled=compiled)
+        values = {"split": split, "step": step, **scores}
         return values | {"serving_bytes": nbytes, "data": str(data)}
 
 

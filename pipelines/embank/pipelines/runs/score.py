@@ -8,16 +8,19 @@ from torch import Tensor
 
 from embank.ctr_models.network import Network
 
+Score = Callable[[Tensor, Tensor], Tensor]
+"""`Network.score`, compiled or not: numeric inputs [B, I] and what tables return [B, columns] to logits [B]."""
 
-def score(network: Callable[[Tensor, Tensor], Tensor], dense_BI: Tensor, values: Tensor, *, precision: str) -> Tensor:
-    """Logits [B], fp32, of what the tables have returned; `network` is `Network.score`, compiled or not."""
+
+def score(network: Score, dense_BI: Tensor, values: Tensor, *, precision: str) -> Tensor:
+    """Logits [B], fp32, of what the tables have returned."""
     with autocast(precision, device=dense_BI.device.type):
         logits_B = network(dense_BI, values)
     return logits_B.float()
 
 
-def compiled_score(network: Network) -> Callable[[Tensor, Tensor], Tensor]:
-    """`Network.score` as one graph, for one number of rows.
+def compiled_score(network: Network) -> Score:
+    """`Network.score` as one graph, for one number of rows in training and one in evaluation.
 
     The numbers of columns that networks pick are their own, so the kernels do not look whether each is in range.
     """

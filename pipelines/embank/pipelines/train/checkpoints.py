@@ -26,7 +26,13 @@ def evaluate_and_save(session: Session) -> None:
         "step": progress.step,
         "epoch": progress.epoch,
         "train_logloss": progress.loss_sum / progress.loss_rows if progress.loss_rows else None,
-        **evaluate(model, session.config.data.path, "valid", precision=train.precision),
+        **evaluate(
+            model,
+            session.config.data.path,
+            "valid",
+            precision=train.precision,
+            compiled=session.training.stepper.compiled,
+        ),
     }
     session.model.train()
     progress.loss_sum, progress.loss_rows, progress.evaluated_step = 0.0, 0, progress.step

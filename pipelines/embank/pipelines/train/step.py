@@ -68,7 +68,7 @@ class Stepper:
         self.parameters = [*model.network.parameters(), *learned]
         self.optimizer = dense_optimizer(model.network, learned, config=config)
         # Only full batches go through the compiled network: a short last batch would compile it once more.
-        self.compiled = compiled_score(model.network) if config.compile is True else model.network.score
+        self.compiled = compiled_score(model.network) if config.compile is True else None
         self.factor: float | None = None
 
     @property
@@ -179,7 +179,8 @@ class Stepper:
         penalised = batch.sparse if isinstance(batch.sparse, Penalised) else None
         looked_up, rows = self.tables.look_up(penalised.addressed if penalised else batch.sparse)
         values: Tensor = looked_up.values()
-        network = self.compiled if batch.labels.numel() == self.full_rows else self.model.network.score
+        is_full = batch.labels.numel() == self.full_rows
+        network = self.compiled if self.compiled is not None and is_full else self.model.network.score
         logits_B = score(network, batch.dense, values, precision=self.config.precision)
         log_loss = loss = mean_log_loss(logits_B, batch, self.processes)
         if self.penalty is not None and penalised is not None:
