@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from embank.pipelines.cli import show
-from embank.pipelines.sweep.composition import plot_compositions
+from embank.pipelines.sweep.composition import _ends, plot_compositions
 from embank.pipelines.sweep.edges import MOST_BEYOND, around, edges
 from embank.pipelines.sweep.folder import SweepFolder
 from embank.pipelines.sweep.leaderboard import Row, read_csv, write_csv
@@ -161,6 +161,11 @@ def test_the_page_and_the_pictures(tmp_path: Path) -> None:
     two = page([*PLAIN, *(replace(r, model="dlrm") for r in PLAIN)], title="T", facts=[])
     assert two.index("**deepfm**") < two.index("**dlrm**")
     plot_compositions(CODED, tmp_path / "c.png", title="T")
+    shown = [line for line in CODED if line.auc is not None]
+    named = [(line.method, line.codec) for line in _ends(shown)]
+    assert ("mine", "fp32") in named, "on the front of methods alone"
+    low = row("low", 0.02, 0.5, codec="fp32")  # on that front too, below all of what codecs reach
+    assert [(line.method, line.codec) for line in _ends([*shown, low])] == named
     plot_compositions([CODED[-1]], tmp_path / "empty.png", title="T")
     assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
 

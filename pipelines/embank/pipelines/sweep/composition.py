@@ -30,7 +30,7 @@ def plot_compositions(rows: Sequence[Row], path: Path, *, title: str) -> None:
     """One panel per model: every line as a dot, those with a codec in its colour; the Pareto front of methods alone and
     that of all lines (both by validation) as steps, the points of the latter named at the right.
 
-    What lies far below both fronts is outside of the picture.
+    What lies far below the front of all lines is outside of the picture.
 
     Args:
         rows: the leaderboard; lines without an AUC are left out.
@@ -59,9 +59,12 @@ def _look(codec: str, number: int) -> Look:
 
 
 def _ends(rows: Sequence[Row]) -> list[Row]:
-    """The points that are named: the front of all lines, and what of the front of methods alone is not in it."""
+    """The points that are named: the front of all lines, and those of methods alone that are not in it, as far as they
+    are no lower than its lowest."""
     own = front(rows)
-    return [*own, *(row for row in front([row for row in rows if row.is_alone]) if row not in own)]
+    least = min(map(auc_of, own), default=0.0)
+    alone = front([row for row in rows if row.is_alone])
+    return [*own, *(row for row in alone if row not in own and auc_of(row) >= least)]
 
 
 def _name(row: Row) -> str:
