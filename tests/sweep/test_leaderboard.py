@@ -120,6 +120,10 @@ def test_mistakes_in_options() -> None:
     with pytest.raises(ConfigError, match="--budgets is 'half'; give numbers separated by commas"):
         numbers("half", option="--budgets", kind=float)
     assert numbers("0,1,1", option="--seeds", kind=int) == [0, 1]
+    assert grid_axes(["train.lr=1e-3,3e-3,1.5e-2,2.5e0", "train.decay=none,e-3"]) == {
+        "train.lr": [0.001, 0.003, 0.015, 2.5],  # a text in YAML, which has no edge beyond which one could go
+        "train.decay": ["none", "e-3"],
+    }
     assert grid_axes(["train.lr=0.1,0.2", "model.hidden_units=[64,32],[16]"]) == {
         "train.lr": [0.1, 0.2],
         "model.hidden_units": [[64, 32], [16]],

@@ -1,6 +1,7 @@
 """What a sweep consists of: combinations of models, methods, budgets and seeds, and the configuration of each run."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
@@ -15,6 +16,8 @@ from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS, TableCon
 from embank.pipelines.runs.coded import UNCODED, refuse_choice
 from embank.tables import ConfigError, method_class, registered_methods
 from embank.tables.storage.yaml_text import parse_yaml
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,8 +291,14 @@ def grid_axes(options: Sequence[str]) -> dict[str, list[Any]]:
             raise ConfigError(
                 f"--grid '{option}' holds a '/' or a ',' in a value, which a run's folder can't be named after"
             )
-        axes[key.strip()] = values
+        axes[key.strip()] = [_with_exponent(value) for value in values]
     return axes
+
+
+def _with_exponent(value: Any) -> Any:
+    """A value of YAML, in which 1e-3 without a point is a text, as the number that it is meant to be."""
+    is_number = isinstance(value, str) and _EXPONENT.fullmatch(value)
+    return float(value) if is_number else value
 
 
 def parts(text: str, *, option: str) -> list[str]:
