@@ -6,7 +6,9 @@ a radix select: a histogram of the upper 16 bits, then one of the lower 16 bits 
 Only histograms cross processes, and no copy of a table is made.
 """
 
+import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -70,14 +72,12 @@ def cut(tables: Sequence[Magnitudes], *, fits: Callable[[Tensor], Tensor], total
         total: sums a tensor over all processes.
     """
     coarse = total(_histograms(tables, lambda bits: bits >> 16))
-    kept = _at_or_above(coarse)
-    first = int(fits(kept).int().argmax())
+    first, above_T = _first_fitting(coarse, fits, torch.zeros(len(tables), dtype=torch.int64))
     if first == 0:
         return _float_of(1)
     bin_ = first - 1  # keeping all of it is too much, keeping none of it is not
     fine = total(_histograms(tables, lambda bits: bits[bits >> 16 == bin_] & (_BINS - 1)))
-    kept = kept[:, first : first + 1] + _at_or_above(fine)
-    return _float_of((bin_ << 16) + int(fits(kept).int().argmax()))
+    return _float_of((bin_ << 16) + _first_fitting(fine, fits, above_T)[0])
 
 
 def _histograms(tables: Sequence[Magnitudes], key: Callable[[Tensor], Tensor]) -> Tensor:
@@ -91,10 +91,25 @@ def _histograms(tables: Sequence[Magnitudes], key: Callable[[Tensor], Tensor]) -
     return counts
 
 
-def _at_or_above(counts: Tensor) -> Tensor:
-    """[T, bins] to the entries in or above each bin, [T, bins + 1]: the last column is 0."""
-    above = counts.flip(1).cumsum(1).flip(1)
-    return torch.cat([above, torch.zeros_like(above[:, :1])], dim=1)
+def _first_fitting(counts: Tensor, fits: Callable[[Tensor], Tensor], above_T: Tensor) -> tuple[int, Tensor]:
+    """The first of some bins such that keeping the entries in and above it fits, and how many these are.
+
+    Args:
+        counts: int64 [T, bins], entries in each bin.
+        fits: see `cut`.
+        above_T: entries above all bins.
+    """
+    up_to = counts.cumsum(1)
+    all_T = above_T + up_to[:, -1]
+
+    def kept(first: int) -> Tensor:
+        return all_T - up_to[:, first - 1] if first else all_T
+
+    def is_fitting(first: int) -> bool:
+        return bool(fits(kept(first)[:, None]))
+
+    first = bisect_left(range(counts.shape[1]), True, key=is_fitting)
+    return first, kept(first)
 
 
 def _float_of(bits: int) -> float:
@@ -158,7 +173,8 @@ def common_cut(
 
 def cut_to_count(tables: Sequence[Magnitudes], *, count: int, total: Callable[[Tensor], Tensor]) -> float:
     """The threshold above which at most `count` entries remain in all tables together."""
-    return cut(tables, fits=lambda kept_TM: kept_TM.sum(0) <= count, total=total)
+    as_one = [lambda: itertools.chain.from_iterable(chunks() for chunks in tables)]
+    return cut(as_one, fits=lambda kept_TM: kept_TM[0] <= count, total=total)
 
 
 def kept_by_bytes(spec: TableSpec, nbytes: int) -> int:

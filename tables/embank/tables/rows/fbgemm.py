@@ -6,6 +6,7 @@ different ratios of real to padded width therefore get kernels of their own (see
 is looked up several times: as one lookup of so many times the bags, which FBGEMM does on a CPU in about half the time.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -56,6 +57,10 @@ class _Kernel(nn.Module):
         self.num_merged = max(1, len(lookups)) if len(self.shards) == 1 else 1
         lookups = lookups[:: self.num_merged]
         self.widths = [padded_dim(s.num_columns) for s in self.shards]
+        self.numbers = {shard.table.name: number for number, shard in enumerate(self.shards)}
+        # Where each table begins in the flat tensor.
+        sizes = [s.num_rows * width for s, width in zip(self.shards, self.widths, strict=True)]
+        self.firsts = list(itertools.accumulate(sizes, initial=0))
         self.is_projected = any(shard.table.projection is not None for shard in self.shards)
         # Lookups whose rows a backward pass has updated, to be projected.
         self.changed: list[tuple[Tensor, Tensor]] = []
@@ -107,14 +112,11 @@ class _Kernel(nn.Module):
 
     def _hold(self, space: RowSpace, *, label: str, seed: int) -> None:
         """Rows with their initial values, and their optimizer state, as one flat tensor each."""
-        num_weights = self._num_weights()
+        num_weights = self.firsts[-1]
         self.flat["weights"] = space.hold(f"{label}.weights", numel=num_weights, chunks=self._initial_values(seed))
         if self.has_state:
             size = sum(s.num_rows for s in self.shards) if self.rowwise else num_weights
             self.flat["momentum1"] = space.hold(f"{label}.momentum1", numel=size)
-
-    def _num_weights(self) -> int:
-        return sum(s.num_rows * width for s, width in zip(self.shards, self.widths, strict=True))
 
     def _initial_values(self, seed: int) -> Iterator[Tensor]:
         """Rows of one table after the other, padded."""
@@ -196,6 +198,15 @@ class _Kernel(nn.Module):
         self.empty_cache()
         views = self.tbe.split_embedding_weights()
         return {s.table.name: view[:, : s.num_columns] for s, view in zip(self.shards, views, strict=True)}
+
+    def weight(self, table: str) -> Tensor:
+        """The rows of one table, as `weights` has them, in a time that does not grow with the number of tables."""
+        if not self.flat:
+            return self.weights()[table]
+        number = self.numbers[table]
+        shard, width, first = self.shards[number], self.widths[number], self.firsts[number]
+        rows = self.flat["weights"][first : first + shard.num_rows * width].view(shard.num_rows, width)
+        return rows[:, : shard.num_columns]
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         names = [shard.table.name for shard in self.shards]
@@ -302,8 +313,7 @@ class FbgemmRows(RowStore):
 
     def weight(self, table: str) -> Tensor:
         self.finish()
-        kernel = next(k for k in self._kernels() if any(shard.table.name == table for shard in k.shards))
-        return kernel.weights()[table]
+        return next(kernel for kernel in self._kernels() if table in kernel.numbers).weight(table)
 
     def _land(self) -> None:
         self.finish()

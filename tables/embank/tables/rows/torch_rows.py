@@ -57,6 +57,9 @@ class TorchRows(RowStore):
         return self.space.hold(f"{shard.table.name}.{kind}", numel=torch.Size(shape).numel()).view(shape)
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        return torch.cat(self.parts(indices, offsets), dim=1)
+
+    def parts(self, indices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
         self._before_lookup(indices)
         num_bags = (offsets.numel() - 1) // len(self.lookups)
         bounds = offsets.tolist() if num_bags == 0 else offsets[::num_bags].tolist()
@@ -74,7 +77,7 @@ class TorchRows(RowStore):
             outputs.append(
                 F.embedding_bag(ids[k], weight, part, mode="sum", sparse=is_sparse, include_last_offset=True)
             )
-        return torch.cat(outputs, dim=1)
+        return tuple(outputs)
 
     def _widened(self, ids: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Rows in fp32, where they are held in fewer bits: those that one lookup asks for, and where each id's is."""
