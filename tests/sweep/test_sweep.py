@@ -295,6 +295,9 @@ def test_a_grid_is_widened_until_no_neighbour_is_better(tmp_path: Path) -> None:
     again = Told()
     assert Sweep(Plan(**settings), tmp_path / "out", reporter=again).run(resume=True)[0].point == rows[0].point
     assert f"{num_runs} runs are complete already" in again.notes
+    plain = Sweep(Plan(**{**settings, "widen": False}), tmp_path / "out", reporter=Told()).run(resume=True)
+    assert [row.point for row in plain] == [row.point for row in rows], "a resumed sweep goes on widening"
+    assert yaml.safe_load((tmp_path / "out/sweep.yaml").read_text())["widen"] is True
     with pytest.raises(ConfigError, match="--widen goes on beyond the values of a --grid, and there is none"):
         Plan(**{**settings, "grid": {}})
 

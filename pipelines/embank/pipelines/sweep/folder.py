@@ -33,6 +33,8 @@ class SweepFolder:
         self.record = path / "sweep.yaml"
         self.codecs: list[str] = []
         """Those that were ever asked for, once the folder is opened."""
+        self.widens = False
+        """Whether grids are widened: since a sweep was first told to, once the folder is opened."""
         self.composition = path / "composition.png"
         self.csv, self.markdown, self.plot = path / "leaderboard.csv", path / "leaderboard.md", path / "pareto.png"
 
@@ -54,10 +56,12 @@ class SweepFolder:
             refuse_changed_config(self.path, before["config"], plain)
             earlier = self._cases(before)
             self.codecs = self._codecs(before)
+            self.widens = bool(before.get("widen", False))
         else:
             self._refuse_used()
         cases = list(dict.fromkeys([*earlier, *plan.cases()]))
         self.codecs = list(dict.fromkeys([*self.codecs, *plan.codecs]))
+        self.widens |= plan.widen
         with training_in(self.path):
             if not resume:
                 self._refuse_used()  # another process may have been here since
@@ -68,7 +72,7 @@ class SweepFolder:
                 "models": list(plan.models),
                 "grid": dict(plan.grid),
                 "grid_budget": plan.grid_budget,
-                "widen": plan.widen,
+                "widen": self.widens,
                 **({"codecs": self.codecs} if self.codecs else {}),
                 "cases": [asdict(case) for case in cases],
                 "config": plain,

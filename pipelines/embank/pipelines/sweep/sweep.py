@@ -172,13 +172,18 @@ class Sweep:
         """The first seed's runs of a case whose grid is run: the grid, and where it is to be widened, neighbours of the
         best point as far as they are known."""
         points = self.plan.points(case)
-        while self.plan.widen and (best := self._best(points)) is not None:
+        while self.widens and (best := self._best(points)) is not None:
             beyond = [replace(best, point=point) for point in around(self.plan, best.point, [p.point for p in points])]
             missing = [job for job in beyond if job not in points]
             if not missing:
                 break
             points += missing
         return points
+
+    @property
+    def widens(self) -> bool:
+        """Whether a best point at an end of its grid is not the last word."""
+        return bool(self.plan.grid) and self.folder.widens
 
     def _best(self, points: Sequence[Job]) -> Job | None:
         """The best run on validation; None as long as one is missing, or if all have failed."""
@@ -322,7 +327,7 @@ class Sweep:
             )
             facts.append(
                 f"Chosen on validation with seed {plan.seeds[0]}, separately for {lines}, from the grid {grid}"
-                f"{_WIDENED if plan.widen else ''}; test figures are those of the chosen point."
+                f"{_WIDENED if self.widens else ''}; test figures are those of the chosen point."
             )
             facts += told_edges
         with writing(f"the leaderboard in '{self.folder.path}'", cure="Make room and go on with --resume"):
