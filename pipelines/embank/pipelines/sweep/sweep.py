@@ -12,7 +12,7 @@ from embank.pipelines.runs.folder import is_training
 from embank.pipelines.sweep.children import Child, Ended, num_cores, run_children
 from embank.pipelines.sweep.coding import Coding
 from embank.pipelines.sweep.comparison import CaseResults, validation
-from embank.pipelines.sweep.edges import around, edges
+from embank.pipelines.sweep.edges import edges
 from embank.pipelines.sweep.feasible import Feasibility
 from embank.pipelines.sweep.folder import SweepFolder
 from embank.pipelines.sweep.latency import measure
@@ -25,11 +25,10 @@ from embank.pipelines.sweep.leaderboard import (
 )
 from embank.pipelines.sweep.page import write_markdown
 from embank.pipelines.sweep.plan import Case, Job, Plan
+from embank.pipelines.sweep.tuning import Tuning
 from embank.pipelines.train.interrupt import stop_on_signals
 from embank.tables import ConfigError, EmbankError, WorkError
 from embank.tables.storage.refusals import writing
-
-_WIDENED = ", then from the neighbours of the best point beyond it, until none was better"
 
 
 class InterruptedSweepError(WorkError):
@@ -82,9 +81,15 @@ class Sweep:
         self._refuse_budgets_without_vocabulary(feasibility.schema)
         with self.folder.opened(self.plan, resume=resume) as all_cases, stop_on_signals() as self.stop:
             asked = self.plan.cases()
-            self.cases = [self._feasible(case, feasibility) for case in asked]
+            entries = {case: self._feasible(case, feasibility) for case in asked}
+            self.tuning = Tuning(
+                self.plan,
+                [entry.case for entry in entries.values() if entry.refusal is None],
+                widens=self.folder.widens,
+                results=self.results,
+                failures=self.failures,
+            )
             self._train()
-            entries = {entry.case: entry for entry in self.cases}
             compared = []
             for case in all_cases:
                 self._refuse_to_go_on()
@@ -132,7 +137,7 @@ class Sweep:
     def _refuse_to_go_on(self) -> None:
         if self.stop:
             raise InterruptedSweepError(
-                f"{self.stop.signal}: stopped after {len(self.results)} complete runs of {self._num_jobs_in_all()}; "
+                f"{self.stop.signal}: stopped after {len(self.results)} complete runs of {self.tuning.num_jobs()}; "
                 "those that ran are "
                 f"saved; go on with the same command and --resume (directory '{self.folder.path}')"
             )
@@ -141,78 +146,15 @@ class Sweep:
         """Reads the results of runs that have become complete, until that makes no further runs wanted."""
         while True:
             complete = [
-                job for job in self._wanted() if job not in self.results and self.folder.run(job).result.is_file()
+                job for job in self.tuning.wanted() if job not in self.results and self.folder.run(job).result.is_file()
             ]
             if not complete:
                 break
             self.results |= {job: self.folder.run(job).read_result() for job in complete}
 
-    def _feasible_cases(self) -> list[Case]:
-        return [entry.case for entry in self.cases if entry.refusal is None]
-
-    def _num_jobs_in_all(self) -> int:
-        feasible = self._feasible_cases()
-        grids = {self.plan.tuned_with(case, feasible): 0 for case in feasible}
-        return sum(len(self._points(case)) - 1 for case in grids) + len(self.plan.seeds) * len(feasible)
-
-    def _wanted(self) -> list[Job]:
-        """Every run that is known to be needed: first seeds of grids, and where their points are compared, what takes
-        their choice."""
-        wanted: dict[Job, None] = {}
-        feasible = self._feasible_cases()
-        for case in feasible:
-            if self.plan.tuned_with(case, feasible) == case:
-                wanted |= dict.fromkeys(self._points(case))
-            point = self._chosen(case)
-            if point is not None:
-                wanted |= dict.fromkeys(Job(case=case, seed=seed, point=point) for seed in self.plan.seeds)
-        return list(wanted)
-
-    def _points(self, case: Case) -> list[Job]:
-        """The first seed's runs of a case whose grid is run: the grid, and where it is to be widened, neighbours of the
-        best point as far as they are known."""
-        points = self.plan.points(case)
-        while self.widens and (best := self._best(points)) is not None:
-            beyond = [replace(best, point=point) for point in around(self.plan, best.point, [p.point for p in points])]
-            missing = [job for job in beyond if job not in points]
-            if not missing:
-                break
-            points += missing
-        return points
-
-    @property
-    def widens(self) -> bool:
-        """Whether a best point at an end of its grid is not the last word."""
-        return bool(self.plan.grid) and self.folder.widens
-
-    def _best(self, points: Sequence[Job]) -> Job | None:
-        """The best run on validation; None as long as one is missing, or if all have failed."""
-        if any(job not in self.results and job not in self.failures for job in points):
-            return None
-        complete = [job for job in points if job in self.results]
-        return max(complete, key=lambda job: validation(self.results[job]), default=None)
-
-    def _chosen(self, case: Case) -> str | None:
-        """The point with the best first run on validation; None as long as one is missing, or if all have failed."""
-        points = self._points(self.plan.tuned_with(case, self._feasible_cases()))
-        if len(points) == 1:
-            return points[0].point
-        best = self._best(points)
-        return None if best is None else best.point
-
-    def _tuned(self) -> tuple[dict[str, str], dict[str, list[str]]]:
-        """Of each line whose grid was run its choice, and the points that were tried."""
-        feasible = self._feasible_cases()
-        cases = dict.fromkeys(self.plan.tuned_with(case, feasible) for case in feasible)
-        chosen = {case: point for case in cases if (point := self._chosen(case))}
-        return (
-            {case.name: point for case, point in chosen.items()},
-            {case.name: [job.point for job in self._points(case)] for case in chosen},
-        )
-
     def _waiting(self) -> list[str]:
         self._read_results()  # also of runs that another process has ended meanwhile
-        self.jobs = {job.name: job for job in self._wanted()}
+        self.jobs = {job.name: job for job in self.tuning.wanted()}
         return [name for name, job in self.jobs.items() if job not in self.results and job not in self.failures]
 
     def _busy(self, names: Sequence[str]) -> set[str]:
@@ -236,7 +178,7 @@ class Sweep:
             self.results[job] = run.read_result()
             auc = self.results[job]["auc"]
             told = "AUC undefined" if auc is None else f"AUC {auc:.4f}"
-            done = f"{len(self.results) + len(self.failures)}/{self._num_jobs_in_all()}"
+            done = f"{len(self.results) + len(self.failures)}/{self.tuning.num_jobs()}"
             self.reporter.note(f"[{done}] {job.name}: {told}, {end.seconds:.0f} s")
         elif self.stop:
             self.reporter.note(f"{job.name}: stopped")
@@ -278,7 +220,7 @@ class Sweep:
     def _compared(self, entry: CaseResults) -> CaseResults:
         """A case with its results: of the plan's seeds, then of those that were complete before."""
         failed = {job: text for job, text in self.failures.items() if job.case == entry.case}
-        point = self._chosen(entry.case)
+        point = self.tuning.chosen(entry.case)
         if entry.refusal is not None or point is None:
             return replace(entry, failures={job.name: text for job, text in failed.items()})
         done = self.folder.complete_runs(entry.case).get(point, {})
@@ -312,24 +254,12 @@ class Sweep:
         from embank.pipelines.sweep.composition import plot_compositions  # matplotlib takes a second to import
         from embank.pipelines.sweep.pareto import plot_pareto
 
-        plan = self.plan
-        told_edges = [str(edge) for edge in edges(plan, *self._tuned())]
+        told_edges = [str(edge) for edge in edges(self.plan, *self.tuning.choices())]
         for told in told_edges:
             self.reporter.note(told)
-        title = f"{', '.join(plan.models)} on {self.data.name}"
+        title = f"{', '.join(self.plan.models)} on {self.data.name}"
         facts = leaderboard_facts(rows, data=self.data, num_jobs=self.num_jobs, num_cores=num_cores())
-        if plan.grid:
-            grid = "; ".join(f"{key} in {', '.join(map(str, values))}" for key, values in plan.grid.items())
-            lines = (
-                "each line"
-                if plan.grid_budget is None
-                else f"each method at budget {plan.grid_budget:g} or the next that it reaches"
-            )
-            facts.append(
-                f"Chosen on validation with seed {plan.seeds[0]}, separately for {lines}, from the grid {grid}"
-                f"{_WIDENED if self.widens else ''}; test figures are those of the chosen point."
-            )
-            facts += told_edges
+        facts += [*self.tuning.facts(), *told_edges]
         with writing(f"the leaderboard in '{self.folder.path}'", cure="Make room and go on with --resume"):
             write_csv(rows, self.folder.csv)
             write_markdown(rows, self.folder.markdown, title=title, facts=facts)

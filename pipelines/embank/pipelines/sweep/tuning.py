@@ -1,0 +1,110 @@
+"""Which points of a grid a sweep runs, and which of them its lines take."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from embank.pipelines.sweep.comparison import validation
+from embank.pipelines.sweep.edges import around
+from embank.pipelines.sweep.plan import Case, Job, Plan
+
+
+class Tuning:
+    """The runs of a plan, as far as they are known: what follows a choice is known once its points are compared.
+
+    Args:
+        plan: what is run.
+        feasible: lines of the plan that can be trained.
+        widens: where the best point lies at an end of the grid, go on beyond it.
+        results: of complete runs; the caller adds those that end.
+        failures: messages of runs that have failed, as `results`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        feasible: Sequence[Case],
+        *,
+        widens: bool,
+        results: Mapping[Job, Mapping[str, Any]],
+        failures: Mapping[Job, str],
+    ) -> None:
+        self.plan, self.feasible, self.results, self.failures = plan, feasible, results, failures
+        self.widens = widens and bool(plan.grid)
+        self.neighbours: dict[tuple[str, ...], list[str]] = {}  # of a point, after the points that were tried
+
+    def wanted(self) -> list[Job]:
+        """Every run that is known to be needed: first seeds of grids, and where their points are compared, what takes
+        their choice."""
+        wanted: dict[Job, None] = {}
+        for case in self.feasible:
+            if self._tuned_with(case) == case:
+                wanted |= dict.fromkeys(self._points(case))
+            point = self.chosen(case)
+            if point is not None:
+                wanted |= dict.fromkeys(Job(case=case, seed=seed, point=point) for seed in self.plan.seeds)
+        return list(wanted)
+
+    def num_jobs(self) -> int:
+        """Runs in all, those of points that are not known yet aside."""
+        grids = {self._tuned_with(case): 0 for case in self.feasible}
+        return sum(len(self._points(case)) - 1 for case in grids) + len(self.plan.seeds) * len(self.feasible)
+
+    def chosen(self, case: Case) -> str | None:
+        """The point with the best first run on validation; None as long as one is missing, or if all have failed."""
+        points = self._points(self._tuned_with(case))
+        if len(points) == 1:
+            return points[0].point
+        best = self._best(points)
+        return None if best is None else best.point
+
+    def choices(self) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """Of each line whose grid was run its choice, and the points that were tried."""
+        cases = dict.fromkeys(self._tuned_with(case) for case in self.feasible)
+        chosen = {case: point for case in cases if (point := self.chosen(case))}
+        return (
+            {case.name: point for case, point in chosen.items()},
+            {case.name: [job.point for job in self._points(case)] for case in chosen},
+        )
+
+    def facts(self) -> list[str]:
+        """What a leaderboard says of its choices; [] without a grid."""
+        if not self.plan.grid:
+            return []
+        grid = "; ".join(f"{key} in {', '.join(map(str, values))}" for key, values in self.plan.grid.items())
+        budget = self.plan.grid_budget
+        lines = "each line" if budget is None else f"each method at budget {budget:g} or the next that it reaches"
+        beyond = ", then from the neighbours of the best point beyond it, until none was better" if self.widens else ""
+        return [
+            f"Chosen on validation with seed {self.plan.seeds[0]}, separately for {lines}, from the grid "
+            f"{grid}{beyond}; test figures are those of the chosen point."
+        ]
+
+    def _tuned_with(self, case: Case) -> Case:
+        return self.plan.tuned_with(case, self.feasible)
+
+    def _points(self, case: Case) -> list[Job]:
+        """The first seed's runs of a case whose grid is run: the grid, and where it is to be widened, neighbours of the
+        best point as far as they are known."""
+        points = self.plan.points(case)
+        while self.widens and (best := self._best(points)) is not None:
+            tried = [job.point for job in points]
+            missing = [replace(best, point=point) for point in self._around(best.point, tried) if point not in tried]
+            if not missing:
+                break
+            points += missing
+        return points
+
+    def _around(self, point: str, tried: Sequence[str]) -> list[str]:
+        """`around`, which tries configurations, once for each question: it is asked again after every run."""
+        key = (point, *tried)
+        if key not in self.neighbours:
+            self.neighbours[key] = around(self.plan, point, tried)
+        return self.neighbours[key]
+
+    def _best(self, points: Sequence[Job]) -> Job | None:
+        """The best run on validation; None as long as one is missing, or if all have failed."""
+        if any(job not in self.results and job not in self.failures for job in points):
+            return None
+        complete = [job for job in points if job in self.results]
+        return max(complete, key=lambda job: validation(self.results[job]), default=None)
