@@ -14,7 +14,7 @@ from embank.pipelines.sweep.leaderboard import Row, read_csv, write_csv
 from embank.pipelines.sweep.matrix import markdown, of_compositions, of_differences, of_gains, of_methods
 from embank.pipelines.sweep.page import page
 from embank.pipelines.sweep.plan import Plan
-from embank.tables import DataError
+from embank.tables import ConfigError, DataError
 from tests.scripts import ROOT, script
 from tests.training.runs import raw_config
 
@@ -245,6 +245,57 @@ def test_neighbours_of_a_point() -> None:
         "train.table_lr=0.333,train.lr=0.00025",
         "train.table_lr=0.333,train.lr=0.001",
     ]
+
+
+def test_a_real_number_may_be_written_as_a_whole_one() -> None:
+    """The kind of the key decides what lies beyond, not how its values are written."""
+    rates = {"train.table_lr": [10, 1]}
+    assert neighbours(rates, "train.table_lr=1") == ["train.table_lr=0.1", "train.table_lr=10"]
+    assert neighbours(rates, "train.table_lr=0.1", "train.table_lr=0.1") == [
+        "train.table_lr=0.01",
+        "train.table_lr=1",
+    ]
+    assert neighbours({"train.epochs": [10, 4]}, "train.epochs=4") == ["train.epochs=2", "train.epochs=10"]
+    assert neighbours({"train.epochs": [1, 2]}, "train.epochs=1") == ["train.epochs=2"], "not 0, which is refused"
+    assert neighbours({"train.lr": [1.0, 1, 2]}, "train.lr=1") == ["train.lr=0.5", "train.lr=2"], "one value, one name"
+
+
+def test_values_beyond_are_beyond_and_told_in_full() -> None:
+    close = {"train.lr": [0.1234, 0.12341]}
+    assert neighbours(close, "train.lr=0.12341") == ["train.lr=0.1234", "train.lr=0.12342"]
+    (said,) = told({"train.lr": [0.0201, 0.02011]}, a="train.lr=0.0201")
+    assert said.endswith("try train.lr=0.02009 as well")
+    (said,) = told({"train.epochs": [2**24, 2**26]}, a=f"train.epochs={2**26}")
+    assert said.startswith("train.epochs=67108864, the largest")
+    assert said.endswith("try train.epochs=268435456 as well")
+    assert neighbours({"train.table_lr": [1e200, 1e300]}, "train.table_lr=1e+300") == ["train.table_lr=1e+200"]
+    grid: dict[str, list[Any]] = {"train.lr": [0.1, 0.2]}
+    plan = Plan(
+        config=raw_config(Path("data")), models=["deepfm"], methods=["hash"], budgets=[0.5], seeds=[0], grid=grid
+    )
+    (edge,) = edges(plan, {"a": "train.lr=0.4"}, {"a": ["train.lr=0.4"]})
+    assert str(edge).startswith("train.lr=0.4, the largest value that was tried, was chosen by 1 of 1 lines")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"grid": {}, "widen": True}, "--widen says how a --grid is run, and there is none"),
+        ({"grid": {}, "grid_budget": 0.5}, "--grid-budget says how a --grid is run, and there is none"),
+        ({"grid": {"train.lr": [0.1, 0.1], "train.decay": ["none", "cosine"]}, "widen": True}, "no key has two"),
+        ({"grid": {"train.seed": [1, 2]}}, "has the key train.seed, which is not tuned: give seeds with --seeds"),
+        ({"grid": {"tables.method": ["full"]}}, "tables.method, which is not tuned: give methods with --methods"),
+        ({"grid": {"tables.budget": [0.5, 0.2]}}, "tables.budget, which is not tuned: give budgets with --budgets"),
+        ({"grid": {"model.name": ["fm", "lr"]}}, "model.name, which is not tuned: give models with --models"),
+        ({"grid": {"data.path": ["a", "b"]}}, "data.path, which is not tuned: other data is another sweep"),
+        ({"grid": {"train.monitor": ["auc"]}}, "train.monitor, which is not tuned: points are compared by one"),
+        ({"grid": {"train": [{"epochs": 1}]}}, "has the whole section train, with train.seed in it"),
+    ],
+)
+def test_grids_that_are_refused(arguments: dict[str, Any], message: str) -> None:
+    settings: dict[str, Any] = {"models": ["deepfm"], "methods": ["hash"], "budgets": [0.5], "seeds": [0]}
+    with pytest.raises(ConfigError, match=message):
+        Plan(config=raw_config(Path("data")), **settings, **arguments)
 
 
 def test_neighbours_end_where_values_do() -> None:

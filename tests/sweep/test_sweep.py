@@ -24,7 +24,7 @@ from embank.pipelines.config.run import parse_config, to_plain
 from embank.pipelines.runs.folder import training_in
 from embank.pipelines.sweep.plan import Plan
 from embank.pipelines.sweep.sweep import Sweep
-from embank.tables import ConfigError, WorkError
+from embank.tables import CheckpointError, ConfigError, WorkError
 from tests.processes import embank
 from tests.told import Told
 from tests.training.runs import raw_config, write_data
@@ -249,7 +249,7 @@ def test_a_grid_is_chosen_on_validation_and_a_failed_point_is_no_failure(tmp_pat
     first = {
         path.parent.parent.name: json.loads(path.read_text())["valid_auc"] for path in runs.glob("*/3/result.json")
     }
-    assert set(first) == {"train.table_lr=0.01", "train.table_lr=1.0"}
+    assert set(first) == {"train.table_lr=0.01", "train.table_lr=1"}
     chosen = max(first, key=lambda point: first[point])
     assert (row.point, row.seeds, row.status) == (chosen, "3,4", "complete")
     assert [path.parent.name for path in runs.glob("*/4")] == [chosen]
@@ -257,7 +257,7 @@ def test_a_grid_is_chosen_on_validation_and_a_failed_point_is_no_failure(tmp_pat
     assert row.auc == pytest.approx(statistics.mean(both))
     assert "1e+38/3 failed: " in row.note
     page = _unwrapped(tmp_path / "out/leaderboard.md")
-    assert "the grid train.table_lr in 0.01, 1.0, 1e+38" in page
+    assert "the grid train.table_lr in 0.01, 1, 1e+38" in page
     at_edge = "train.table_lr=0.01, the smallest value of its grid, was chosen by 1 of 1 lines (fm/hash/0.5): try "
     assert (at_edge in page) == (chosen == "train.table_lr=0.01") == any(at_edge in note for note in told.notes)
 
@@ -298,8 +298,10 @@ def test_a_grid_is_widened_until_no_neighbour_is_better(tmp_path: Path) -> None:
     plain = Sweep(Plan(**{**settings, "widen": False}), tmp_path / "out", reporter=Told()).run(resume=True)
     assert [row.point for row in plain] == [row.point for row in rows], "a resumed sweep goes on widening"
     assert yaml.safe_load((tmp_path / "out/sweep.yaml").read_text())["widen"] is True
-    with pytest.raises(ConfigError, match="--widen goes on beyond the values of a --grid, and there is none"):
-        Plan(**{**settings, "grid": {}})
+    whole = (tmp_path / "out/sweep.yaml").read_text()
+    (tmp_path / "out/sweep.yaml").write_text(whole[: whole.rindex("train:")])
+    with pytest.raises(CheckpointError, match=r"sweep.yaml' is damaged"):
+        Sweep(Plan(**settings), tmp_path / "out").run(resume=True)
 
 
 def test_a_grid_at_one_budget_decides_for_the_others(tmp_path: Path) -> None:
@@ -328,6 +330,14 @@ def test_a_grid_at_one_budget_decides_for_the_others(tmp_path: Path) -> None:
     }
     assert any(line.startswith("[8/8]") for line in told.notes), told.notes
     assert "each method at budget 0.0001 or the next that it reaches" in _unwrapped(tmp_path / "out/leaderboard.md")
+
+    later = replace(plan, methods=["hash"], budgets=[0.3], seeds=[0])
+    rows = Sweep(later, tmp_path / "out", num_jobs=2, reporter=told).run(resume=True)
+    assert [row.point for row in rows if row.budget == 0.3] == [chosen], "the grid at 0.1 is complete"
+    assert [path.name for path in (runs / "0.3").iterdir()] == [chosen]
+    assert any(line.startswith("[3/3]") for line in told.notes), told.notes
+    page = _unwrapped(tmp_path / "out/leaderboard.md")
+    assert "Lines of earlier commands, chosen on the grids of those: 3 (fm/full/1, fm/hash/0.2, fm/hash/0.1)." in page
 
 
 def test_a_failed_run_is_recorded_and_the_sweep_goes_on(tmp_path: Path) -> None:
@@ -386,6 +396,7 @@ def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:
         (["--methods", "hash", "--budgets", "0"], "--budgets holds 0; a budget is"),
         (["--methods", "hash", "--budgets", "0.5,,0.1"], "--budgets is '0.5,,0.1', which has a comma with nothing"),
         (["--methods", "hash", "--budgets", "0.5", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
+        (["--methods", "hash", "--grid", "train.lr=0.1", "--grid", "train.lr=1"], "--grid has the key train.lr twice"),
     ],
 )
 def test_bad_input_ends_with_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:

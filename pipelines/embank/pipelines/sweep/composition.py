@@ -100,6 +100,6 @@ def _panel(axes: Any, rows: Sequence[Row], looks: Mapping[str, Look]) -> None:
             for look in (_ALONE, *looks.values())
         ),
     ]
-    axes.legend(handles=handles, loc="lower right", frameon=True, framealpha=0.85, edgecolor="none", fontsize=8)
+    axes.legend(handles=handles, loc="best", frameon=True, framealpha=0.85, edgecolor="none", fontsize=8)
     named = [(replace(look_of(row), label=f"{row.auc:.4f}  {_name(row)}"), row) for row in ends]
     label_ends(named, axes)

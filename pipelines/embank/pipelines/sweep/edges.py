@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from embank.pipelines.config.file import set_key
 from embank.pipelines.config.run import parse_config
-from embank.pipelines.sweep.plan import Plan, point_at, point_of
+from embank.pipelines.sweep.plan import Plan, as_whole, numbers_of, point_at, point_of
 from embank.tables import ConfigError
 
 _FACTOR = 10.0
@@ -27,6 +28,7 @@ class Edge:
         following: the next value to try.
         lines: that chose it.
         num_lines: that chose among the values.
+        is_given: whether the chosen value is one of the grid, not one that was tried beyond it.
     """
 
     key: str
@@ -35,14 +37,21 @@ class Edge:
     following: float
     lines: Sequence[str]
     num_lines: int
+    is_given: bool
 
     def __str__(self) -> str:
         end = "largest" if self.is_largest else "smallest"
         few = f" ({', '.join(self.lines[:3])}{', ...' if len(self.lines) > 3 else ''})"
+        among = "of its grid" if self.is_given else "that was tried"
         return (
-            f"{self.key}={self.value:g}, the {end} value of its grid, was chosen by {len(self.lines)} of "
-            f"{self.num_lines} lines{few}: try {self.key}={self.following:g} as well"
+            f"{self.key}={_shown(self.value)}, the {end} value {among}, was chosen by {len(self.lines)} of "
+            f"{self.num_lines} lines{few}: try {self.key}={_shown(self.following)} as well"
         )
+
+
+def _shown(value: float) -> str:
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def edges(plan: Plan, chosen: Mapping[str, str], tried: Mapping[str, Sequence[str]] | None = None) -> list[Edge]:
@@ -73,6 +82,7 @@ def edges(plan: Plan, chosen: Mapping[str, str], tried: Mapping[str, Sequence[st
             following=following,
             lines=lines,
             num_lines=len(chosen),
+            is_given=end in plan.grid[key],
         )
         for (key, end, is_largest), (following, lines) in sorted(
             found.items(), key=lambda item: (list(plan.grid).index(item[0][0]), item[0][1])
@@ -105,33 +115,39 @@ def around(plan: Plan, point: str, tried: Sequence[str]) -> list[str]:
 
 def _numbers(plan: Plan, key: str, tried: Sequence[str]) -> list[float]:
     """The values of a key, the smallest first; [] if they are not numbers all."""
-    values = {*map(_hashable, plan.grid[key]), *(_hashable(point_of(point, plan.grid)[key]) for point in tried)}
-    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    return sorted(numbers) if len(numbers) == len(values) else []
-
-
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, (int, float, str)) else repr(value)
+    return numbers_of([*plan.grid[key], *(point_of(point, plan.grid)[key] for point in tried)])
 
 
 def _following(plan: Plan, key: str, ordered: Sequence[float]) -> float | None:
     """The value after the last one; None where the configuration takes none."""
-    value = _beyond(*ordered[-2:])
+    inner, end = ordered[-2:]
+    value = _beyond(inner, end, is_whole=_is_whole(plan, key, inner, end))
     return value if value is not None and _is_taken(plan, key, value) else None
 
 
-def _beyond(inner: float, end: float) -> float | None:
+def _is_whole(plan: Plan, key: str, inner: float, end: float) -> bool:
+    """Whether a key takes whole numbers only: both are some, and none between them is taken."""
+    if not (isinstance(inner, int) and isinstance(end, int)):
+        return False
+    middle = (inner + end) / 2
+    return not _is_taken(plan, key, middle + 0.5 if middle.is_integer() else middle)
+
+
+def _beyond(inner: float, end: float, *, is_whole: bool) -> float | None:
     """The value after `end` in the direction from `inner`: by their ratio where both are above 0, else by their
-    distance; None where it would pass 0."""
+    distance; None where it would pass 0, or be infinite."""
     if inner > 0 and end > 0:
-        beyond = end * end / inner
+        beyond = end / inner * end
     elif end == 0:
         return None
     else:
         beyond = end * _FACTOR if inner == 0 else end + (end - inner)
-    if isinstance(inner, int) and isinstance(end, int):
+    if not isfinite(beyond):
+        return None
+    if is_whole:
         return round(beyond) if round(beyond) != end else None
-    return float(f"{beyond:.3g}")
+    rounded = (float(f"{beyond:.{digits}g}") for digits in range(3, 18))
+    return next((as_whole(value) for value in rounded if value != end and (value > end) == (end > inner)), None)
 
 
 def _is_taken(plan: Plan, key: str, value: float) -> bool:

@@ -11,7 +11,7 @@ import yaml
 from embank.pipelines.config.changes import refuse_changed_config
 from embank.pipelines.config.run import parse_config, to_plain
 from embank.pipelines.runs.folder import LOCK, RunFolder, training_in
-from embank.pipelines.runs.records import RESUME
+from embank.pipelines.runs.records import CHECK, RESUME, sealed, unsealed
 from embank.pipelines.sweep.plan import Case, Job, Plan
 from embank.tables import CheckpointError, ConfigError
 from embank.tables.storage.atomic import replace_text
@@ -77,7 +77,8 @@ class SweepFolder:
                 "cases": [asdict(case) for case in cases],
                 "config": plain,
             }
-            replace_text(self.record, yaml.safe_dump(record, sort_keys=False), cure=RESUME)
+            checked = {CHECK: None, **sealed(record)}  # the checksum first: what is cut off at the end is noticed
+            replace_text(self.record, yaml.safe_dump(checked, sort_keys=False), cure=RESUME)
             yield cases
 
     def _refuse_used(self) -> None:
@@ -102,7 +103,10 @@ class SweepFolder:
             raise self._damaged() from error
         if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
             raise self._damaged()
-        return record
+        whole = unsealed(record)
+        if whole is None:
+            raise self._damaged()
+        return whole
 
     def _cases(self, record: Mapping[str, Any]) -> list[Case]:
         try:

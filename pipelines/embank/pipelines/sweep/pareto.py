@@ -80,7 +80,7 @@ def _panel(axes: Any, rows: Sequence[Row], methods: Sequence[str]) -> None:
     reference(axes, [row for row in rows if row.method == "full"])
     label_bytes(axes)
     handle = Line2D([], [], color=FRONT, alpha=0.6, linewidth=4, marker="o", markersize=10, markerfacecolor="none")
-    axes.legend([handle], ["Pareto front (by validation)"], loc="lower right", frameon=False, fontsize=8.5)
+    axes.legend([handle], ["Pareto front (by validation)"], loc="best", frameon=False, fontsize=8.5)
     label_ends(ends, axes)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from itertools import product
@@ -17,6 +17,7 @@ from embank.pipelines.runs.coded import UNCODED, refuse_choice
 from embank.tables import ConfigError, method_class, registered_methods
 from embank.tables.storage.yaml_text import parse_yaml
 
+_MOST_WHOLE = 2.0**53  # from here on a float is whole, whatever was meant
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -75,7 +76,8 @@ class Plan:
         widen: also run the neighbours of the best point of a grid that are not in it, until none is better.
 
     Raises:
-        ConfigError: an unknown name, a budget outside (0, 1], an empty list, a key that the configuration lacks.
+        ConfigError: an unknown name, a budget outside (0, 1], an empty list, a key that the configuration lacks or that
+            the sweep sets itself, or nothing to widen.
     """
 
     config: Mapping[str, Any]
@@ -113,8 +115,20 @@ class Plan:
                 raise ConfigError(f"--seeds holds {seed}; a seed must be 0 or more")
         for codec in self.codecs:
             refuse_choice(codec)
-        if self.widen and not self.grid:
-            raise ConfigError("--widen goes on beyond the values of a --grid, and there is none; add one")
+        for option, is_given in (("--widen", self.widen), ("--grid-budget", self.grid_budget is not None)):
+            if is_given and not self.grid:
+                raise ConfigError(f"{option} says how a --grid is run, and there is none; add one")
+        for key in self.grid:
+            _refuse_own_key(key)
+        each_once = {
+            key: list({_text(v): v for v in map(as_whole, values)}.values()) for key, values in self.grid.items()
+        }
+        object.__setattr__(self, "grid", each_once)
+        if self.widen and not any(len(numbers_of(values)) > 1 for values in self.grid.values()):
+            raise ConfigError(
+                f"--widen goes on beyond the numbers of a --grid, and of {', '.join(self.grid)} no key has two, and "
+                "numbers only; give more values, or leave --widen out"
+            )
         for case in self.cases():
             for job in self.points(case):
                 self._refuse_coded(self.config_of(job), method=case.method)
@@ -151,18 +165,18 @@ class Plan:
             for chosen in product(*self.grid.values())
         ]
 
-    def tuned_with(self, case: Case, feasible: Sequence[Case]) -> Case:
+    def tuned_with(self, case: Case, tunable: Sequence[Case]) -> Case:
         """The case whose grid decides a case's point: itself, or the one of its model and method next to the grid's
         budget.
 
         Args:
             case: any.
-            feasible: cases that can be trained.
+            tunable: cases that can be trained, or whose grids are complete.
         """
         if self.grid_budget is None or case.budget is None:
             return case
         wanted = log(self.grid_budget)
-        own = [other for other in feasible if (other.model, other.method) == (case.model, case.method)]
+        own = [other for other in tunable if (other.model, other.method) == (case.model, case.method)]
         return min(own, key=lambda other: abs(log(other.budget or 1) - wanted), default=case)
 
     def config_of(self, job: Job) -> Config:
@@ -212,6 +226,38 @@ def split_method(text: str) -> tuple[str, dict[str, Any]]:
             )
         options[key] = parse_yaml(value, origin=f"--methods '{text}': the value of {key}")
     return name, options
+
+
+_OWN_KEYS = {
+    "train.seed": "give seeds with --seeds",
+    "tables.method": "give methods with --methods",
+    "tables.budget": "give budgets with --budgets",
+    "model.name": "give models with --models",
+    "data.path": "other data is another sweep",
+    "train.monitor": "points are compared by one metric; give it with --set",
+}
+"""Keys that the sweep sets itself, or compares points by."""
+
+
+def _refuse_own_key(key: str) -> None:
+    within = [own for own in _OWN_KEYS if own.startswith(f"{key}.")]
+    if key in _OWN_KEYS:
+        raise ConfigError(f"--grid has the key {key}, which is not tuned: {_OWN_KEYS[key]}")
+    if within:
+        raise ConfigError(f"--grid has the whole section {key}, with {within[0]} in it; give single keys, as {key}.KEY")
+
+
+def as_whole(value: Any) -> Any:
+    """A value, or where it is a whole number written as 1.0 that number: one value has one folder."""
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < _MOST_WHOLE
+    return int(value) if is_whole else value
+
+
+def numbers_of(values: Iterable[Any]) -> list[float]:
+    """Values in ascending order, each once; [] if they are not numbers all."""
+    given = list(values)
+    found = [value for value in given if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return sorted(set(found)) if len(found) == len(given) else []
 
 
 def _text(value: Any) -> str:
@@ -274,7 +320,7 @@ def grid_axes(options: Sequence[str]) -> dict[str, list[Any]]:
     """By key, the values of "train.table_lr=0.02,0.05"; each value is YAML.
 
     Raises:
-        ConfigError: not of that form, or a value that can't be part of a folder's name.
+        ConfigError: not of that form, a key that is given twice, or a value that can't be part of a folder's name.
     """
     axes: dict[str, list[Any]] = {}
     for option in options:
@@ -291,6 +337,8 @@ def grid_axes(options: Sequence[str]) -> dict[str, list[Any]]:
             raise ConfigError(
                 f"--grid '{option}' holds a '/' or a ',' in a value, which a run's folder can't be named after"
             )
+        if key.strip() in axes:
+            raise ConfigError(f"--grid has the key {key.strip()} twice; give all of its values at once")
         axes[key.strip()] = [_with_exponent(value) for value in values]
     return axes
 

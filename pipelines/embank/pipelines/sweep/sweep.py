@@ -85,6 +85,7 @@ class Sweep:
             self.tuning = Tuning(
                 self.plan,
                 [entry.case for entry in entries.values() if entry.refusal is None],
+                complete=[case for case in all_cases if case not in entries and self._has_grid(case)],
                 widens=self.folder.widens,
                 results=self.results,
                 failures=self.failures,
@@ -95,9 +96,17 @@ class Sweep:
                 self._refuse_to_go_on()
                 entry = self._compared(entries[case]) if case in entries else self._earlier(case, feasibility)
                 compared += [] if entry is None else [entry]
+            self.kept = [entry.case for entry in compared if entry.case not in entries and entry.point]
             rows = leaderboard(self._coded(compared, asked=asked) if self.folder.codecs else compared)
             self._write(rows)
             return rows
+
+    def _has_grid(self, case: Case) -> bool:
+        """Whether a line's whole grid was run, where that decides for others."""
+        if self.plan.grid_budget is None:
+            return False
+        complete = self.folder.complete_runs(case)
+        return all(job.seed in complete.get(job.point, {}) for job in self.plan.points(case))
 
     def _refuse_budgets_without_vocabulary(self, schema: Schema) -> None:
         if any(field.has_vocabulary for field in schema.categorical) or self.plan.budgets == [None]:
@@ -260,6 +269,12 @@ class Sweep:
         title = f"{', '.join(self.plan.models)} on {self.data.name}"
         facts = leaderboard_facts(rows, data=self.data, num_jobs=self.num_jobs, num_cores=num_cores())
         facts += [*self.tuning.facts(), *told_edges]
+        if self.kept:
+            names = ", ".join([*(case.name for case in self.kept[:3]), *(["..."] if len(self.kept) > 3 else [])])
+            facts.append(
+                f"Lines of earlier commands, chosen on the grids of those: {len(self.kept)} ({names}). Each has the "
+                "point that is best on validation among its runs."
+            )
         with writing(f"the leaderboard in '{self.folder.path}'", cure="Make room and go on with --resume"):
             write_csv(rows, self.folder.csv)
             write_markdown(rows, self.folder.markdown, title=title, facts=facts)

@@ -15,6 +15,7 @@ class Tuning:
     Args:
         plan: what is run.
         feasible: lines of the plan that can be trained.
+        complete: other lines, whose grids were run before; they decide as well what lines take.
         widens: where the best point lies at an end of the grid, go on beyond it.
         results: of complete runs; the caller adds those that end.
         failures: messages of runs that have failed, as `results`.
@@ -25,11 +26,13 @@ class Tuning:
         plan: Plan,
         feasible: Sequence[Case],
         *,
+        complete: Sequence[Case] = (),
         widens: bool,
         results: Mapping[Job, Mapping[str, Any]],
         failures: Mapping[Job, str],
     ) -> None:
         self.plan, self.feasible, self.results, self.failures = plan, feasible, results, failures
+        self.tunable = [*feasible, *complete]
         self.widens = widens and bool(plan.grid)
         self.neighbours: dict[tuple[str, ...], list[str]] = {}  # of a point, after the points that were tried
 
@@ -38,8 +41,7 @@ class Tuning:
         their choice."""
         wanted: dict[Job, None] = {}
         for case in self.feasible:
-            if self._tuned_with(case) == case:
-                wanted |= dict.fromkeys(self._points(case))
+            wanted |= dict.fromkeys(self._points(self._tuned_with(case)))
             point = self.chosen(case)
             if point is not None:
                 wanted |= dict.fromkeys(Job(case=case, seed=seed, point=point) for seed in self.plan.seeds)
@@ -47,8 +49,9 @@ class Tuning:
 
     def num_jobs(self) -> int:
         """Runs in all, those of points that are not known yet aside."""
-        grids = {self._tuned_with(case): 0 for case in self.feasible}
-        return sum(len(self._points(case)) - 1 for case in grids) + len(self.plan.seeds) * len(self.feasible)
+        grids = {self._tuned_with(case) for case in self.feasible}
+        own = sum(case in self.feasible for case in grids)  # whose chosen point is one of the grid's and one of a seed
+        return sum(len(self._points(case)) for case in grids) - own + len(self.plan.seeds) * len(self.feasible)
 
     def chosen(self, case: Case) -> str | None:
         """The point with the best first run on validation; None as long as one is missing, or if all have failed."""
@@ -81,7 +84,7 @@ class Tuning:
         ]
 
     def _tuned_with(self, case: Case) -> Case:
-        return self.plan.tuned_with(case, self.feasible)
+        return self.plan.tuned_with(case, self.tunable)
 
     def _points(self, case: Case) -> list[Job]:
         """The first seed's runs of a case whose grid is run: the grid, and where it is to be widened, neighbours of the
