@@ -17,7 +17,7 @@ COLUMNS = (
     ("anime-deepfm", "0.05"),
     ("criteo-dlrm", "0.05"),
     ("criteo-dlrm", "0.01"),
-    ("criteo-deepfm", "0.05"),
+    ("criteo-deepfm-codecs", "0.05"),
     ("criteo-synth", "0.1"),
     ("criteo-synth", "0.01"),
 )
@@ -28,7 +28,7 @@ HEADS = {
     "movielens-dcn": "MovieLens, DCN-V2",
     "anime-deepfm": "MyAnimeList",
     "criteo-dlrm": "Criteo, DLRM",
-    "criteo-deepfm": "Criteo, DeepFM",
+    "criteo-deepfm-codecs": "Criteo, DeepFM",
     "criteo-synth": "generated log",
 }
 
