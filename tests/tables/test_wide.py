@@ -108,6 +108,19 @@ def test_rows_are_one_view_to_read_and_to_write() -> None:
     assert rows.nbytes() >= 2 * 4 * NUM_ROWS * sum(WIDTHS)
 
 
+def test_a_batch_may_come_before_others_that_were_prefetched_earlier() -> None:
+    """As an evaluation amid an epoch does: the loader's next training batch has been prefetched by then."""
+    plain, rows = store("fbgemm", "rowwise_adagrad"), store("fbgemm", "rowwise_adagrad")
+    train_batch, valid_batch = batch(0), batch(1)
+    same_size = (train_batch[0].clone(), train_batch[1].clone())
+    for early in (train_batch, valid_batch, same_size):
+        rows.prefetch(*early)
+    for given in (valid_batch, same_size, train_batch):
+        assert torch.equal(rows(*given), plain(*given))
+    assert isinstance(rows, MixedRows)
+    assert not rows.ahead
+
+
 @pytest.mark.parametrize("ahead", [1, 4])
 def test_files_and_prefetch_change_no_bit(ahead: int, tmp_path: Path) -> None:
     memory = store("fbgemm", "rowwise_adagrad")

@@ -4,8 +4,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +80,10 @@ class CompositeRows(RowStore):
         return [tensor for store in self.parts_held() for tensor in store.held_tensors()]
 
 
-class _Prefetched(NamedTuple):
-    """A batch, and each store's part of it as the store was given it."""
+@dataclass(frozen=True, eq=False)
+class _Prefetched:
+    """A batch, and each store's part of it as the store was given it. It equals itself alone: tensors of other batches
+    can't be compared with its own."""
 
     indices: Tensor
     offsets: Tensor
