@@ -23,14 +23,13 @@ from embank.tables import Coded, ConfigError, Held
 from embank.tables.method.together import Array
 from embank.tables.serving.codecs.chunks import row_chunks
 from embank.tables.serving.codecs.fbgemm import MANY, FusedRows, is_there
-from embank.tables.serving.codecs.joined import FEW, Joined, in_blocks, place_of
+from embank.tables.serving.codecs.joined import FEW, Joined, block_of, in_blocks, place_of
 
 _GROUP = 64
 _CUTS = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.26, 0.32)
 _APART = 2
 _LEAST_NORMAL, _LEAST_FP16 = 2.0**-14, 2.0**-24
 _NUMBERS_PER_CHUNK = 1 << 18  # what the search makes of them stays in a cache
-_BLOCK = 1 << 11  # numbers of each table that do
 _FUSED_BLOCK = 1 << 17  # rows of all tables that are given to FBGEMM at once
 _FUSED_MULTIPLE = 4  # of which a row has to have a multiple of numbers for FBGEMM
 _FEW_SCALES = 512  # that NumPy makes fp32 sooner than torch
@@ -116,7 +115,7 @@ class AffineRows(Coded):
             codes_BKD += offsets_BK1
             return torch.from_numpy(codes_BKD)
 
-        in_cache = in_blocks(take, block=max(1, _BLOCK // dim))
+        in_cache = in_blocks(take, block=block_of(num_matrices=num_tables, width=dim))
         if not codes.is_by_byte or dim % _FUSED_MULTIPLE:
             return in_cache
         fused = FusedRows(bits=cls.bits, width=dim, num_tables=num_tables)

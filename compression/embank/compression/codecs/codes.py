@@ -24,12 +24,11 @@ from embank.tables import Coded, Held, encode
 from embank.tables.method.together import Array
 from embank.tables.serving.codecs.base import MIN_NUMBERS
 from embank.tables.serving.codecs.composite import Composite
-from embank.tables.serving.codecs.joined import FEW, Joined, in_blocks, place_of
+from embank.tables.serving.codecs.joined import FEW, Joined, block_of, in_blocks, place_of
 
 _SCORES_PER_CHUNK = 1 << 17
 """A megabyte: measured best from 2,000 to 40,000,000 scores."""
 _ROWS_PER_CHUNK = 1 << 16
-_BLOCK = 64  # ids of each table whose codes stay in a core's cache
 
 
 class CodedRows(Coded):
@@ -114,10 +113,11 @@ class CodedRows(Coded):
     @classmethod
     def joined(cls, matrices: Sequence[Self]) -> Callable[[Array], Tensor]:
         codes, books = _Codes(matrices), cls._joined_books(matrices)
+        block = block_of(num_matrices=len(matrices), width=matrices[0]._books()[0])
 
         def take(rows_KB: Array) -> Tensor:
             decode = books(rows_KB.shape[1])
-            return in_blocks(lambda own_Kb: decode(codes(own_Kb)), block=_BLOCK)(rows_KB)
+            return in_blocks(lambda own_Kb: decode(codes(own_Kb)), block=block)(rows_KB)
 
         return take
 

@@ -13,11 +13,9 @@ from embank.tables import Coded, Held, encode
 from embank.tables.method.together import Array
 from embank.tables.serving.codecs.base import MIN_NUMBERS
 from embank.tables.serving.codecs.composite import Composite
-from embank.tables.serving.codecs.joined import Joined, in_blocks, one_by_one, place_of
+from embank.tables.serving.codecs.joined import Joined, block_of, in_blocks, place_of
 
 _SHIFT16 = 1 << 15  # torch lacks a 16-bit unsigned type worth the name: 0 .. 65,535 is held as -32,768 .. 32,767
-_FEW = 1024  # ids of each table up to which one table after the other takes longer
-_BLOCK = 64  # ids of each table whose entries stay in a core's cache
 _WINDOW_BITS = 4  # from 2**4 entries on down they are compared at once: on a CPU as fast for many ids, and for one
 
 
@@ -128,8 +126,7 @@ class SparseRows(Coded):
         if matrices[0].form == "dense":
             return values
         joined = JoinedBitmaps if matrices[0].form == "bitmap" else JoinedLists
-        few, many = in_blocks(joined(matrices, values), block=_BLOCK), one_by_one([m.take for m in matrices])
-        return lambda rows_KB: (few if rows_KB.shape[1] <= _FEW else many)(rows_KB)
+        return in_blocks(joined(matrices, values), block=block_of(num_matrices=len(matrices), width=matrices[0].dim))
 
     def _values_place(self) -> Hashable | None:
         """What matrices have in common whose values are taken at once."""

@@ -16,8 +16,22 @@ from embank.tables.serving.codecs.fbgemm import MANY, FbgemmTables, is_there
 FEW = 8
 """Ids of each matrix up to which numbers are quicker worked on by NumPy, whose calls take less; beyond by torch."""
 
+_NUMBERS_IN_CACHE = 1 << 16
+"""Numbers, of all matrices together, that stay in a core's cache. Calls of Python take longer than what is done with
+an eighth of it."""
+
 _LEAST_WIDTH = 4
 """Numbers of a row from which on FBGEMM is faster."""
+
+
+def block_of(*, num_matrices: int, width: int) -> int:
+    """Ids of each matrix for `in_blocks`.
+
+    Args:
+        num_matrices: that are asked together.
+        width: numbers that are made of an id on the way.
+    """
+    return max(1, _NUMBERS_IN_CACHE // (num_matrices * max(1, width)))
 
 
 def in_blocks(take: Callable[[Array], Tensor], *, block: int) -> Callable[[Array], Tensor]:
@@ -33,15 +47,6 @@ def in_blocks(take: Callable[[Array], Tensor], *, block: int) -> Callable[[Array
         for start in range(block, num_ids, block):
             out_BKD[start : start + block] = take(rows_KB[:, start : start + block])
         return out_BKD
-
-    return taken
-
-
-def one_by_one(takes: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Array], Tensor]:
-    """What asks each matrix for its rows [B, D] of ids [B]."""
-
-    def taken(rows_KB: Array) -> Tensor:
-        return torch.stack([take(rows_B) for take, rows_B in zip(takes, torch.from_numpy(rows_KB), strict=True)], dim=1)
 
     return taken
 
