@@ -11,7 +11,7 @@ from embank.pipelines.sweep.composition import _ends, plot_compositions
 from embank.pipelines.sweep.edges import MOST_BEYOND, around, edges
 from embank.pipelines.sweep.folder import SweepFolder
 from embank.pipelines.sweep.leaderboard import Row, read_csv, write_csv
-from embank.pipelines.sweep.matrix import markdown, of_compositions, of_differences, of_gains, of_methods
+from embank.pipelines.sweep.matrix import markdown, of_codecs, of_compositions, of_differences, of_gains, of_methods
 from embank.pipelines.sweep.page import page
 from embank.pipelines.sweep.plan import Plan
 from embank.tables import ConfigError, DataError
@@ -132,6 +132,21 @@ def test_what_codecs_bring_at_each_size() -> None:
     ]
 
 
+def test_what_each_codec_costs_over_all_lines() -> None:
+    """By hand: int4 takes 1 of 1/.14 (7.1), of .5/.07 (7.1) and of .3/.045 (6.7), so the median is 7.1."""
+    lost = [(line, {("hash", "int4"): -0.00004, ("mine", "int4"): -0.002}) for line in CODED]
+    rows = [
+        replace(line, minus_fp32=known.get((line.method, str(line.codec)), line.minus_fp32)) for line, known in lost
+    ]
+    assert of_codecs(rows) == [
+        ["codec", "lines", "times fewer bytes: median (least to most)", "AUC: median", "AUC: worst line"],
+        ["int4", "3", "7.1 (6.7 to 7.1)", "-0.0020", "-0.0100 (full)"],
+    ]
+    one = [replace(CODED[1], codec="fp32"), replace(CODED[9], minus_fp32=-0.00004)]
+    assert of_codecs(one)[1] == ["int4", "1", "7.1 (7.1 to 7.1)", "+0.0000", "+0.0000 (hash 0.5)"]
+    assert of_codecs(PLAIN) == []
+
+
 def test_a_terminal_has_what_codecs_bring_where_their_lines_are_many(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,7 +166,14 @@ def test_a_terminal_has_what_codecs_bring_where_their_lines_are_many(
 
 def test_the_page_and_the_pictures(tmp_path: Path) -> None:
     text = page(CODED, title="T", facts=["a fact"])
-    order = ["# T", "| full | **0.9000", "## Methods with codecs", "| best method alone |", "composition.png"]
+    order = [
+        "# T",
+        "| full | **0.9000",
+        "## Methods with codecs",
+        "| best method alone |",
+        "| codec | lines |",
+        "composition.png",
+    ]
     order += ["## Against baselines", "pareto.png", "## How the figures were made", "- a fact", "## Refused codecs"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)

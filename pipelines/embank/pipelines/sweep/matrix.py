@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import log
-from statistics import mean
+from statistics import mean, median
 
 from embank.pipelines.sweep.comparison import EQUAL
 from embank.pipelines.sweep.leaderboard import INFEASIBLE, Row
@@ -90,6 +90,41 @@ def of_gains(rows: Sequence[Row]) -> Matrix:
         ["share of the plain bytes", "best method alone", "best of all", "difference", "the smallest as good as alone"],
         *lines,
     ]
+
+
+def of_codecs(rows: Sequence[Row]) -> Matrix:
+    """What each codec costs and saves over all methods and budgets, against the same runs without it: bytes, and test
+    AUC; [] without codecs.
+
+    Args:
+        rows: lines of one model.
+    """
+    alone = {(row.method, row.budget): row.serving_bytes for row in _alone(rows)}
+    lines = []
+    for codec in dict.fromkeys(row.codec for row in rows if not row.is_alone):
+        coded = [row for row in rows if row.codec == codec and row.minus_fp32 is not None and row.serving_bytes]
+        if not coded:
+            continue
+        fewer = [(alone.get((row.method, row.budget)) or 0.0) / (row.serving_bytes or 1.0) for row in coded]
+        lost = [row.minus_fp32 or 0.0 for row in coded]
+        worst = coded[lost.index(min(lost))]
+        source = worst.method if worst.budget is None else f"{worst.method} {worst.budget:g}"
+        lines.append(
+            [
+                str(codec),
+                f"{len(coded)}",
+                f"{median(fewer):.1f} ({min(fewer):.1f} to {max(fewer):.1f})",
+                f"{_rounded(median(lost)):+.4f}",
+                f"{_rounded(min(lost)):+.4f} ({source})",
+            ]
+        )
+    head = ["codec", "lines", "times fewer bytes: median (least to most)", "AUC: median", "AUC: worst line"]
+    return [head, *lines] if lines else []
+
+
+def _rounded(change: float) -> float:
+    """Four digits, and no -0."""
+    return round(change, 4) + 0.0
 
 
 def _sized(rows: Sequence[Row]) -> list[Row]:

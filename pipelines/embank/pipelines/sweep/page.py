@@ -10,6 +10,7 @@ from embank.pipelines.sweep.matrix import (
     CHOICE,
     Matrix,
     markdown,
+    of_codecs,
     of_compositions,
     of_differences,
     of_gains,
@@ -31,6 +32,10 @@ _GAINS = (
     "The best method alone and the best of all methods, codecs and budgets that take no more than a share of the plain "
     "tables' bytes: test AUC, and in brackets method, budget, codec and share. The last column has the smallest line "
     "whose validation is no worse than that of the method alone. Validation chooses; differences are of test AUC."
+)
+_CODECS = (
+    "Each codec over all lines of methods, against the same runs in 32 bits: how many times fewer bytes, and the "
+    "change of test AUC."
 )
 _COMPOSITIONS = (
     "For each method the best of its codecs and budgets, by validation, that takes no more than a share of the plain "
@@ -62,6 +67,7 @@ def page(rows: Sequence[Row], *, title: str, facts: Sequence[str]) -> str:
     lines = [f"# {title}", "", *_filled(_METHODS + CHOICE), *_by_model(rows, of_methods)]
     if compositions:
         lines += ["", "## Methods with codecs", "", *_filled(_GAINS), *_by_model(rows, of_gains)]
+        lines += ["", *_filled(_CODECS), *_by_model(rows, of_codecs)]
         lines += ["", *_filled(_COMPOSITIONS), *compositions]
         lines += ["", "![The front of methods with codecs, and of methods alone](composition.png)"]
     differences = _by_model(rows, of_differences)
