@@ -188,12 +188,8 @@ class Projection(nn.Module):
             return projected_ND
         if not self.training or projected_ND.shape[0] < 2:  # one row has no variance
             return (projected_ND - self.mean) * (self.variance + _EPS).rsqrt()
-        if statistics_move():
-            with torch.no_grad():
-                variance_D, mean_D = torch.var_mean(projected_ND, dim=0)
-                self.mean.lerp_(mean_D, _MOMENTUM)
-                self.variance.lerp_(variance_D, _MOMENTUM)
-        return F.batch_norm(projected_ND, None, None, training=True, eps=_EPS)
+        mean, variance = (self.mean, self.variance) if statistics_move() else (None, None)
+        return F.batch_norm(projected_ND, mean, variance, training=True, momentum=_MOMENTUM, eps=_EPS)
 
 
 def width_nbytes(spec: TableSpec, width: int) -> int:
