@@ -28,6 +28,18 @@ def _refuses(capsys: pytest.CaptureFixture[str], path: str) -> None:
     assert "Errno" not in said
 
 
+@pytest.mark.parametrize(
+    "words", [["evaluate", "run"], ["sweep", "c.yaml"], ["data", "describe", "d"], ["lm", "eval", "r"]]
+)
+def test_what_is_one_processs_work_is_refused_to_several(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("sys.argv", ["embank", *words])
+    named = words if words[0] == "lm" else words[:1]
+    _refuses(capsys, f"`embank {' '.join(named[:2])}` runs in one process")
+
+
 def test_errors_of_ours_speak_for_themselves() -> None:
     assert explain(ConfigError("wrong")) == ("wrong", 2)
     assert explain(WorkError("full")) == ("full", 1)

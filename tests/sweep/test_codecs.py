@@ -151,11 +151,13 @@ def test_an_interrupted_evaluation_is_no_line_and_goes_on(swept: Path, data: Pat
 
     before = (out / "leaderboard.csv").read_bytes()
     plan = a_plan(data, codecs=["int8"])
-    with pytest.raises(InterruptedSweepError, match="go on with the same command and --resume"):
+    with pytest.raises(InterruptedSweepError, match="go on with the same command and --resume") as stopped:
         Sweep(plan, out, num_jobs=1, reporter=StopsAfterTheFirst()).run(resume=True)
     assert (out / "leaderboard.csv").read_bytes() == before
     made = times(out, "runs/**/codecs/int8.json")
     assert 1 <= len(made) < 4
+    assert "codecs of" in str(stopped.value)
+    assert "runs are still to be evaluated" in str(stopped.value)
     told = Told()
     rows = Sweep(plan, out, reporter=told).run(resume=True)
     assert sum("under int8: evaluated" in note for note in told.notes) == 4 - len(made)
@@ -164,6 +166,16 @@ def test_an_interrupted_evaluation_is_no_line_and_goes_on(swept: Path, data: Pat
         ("full", "complete", "0,1"),
         ("dpq", "complete", "0,1"),
     ]
+
+
+def test_a_further_seed_without_the_option_keeps_the_lines_of_codecs(swept: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(swept, out)
+    shutil.rmtree(out / "runs/deepfm/dpq/0.5/1")
+    before = {(line["method"], line["codec"]) for line in lines(out)}
+    rows = Sweep(a_plan(data, methods=["dpq"]), out).run(resume=True)
+    assert {(row.method, row.codec) for row in rows} == before
+    assert {row.seeds for row in rows if row.auc is not None} == {"0,1"}, "the new run is evaluated under them as well"
 
 
 def test_a_codec_that_refuses_is_no_failure_and_a_bundle_that_is_gone_is_one(data: Path, tmp_path: Path) -> None:

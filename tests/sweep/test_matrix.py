@@ -329,3 +329,16 @@ def test_neighbours_end_where_values_do() -> None:
     tried = [f"train.lr={rate}" for rate in rates]
     assert neighbours({"train.lr": rates[:2]}, tried[-2], *tried[:-1]) == [tried[-3], tried[-1]]
     assert neighbours({"train.lr": rates[:2]}, tried[-1], *tried) == [tried[-2]], "no more than so many beyond a grid"
+
+
+def test_budgets_that_differ_have_folders_of_their_own() -> None:
+    plan = Plan(
+        config=raw_config(Path("data")),
+        models=["deepfm"],
+        methods=["hash"],
+        budgets=[0.1234561, 0.1234564, 0.5, 1 / 3],
+        seeds=[0],
+        grid={},
+    )
+    names = [case.name for case in plan.cases()]
+    assert names == [f"deepfm/hash/{text}" for text in ("0.1234561", "0.1234564", "0.5", "0.3333333333333333")]

@@ -372,6 +372,19 @@ def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:
     assert [replace(row, lookup_us_1=None, lookup_rows_per_s_4096=None) for row in after] == timeless
     assert len(lines(out)) == len(before) == 5
 
+    files = {path: path.read_bytes() for path in (out / "sweep.yaml", out / "leaderboard.csv")}
+    for seeds in ([0], [0, 7]):
+        with pytest.raises(ConfigError, match="fm/hash/0.5 was chosen from a grid") as refused:
+            Sweep(Plan(methods=["hash"], budgets=[0.5], seeds=seeds, **{**settings, "grid": {}}), out).run(resume=True)
+        assert "--grid train.table_lr=0.01,0.1" in str(refused.value)
+        assert {path: path.read_bytes() for path in files} == files
+    damaged = out / "runs/fm/full/1" / before[0].point / "1/result.json"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-20])
+    with pytest.raises(CheckpointError, match=f"delete the folder '{damaged.parent}', and --resume trains that run"):
+        Sweep(less, out).run(resume=True)
+    damaged.write_bytes(whole)
+
     shutil.rmtree(out / "runs/fm/hash/0.1")
     shutil.rmtree(out / "runs/fm/full/1" / before[0].point / "0/checkpoints")  # its result stays
     more = Plan(methods=["uniform_dim"], budgets=[0.5], seeds=[0], **settings)

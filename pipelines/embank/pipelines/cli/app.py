@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from embank.pipelines.cli import converting, deltas, importing, lm, predicting, preparing, saved, show, waiting
+from embank.pipelines.cli import (
+    converting,
+    deltas,
+    importing,
+    lm,
+    one_process,
+    predicting,
+    preparing,
+    saved,
+    show,
+    waiting,
+)
 from embank.pipelines.cli import search as search_command
 from embank.pipelines.cli import serve as serve_command
 from embank.pipelines.cli import vectors as vector_commands
@@ -52,12 +63,15 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and end.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' log messages.")] = False,
 ) -> None:
     show.quiet_libraries(debug=debug)
+    if context.invoked_subcommand not in ("train", "lm"):
+        one_process.refuse_several(f"embank {context.invoked_subcommand}")
 
 
 @data_app.command("list")

@@ -5,9 +5,15 @@ from typing import Annotated
 
 import typer
 
-from embank.pipelines.cli import show
+from embank.pipelines.cli import one_process, show
 
 app = typer.Typer(help="Small language models with Engram and STEM memory tables.", no_args_is_help=True)
+
+
+@app.callback()
+def _options(context: typer.Context) -> None:
+    if context.invoked_subcommand != "train":
+        one_process.refuse_several(f"embank lm {context.invoked_subcommand}")
 
 
 @app.command()

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from embank.pipelines.reporting import Reporter
-from embank.pipelines.runs.coded import UNCODED, coded_figures, evaluate_codecs
+from embank.pipelines.runs.coded import UNCODED, coded_figures, coded_file, evaluate_codecs
 from embank.pipelines.sweep.children import Child, Ended, run_children
 from embank.pipelines.sweep.comparison import CaseResults
 from embank.pipelines.sweep.folder import SweepFolder
-from embank.pipelines.sweep.plan import Job
+from embank.pipelines.sweep.plan import Case, Job
 from embank.pipelines.train.interrupt import StopRequest
 
 _METRICS = ("auc", "logloss", "gauc")
@@ -30,10 +30,18 @@ class Coding:
         self.folder, self.data, self.reporter = folder, data, reporter
         self.failures: dict[Job, str] = {}
 
-    def evaluate(self, jobs: Sequence[Job], codecs: Sequence[str], *, num_jobs: int, stop: StopRequest) -> None:
-        """Makes the figures that are missing; a codec that can't hold a run's rows has a refusal in place of them."""
-        wanted = [codec for codec in codecs if codec != UNCODED]
-        missing = {job: [codec for codec in wanted if self._figures(job, codec) is None] for job in jobs}
+    def evaluate(self, wanted: Mapping[Job, Sequence[str]], *, num_jobs: int, stop: StopRequest) -> None:
+        """Makes the figures that are missing; a codec that can't hold a run's rows has a refusal in place of them.
+
+        Args:
+            wanted: the codecs of each run.
+            num_jobs: runs at a time.
+            stop: a request to stop.
+        """
+        missing = {
+            job: [codec for codec in codecs if codec != UNCODED and self._figures(job, codec) is None]
+            for job, codecs in wanted.items()
+        }
         self.waiting = {f"{job.name} under codecs": (job, named) for job, named in missing.items() if named}
         self.num_missing, self.stop = len(self.waiting), stop
         run_children(
@@ -58,6 +66,17 @@ class Coding:
         else:
             self.failures[job] = end.message
             self.reporter.note(f"{job.name} under codecs: failed: {end.message}")
+
+    def codecs_of(self, case: Case, asked: Sequence[str]) -> list[str]:
+        """The codecs of a line: those asked for, and those under which any of its runs was evaluated before, whatever
+        the seed and the point of the grid, since a line that was there stays."""
+        runs = [
+            self.folder.run(Job(case=case, seed=seed, point=point))
+            for point, by_seed in self.folder.complete_runs(case).items()
+            for seed in by_seed
+        ]
+        others = [codec for codec in self.folder.codecs if codec not in asked]
+        return [*asked, *(codec for codec in others if any(coded_file(run, codec).is_file() for run in runs))]
 
     def entries(self, entry: CaseResults, codecs: Sequence[str], *, asked: Sequence[str]) -> list[CaseResults]:
         """A line without codec, and its lines under codecs: those asked for, and others that are complete."""

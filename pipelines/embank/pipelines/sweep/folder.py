@@ -54,6 +54,7 @@ class SweepFolder:
         if resume:
             before = self._read()
             refuse_changed_config(self.path, before["config"], plain)
+            self._refuse_untuned(plan, grid=before.get("grid") or {})
             earlier = self._cases(before)
             self.codecs = self._codecs(before)
             self.widens = bool(before.get("widen", False))
@@ -80,6 +81,20 @@ class SweepFolder:
             checked = {CHECK: None, **sealed(record)}  # the checksum first: what is cut off at the end is noticed
             replace_text(self.record, yaml.safe_dump(checked, sort_keys=False), cure=RESUME)
             yield cases
+
+    def _refuse_untuned(self, plan: Plan, *, grid: Mapping[str, Any]) -> None:
+        """Refuses a plan without a grid whose lines were chosen from one: their runs would be others, and take the
+        place of the better ones."""
+        for case in () if plan.grid else plan.cases():
+            points = [point for point in self.complete_runs(case) if point]
+            if points:
+                again = " ".join(f"--grid {key}={','.join(map(str, values))}" for key, values in grid.items())
+                raise ConfigError(
+                    f"{case.name} was chosen from a grid by an earlier command (it has runs at {points[0]}), and this "
+                    "command has no --grid: it would be trained at the configuration's own values, and these runs would "
+                    f"take the line's place. Give the grid ({again or 'as it was'}), leave the line out, or choose "
+                    "another --out (nothing was changed)"
+                )
 
     def _refuse_used(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -142,8 +157,22 @@ class SweepFolder:
             run = RunFolder(result.parent)
             if run.is_run and run.path.name.isdecimal():
                 point = "" if run.path.parent == folder else run.path.parent.name
-                found.setdefault(point, {})[int(run.path.name)] = run.read_result()
+                found.setdefault(point, {})[int(run.path.name)] = self.result_of(run)
         return found
+
+    def result_of(self, run: RunFolder) -> dict[str, Any]:
+        """The final figures of a complete run.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        try:
+            return run.read_result()
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"'{run.result}' is damaged or was altered; delete the folder '{run.path}', and --resume trains that "
+                "run again"
+            ) from error
 
     def run(self, job: Job) -> RunFolder:
         """The directory of a run."""

@@ -41,7 +41,7 @@ class Case:
         "own"."""
         takes_budget = method_class(split_method(self.method)[0]).traits.allocation.takes_budget
         only = "own" if takes_budget else "1"
-        return f"{self.model}/{self.method}/{only if self.budget is None else f'{self.budget:g}'}"
+        return f"{self.model}/{self.method}/{only if self.budget is None else _budget_text(self.budget)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +188,12 @@ class Plan:
         for key, value in point_of(job.point, self.grid).items():
             set_key(raw, f"{key}={json.dumps(value)}")
         return parse_config(raw)
+
+
+def _budget_text(budget: float) -> str:
+    """Short where that says it all; budgets that differ differ in it."""
+    short = f"{budget:g}"
+    return short if float(short) == budget else repr(budget)
 
 
 def _by_path(tables: TablesConfig) -> list[tuple[str, TableConfig]]:

@@ -143,12 +143,11 @@ class Sweep:
         )
         self._refuse_to_go_on()
 
-    def _refuse_to_go_on(self) -> None:
+    def _refuse_to_go_on(self, *, left: str = "those that ran are saved") -> None:
         if self.stop:
             raise InterruptedSweepError(
                 f"{self.stop.signal}: stopped after {len(self.results)} complete runs of {self.tuning.num_jobs()}; "
-                "those that ran are "
-                f"saved; go on with the same command and --resume (directory '{self.folder.path}')"
+                f"{left}; go on with the same command and --resume (directory '{self.folder.path}')"
             )
 
     def _read_results(self) -> None:
@@ -159,7 +158,7 @@ class Sweep:
             ]
             if not complete:
                 break
-            self.results |= {job: self.folder.run(job).read_result() for job in complete}
+            self.results |= {job: self.folder.result_of(self.folder.run(job)) for job in complete}
 
     def _waiting(self) -> list[str]:
         self._read_results()  # also of runs that another process has ended meanwhile
@@ -184,7 +183,7 @@ class Sweep:
         job = self.jobs[end.name]
         run = self.folder.run(job)
         if run.result.is_file():
-            self.results[job] = run.read_result()
+            self.results[job] = self.folder.result_of(run)
             auc = self.results[job]["auc"]
             told = "AUC undefined" if auc is None else f"AUC {auc:.4f}"
             done = f"{len(self.results) + len(self.failures)}/{self.tuning.num_jobs()}"
@@ -244,19 +243,20 @@ class Sweep:
 
     def _coded(self, compared: Sequence[CaseResults], *, asked: Sequence[Case]) -> list[CaseResults]:
         """Lines with those of the same runs under codecs; of what was not asked for now as far as it is complete."""
-        coding, codecs = Coding(self.folder, data=self.data, reporter=self.reporter), self.plan.codecs
-        jobs = [
-            Job(case=entry.case, seed=seed, point=entry.point)
+        coding = Coding(self.folder, data=self.data, reporter=self.reporter)
+        codecs = {case: coding.codecs_of(case, self.plan.codecs) for case in asked}
+        wanted = {
+            Job(case=entry.case, seed=seed, point=entry.point): codecs[entry.case]
             for entry in compared
-            if entry.case in asked
+            if entry.case in codecs
             for seed in entry.by_seed
-        ]
-        coding.evaluate(jobs, codecs, num_jobs=self.num_jobs, stop=self.stop)
-        self._refuse_to_go_on()
+        }
+        coding.evaluate(wanted, num_jobs=self.num_jobs, stop=self.stop)
+        self._refuse_to_go_on(left=f"codecs of {len(coding.waiting)} runs are still to be evaluated")
         return [
             line
             for entry in compared
-            for line in coding.entries(entry, self.folder.codecs, asked=codecs if entry.case in asked else ())
+            for line in coding.entries(entry, self.folder.codecs, asked=codecs.get(entry.case, ()))
         ]
 
     def _write(self, rows: list[Row]) -> None:

@@ -228,7 +228,10 @@ def _find(paths: Sequence[Path]) -> tuple[Variant, Path]:
             raise DataError(f"there is no file {file}. Check --input.")
     known = ", ".join(variant.ratings for variant in VARIANTS)
     given = ", ".join(str(path) for path in paths) or "nothing"
-    raise DataError(f"no MovieLens ratings file among {given}. Give the unpacked folder, or a file called {known}.")
+    raise DataError(
+        f"no MovieLens ratings file among {given}. Give the unpacked folder, or a file called {known}; a file of "
+        "another layout needs --format (csv, parquet, ...)"
+    )
 
 
 def _side(side: Side, ratings: Path) -> pl.DataFrame:
