@@ -91,7 +91,7 @@ class SweepFolder:
                 again = " ".join(f"--grid {key}={','.join(map(str, values))}" for key, values in grid.items())
                 raise ConfigError(
                     f"{case.name} was chosen from a grid by an earlier command (it has runs at {points[0]}), and this "
-                    "command has no --grid: it would be trained at the configuration's own values, and these runs would "
+                    "command has no --grid: it would be trained at the configuration's own values, and its runs would "
                     f"take the line's place. Give the grid ({again or 'as it was'}), leave the line out, or choose "
                     "another --out (nothing was changed)"
                 )
