@@ -23,7 +23,7 @@ from embank.pipelines.cli.app import app
 from embank.pipelines.config.run import parse_config, to_plain
 from embank.pipelines.runs.folder import training_in
 from embank.pipelines.sweep.plan import Plan
-from embank.pipelines.sweep.sweep import Sweep
+from embank.pipelines.sweep.sweep import InterruptedSweepError, Sweep
 from embank.tables import CheckpointError, ConfigError, WorkError
 from tests.processes import embank
 from tests.told import Told
@@ -353,6 +353,21 @@ def test_a_failed_run_is_recorded_and_the_sweep_goes_on(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match=r"runs of 2 of 2 lines failed, the first one: fm/full/1/0 failed: "):
         sweep.refuse_failures(rows)
     assert "## Failed runs" in (tmp_path / "out/leaderboard.md").read_text()
+
+
+def test_a_signal_before_the_first_run_stops_at_the_next_line(tmp_path: Path) -> None:
+    config = yaml.safe_load(write_config(tmp_path).read_text())
+    plan = Plan(config=config, models=["fm"], methods=["alpt"], budgets=[0.01, 0.02], seeds=[0], grid={})
+
+    class StopsAtOnce(Told):
+        def note(self, message: str) -> None:
+            super().note(message)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    told = StopsAtOnce()
+    with pytest.raises(InterruptedSweepError, match="SIGTERM: stopped before its first run; go on with the same"):
+        Sweep(plan, tmp_path / "out", reporter=told).run()
+    assert len(told.notes) == 1, "the second budget was not looked at"
 
 
 def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:

@@ -81,7 +81,10 @@ class Sweep:
         self._refuse_budgets_without_vocabulary(feasibility.schema)
         with self.folder.opened(self.plan, resume=resume) as all_cases, stop_on_signals() as self.stop:
             asked = self.plan.cases()
-            entries = {case: self._feasible(case, feasibility) for case in asked}
+            entries = {}
+            for case in asked:
+                self._refuse_to_go_on(done="before its first run")
+                entries[case] = self._feasible(case, feasibility)
             self.tuning = Tuning(
                 self.plan,
                 [entry.case for entry in entries.values() if entry.refusal is None],
@@ -143,11 +146,12 @@ class Sweep:
         )
         self._refuse_to_go_on()
 
-    def _refuse_to_go_on(self, *, left: str = "those that ran are saved") -> None:
+    def _refuse_to_go_on(self, *, done: str = "", left: str = "those that ran are saved") -> None:
         if self.stop:
+            told = done or f"after {len(self.results)} complete runs of {self.tuning.num_jobs()}; {left}"
             raise InterruptedSweepError(
-                f"{self.stop.signal}: stopped after {len(self.results)} complete runs of {self.tuning.num_jobs()}; "
-                f"{left}; go on with the same command and --resume (directory '{self.folder.path}')"
+                f"{self.stop.signal}: stopped {told}; go on with the same command and --resume (directory "
+                f"'{self.folder.path}')"
             )
 
     def _read_results(self) -> None:
