@@ -21,8 +21,10 @@ from typer.testing import CliRunner
 
 from embank.pipelines.cli.app import app
 from embank.pipelines.config.run import parse_config, to_plain
-from embank.pipelines.runs.folder import training_in
-from embank.pipelines.sweep.plan import Plan
+from embank.pipelines.runs.folder import RunFolder, training_in
+from embank.pipelines.runs.records import read_record, write_record
+from embank.pipelines.sweep.folder import SweepFolder
+from embank.pipelines.sweep.plan import Case, Job, Plan
 from embank.pipelines.sweep.sweep import InterruptedSweepError, Sweep
 from embank.tables import CheckpointError, ConfigError, WorkError
 from tests.processes import embank
@@ -400,6 +402,16 @@ def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:
         Sweep(less, out).run(resume=True)
     damaged.write_bytes(whole)
 
+    run, other = (RunFolder(out / "runs/fm/full/1" / before[0].point / seed) for seed in "10")
+    write_record(run.environment, {**read_record(run.environment), "git_commit": "f" * 40})
+    assert " (fffffffff), torch " in run.made_by()
+    environment = run.environment.read_text()
+    run.environment.write_text(environment[:-9])
+    job = Job(case=Case(model="fm", method="full", budget=None), seed=1, point=before[0].point)
+    assert SweepFolder(out).made_by(job) == "unknown versions (environment.json is damaged)"
+    run.environment.write_text(environment)
+    assert "several versions" not in (out / "leaderboard.md").read_text()
+
     shutil.rmtree(out / "runs/fm/hash/0.1")
     shutil.rmtree(out / "runs/fm/full/1" / before[0].point / "0/checkpoints")  # its result stays
     more = Plan(methods=["uniform_dim"], budgets=[0.5], seeds=[0], **settings)
@@ -412,6 +424,9 @@ def test_a_resume_with_less_keeps_what_is_finished(tmp_path: Path) -> None:
         ("uniform_dim", 0.5, "complete", "0"),
     ]
     assert "fm/hash/0.1: not complete and not asked for now, so it is not in the leaderboard" in told.notes
+    assert f"Runs were made by several versions. {other.made_by()}: 4; {run.made_by()}: 1." in " ".join(
+        (out / "leaderboard.md").read_text().split()
+    )
     assert (rows[0].lookup_us_1, rows[0].auc) == (None, before[0].auc)
     assert any(line.startswith(f"fm/full/1/{rows[0].point}/0: lookups can't be measured: ") for line in told.notes)
     assert not (out / "runs/fm/hash/0.1").exists(), "nothing is trained that wasn't asked for"

@@ -198,6 +198,17 @@ class RunFolder:
         self._refuse_other_folders()
         return read_record(self.environment)
 
+    def made_by(self) -> str:
+        """The versions that the run was begun with, for people: "embank 0.1.0 (0a1b2c3d4), torch 2.13.0".
+
+        Raises:
+            CheckpointError: no run lives here, or the file is damaged.
+        """
+        environment = self._read_environment()
+        versions, commit = environment["versions"], environment.get("git_commit")
+        told = f"embank {versions.get('embank', 'of unknown version')}{f' ({commit[:9]})' if commit else ''}"
+        return f"{told}, torch {versions.get('torch', 'of unknown version')}"
+
     def _refuse_other_folders(self) -> None:
         if not self.is_run:
             raise CheckpointError(f"'{self.path}' holds no run; give the folder that `embank train --out` wrote")

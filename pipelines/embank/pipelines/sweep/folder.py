@@ -178,6 +178,13 @@ class SweepFolder:
         """The directory of a run."""
         return RunFolder(self.path / "runs" / job.name)
 
+    def made_by(self, job: Job) -> str:
+        """The versions that a run was begun with, for people."""
+        try:
+            return self.run(job).made_by()
+        except CheckpointError:
+            return "unknown versions (environment.json is damaged)"
+
     def log(self, job: Job, *, of: str = "") -> Path:
         """What a run prints, or other work on it."""
         return self.path / "logs" / f"{job.name.replace('/', '_')}{of and f'.{of}'}.log"

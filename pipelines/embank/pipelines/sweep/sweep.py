@@ -1,5 +1,6 @@
 """A sweep from a plan to a leaderboard."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,11 @@ class Sweep:
                 entry = self._compared(entries[case]) if case in entries else self._earlier(case, feasibility)
                 compared += [] if entry is None else [entry]
             self.kept = [entry.case for entry in compared if entry.case not in entries and entry.point]
+            self.made_by = Counter(
+                self.folder.made_by(Job(case=entry.case, seed=seed, point=entry.point))
+                for entry in compared
+                for seed in entry.by_seed
+            )
             rows = leaderboard(self._coded(compared, asked=asked) if self.folder.codecs else compared)
             self._write(rows)
             return rows
@@ -279,6 +285,9 @@ class Sweep:
                 f"Lines of earlier commands, chosen on the grids of those: {len(self.kept)} ({names}). Each has the "
                 "point that is best on validation among its runs."
             )
+        if len(self.made_by) > 1:
+            told = "; ".join(f"{versions}: {num}" for versions, num in self.made_by.most_common())
+            facts.append(f"Runs were made by several versions. {told}.")
         with writing(f"the leaderboard in '{self.folder.path}'", cure="Make room and go on with --resume"):
             write_csv(rows, self.folder.csv)
             write_markdown(rows, self.folder.markdown, title=title, facts=facts)
