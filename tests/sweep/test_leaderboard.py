@@ -282,6 +282,14 @@ def test_a_method_is_compared_at_its_true_bytes() -> None:
     row = leaderboard([*sizes, cut, mine])[-1]
     assert row.best_baseline == "hash", "its validation at 200 bytes, .74, is better than .6"
 
+    narrow = results("uniform_dim", 0.5, {0: 0.9, 1: 0.9}, valid=0.9, serving_bytes=6300)
+    near = [
+        results(name, 0.2, {0: 0.7, 1: 0.7}, valid=valid, serving_bytes=nbytes)
+        for name, valid, nbytes in (("hash", 0.6, 260), ("frequency_cut", 0.7, 265))
+    ]
+    row = leaderboard([narrow, *near, mine])[-1]
+    assert row.best_baseline == "frequency_cut", "nobody has the size: the better of the two that are nearest"
+
     other_model = replace(mine, case=replace(mine.case, model="fm"))
     assert leaderboard([*sizes, other_model])[-1].minus_hash is None
     sized = replace(sizes[1], case=Case(model="deepfm", method="hash:num_rows=9", budget=None))

@@ -123,9 +123,11 @@ def changes(entry: CaseResults) -> tuple[list[float], list[float]]:
 
 
 def best(found: Mapping[str, Difference]) -> Difference | None:
-    """The baseline with the best validation: of those at equal bytes, if there are any."""
-    equal = [difference for difference in found.values() if difference.bytes_ratio == 1]
-    return max(equal or found.values(), key=lambda difference: difference.validation, default=None)
+    """The baseline with the best validation: of those at equal bytes, else of those whose bytes are nearest."""
+    distances = {name: abs(log(difference.bytes_ratio)) for name, difference in found.items()}
+    nearest = min(distances.values(), default=0.0)
+    near = [difference for name, difference in found.items() if distances[name] <= (nearest + EQUAL if nearest else 0)]
+    return max(near, key=lambda difference: difference.validation, default=None)
 
 
 def _difference(entry: CaseResults, sizes: Sequence[CaseResults], *, baseline: str) -> Difference:
