@@ -163,9 +163,9 @@ def leaderboard_facts(rows: Sequence[Row], *, data: Path, num_jobs: int, num_cor
         "Serving bytes are those of the packed tables, everything included; nominal is the ratio as the method's "
         "paper counts.",
         "Differences are paired by seed, for the same model at equal serving bytes: within 5%, or on the line between "
-        "two sizes of the baseline over the logarithm of bytes. Where the baseline has no such sizes, the cell says how "
-        "many times the line's bytes its nearest size has; the best baseline is then the best by validation of those "
-        "whose sizes are nearest.",
+        "two sizes of the baseline over the logarithm of bytes. Where the baseline has no such sizes, the cell says "
+        "how many times the line's bytes its nearest size has; the best baseline is then the best by validation of "
+        "those whose sizes are nearest.",
         f"Training time and samples are those of all stages; training bytes include the rows' optimizer state. {runs} "
         f"{num_cores} core{'s' * (num_cores != 1)}.",
         "Lookups in the packed tables of the first seed, afterwards, one run at a time on one thread: median time for "
