@@ -11,8 +11,8 @@ from embank.pipelines.sweep.leaderboard import read_csv
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
 COLUMNS = (
-    ("movielens-deepfm", "0.1"),
-    ("movielens-deepfm", "0.01"),
+    ("movielens-deepfm-codecs", "0.1"),
+    ("movielens-deepfm-codecs", "0.01"),
     ("movielens-dcn", "0.05"),
     ("anime-deepfm", "0.05"),
     ("criteo-dlrm", "0.05"),
@@ -24,7 +24,7 @@ COLUMNS = (
 """Sweep and budget of each column of the table."""
 
 HEADS = {
-    "movielens-deepfm": "MovieLens, DeepFM",
+    "movielens-deepfm-codecs": "MovieLens, DeepFM",
     "movielens-dcn": "MovieLens, DCN-V2",
     "anime-deepfm": "MyAnimeList",
     "criteo-dlrm": "Criteo, DLRM",
