@@ -70,12 +70,14 @@ class Coding:
     def codecs_of(self, case: Case, asked: Sequence[str]) -> list[str]:
         """The codecs of a line: those asked for, and those under which any of its runs was evaluated before, whatever
         the seed and the point of the grid, since a line that was there stays."""
+        others = [codec for codec in self.folder.codecs if codec not in asked]
+        if not others:
+            return [*asked]
         runs = [
             self.folder.run(Job(case=case, seed=seed, point=point))
             for point, by_seed in self.folder.complete_runs(case).items()
             for seed in by_seed
         ]
-        others = [codec for codec in self.folder.codecs if codec not in asked]
         return [*asked, *(codec for codec in others if any(coded_file(run, codec).is_file() for run in runs))]
 
     def entries(self, entry: CaseResults, codecs: Sequence[str], *, asked: Sequence[str]) -> list[CaseResults]:
