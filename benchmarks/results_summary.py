@@ -14,7 +14,7 @@ COLUMNS = (
     ("movielens-deepfm-codecs", "0.1"),
     ("movielens-deepfm-codecs", "0.01"),
     ("movielens-dcn", "0.05"),
-    ("anime-deepfm", "0.05"),
+    ("anime-deepfm-codecs", "0.05"),
     ("criteo-dlrm", "0.05"),
     ("criteo-dlrm", "0.01"),
     ("criteo-deepfm-codecs", "0.05"),
@@ -26,7 +26,7 @@ COLUMNS = (
 HEADS = {
     "movielens-deepfm-codecs": "MovieLens, DeepFM",
     "movielens-dcn": "MovieLens, DCN-V2",
-    "anime-deepfm": "MyAnimeList",
+    "anime-deepfm-codecs": "MyAnimeList",
     "criteo-dlrm": "Criteo, DLRM",
     "criteo-deepfm-codecs": "Criteo, DeepFM",
     "criteo-synth": "generated log",
