@@ -18,6 +18,11 @@ from embank.tables.storage.refusals import cause_of
 MAX_HEADER_NBYTES = 100_000_000
 """What the library reads at most."""
 
+ALIGNMENT = 64
+"""Bytes of a cache line: the tensors of our files begin at a multiple, counted from where the file does."""
+
+_LENGTH_NBYTES = 8
+
 ROW_NBYTES = 2**16
 """Bytes of a unit of comparison at most: longer rows are taken apart."""
 
@@ -137,6 +142,9 @@ def make_header(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> str:
 
     Args:
         tensors: name, dtype (as in `NBYTES`) and shape of each.
+
+    Returns:
+        JSON, with spaces at its end up to where the first tensor is to begin.
     """
     entries, start = {}, 0
     for name, dtype, shape in tensors:
@@ -144,7 +152,7 @@ def make_header(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> str:
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start + nbytes]}
         start += nbytes
     text = json.dumps(entries, separators=(",", ":"))
-    return text + " " * (-len(text) % 8)
+    return text + " " * (-(_LENGTH_NBYTES + len(text.encode())) % ALIGNMENT)
 
 
 def header_bytes(header: str) -> bytes:

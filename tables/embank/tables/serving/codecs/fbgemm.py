@@ -20,6 +20,20 @@ _TYPES = {"fp32": 0, "fp16": 1, "int8": 2, "int4": 3, "int2": 4}
 _BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}
 
 
+_KEPT = 1 << 20
+_counted: dict[type, Array] = {}
+
+
+def _counting(length: int, kind: type) -> Array:
+    """0, 1, 2, ...: the offsets of bags with one id each. What most calls need is made once; nobody writes to it."""
+    if length > _KEPT:
+        return np.arange(length, dtype=kind)
+    held = _counted.get(kind)
+    if held is None or len(held) < length:
+        held = _counted[kind] = np.arange(min(_KEPT, 2 * length), dtype=kind)
+    return held[:length]
+
+
 def is_there() -> bool:
     """Whether this process has FBGEMM. Importing it takes seconds, which a lookup must not."""
     return "fbgemm_gpu" in sys.modules
@@ -69,7 +83,7 @@ class FbgemmTables:
             total_D=self.total,
             **self.widest,
             indices=torch.from_numpy(rows_KB.astype(small).ravel()),
-            offsets=torch.from_numpy(np.arange(rows_KB.size + 1, dtype=small)),
+            offsets=torch.from_numpy(_counting(rows_KB.size + 1, small)),
             pooling_mode=0,
             indice_weights=None,
             output_dtype=0,
