@@ -9,7 +9,6 @@ of a disk or of a network. N-grams without a record are read row by row as befor
     checksums.json
 """
 
-import json
 import mmap
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from embank.tables.memory.tensor_files import reading_tensors, write_tensors
 from embank.tables.storage.atomic import publish, temporary_beside
 from embank.tables.storage.checksums import verify_checksums, write_checksums
 from embank.tables.storage.refusals import writing
+from embank.tables.storage.tensor_layout import header_bytes, make_header
 
 FORMAT_VERSION = 1
 RECORDS, INDEX = "records.safetensors", "index.safetensors"
@@ -187,12 +187,8 @@ def _write_rows(
     """A safetensors file of one tensor, written piece by piece: records may exceed memory."""
     dtype, name = _TYPES[codec]
     width = len(layout.layer_ids) * layout.row_dim
-    nbytes = len(windows_UN) * width * dtype.itemsize
-    shape = [len(windows_UN), width]
-    header = json.dumps({"records": {"dtype": name, "shape": shape, "data_offsets": [0, nbytes]}}).encode()
-    header += b" " * (-len(header) % 8)  # the data begins where 8 divides
     with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(header_bytes(make_header([("records", name, (len(windows_UN), width))])))
         for _, rows_UW in _rows_of(memory, layout, windows_UN):
             file.write(rows_UW.to(dtype).contiguous().view(torch.uint8).numpy().tobytes())
 
