@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from embank.tables.errors import ConfigError
 from embank.tables.serving.codecs import fbgemm
 from embank.tables.serving.stored import TensorFile, mapped_tensors
 
@@ -43,6 +44,11 @@ def test_rows_begin_at_cache_lines(tmp_path: Path) -> None:
     assert mapped["b/wide"].data_ptr() % 64 == 0
     apart = mapped["f/narrow"].data_ptr() - mapped["b/narrow"].data_ptr()
     assert abs(apart) == 4 * 3 * (5 if apart > 0 else 7), "rows alike follow each other"
+
+
+def test_a_type_that_could_not_be_read_again_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"tensor 'net/w' is of torch.complex64, and bundles hold float64, float32,"):
+        TensorFile().add("net/w", torch.zeros(2, dtype=torch.complex64))
 
 
 @pytest.mark.parametrize("length", [1, 500, 900, fbgemm._KEPT + 3])

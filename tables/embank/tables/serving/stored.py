@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embank.tables.errors import ConfigError
 from embank.tables.storage.tensor_layout import ALIGNMENT, header_bytes, make_header
 from embank.tables.wording import shown
 
@@ -87,7 +88,16 @@ class TensorFile:
         self._keys: dict[tuple[Any, ...], str] = {}
 
     def add(self, name: str, tensor: Tensor) -> StoredTensor:
-        """Takes a tensor in, under its own name or that of one in the same place."""
+        """Takes a tensor in, under its own name or that of one in the same place.
+
+        Raises:
+            ConfigError: no bundle has tensors of its type.
+        """
+        if tensor.dtype not in _NAMES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _NAMES)
+            raise ConfigError(
+                f"tensor '{name}' is of {tensor.dtype}, and bundles hold {known}; convert it before saving"
+            )
         place: tuple[Any, ...] = (tensor.data_ptr(), tensor.numel(), tensor.dtype)
         if not tensor.is_contiguous():
             place = (*place, tensor.shape, tensor.stride())
