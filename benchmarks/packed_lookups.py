@@ -3,8 +3,9 @@
 Run: python benchmarks/packed_lookups.py [--rows 100000] [--rounds 25]
 Writes benchmarks/results/packed_lookups.json. All contestants take turns in one process on one thread; figures
 are the least of the rounds, of CPU time. FBGEMM's rows hold fp32, fp16, int8 or int4 with a scale and an offset each;
-ours are those of a bundle on disk, mapped. `matrix` is our lookup of ids in one tensor, as FBGEMM takes them; `kjt` is
-our collection with a KeyedJaggedTensor; `alone` is what our tables take when each is asked for its rows by itself.
+ours are those of a bundle on disk, mapped: of int8 and int4 four rows share a scale, of their rowwise forms each has
+its own. `matrix` is our lookup of ids in one tensor, as FBGEMM takes them; `kjt` is our collection with a
+KeyedJaggedTensor; `alone` is what our tables take when each is asked for its rows by itself.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from embank.tables.serving.table import looked_up
 
 NUM_TABLES, DIM, BUDGET = 26, 16, 0.25
 METHODS = ("full", "hash", "frequency_cut", "uniform_dim", "mde", "mgqe", "dpq", "deeplight", "optembed")
-CODECS = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "int8": SparseType.INT8, "int4": SparseType.INT4}
+RIVALS = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "int8": SparseType.INT8, "int4": SparseType.INT4}
+CODECS = ("fp32", "fp16", "int8", "int4", "int8_rowwise", "int4_rowwise")
 
 
 class Fbgemm:
@@ -107,13 +109,14 @@ def main() -> None:
     run = records.begin(settings=records.settings_of(args))
     torch.set_num_threads(1)
     lines: list[dict[str, Any]] = []
-    rivals = {codec: Fbgemm(kind, args.rows) for codec, kind in CODECS.items()}
+    rivals = {codec: Fbgemm(kind, args.rows) for codec, kind in RIVALS.items()}
     generator = torch.Generator().manual_seed(0)
     for method in args.methods:
         tables = TableCollection(specs_of(method, args.rows), backend="torch")
         if method == "optembed":
             tables = advance(tables)  # to the rows and columns that are kept
         for codec in CODECS:
+            rival = rivals[codec.removesuffix("_rowwise")]
             with tempfile.TemporaryDirectory() as folder:
                 save_bundle(Path(folder) / "b", tables, codec=codec)
                 packed = load_bundle(Path(folder) / "b")
@@ -132,8 +135,8 @@ def main() -> None:
                         "alone": lambda packed=packed, ids=ids: torch.cat(
                             [looked_up(p, ids[s.feature_names[0]], spec=s) for s, p in packed.packed_tables()], dim=1
                         ),
-                        "module": lambda r=rivals[codec], f=flat, o=offsets: r.by_module(f, o),
-                        "operator": lambda r=rivals[codec], f=flat, o=offsets: r.by_operator(f, o),
+                        "module": lambda r=rival, f=flat, o=offsets: r.by_module(f, o),
+                        "operator": lambda r=rival, f=flat, o=offsets: r.by_operator(f, o),
                     }
                     with torch.inference_mode():
                         figures = least(contestants, rounds=args.rounds, repeats=100 if batch_size == 1 else 2)

@@ -18,6 +18,7 @@ from tests.compression.codecs import NAMES, OWN, loaded, random_rows
 SIZES = [(0, 6), (1, 1), (7, 3), (130, 6), (70, 16), (33, 1), (9, 2048)]
 CLOSE = {"fp32": 0.0, "fp16": 1e-3, "bf16": 5e-3, "fp8_e4m3": 0.05, "fp8_e5m2": 0.1, "int8": 0.01, "int6": 0.04}
 CLOSE |= {"int4": 0.15, "int3": 0.3, "int2": 0.5, "dedup": 0.12, "binary3": 0.4, "bits_8_4_2": 0.5}
+CLOSE |= {"int8_rowwise": 0.006, "int4_rowwise": 0.1, "int2_rowwise": 0.4}
 """Root mean square of the loss, as a share of that of the rows."""
 
 
@@ -242,3 +243,56 @@ def test_many_rows_of_several_tables_by_fbgemm(codec: str, dim: int, monkeypatch
     assert torch.equal(codec_class(codec).joined(own)(asked), wanted)
     monkeypatch.setattr("embank.compression.codecs.affine.is_there", lambda: False)  # a server without TorchRec
     assert torch.equal(codec_class(codec).joined(own)(asked), wanted)
+
+
+ROWWISE = ["int8_rowwise", "int4_rowwise", "int2_rowwise"]
+
+
+@pytest.mark.parametrize("dim", [1, 3, 4, 5, 6, 7, 8, 16, 100])
+@pytest.mark.parametrize("codec", ROWWISE)
+def test_rows_of_fbgemm_are_read_in_place(codec: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few, some and many rows of several tables in one piece of memory, to the bit what `take` gives; with FBGEMM's
+    operator where it can, and without."""
+    import_module("fbgemm_gpu")
+    rows = [random_rows(90, dim, seed=k)[4 * k :] * 10.0 ** (4 - 4 * k) for k in range(3)]
+    own = [codec_class(codec).encode(rows_RD) for rows_RD in rows]
+    memory = torch.cat([coded.rows for coded in own])
+    for coded, part in zip(own, memory.split([len(coded.rows) for coded in own]), strict=True):
+        coded.rows = part
+    assert len({coded.joint_place() for coded in own}) == 1
+    for is_with in (True, False):
+        monkeypatch.setattr("embank.compression.codecs.rowwise.is_there", lambda is_with=is_with: is_with)
+        for num in (1, 40, MANY + 1):
+            asked = np.random.default_rng(num).integers(0, 82, size=(3, num))
+            wanted = torch.stack([c.take(torch.from_numpy(ids)) for c, ids in zip(own, asked, strict=True)], dim=1)
+            assert torch.equal(codec_class(codec).joined(own)(asked), wanted)
+            assert torch.equal(codec_class(codec).joined(own[1:2])(asked[1:2]), wanted[:, 1:2])
+
+
+@pytest.mark.parametrize("codec", ROWWISE)
+def test_rows_of_fbgemm_by_hand(codec: str) -> None:
+    """From the bytes: a step and an offset in fp16, then codes, the first in the lowest bits; of tiny, negative and
+    equal numbers, too."""
+    rows = torch.cat([random_rows(20, 8), random_rows(20, 8) * 1e-6, torch.full((2, 8), -0.1), torch.zeros(1, 8)])
+    coded = encode(rows, codec=codec)
+    kind, fused = coded.fused() or ("", torch.empty(0))
+    bits = int(codec[3])
+    assert (kind, fused.shape) == (f"int{bits}", (43, 4 + bits))
+    expected = np.empty((43, 8), dtype=np.float32)
+    for i, line in enumerate(fused.numpy()):
+        step, offset = (float(half) for half in np.frombuffer(line[:4].tobytes(), np.float16))
+        stream = int.from_bytes(line[4:].tobytes(), "little")
+        codes = np.array([stream >> bits * j & (1 << bits) - 1 for j in range(8)])
+        expected[i] = np.float32(np.float32(step) * codes.astype(np.float32) + np.float32(offset))
+    assert torch.equal(coded.take(torch.arange(43)), torch.from_numpy(expected))
+    assert bool((coded.take(torch.tensor([42])) == 0).all())
+
+
+def test_narrow_rows_of_fbgemm_are_fp16() -> None:
+    """Where a step and an offset would make them larger; and the bytes are told so."""
+    for codec, narrow in (("int8_rowwise", 4), ("int4_rowwise", 3), ("int2_rowwise", 2)):
+        rows = random_rows(50, narrow)
+        coded = encode(rows, codec=codec)
+        assert (coded.nbytes(), coded.fused()) == (2 * 50 * narrow, None)
+        assert torch.equal(coded.take(torch.arange(50)), rows.half().float())
+        assert encode(random_rows(50, narrow + 1), codec=codec).fused() is not None

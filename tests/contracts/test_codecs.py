@@ -17,7 +17,9 @@ from tests.contracts.specs import NAMES
 
 LOSSLESS = {"fp32", "sparse"}
 NEAR = {"fp16": 0.002, "bf16": 0.02, "fp8_e4m3": 0.15, "int8": 0.03, "int6": 0.1, "power_of_two": 0.02}
+NEAR |= {"int8_rowwise": 0.01}
 OURS = {"fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "int8", "int6", "int4", "int3", "int2", "bits_8_4_2", "pq", "binary"}
+OURS |= {"int8_rowwise", "int4_rowwise", "int2_rowwise"}
 """Codecs that tell their bytes before there are rows."""
 NEAR |= dict.fromkeys(LOSSLESS, 0.0)
 """Largest difference of a row's number from what is served without a codec, as a share of the largest number."""

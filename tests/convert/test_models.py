@@ -15,6 +15,8 @@ from embank.pipelines import convert_bundle
 from embank.pipelines.convert.cases import IDS, LENGTHS, Original, generated
 from embank.pipelines.convert.whole import Whole
 from embank.tables import Bundle, ConfigError, TableCollection, TableSpec, pack_collection, save_bundle
+from tests.compression.codecs import NAMES as CODECS
+from tests.compression.codecs import random_rows
 from tests.convert.bundles import HASHED, ONE_EACH, bundle_of_forms, lines_of, trained_bundle
 
 CASES = {
@@ -124,6 +126,23 @@ def test_pt2(tmp_path: Path) -> None:
     (out / "manifest.json").write_text(json.dumps(facts))
     with pytest.raises(RuntimeError, match="compiled for .*'NONE'.*convert the bundle here"):
         reader_of(out)["load"](out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnx", "pt2"])
+def test_every_codec(target: str, tmp_path: Path) -> None:
+    """Each holds a table of its own: of 6 columns, whose rows begin amid a byte, and of 16."""
+    specs = [
+        TableSpec(name=f"{dim}/{codec}", num_embeddings=90, embedding_dim=dim, feature_names=[f"{dim}/{codec}"])
+        for codec in CODECS
+        for dim in (6, 16)
+    ]
+    by_table = {spec.name: spec.name.split("/")[1] for spec in specs}
+    tables = TableCollection(specs, seed=0)
+    for number, spec in enumerate(specs):
+        tables.set_rows(spec.name, random_rows(90, spec.embedding_dim, seed=number))
+    save_bundle(tmp_path / "bundle", tables, codec=by_table)
+    checked(convert_bundle(tmp_path / "bundle", to=target, out=tmp_path / "out").report, target, gives="values")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torchrec import KeyedJaggedTensor
 
 from embank.pipelines import convert_bundle
 from embank.pipelines.convert.cases import Original, generated
-from embank.tables import Bundle, ConfigError, TableCollection, load_bundle, save_bundle
+from embank.tables import Bundle, ConfigError, TableCollection, TableSpec, load_bundle, save_bundle
 from embank.tables.serving.export.torchrec import TorchRecTables, plain_rows, scripted
 from tests.contracts.test_export import packed
 from tests.convert.bundles import ALL, HASHED, bundle_of_forms, lines_of, trained_bundle
@@ -69,6 +69,19 @@ def test_every_form_that_it_takes(dtype: str, most: float, tmp_path: Path) -> No
     scale = max(float(pack.lookup(torch.arange(200)).abs().max()) for _, pack in collection.packed_tables())
     assert float(per_row.max()) <= most * scale
     assert not got[0].any()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_rows_that_are_fbgemms_own_are_kept(kind: str, tmp_path: Path) -> None:
+    """To the bit, of widths that are padded, too."""
+    specs = [
+        TableSpec(name=f"t{dim}", num_embeddings=50, embedding_dim=dim, feature_names=[f"t{dim}"]) for dim in (5, 8, 16)
+    ]
+    save_bundle(tmp_path / "bundle", TableCollection(specs), codec=f"{kind}_rowwise")
+    report = convert_bundle(tmp_path / "bundle", to="torchrec", out=tmp_path / "out", dtype=kind).report
+    assert report["max_difference"] == 0
+    other = convert_bundle(tmp_path / "bundle", to="torchrec", out=tmp_path / "other", dtype="fp32").report
+    assert other["max_difference"] == 0
 
 
 def test_a_second_process_reads_it(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ CASES = [
     *[(m, "int6") for m in ("full", "mgqe", "deeplight")],
     *[("mde", c) for c in ("fp32", "int4")],
     *[("mgqe", c) for c in ("bf16", "int2", "int3")],
+    *[(m, "int4_rowwise") for m in ("full", "hash", "mde", "mgqe", "deeplight")],
 ]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embank.compression.parts.bits import bits_at, pack_values, packed_nbytes, read_rows
+from embank.compression.parts.bits import bits_at, numbers_of_bytes, pack_values, packed_nbytes, read_rows
 from embank.tables import Coded, ConfigError, Held
 from embank.tables.method.together import Array
 from embank.tables.serving.codecs.chunks import row_chunks
@@ -185,12 +185,8 @@ class _Codes:
         self._codes = Joined([matrix._code_bytes() for matrix in matrices])
         row_bits = self._dim * self._bits
         self.is_by_byte = not row_bits % 8 and self._bits in (2, 4, 8)
-        self._numbers: Array | None = None
-        if (
-            self.is_by_byte and self._bits < 8
-        ):  # of each byte the two or four numbers that it holds, as if they were one
-            numbers = np.arange(256)[:, None] >> np.arange(0, 8, self._bits) & (1 << self._bits) - 1
-            self._numbers = numbers.astype(np.float32).view(np.complex64 if self._bits == 4 else np.complex128).ravel()
+        is_part = self.is_by_byte and self._bits < 8
+        self._numbers = numbers_of_bytes(self._bits) if is_part else None
         # Otherwise where a row and its numbers begin: in bits, and a row of bytes in those.
         self._first_bit_K1 = self._codes.first_K1 * (8 if row_bits % 8 else row_bits)
         self._bit_D = np.arange(0, row_bits, self._bits)

@@ -149,6 +149,22 @@ def bits_at(stream: Array, first_bit: Array, *, bits: int | Array) -> Array:
     return values
 
 
+@cache
+def numbers_of_bytes(bits: int) -> Array:
+    """The values that each byte holds, the lowest first, as fp32 and as if they were one number: what `take` gives for
+    bytes is to be seen as fp32. For all who ask one array, which nobody writes to.
+
+    Args:
+        bits: of a value, 2 or 4.
+
+    Example:
+        >>> numbers_of_bytes(4).take(np.array([0x21, 0xF0])).view(np.float32).tolist()
+        [1.0, 2.0, 0.0, 15.0]
+    """
+    numbers = np.arange(256)[:, None] >> np.arange(0, 8, bits) & (1 << bits) - 1
+    return numbers.astype(np.float32).view(np.complex64 if bits == 4 else np.complex128).ravel()
+
+
 def values_per_word(num_values: int, bits: int) -> int:
     """How many values of a row are read as one word of 64 bits, if rows begin with a byte; 0 where none divides them.
 

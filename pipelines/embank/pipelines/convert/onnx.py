@@ -78,7 +78,9 @@ def _bag_numbers(repeats: Tensor, output_size: int | None = None) -> Tensor:
 
 def _as_float(bits: Tensor, dtype: torch.dtype) -> Any:
     """The bits of an int32 as the fp32 number that they spell: sign, a power of two, and a fraction; exact of
-    zero and all normal numbers."""
+    zero and all normal numbers. Those of two bytes each as an fp16 number, exact of all finite ones."""
+    if (bits.dtype, dtype) == (torch.uint8, torch.float16):
+        return _as_half(bits)
     if (bits.dtype, dtype) != (torch.int32, torch.float32):
         return NotImplemented
     exponent = torch.bitwise_and(torch.bitwise_right_shift(bits, 23), 0xFF)
@@ -91,6 +93,19 @@ def _as_float(bits: Tensor, dtype: torch.dtype) -> Any:
     size = torch.where(exponent < 127, 1.0 / power, power) * fraction
     size = torch.where(exponent == 0, 0.0, size)
     return torch.where(bits < 0, -size, size)
+
+
+def _as_half(octets: Tensor) -> Tensor:
+    """fp16 numbers of pairs of bytes, the lower one first."""
+    pairs = octets.int().view(*octets.shape[:-1], octets.shape[-1] // 2, 2)
+    bits = pairs[..., 0] + 256 * pairs[..., 1]
+    exponent = torch.bitwise_and(torch.bitwise_right_shift(bits, 10), 31)
+    size = torch.bitwise_and(bits, 1023).float() * 2.0**-24  # in the unit of those that are not normal
+    size = torch.where(exponent > 0, size + 2.0**-14, size)
+    for k in range(5):
+        is_set = torch.bitwise_and(torch.bitwise_right_shift((exponent - 1).clamp(min=0), k), 1) > 0
+        size = torch.where(is_set, size * 2.0 ** (1 << k), size)
+    return torch.where(bits >= 1 << 15, -size, size).half()
 
 
 def _right_shift(values: Tensor, shift: Tensor) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export.graph_signature import InputKind
 
 from embank.pipelines.convert.cases import Original
 from embank.pipelines.convert.targets import Options
@@ -27,6 +28,9 @@ def write(folder: Path, original: Original, options: Options) -> Mapping[str, An
     """See `Target.write`."""
     whole = Whole(original)
     program = whole.program()
+    for one in program.graph_signature.input_specs:
+        if one.kind is InputKind.CONSTANT_TENSOR:  # a `torch.tensor` of a codec's: the compiler would rename it
+            one.kind, one.persistent = InputKind.BUFFER, False
     # Hashes multiply modulo 2**64. To a C++ compiler that is an overflow which can't be: without -fwrapv it has made
     # wrong rows of `hash` under `int4`. There is no setting for flags of one's own, so that it rides on another one.
     contract = torch._inductor.config.cpp.enable_floating_point_contract_flag

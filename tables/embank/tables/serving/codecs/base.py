@@ -93,6 +93,11 @@ class Coded(nn.Module, ABC):
         """The first rows, [num_rows, D]."""
         return self.take(torch.arange(num_rows))
 
+    def fused(self) -> tuple[str, Tensor] | None:
+        """Rows as inference tables of FBGEMM hold whole numbers, uint8 [R, 4 + bytes of codes], each from its step and
+        offset in fp16 on, and the name of their type (int8, int4, int2); None where they are held otherwise."""
+        return None
+
     def joint_place(self) -> Hashable | None:
         """What matrices have in common whose rows `joined` takes at once; None where each is asked alone."""
         return None

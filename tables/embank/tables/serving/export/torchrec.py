@@ -30,8 +30,9 @@ TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "int8": DataType.INT8, "i
 _BITS = {"int8": 8, "int4": 4}
 _SCALE_NBYTES = 4
 _ROW_CODECS = {"fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "int8", "int6", "int4", "int3", "int2", "bits_8_4_2"}
-_ROW_CODECS |= {"power_of_two", "stepped"}
-"""Codecs that hold each row by itself: decoded, and coded again, it takes about as many bytes."""
+_ROW_CODECS |= {"power_of_two", "stepped", "int8_rowwise", "int4_rowwise", "int2_rowwise"}
+"""Codecs that hold each row by itself: decoded, and coded again, it takes about as many bytes. Of those with FBGEMM's
+own rows the bytes are kept where they are of the type that is written."""
 _CURE = "take target onnx or pt2, which computes what the method does; or name other tables"
 
 
@@ -249,7 +250,7 @@ def _scripted(tables: Sequence[PlainRows], dtypes: dict[str, str]) -> Any:
     for table in tables:
         spec, dtype = table.spec, dtypes[table.spec.name]
         rows_RD = _padded(table.rows_RD, dtype)
-        weights[spec.name] = _quantised(rows_RD, dtype)
+        weights[spec.name] = _quantised(table, rows_RD, dtype)
         configs.append(
             EmbeddingBagConfig(
                 name=spec.name,
@@ -272,8 +273,13 @@ def _scripted(tables: Sequence[PlainRows], dtypes: dict[str, str]) -> Any:
         return torch.jit.script(symbolic_trace(module))
 
 
-def _quantised(rows_RD: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
+def _quantised(table: PlainRows, rows_RD: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
     """Bytes of rows as FBGEMM has them, and of whole numbers an fp16 scale and offset for each row."""
+    kind, fused = table.pack.coded[0].fused() or ("", None)
+    if fused is not None and kind == dtype:
+        codes = fused[: len(rows_RD), _SCALE_NBYTES:]
+        padded = F.pad(codes, (0, rows_RD.shape[1] * _BITS[dtype] // 8 - codes.shape[1]))
+        return padded.contiguous(), fused[: len(rows_RD), :_SCALE_NBYTES].contiguous()
     if dtype not in _BITS:
         return rows_RD.to(torch.float16 if dtype == "fp16" else torch.float32).contiguous().view(torch.uint8), None
     fused = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf(rows_RD.contiguous(), _BITS[dtype])
