@@ -242,21 +242,24 @@ class BlockProduct(torch.autograd.Function):
         ctx.save_for_backward(rows_MK, matrices_GKn)
         ctx.sizes, ctx.which = sizes, which
         out_Mn = rows_MK.new_empty(rows_MK.shape[0], matrices_GKn.shape[2])
+        matrices = matrices_GKn.unbind()  # views of all blocks by one call each: they took a tenth of the time
         for rows, out, number in zip(torch.split(rows_MK, sizes), torch.split(out_Mn, sizes), which, strict=True):
-            torch.mm(rows, matrices_GKn[number], out=out)
+            torch.mm(rows, matrices[number], out=out)
         return out_Mn
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows_MK, matrices_GKn = ctx.saved_tensors
-        grad_Mn = grads[0].contiguous()
-        grad_MK, grad_GKn = torch.empty_like(rows_MK), torch.empty_like(matrices_GKn)
-        for number in set(range(matrices_GKn.shape[0])) - set(ctx.which):
-            grad_GKn[number].zero_()
-        blocks = zip(*(torch.split(each, ctx.sizes) for each in (rows_MK, grad_Mn, grad_MK)), strict=True)
-        for (rows, grad, grad_rows), number in zip(blocks, ctx.which, strict=True):
-            torch.mm(grad, matrices_GKn[number].T, out=grad_rows)
-            torch.mm(rows.T, grad, out=grad_GKn[number])
+        grad_Mn, sizes, which = grads[0].contiguous(), ctx.sizes, ctx.which
+        num_matrices = matrices_GKn.shape[0]
+        grad_MK = torch.empty_like(rows_MK)
+        # Of matrices without a block the gradient is 0.
+        grad_GKn = torch.empty_like(matrices_GKn) if len(which) == num_matrices else torch.zeros_like(matrices_GKn)
+        turned, own_grads = matrices_GKn.transpose(1, 2).unbind(), grad_GKn.unbind()
+        blocks = (torch.split(grad_Mn, sizes), torch.split(grad_MK, sizes), torch.split(rows_MK.T, sizes, dim=1))
+        for grad, grad_rows, rows_turned, number in zip(*blocks, which, strict=True):
+            torch.mm(grad, turned[number], out=grad_rows)
+            torch.mm(rows_turned, grad, out=own_grads[number])
         return grad_MK, grad_GKn, None, None
 
 
