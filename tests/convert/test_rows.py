@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from embank.pipelines import convert_bundle, load_model
+from embank.pipelines import compress_vectors, convert_bundle, load_model
 from embank.pipelines.cli.app import app
 from embank.pipelines.convert import targets
 from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, TableSpec, WorkError, save_bundle
@@ -208,3 +208,17 @@ def test_a_library_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match=r"target 'onnx': onnxscript is not installed; pip install 'embank\[onnx\]'"):
         convert_bundle(bundle, to="onnx", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_keys_of_compressed_vectors_are_tokens(numbers: bool, tmp_path: Path) -> None:
+    keys = [7 * i if numbers else f"page {i}" for i in range(300)]
+    vectors = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
+    pq.write_table(pa.table({"key": keys, "vector": list(vectors)}), tmp_path / "pages.parquet")
+    compress_vectors(tmp_path / "pages.parquet", tmp_path / "small", codec="int4_rowwise")
+    done = convert_bundle(tmp_path / "small", to="parquet", out=tmp_path / "out")
+    assert done.report["max_difference"] == 0
+    read = pq.read_table(tmp_path / "out/vectors")
+    assert read["token"].to_pylist() == [str(key) for key in keys]
+    convert_bundle(tmp_path / "small", to="parquet", out=tmp_path / "plain", tokens=False)
+    assert pq.read_table(tmp_path / "plain/vectors").column_names == ["id", "vector"]

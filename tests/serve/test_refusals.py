@@ -40,6 +40,7 @@ def body_of(row: dict[str, Any], **changes: str) -> bytes:
         (b'{"rows": [], "rows": []}', 422, "has the name 'rows' twice"),
         (b'{"rows": {}}', 422, "'rows' is not a list"),
         (b'{"rows": [1]}', 422, "row 0 is 1, not an object"),
+        (b'{"rows": [null]}', 422, "row 0 is null, not an object"),
         (b'{"rows": [{}]}', 422, "row 0 lacks the column"),
     ],
 )

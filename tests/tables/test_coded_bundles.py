@@ -61,7 +61,7 @@ def test_a_table_whose_rows_a_codec_can_not_hold_is_named() -> None:
     tables = TableCollection([plain("a"), plain("b")], seed=1)
     packed = pack_collection(tables)
     list(packed.packed_tables())[1][1].coded[0].rows.mul_(1e7)
-    with pytest.raises(ConfigError, match="table 'b': rows reach .* more than the fp16 offsets of int4 hold"):
+    with pytest.raises(ConfigError, match="table 'b': rows reach .* more than steps and offsets in fp16 hold"):
         recode_collection(packed, codec="int4")
     assert recode_collection(packed, codec="fp32").nbytes() == packed.nbytes()
 

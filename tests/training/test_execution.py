@@ -79,6 +79,7 @@ def test_a_long_training_takes_what_is_faster_and_keeps_to_it(data: Path, tmp_pa
         "compiled, which took 0 s, 1.9e+03 ms beside 2e+03 ms"
     )
     assert chosen(tmp_path / "auto") == {"precision": "bf16", "compile": False}
+    assert (tmp_path / "auto/log.txt").read_text().count(line) == 1, "the log was begun later, and has it"
     explicit = train(data, tmp_path / "bf16", model=MODEL, train={"precision": "bf16", "compile": False})
     assert timeless(result) == timeless(explicit)  # nothing of the model, nor of torch's generators, has changed
 

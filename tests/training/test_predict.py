@@ -15,7 +15,7 @@ import torch
 
 from embank.compression import METHODS
 from embank.ctr_models.metrics.auc import roc_auc
-from embank.pipelines import load_model, predict, prepare
+from embank.pipelines import compress_vectors, load_model, predict, prepare
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.runs import predict as predicting
 from embank.pipelines.runs.evaluate import evaluate_saved
@@ -44,6 +44,18 @@ def auc_of(scores: Sequence[float], labels: Sequence[int]) -> float:
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log with labels that follow its rows, and its last tenth, which is the test split."""
     return write_raw(tmp_path_factory.mktemp("raw"), num_rows=2000)
+
+
+@pytest.mark.parametrize("name", ["tables.safetensors", "vocabulary.safetensors", "network.safetensors"])
+def test_a_damaged_bundle_scores_nothing(name: str, raw: Path, run: Path, tmp_path: Path) -> None:
+    """A changed bit of a row or of a vocabulary would give other scores without a word."""
+    shutil.copytree(run / "bundle", tmp_path / "bundle")
+    content = bytearray((tmp_path / "bundle" / name).read_bytes())
+    content[-9] ^= 1
+    (tmp_path / "bundle" / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}.*has been altered"):
+        predict(tmp_path / "bundle", raw / "test.csv", tmp_path / "scores.csv")
+    assert not (tmp_path / "scores.csv").exists()
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +287,17 @@ def test_bad_input_is_told(raw: Path, run: Path, tmp_path: Path) -> None:
     assert "there is no folder" in said(DataError, out=tmp_path / "none" / "s.csv")
     assert "holds no bundle and no run" in said(CheckpointError, path=tmp_path)
     assert "no such" not in said(DataError, file=tmp_path / "missing.csv")
+    frame.write_parquet(tmp_path / "test.parquet")
+    both = said(DataError, file=[raw / "test.csv", tmp_path / "test.parquet"])
+    assert "'test.parquet' is named as a Parquet file and" in both.replace(f"{tmp_path}/", "")
+    assert both.endswith("files of one call have one format; score them in two calls")
+    frame.write_csv(tmp_path / "test.tsv", separator="\t")
+    assert "separated by tabs: give --format tsv" in said(DataError, file=tmp_path / "test.tsv")
+    frame.write_ndjson(tmp_path / "test.jsonl")
+    assert "JSON, which is not read; write it as CSV, TSV or Parquet" in said(DataError, file=tmp_path / "test.jsonl")
+    np.save(tmp_path / "v.npy", np.zeros((9, 4), dtype=np.float32))
+    compress_vectors(tmp_path / "v.npy", tmp_path / "vectors", codec="int8")
+    assert "vectors of `embank compress`, and no model that scores rows" in said(ConfigError, path=tmp_path / "vectors")
     write_data(tmp_path / "generated")
     train(tmp_path / "generated", tmp_path / "plain", model=MODEL, train=TRAIN)
     assert "can't score any" in said(ConfigError, path=tmp_path / "plain")

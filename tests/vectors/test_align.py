@@ -187,3 +187,12 @@ def test_rows_of_two_runs_are_matched_by_token(tmp_path: Path) -> None:
     assert [old[int(row)] for row in pairs.old_N] == [new[int(row)] for row in pairs.new_N]
     assert pairs.only_old == old.drop_nulls().n_unique() - len(both)
     assert not torch.equal(pairs.old_N, pairs.new_N)
+    align_vectors(tmp_path / "tuesday", tmp_path / "tuesday", tmp_path / "map", table="user")
+    count = apply_alignment(tmp_path / "map", tmp_path / "tuesday", tmp_path / "mapped.parquet", table="user")
+    assert count == new.drop_nulls().len() == new.len() - 1, "the unknown value has no key"
+    mapped = pl.read_parquet(tmp_path / "mapped.parquet")
+    assert mapped["key"].to_list() == new.drop_nulls().to_list()
+    rows = torch.cat(list(TableVectors(tmp_path / "tuesday/bundle", table="user").chunks()))
+    expected = load_alignment(tmp_path / "map").apply(rows[torch.from_numpy(new.is_not_null().to_numpy())])
+    assert np.array_equal(mapped["vector"].to_numpy(), expected)
+    compress_vectors(tmp_path / "mapped.parquet", tmp_path / "small", codec="int8")

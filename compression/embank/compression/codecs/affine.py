@@ -226,7 +226,7 @@ def fitted(numbers_Gn: Tensor, *, bits: int) -> tuple[Tensor, Tensor, Tensor]:
             step_G, offset_G = torch.where(is_better_G, step, step_G), torch.where(is_better_G, offset, offset_G)
     if not bool(best_G.isfinite().all()):
         raise ConfigError(
-            f"rows reach {float(numbers_Gn.abs().max()):.4g}, more than the fp16 offsets of int{bits} hold; use codec "
+            f"rows reach {float(numbers_Gn.abs().max()):.4g}, more than steps and offsets in fp16 hold; use codec "
             "'fp32' or 'bf16'"
         )
     return _codes(numbers_Gn, step_G, offset_G, top=top).to(torch.uint8), step_G, offset_G

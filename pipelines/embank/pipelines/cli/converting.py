@@ -29,7 +29,7 @@ def convert(
     ] = None,
     table: Annotated[
         list[str] | None,
-        typer.Option(help="A table to write, without the network; repeat. All by default. All by default."),
+        typer.Option(help="A table to write, without the network; repeat. All by default."),
     ] = None,
     tokens: Annotated[bool, typer.Option(help="Write tokens beside ids, where the bundle has them.")] = True,
 ) -> None:

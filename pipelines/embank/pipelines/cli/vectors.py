@@ -18,7 +18,7 @@ def compress(
     vectors: Annotated[Path, typer.Argument(help="A file of vectors: .parquet, .npy or .safetensors.")],
     out: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
     codec: Annotated[
-        str, typer.Option(help="How vectors are held, see `embank codecs`; several, by commas, need a budget.")
+        str, typer.Option(help="How vectors are held, see `embank codecs`; auto, and several by commas, need --budget.")
     ] = "auto",
     budget: Annotated[
         float | None, typer.Option(help="Share of the fp32 bytes; the codec that keeps recall@10 best is taken.")

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embank.pipelines.convert.cases import Original
 from embank.pipelines.convert.targets import Options
 from embank.pipelines.data.preprocessing.rules import TOKENS
+from embank.pipelines.vectors.store import FACTS, load_vectors
 from embank.tables.ids.vocabulary import TOKEN
 from embank.tables.serving.export.decoded import listed_tables
 from embank.tables.serving.export.parquet import write_parquet
@@ -19,9 +21,20 @@ from embank.tables.specs import TableSpec
 def write(folder: Path, original: Original, options: Options) -> Mapping[str, Any]:
     """See `Target.write`."""
     tables = listed_tables(original.collection, target="parquet")
-    home = original.bundle.path / TOKENS
-    tokens = (lambda spec, size: _tokens(home, spec, size)) if options.tokens else None
-    return {"tables": write_parquet(folder, tables, tokens=tokens, written=options.written)}
+    bundle = original.bundle
+
+    def tokens(spec: TableSpec, size: int) -> Iterator[Sequence[str | None]]:
+        if FACTS in bundle.facts:  # of `embank compress`: keys of its only table
+            return _keys(load_vectors(bundle.path).keys, size)
+        return _tokens(bundle.path / TOKENS, spec, size)
+
+    return {"tables": write_parquet(folder, tables, tokens=tokens if options.tokens else None, written=options.written)}
+
+
+def _keys(keys: pl.Series | None, size: int) -> Iterator[Sequence[str | None]]:
+    if keys is not None:
+        for start in range(0, len(keys), size):
+            yield keys[start : start + size].cast(pl.String).to_arrow()
 
 
 def _tokens(home: Path, spec: TableSpec, size: int) -> Iterator[Sequence[str | None]]:

@@ -25,6 +25,8 @@ from embank.tables.wording import did_you_mean
 if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor
 
+VECTORS = "vectors"
+"""Among the facts of a bundle that `embank compress` wrote."""
 Scores = npt.NDArray[np.float64]
 BATCH_ROWS = 8192
 """Rows that are scored together: those of `embank evaluate`, so that the same rows in the same order have the same
@@ -101,6 +103,11 @@ class ServedModel:
                 "--config. Look vectors up with load_vectors or load_bundle"
             )
         if not (path / PREPROCESS).is_file():
+            if VECTORS in self.bundle.facts:
+                raise ConfigError(
+                    f"'{path}' holds vectors of `embank compress`, and no model that scores rows; look them up with "
+                    "load_vectors"
+                )
             raise ConfigError(
                 f"bundle '{path}' has no {PREPROCESS}: it was written by an earlier version, or its training data was "
                 "generated without raw rows, so it can't score any. Export its run again (`embank export RUN --out "

@@ -92,13 +92,13 @@ def predict(
         reporter: is told how far the work is.
 
     Raises:
-        ConfigError, CheckpointError: the bundle can't score raw rows.
+        ConfigError, CheckpointError: the bundle can't score raw rows, or a file of it is damaged.
         DataError: the input or the output can't be used; the message names file, line, column and value.
         WorkError: the scores can't be written; what was done is kept for `resume`.
     """
     paths = [Path(one) for one in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
     out = Path(out).absolute()
-    model = load_model(path)
+    model = load_model(path, verify=True)
     source = model.rules.open(paths, format=format)
     keep = list(dict.fromkeys(keep))
     for name in keep:

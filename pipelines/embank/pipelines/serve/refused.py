@@ -1,5 +1,6 @@
 """Requests that can't be answered: an HTTP status, and what a client needs to mend them."""
 
+import json
 import math
 from typing import Any
 
@@ -56,8 +57,15 @@ def _plain(value: Any) -> Any:
     return _encodable(shortened(value if isinstance(value, str) else _text(value), most=200))
 
 
+def as_json(value: Any) -> str:
+    """A value of a request as messages show it, cut when it is very long."""
+    return shortened(_text(value), most=120)
+
+
 def _text(value: Any) -> str:
     try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError:  # of Arrow: dates, bytes
         return repr(value)
     except (ValueError, RecursionError):  # integers of thousands of digits; lists in lists in lists
         return f"a very large {type(value).__name__}"

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from embank.pipelines.serve.refused import RefusedRequestError, malformed
-from embank.tables.wording import did_you_mean, listing, shortened, shown
+from embank.pipelines.serve.refused import RefusedRequestError, as_json, malformed
+from embank.tables.wording import did_you_mean, listing, shortened
 
 Row = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ def rows_of(document: Any, *, columns: Collection[str], most: int) -> list[Row]:
     for number, row in enumerate(rows):
         if type(row) is not dict:
             raise malformed(
-                f"row {number} is {shown(row)}, not an object", row=number, value=row, expected="an object of columns"
+                f"row {number} is {as_json(row)}, not an object", row=number, value=row, expected="an object of columns"
             )
         if row.keys() != wanted:
             refuse_columns(list(row), columns=columns, row=number)
@@ -50,7 +50,7 @@ def only_names(document: Any, names: Sequence[str]) -> dict[str, Any]:
     """
     expected = "an object with " + " and ".join(f"'{name}'" for name in names)
     if not isinstance(document, dict):
-        raise malformed(f"the body is {shown(document)}, not an object", value=document, expected=expected)
+        raise malformed(f"the body is {as_json(document)}, not an object", value=document, expected=expected)
     for name in document:
         if name not in names:
             raise malformed(

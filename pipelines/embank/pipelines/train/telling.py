@@ -1,7 +1,7 @@
 """What a run writes down while it goes on, besides its metrics: `log.txt`, and TensorBoard's event files."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,7 @@ from embank.pipelines.train.tensorboard import TensorBoard
 
 @contextmanager
 def recorded(
-    reporter: Reporter, *, log: Path, board: Path | None, resumed_at: int, num_ranks: int
+    reporter: Reporter, *, log: Path, board: Path | None, resumed_at: int, num_ranks: int, told: Sequence[str] = ()
 ) -> Iterator[Reporter]:
     """A reporter that also writes what it is told to files; the log says how it ended.
 
@@ -22,6 +22,7 @@ def recorded(
         board: folder of TensorBoard's event files; None for none.
         resumed_at: steps that were done before; TensorBoard forgets later ones.
         num_ranks: for the log.
+        told: what the reporter was told before there was a log.
 
     Raises:
         ConfigError: TensorBoard is asked for, but not installed.
@@ -39,6 +40,8 @@ def recorded(
         if board is not None:
             reporters.append(stack.enter_context(TensorBoard(board, resumed_at=resumed_at)))
         write(f"embank {version('embank')}, {num_ranks} {'rank' if num_ranks == 1 else 'ranks'}")
+        for line in told:
+            write(line)
         try:
             yield Several(reporters)
         except BaseException as error:

@@ -65,6 +65,7 @@ class Trainer:
         self.processes, self.num_stages, self.max_steps = processes or Processes(), num_stages, max_steps
         self.config, self.run = config, RunFolder(run)
         self.reporter = reporter if reporter is not None and self.processes.is_first else Reporter()
+        self.told: list[str] = []  # before there is a log
         with self.processes.together():
             self.schema = Schema.load(config.data.path)
             self.content = content_of(Path(config.data.path), self.schema)
@@ -174,6 +175,11 @@ class Trainer:
             self.run.keep_metrics(up_to_step=session.progress.evaluated_step, stages=names)
         return session
 
+    def _note(self, line: str) -> None:
+        """Tells what the log is to hold, too."""
+        self.reporter.note(line)
+        self.told.append(line)
+
     def _choose(self, model: CTRModel) -> None:
         """Chooses what the configuration leaves open, on the first process for all."""
         data, train = self.config.data, self.config.train
@@ -184,7 +190,7 @@ class Trainer:
             if self.processes.is_first:
                 chosen, said = choose(model, train, batch_rows=rows, num_steps=num_steps)
                 if said is not None:
-                    self.reporter.note(said)
+                    self._note(said)
         found = self.processes.first(chosen)
         assert found is not None
         self.config = replace(self.config, train=found)
@@ -211,13 +217,11 @@ class Trainer:
             except NonFiniteLossError:
                 value = float("-inf")
             said = "diverges" if value == float("-inf") else f"{value:.4f} on validation"
-            self.reporter.note(f"trial {tried}: train.table_lr {rate:g}: {said}")
+            self._note(f"trial {tried}: train.table_lr {rate:g}: {said}")
             return value
 
         with stop_on_signals() as stop:
-            self.reporter.note(
-                f"train.table_lr is auto: rates are tried, each in up to {TRIAL_STEPS:,} steps of this training"
-            )
+            self._note(f"train.table_lr is auto: rates are tried, each in up to {TRIAL_STEPS:,} steps of this training")
             scores = climb(score)
         best = max(scores, key=scores.__getitem__)
         if scores[best] == float("-inf"):
@@ -225,7 +229,7 @@ class Trainer:
                 f"training diverges at every rate of rows that was tried, down to {min(scores):g}; lower train.lr, or "
                 "look at the numeric columns (`embank data describe`)"
             )
-        self.reporter.note(f"train.table_lr {best:g}: the best of {len(scores)} on validation")
+        self._note(f"train.table_lr {best:g}: the best of {len(scores)} on validation")
         return replace(config, train=replace(config.train, table_lr=best))
 
     def judged(self, start: Start | None, *, stop: StopRequest) -> float:
@@ -259,7 +263,7 @@ class Trainer:
         done = planned_stages(session.model.tables)[:-1]
         session.progress.stages = [StageProgress(name=stage.name, first_epoch=0) for stage in done]
         session.begin_stage()
-        self.reporter.note(start.load(session.model, saved))
+        self._note(start.load(session.model, saved))
         session.is_to_be_judged = True
 
     def _load_training(self, session: Session, last: SavedRun) -> None:
@@ -278,7 +282,9 @@ class Trainer:
             if self.processes.is_first:
                 board = self.run.path / "tensorboard" if self.config.train.tensorboard else None
                 step, count = session.progress.step, self.processes.count
-                told = recorded(self.reporter, log=self.run.log, board=board, resumed_at=step, num_ranks=count)
+                told = recorded(
+                    self.reporter, log=self.run.log, board=board, resumed_at=step, num_ranks=count, told=self.told
+                )
                 session.reporter = stack.enter_context(told)
             try:
                 if session.is_to_be_judged:

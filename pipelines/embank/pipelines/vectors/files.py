@@ -119,7 +119,11 @@ def open_vectors(
         reader: VectorFile = readers[path.suffix](path, **{name: given[name] for name in sorted(takes)})
     except (OSError, ValueError, EOFError, pa.ArrowException, SafetensorError) as error:
         refuse_exhausted(error, doing=f"reading '{path}'")
-        raise DataError(f"'{path}' can't be read as {path.suffix[1:]}: {cause_of(error)}. Write it again") from error
+        if "pickle" in str(error):  # what NumPy says of text, too, with advice that is not safe
+            said = "it holds no array of numbers: it has Python's objects, or is no such file at all"
+        else:
+            said = cause_of(error).rstrip(".")
+        raise DataError(f"'{path}' can't be read as {path.suffix[1:]}: {said}. Write it again") from error
     reader._refuse_no_rows()
     return reader
 

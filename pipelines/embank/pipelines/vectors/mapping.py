@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
@@ -108,7 +109,7 @@ def apply_alignment(
         reporter: of the work.
 
     Returns:
-        How many.
+        How many. Rows of a bundle's table that have no key (unknown and missing values) are not in a `.parquet`.
 
     Raises:
         ConfigError, DataError, CheckpointError: as `align_vectors`; or vectors of another width.
@@ -126,7 +127,7 @@ def apply_alignment(
         True
     """
     alignment, file = LoadedAlignment(path), Path(out)
-    writers: dict[str, Callable[..., None]] = {".npy": _write_npy, ".parquet": _write_parquet}
+    writers: dict[str, Callable[..., int]] = {".npy": _write_npy, ".parquet": _write_parquet}
     if file.suffix not in writers:
         raise ConfigError(f"mapped vectors can't be written to '{file}'; give one of {listing(writers)}")
     if file.exists():
@@ -141,34 +142,40 @@ def apply_alignment(
     phase = Phase(reporter or Reporter(), "mapping", total=source.num_rows, unit="rows")
     with writing(f"'{file}'", cure="Nothing was left behind; make room or choose another file"):
         try:
-            writers[file.suffix](temporary, source, alignment, phase)
+            num_written = writers[file.suffix](temporary, source, alignment, phase)
             publish_file(temporary, file, overwrite=False)
         finally:
             temporary.unlink(missing_ok=True)
-    return source.num_rows
+    return num_written
 
 
-def _write_npy(path: Path, source: VectorFile, alignment: LoadedAlignment, phase: Phase) -> None:
+def _write_npy(path: Path, source: VectorFile, alignment: LoadedAlignment, phase: Phase) -> int:
     with path.open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (source.num_rows, alignment.old_dim)}
         np.lib.format.write_array_header_1_0(file, header)
         for chunk in source.chunks():
             file.write(alignment.apply(chunk).data)
             phase.advance(len(chunk), rows=len(chunk))
+    return source.num_rows
 
 
-def _write_parquet(path: Path, source: VectorFile, alignment: LoadedAlignment, phase: Phase) -> None:
+def _write_parquet(path: Path, source: VectorFile, alignment: LoadedAlignment, phase: Phase) -> int:
     keys: pl.Series | None = source.keys()
     vector = pa.field("vector", pa.list_(pa.float32(), alignment.old_dim))
     column = None if keys is None else keys.to_arrow()
     fields = [vector] if column is None else [pa.field("key", column.type), vector]
-    start = 0
+    start = num_written = 0
     with pq.ParquetWriter(path, pa.schema(fields)) as writer:
         for chunk in source.chunks():
             numbers = pa.array(alignment.apply(chunk).reshape(-1))
             arrays = [pa.FixedSizeListArray.from_arrays(numbers, alignment.old_dim)]
             if column is not None:
                 arrays = [column.slice(start, len(chunk)), *arrays]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)))
+            written = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+            if column is not None:
+                written = written.filter(pc.is_valid(written["key"]))
+            writer.write_table(written)
+            num_written += written.num_rows
             start += len(chunk)
             phase.advance(len(chunk), rows=len(chunk))
+    return num_written

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from embank.pipelines.runs.model import VECTORS
 from embank.tables import Bundle, Coded, PackedCollection, PackedTable, TableSpec, Vocabulary, build_method
 from embank.tables.errors import CheckpointError, ConfigError, DataError
 from embank.tables.ids.token_hash import token_ids
@@ -25,7 +26,7 @@ from embank.tables.serving.saving import write_packed
 from embank.tables.storage.refusals import cause_of
 from embank.tables.wording import shown
 
-TABLE, FACTS = "vectors", "vectors"
+TABLE, FACTS = "vectors", VECTORS
 KEYS, KEY_INDEX = "keys.parquet", "keys.safetensors"
 Keys = Sequence[Any] | pl.Series | npt.NDArray[Any]
 

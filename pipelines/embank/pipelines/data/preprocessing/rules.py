@@ -170,7 +170,14 @@ class Preprocessing:
         Raises:
             ConfigError, DataError: what the format refuses, or a missing column, with the nearest one.
         """
-        name = format or next((_SUFFIXES[path.suffix] for path in paths if path.suffix in _SUFFIXES), None)
+        by_suffix = [path for path in paths if path.suffix in _SUFFIXES]
+        others = [path for path in paths if path.suffix not in _SUFFIXES]
+        if by_suffix and others and format is None:
+            raise DataError(
+                f"'{by_suffix[0]}' is named as a Parquet file and '{others[0]}' is not, and files of one call have one "
+                "format; score them in two calls"
+            )
+        name = format or next((_SUFFIXES[path.suffix] for path in by_suffix), None)
         entry = find_format(name or self.schema.source)
         options = TextOptions()
         if entry.needs_config:

@@ -70,7 +70,8 @@ def plain_rows(spec: TableSpec, pack: PackedTable) -> PlainRows:
     codec = codec_name(type(pack.coded[0]))
     if codec not in _ROW_CODECS:
         raise ConfigError(
-            f"{who}its rows are held by codec '{codec}', and plain rows would take many times the bytes; {_CURE}"
+            f"{who}its rows are held by codec '{codec.removesuffix('_coded')}', which holds none by itself, and plain "
+            f"rows may take many times the bytes; {_CURE}"
         )
     num_rows = _num_rows(spec, pack)
     if num_rows == 0:

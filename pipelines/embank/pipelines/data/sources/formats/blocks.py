@@ -24,6 +24,8 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive; unpack it first",
     b"PAR1": "a Parquet file; use --format parquet",
+    b'{"': "JSON, which is not read; write it as CSV, TSV or Parquet",
+    b"[{": "JSON, which is not read; write it as CSV, TSV or Parquet",
     b"BZh": "a bzip2 file; unpack it first",
     b"\x28\xb5\x2f\xfd": "a zstd file; unpack it first",
     codecs.BOM_UTF16_LE: "text in UTF-16; save it as UTF-8 (`iconv -f utf-16 -t utf-8`)",
