@@ -266,7 +266,8 @@ def test_bags_that_may_be_words_in_brackets(tmp_path: Path, bags: list[str]) -> 
 def test_names_with_another_separator(tmp_path: Path, separator: str, written: str) -> None:
     log = (HEADER + "".join(LINES)).replace(",", separator)
     said = message(tmp_path, log)
-    assert f"The names are separated by {separator!r}: set `separator: {written}` in the configuration." in said
+    other = ", or give --format tsv" if separator == "\t" else ""
+    assert f"The names are separated by {separator!r}: set `separator: {written}` in the configuration{other}." in said
     assert "is Excel's word about the separator and no header. Delete it." in message(tmp_path, "sep=;\n" + log)
 
 

@@ -292,7 +292,7 @@ def test_bad_input_is_told(raw: Path, run: Path, tmp_path: Path) -> None:
     assert "'test.parquet' is named as a Parquet file and" in both.replace(f"{tmp_path}/", "")
     assert both.endswith("files of one call have one format; score them in two calls")
     frame.write_csv(tmp_path / "test.tsv", separator="\t")
-    assert "separated by tabs: give --format tsv" in said(DataError, file=tmp_path / "test.tsv")
+    assert "or give --format tsv." in said(DataError, file=tmp_path / "test.tsv")
     frame.write_ndjson(tmp_path / "test.jsonl")
     assert "JSON, which is not read; write it as CSV, TSV or Parquet" in said(DataError, file=tmp_path / "test.jsonl")
     np.save(tmp_path / "v.npy", np.zeros((9, 4), dtype=np.float32))

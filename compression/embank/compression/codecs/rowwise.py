@@ -132,7 +132,7 @@ class RowwiseRows(Coded):
 
 
 class Int8Rowwise(RowwiseRows):
-    """FBGEMM's rows of 8 bits: .31 of the bytes at dim 16; looked up the fastest of the small ones.
+    """FBGEMM's rows of 8 bits: .31 of the bytes at dim 16; many ids are looked up the fastest.
 
     Example:
         >>> coded = Int8Rowwise.encode(torch.tensor([[0.0, 0.5, 1.0, 0.25, 0.75]]))

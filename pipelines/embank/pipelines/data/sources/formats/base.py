@@ -204,14 +204,10 @@ def _other_separator(column: str, columns: Sequence[str]) -> str:
         return f" The first line, {columns[0]!r}, is Excel's word about the separator and no header. Delete it."
     for separator in ";\t|,":
         if separator in columns[0] and column in columns[0].split(separator):
-            if separator == "\t":
-                return (
-                    ' The names are separated by tabs: give --format tsv, or set `separator: "\\t"` in the '
-                    "configuration."
-                )
+            other = ", or give --format tsv" if separator == "\t" else ""
             return (
                 f" The names are separated by {separator!r}: set `separator: {json.dumps(separator)}` in the "
-                "configuration."
+                f"configuration{other}."
             )
     return ""
 
