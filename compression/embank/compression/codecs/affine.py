@@ -107,13 +107,7 @@ class AffineRows(Coded):
 
         def take(rows_KB: Array) -> Tensor:
             steps_BK1, offsets_BK1 = scales(rows_KB)
-            codes_BKD = codes.floats(rows_KB)
-            if rows_KB.shape[1] > FEW:
-                many_BKD = torch.from_numpy(codes_BKD)
-                return many_BKD.mul_(torch.from_numpy(steps_BK1)).add_(torch.from_numpy(offsets_BK1))
-            codes_BKD *= steps_BK1
-            codes_BKD += offsets_BK1
-            return torch.from_numpy(codes_BKD)
+            return decoded(codes.floats(rows_KB), steps_BK1, offsets_BK1)
 
         in_cache = in_blocks(take, block=block_of(num_matrices=num_tables, width=dim))
         if not codes.is_by_byte or dim % _FUSED_MULTIPLE:
@@ -136,6 +130,16 @@ class AffineRows(Coded):
         steps_N1 = self.steps.index_select(0, group_N).float().unsqueeze(1)
         offsets_N1 = self.offsets.index_select(0, group_N).float().unsqueeze(1)
         return codes_ND.float() * steps_N1 + offsets_N1
+
+
+def decoded(codes_BKD: Array, steps_BK1: Array, offsets_BK1: Array) -> Tensor:
+    """Offset + step * code, fp32 [B, K, D], in the memory of the codes; all of them fp32."""
+    if len(codes_BKD) > FEW:
+        many_BKD = torch.from_numpy(codes_BKD)
+        return many_BKD.mul_(torch.from_numpy(steps_BK1)).add_(torch.from_numpy(offsets_BK1))
+    codes_BKD *= steps_BK1
+    codes_BKD += offsets_BK1
+    return torch.from_numpy(codes_BKD)
 
 
 class _Scales:

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from embank.compression.codecs.affine import fitted
+from embank.compression.codecs.affine import decoded, fitted
 from embank.compression.parts.bits import numbers_of_bytes, pack_values, read_rows
 from embank.tables import Coded, Held
 from embank.tables.method.together import Array
 from embank.tables.serving.codecs.chunks import row_chunks
 from embank.tables.serving.codecs.fbgemm import MANY, FbgemmTables, is_there
 from embank.tables.serving.codecs.halves import Fp16
-from embank.tables.serving.codecs.joined import FEW, Joined, block_of, in_blocks, place_of
+from embank.tables.serving.codecs.joined import Joined, block_of, in_blocks, place_of
 
 _SCALES = 4  # bytes of a step and an offset
 _NUMBERS_PER_CHUNK = 1 << 18  # what the search makes of them stays in a cache
@@ -110,13 +110,7 @@ class RowwiseRows(Coded):
             codes_BKD = codes_BKC.astype(np.float32) if numbers is None else numbers.take(codes_BKC).view(np.float32)
             if codes_BKD.shape[2] != dim:
                 codes_BKD = np.ascontiguousarray(codes_BKD[..., :dim])
-            steps_BK1, offsets_BK1 = scales_BK2[..., :1], scales_BK2[..., 1:]
-            if rows_KB.shape[1] > FEW:
-                many_BKD = torch.from_numpy(codes_BKD)
-                return many_BKD.mul_(torch.from_numpy(steps_BK1)).add_(torch.from_numpy(offsets_BK1))
-            codes_BKD *= steps_BK1
-            codes_BKD += offsets_BK1
-            return torch.from_numpy(codes_BKD)
+            return decoded(codes_BKD, scales_BK2[..., :1], scales_BK2[..., 1:])
 
         in_cache = in_blocks(take, block=block_of(num_matrices=num_tables, width=dim))
         if dim % _FBGEMM_MULTIPLE:
