@@ -147,6 +147,8 @@ def test_nothing_is_written_over_and_nothing_is_left(tables: Path, tmp_path: Pat
         convert_bundle(tables, to="parket", out=tmp_path / "x")
     with pytest.raises(ConfigError, match="there is no table 'ful'; did you mean 'full'"):
         convert_bundle(tables, to="parquet", out=tmp_path / "x", tables=["ful"])
+    with pytest.raises(ConfigError, match="target 'nve' holds no tokens that could be left out"):
+        convert_bundle(tables, to="nve", out=tmp_path / "x", tokens=False)
     with pytest.raises(ConfigError, match="target 'parquet' has no dtype 'int8': it keeps what the bundle holds"):
         convert_bundle(tables, to="parquet", out=tmp_path / "x", dtype="int8")
     with pytest.raises(ConfigError, match="tables are taken without a network, so labels tell nothing; leave"):

@@ -58,7 +58,7 @@ def test_overrides_in_order(file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.learning_rate=1", "config.yaml: unknown key 'train.learning_rate'. Known keys here: epochs,"),
+        ("train.learning_rate=1", "unknown key 'train.learning_rate'. Known keys here: epochs,"),
         ("train.epoch=1", "unknown key 'train.epoch'. Did you mean 'epochs'? Known keys here: "),
         ("dta.path=x", "unknown key 'dta'. Did you mean 'data'? Known keys here: "),
         ("model.name=deepfn", "deepfm"),
@@ -75,7 +75,7 @@ def test_overrides_in_order(file: Path) -> None:
         ("train.lr=-1", "train.lr is -1.0: it must be 0 or more."),
         ("train.lr=.nan", "train.lr is nan: it must be 0 or more."),
         ("train.table_optimizer=adam", "which the fbgemm backend lacks on a CPU"),
-        ("rows.tier=tape", "config.yaml: rows.tier is 'tape': "),
+        ("rows.tier=tape", "config.yaml with --set rows.tier=tape: rows.tier is 'tape': "),
         ("train.lr", "is not of the form KEY=VALUE"),
         ("data.path.x=1", "'data.path' is a value, not a section"),
     ],
@@ -174,7 +174,7 @@ def test_options_must_not_be_named_like_keys_of_every_table(tmp_path: Path, monk
 def test_booleans_are_no_numbers_and_far_words_no_hints(file: Path, override: str, expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(file, overrides=[override])
-    assert str(error.value).startswith(f"{file}: {expected}")
+    assert str(error.value).startswith(f"{file} with --set {override}: {expected}")
 
 
 def test_padded_fields_add_nothing_to_the_network(tmp_path: Path) -> None:

@@ -231,19 +231,17 @@ def sweep(
     With codecs: `embank sweep deepfm.yaml --methods all --budgets 0.25,0.1 --codecs fp32,int8,int4 --out
     sweeps/composed`
     """
-    from embank.pipelines.config.file import read_config
+    from embank.pipelines.config.file import read_config, told_origin
     from embank.pipelines.config.run import parse_config
     from embank.pipelines.sweep.plan import Plan, codec_names, grid_axes, method_names, numbers, parts
     from embank.pipelines.sweep.sweep import Sweep
 
-    raw = read_config(config, overrides=set_ or [])
+    raw, origin = read_config(config, overrides=set_ or []), told_origin(config, set_ or [])
     plan = Plan(
         config=raw,
-        models=[parse_config(raw, origin=str(config)).model["name"]]
-        if models is None
-        else parts(models, option="--models"),
+        models=[parse_config(raw, origin=origin).model["name"]] if models is None else parts(models, option="--models"),
         methods=method_names(methods),
-        budgets=[parse_config(raw, origin=str(config)).tables.default.budget]
+        budgets=[parse_config(raw, origin=origin).tables.default.budget]
         if budgets is None
         else numbers(budgets, option="--budgets", kind=float),
         seeds=numbers(seeds, option="--seeds", kind=int),

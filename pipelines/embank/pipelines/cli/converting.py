@@ -31,7 +31,9 @@ def convert(
         list[str] | None,
         typer.Option(help="A table to write, without the network; repeat. All by default."),
     ] = None,
-    tokens: Annotated[bool, typer.Option(help="Write tokens beside ids, where the bundle has them.")] = True,
+    tokens: Annotated[
+        bool, typer.Option(help="In Parquet: write tokens beside ids, where the bundle has them.")
+    ] = True,
 ) -> None:
     """Write a bundle as other systems read it. A second process that knows nothing of embank reads it, and has to give
     the same.

@@ -27,6 +27,11 @@ def read_config(path: str | Path, *, overrides: Sequence[str] = (), keys: Iterab
     return raw
 
 
+def told_origin(path: str | Path, overrides: Sequence[str] = ()) -> str:
+    """What to call a configuration in messages: its file, and what the command line has set in it."""
+    return " ".join([str(path), *(["with"] if overrides else []), *(f"--set {override}" for override in overrides)])
+
+
 def read_mapping(path: str | Path, *, keys: Iterable[str]) -> dict[str, Any]:
     """The mapping in a YAML file.
 

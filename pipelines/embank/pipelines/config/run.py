@@ -8,7 +8,7 @@ from typing import Any
 from embank.ctr_models import MODELS
 from embank.ctr_models.registry import find_model
 from embank.pipelines.config.changes import AUTO
-from embank.pipelines.config.file import read_config
+from embank.pipelines.config.file import read_config, told_origin
 from embank.pipelines.config.problems import ORIGIN, missing_key, refuse_unknown, written_in, wrong_value
 from embank.pipelines.config.sections import DataConfig, RowsConfig, TrainConfig
 from embank.pipelines.config.tables import TABLE_KEYS, TableConfig, TablesConfig, parse_tables
@@ -39,7 +39,7 @@ class Config:
 
 def load_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
     """Reads and checks a YAML configuration, see `read_config` and `parse_config`."""
-    return parse_config(read_config(path, overrides=overrides), origin=str(path))
+    return parse_config(read_config(path, overrides=overrides), origin=told_origin(path, overrides))
 
 
 def parse_config(raw: Mapping[str, Any], *, origin: str = ORIGIN) -> Config:

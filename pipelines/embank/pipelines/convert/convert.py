@@ -75,6 +75,8 @@ def convert_bundle(
     target = target_of(to)
     if data is None and split != "test":
         raise ConfigError(f"split '{split}' is of labelled rows; name their prepared folder by --data")
+    if not (tokens or target.takes_tokens):
+        raise ConfigError(f"target '{to}' holds no tokens that could be left out; give --no-tokens with parquet only")
     dtype = _dtype_of(target, dtype)
     source, out = bundle_of(bundle), Path(out)
     reporter = reporter or Reporter()

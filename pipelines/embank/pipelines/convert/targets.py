@@ -48,6 +48,7 @@ class Target:
         gives: what it answers with: rows of tables, values of all tables for a batch, or scores (of a bundle without a
             network: values).
         dtypes: of rows, the default first; none where rows stay as the bundle holds them.
+        takes_tokens: whether tokens can be written beside ids.
         needs: libraries beside embank's own.
         reader: the name of its script in `readers/`.
         tolerance: the largest difference that is no mistake, by dtype ("" where there are none).
@@ -58,6 +59,7 @@ class Target:
     home: str
     gives: Gives
     dtypes: Sequence[str] = ()
+    takes_tokens: bool = False
     needs: Sequence[str] = ()
     reader: str
     tolerance: Mapping[str, float] = field(default_factory=dict)
@@ -85,6 +87,7 @@ TARGETS = {
             holds="rows of tables: id, token, vector",
             home="embank.pipelines.convert.rows",
             gives="rows",
+            takes_tokens=True,
             reader="parquet.py",
             tolerance={"": 1e-6},
         ),

@@ -6,7 +6,7 @@ from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from embank.pipelines.config.file import read_config
+from embank.pipelines.config.file import read_config, told_origin
 from embank.pipelines.config.problems import ORIGIN, refuse_unknown, written_in, wrong_value
 from embank.pipelines.config.values import validated
 from embank.tables import ConfigError, option_class
@@ -199,7 +199,7 @@ def load_lm_config(path: str | Path, *, overrides: Sequence[str] = ()) -> LmConf
     Raises:
         ConfigError: no such file, not YAML, an unknown key, a wrong value.
     """
-    return parse_lm_config(read_config(path, overrides=overrides, keys=SECTIONS), origin=str(path))
+    return parse_lm_config(read_config(path, overrides=overrides, keys=SECTIONS), origin=told_origin(path, overrides))
 
 
 def parse_lm_config(raw: Mapping[str, Any], *, origin: str = ORIGIN) -> LmConfig:
