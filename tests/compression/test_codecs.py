@@ -94,6 +94,30 @@ def test_rows_of_any_size_keep_their_shape(codec: str, size: float) -> None:
 
 
 @pytest.mark.parametrize("codec", NAMES)
+def test_rows_at_the_end_of_float32_are_held_or_refused(codec: str) -> None:
+    """Never as infinities."""
+    rows = random_rows(40, 6)
+    rows *= torch.finfo(torch.float32).max / rows.abs().max() * 0.999999
+    try:
+        found = encode(rows, codec=codec).take(torch.arange(40))
+    except ConfigError as error:
+        assert re.match(r"rows (reach [\d.]+e\+3[78], |reach up to|.* and )", str(error)), error
+        assert "'bf16'" not in str(error) or codec != "bf16"
+    else:
+        assert found.isfinite().all()
+        assert codec in ("fp32", "fp8_e4m3", "fp8_e5m2") or found.abs().max() < 3.5e38
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [(torch.ones(100, 4, dtype=torch.int64), r"\[100, 4\] in int64"), (torch.ones(100), r"\[100\] in float32")],
+)
+def test_what_is_no_matrix_in_fp32_is_refused(rows: torch.Tensor, told: str) -> None:
+    with pytest.raises(ConfigError, match=f"codec 'int8' holds a matrix of rows in float32, and it is given {told}"):
+        encode(rows, codec="int8")
+
+
+@pytest.mark.parametrize("codec", NAMES)
 def test_rows_of_zeros_and_of_one_number_come_back(codec: str) -> None:
     for value in (0.0, 0.5):
         rows = torch.full((70, 6), value)

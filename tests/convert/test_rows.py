@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from typer.testing import CliRunner
 from embank.pipelines import compress_vectors, convert_bundle, load_model
 from embank.pipelines.cli.app import app
 from embank.pipelines.convert import targets
-from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, TableSpec, WorkError, save_bundle
+from embank.pipelines.convert.parity import _Asked, _parity
+from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, TableSpec, save_bundle
 from embank.tables.serving.export import parquet
 from embank.tables.serving.export.decoded import decoded_chunks, folder_names
 from tests.convert.bundles import (
@@ -167,14 +169,31 @@ def test_hashes_of_tokens_are_refused_by_name(tmp_path: Path) -> None:
     convert_bundle(tmp_path / "bundle", to="parquet", out=tmp_path / "out", tables=["item"])
 
 
-def test_rows_that_half_precision_cannot_hold(tmp_path: Path) -> None:
-    spec = TableSpec(name="item", num_embeddings=10, embedding_dim=4, feature_names=["item"])
+@pytest.mark.parametrize("target", ["safetensors", "nve"])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (lambda rows: rows.index_put((torch.tensor(123_457), torch.tensor(2)), torch.tensor(1e5)), "reach 1e+05, and"),
+        (
+            lambda rows: rows * 1e-9,
+            "at most, and fp16, in which rows or their steps and offsets would be held, is exact",
+        ),
+    ],
+)
+def test_rows_that_half_precision_cannot_hold(
+    target: str, rows: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    """One row of many, which no sample may have: each is looked at."""
+    spec = TableSpec(name="item", num_embeddings=200_000, embedding_dim=4, feature_names=["item"])
     tables = TableCollection([spec])
     with tables.writing(), torch.no_grad():
-        tables.weights()["item"][3, 2] = 1e6
+        tables.weights()["item"].copy_(rows(torch.randn(200_000, 4, generator=torch.Generator().manual_seed(0))))
     save_bundle(tmp_path / "bundle", tables)
-    with pytest.raises(WorkError, match="not finite: dtype 'fp16' can't hold the rows. Nothing was left behind; take"):
-        convert_bundle(tmp_path / "bundle", to="safetensors", out=tmp_path / "out", dtype="fp16")
+    with pytest.raises(ConfigError) as caught:
+        convert_bundle(tmp_path / "bundle", to=target, out=tmp_path / "out", dtype="fp16")
+    assert str(caught.value).startswith("rows of table 'item' reach ")
+    assert message in str(caught.value)
+    assert str(caught.value).endswith("; take dtype fp32")
     assert not (tmp_path / "out").exists()
 
 
@@ -184,6 +203,28 @@ def test_names_of_tables_become_names_of_folders() -> None:
         for name in ("a/b", "a.b", "../up", "größe")
     ]
     assert folder_names(specs) == {"a/b": "a.b", "a.b": "a.b.2", "../up": "up", "größe": "größe"}
+
+
+def test_a_table_may_be_called_as_a_file_of_the_conversion(tmp_path: Path) -> None:
+    names = ["read.py", "manifest.json"]
+    specs = [TableSpec(name=name, num_embeddings=3, embedding_dim=2, feature_names=[name]) for name in names]
+    save_bundle(tmp_path / "bundle", TableCollection(specs))
+    report = convert_bundle(tmp_path / "bundle", to="parquet", out=tmp_path / "out").report
+    assert report["max_difference"] == 0
+    assert {"read.py", "read.py.2", "manifest.json", "manifest.json.2"} < set(entries(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_a_number_that_is_wrong_is_seen_whatever_its_table_holds(scale: float) -> None:
+    """Differences are judged in units of their own table, beside which another may hold far larger numbers."""
+    large, small = np.full((2, 4), 100.0, np.float32), np.full((2, 4), scale, np.float32)
+    asked = [
+        _Asked(name=name, table=name, inputs={"ids": np.arange(2)}, expected=rows)
+        for name, rows in (("large", large), ("small", small))
+    ]
+    exact = _parity(asked, [large, small], {}, None, compared="rows")
+    wrong = _parity(asked, [large, small * 0.999], {}, None, compared="rows")
+    assert (exact.relative, round(wrong.relative, 6)) == (0, 0.001)
 
 
 def test_the_page_shows_the_scripts() -> None:

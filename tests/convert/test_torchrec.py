@@ -84,6 +84,24 @@ def test_rows_that_are_fbgemms_own_are_kept(kind: str, tmp_path: Path) -> None:
     assert other["max_difference"] == 0
 
 
+def test_a_table_of_one_id(tmp_path: Path) -> None:
+    spec = TableSpec(name="one", num_embeddings=1, embedding_dim=4, feature_names=["one"])
+    save_bundle(tmp_path / "bundle", TableCollection([spec]))
+    assert convert_bundle(tmp_path / "bundle", to="torchrec", out=tmp_path / "out").report["max_difference"] == 0
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("largest", [1e5, 1e-6])
+def test_rows_that_fp16_steps_cannot_say_are_refused(dtype: str, largest: float, tmp_path: Path) -> None:
+    spec = TableSpec(name="t", num_embeddings=50, embedding_dim=16, feature_names=["t"])
+    tables = TableCollection([spec])
+    with tables.writing(), torch.no_grad():
+        tables.weights()["t"].uniform_(-largest, largest)[3, 2] = largest
+    save_bundle(tmp_path / "bundle", tables)
+    with pytest.raises(ConfigError, match=r"rows of table 't' reach 1e[+-]0[56].*; take dtype fp32"):
+        convert_bundle(tmp_path / "bundle", to="torchrec", out=tmp_path / "out", dtype=dtype)
+
+
 def test_a_second_process_reads_it(tmp_path: Path) -> None:
     """A run's bundle: embeddings and weights for each id; bags; the network scores labelled rows by what was read."""
     bundle, data = trained_bundle(tmp_path, tables={"method": "hash", "num_rows": 20, "dim": 8})

@@ -413,7 +413,28 @@ def test_nothing_is_written_over(bundle: Path) -> None:
     assert file_digest(bundle / TABLES) == before
 
 
+def test_a_copy_has_the_files_of_the_bundle_alone_and_lies_elsewhere(tmp_path: Path) -> None:
+    """Modes are not copied: of a folder that is only read a copy can be written all the same."""
+    files = {"more/deep/note.txt": lambda path: path.write_text("note")}
+    save_bundle(tmp_path / "b", plain(), files=files)
+    source = Bundle(tmp_path / "b")
+    assert "more/deep/note.txt" in source.files
+    with pytest.raises(ConfigError, match="inside' lies inside of '.*b', which is only read; choose another folder"):
+        copy_bundle(source, tmp_path / "b/inside")
+    (tmp_path / "b/mine.txt").write_text("mine")
+    (tmp_path / "b" / TABLES).chmod(0o400)
+    copy_bundle(source, tmp_path / "copy")
+    assert not (tmp_path / "copy/mine.txt").exists()
+    assert (tmp_path / "copy" / TABLES).stat().st_mode & 0o200
+    assert Bundle(tmp_path / "copy").checksum == source.checksum
+    copy_bundle(source, tmp_path / "less", leave_out=["more"])
+    assert set(Bundle(tmp_path / "less").files) == set(source.files) - {"more/deep/note.txt"}
+
+
 def test_what_can_not_be_saved(tmp_path: Path) -> None:
+    for name in ("../evil.txt", "/evil.txt", "a/../../evil.txt"):
+        with pytest.raises(ConfigError, match=f"files has the name '{name}', which is no file inside of the bundle"):
+            save_bundle(tmp_path / "b", plain(), files={name: lambda path: path.touch()})
     with pytest.raises(ConfigError, match=r"can't be saved as JSON: .*Path.*; give plain values"):
         save_bundle(tmp_path / "b", plain(), facts={"path": tmp_path})
     broken = plain()
@@ -448,7 +469,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert "can't be written" in done.stdout, done.stderr
     assert "File too large" in done.stdout
     assert "make room or choose another folder" in done.stdout
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_earlier_stage_is_not_served(tmp_path: Path) -> None:

@@ -125,3 +125,14 @@ def test_many_small_steps_change_a_code() -> None:
 def test_what_can_not_be_trained_through_a_codec(changes: dict, codecs: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         StraightThrough(collection(**changes), codecs)
+
+
+def test_a_refusal_leaves_the_rows_of_all_tables_as_they_are() -> None:
+    tables = collection()
+    with tables.writing(), torch.no_grad():
+        tables.weights()["b"][7, 3] = 1e30
+    before = rows_of(tables)
+    through = StraightThrough(tables, {"a": "int2", "b": "int2"})
+    with pytest.raises(ConfigError, match=r"rows reach 1e\+30"):
+        through.__enter__()
+    assert all(torch.equal(rows, before[name]) for name, rows in rows_of(tables).items())

@@ -8,8 +8,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from embank.compression import unified_specs
+from embank.ctr_models import CTRModel
 from embank.pipelines.cli.app import app
 from embank.pipelines.data.schema import Schema
+from embank.pipelines.runs import codecs as codecs_module
 from embank.pipelines.runs.codecs import LADDER, choose_codecs
 from embank.pipelines.runs.evaluate import evaluate, evaluate_bundle, figures_of
 from embank.pipelines.runs.export import export_run
@@ -19,7 +22,7 @@ from embank.pipelines.runs.open import best_model
 from embank.pipelines.search.fields import field_space
 from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.trainer import Trainer
-from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, pack_collection
+from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, TableSpec, pack_collection
 from tests.scripts import script
 from tests.training.runs import config, timeless, train
 from tests.training.test_resume import StopAt
@@ -76,6 +79,28 @@ def test_auto_takes_what_the_bound_allows(run: Path, data: Path) -> None:
     assert nothing.valid_auc >= nothing.fp32_auc == little.fp32_auc
     assert everything.nbytes <= little.nbytes == found.nbytes() <= nothing.nbytes <= nothing.fp32_nbytes
     assert little.num_evaluations <= 1 + 3 * len(little.codecs)
+
+
+def test_tables_that_read_the_same_rows_get_one_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared rows are held once for each codec that their tables have: two codecs would take more than either."""
+    names = ("user", "item", "query", "geo")
+    specs = unified_specs(
+        rows=20_000, width=8, lookups=dict.fromkeys(names, 2), num_embeddings=dict.fromkeys(names, 50)
+    )
+    alone = TableSpec(name="alone", num_embeddings=20_000, embedding_dim=8, feature_names=["alone"])
+    tables = TableCollection([*specs, alone])
+    model = CTRModel(tables, torch.nn.Identity())
+    lost = dict(zip(LADDER, (0, 0.00001, 0.00002, 0.0001, 0.0003, 0.0006, 0.002), strict=True))
+
+    def auc(self: Any, codecs: dict[str, str]) -> float:
+        """In place of validation: what a table loses is known."""
+        return 0.8 - sum(lost[codec] for codec in codecs.values())
+
+    monkeypatch.setattr(codecs_module._Search, "auc", auc)
+    chosen = choose_codecs(model, Path("unread"), max_auc_loss=0.0005)
+    assert len({chosen.codecs[name] for name in names}) == 1
+    assert chosen.nbytes == pack_collection(tables, codec=chosen.codecs).nbytes()
+    assert chosen.nbytes <= pack_collection(tables, codec="int6").nbytes() < chosen.fp32_nbytes / 4
 
 
 def test_the_command_line_exports_and_tells_what_was_chosen(run: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torchrec import KeyedJaggedTensor
 
 from embank.compression import METHODS
 from embank.ctr_models.metrics.auc import roc_auc
@@ -38,6 +40,9 @@ TRAIN = {"epochs": 1, "table_lr": 0.05, "num_threads": 1}
 
 def auc_of(scores: Sequence[float], labels: Sequence[int]) -> float:
     return roc_auc(torch.tensor(scores, dtype=torch.float64), torch.tensor(labels) == 1)
+
+
+_CENTS, _MILLS = pl.Decimal(5, 2), pl.Decimal(9, 3)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +109,15 @@ def test_scores_are_those_of_the_evaluation(raw: Path, run: Path, tmp_path: Path
     model = load_model(run)
     [batch] = Loader(raw / "data", "test", batch_size=8192, shuffle=False).epoch(0)
     np.testing.assert_array_equal(model.score_ids(batch.sparse, batch.dense), frame["score"])
+    lengths = batch.sparse.lengths().clone().view(len(batch.sparse.keys()), -1)
+    place = batch.sparse.keys().index("user")
+    lengths[place, :2] = torch.tensor([2, 0])
+    other = KeyedJaggedTensor(keys=batch.sparse.keys(), values=batch.sparse.values(), lengths=lengths.flatten())
+    with pytest.raises(DataError, match="feature 'user' has one value in each row, and row 0 of the given ids has 2"):
+        model.score_ids(other, batch.dense)
+    values, own = batch.sparse["user"].values(), batch.sparse["user"].lengths()
+    with pytest.raises(DataError, match="which the batch lacks; it has: user"):
+        model.score_ids(KeyedJaggedTensor(keys=["user"], values=values, lengths=own), batch.dense)
     np.testing.assert_array_equal(model.score(pl.read_csv(raw / "test.csv", infer_schema=False)), frame["score"])
     rows = pl.read_csv(raw / "test.csv", infer_schema=False).to_dicts()
     one_by_one = np.concatenate([model.score([row]) for row in rows[:50]])
@@ -309,7 +323,7 @@ def test_bad_input_is_told(raw: Path, run: Path, tmp_path: Path) -> None:
 def test_what_csv_can_not_hold_is_refused_before_it_is_scored(raw: Path, run: Path, tmp_path: Path) -> None:
     frame = pl.read_csv(raw / "test.csv", infer_schema=False).with_columns(bag=pl.lit([1, 2]))
     frame.write_parquet(tmp_path / "test.parquet")
-    with pytest.raises(DataError, match="column 'bag' has type List"):
+    with pytest.raises(DataError, match="test.parquet: column 'bag' has type large_list<item: int64>, which CSV"):
         predict(run, tmp_path / "test.parquet", tmp_path / "s.csv", keep=["bag"])
     predict(run, tmp_path / "test.parquet", tmp_path / "s.parquet", keep=["bag", "user", "bag"])
     assert pl.read_parquet(tmp_path / "s.parquet").columns == ["bag", "user", "score"]
@@ -470,3 +484,23 @@ def test_the_command(raw: Path, run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "200 rows scored by bundle" in done.stdout
     assert "values that training did not have: city" in done.stdout
+
+
+def test_files_of_several_types_and_an_output_that_is_an_input(raw: Path, run: Path, tmp_path: Path) -> None:
+    """Kept values stay what they are; and no other spelling of an input's path makes it an output."""
+    frame = pl.read_csv(raw / "test.csv", infer_schema=False)
+    prices = [
+        frame.with_columns(price=pl.lit(price).cast(kind)) for price, kind in (("1.1", _CENTS), ("1.234", _MILLS))
+    ]
+    for number, own in enumerate(prices):
+        own.write_parquet(tmp_path / f"{number}.parquet")
+    predict(run, [tmp_path / "0.parquet", tmp_path / "1.parquet"], tmp_path / "out.parquet", keep=["price"])
+    kept = pl.read_parquet(tmp_path / "out.parquet")["price"]
+    assert [kept[0], kept[-1]] == [Decimal("1.1"), Decimal("1.234")]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "1.parquet")
+    for asked, out in (("0.parquet", "sub/../0.parquet"), ("link.parquet", "1.parquet")):
+        before = (tmp_path / out).read_bytes()
+        with pytest.raises(DataError, match="is an input too"):
+            predict(run, tmp_path / asked, tmp_path / out, overwrite=True)
+        assert (tmp_path / out).read_bytes() == before

@@ -8,11 +8,12 @@ import polars as pl
 import pytest
 import torch
 
-from embank.pipelines import align_vectors, apply_alignment, compress_vectors, load_alignment, prepare
+from embank.pipelines import align_vectors, apply_alignment, compress_vectors, import_source, load_alignment, prepare
 from embank.pipelines.vectors.sources import TableVectors, matched
 from embank.tables import CheckpointError, ConfigError, DataError, TableCollection, TableSpec, save_bundle
 from tests.compression.codecs import random_rows
 from tests.compression.test_alignment import rotation
+from tests.convert.bundles import HASHED
 from tests.pages import embank
 from tests.training.runs import train
 
@@ -94,6 +95,22 @@ def test_tables_of_bundles_and_compressed_folders_are_sources(tmp_path: Path) ->
     report = align_vectors(tmp_path / "old", turned, tmp_path / "keyed")
     assert (report.by, report.num_matched) == ("keys", 80)
     assert report.after["orthogonal"].cosine > 0.999
+
+
+def test_tables_of_hashes_of_tokens_have_no_rows_to_list(tmp_path: Path) -> None:
+    save_bundle(tmp_path / "hashed", TableCollection(HASHED))
+    new, told = (
+        npy(tmp_path / "new.npy", random_rows(40, 4)),
+        "the ids of table 'any' of bundle .* are hashes of tokens",
+    )
+    with pytest.raises(ConfigError, match=told):
+        align_vectors(new, tmp_path / "hashed", tmp_path / "map", table="any")
+    align_vectors(new, npy(tmp_path / "old.npy", random_rows(40, 4)), tmp_path / "map")
+    with pytest.raises(ConfigError, match=told):
+        apply_alignment(tmp_path / "map", tmp_path / "hashed", tmp_path / "out.npy", table="any")
+    with pytest.raises(ConfigError, match=told):
+        import_source(tmp_path / "hashed", tmp_path / "imported", kind="embank")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hashed", "map", "new.npy", "old.npy"]
 
 
 def test_sources_that_tell_nothing_are_refused(tmp_path: Path) -> None:

@@ -112,7 +112,13 @@ def test_a_folder_gives_back_what_its_codec_holds(are_numbers: bool, tmp_path: P
         stored.lookup(["3"] if are_numbers else [3])
     with pytest.raises(DataError, match="there is no row 300"):
         stored.take([0, 300])
-    assert stored.lookup([]).shape == (0, 16)
+    assert stored.lookup([]).shape == stored.take([]).shape == (0, 16)
+    for rows in (torch.arange(300) == 7, [0.9, 1.7], np.array([1.0])):
+        with pytest.raises(DataError, match="are asked for by (bool|float32|float64) numbers; give whole ones"):
+            stored.take(rows)
+    for asked in ([keys[0], "doc" if are_numbers else 3], [2**130]):
+        with pytest.raises(DataError, match=r"are of several types, or beyond 64 bits: .*; give all as text, or all"):
+            stored.lookup(asked)
 
 
 def test_a_budget_takes_the_best_on_validation_among_those_that_fit(tmp_path: Path) -> None:

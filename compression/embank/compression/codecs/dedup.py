@@ -66,9 +66,11 @@ def _stand_ins(rows_RD: Tensor, *, share: float) -> Tensor:
     stand_in_R = torch.arange(num_rows)
     if not rows_RD.numel():
         return stand_in_R
-    deviation = float(rows_RD.double().std(correction=0))
-    if deviation == 0:
+    if torch.equal(*rows_RD.aminmax()):
         return torch.zeros_like(stand_in_R)  # all numbers are one
+    mean = sum(float(chunk.double().sum()) for chunk in row_chunks(rows_RD)) / rows_RD.numel()
+    squares = sum(float((chunk.double() - mean).square().sum()) for chunk in row_chunks(rows_RD))
+    deviation = (squares / rows_RD.numel()) ** 0.5
     radius = share * deviation * dim**0.5
     stands_R = torch.zeros(num_rows, dtype=torch.bool)  # for another row already, which must stay as near to its own
     left = stand_in_R

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from embank.pipelines.convert.cases import Case, Original, generated, labelled
-from embank.pipelines.convert.parity import READER, Parity, compared_batches, compared_rows
-from embank.pipelines.convert.targets import Options, Target, target_of
+from embank.pipelines.convert.parity import Parity, compared_batches, compared_rows
+from embank.pipelines.convert.targets import MANIFEST, PARITY, READER, Options, Target, target_of
 from embank.pipelines.reporting import Phase, Reporter
 from embank.pipelines.runs.model import bundle_of
 from embank.tables import Bundle
@@ -20,7 +20,6 @@ from embank.tables.serving.bundle import folder_nbytes
 from embank.tables.storage.new_folder import new_folder
 from embank.tables.version import embank_version
 
-PARITY, MANIFEST = "parity.json", "manifest.json"
 _READERS = Path(__file__).parent / "readers"
 
 
@@ -157,12 +156,9 @@ def _refuse_other(target: Target, parity: Parity, *, dtype: str, original: Origi
     most = target.tolerance.get(dtype)
     if original.precision == "bf16" and target.gives == "scores":
         most = 0.02  # what is written computes in fp32
-    if most is not None and not parity.max_difference <= most * max(1.0, _largest(parity)):
+    if most is not None and not parity.relative <= most:
+        of = "" if parity.facts["compared"] == "scores" else " of the largest"
         raise WorkError(
-            f"target '{target.name}' gives numbers that differ from the bundle's by up to {parity.max_difference:.2g}, "
+            f"target '{target.name}' gives numbers that differ from the bundle's by up to {parity.relative:.2g}{of}, "
             f"where {most:.0e} is expected. {cure}"
         )
-
-
-def _largest(parity: Parity) -> float:
-    return float(parity.facts["largest_number"])

@@ -22,7 +22,6 @@ from embank.tables.collections.paths import summed
 from embank.tables.errors import WorkError
 from embank.tables.serving.table import looked_up
 
-READER = "read.py"
 _CHECK = Path(__file__).parent / "readers" / "check.py"
 
 
@@ -44,11 +43,14 @@ class Parity:
     Args:
         facts: for the report.
         max_difference: of all numbers.
+        relative: the largest difference in units of what it is judged by: of rows the largest number of their table,
+            of values the largest of all, of scores 1.
         finite: whether all numbers that were read are.
     """
 
     facts: Mapping[str, Any]
     max_difference: float
+    relative: float
     finite: bool
 
 
@@ -138,12 +140,13 @@ def _parity(
                 f"{list(question.expected.shape)}. Nothing was left behind; this is a mistake of embank"
             )
         differences.append(np.abs(answer.astype(np.float64) - question.expected.astype(np.float64)))
+    sizes = [float(np.abs(question.expected).max()) if question.expected.size else 0.0 for question in asked]
     count = sum(part.size for part in differences)
     largest = max((float(part.max()) for part in differences if part.size), default=0.0)
     facts = {
         "compared": compared,
         "numbers": count,
-        "largest_number": max((float(np.abs(q.expected).max()) for q in asked if q.expected.size), default=0.0),
+        "largest_number": max(sizes, default=0.0),
         "max_difference": largest,
         "mean_difference": sum(float(part.sum()) for part in differences) / max(count, 1),
         "auc": auc,
@@ -157,8 +160,19 @@ def _parity(
         ],
         "second_process": said,
     }
+    units = {"rows": sizes, "values": [max(sizes, default=0.0)] * len(sizes), "scores": [1.0] * len(sizes)}[compared]
+    relative = max(
+        (_share(float(part.max()), unit) for part, unit in zip(differences, units, strict=True) if part.size),
+        default=0.0,
+    )
     finite = all(bool(np.isfinite(answer).all()) for answer in answers)
-    return Parity(facts=facts, max_difference=largest, finite=finite)
+    return Parity(facts=facts, max_difference=largest, relative=relative, finite=finite)
+
+
+def _share(difference: float, unit: float) -> float:
+    if difference == 0:
+        return 0.0
+    return difference / unit if unit > 0 else float("inf")
 
 
 def _auc(original: Original, data: Sequence[Case], values: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embank.pipelines.convert.cases import Original
-from embank.pipelines.convert.targets import Options
-from embank.pipelines.data.preprocessing.rules import TOKENS
+from embank.pipelines.convert.targets import OWN_FILES, Options
+from embank.pipelines.data.preprocessing.rules import TOKENS, token_files
 from embank.pipelines.vectors.store import FACTS, load_vectors
 from embank.tables.ids.vocabulary import TOKEN
 from embank.tables.serving.export.decoded import listed_tables
@@ -22,13 +22,15 @@ def write(folder: Path, original: Original, options: Options) -> Mapping[str, An
     """See `Target.write`."""
     tables = listed_tables(original.collection, target="parquet")
     bundle = original.bundle
+    files = token_files(feature for entry in bundle.entries for feature in entry.feature_names)
 
     def tokens(spec: TableSpec, size: int) -> Iterator[Sequence[str | None]]:
         if FACTS in bundle.facts:  # of `embank compress`: keys of its only table
             return _keys(load_vectors(bundle.path).keys, size)
-        return _tokens(bundle.path / TOKENS, spec, size)
+        return _tokens(bundle.path / TOKENS, spec, size, files=files)
 
-    return {"tables": write_parquet(folder, tables, tokens=tokens if options.tokens else None, written=options.written)}
+    told = tokens if options.tokens else None
+    return {"tables": write_parquet(folder, tables, tokens=told, written=options.written, taken=OWN_FILES)}
 
 
 def _keys(keys: pl.Series | None, size: int) -> Iterator[Sequence[str | None]]:
@@ -37,13 +39,12 @@ def _keys(keys: pl.Series | None, size: int) -> Iterator[Sequence[str | None]]:
             yield keys[start : start + size].cast(pl.String).to_arrow()
 
 
-def _tokens(home: Path, spec: TableSpec, size: int) -> Iterator[Sequence[str | None]]:
+def _tokens(home: Path, spec: TableSpec, size: int, *, files: Mapping[str, str]) -> Iterator[Sequence[str | None]]:
     """Tokens of a table's ids, those of its feature, which has a vocabulary; None of unknown and missing values."""
-    files = [home / f"{feature}.parquet" for feature in spec.feature_names]
-    found = [file for file in files if file.is_file()]
-    if len(files) != 1 or not found:  # ids of a table that several features read have no one token
+    own = [home / files[feature] for feature in spec.feature_names]
+    if len(own) != 1 or not own[0].is_file():  # ids of a table that several features read have no one token
         return
-    with pq.ParquetFile(found[0]) as file:
+    with pq.ParquetFile(own[0]) as file:
         if file.metadata.num_rows != spec.num_embeddings:
             return
         for batch in file.iter_batches(batch_size=size, columns=["token", "kind"]):

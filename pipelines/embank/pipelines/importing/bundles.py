@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from embank.compression.budget.coded import share_coded
-from embank.pipelines.data.preprocessing.rules import TOKENS
+from embank.pipelines.data.preprocessing.rules import TOKENS, token_files
 from embank.pipelines.importing.matching import Matching, match
 from embank.pipelines.importing.report import Imported, ImportedTable, imported_table
 from embank.pipelines.importing.rows import matched_rows
@@ -171,10 +171,10 @@ def _token_files(
     one table."""
     facts: dict[str, Any] = {}
     files: dict[str, Callable[[Path], None]] = {}
-    for name, matching in matchings.items():
-        if matching.tokens is not None:
-            tokens = matching.tokens
-            files[f"{TOKENS}/{name.replace('/', '.')}.parquet"] = lambda path, tokens=tokens: _write(path, tokens)  # type: ignore[misc]
+    for name, file in token_files(matchings).items():
+        tokens = matchings[name].tokens
+        if tokens is not None:
+            files[f"{TOKENS}/{file}"] = lambda path, tokens=tokens: _write(path, tokens)  # type: ignore[misc]
     if len(matchings) == 1:
         (only,) = matchings.values()
         is_named = only.tokens is not None and not only.tokens.null_count()

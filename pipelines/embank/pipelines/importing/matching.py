@@ -112,7 +112,7 @@ def _beside_keys(table: SourceTable, keys: pl.Series, tokens: RowTokens) -> RowT
                 f"{tokens.what} would name its rows by their order; leave --vocab out"
             )
         return None
-    order = keys.cast(pl.Int64).to_numpy()
+    order = _int64(table, keys)
     if len(order) and (order != np.arange(len(order))).any():
         row = int(np.flatnonzero(order != np.arange(len(order)))[0])
         raise ConfigError(
@@ -141,8 +141,21 @@ def _by_token(table: SourceTable, tokens: RowTokens, vocabulary: Vocabulary) -> 
     return Matching.of_rows(table.name, rows_N, table.vectors.num_rows, by="token")
 
 
+def _int64(table: SourceTable, keys: pl.Series) -> npt.NDArray[np.int64]:
+    """Whole numbers as int64 [K].
+
+    Raises:
+        DataError: one is larger.
+    """
+    largest = keys.max()
+    if isinstance(largest, int) and largest > np.iinfo(np.int64).max:
+        row = keys.arg_max()
+        raise DataError(f"'{table.vectors.path}', row {row:,}: id {largest} is beyond int64, as no table is", row=row)
+    return keys.cast(pl.Int64).to_numpy()
+
+
 def _by_id(table: SourceTable, keys: pl.Series, num_ids: int | None) -> Matching:
-    ids_K = keys.cast(pl.Int64).to_numpy()
+    ids_K = _int64(table, keys)
     if ids_K.size and int(ids_K.min()) < 0:
         row = int(np.argmin(ids_K))
         raise DataError(f"'{table.vectors.path}', row {row:,}: id {ids_K[row]} is below 0; ids begin with 0", row=row)

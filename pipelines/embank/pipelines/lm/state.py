@@ -109,7 +109,6 @@ def save_lm(
 
 
 def _write_dense(folder: Path, dense: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     buffer = io.BytesIO()  # `torch.save` to a full disk hides the operating system's error
     torch.save(dict(dense), buffer)

@@ -131,7 +131,6 @@ def write_corpus(
     """
     temporary = temporary_beside(folder)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         tokenizer.save(str(temporary / "tokenizer.json"))
         facts: dict[str, Any] = {"vocab_size": tokenizer.get_vocab_size(), "splits": {}}

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from embank.ctr_models import CTRModel
 from embank.pipelines.runs.evaluate import evaluate
 from embank.tables import ConfigError, PackedCollection, TableCollection, pack_collection
+from embank.tables.rows.held_bytes import distinct_nbytes, tensors_of
 from embank.tables.serving.codecs.registry import row_codec
 
 AUTO = "auto"
@@ -52,7 +55,8 @@ def choose_codecs(
 ) -> CodecChoice:
     """The fewest bytes whose loss of AUC on validation stays within a bound.
 
-    Tables are taken from the largest on, those of less than a hundredth of all bytes as one. Each gets the last codec
+    Tables are taken from the largest on, those of less than a hundredth of all bytes as one, and as one, too, those
+    that read the same rows, which are held once for each codec that they have. Each gets the last codec
     of `LADDER` up to which the model loses no more than the bound, the codecs of the tables before it included; so a
     large table may use up what there is to lose. The test split is not read.
 
@@ -72,7 +76,7 @@ def choose_codecs(
     plain = pack_collection(model.tables)
     codecs = {spec.name: "fp32" for spec in model.tables.specs}
     fp32_auc = best_auc = search.auc(codecs)
-    for tables in _groups({spec.name: pack.nbytes() for spec, pack in plain.packed_tables()}):
+    for tables in _groups(_sharing(plain)):
         level, low, high = 0, 1, len(LADDER) - 1
         while low <= high:  # fewer bits never gain AUC but by chance
             middle = (low + high) // 2
@@ -108,12 +112,24 @@ def refuse_codec(codec: str) -> None:
         row_codec(codec, also=[AUTO])
 
 
-def _groups(nbytes: Mapping[str, int]) -> list[list[str]]:
-    """Tables from the largest down, one each; the small ones together, last."""
+def _sharing(collection: PackedCollection) -> dict[tuple[str, ...], int]:
+    """Tables that read a matrix in common, and the bytes of them together; most tables are alone."""
+    sets: list[tuple[list[str], set[int], list[Tensor]]] = []
+    for spec, pack in collection.packed_tables():
+        names, matrices, tensors = [spec.name], {id(coded) for coded in pack.coded}, tensors_of(pack)
+        for other in [other for other in sets if other[1] & matrices]:
+            names, matrices, tensors = other[0] + names, other[1] | matrices, other[2] + tensors
+            sets.remove(other)
+        sets.append((names, matrices, tensors))
+    return {tuple(names): distinct_nbytes(tensors) for names, _, tensors in sets}
+
+
+def _groups(nbytes: Mapping[tuple[str, ...], int]) -> list[list[str]]:
+    """Tables that get one codec, from the largest sets down; the small ones together, last."""
     total = sum(nbytes.values())
-    order = sorted(nbytes, key=lambda name: (-nbytes[name], name))
-    large = [[name] for name in order if nbytes[name] >= _SMALL * total]
-    small = order[len(large) :]
+    order = sorted(nbytes, key=lambda names: (-nbytes[names], names))
+    large = [list(names) for names in order if nbytes[names] >= _SMALL * total]
+    small = [name for names in order[len(large) :] for name in names]
     return [*large, *([small] if small else [])]
 
 

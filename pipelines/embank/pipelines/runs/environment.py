@@ -39,10 +39,17 @@ def environment_of(fingerprint: str) -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """Commit of the checkout that embank runs from; None for an installed package."""
-    here = Path(__file__).parent
+    here = Path(__file__)
+    # A package that is installed below somebody else's checkout is none of it.
+    is_ours = _git(here.parent, "ls-files", "--error-unmatch", here.name) is not None
+    return _git(here.parent, "rev-parse", "HEAD") if is_ours else None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git answers in a folder; None where it refuses, or is not there."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

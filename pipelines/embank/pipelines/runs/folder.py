@@ -26,10 +26,10 @@ LOCK = ".lock"
 ROWS = "rows"
 CORPUS = "corpus"
 _CORPUS_FILES = frozenset({"tokenizer.json", "train.npy", "valid.npy", "test.npy", "corpus.json", "checksums.json"})
-_LEFTOVER_CORPUS = re.compile(r"^\.corpus\.(tmp-\d+|removed)$")
+_LEFTOVER_CORPUS = re.compile(r"^\.corpus\.(tmp-[0-9a-f]+|removed)$")
 _CHECKPOINT = re.compile(r"^step-\d{9}(-stage-\d+)?(-evaluated)?$")
-_LEFTOVER = re.compile(r"^\.step-\d{9}(-stage-\d+)?(-evaluated)?\.(tmp-\d+|removed)$")
-_LEFTOVER_BUNDLE = re.compile(r"^\.bundle\.(tmp-\d+|removed)$")
+_LEFTOVER = re.compile(r"^\.step-\d{9}(-stage-\d+)?(-evaluated)?\.(tmp-[0-9a-f]+|removed)$")
+_LEFTOVER_BUNDLE = re.compile(r"^\.bundle\.(tmp-[0-9a-f]+|removed)$")
 
 
 class RunFolder:

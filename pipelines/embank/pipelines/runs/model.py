@@ -18,7 +18,8 @@ from embank.pipelines.data.preprocessing.few import MOST_ROWS, FewRows
 from embank.pipelines.data.preprocessing.frames import chunk_of
 from embank.pipelines.data.preprocessing.rules import PREPROCESS, Preprocessing
 from embank.pipelines.runs.scoring import Scorer
-from embank.tables.errors import CheckpointError, ConfigError
+from embank.tables.collections.ids import missing_ids
+from embank.tables.errors import CheckpointError, ConfigError, DataError
 from embank.tables.serving.bundle import Bundle, Verify, is_bundle
 from embank.tables.wording import did_you_mean
 
@@ -178,13 +179,24 @@ class ServedModel:
         Args:
             features: a KeyedJaggedTensor with the ids of all categorical features.
             dense_BI: numbers after their transforms, fp32; None for a model without.
+
+        Raises:
+            DataError: a feature is missing, or one that holds a value in each row has bags of other sizes.
         """
         lengths_FB = features.lengths().view(len(features.keys()), -1)
         bounds = [0, *torch.cumsum(lengths_FB.sum(dim=1), dim=0).tolist()]
         places = {key: place for place, key in enumerate(features.keys())}
         ids, lengths = {}, {}
         for name in self.scorer.features:
+            if name not in places:
+                raise missing_ids(name, table=name, present=places)
             place = places[name]
+            if name not in self.scorer.multivalued and not bool((lengths_FB[place] == 1).all()):
+                row = int((lengths_FB[place] != 1).nonzero()[0])
+                raise DataError(
+                    f"feature '{name}' has one value in each row, and row {row:,} of the given ids has "
+                    f"{int(lengths_FB[place][row])} of it"
+                )
             ids[name] = features.values()[bounds[place] : bounds[place + 1]].long()
             if name in self.scorer.multivalued:
                 lengths[name] = lengths_FB[place]

@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 from embank.pipelines.data.loading.ahead import Clock, run_ahead
 from embank.pipelines.data.preprocessing.encode import RowEncoder
 from embank.pipelines.data.preprocessing.encoded import Encoded
-from embank.pipelines.data.sources.formats.base import Source, check_column
+from embank.pipelines.data.sources.formats.base import Source
 from embank.pipelines.locks import hold_lock
 from embank.pipelines.reporting import Phase, Reporter
+from embank.pipelines.runs.kept import KeptColumns
 from embank.pipelines.runs.model import BATCH_ROWS, ServedModel, load_model
 from embank.tables.errors import ConfigError, DataError, WorkError
 from embank.tables.storage.atomic import publish_file, remove_folder, replace_text, temporary_beside
@@ -100,18 +101,16 @@ def predict(
     out = Path(out).absolute()
     model = load_model(path, verify=True)
     source = model.rules.open(paths, format=format)
-    keep = list(dict.fromkeys(keep))
-    for name in keep:
-        check_column(source, name, whose="is to be kept")
     if SCORE in keep:
         raise ConfigError(f"a column {SCORE!r} can't be kept: it is the name of the scores. Rename it in the input.")
+    kept = KeptColumns(source, keep, is_csv=out.suffix == ".csv")
     _refuse_out(out, paths, overwrite=overwrite)
-    parts = _Parts(out, identity=_identity(model, paths, keep, format))
+    parts = _Parts(out, identity=_identity(model, paths, kept.names, format))
     held = f"another process is writing {out}. Wait for it, or give another --out."
     with hold_lock(out.with_name(f".{out.name}.lock"), held=held, error=DataError):
         try:
-            return _predict(model, source, parts, keep=keep, resume=resume, reporter=reporter or Reporter())
-        except DataError:
+            return _predict(model, source, parts, kept=kept, resume=resume, reporter=reporter or Reporter())
+        except (DataError, pl.exceptions.PolarsError):
             parts.abandon()
             raise
         except OSError as error:
@@ -124,7 +123,7 @@ def predict(
 
 
 def _predict(
-    model: ServedModel, source: Source, parts: _Parts, *, keep: list[str], resume: bool, reporter: Reporter
+    model: ServedModel, source: Source, parts: _Parts, *, kept: KeptColumns, resume: bool, reporter: Reporter
 ) -> Prediction:
     began = time.monotonic()
     done = parts.begin(resume=resume)
@@ -132,18 +131,18 @@ def _predict(
         reporter.note(f"going on after {done.rows:,} rows that are scored")
     phase = Phase(reporter, "scoring", total=source.total_bytes, unit="bytes")
     unknown, rows, first, scoring = Counter(done.unknown), 0, done.rows, 0.0
-    part = _Part(keep)
-    with closing(_batches(model, source, keep, skip=done.rows, is_csv=parts.is_csv, phase=phase)) as batches:
-        for encoded, kept in batches:
+    part = _Part()
+    with closing(_batches(model, source, kept, skip=done.rows, phase=phase)) as batches:
+        for encoded, beside in batches:
             started = time.monotonic()
             scores = model.score_encoded(encoded)
             scoring += time.monotonic() - started
-            part.add(kept, scores)
+            part.add(beside, scores)
             unknown.update(encoded.unknown)
             rows += encoded.num_rows
             if part.num_rows >= PART_ROWS:
                 parts.write(part.frame(), rows=first + rows, unknown=dict(unknown))
-                part = _Part(keep)
+                part = _Part()
     if part.num_rows or first + rows == 0:
         parts.write(part.frame(), rows=first + rows, unknown=dict(unknown))
     if first + rows < done.rows or (first and rows == 0 and not parts.count):
@@ -163,8 +162,8 @@ def _predict(
 class _Part:
     """Scored rows that are not written yet."""
 
-    def __init__(self, keep: list[str]) -> None:
-        self._keep, self._frames, self.num_rows = keep, list[pl.DataFrame](), 0
+    def __init__(self) -> None:
+        self._frames, self.num_rows = list[pl.DataFrame](), 0
 
     def add(self, kept: pl.DataFrame, scores: Any) -> None:
         self._frames.append(kept.with_columns(pl.Series(SCORE, scores)))
@@ -177,13 +176,13 @@ class _Part:
 
 
 def _batches(
-    model: ServedModel, source: Source, keep: list[str], *, skip: int, is_csv: bool, phase: Phase
+    model: ServedModel, source: Source, kept: KeptColumns, *, skip: int, phase: Phase
 ) -> Generator[tuple[Encoded, pl.DataFrame], None, None]:
     """All rows but the first `skip`, in batches of BATCH_ROWS, as `embank evaluate` scores them."""
     waiting: list[tuple[Encoded, pl.DataFrame]] = []
     num_waiting = 0
-    for encoded, kept, num_bytes in run_ahead(_encoded(model, source, keep, skip, is_csv), depth=2, clock=Clock()):
-        waiting.append((encoded, kept))
+    for encoded, beside, num_bytes in run_ahead(_encoded(model, source, kept, skip), depth=2, clock=Clock()):
+        waiting.append((encoded, beside))
         num_waiting += encoded.num_rows
         phase.advance(num_bytes, rows=encoded.num_rows)
         if num_waiting >= BATCH_ROWS:
@@ -197,14 +196,14 @@ def _batches(
 
 
 def _joined(waiting: Sequence[tuple[Encoded, pl.DataFrame]]) -> tuple[Encoded, pl.DataFrame]:
-    return Encoded.concatenate([encoded for encoded, _ in waiting]), pl.concat([kept for _, kept in waiting])
+    return Encoded.concatenate([encoded for encoded, _ in waiting]), pl.concat([beside for _, beside in waiting])
 
 
 def _encoded(
-    model: ServedModel, source: Source, keep: list[str], skip: int, is_csv: bool
+    model: ServedModel, source: Source, kept: KeptColumns, skip: int
 ) -> Generator[tuple[Encoded, pl.DataFrame, int], None, None]:
     encoder = RowEncoder(model.rules)
-    wanted = list(dict.fromkeys([*model.rules.columns, *keep]))
+    wanted = list(dict.fromkeys([*model.rules.columns, *kept.names]))
     for chunk in source.chunks(wanted):
         height = chunk.frame.height
         if skip >= height:
@@ -214,20 +213,7 @@ def _encoded(
             before, where = skip, chunk.where
             chunk = replace(chunk, frame=chunk.frame.slice(skip), where=lambda row: where(row + before))  # noqa: B023
             skip = 0
-        kept = chunk.frame.select(keep) if keep else pl.DataFrame(height=chunk.frame.height)
-        if is_csv:
-            _refuse_no_text(kept)
-        yield encoder.encode(chunk), kept, chunk.num_bytes
-
-
-def _refuse_no_text(kept: pl.DataFrame) -> None:
-    """Raises DataError where a column has no text that a CSV could hold."""
-    for name, dtype in kept.schema.items():
-        if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
-            raise DataError(
-                f"column {name!r} has type {dtype}, which CSV can't hold. Give --out a name that ends in .parquet, or "
-                "don't keep it."
-            )
+        yield encoder.encode(chunk), kept.of(chunk), chunk.num_bytes
 
 
 class _Parts:
@@ -324,8 +310,11 @@ def _identity(model: ServedModel, paths: Sequence[Path], keep: Sequence[str], fo
 
 
 def _stamp(path: Path) -> list[int]:
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [number for file in files for number in (file.stat().st_size, file.stat().st_mtime_ns)]
+    return [number for file in _files(path) for number in (file.stat().st_size, file.stat().st_mtime_ns)]
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*")) if path.is_dir() else [path]
 
 
 def _refuse_out(out: Path, paths: Sequence[Path], *, overwrite: bool) -> None:
@@ -333,7 +322,7 @@ def _refuse_out(out: Path, paths: Sequence[Path], *, overwrite: bool) -> None:
         raise ConfigError(f"{out.name} ends neither in .parquet nor in .csv; give --out a name that does.")
     if out.is_dir():
         raise DataError(f"{out} is a folder. Give --out the name of a file.")
-    if any(path.exists() and path.absolute() == out for path in paths):
+    if out.exists() and any(out.samefile(file) for path in paths for file in _files(path)):
         raise DataError(f"{out} is an input too. Give another --out.")
     if out.exists() and not overwrite:
         raise DataError(f"{out} exists already. Give another --out, or --overwrite to replace it.")

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,6 +27,8 @@ POLL_SECONDS = 0.05
 BUSY_SECONDS = 0.5
 """Between looks at runs that another process works on."""
 
+_BEGUN = "== begun"
+"""Begins the line before what a child prints. A log goes on where a run is begun again."""
 _PR_SET_PDEATHSIG = 1
 _PRELOADED = [
     "embank.pipelines.cli.app",
@@ -193,6 +196,8 @@ def _begin(log: Path, num_threads: int) -> None:
     """Turns a new process into a child of the sweep."""
     end_with_parent()
     with log.open("ab") as file, open(os.devnull, "rb") as nothing:
+        file.write(f"{_BEGUN} {datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())  # what earlier starts said is above it
+        file.flush()
         for stream, target in ((nothing, 0), (file, 1), (file, 2)):
             os.dup2(stream.fileno(), target)
     import torch
@@ -221,10 +226,11 @@ def end_with_parent() -> None:
 
 
 def last_words(log: Path, *, code: int) -> str:
-    """What a failed child said: its error message, else its last line, else its signal or exit code."""
-    lines = (
-        [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
-    )
+    """What a failed child said since it was begun: its error message, else its last line, else its signal or exit
+    code."""
+    said = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    starts = [place for place, line in enumerate(said) if line.startswith(_BEGUN)]
+    lines = [line.strip() for line in said[starts[-1] + 1 if starts else 0 :] if line.strip()]
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}{', perhaps for want of memory' if name == 'SIGKILL' else ''}"

@@ -11,10 +11,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from embank.pipelines.data.preprocessing.rules import PREPROCESS, TOKENS, Preprocessing
+from embank.pipelines.data.preprocessing.rules import PREPROCESS, TOKENS, Preprocessing, token_files
 from embank.pipelines.vectors.files import VectorFile, open_vectors
 from embank.pipelines.vectors.store import FACTS, load_vectors
 from embank.tables import Bundle, ConfigError, DataError, PackedTable
+from embank.tables.ids.token_space import NUM_TOKEN_IDS
 from embank.tables.serving.bundle import is_bundle
 from embank.tables.wording import listing, nearest_or_all
 
@@ -45,6 +46,11 @@ class TableVectors(VectorFile):
         self.pack = by_name[self.table]
         self.entry = next(entry for entry in self.bundle.entries if entry.name == self.table)
         self.column = f"table '{self.table}'"
+        if self.entry.num_embeddings >= NUM_TOKEN_IDS:
+            raise ConfigError(
+                f"the ids of table '{self.table}' of bundle '{path}' are hashes of tokens, 2**63 of them, whose rows "
+                "can't be listed; name a table with a vocabulary"
+            )
         self.num_rows, self.dim = self.entry.num_embeddings, self.entry.embedding_dim
 
     @torch.no_grad()
@@ -67,7 +73,8 @@ class TableVectors(VectorFile):
 
     def _imported_tokens(self) -> pl.Series | None:
         """What `embank import` has kept of the tokens of rows; null for one without."""
-        file = self.path / TOKENS / f"{self.table.replace('/', '.')}.parquet"
+        files = token_files(feature for entry in self.bundle.entries for feature in entry.feature_names)
+        file = self.path / TOKENS / files.get(self.table, "")
         if not file.is_file():
             return None
         tokens = pl.read_parquet(file, columns=["token"])["token"].alias("key")

@@ -24,7 +24,7 @@ from embank.tables.method.base import own_table
 from embank.tables.serving.bundle import Verify
 from embank.tables.serving.saving import write_packed
 from embank.tables.storage.refusals import cause_of
-from embank.tables.wording import shown
+from embank.tables.wording import listing, shown
 
 TABLE, FACTS = "vectors", VECTORS
 KEYS, KEY_INDEX = "keys.parquet", "keys.safetensors"
@@ -71,9 +71,15 @@ class StoredVectors:
         """Vectors fp32 [N, D] of N rows, numbered as in the file that was compressed.
 
         Raises:
-            DataError: there is no such row.
+            DataError: there is no such row, or what is given are no whole numbers.
         """
-        rows_N = torch.as_tensor(rows, dtype=torch.int64).reshape(-1)
+        given = torch.as_tensor(rows).reshape(-1)
+        if given.numel() and (given.dtype == torch.bool or given.is_floating_point() or given.is_complex()):
+            raise DataError(
+                f"rows of '{self.path}' are asked for by {str(given.dtype).removeprefix('torch.')} numbers; give whole "
+                "ones (of a mask, `mask.nonzero()`)"
+            )
+        rows_N = given.long()
         outside_N = (rows_N < 0) | (rows_N >= self.num_rows)
         if bool(outside_N.any()):
             raise DataError(
@@ -93,7 +99,7 @@ class StoredVectors:
     def rows_of(self, keys: Keys) -> Tensor:
         """Rows int64 [N] of N keys, see `lookup`."""
         index = self._index
-        asked = keys if isinstance(keys, pl.Series) else pl.Series(list(keys))
+        asked = keys if isinstance(keys, pl.Series) else self._series(list(keys))
         if len(asked) and (asked.dtype.is_integer() != self._are_numbers or asked.null_count()):
             kind = "whole numbers" if self._are_numbers else "text"
             raise DataError(f"the keys of '{self.path}' are {kind}, and {shown(asked[0])} is not, or one is missing")
@@ -102,6 +108,15 @@ class StoredVectors:
         if (rows_N < 0).any():
             raise DataError(f"there is no key {shown(asked[int(np.argmax(rows_N < 0))])} in '{self.path}'")
         return torch.from_numpy(rows_N)
+
+    def _series(self, keys: list[Any]) -> pl.Series:
+        try:
+            return pl.Series(keys)
+        except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
+            raise DataError(
+                f"the keys that are asked for of '{self.path}' are of several types, or beyond 64 bits: "
+                f"{listing(map(shown, keys[:3]))}; give all as text, or all as whole numbers"
+            ) from error
 
     @cached_property
     def keys(self) -> pl.Series | None:

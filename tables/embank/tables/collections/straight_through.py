@@ -62,8 +62,9 @@ class StraightThrough:
     @torch.no_grad()
     def __enter__(self) -> None:
         with self.tables.writing():
-            for name, rows_RD in self._rows().items():
+            for name, rows_RD in self._rows().items():  # a refusal leaves the rows of all tables as they are
                 self._code_again(name, rows_RD)
+            for name, rows_RD in self._rows().items():
                 rows_RD.copy_(self._held[name])
 
     @torch.no_grad()

@@ -62,7 +62,6 @@ def export_memory(memory: MemoryTables, folder: str | Path, *, codec: str = "fp3
     }
     try:
         with writing(f"the export '{folder}'", cure="Make room, or choose another place"):
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             (temporary / MANIFEST).write_text(json.dumps(facts, indent=1))
             write_tensors(temporary / TOKENS, {"ids": memory.compression.ids_V}, facts={}, what="the export")

@@ -64,7 +64,6 @@ def write_records(memory: MemoryTables, texts: Iterable[Tensor], folder: str | P
     temporary = temporary_beside(folder)
     try:
         with writing(f"the records '{folder}'", cure="Make room, or choose another place"):
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             _write_rows(memory, layout, windows_UN, temporary / RECORDS, codec=codec)
             index = {"keys": torch.from_numpy(keys_U), "windows": torch.from_numpy(windows_UN)}

@@ -151,6 +151,7 @@ class Bundle:
         facts: what the writer added.
         embank_version: of the writer.
         has_network: whether there is a network besides the tables.
+        files: names of its files within the folder, the checksums' own aside. Others that lie there are none of it.
         nbytes: bytes of all files.
         checksum: SHA-256 of the file of checksums, which stands for all files: two bundles of one checksum are equal.
 
@@ -176,6 +177,7 @@ class Bundle:
         self._refuse_other_versions(manifest)
         read = _is_small if verify == "small" else lambda name: bool(verify)
         checksums = verify_checksums(self.path, kind="bundle", cure=_CURE, read=read)
+        self.files: list[str] = list(checksums)
         self.checksum: str = file_digest(self.path / CHECKSUMS)["sha256"]
         try:
             self.keys: list[str] = list(manifest["keys"])

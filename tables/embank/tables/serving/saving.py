@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from embank.tables.serving.stored import TensorFile
 from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec, token_hash_version_of
 from embank.tables.storage.checkpoint import refuse_no_tables, refuse_non_finite
-from embank.tables.storage.checksums import CHECKSUMS, write_checksums
+from embank.tables.storage.checksums import is_inside, write_checksums
 from embank.tables.storage.new_folder import new_folder
 from embank.tables.version import embank_version
 
@@ -52,7 +52,8 @@ def save_bundle(
     Raises:
         CheckpointError: the folder exists.
         ConfigError: a table is not in its last stage, rows are sharded, the facts are no JSON, the network holds
-            something else than tensors or the rows of other tables, or a method's module does not name its spine.
+            something else than tensors or the rows of other tables, a method's module does not name its spine, or a
+            name of `files` leads out of the folder.
         WorkError: rows are not finite, or the bundle can't be written (full disk, no permission); nothing is left
             behind.
 
@@ -68,6 +69,7 @@ def save_bundle(
     """
     folder = Path(folder)
     refuse_no_tables(tables, doing="save_bundle")
+    _refuse_outside(files or {})
     network = None if network is None else without_tables(network, tables)
     refuse_non_finite(tables)
     collection = pack_collection(tables, codec=codec)
@@ -141,7 +143,7 @@ def _write(
         shutil.rmtree(scratch)
     (folder / MANIFEST).write_text(manifest)
     for name, write in (files or {}).items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write(folder / name)
     write_checksums(folder)
 
@@ -163,16 +165,25 @@ def copy_bundle(
 
     Raises:
         CheckpointError: the folder exists.
+        ConfigError: it would lie inside of the bundle.
         WorkError: it can't be written; nothing is left behind.
     """
-    with new_folder(Path(folder), kind="bundle") as temporary:
-        shutil.copytree(source.path, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*leave_out))
-        for name, write in (files or {}).items():
-            (temporary / name).unlink()
+    replaced = dict(files or {})
+    with new_folder(Path(folder), kind="bundle", sources=(source.path,)) as temporary:
+        for name in source.files:
+            if name not in replaced and not name.startswith(tuple(f"{own}/" for own in leave_out)):
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source.path / name, temporary / name)
+        for name, write in replaced.items():
             write(temporary / name)
-        if leave_out or files:
-            (temporary / CHECKSUMS).unlink()
-            write_checksums(temporary)
+        write_checksums(temporary)
+
+
+def _refuse_outside(files: Collection[str]) -> None:
+    """Raises ConfigError for a name that is no file's in a folder."""
+    for name in files:
+        if not is_inside(name):
+            raise ConfigError(f"files has the name {name!r}, which is no file inside of the bundle; give such a one")
 
 
 def _entry(spec: TableSpec, pack: PackedTable, stored: TensorFile) -> TableEntry:

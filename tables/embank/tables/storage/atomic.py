@@ -71,8 +71,9 @@ def replace_text(path: Path, text: str, *, cure: str) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Where a file or folder is written before it gets its name: hidden, and of this process alone."""
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    """Where a file or folder is written before it gets its name: hidden, and another one at each call, so that no other
+    writer of the same path, thread, process or container, has it."""
+    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
 
 
 @contextmanager

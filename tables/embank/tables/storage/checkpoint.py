@@ -102,7 +102,7 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
     """
     refuse_no_tables(tables, doing="save_checkpoint")
     folder, processes = Path(folder), tables.processes
-    temporary = Path(processes.first(str(temporary_beside(folder))))  # its name has the first process's id
+    temporary = Path(processes.first(str(temporary_beside(folder))))  # the first one's, which all write into
     with processes.together():  # whoever fails in one of these blocks fails for all, or the others would wait for ever
         if folder.exists():
             raise CheckpointError(f"'{folder}' exists already; a checkpoint is never written over another one")
@@ -112,7 +112,6 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
     try:
         with processes.together():
             if processes.is_first:
-                shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
         held = row_tensors(tables)
         metadata = write_rows(temporary / "rows", held, group=processes.group)

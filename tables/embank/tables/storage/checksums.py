@@ -42,14 +42,14 @@ def refuse_bad_listing(checksums: Mapping[str, Any], *, what: str, cure: str) ->
         CheckpointError: a name, a checksum or a size is none.
     """
     for name, expected in checksums.items():
-        if not _is_inside(name):
+        if not is_inside(name):
             raise CheckpointError(f"{what} is damaged: {name!r} is no file inside of its folder. {cure}")
         kinds = {key: type(value) for key, value in expected.items()} if isinstance(expected, dict) else None
         if kinds != {"sha256": str, "nbytes": int}:
             raise CheckpointError(f"{what} is damaged: its entry {name!r} is {shown(expected)}. {cure}")
 
 
-def _is_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
     """Whether a name leads to a file in a folder and nowhere else, and systems take it."""
     try:
         parts = name.encode().split(b"/")

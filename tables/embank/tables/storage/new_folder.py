@@ -2,14 +2,14 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.storage.atomic import publish, temporary_beside
-from embank.tables.storage.refusals import cause_of
+from embank.tables.storage.refusals import cause_of, is_full
 from embank.tables.storage.resources import refuse_exhausted
 
 
@@ -23,29 +23,33 @@ def new_folder(folder: Path, *, kind: str, sources: tuple[Path, ...] = ()) -> It
         sources: folders that are read meanwhile, inside of which nothing may be written.
 
     Raises:
-        CheckpointError: the folder exists.
+        CheckpointError: the folder exists, or has appeared meanwhile.
         ConfigError: it would lie inside of a source.
         WorkError: it can't be written; nothing is left behind.
     """
     folder = folder.absolute()
+    taken = f"exists already, and a {kind} is never written over anything; choose another folder"
     if folder.exists():
-        raise CheckpointError(
-            f"'{folder}' exists already, and a {kind} is never written over anything; choose another folder"
-        )
+        raise CheckpointError(f"'{folder}' {taken}")
     for source in sources:
         if folder.resolve().is_relative_to(source.resolve()):
             raise ConfigError(f"'{folder}' lies inside of '{source}', which is only read; choose another folder")
     temporary = temporary_beside(folder)
+    above = [parent for parent in folder.parents if not parent.exists()]
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         publish(temporary, folder)
     except (OSError, SafetensorError) as error:
+        if folder.exists():
+            raise CheckpointError(f"'{folder}' {taken}") from error
         refuse_exhausted(error, doing=f"writing the {kind} '{folder}'")
         raise WorkError(
-            f"the {kind} '{folder}' can't be written: {cause_of(error)}. Nothing was left behind; make room or choose "
-            "another folder"
+            f"the {kind} '{folder}' can't be written: {cause_of(error)}. Nothing was left behind; "
+            f"{'make room or ' if is_full(error) else ''}choose another folder"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in above:  # the nearest first; one that holds something stays
+            with suppress(OSError):
+                parent.rmdir()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,24 @@ from embank.tables.storage.refusals import cause_of
 PREPROCESS, INDEX, TOKENS = "preprocess.json", "vocabulary.safetensors", "tokens"
 _VERSION = 1
 _SUFFIXES = {".parquet": "parquet", ".parq": "parquet", ".pq": "parquet"}
+
+
+def token_files(features: Iterable[str]) -> dict[str, str]:
+    """The file in `tokens/` of each feature of a bundle, in the order of its manifest: its name, in which a slash is a
+    dot; names that would be alike are numbered.
+
+    Example:
+        >>> token_files(["item", "emb/item", "emb.item"])
+        {'item': 'item.parquet', 'emb/item': 'emb.item.parquet', 'emb.item': 'emb.item.2.parquet'}
+    """
+    files: dict[str, str] = {}
+    for feature in dict.fromkeys(features):
+        plain = feature.replace("/", ".")
+        file, number = f"{plain}.parquet", 2
+        while file in files.values():
+            file, number = f"{plain}.{number}.parquet", number + 1
+        files[feature] = file
+    return files
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,6 @@ def save_memory(memory: ModelMemory, folder: str | Path) -> None:
     temporary = temporary_beside(folder)
     try:
         with writing(f"'{folder}'", cure="Make room, or choose another folder"):
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             (temporary / MANIFEST).write_text(json.dumps(_manifest(memory), indent=1))
             save_file({"ids": memory.tables.compression.ids_V}, temporary / "compression.safetensors")

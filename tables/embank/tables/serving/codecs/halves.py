@@ -16,6 +16,8 @@ class HalfRows(FloatRows):
     """Rows cast to a type of 16 bits, without padding."""
 
     dtype: ClassVar[torch.dtype]
+    larger: ClassVar[str]
+    """Codecs of larger numbers."""
 
     def __init__(self, rows_RD: Tensor) -> None:
         super().__init__()
@@ -23,7 +25,7 @@ class HalfRows(FloatRows):
         if rows.numel() and not bool(torch.stack(rows.aminmax()).isfinite().all()):
             raise ConfigError(
                 f"rows reach {float(rows_RD.abs().max()):.4g}, and {str(self.dtype).removeprefix('torch.')} holds "
-                f"numbers up to {torch.finfo(self.dtype).max:.5g}; use codec 'fp32' or 'bf16'"
+                f"numbers up to {torch.finfo(self.dtype).max:.5g}; use codec {self.larger}"
             )
         self.register_buffer("rows", rows)
 
@@ -48,7 +50,7 @@ class Fp16(HalfRows):
         (tensor([[1.0000, 0.1000]]), 4)
     """
 
-    dtype = torch.float16
+    dtype, larger = torch.float16, "'fp32' or 'bf16'"
 
 
 class Bf16(HalfRows):
@@ -59,4 +61,4 @@ class Bf16(HalfRows):
         tensor([[1.0003e+30, 1.0000e+00]])
     """
 
-    dtype = torch.bfloat16
+    dtype, larger = torch.bfloat16, "'fp32'"

@@ -231,8 +231,8 @@ def encode(rows_RD: Tensor, *, codec: str = "fp32") -> Coded:
         codec: a name, see `named_codec`.
 
     Raises:
-        ConfigError: no such codec, one that only its method can make, rows that are not finite (under all but fp32), or
-            a codec whose `take` does not give rows back.
+        ConfigError: no such codec, one that only its method can make, something else than a matrix in fp32, rows that
+            are not finite (under all but fp32) or too large for it, or a codec whose `take` does not give rows back.
 
     Example:
         >>> import torch
@@ -247,17 +247,47 @@ def encode(rows_RD: Tensor, *, codec: str = "fp32") -> Coded:
     named = row_codec(codec)
     if not inspect.ismethod(named.cls.encode):
         raise ConfigError(f"codec '{codec}': encode makes an instance, so it must be a class method; decorate it")
+    if rows_RD.dim() != 2 or rows_RD.dtype != torch.float32:
+        raise ConfigError(
+            f"codec '{codec}' holds a matrix of rows in float32, and it is given {list(rows_RD.shape)} in "
+            f"{str(rows_RD.dtype).removeprefix('torch.')}"
+        )
     if codec != "fp32":
         _refuse_non_finite(rows_RD, codec=codec)
-    coded: Coded = named.cls.encode(rows_RD, **named.arguments)
+    try:
+        coded: Coded = named.cls.encode(rows_RD, **named.arguments)
+    except (_NotFiniteError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        raise _too_large(rows_RD, codec=codec) from error
     _refuse_other_rows(coded, rows_RD, codec=codec)
+    if codec != "fp32":
+        _refuse_infinities(coded, rows_RD, codec=codec)
     return coded
+
+
+def _too_large(rows_RD: Tensor, *, codec: str) -> ConfigError:
+    largest = float(torch.stack(rows_RD.detach().aminmax()).abs().max())
+    return ConfigError(
+        f"rows reach {largest:.4g}, of which codec '{codec}' makes numbers beyond float32; use 'fp32', or scale them"
+    )
+
+
+@torch.no_grad()
+def _refuse_infinities(coded: Coded, rows_RD: Tensor, *, codec: str) -> None:
+    """Raises ConfigError where the rows with the largest and the smallest number do not come back finite."""
+    if rows_RD.numel():
+        ends_2 = torch.stack([rows_RD.amax(dim=1).argmax(), rows_RD.amin(dim=1).argmin()])
+        if not bool(coded.take(ends_2).isfinite().all()):
+            raise _too_large(rows_RD, codec=codec)
+
+
+class _NotFiniteError(ConfigError):
+    """Rows are not finite; raised within `encode` of finite ones, it is of what a codec has made of them."""
 
 
 def _refuse_non_finite(rows_RD: Tensor, *, codec: str) -> None:
     """Raises ConfigError for rows that are not finite: a step or a scale made of them would spoil their neighbours."""
     if rows_RD.numel() and not bool(torch.stack(rows_RD.detach().aminmax()).isfinite().all()):
-        raise ConfigError(
+        raise _NotFiniteError(
             f"rows are not finite, so codec '{codec}' can't hold them; use 'fp32', or train with a lower rate"
         )
 

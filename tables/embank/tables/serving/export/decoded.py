@@ -85,19 +85,51 @@ def write_rows(
         spec, pack: the table.
         dtype: of the numbers.
         written: is told of each number of rows that are written.
+
+    Raises:
+        ConfigError: fp16 can't hold them.
     """
+    largest = 0.0
     for rows_ND in decoded_chunks(spec, pack):
+        largest = max(largest, largest_of(rows_ND))
+        if dtype is torch.float16:
+            refuse_beyond_fp16(spec, largest)
         file.write(rows_ND.to(dtype).contiguous().numpy().tobytes())
         written(len(rows_ND))
+    if dtype is torch.float16:
+        refuse_below_fp16(spec, largest)
 
 
-def folder_names(specs: Collection[TableSpec]) -> dict[str, str]:
-    """A name in a file system for each table, as near to its own as one can be."""
+def largest_of(rows_ND: Tensor) -> float:
+    """The largest number without its sign; 0 of none."""
+    return float(rows_ND.abs().max()) if rows_ND.numel() else 0.0
+
+
+def refuse_beyond_fp16(spec: TableSpec, largest: float) -> None:
+    """Raises ConfigError where fp16 would make infinities of a table's numbers."""
+    if not torch.tensor(largest).half().isfinite():
+        raise ConfigError(
+            f"rows of table '{spec.name}' reach {largest:.4g}, and fp16, in which rows or their steps and offsets "
+            f"would be held, ends at {torch.finfo(torch.float16).max:,.0f}; take dtype fp32"
+        )
+
+
+def refuse_below_fp16(spec: TableSpec, largest: float) -> None:
+    """Raises ConfigError where fp16 would make next to nothing of a table's numbers."""
+    if 0 < largest < torch.finfo(torch.float16).tiny:
+        raise ConfigError(
+            f"rows of table '{spec.name}' reach {largest:.4g} at most, and fp16, in which rows or their steps and "
+            f"offsets would be held, is exact from {torch.finfo(torch.float16).tiny:.1g} on; take dtype fp32"
+        )
+
+
+def folder_names(specs: Collection[TableSpec], *, taken: Collection[str] = ()) -> dict[str, str]:
+    """A name in a file system for each table, as near to its own as one can be, and none of those that are taken."""
     names: dict[str, str] = {}
     for spec in specs:
         plain = "".join(sign if sign.isalnum() or sign in "-_." else "." for sign in spec.name).lstrip(".") or "table"
         name, number = plain, 2
-        while name in names.values():
+        while name in names.values() or name in taken:
             name, number = f"{plain}.{number}", number + 1
         names[spec.name] = name
     return names

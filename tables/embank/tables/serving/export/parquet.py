@@ -1,6 +1,6 @@
 """Tables as Parquet, which vector stores import: `id`, `token` where there are tokens, `vector`."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def write_parquet(
     tokens: Tokens | None = None,
     part_nbytes: int = PART_NBYTES,
     written: Callable[[int], None] = lambda rows: None,
+    taken: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Writes the rows of tables, decoded, one folder each.
 
@@ -36,12 +37,13 @@ def write_parquet(
         tokens: of a table's ids; it gives nothing for a table without.
         part_nbytes: bytes of a file at most, as far as one row fits into them.
         written: is told of each number of rows that are written.
+        taken: names in the folder that no table may have.
 
     Returns:
         Of each table what a manifest says of it, its `parts` among it.
     """
     tables = list(tables)
-    names = folder_names([spec for spec, _ in tables])
+    names = folder_names([spec for spec, _ in tables], taken=taken)
     facts = []
     for spec, pack in tables:
         home = folder / names[spec.name]

@@ -21,7 +21,13 @@ from embank.tables.errors import ConfigError
 from embank.tables.ids.token_space import NUM_TOKEN_IDS
 from embank.tables.method.base import JointSpine, Spine
 from embank.tables.serving.codecs.registry import codec_name
-from embank.tables.serving.export.decoded import CHUNK_NBYTES, chunk_rows
+from embank.tables.serving.export.decoded import (
+    CHUNK_NBYTES,
+    chunk_rows,
+    largest_of,
+    refuse_below_fp16,
+    refuse_beyond_fp16,
+)
 from embank.tables.serving.packed import PackedCollection
 from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec
@@ -205,10 +211,10 @@ class _Address(nn.Module):
 def _traced(table: PlainRows) -> Any:
     """The operations of a table's address, for any number of ids."""
     address = _Address(table)
-    drawn = torch.Generator().manual_seed(0)
-    traced = torch.jit.trace(address, torch.randint(address.last, (7,), generator=drawn), check_trace=False)  # type: ignore[no-untyped-call]
+    drawn, most = torch.Generator().manual_seed(0), max(1, address.last)  # one more may be beyond int64
+    traced = torch.jit.trace(address, torch.randint(most, (7,), generator=drawn), check_trace=False)  # type: ignore[no-untyped-call]
     for size in (0, 1, 4096):
-        ids_N = torch.randint(address.last, (size,), generator=drawn) if address.last else torch.zeros(size).long()
+        ids_N = torch.randint(most, (size,), generator=drawn)
         if not torch.equal(traced(ids_N), address(ids_N)):
             raise ConfigError(
                 f"table '{table.spec.name}' (method '{table.spec.method}') can't be one of torchrec's: the steps from "
@@ -281,6 +287,10 @@ def _quantised(table: PlainRows, rows_RD: Tensor, dtype: str) -> tuple[Tensor, T
         codes = fused[: len(rows_RD), _SCALE_NBYTES:]
         padded = F.pad(codes, (0, rows_RD.shape[1] * _BITS[dtype] // 8 - codes.shape[1]))
         return padded.contiguous(), fused[: len(rows_RD), :_SCALE_NBYTES].contiguous()
+    if dtype != "fp32":
+        largest = largest_of(table.rows_RD)
+        refuse_beyond_fp16(table.spec, largest)
+        refuse_below_fp16(table.spec, largest)
     if dtype not in _BITS:
         return rows_RD.to(torch.float16 if dtype == "fp16" else torch.float32).contiguous().view(torch.uint8), None
     fused = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf(rows_RD.contiguous(), _BITS[dtype])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
+import pyarrow as pa
 
 from embank.pipelines.config.columns import PrepareConfig
 from embank.pipelines.data.sources.formats.header import named_twice
@@ -60,6 +61,9 @@ class Source(Protocol):
     @property
     def default(self) -> Mapping[str, Any] | None:
         """The configuration that belongs to the format, as plain values; None for generic formats."""
+
+    def types(self, column: str) -> Mapping[Path, pa.DataType]:
+        """What a column is read as, by file, where the files say it; nothing for text."""
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
         """Read everything once, from the first row to the last."""

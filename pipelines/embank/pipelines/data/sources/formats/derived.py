@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from embank.pipelines.data.sources.formats.base import Chunk, Source
 
@@ -32,6 +35,10 @@ class DerivedSource:
         self.twice: Collection[str] = ()
         self.default = default
         self._base, self._needs, self._derive = base, needs, derive
+
+    def types(self, column: str) -> Mapping[Path, pa.DataType]:
+        """Nothing: a column is computed in the same way of all files."""
+        return {}
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
         """Yield the named columns."""

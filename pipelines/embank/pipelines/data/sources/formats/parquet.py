@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embank.pipelines.data.loading.ahead import Clock, run_ahead
-from embank.pipelines.data.sources.formats.arrow_types import first_unfit, plain_series, refuse_type
+from embank.pipelines.data.sources.formats.arrow_types import first_unfit, plain_series, plain_type, refuse_type
 from embank.pipelines.data.sources.formats.base import Chunk, check_inputs, trimmed
 from embank.pipelines.data.sources.formats.blocks import file_bytes
 from embank.tables.errors import DataError
@@ -44,6 +44,11 @@ class ParquetSource:
             raise DataError(f"{self.name} has no rows. Check that the file is complete.")
         self.columns: tuple[str, ...] = tuple(dict.fromkeys(next(iter(self._schemas.values())).names))
 
+    def types(self, column: str) -> Mapping[Path, pa.DataType]:
+        """The plain type of a column, by file; of files that lack it, or that nothing is read from, see `chunks`."""
+        held = {path: schema.field(column).type for path, schema in self._schemas.items() if _has_one(schema, column)}
+        return {path: plain for path, own in held.items() if (plain := plain_type(own)) is not None}
+
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
         """Yield the named columns of all rows, in their plain types (see `arrow_types`)."""
         for path, schema in self._schemas.items():
@@ -71,6 +76,10 @@ class ParquetSource:
                 where = _Where(path, first_row)
                 yield Chunk(frame=_frame(batch, columns, where), where=where, num_bytes=done[1] - done[0], path=path)
                 first_row += batch.num_rows
+
+
+def _has_one(schema: pa.Schema, column: str) -> bool:
+    return len(schema.get_all_field_indices(column)) == 1
 
 
 class _Where:

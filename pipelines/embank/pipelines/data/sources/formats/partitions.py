@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import polars as pl
+import pyarrow as pa
 
 from embank.pipelines.data.prepare.times import same_time
 from embank.pipelines.data.prepare.tokens import as_tokens
@@ -54,6 +55,10 @@ class PartitionedSource:
         self._base, self._keys_of = base, keys_of
         keys = dict.fromkeys(name for keys in keys_of.values() for name in keys)
         self.columns = tuple(dict.fromkeys([*base.columns, *keys]))
+
+    def types(self, column: str) -> Mapping[Path, pa.DataType]:
+        """What a column of the files is read as; nothing for a partition's key, which is text."""
+        return self._base.types(column) if column in self._base.columns else {}
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
         """Yield the named columns of all rows.

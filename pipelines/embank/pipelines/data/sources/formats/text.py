@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from embank.pipelines.data.loading.ahead import Clock, run_ahead
 from embank.pipelines.data.sources.formats import locate
@@ -90,6 +91,10 @@ class TextSource:
         self.twice = frozenset(name for header in filled for name in header.twice)
         for path, header in zip(self._paths, self._headers, strict=True):
             header.check_same(path, self._headers[0], first=self._paths[0])
+
+    def types(self, column: str) -> Mapping[Path, pa.DataType]:
+        """Nothing: all is text."""
+        return {}
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
         """Yield the named columns of all rows, as strings. A file without rows among others is left out, with a

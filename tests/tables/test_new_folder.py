@@ -1,0 +1,43 @@
+"""Folders that are there whole or not at all, with several writers and where the system refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from embank.tables import CheckpointError, WorkError
+from embank.tables.storage.atomic import temporary_beside
+from embank.tables.storage.new_folder import new_folder
+
+
+def test_two_writers_of_one_path_do_not_mix(tmp_path: Path) -> None:
+    """The second is done first: its folder stays as it is, and the first one is told, not mixed into it."""
+    out = tmp_path / "out"
+
+    def write_two() -> None:
+        with new_folder(out, kind="note") as first:
+            (first / "first.txt").write_text("first")
+            with new_folder(out, kind="note") as second:
+                (second / "second.txt").write_text("second")
+            assert [path.name for path in out.iterdir()] == ["second.txt"]
+
+    with pytest.raises(CheckpointError, match="out' exists already, and a note is never written over anything"):
+        write_two()
+    assert [path.name for path in out.iterdir()] == ["second.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert temporary_beside(out) != temporary_beside(out)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_nothing_is_left_of_what_failed(is_there: bool, tmp_path: Path) -> None:
+    if is_there:
+        (tmp_path / "p/q").mkdir(parents=True)
+    with pytest.raises(LookupError), new_folder(tmp_path / "p/q/r", kind="note"):
+        raise LookupError
+    assert sorted(path.name for path in tmp_path.rglob("*")) == (["p", "q"] if is_there else [])
+
+
+def test_the_cure_is_of_what_went_wrong(tmp_path: Path) -> None:
+    with pytest.raises(WorkError) as caught, new_folder(tmp_path / ("n" * 250), kind="note"):
+        pass
+    assert str(caught.value).endswith("File name too long. Nothing was left behind; choose another folder")
+    assert not list(tmp_path.iterdir())
