@@ -1,6 +1,9 @@
 """What a run chooses where its configuration says auto."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,11 @@ from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs import evaluate as evaluation
 from embank.pipelines.runs.build import build
 from embank.pipelines.runs.evaluate import evaluate_saved
+from embank.pipelines.runs.score import compiled_score
 from embank.pipelines.train import execution
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import ConfigError
-from tests.training.runs import config, timeless, train, write_data
+from tests.training.runs import config, raw_config, timeless, train, write_data
 
 MODEL = {"name": "dcn_v2", "hidden_units": [8], "dropout": 0.5}
 PLAIN = {"precision": "fp32", "compile": False}
@@ -173,3 +177,37 @@ def test_large_splits_are_scored_by_the_compiled_network_in_full_batches(
         evaluate_saved(out, data=data, split="valid")
         assert calls == [(16, False)] * num_batches
         calls.clear()
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_compiler(data: Path, tmp_path: Path) -> None:
+    """What asks for compiled steps there is refused with its cure."""
+    settings = {"train": PLAIN | {"compile": True, "epochs": 1}, "model": MODEL}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw_config(data, **settings)))
+    nothing = {**os.environ, "CXX": "/nonexistent/g++", "PATH": str(tmp_path), "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "embank"]
+    done = subprocess.run(
+        [*command, "train", "run.yaml", "--out", "run"], cwd=tmp_path, env=nothing, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("embank: train.compile is true, and the network can't be compiled here: InvalidCxxCompiler")
+    assert last.endswith("or begin a run with train.compile: false")
+
+
+def test_an_evaluation_that_cant_be_compiled_is_made_as_it_is(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By torch's own refusal, on a machine without a compiler."""
+    loaded = config(data, model=MODEL)
+    network = build(loaded, Schema.load(data), data=data, rows_folder=data.parent / "rows").network.eval()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nonexistent/g++",))
+    torch._dynamo.reset()
+    scored = compiled_score(network, falls_back=True)
+    width = network.num_embedding_columns + network.num_first_order_columns
+    dense, values = torch.randn(5, network.inputs.num_dense), torch.randn(5, width)
+    with torch.no_grad():
+        found = [scored(dense, values) for _ in range(2)]
+        expected = network.score(dense, values)
+    assert all(torch.equal(own, expected) for own in found)
+    assert caplog.text.count("the network can't be compiled here") == 1

@@ -184,7 +184,7 @@ def _of_run(path: Path, *, data: Path, split: str) -> dict[str, Any]:
         nbytes, served = served_nbytes(config, model.tables), served_model(config, model)
         train = config.train
         is_compiled = train.compile is True and _is_large(schema, split)
-        compiled = compiled_score(model.network) if is_compiled else None
+        compiled = compiled_score(model.network, falls_back=True) if is_compiled else None
         scores = evaluate(served, data, split, precision=train.precision, compiled=compiled)
         values = {"split": split, "step": step, **scores}
         return values | {"serving_bytes": nbytes, "data": str(data)}

@@ -23,6 +23,7 @@ from embank.pipelines.config.run import Config, parse_config
 from embank.pipelines.config.sections import TrainConfig
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.score import autocast, compiled_score
+from embank.tables import WorkError
 
 LONG_SECONDS = 120.0
 """Time in the network from which on a choice is measured; shorter trainings take fp32 and no compiler, so that their
@@ -103,8 +104,9 @@ def _compiler(probe: "_Probe", train: TrainConfig, precision: str, *, num_steps:
     try:
         probe.compile(precision)
     except Exception as error:  # a compiler that is missing, or what it can't do: torch has many types for it
-        first = str(error).strip().split("\n")[0][:100]
-        return False, f"; it can't be compiled here ({type(error).__name__}: {first})"
+        cause = error.__cause__ if isinstance(error, WorkError) and error.__cause__ else error
+        first = str(cause).strip().split("\n")[0][:100]
+        return False, f"; it can't be compiled here ({type(cause).__name__}: {first})"
     cost = time.monotonic() - begun
     plain, compiled = probe.compiled_and_not(precision)
     said = f"; compiled, which took {cost:.0f} s, {_ms(compiled)} beside {_ms(plain)}"
