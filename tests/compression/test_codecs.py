@@ -117,6 +117,18 @@ def test_what_is_no_matrix_in_fp32_is_refused(rows: torch.Tensor, told: str) -> 
         encode(rows, codec="int8")
 
 
+def test_levels_of_signs_that_take_more_than_halves_are_refused() -> None:
+    assert encode(random_rows(20, 6), codec="binary16").take(torch.arange(20)).shape == (20, 6)
+    for ask in (
+        lambda codec: encode(random_rows(20, 6), codec=codec),
+        lambda codec: named_codec(codec).nbytes_of(9, 6),
+    ):
+        with pytest.raises(
+            ConfigError, match="codec 'binary17' would take more bytes than 'fp16'; give 1 to 16 levels"
+        ):
+            ask("binary17")
+
+
 @pytest.mark.parametrize("codec", NAMES)
 def test_rows_of_zeros_and_of_one_number_come_back(codec: str) -> None:
     for value in (0.0, 0.5):

@@ -18,6 +18,7 @@ from embank.tables import Coded, ConfigError, Held
 from embank.tables.serving.codecs.chunks import row_chunks
 
 _LEVELS = 2
+_MOST_LEVELS = 16
 
 
 class BinaryRows(Coded):
@@ -49,10 +50,12 @@ class BinaryRows(Coded):
 
     @classmethod
     def encode(cls, rows_RD: Tensor, *, number: int = _LEVELS) -> Self:
+        _refuse_many(number)
         return cls(rows_RD, num_levels=number)
 
     @classmethod
     def nbytes_of(cls, num_rows: int, dim: int, *, number: int = _LEVELS) -> int:
+        _refuse_many(number)
         return packed_nbytes(num_rows * dim * number, 1) + 2 * num_rows * number
 
     @classmethod
@@ -83,6 +86,14 @@ class BinaryRows(Coded):
                 weights_N, weights_M = self.weights[rows_N, own].float(), self.weights[rows_M, other].float()
                 products_NM += agreement_NM * weights_N[:, None] * weights_M
         return products_NM
+
+
+def _refuse_many(num_levels: int) -> None:
+    """Raises ConfigError for levels that take more bytes than plain halves."""
+    if num_levels > _MOST_LEVELS:
+        raise ConfigError(
+            f"codec 'binary{num_levels}' would take more bytes than 'fp16'; give 1 to {_MOST_LEVELS} levels"
+        )
 
 
 def _levels(rows_rD: Tensor, *, num_levels: int) -> tuple[Tensor, Tensor]:
