@@ -378,3 +378,30 @@ def test_the_command_says_what_it_wrote(rows: Tensor, tmp_path: Path) -> None:
     for options in (["--table", "a", "--table", "b"], ["--table", "a="], ["--set", "train.lr=1"], ["--pooling", "max"]):
         done = CliRunner().invoke(app, ["import", str(tmp_path / "item.npy"), "--from", "npy", "--out", "x", *options])
         assert isinstance(done.exception, ConfigError), options
+
+
+def test_names_that_differ_in_a_slash_keep_their_tokens(tmp_path: Path) -> None:
+    """In keys, and in a conversion."""
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name}{i}\n" for i in range(30)))
+    save_file({"a/b": torch.randn(30, 4), "a.b": torch.randn(30, 4)}, tmp_path / "t.safetensors")
+    vocab = [f"a/b={tmp_path / 'x.txt'}", f"a.b={tmp_path / 'y.txt'}"]
+    import_source(tmp_path / "t.safetensors", tmp_path / "imported", kind="safetensors", vocab=vocab)
+    convert_bundle(tmp_path / "imported", to="parquet", out=tmp_path / "out")
+    parts = {own["name"]: own["parts"] for own in json.loads((tmp_path / "out/manifest.json").read_text())["tables"]}
+    for table, first in (("a/b", "x0"), ("a.b", "y0")):
+        keys = TableVectors(tmp_path / "imported", table=table).keys()
+        assert keys is not None
+        tokens = pl.concat([pl.read_parquet(tmp_path / "out" / part) for part in parts[table]])["token"]
+        assert first in keys.to_list()
+        assert keys.to_list() == tokens.to_list()
+
+
+def test_ids_beyond_int64_are_refused_by_their_row(tmp_path: Path) -> None:
+    rows = [[0.0, 1.0], [1.0, 0.0]]
+    pl.DataFrame({"id": pl.Series([1, 2**63 + 5], dtype=pl.UInt64), "vector": rows}).write_parquet(
+        tmp_path / "v.parquet"
+    )
+    with pytest.raises(DataError, match=r"row 1: id 9223372036854775813 is beyond int64"):
+        import_source(tmp_path / "v.parquet", tmp_path / "out", kind="parquet")
+    assert not (tmp_path / "out").exists()
