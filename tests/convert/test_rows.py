@@ -138,6 +138,18 @@ def test_labelled_rows_have_the_same_auc(tmp_path: Path) -> None:
     assert report["auc"]["max_score_difference"] < 1e-6
 
 
+def test_a_name_that_safetensors_keeps_is_refused(tmp_path: Path) -> None:
+    specs = [
+        TableSpec(name=name, num_embeddings=4, embedding_dim=2, feature_names=[name])
+        for name in ("__metadata__", "item")
+    ]
+    save_bundle(tmp_path / "b", TableCollection(specs))
+    with pytest.raises(ConfigError, match="table '__metadata__' has the one name that a safetensors file keeps"):
+        convert_bundle(tmp_path / "b", to="safetensors", out=tmp_path / "out")
+    convert_bundle(tmp_path / "b", to="safetensors", out=tmp_path / "out", tables=["item"])
+    assert list(load_file(tmp_path / "out/tables.safetensors")) == ["item"]
+
+
 def test_nothing_is_written_over_and_nothing_is_left(tables: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("mine")

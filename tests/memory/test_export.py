@@ -203,7 +203,7 @@ def test_damaged_and_foreign_folders_are_refused(exported: Path, tmp_path: Path)
 
 
 def test_exports_that_can_not_be_are_refused(trained: MemoryTables, exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="exists already; an export is never written over another one"):
+    with pytest.raises(CheckpointError, match="exists already, and a memory export is never written over"):
         export_memory(trained, exported)
     with pytest.raises(ConfigError, match="there is no codec 'int99'"):
         export_memory(trained, tmp_path / "int99", codec="int99")

@@ -105,5 +105,5 @@ def test_records_that_can_not_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="records can't be written as 'int8'; use fp32 or bf16"):
         write_records(tables, texts(tables), tmp_path / "records", codec="int8")
     tmp_path.joinpath("records").mkdir()
-    with pytest.raises(CheckpointError, match="exists already; records are never written over others"):
+    with pytest.raises(CheckpointError, match="exists already, and a folder of records is never written over"):
         write_records(tables, texts(tables), tmp_path / "records")

@@ -1,7 +1,6 @@
 """A corpus as ids: a folder with the tokenizer and one stream of ids per split, made once and checked when read."""
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +15,10 @@ from embank.pipelines.lm.config import CorpusConfig
 from embank.pipelines.lm.corpus import SPLITS, Document, read_splits
 from embank.pipelines.lm.tokenizer import encode, token_bytes, train_tokenizer
 from embank.pipelines.runs.records import short_digest, write_record
-from embank.tables.errors import CheckpointError, ConfigError, WorkError
-from embank.tables.storage.atomic import publish, temporary_beside
+from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.storage.checksums import file_digest, verify_checksums, write_checksums
 from embank.tables.storage.json_text import read_json
-from embank.tables.storage.refusals import cause_of
+from embank.tables.storage.new_folder import new_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -127,11 +125,10 @@ def write_corpus(
         tokenizer: makes the ids.
 
     Raises:
+        CheckpointError: the folder exists.
         WorkError: it can't be written.
     """
-    temporary = temporary_beside(folder)
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(folder, kind="corpus") as temporary:
         tokenizer.save(str(temporary / "tokenizer.json"))
         facts: dict[str, Any] = {"vocab_size": tokenizer.get_vocab_size(), "splits": {}}
         for split in SPLITS:
@@ -143,13 +140,6 @@ def write_corpus(
         facts["fingerprint"] = short_digest(json.dumps([file_digest(f)["sha256"] for f in sorted(temporary.iterdir())]))
         write_record(temporary / FACTS, facts)
         write_checksums(temporary)
-        publish(temporary, folder)
-    except OSError as error:
-        raise WorkError(
-            f"the corpus '{folder}' can't be written: {cause_of(error)}. Make room and try again"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Corpus(folder)
 
 

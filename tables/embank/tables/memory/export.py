@@ -7,7 +7,6 @@ checksums.json                              SHA-256 and bytes of each file
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,9 @@ from embank.tables.memory.tensor_files import reading_tensors, write_tensors
 from embank.tables.memory.token_compression import TokenCompression
 from embank.tables.method.facts import facts_of, restored
 from embank.tables.serving.codecs.registry import codec_class, encode, registered_codecs
-from embank.tables.storage.atomic import publish, temporary_beside
 from embank.tables.storage.checksums import verify_checksums, write_checksums
 from embank.tables.storage.json_text import read_json
-from embank.tables.storage.refusals import writing
+from embank.tables.storage.new_folder import new_folder
 
 FORMAT_VERSION = 1
 MANIFEST, TOKENS, ROWS = "manifest.json", "tokens.safetensors", "rows"
@@ -50,9 +48,7 @@ def export_memory(memory: MemoryTables, folder: str | Path, *, codec: str = "fp3
     folder = Path(folder)
     if codec not in ROW_TYPES:
         codec_class(codec)  # refuses a name that nobody has registered
-    if folder.exists():
-        raise CheckpointError(f"'{folder}' exists already; an export is never written over another one")
-    temporary, engram = temporary_beside(folder), _engram_of(memory)
+    engram = _engram_of(memory)
     facts = {
         "format_version": FORMAT_VERSION,
         "codec": codec,
@@ -60,18 +56,13 @@ def export_memory(memory: MemoryTables, folder: str | Path, *, codec: str = "fp3
         "pad_tokens": {"engram": engram.pad_token} if engram is not None else {},
         "end_tokens": {"engram": engram.end_token} if engram is not None else {},
     }
-    try:
-        with writing(f"the export '{folder}'", cure="Make room, or choose another place"):
-            temporary.mkdir(parents=True)
-            (temporary / MANIFEST).write_text(json.dumps(facts, indent=1))
-            write_tensors(temporary / TOKENS, {"ids": memory.compression.ids_V}, facts={}, what="the export")
-            for table, rows_RD in _tables_of(memory):
-                tensors, about = _encoded(rows_RD, codec, table=table)
-                write_tensors(temporary / ROWS / f"{table}.safetensors", tensors, facts=about, what="the export")
-            write_checksums(temporary)
-            publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(folder, kind="memory export") as temporary:
+        (temporary / MANIFEST).write_text(json.dumps(facts, indent=1))
+        write_tensors(temporary / TOKENS, {"ids": memory.compression.ids_V}, facts={}, what="the export")
+        for table, rows_RD in _tables_of(memory):
+            tensors, about = _encoded(rows_RD, codec, table=table)
+            write_tensors(temporary / ROWS / f"{table}.safetensors", tensors, facts=about, what="the export")
+        write_checksums(temporary)
 
 
 def import_rows(memory: MemoryTables, folder: str | Path) -> None:

@@ -10,7 +10,6 @@ of a disk or of a network. N-grams without a record are read row by row as befor
 """
 
 import mmap
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,16 +22,15 @@ from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.memory.layouts import EngramLayout
 from embank.tables.memory.tables import MemoryTables
 from embank.tables.memory.tensor_files import reading_tensors, write_tensors
-from embank.tables.storage.atomic import publish, temporary_beside
 from embank.tables.storage.checksums import verify_checksums, write_checksums
-from embank.tables.storage.refusals import writing
+from embank.tables.storage.new_folder import new_folder, refuse_taken
 from embank.tables.storage.tensor_layout import header_bytes, make_header
 
 FORMAT_VERSION = 1
 RECORDS, INDEX = "records.safetensors", "index.safetensors"
 _AT_ONCE = 4096
 _TYPES = {"fp32": (torch.float32, "F32"), "bf16": (torch.bfloat16, "BF16")}
-_CURE = "Write the records again"
+_CURE, _KIND = "Write the records again", "folder of records"
 
 
 def write_records(memory: MemoryTables, texts: Iterable[Tensor], folder: str | Path, *, codec: str = "fp32") -> int:
@@ -55,24 +53,17 @@ def write_records(memory: MemoryTables, texts: Iterable[Tensor], folder: str | P
     folder, layout = Path(folder), _engram_of(memory)
     if codec not in _TYPES:
         raise ConfigError(f"records can't be written as '{codec}'; use {' or '.join(_TYPES)}")
-    if folder.exists():
-        raise CheckpointError(f"'{folder}' exists already; records are never written over others")
+    refuse_taken(folder, kind=_KIND)
     windows_UN = _distinct(layout, texts)
     keys_U = _keys(layout, windows_UN)
     order = np.argsort(keys_U, kind="stable")
     windows_UN, keys_U = windows_UN[order], keys_U[order]
-    temporary = temporary_beside(folder)
-    try:
-        with writing(f"the records '{folder}'", cure="Make room, or choose another place"):
-            temporary.mkdir(parents=True)
-            _write_rows(memory, layout, windows_UN, temporary / RECORDS, codec=codec)
-            index = {"keys": torch.from_numpy(keys_U), "windows": torch.from_numpy(windows_UN)}
-            facts = {"records_version": FORMAT_VERSION, "codec": codec, "memory": layout.manifest()}
-            write_tensors(temporary / INDEX, index, facts=facts, what="the records' index")
-            write_checksums(temporary)
-            publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(folder, kind=_KIND) as temporary:
+        _write_rows(memory, layout, windows_UN, temporary / RECORDS, codec=codec)
+        index = {"keys": torch.from_numpy(keys_U), "windows": torch.from_numpy(windows_UN)}
+        facts = {"records_version": FORMAT_VERSION, "codec": codec, "memory": layout.manifest()}
+        write_tensors(temporary / INDEX, index, facts=facts, what="the records' index")
+        write_checksums(temporary)
     return len(keys_U)
 
 

@@ -28,9 +28,7 @@ def new_folder(folder: Path, *, kind: str, sources: tuple[Path, ...] = ()) -> It
         WorkError: it can't be written; nothing is left behind.
     """
     folder = folder.absolute()
-    taken = f"exists already, and a {kind} is never written over anything; choose another folder"
-    if folder.exists():
-        raise CheckpointError(f"'{folder}' {taken}")
+    refuse_taken(folder, kind=kind)
     for source in sources:
         if folder.resolve().is_relative_to(source.resolve()):
             raise ConfigError(f"'{folder}' lies inside of '{source}', which is only read; choose another folder")
@@ -41,8 +39,7 @@ def new_folder(folder: Path, *, kind: str, sources: tuple[Path, ...] = ()) -> It
         yield temporary
         publish(temporary, folder)
     except (OSError, SafetensorError) as error:
-        if folder.exists():
-            raise CheckpointError(f"'{folder}' {taken}") from error
+        refuse_taken(folder, kind=kind, because=error)
         refuse_exhausted(error, doing=f"writing the {kind} '{folder}'")
         raise WorkError(
             f"the {kind} '{folder}' can't be written: {cause_of(error)}. Nothing was left behind; "
@@ -53,3 +50,17 @@ def new_folder(folder: Path, *, kind: str, sources: tuple[Path, ...] = ()) -> It
         for parent in above:  # the nearest first; one that holds something stays
             with suppress(OSError):
                 parent.rmdir()
+
+
+def refuse_taken(folder: Path, *, kind: str, because: Exception | None = None) -> None:
+    """Raises CheckpointError where something lies at the path of a folder that is to be made.
+
+    Args:
+        folder: that will be made.
+        kind: what it will be, for the message.
+        because: the error that led here, if one did.
+    """
+    if folder.exists():
+        raise CheckpointError(
+            f"'{folder.absolute()}' exists already, and a {kind} is never written over anything; choose another folder"
+        ) from because

@@ -10,7 +10,6 @@ Whatever does not fit the model or the tokenizer is refused.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ from embank.tables import CheckpointError, ConfigError, RowOptimizer, RowTier
 from embank.tables.memory import EngramConfig, EngramLayout, StemConfig, StemLayout, TokenCompression
 from embank.tables.memory.ngram_hash import given_multipliers
 from embank.tables.rows.store_spec import Backend
-from embank.tables.storage.atomic import publish, temporary_beside
 from embank.tables.storage.checksums import verify_checksums, write_checksums
 from embank.tables.storage.json_text import read_json
-from embank.tables.storage.refusals import writing
+from embank.tables.storage.new_folder import new_folder
 
 MANIFEST, FORMAT_VERSION = "manifest.json", 1
 _CURE = "Restore it, or save the memory again"
@@ -35,22 +33,13 @@ _CURE = "Restore it, or save the memory again"
 
 def save_memory(memory: ModelMemory, folder: str | Path) -> None:
     """Writes an adapter folder; at every moment either nothing or all of it is there. See `ModelMemory.save`."""
-    folder = Path(folder)
-    if folder.exists():
-        raise CheckpointError(f"'{folder}' exists already; a memory is never written over another one")
-    temporary = temporary_beside(folder)
-    try:
-        with writing(f"'{folder}'", cure="Make room, or choose another folder"):
-            temporary.mkdir(parents=True)
-            (temporary / MANIFEST).write_text(json.dumps(_manifest(memory), indent=1))
-            save_file({"ids": memory.tables.compression.ids_V}, temporary / "compression.safetensors")
-            dense = {name: value.detach().cpu().contiguous() for name, value in memory.layers.state_dict().items()}
-            save_file(dense, temporary / "layers.safetensors")
-            memory.tables.save(temporary / "rows")
-            write_checksums(temporary)
-            publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(Path(folder), kind="memory") as temporary:
+        (temporary / MANIFEST).write_text(json.dumps(_manifest(memory), indent=1))
+        save_file({"ids": memory.tables.compression.ids_V}, temporary / "compression.safetensors")
+        dense = {name: value.detach().cpu().contiguous() for name, value in memory.layers.state_dict().items()}
+        save_file(dense, temporary / "layers.safetensors")
+        memory.tables.save(temporary / "rows")
+        write_checksums(temporary)
 
 
 def _manifest(memory: ModelMemory) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from embank.tables.errors import ConfigError
 from embank.tables.serving.export.decoded import table_facts, write_rows
 from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec
@@ -34,8 +35,16 @@ def write_safetensors(
 
     Returns:
         Of each table what a manifest says of it.
+
+    Raises:
+        ConfigError: a table is called `__metadata__`.
     """
     tables = list(tables)
+    if any(spec.name == "__metadata__" for spec, _ in tables):
+        raise ConfigError(
+            "table '__metadata__' has the one name that a safetensors file keeps for itself; leave it out by --tables, "
+            "or convert to parquet"
+        )
     name, kind = TYPES[dtype]
     header = make_header([(spec.name, name, (spec.num_embeddings, spec.embedding_dim)) for spec, _ in tables])
     with file.open("wb") as opened:
