@@ -228,6 +228,12 @@ def picture(found: dict[str, dict[int, dict[str, list[float]]]], path: Path) -> 
                 middle = (math.sqrt(x0 * x1), math.sqrt(y0 * y1))
                 panel.annotate(f"{exponent:.2f}", middle, color=line.get_color(), fontsize=8, ha="right", va="bottom")
         panel.set(xscale="log", yscale="log", xlabel=LABELS[axis], ylabel="seconds")
+        panel.set_xticks(values, [f"{value:,}" for value in values], fontsize=8)
+        panel.minorticks_off()
+        low, high = panel.get_ylim()
+        if high < 10 * low:  # a decade at least: what differs little looks so
+            middle_y = math.sqrt(low * high)
+            panel.set_ylim(middle_y / math.sqrt(10), middle_y * math.sqrt(10))
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(True, color="#d0d7de", linewidth=0.6)
         panel.legend(frameon=False, fontsize=8)

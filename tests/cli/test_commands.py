@@ -40,6 +40,15 @@ def test_exit_codes(arguments: list[str], code: int, message: str, tmp_path: Pat
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", [["search"], ["sweep", "--models", "fm", "--methods", "hash", "--budgets", ".5"]])
+def test_a_wrong_value_is_told_by_where_it_was_set(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw_config(Path("data"))))
+    done = embank(command[0], "run.yaml", *command[1:], "--set", "train.lr=x", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "embank: run.yaml with --set train.lr=x: train.lr is 'x'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_from_rows_to_a_report(tmp_path: Path) -> None:
     lines = [f"{i % 2},u{i % 7},i{i % (3 + i % 2)},{'a|b' if i % 2 else 'c'},{i % 11}" for i in range(400)]
     (tmp_path / "log.csv").write_text("click,user,item,tags,price\n" + "\n".join(lines) + "\n")

@@ -9,10 +9,10 @@ import torch
 
 from embank.compression.parts import bits as bits_module
 from embank.tables import ConfigError, Fidelity, encode, fidelity, named_codec, register_codec, registered_codecs
-from embank.tables.serving.codecs import chunks
+from embank.tables.serving.codecs import chunks, registry
 from embank.tables.serving.codecs.composite import Composite
 from embank.tables.serving.codecs.fbgemm import MANY, is_there
-from embank.tables.serving.codecs.registry import codec_class
+from embank.tables.serving.codecs.registry import codec_class, codecs_by_table, row_codec
 from tests.compression.codecs import NAMES, OWN, loaded, random_rows
 
 SIZES = [(0, 6), (1, 1), (7, 3), (130, 6), (70, 16), (33, 1), (9, 2048)]
@@ -108,6 +108,51 @@ def test_rows_at_the_end_of_float32_are_held_or_refused(codec: str) -> None:
         assert codec in ("fp32", "fp8_e4m3", "fp8_e5m2") or found.abs().max() < 3.5e38
 
 
+@pytest.mark.parametrize("codec", ["pca", "pca8", "lowrank", "lowrank8", "opq", "pca4+bf16"])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_row_near_the_end_of_float32_becomes_infinite(codec: str, seed: int) -> None:
+    """Sums of directions may leave it in any row, not only in that of the largest number."""
+    rows = (random_rows(24, 8, seed=seed) * 1.3e38).clamp(-3.4e38, 3.4e38)
+    try:
+        found = encode(rows, codec=codec).take(torch.arange(24))
+    except ConfigError as error:
+        assert re.match(r"rows reach [\d.]+e\+3[78], ", str(error)), error
+        assert "'bf16'" not in str(error)
+    else:
+        assert found.isfinite().all(), f"{int((~found.isfinite()).any(1).sum())} rows"
+
+
+def test_every_row_near_the_end_of_float32_is_tried_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (torch.randn(24, 8, generator=torch.Generator().manual_seed(2)) * 1.3e38).clamp(-3.4e38, 3.4e38)
+    monkeypatch.setattr(registry, "NUMBERS_PER_CHUNK", 5 * 8)  # five rows
+    with pytest.raises(ConfigError, match="of which codec 'pca' makes numbers beyond float32; use 'fp32', or scale"):
+        encode(rows, codec="pca")
+
+
+def test_a_fit_that_fails_is_not_blamed_on_the_size_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge.")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    with pytest.raises(ConfigError) as refused:
+        encode(torch.ones(40, 6), codec="pca")
+    assert str(refused.value) == (
+        "rows reach 1, and codec 'pca' can't be fitted to them: linalg.eigh: The algorithm failed to converge; use "
+        "another codec or 'fp32', or scale them"
+    )
+
+
+@pytest.mark.parametrize("codec", ["int8", "int2", "binary", "fp16", "int8_rowwise"])
+def test_a_cure_is_one_that_holds_the_rows(codec: str) -> None:
+    """bf16 ends before float32 does."""
+    for size, cure in ((1e6, "'fp32' or 'bf16'"), (3.4e38, "'fp32'")):
+        rows = torch.tensor([[-1.0, 1.0] * 4]).repeat(9, 1) * size
+        with pytest.raises(ConfigError, match=rf"rows reach {re.escape(f'{size:.4g}')}, .* use (codec )?{cure}$"):
+            encode(rows, codec=codec)
+        for named in re.findall(r"'(\w+)'", cure):
+            assert encode(rows, codec=named).take(torch.arange(9)).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("rows", "told"),
     [(torch.ones(100, 4, dtype=torch.int64), r"\[100, 4\] in int64"), (torch.ones(100), r"\[100\] in float32")],
@@ -117,16 +162,13 @@ def test_what_is_no_matrix_in_fp32_is_refused(rows: torch.Tensor, told: str) -> 
         encode(rows, codec="int8")
 
 
-def test_levels_of_signs_that_take_more_than_halves_are_refused() -> None:
+@pytest.mark.parametrize("name", ["binary17", "binary999999999", "pca4+binary17"])
+def test_more_levels_of_signs_than_sixteen_are_refused_by_name(name: str) -> None:
+    """Before there are rows, so that no training is lost to it."""
     assert encode(random_rows(20, 6), codec="binary16").take(torch.arange(20)).shape == (20, 6)
-    for ask in (
-        lambda codec: encode(random_rows(20, 6), codec=codec),
-        lambda codec: named_codec(codec).nbytes_of(9, 6),
-    ):
-        with pytest.raises(
-            ConfigError, match="codec 'binary17' would take more bytes than 'fp16'; give 1 to 16 levels"
-        ):
-            ask("binary17")
+    for ask in (named_codec, row_codec, lambda codec: codecs_by_table(codec, ["item"])):
+        with pytest.raises(ConfigError, match=r"codec 'binary\d+' has number \d+; that of 'binary' is at most 16"):
+            ask(name)
 
 
 @pytest.mark.parametrize("codec", NAMES)

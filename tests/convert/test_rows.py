@@ -1,6 +1,8 @@
 """Targets of rows: Parquet and safetensors, of every form of every method."""
 
+import io
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +20,17 @@ from embank.pipelines import compress_vectors, convert_bundle, load_model
 from embank.pipelines.cli.app import app
 from embank.pipelines.convert import targets
 from embank.pipelines.convert.parity import _Asked, _parity
-from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, TableSpec, save_bundle
+from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, TableSpec, encode, save_bundle
+from embank.tables.method.registry import build_method
 from embank.tables.serving.export import parquet
-from embank.tables.serving.export.decoded import decoded_chunks, folder_names
+from embank.tables.serving.export.decoded import (
+    decoded_chunks,
+    folder_names,
+    refuse_below_fp16,
+    refuse_beyond_fp16,
+    write_rows,
+)
+from embank.tables.serving.table import PackedTable
 from tests.convert.bundles import (
     ALL,
     HASHED,
@@ -209,6 +219,20 @@ def test_rows_that_half_precision_cannot_hold(
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_that_are_no_numbers_are_said_to_be_that() -> None:
+    """Of whichever chunk, and not as a size that fp16 ends before."""
+    spec = TableSpec(name="item", num_embeddings=200_000, embedding_dim=32, feature_names=["item"])
+    rows = torch.ones(200_000, 32)
+    rows[150_000, 3] = torch.nan  # of the second chunk
+    pack = PackedTable.of(build_method(spec).served({"item": rows}), coded=lambda matrix: encode(matrix, codec="fp32"))
+    with pytest.raises(ConfigError, match="rows of table 'item' hold NaN, which is no number in any dtype; train"):
+        write_rows(io.BytesIO(), spec, pack, dtype=torch.float16, written=lambda count: None)
+    for told in (refuse_beyond_fp16, refuse_below_fp16):
+        told(spec, 1.0)
+    with pytest.raises(ConfigError, match=r"rows of table 'item' reach inf, .*; take dtype fp32"):
+        refuse_beyond_fp16(spec, math.inf)
+
+
 def test_names_of_tables_become_names_of_folders() -> None:
     specs = [
         TableSpec(name=name, num_embeddings=1, embedding_dim=1, feature_names=["f"])
@@ -237,6 +261,11 @@ def test_a_number_that_is_wrong_is_seen_whatever_its_table_holds(scale: float) -
     exact = _parity(asked, [large, small], {}, None, compared="rows")
     wrong = _parity(asked, [large, small * 0.999], {}, None, compared="rows")
     assert (exact.relative, round(wrong.relative, 6)) == (0, 0.001)
+    asked = [_Asked(name="a", inputs={}, expected=np.hstack([large, small]))]
+    columns = [slice(0, 4), slice(4, 8)]
+    side_by_side = np.hstack([large, small * 0.999])
+    wrong = _parity(asked, [side_by_side], {}, None, compared="values", columns=columns)
+    assert round(wrong.relative, 6) == 0.001
 
 
 def test_the_page_shows_the_scripts() -> None:

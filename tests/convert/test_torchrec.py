@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torchrec import KeyedJaggedTensor
 
 from embank.pipelines import convert_bundle
@@ -100,6 +101,36 @@ def test_rows_that_fp16_steps_cannot_say_are_refused(dtype: str, largest: float,
     save_bundle(tmp_path / "bundle", tables)
     with pytest.raises(ConfigError, match=r"rows of table 't' reach 1e[+-]0[56].*; take dtype fp32"):
         convert_bundle(tmp_path / "bundle", to="torchrec", out=tmp_path / "out", dtype=dtype)
+
+
+@pytest.mark.parametrize(("dtype", "top"), [("int8", 255), ("int4", 15)])
+@pytest.mark.parametrize("largest", [1.0, 1e-2, 1e-3, 1e-4, 7e-5])
+def test_small_numbers_lose_no_more_than_large_ones(dtype: str, top: int, largest: float, tmp_path: Path) -> None:
+    """Steps below fp16's normal numbers are coarse: rounded down, they would cut off the end of a row's range. Initial
+    rows of large tables are as small as that. Widths are those of whole words, and padded."""
+    specs = [
+        TableSpec(name=f"t{dim}", num_embeddings=60, embedding_dim=dim, feature_names=[f"t{dim}"]) for dim in (7, 16)
+    ]
+    tables = TableCollection(specs)
+    drawn = torch.Generator().manual_seed(0)
+    with tables.writing(), torch.no_grad():
+        for rows in tables.weights().values():
+            rows.uniform_(-largest, largest, generator=drawn)[3, 2] = largest
+            rows[40:] = rows[40:].abs()
+            rows[50:] *= 1e-3  # beside the others
+            rows[58], rows[59] = largest / 3, 0
+    save_bundle(tmp_path / "bundle", tables)
+    collection = load_bundle(tmp_path / "bundle")
+    script = scripted(TorchRecTables(collection, dtype=dtype))
+    ids = torch.arange(60).repeat(2)
+    got = script(ids, torch.ones(120, dtype=torch.int64))
+    expected = collection(KeyedJaggedTensor(keys=["t7", "t16"], values=ids, lengths=torch.ones_like(ids))).values()
+    for own, rows in zip(got.split([7, 16], dim=1), expected.split([7, 16], dim=1), strict=True):
+        filled = F.pad(rows, (0, rows.shape[1] % 2))
+        steps = (filled.amax(1) - filled.amin(1)) / top
+        rounded = rows.abs().amax(1) * 2**-10 / top  # of an offset, which a step makes up for
+        assert float(((own - rows).abs().amax(1) - 0.55 * steps - rounded).max()) <= 2**-24
+        assert not own[59].any()
 
 
 def test_a_second_process_reads_it(tmp_path: Path) -> None:

@@ -208,7 +208,13 @@ def test_exports_that_can_not_be_are_refused(trained: MemoryTables, exported: Pa
     with pytest.raises(ConfigError, match="there is no codec 'int99'"):
         export_memory(trained, tmp_path / "int99", codec="int99")
     large = MemoryTables([StemLayout(stem().config, compression())])
-    large.collections["stem"].set_rows("stem.layer1", torch.full((40, 24), 1e6))
-    with pytest.raises(ConfigError, match="rows of table 'stem.layer1' are not finite as fp16; use 'fp32' or 'bf16'"):
-        export_memory(large, tmp_path / "fp16", codec="fp16")
+    for size, codec, told in (
+        (1e6, "fp16", r"reach 1e\+06, which is not finite as fp16; use 'fp32' or 'bf16'$"),
+        (3.4e38, "fp16", r"reach 3.4e\+38, which is not finite as fp16; use 'fp32'$"),
+        (3.4e38, "bf16", r"reach 3.4e\+38, which is not finite as bf16; use 'fp32'$"),
+        *((torch.nan, codec, "are not finite; train with a lower rate$") for codec in ("fp32", "bf16", "fp16")),
+    ):
+        large.collections["stem"].set_rows("stem.layer1", torch.full((40, 24), size))
+        with pytest.raises(ConfigError, match=f"rows of table 'stem.layer1' {told}"):
+            export_memory(large, tmp_path / codec, codec=codec)
     assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from embank.pipelines.sweep.children import last_words
+from embank.pipelines.sweep.children import ChildLog
 
 TRACEBACK = """Traceback (most recent call last):
   File "train.py", line 1, in <module>
@@ -11,15 +11,25 @@ RuntimeError: boom
 
 
 def test_a_child_is_not_given_the_words_of_an_earlier_start(tmp_path: Path) -> None:
-    log = tmp_path / "run.log"
-    begun = "== begun 2026-01-02 03:04:05\n"
-    log.write_text(f"{begun}step 1\nembank: no space left on device\n{begun}{TRACEBACK}")
-    assert last_words(log, code=1) == "RuntimeError: boom"
-    log.write_text(f"{begun}{TRACEBACK}{begun}step 1\nembank: no space left on device\n\nwarning: leaked objects\n")
-    assert last_words(log, code=1) == "no space left on device"
-    log.write_text(f"{begun}{TRACEBACK}{begun}")
-    assert last_words(log, code=3) == "exit code 3"
-    assert last_words(log, code=-9) == "killed by SIGKILL, perhaps for want of memory"
-    log.write_text(TRACEBACK)  # of a process that marks no start
-    assert last_words(log, code=1) == "RuntimeError: boom"
-    assert last_words(tmp_path / "none.log", code=1) == "exit code 1"
+    """Whatever that start has left: half a line of a full disk, no mark of its own."""
+    path, begun = tmp_path / "logs" / "run.log", "== begun 2026-01-02 03:04:05\n"
+    path.parent.mkdir()
+    for before in (
+        "",
+        f"{begun}step 1\nembank: no space left on device\n",
+        "embank: no space left",
+        "embank: old\n" * 9,
+    ):
+        for after, code, said in (
+            (f"\n{begun}{TRACEBACK}", 1, "RuntimeError: boom"),
+            (f"\n{begun}step 1\nembank: it is full\n\nwarning: leaked objects\n", 1, "it is full"),
+            (f"\n{begun}", 3, "exit code 3"),
+            ("", 1, "exit code 1"),
+            (TRACEBACK, -9, "killed by SIGKILL, perhaps for want of memory"),
+        ):
+            path.write_text(before)
+            log = ChildLog(path)
+            with path.open("a") as file:
+                file.write(after)
+            assert log.last_words(code=code) == said
+    assert ChildLog(tmp_path / "new" / "none.log").last_words(code=1) == "exit code 1"

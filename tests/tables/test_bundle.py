@@ -33,8 +33,8 @@ from embank.tables import (
     save_bundle,
 )
 from embank.tables.collections.stages import finished
-from embank.tables.serving.bundle import MANIFEST, TABLES
-from embank.tables.serving.saving import copy_bundle
+from embank.tables.serving.bundle import MANIFEST, NETWORK, TABLES
+from embank.tables.serving.saving import copy_bundle, write_packed
 from embank.tables.storage.checksums import CHECKSUMS, file_digest
 from tests import processes
 from tests.contracts.test_methods import NUM, spec, train
@@ -429,6 +429,46 @@ def test_a_copy_has_the_files_of_the_bundle_alone_and_lies_elsewhere(tmp_path: P
     assert Bundle(tmp_path / "copy").checksum == source.checksum
     copy_bundle(source, tmp_path / "less", leave_out=["more"])
     assert set(Bundle(tmp_path / "less").files) == set(source.files) - {"more/deep/note.txt"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"leave_out": ["more"]}, {"files": {"b/c.txt": lambda p: p.write_text("c")}}])
+def test_a_copy_of_a_damaged_bundle_is_damaged(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Checksums are those of what was written first, not of what a disk has made of it."""
+    save_bundle(tmp_path / "b", plain(), files={"more/note.txt": lambda path: path.write_text("note")})
+    flip(tmp_path / "b" / TABLES)
+    copy_bundle(Bundle(tmp_path / "b", verify="small"), tmp_path / "c", **changes)
+    with pytest.raises(CheckpointError, match=f"c/{TABLES}' has been altered"):
+        Bundle(tmp_path / "c")
+
+
+def test_of_a_copy_only_what_is_written_anew_has_new_checksums(tmp_path: Path) -> None:
+    files = {"note.txt": lambda path: path.write_text("note"), "x/y.txt": lambda path: path.write_text("y")}
+    save_bundle(tmp_path / "b", plain(), files=files)
+    (tmp_path / "b" / CHECKSUMS).write_text(json.dumps(json.loads((tmp_path / "b" / CHECKSUMS).read_text())))
+    source = Bundle(tmp_path / "b")
+    copy_bundle(source, tmp_path / "same")
+    assert Bundle(tmp_path / "same").version == source.version, "of another layout of the listing, too"
+    new = {"note.txt": lambda path: path.write_text("other"), "x/z.txt": lambda path: path.write_text("z")}
+    copy_bundle(source, tmp_path / "other", files=new)
+    other = Bundle(tmp_path / "other")
+    assert set(other.files) == {*source.files, "x/z.txt"}
+    assert {name for name in source.files if other.listing[name] != source.listing[name]} == {"note.txt"}
+    assert other.version != source.version
+
+
+@pytest.mark.parametrize("name", [MANIFEST, TABLES, NETWORK, CHECKSUMS, f"{TABLES}/more.txt"])
+def test_names_of_the_bundles_own_files_are_refused(name: str, bundle: Path, tmp_path: Path) -> None:
+    files = {"note.txt": lambda path: path.touch(), name: lambda path: path.write_bytes(b"{}")}
+    told = rf"files has the name '{name}', and '{name.split('/')[0]}' is a file of the bundle itself .*; choose another"
+    with pytest.raises(ConfigError, match=told):
+        save_bundle(tmp_path / "new", plain(), files=files)
+    with pytest.raises(ConfigError, match=told):
+        copy_bundle(Bundle(bundle), tmp_path / "new", files=files)
+    with pytest.raises(ConfigError, match=told):
+        write_packed(tmp_path / "new", pack_collection(plain()), files=files)
+    with pytest.raises(ConfigError, match="files has the name '../evil.txt', which is no file inside of the bundle"):
+        copy_bundle(Bundle(bundle), tmp_path / "new", files={"../evil.txt": lambda path: path.touch()})
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_can_not_be_saved(tmp_path: Path) -> None:

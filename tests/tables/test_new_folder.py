@@ -1,10 +1,13 @@
 """Folders that are there whole or not at all, with several writers and where the system refuses."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from embank.tables import CheckpointError, WorkError
+from embank.tables.storage import atomic
 from embank.tables.storage.atomic import temporary_beside
 from embank.tables.storage.new_folder import new_folder
 
@@ -41,3 +44,25 @@ def test_the_cure_is_of_what_went_wrong(tmp_path: Path) -> None:
         pass
     assert str(caught.value).endswith("File name too long. Nothing was left behind; choose another folder")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_name_that_could_not_be_made_durable_is_said_as_that(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is there, whole, and by this writer: nobody has taken its place."""
+
+    def sync(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(atomic, "sync_entry", sync)
+    out = tmp_path / "out"
+    with pytest.raises(WorkError) as caught, new_folder(out, kind="note") as temporary:
+        (temporary / "note.txt").write_text("whole")
+    assert str(caught.value) == (
+        f"'{out}' is written as a whole, but its name could not be made durable: {os.strerror(number)}. It can be read "
+        "now; look whether it is still there if the machine goes down before long"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "note.txt").read_text() == "whole"

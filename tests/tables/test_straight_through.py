@@ -136,3 +136,23 @@ def test_a_refusal_leaves_the_rows_of_all_tables_as_they_are() -> None:
     with pytest.raises(ConfigError, match=r"rows reach 1e\+30"):
         through.__enter__()
     assert all(torch.equal(rows, before[name]) for name, rows in rows_of(tables).items())
+
+
+def test_a_refusal_leaves_nothing_that_a_later_step_would_see() -> None:
+    """Neither rows that were never coded nor, of blocks that were coded before, those of an earlier step."""
+    tables = collection()
+    through = StraightThrough(tables, {"a": "int8", "b": "int2"})
+    for spoilt, mended in ((torch.nan, 0.25), (torch.inf, -0.5)):
+        changed = rows_of(tables)["a"] * 1.5
+        with tables.writing(), torch.no_grad():
+            tables.weights()["a"].copy_(changed)[0, 0] = spoilt
+        with pytest.raises(ConfigError, match="rows are not finite"):
+            through.__enter__()
+        with tables.writing(), torch.no_grad():
+            tables.weights()["a"][0, 0] = mended
+        plain = rows_of(tables)
+        with through:
+            for name, codec in (("a", "int8"), ("b", "int2")):
+                seen, coded = tables.weights()[name], encode(plain[name], codec=codec).take(torch.arange(NUM))
+                assert torch.equal(seen, coded), f"{(seen != coded).any(1).sum()} rows of '{name}' are other ones"
+        assert all(torch.equal(rows, plain[name]) for name, rows in rows_of(tables).items())

@@ -123,6 +123,7 @@ def test_the_command_line_exports_and_tells_what_was_chosen(run: Path, tmp_path:
     [
         ("int5", 0.1, "there is no codec 'int5'; did you mean"),
         ("product", 0.1, "codec 'product' is made while its method trains"),
+        ("binary32", 0.1, "codec 'binary32' has number 32; that of 'binary' is at most 16"),
         ("auto", -0.1, "the largest loss of AUC is -0.1; it must be 0 or more"),
         ("int4", 0.1, "is for codec 'auto', which chooses by it, and the codec is 'int4'; leave it out"),
         ("auto", float("nan"), "the largest loss of AUC is nan"),
@@ -188,6 +189,7 @@ def test_a_run_is_served_and_judged_under_the_codec_of_its_configuration(
     ("tables", "told"),
     [
         ({"codec": "int44"}, "tables.codec: there is no codec 'int44'"),
+        ({"codec": "binary32"}, "tables.codec: codec 'binary32' has number 32; that of 'binary' is at most 16"),
         ({"codec": "stepped"}, "tables.codec: codec 'stepped' is made while its method trains"),
         ({"codec": "dedup", "method": "hash", "budget": 0.5}, "'tables' has codec 'dedup' and a budget"),
         ({"overrides": {"user": {"codec": "in4"}}}, "tables.overrides.user.codec: there is no codec 'in4'"),

@@ -63,6 +63,17 @@ def test_values_stay_what_they_are(first: pa.Array, second: pa.Array, expected: 
     ("first", "second", "message"),
     [
         (pa.array([1]), pa.array(["a"]), "has type int64 in .*0.parquet and large_string in .*1.parquet, and no type"),
+        (
+            pa.array([Decimal("1234567.89")], pa.decimal128(10, 2)),
+            pa.array([0.5], pa.float32()),
+            r"has type decimal128\(38, 2\) in .*0.parquet and float in",
+        ),
+        (
+            pa.array([[0.5]], pa.list_(pa.float64())),
+            pa.array([[Decimal("1.1")]], pa.list_(pa.decimal128(20, 2))),
+            "has type large_list<.*double> in .*0.parquet and large_list<.*decimal128",
+        ),
+        (pa.array(["a"]), pa.array([b"a"]), "has type large_string in .*0.parquet and large_binary in"),
         (pa.array([True]), pa.array([1]), "has type bool in .*0.parquet and int64 in"),
         (pa.array([2**63], pa.uint64()), pa.array([-1]), "0.parquet: column 'k' has a value that int64 can't hold"),
         (pa.array([2**60 + 1]), pa.array([0.5]), "0.parquet: column 'k' has a value that double can't hold"),

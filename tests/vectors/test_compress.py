@@ -116,6 +116,15 @@ def test_a_folder_gives_back_what_its_codec_holds(are_numbers: bool, tmp_path: P
     for rows in (torch.arange(300) == 7, [0.9, 1.7], np.array([1.0])):
         with pytest.raises(DataError, match="are asked for by (bool|float32|float64) numbers; give whole ones"):
             stored.take(rows)
+    for rows in ([2**70], ["a"], [None]):
+        with pytest.raises(DataError, match=r"are asked for by .*; give whole numbers, 0 to 299"):
+            stored.take(rows)
+    with pytest.raises(DataError, match="there is no row beyond int64"):
+        stored.take(np.array([2**63 + 1], dtype=np.uint64))
+    for asked in ([["a"]], [True], [1.0], [b"a"], [object()], ["\ud800"]):
+        with pytest.raises(DataError, match=r"^the keys (of|that are asked for of) '[^\n]*$"):
+            stored.lookup(asked)
+    assert torch.equal(stored.lookup(pl.Series(keys[:2])), stored.take([0, 1]))
     for asked in ([keys[0], "doc" if are_numbers else 3], [2**130]):
         with pytest.raises(DataError, match=r"are of several types, or beyond 64 bits: .*; give all as text, or all"):
             stored.lookup(asked)

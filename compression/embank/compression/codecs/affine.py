@@ -23,6 +23,7 @@ from embank.tables import Coded, ConfigError, Held
 from embank.tables.method.together import Array
 from embank.tables.serving.codecs.chunks import row_chunks
 from embank.tables.serving.codecs.fbgemm import MANY, FusedRows, is_there
+from embank.tables.serving.codecs.halves import wider_than_fp16
 from embank.tables.serving.codecs.joined import FEW, Joined, block_of, in_blocks, place_of
 
 _GROUP = 64
@@ -229,9 +230,9 @@ def fitted(numbers_Gn: Tensor, *, bits: int) -> tuple[Tensor, Tensor, Tensor]:
             best_G = torch.where(is_better_G, error_G, best_G)
             step_G, offset_G = torch.where(is_better_G, step, step_G), torch.where(is_better_G, offset, offset_G)
     if not bool(best_G.isfinite().all()):
+        largest = float(numbers_Gn.abs().max())
         raise ConfigError(
-            f"rows reach {float(numbers_Gn.abs().max()):.4g}, more than steps and offsets in fp16 hold; use codec "
-            "'fp32' or 'bf16'"
+            f"rows reach {largest:.4g}, more than steps and offsets in fp16 hold; use codec {wider_than_fp16(largest)}"
         )
     return _codes(numbers_Gn, step_G, offset_G, top=top).to(torch.uint8), step_G, offset_G
 

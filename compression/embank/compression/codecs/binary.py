@@ -16,13 +16,13 @@ from torch import Tensor
 from embank.compression.parts.bits import pack_values, packed_nbytes, picked, read_rows
 from embank.tables import Coded, ConfigError, Held
 from embank.tables.serving.codecs.chunks import row_chunks
+from embank.tables.serving.codecs.halves import wider_than_fp16
 
 _LEVELS = 2
-_MOST_LEVELS = 16
 
 
 class BinaryRows(Coded):
-    """Signs in as many levels as its number says, 2 by default, and an fp16 weight for each row and level.
+    """Signs in as many levels as its number says, 1 to 16, 2 by default, and an fp16 weight for each row and level.
 
     Example:
         >>> coded = BinaryRows.encode(torch.tensor([[3.0, -1.0, 1.0, -3.0]]))
@@ -34,6 +34,7 @@ class BinaryRows(Coded):
 
     held = Held(facts=("dim", "num_levels"), sizes=("dim", "num_levels"))
     arguments = ("number",)
+    most_number = 16  # which take more bytes than fp16 has them, at any width
     signs: Tensor
     weights: Tensor
 
@@ -50,12 +51,10 @@ class BinaryRows(Coded):
 
     @classmethod
     def encode(cls, rows_RD: Tensor, *, number: int = _LEVELS) -> Self:
-        _refuse_many(number)
         return cls(rows_RD, num_levels=number)
 
     @classmethod
     def nbytes_of(cls, num_rows: int, dim: int, *, number: int = _LEVELS) -> int:
-        _refuse_many(number)
         return packed_nbytes(num_rows * dim * number, 1) + 2 * num_rows * number
 
     @classmethod
@@ -88,14 +87,6 @@ class BinaryRows(Coded):
         return products_NM
 
 
-def _refuse_many(num_levels: int) -> None:
-    """Raises ConfigError for levels that take more bytes than plain halves."""
-    if num_levels > _MOST_LEVELS:
-        raise ConfigError(
-            f"codec 'binary{num_levels}' would take more bytes than 'fp16'; give 1 to {_MOST_LEVELS} levels"
-        )
-
-
 def _levels(rows_rD: Tensor, *, num_levels: int) -> tuple[Tensor, Tensor]:
     """Signs [r, L, D] and weights fp16 [r, L].
 
@@ -111,9 +102,10 @@ def _levels(rows_rD: Tensor, *, num_levels: int) -> tuple[Tensor, Tensor]:
         weights.append(weight_r)
     weights_rL = torch.stack(weights, dim=1)
     if not bool(weights_rL.isfinite().all()):
+        largest = float(rows_rD.abs().max())
         raise ConfigError(
-            f"rows reach {float(rows_rD.abs().max()):.4g}, more than the fp16 weights of codec 'binary' hold; use "
-            "'fp32' or 'bf16'"
+            f"rows reach {largest:.4g}, more than the fp16 weights of codec 'binary' hold; use "
+            f"{wider_than_fp16(largest)}"
         )
     return torch.stack(signs, dim=1), weights_rL
 

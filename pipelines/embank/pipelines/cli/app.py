@@ -236,14 +236,13 @@ def sweep(
     from embank.pipelines.sweep.plan import Plan, codec_names, grid_axes, method_names, numbers, parts
     from embank.pipelines.sweep.sweep import Sweep
 
-    raw, origin = read_config(config, overrides=set_ or []), told_origin(config, set_ or [])
+    raw = read_config(config, overrides=set_ or [])
+    parsed = parse_config(raw, origin=told_origin(config, set_ or []))
     plan = Plan(
         config=raw,
-        models=[parse_config(raw, origin=origin).model["name"]] if models is None else parts(models, option="--models"),
+        models=[parsed.model["name"]] if models is None else parts(models, option="--models"),
         methods=method_names(methods),
-        budgets=[parse_config(raw, origin=origin).tables.default.budget]
-        if budgets is None
-        else numbers(budgets, option="--budgets", kind=float),
+        budgets=[parsed.tables.default.budget] if budgets is None else numbers(budgets, option="--budgets", kind=float),
         seeds=numbers(seeds, option="--seeds", kind=int),
         grid=grid_axes(grid or []),
         grid_budget=grid_budget,

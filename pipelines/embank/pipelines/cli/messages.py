@@ -2,6 +2,7 @@
 happened."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -73,8 +74,10 @@ def _what_next(arguments: Sequence[str]) -> str:
     words = [argument for argument in arguments if not argument.startswith("-")]
     command = next((word for word in words if word != "lm"), "")
     out = _value_of("--out", arguments)
-    if command == "predict" and out is not None and _has_files(f"{out}.parts", "state.json"):
-        return f"the rows that were scored are whole, in '{out}.parts'; go on with the same command and --resume"
+    if command == "predict" and out is not None:
+        parts = os.path.join(os.path.dirname(out), f".{os.path.basename(out)}.parts")
+        if _has_files(parts, "state.json"):
+            return f"the rows that were scored are whole, in '{parts}'; go on with the same command and --resume"
     if command not in ("train", "sweep"):
         return _BEGINS_AGAIN
     # Names of files, not `RunFolder`: its imports may be what was interrupted, and torch can't be imported a second

@@ -55,14 +55,14 @@ def search(
     Whole configurations: `embank search deepfm.yaml --space full --sampler tpe --budget 0.1 --trials 40 --out
     searches/full`
     """
-    from embank.pipelines.config.file import read_config
+    from embank.pipelines.config.file import read_config, told_origin
     from embank.pipelines.config.run import parse_config
     from embank.pipelines.search.read import make_plan
     from embank.pipelines.search.search import Search
     from embank.pipelines.sweep.plan import numbers
 
     raw = read_config(config, overrides=set_ or [])
-    seeds = [parse_config(raw).train.seed]
+    seeds = [parse_config(raw, origin=told_origin(config, set_ or [])).train.seed]
     plan = make_plan(
         raw,
         out=out,

@@ -43,8 +43,8 @@ class Parity:
     Args:
         facts: for the report.
         max_difference: of all numbers.
-        relative: the largest difference in units of what it is judged by: of rows the largest number of their table,
-            of values the largest of all, of scores 1.
+        relative: the largest difference in units of what it is judged by: of rows and values the largest number of
+            their table, of scores 1.
         finite: whether all numbers that were read are.
     """
 
@@ -98,14 +98,22 @@ def compared_batches(
         for case in [*cases, *data]
     ]
     answers, said = _ask(folder, asked)
+    columns = _columns(original)
     if not data:
-        return _parity(asked, answers, said, None, compared=gives)
+        return _parity(asked, answers, said, None, compared=gives, columns=columns)
     read = dict(zip([case.name for case in data], answers[len(cases) :], strict=True))
     if gives == "scores":
         auc = _auc_of(data, [original.scores(case) for case in data], [read[case.name] for case in data])
     else:
         auc = _auc(original, data, lambda case: read[case.name])
-    return _parity(asked, answers, said, auc, compared=gives)
+    return _parity(asked, answers, said, auc, compared=gives, columns=columns)
+
+
+def _columns(original: Original) -> list[slice]:
+    """Columns of `Original.values` by use of a table."""
+    widths = original.collection.dims
+    ends = np.cumsum(widths, dtype=int).tolist()
+    return [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
 
 
 def _ask(folder: Path, asked: Sequence[_Asked]) -> tuple[list[Array], dict[str, Any]]:
@@ -130,7 +138,13 @@ def _ask(folder: Path, asked: Sequence[_Asked]) -> tuple[list[Array], dict[str, 
 
 
 def _parity(
-    asked: Sequence[_Asked], answers: Sequence[Array], said: dict[str, Any], auc: Any, *, compared: str
+    asked: Sequence[_Asked],
+    answers: Sequence[Array],
+    said: dict[str, Any],
+    auc: Any,
+    *,
+    compared: str,
+    columns: Sequence[slice] = (),
 ) -> Parity:
     differences = []
     for question, answer in zip(asked, answers, strict=True):
@@ -140,13 +154,12 @@ def _parity(
                 f"{list(question.expected.shape)}. Nothing was left behind; this is a mistake of embank"
             )
         differences.append(np.abs(answer.astype(np.float64) - question.expected.astype(np.float64)))
-    sizes = [float(np.abs(question.expected).max()) if question.expected.size else 0.0 for question in asked]
     count = sum(part.size for part in differences)
-    largest = max((float(part.max()) for part in differences if part.size), default=0.0)
+    largest = max((_most(part) for part in differences), default=0.0)
     facts = {
         "compared": compared,
         "numbers": count,
-        "largest_number": max(sizes, default=0.0),
+        "largest_number": max((_most(question.expected) for question in asked), default=0.0),
         "max_difference": largest,
         "mean_difference": sum(float(part.sum()) for part in differences) / max(count, 1),
         "auc": auc,
@@ -154,19 +167,28 @@ def _parity(
             {
                 "name": question.name,
                 "numbers": part.size,
-                "max_difference": float(part.max()) if part.size else 0.0,
+                "max_difference": _most(part),
             }
             for question, part in zip(asked, differences, strict=True)
         ],
         "second_process": said,
     }
-    units = {"rows": sizes, "values": [max(sizes, default=0.0)] * len(sizes), "scores": [1.0] * len(sizes)}[compared]
-    relative = max(
-        (_share(float(part.max()), unit) for part, unit in zip(differences, units, strict=True) if part.size),
-        default=0.0,
-    )
+    pairs = list(zip(differences, (question.expected for question in asked), strict=True))
+    if compared == "values":  # of each table over all questions
+        shares = [
+            _share(max(_most(part[:, own]) for part, _ in pairs), max(_most(known[:, own]) for _, known in pairs))
+            for own in columns
+        ]
+    else:  # rows are of one table each
+        shares = [_share(_most(part), 1.0 if compared == "scores" else _most(known)) for part, known in pairs]
+    relative = max(shares, default=0.0)
     finite = all(bool(np.isfinite(answer).all()) for answer in answers)
     return Parity(facts=facts, max_difference=largest, relative=relative, finite=finite)
+
+
+def _most(numbers: Array) -> float:
+    """The largest one without its sign; 0 of none."""
+    return float(np.abs(numbers).max()) if numbers.size else 0.0
 
 
 def _share(difference: float, unit: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from embank.pipelines.importing.matching import Matching
 from embank.pipelines.reporting import Phase, Reporter
 from embank.pipelines.vectors.files import NUMBERS_PER_CHUNK
-from embank.tables import GivenRows, PackedTable, TableCollection, TableSpec, fit_tables, pack_collection
+from embank.tables import ConfigError, GivenRows, PackedTable, TableCollection, TableSpec, fit_tables, pack_collection
 from embank.tables.collections.held_rows import writing
+from embank.tables.rows.store_spec import ROW_DTYPES
+from embank.tables.serving.export.decoded import largest_of
 
 
 def fitted_packs(
@@ -47,8 +50,12 @@ def filled(
         The tables in their last stage; others where they had one to go.
 
     Raises:
-        ConfigError: a method can't be fitted.
+        ConfigError: a method can't be fitted, or rows in half precision can't hold the numbers.
     """
+    for weights in tables.weights().values():
+        for name, rows_ND in rows.items():
+            _refuse_beyond(weights.dtype, name, rows_ND)
+        break  # all rows have one type
     given: dict[str, GivenRows] = {}
     for method in tables.built_methods():
         spec = method.spec
@@ -77,6 +84,18 @@ def _take(tables: TableCollection, name: str, rows_ND: Tensor, *, reporter: Repo
             chunk_rD = rows_ND[start : start + size]
             target[start : start + size] = chunk_rD.to(target)
             phase.advance(len(chunk_rD), rows=len(chunk_rD))
+
+
+def _refuse_beyond(dtype: torch.dtype, name: str, rows_ND: Tensor) -> None:
+    """Raises ConfigError where rows of a type would hold infinities, or next to nothing, of a table's numbers."""
+    largest, limits = largest_of(rows_ND), torch.finfo(dtype)
+    if not math.isfinite(largest) or 0 < limits.tiny <= largest <= limits.max or largest == 0:
+        return
+    kind = next(kind for kind, own in ROW_DTYPES.items() if own == dtype)
+    raise ConfigError(
+        f"rows of table '{name}' reach {largest:.4g}{' at most' if largest < 1 else ''}, and {kind} holds "
+        f"{limits.tiny:.2g} to {limits.max:.5g}; set rows.dtype to fp32"
+    )
 
 
 def _weights(spec: TableSpec, matching: Matching) -> Tensor | None:

@@ -12,6 +12,10 @@ from embank.pipelines.data.sources.formats.base import Chunk, Source, check_colu
 from embank.tables.errors import DataError
 
 _DIGITS = 38
+_APART = (
+    (pa.types.is_decimal, pa.types.is_floating),  # Arrow casts the one to the other, and rounds without a word
+    (pa.types.is_large_string, pa.types.is_large_binary),  # all text would be bytes then
+)
 _NO_TEXT = (pa.types.is_large_list, pa.types.is_large_binary, pa.types.is_duration)
 
 
@@ -79,6 +83,11 @@ class KeptColumns:
 
 def _held_by_both(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     """The type that holds the values of two; None where there is none."""
+    if pa.types.is_large_list(first) and pa.types.is_large_list(second):
+        inner = _held_by_both(first.value_type, second.value_type)
+        return None if inner is None else pa.large_list(inner)
+    if any((is_one(first) and is_other(second)) or (is_one(second) and is_other(first)) for is_one, is_other in _APART):
+        return None
     if pa.types.is_decimal(first) and pa.types.is_decimal(second):
         return pa.decimal128(_DIGITS, max(first.scale, second.scale))
     schemas = [pa.schema([("column", own)]) for own in (first, second)]

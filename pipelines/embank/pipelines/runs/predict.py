@@ -26,7 +26,7 @@ from embank.pipelines.data.sources.formats.base import Source
 from embank.pipelines.locks import hold_lock
 from embank.pipelines.reporting import Phase, Reporter
 from embank.pipelines.runs.kept import KeptColumns
-from embank.pipelines.runs.model import BATCH_ROWS, ServedModel, load_model
+from embank.pipelines.runs.model import BATCH_ROWS, ServedModel, bundle_of, load_model
 from embank.tables.errors import ConfigError, DataError, WorkError
 from embank.tables.storage.atomic import publish_file, remove_folder, replace_text, temporary_beside
 from embank.tables.storage.json_text import read_json
@@ -104,8 +104,9 @@ def predict(
     if SCORE in keep:
         raise ConfigError(f"a column {SCORE!r} can't be kept: it is the name of the scores. Rename it in the input.")
     kept = KeptColumns(source, keep, is_csv=out.suffix == ".csv")
-    _refuse_out(out, paths, overwrite=overwrite)
-    parts = _Parts(out, identity=_identity(model, paths, kept.names, format))
+    _refuse_out(out, source, paths, overwrite=overwrite)
+    _refuse_within(out, bundle_of(path))
+    parts = _Parts(out, identity=_identity(model, source, kept.names, format))
     held = f"another process is writing {out}. Wait for it, or give another --out."
     with hold_lock(out.with_name(f".{out.name}.lock"), held=held, error=DataError):
         try:
@@ -216,11 +217,16 @@ def _encoded(
         yield encoder.encode(chunk), kept.of(chunk), chunk.num_bytes
 
 
+def parts_of(out: Path) -> Path:
+    """The folder of parts beside an output: hidden, so that a folder of inputs does not read it."""
+    return out.with_name(f".{out.name}.parts")
+
+
 class _Parts:
     """The folder of parts beside the output."""
 
     def __init__(self, out: Path, *, identity: dict[str, Any]) -> None:
-        self.out, self.folder = out, out.with_name(f"{out.name}.parts")
+        self.out, self.folder = out, parts_of(out)
         self.count, self.is_csv = 0, out.suffix == ".csv"
         self._identity, self._is_mine = identity, False
 
@@ -302,28 +308,37 @@ def _write_parquet(path: Path, frames: Iterator[pl.DataFrame]) -> None:
             writer.write_table(frame.to_arrow().cast(first.schema))
 
 
-def _identity(model: ServedModel, paths: Sequence[Path], keep: Sequence[str], format: str | None) -> dict[str, Any]:
+def _identity(model: ServedModel, source: Source, keep: Sequence[str], format: str | None) -> dict[str, Any]:
     """What decides the rows of a part."""
-    files = [[str(path.absolute()), *_stamp(path)] for path in paths]
+    files = [[str(file.absolute()), *_stamp(file)] for file in source.files]
     digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
     return {"bundle": model.checksum, "input": digest, "keep": list(keep), "format": format}
 
 
-def _stamp(path: Path) -> list[int]:
-    return [number for file in _files(path) for number in (file.stat().st_size, file.stat().st_mtime_ns)]
+def _stamp(file: Path) -> list[int]:
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(path.rglob("*")) if path.is_dir() else [path]
+def _refuse_within(out: Path, bundle: Path) -> None:
+    """Raises DataError for an output among the files of the model."""
+    if out.resolve().is_relative_to(bundle.resolve()):
+        raise DataError(f"{out} lies in {bundle}, the bundle that scores the rows. Give another --out.")
 
 
-def _refuse_out(out: Path, paths: Sequence[Path], *, overwrite: bool) -> None:
+def _refuse_out(out: Path, source: Source, paths: Sequence[Path], *, overwrite: bool) -> None:
     if out.suffix not in (".parquet", ".csv"):
         raise ConfigError(f"{out.name} ends neither in .parquet nor in .csv; give --out a name that does.")
     if out.is_dir():
         raise DataError(f"{out} is a folder. Give --out the name of a file.")
-    if out.exists() and any(out.samefile(file) for path in paths for file in _files(path)):
+    if out.exists() and any(out.samefile(file) for file in source.files):
         raise DataError(f"{out} is an input too. Give another --out.")
+    folder = next((path for path in paths if path.is_dir() and out.resolve().is_relative_to(path.resolve())), None)
+    if folder is not None and out.name.endswith(tuple(source.suffixes)):
+        raise DataError(
+            f"{out} lies in the folder {folder}, whose *{out.suffix} files are the input: it would be one the next "
+            "time. Give another --out."
+        )
     if out.exists() and not overwrite:
         raise DataError(f"{out} exists already. Give another --out, or --overwrite to replace it.")
     if not out.parent.is_dir():

@@ -30,7 +30,7 @@ from embank.pipelines.search.storage import open_storage, storage_errors
 from embank.pipelines.search.supernet import open_supernet, refuse_other_run, train_supernet
 from embank.pipelines.search.training import training_setting
 from embank.pipelines.search.trials import StoppedSearchError, num_done, quiet_optuna, recover_named, run_trials
-from embank.pipelines.search.workers import failure_of, helpers
+from embank.pipelines.search.workers import helpers
 from embank.pipelines.sweep.children import num_cores
 from embank.pipelines.train.interrupt import StopRequest, stop_on_signals
 from embank.search.profile import profile_plan
@@ -162,9 +162,9 @@ class Search:
             run_trials(job, setting, joins=self.is_resumed or self.is_shared, num_trials=0)  # others find it begun
             with helpers(job, setting_of, logs=self.folder.path / "logs") as others:
                 study = run_trials(job, setting, joins=True, told=told)
-            for process in others:
-                said = failure_of(process, job=job, logs=self.folder.path / "logs")
-                if said is not None:
+            for process, log in others:
+                if process.exitcode:
+                    said = log.last_words(code=process.exitcode)
                     self.reporter.note(f"{job.study_name}: {process.name} has ended early: {said}")
             study = self._completed(study, job, setting, told)
         self.reporter.note(told.summary(study))

@@ -21,7 +21,7 @@ from embank.pipelines.search.folder import SearchFolder
 from embank.pipelines.search.job import Job, Setting
 from embank.pipelines.search.leases import RETRY_OF
 from embank.pipelines.search.trials import FailedTrialError, StoppedSearchError
-from embank.pipelines.sweep.children import forkserver, last_words, run_command, start
+from embank.pipelines.sweep.children import ChildLog, forkserver, run_command, start
 from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.sweep.feasible import Feasibility
 from embank.pipelines.train.interrupt import StopRequest
@@ -135,9 +135,8 @@ class TrainingObjective:
             WorkError: several in a row have failed.
         """
         name = f"{run.path.parent.name}/{run.path.name}"
-        log, file = self.folder.log(name), self.folder.write_config(name, config)
+        log, file = ChildLog(self.folder.log(name)), self.folder.write_config(name, config)
         arguments = ["train", str(file), "--out", str(run.path), *(["--resume"] if run.is_run else [])]
-        log.parent.mkdir(parents=True, exist_ok=True)
         process = self.context.Process(target=run_command, args=(arguments, log, self.job.num_threads), daemon=True)
         start(process)
         try:
@@ -150,12 +149,12 @@ class TrainingObjective:
             self.num_failures = 0
             return
         self.num_failures += 1
-        said = last_words(log, code=process.exitcode or 0)
+        said = log.last_words(code=process.exitcode or 0)
         trial.set_user_attr("error", said)
         if self.num_failures >= _MOST_FAILURES:
             raise WorkError(
                 f"{self.num_failures} trainings in a row have failed, the last one: {said}. What they printed is in "
-                f"'{log.parent}'; mend it and go on with --resume"
+                f"'{log.path.parent}'; mend it and go on with --resume"
             )
         raise FailedTrialError(said)
 

@@ -1,7 +1,6 @@
 """Further processes that work on the same study as this one."""
 
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from embank.pipelines.search.job import Job, SettingOf
 from embank.pipelines.search.trials import StoppedSearchError, run_trials
-from embank.pipelines.sweep.children import end_with_parent, last_words, start
+from embank.pipelines.sweep.children import ChildLog, end_with_parent, start
 from embank.pipelines.train.interrupt import stop_on_signals
 from embank.tables import WorkError
 
@@ -21,48 +20,41 @@ _PRELOADED = ["embank.pipelines.search.trials", "embank.pipelines.search.frozen"
 
 
 @contextmanager
-def helpers(job: Job, setting_of: SettingOf, *, logs: Path) -> Iterator[list[BaseProcess]]:
+def helpers(job: Job, setting_of: SettingOf, *, logs: Path) -> Iterator[list[tuple[BaseProcess, ChildLog]]]:
     """The plan's other workers on a study, until they have ended; asked to stop if the context ends with an error.
 
     Args:
         job: the study, which exists.
         setting_of: how its candidates are scored; a function of a module, since it is sent to the processes.
         logs: folder of what they print.
+
+    Yields:
+        The workers, each with its log.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    started: list[BaseProcess] = []
+    started: list[tuple[BaseProcess, ChildLog]] = []
     for number in range(1, job.plan.workers):
-        log = logs / f"{job.study_name}-worker-{number}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        started.append(context.Process(target=_work, args=(job, setting_of, log), name=f"worker {number}"))
-        start(started[-1])
+        log = ChildLog(logs / f"{job.study_name}-worker-{number}.log")
+        made = context.Process(target=_work, args=(job, setting_of, log), name=f"worker {number}")
+        started.append((made, log))
+        start(made)
     try:
         yield started
-        for process in started:
+        for process, _ in started:
             process.join()
     except BaseException:
-        for process in started:
+        for process, _ in started:
             process.terminate()
-        for process in started:
+        for process, _ in started:
             process.join()
         raise
 
 
-def failure_of(process: BaseProcess, *, job: Job, logs: Path) -> str | None:
-    """What a worker that has ended before its time said; None if all is well."""
-    if not process.exitcode:
-        return None
-    number = process.name.split()[-1]
-    return last_words(logs / f"{job.study_name}-worker-{number}.log", code=process.exitcode)
-
-
-def _work(job: Job, setting_of: SettingOf, log: Path) -> None:
+def _work(job: Job, setting_of: SettingOf, log: ChildLog) -> None:
     """In the worker: trials until the study is complete."""
     end_with_parent()
-    with log.open("ab") as file, open(os.devnull, "rb") as nothing:
-        for stream, target in ((nothing, 0), (file, 1), (file, 2)):
-            os.dup2(stream.fileno(), target)
+    log.take_output()
     try:
         work(job, setting_of)
     except WorkError as error:

@@ -27,8 +27,6 @@ POLL_SECONDS = 0.05
 BUSY_SECONDS = 0.5
 """Between looks at runs that another process works on."""
 
-_BEGUN = "== begun"
-"""Begins the line before what a child prints. A log goes on where a run is begun again."""
 _PR_SET_PDEATHSIG = 1
 _PRELOADED = [
     "embank.pipelines.cli.app",
@@ -38,6 +36,39 @@ _PRELOADED = [
     "matplotlib.backends.backend_agg",
     "torch.distributed.checkpoint",
 ]
+
+
+class ChildLog:
+    """The file that gets what a child prints. It goes on where a run is begun again.
+
+    Args:
+        path: of the file; its folder is made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._before = path.stat().st_size if path.is_file() else 0  # what earlier starts have said
+
+    def take_output(self) -> None:
+        """In the child: what this process prints goes into the file, and its input is empty."""
+        with self.path.open("ab") as file, open(os.devnull, "rb") as nothing:
+            file.write(f"{'' if file.tell() == 0 else chr(10)}== begun {datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
+            file.flush()
+            for stream, target in ((nothing, 0), (file, 1), (file, 2)):
+                os.dup2(stream.fileno(), target)
+
+    def last_words(self, *, code: int) -> str:
+        """What a failed child said since this log was made: its error message, else its last line, else its signal or
+        exit code."""
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"killed by {name}{', perhaps for want of memory' if name == 'SIGKILL' else ''}"
+        said = self.path.read_bytes()[self._before :].decode(errors="replace") if self.path.is_file() else ""
+        lines = [stripped for line in said.splitlines() if (stripped := line.strip())]
+        lines = [line for line in lines if not line.startswith("== begun ")]
+        messages = [line.removeprefix("embank: ") for line in lines if line.startswith("embank: ")]
+        return (messages or lines or [f"exit code {code}"])[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +154,7 @@ class _Running:
     def __init__(self, *, num_threads: int) -> None:
         self.num_threads = num_threads
         self.context = forkserver()
-        self.children: dict[str, tuple[Child, ForkServerProcess, float]] = {}
+        self.children: dict[str, tuple[ChildLog, ForkServerProcess, float]] = {}
         self.is_stopping = False
 
     def __len__(self) -> int:
@@ -133,11 +164,11 @@ class _Running:
         return name in self.children
 
     def start(self, child: Child) -> None:
-        child.log.parent.mkdir(parents=True, exist_ok=True)
+        log = ChildLog(child.log)
         target, what = (run_command, child.arguments) if child.work is None else (run_work, child.work)
-        process = self.context.Process(target=target, args=(what, child.log, self.num_threads), daemon=True)
+        process = self.context.Process(target=target, args=(what, log, self.num_threads), daemon=True)
         start(process)
-        self.children[child.name] = (child, process, time.monotonic())
+        self.children[child.name] = (log, process, time.monotonic())
 
     def wait(self, stop: StopRequest, *, seconds: float) -> list[Ended]:
         """Waits for the end of a child, at most so long. Those that run are asked to stop as soon as that is
@@ -154,9 +185,9 @@ class _Running:
             time.sleep(POLL_SECONDS)
 
     def _ended(self, name: str) -> Ended:
-        child, process, begun = self.children.pop(name)
+        log, process, begun = self.children.pop(name)
         assert process.exitcode is not None
-        message = last_words(child.log, code=process.exitcode) if process.exitcode else None
+        message = log.last_words(code=process.exitcode) if process.exitcode else None
         return Ended(name=name, message=message, seconds=time.monotonic() - begun)
 
 
@@ -176,14 +207,14 @@ def start(process: BaseProcess) -> None:
         vars(script).update(hidden)
 
 
-def run_command(arguments: Sequence[str], log: Path, num_threads: int) -> None:
+def run_command(arguments: Sequence[str], log: ChildLog, num_threads: int) -> None:
     """In the child: `embank` with these arguments, its output in the log."""
     _begin(log, num_threads)
     sys.argv = ["embank", *arguments]
     runpy.run_module("embank", run_name="__main__")  # `python -m embank`, without a new interpreter and its imports
 
 
-def run_work(work: Callable[[], None], log: Path, num_threads: int) -> None:
+def run_work(work: Callable[[], None], log: ChildLog, num_threads: int) -> None:
     """In the child: a function, its output and its error in the log."""
     _begin(log, num_threads)
     try:
@@ -192,14 +223,10 @@ def run_work(work: Callable[[], None], log: Path, num_threads: int) -> None:
         sys.exit(f"embank: {error}")
 
 
-def _begin(log: Path, num_threads: int) -> None:
+def _begin(log: ChildLog, num_threads: int) -> None:
     """Turns a new process into a child of the sweep."""
     end_with_parent()
-    with log.open("ab") as file, open(os.devnull, "rb") as nothing:
-        file.write(f"{_BEGUN} {datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())  # what earlier starts said is above it
-        file.flush()
-        for stream, target in ((nothing, 0), (file, 1), (file, 2)):
-            os.dup2(stream.fileno(), target)
+    log.take_output()
     import torch
 
     torch.set_num_threads(num_threads)
@@ -223,16 +250,3 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait, name="ends with the sweep", daemon=True).start()
-
-
-def last_words(log: Path, *, code: int) -> str:
-    """What a failed child said since it was begun: its error message, else its last line, else its signal or exit
-    code."""
-    said = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    starts = [place for place, line in enumerate(said) if line.startswith(_BEGUN)]
-    lines = [line.strip() for line in said[starts[-1] + 1 if starts else 0 :] if line.strip()]
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}{', perhaps for want of memory' if name == 'SIGKILL' else ''}"
-    messages = [line.removeprefix("embank: ") for line in lines if line.startswith("embank: ")]
-    return (messages or lines or [f"exit code {code}"])[-1]

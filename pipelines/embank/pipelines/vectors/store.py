@@ -29,6 +29,7 @@ from embank.tables.wording import listing, shown
 TABLE, FACTS = "vectors", VECTORS
 KEYS, KEY_INDEX = "keys.parquet", "keys.safetensors"
 Keys = Sequence[Any] | pl.Series | npt.NDArray[Any]
+_TEXT = (pl.String, pl.Categorical, pl.Enum)
 
 
 class StoredVectors:
@@ -73,7 +74,13 @@ class StoredVectors:
         Raises:
             DataError: there is no such row, or what is given are no whole numbers.
         """
-        given = torch.as_tensor(rows).reshape(-1)
+        try:
+            given = torch.as_tensor(rows).reshape(-1)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise DataError(
+                f"rows of '{self.path}' are asked for by {listing(map(shown, list(rows)[:3]))}; give whole "
+                f"numbers, 0 to {self.num_rows - 1:,}"
+            ) from error
         if given.numel() and (given.dtype == torch.bool or given.is_floating_point() or given.is_complex()):
             raise DataError(
                 f"rows of '{self.path}' are asked for by {str(given.dtype).removeprefix('torch.')} numbers; give whole "
@@ -81,6 +88,8 @@ class StoredVectors:
             )
         rows_N = given.long()
         outside_N = (rows_N < 0) | (rows_N >= self.num_rows)
+        if given.dtype == torch.uint64 and bool((rows_N < 0).any()):
+            raise DataError(f"there is no row beyond int64; '{self.path}' has the rows 0 to {self.num_rows - 1:,}")
         if bool(outside_N.any()):
             raise DataError(
                 f"there is no row {int(rows_N[outside_N][0]):,}; '{self.path}' has the rows 0 to {self.num_rows - 1:,}"
@@ -100,9 +109,11 @@ class StoredVectors:
         """Rows int64 [N] of N keys, see `lookup`."""
         index = self._index
         asked = keys if isinstance(keys, pl.Series) else self._series(list(keys))
-        if len(asked) and (asked.dtype.is_integer() != self._are_numbers or asked.null_count()):
+        is_kind = asked.dtype.is_integer() if self._are_numbers else asked.dtype in _TEXT
+        if len(asked) and (not is_kind or asked.null_count()):
             kind = "whole numbers" if self._are_numbers else "text"
-            raise DataError(f"the keys of '{self.path}' are {kind}, and {shown(asked[0])} is not, or one is missing")
+            first = shown(asked.head(1).to_list()[0])
+            raise DataError(f"the keys of '{self.path}' are {kind}, and {first} is not, or one is missing")
         # An index has no row 0: that of a vector is its id less one, and what is not found is -1.
         rows_N = index.find(TABLE, token_ids(asked.cast(pl.String))) - 1
         if (rows_N < 0).any():
@@ -112,7 +123,7 @@ class StoredVectors:
     def _series(self, keys: list[Any]) -> pl.Series:
         try:
             return pl.Series(keys)
-        except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
+        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
             raise DataError(
                 f"the keys that are asked for of '{self.path}' are of several types, or beyond 64 bits: "
                 f"{listing(map(shown, keys[:3]))}; give all as text, or all as whole numbers"

@@ -83,8 +83,9 @@ class StraightThrough:
         blocks_K = torch.unique(changed_N // block)
         again_N = (blocks_K[:, None] * block + torch.arange(block)).reshape(-1)
         again_N = again_N[again_N < len(rows_RD)]  # the last block may be short
-        plain[changed_N] = rows_RD[changed_N]
-        self._held[table][again_N] = encode(plain[again_N], codec=codec.name).take(torch.arange(len(again_N)))
+        again_ND = rows_RD[again_N]
+        coded_ND = encode(again_ND, codec=codec.name).take(torch.arange(len(again_N)))
+        self._held[table][again_N], plain[again_N] = coded_ND, again_ND  # both, and only once nothing is refused
 
 
 def _refuse_rows_elsewhere(tables: TableCollection) -> None:

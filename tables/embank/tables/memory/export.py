@@ -21,6 +21,7 @@ from embank.tables.memory.tables import MemoryTables
 from embank.tables.memory.tensor_files import reading_tensors, write_tensors
 from embank.tables.memory.token_compression import TokenCompression
 from embank.tables.method.facts import facts_of, restored
+from embank.tables.serving.codecs.halves import wider_than_fp16
 from embank.tables.serving.codecs.registry import codec_class, encode, registered_codecs
 from embank.tables.storage.checksums import verify_checksums, write_checksums
 from embank.tables.storage.json_text import read_json
@@ -209,8 +210,12 @@ def _encoded(rows_RD: Tensor, codec: str, *, table: str) -> tuple[dict[str, Tens
         return tensors, {"num_rows": len(rows_RD), "tensors": list(tensors), "facts": facts_of(coded)}
     cast = rows_RD.to(ROW_TYPES[codec])
     if not bool(torch.stack(cast.aminmax()).isfinite().all()):
+        if not bool(rows_RD.isfinite().all()):
+            raise ConfigError(f"rows of table '{table}' are not finite; train with a lower rate")
+        largest = float(rows_RD.abs().max())
         raise ConfigError(
-            f"rows of table '{table}' are not finite as {codec}; use 'fp32' or 'bf16', or train with a lower rate"
+            f"rows of table '{table}' reach {largest:.4g}, which is not finite as {codec}; use "
+            f"{wider_than_fp16(largest)}"
         )
     return {"rows": cast}, {}
 

@@ -152,6 +152,7 @@ class Bundle:
         embank_version: of the writer.
         has_network: whether there is a network besides the tables.
         files: names of its files within the folder, the checksums' own aside. Others that lie there are none of it.
+        listing: of each of them SHA-256 and bytes, as they were written.
         nbytes: bytes of all files.
         checksum: SHA-256 of the file of checksums, which stands for all files: two bundles of one checksum are equal.
 
@@ -178,6 +179,7 @@ class Bundle:
         read = _is_small if verify == "small" else lambda name: bool(verify)
         checksums = verify_checksums(self.path, kind="bundle", cure=_CURE, read=read)
         self.files: list[str] = list(checksums)
+        self.listing: dict[str, Any] = checksums
         self.checksum: str = file_digest(self.path / CHECKSUMS)["sha256"]
         try:
             self.keys: list[str] = list(manifest["keys"])

@@ -21,9 +21,11 @@ from embank.tables.serving.stored import TensorFile
 from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec, token_hash_version_of
 from embank.tables.storage.checkpoint import refuse_no_tables, refuse_non_finite
-from embank.tables.storage.checksums import is_inside, write_checksums
+from embank.tables.storage.checksums import CHECKSUMS, is_inside, write_checksums
 from embank.tables.storage.new_folder import new_folder
 from embank.tables.version import embank_version
+
+_OWN_FILES = (MANIFEST, TABLES, NETWORK, CHECKSUMS)
 
 
 def save_bundle(
@@ -53,7 +55,7 @@ def save_bundle(
         CheckpointError: the folder exists.
         ConfigError: a table is not in its last stage, rows are sharded, the facts are no JSON, the network holds
             something else than tensors or the rows of other tables, a method's module does not name its spine, or a
-            name of `files` leads out of the folder.
+            name of `files` leads out of the folder or is one of the bundle's own.
         WorkError: rows are not finite, or the bundle can't be written (full disk, no permission); nothing is left
             behind.
 
@@ -69,7 +71,7 @@ def save_bundle(
     """
     folder = Path(folder)
     refuse_no_tables(tables, doing="save_bundle")
-    _refuse_outside(files or {})
+    _refuse_names(files or {})
     network = None if network is None else without_tables(network, tables)
     refuse_non_finite(tables)
     collection = pack_collection(tables, codec=codec)
@@ -101,8 +103,9 @@ def write_packed(
         scratch: a folder in it that the tables may be mapped from, and that goes once they are written.
 
     Raises:
-        ConfigError: the facts are no JSON.
+        ConfigError: the facts are no JSON, or a name of `files` is none for them.
     """
+    _refuse_names(files or {})
     written, text = _described(collection, facts=facts, what=f"bundle '{folder}'", trained_as=None)
     _write(folder, written, text, files=files, scratch=scratch)
 
@@ -142,9 +145,7 @@ def _write(
     if scratch is not None:
         shutil.rmtree(scratch)
     (folder / MANIFEST).write_text(manifest)
-    for name, write in (files or {}).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write(folder / name)
+    _write_files(folder, files or {})
     write_checksums(folder)
 
 
@@ -155,35 +156,52 @@ def copy_bundle(
     leave_out: Sequence[str] = (),
     files: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
-    """Writes a bundle once more, elsewhere.
+    """Writes a bundle once more, elsewhere. Checksums of what is copied are those of the bundle, so that a file that is
+    damaged there is known as damaged in the copy.
 
     Args:
         source: the bundle.
         folder: must not exist yet.
         leave_out: folders in it that are not copied.
-        files: what is written in place of its own, see `save_bundle`.
+        files: what is written besides, or in place of what `save_bundle` was given as `files`; see there.
 
     Raises:
         CheckpointError: the folder exists.
-        ConfigError: it would lie inside of the bundle.
+        ConfigError: it would lie inside of the bundle, or a name of `files` leads out of it or is one of its own.
         WorkError: it can't be written; nothing is left behind.
     """
-    replaced = dict(files or {})
+    files = files or {}
+    _refuse_names(files)
+    left_out = tuple(f"{own}/" for own in leave_out)
+    kept = {n: told for n, told in source.listing.items() if n not in files and not n.startswith(left_out)}
     with new_folder(Path(folder), kind="bundle", sources=(source.path,)) as temporary:
-        for name in source.files:
-            if name not in replaced and not name.startswith(tuple(f"{own}/" for own in leave_out)):
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source.path / name, temporary / name)
-        for name, write in replaced.items():
-            write(temporary / name)
-        write_checksums(temporary)
+        for name in kept:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.path / name, temporary / name)
+        if len(kept) == len(source.listing) and not files:  # the same bundle, so the same version
+            shutil.copyfile(source.path / CHECKSUMS, temporary / CHECKSUMS)
+            return
+        _write_files(temporary, files)
+        write_checksums(temporary, known=kept)
 
 
-def _refuse_outside(files: Collection[str]) -> None:
-    """Raises ConfigError for a name that is no file's in a folder."""
+def _write_files(folder: Path, files: Mapping[str, Callable[[Path], None]]) -> None:
+    for name, write in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name)
+
+
+def _refuse_names(files: Collection[str]) -> None:
+    """Raises ConfigError for a name that is no file's in a folder, or is one of the bundle's own files."""
     for name in files:
         if not is_inside(name):
             raise ConfigError(f"files has the name {name!r}, which is no file inside of the bundle; give such a one")
+        first = name.partition("/")[0]
+        if first in _OWN_FILES:
+            raise ConfigError(
+                f"files has the name '{name}', and '{first}' is a file of the bundle itself (as "
+                f"{', '.join(own for own in _OWN_FILES if own != first)} are); choose another name"
+            )
 
 
 def _entry(spec: TableSpec, pack: PackedTable, stored: TensorFile) -> TableEntry:

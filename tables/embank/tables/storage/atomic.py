@@ -103,10 +103,21 @@ def temporary_folder(prefix: str, *, parent: Path, mode: int = 0o777) -> Iterato
 
 
 def publish(temporary: Path, folder: Path) -> None:
-    """Gives a complete folder its name, durably."""
+    """Gives a complete folder its name, durably.
+
+    Raises:
+        OSError: it has not got its name.
+        WorkError: it has, but a crash of the machine may take it away again.
+    """
     sync_folder(temporary)  # first: a name that outlives a crash must not lead to files that did not
     temporary.rename(folder)
-    sync_entry(folder.parent)  # the name itself is written with the folder around it
+    try:
+        sync_entry(folder.parent)  # the name itself is written with the folder around it
+    except OSError as error:
+        raise WorkError(
+            f"'{folder}' is written as a whole, but its name could not be made durable: {cause_of(error)}. It can be "
+            "read now; look whether it is still there if the machine goes down before long"
+        ) from error
 
 
 def sync_entry(path: Path) -> None:

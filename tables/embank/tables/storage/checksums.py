@@ -19,15 +19,18 @@ _MAX_NAME = 256
 """Bytes of a file's or a folder's name; systems refuse longer ones with errors of their own."""
 
 
-def write_checksums(folder: Path) -> None:
-    """Adds `checksums.json` over all other files of a folder: SHA-256 and bytes of each."""
-    files = _files(folder)
+def write_checksums(folder: Path, *, known: Mapping[str, Any] | None = None) -> None:
+    """Adds `checksums.json` over all other files of a folder: SHA-256 and bytes of each.
+
+    Args:
+        folder: has no such file yet.
+        known: what it says of some of them, by name; they are not read.
+    """
+    known = known or {}
+    files = {name: path for path in _files(folder) if (name := str(path.relative_to(folder))) not in known}
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        checksums = {
-            str(path.relative_to(folder)): found
-            for path, found in zip(files, pool.map(file_digest, files), strict=True)
-        }
-    (folder / CHECKSUMS).write_text(checksums_text(checksums))
+        checksums = dict(zip(files, pool.map(file_digest, files.values()), strict=True))
+    (folder / CHECKSUMS).write_text(checksums_text({**known, **checksums}))
 
 
 def checksums_text(checksums: Mapping[str, Any]) -> str:

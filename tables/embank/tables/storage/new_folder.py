@@ -25,7 +25,8 @@ def new_folder(folder: Path, *, kind: str, sources: tuple[Path, ...] = ()) -> It
     Raises:
         CheckpointError: the folder exists, or has appeared meanwhile.
         ConfigError: it would lie inside of a source.
-        WorkError: it can't be written; nothing is left behind.
+        WorkError: it can't be written, and nothing is left behind; or it is written as a whole, and its name could not
+            be made durable.
     """
     folder = folder.absolute()
     refuse_taken(folder, kind=kind)

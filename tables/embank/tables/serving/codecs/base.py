@@ -24,6 +24,7 @@ class Coded(nn.Module, ABC):
         held: the plain attributes that a bundle saves, and the buffers that the paper does not count.
         arguments: what a codec's name may add to it, see `named_codec`: a "number", another codec as the "inner" one.
             `encode` and `nbytes_of` take them by keyword.
+        most_number: the largest "number" that a name may have; None where any will do.
 
     Example:
         >>> class Halves(Coded):
@@ -42,6 +43,7 @@ class Coded(nn.Module, ABC):
 
     held: ClassVar[Held] = Held()
     arguments: ClassVar[tuple[Literal["number", "inner"], ...]] = ()
+    most_number: ClassVar[int | None] = None
 
     @classmethod
     def encode(cls, rows_RD: Tensor, *args: Any, **arguments: Any) -> Self:

@@ -12,20 +12,32 @@ from embank.tables.errors import ConfigError
 from embank.tables.serving.codecs.float_rows import FloatRows
 
 
+def wider_than_fp16(largest: float) -> str:
+    """Codecs that hold numbers beyond fp16, for a message: bf16 ends a little before float32 does.
+
+    Args:
+        largest: the largest of them.
+
+    Example:
+        >>> wider_than_fp16(1e6), wider_than_fp16(3.4e38)
+        ("'fp32' or 'bf16'", "'fp32'")
+    """
+    return "'fp32' or 'bf16'" if torch.tensor(largest).bfloat16().isfinite() else "'fp32'"
+
+
 class HalfRows(FloatRows):
     """Rows cast to a type of 16 bits, without padding."""
 
     dtype: ClassVar[torch.dtype]
-    larger: ClassVar[str]
-    """Codecs of larger numbers."""
 
     def __init__(self, rows_RD: Tensor) -> None:
         super().__init__()
         rows = rows_RD.detach().to(self.dtype)
         if rows.numel() and not bool(torch.stack(rows.aminmax()).isfinite().all()):
+            largest = float(rows_RD.abs().max())
             raise ConfigError(
-                f"rows reach {float(rows_RD.abs().max()):.4g}, and {str(self.dtype).removeprefix('torch.')} holds "
-                f"numbers up to {torch.finfo(self.dtype).max:.5g}; use codec {self.larger}"
+                f"rows reach {largest:.4g}, and {str(self.dtype).removeprefix('torch.')} holds numbers up to "
+                f"{torch.finfo(self.dtype).max:.5g}; use codec {wider_than_fp16(largest)}"
             )
         self.register_buffer("rows", rows)
 
@@ -50,7 +62,7 @@ class Fp16(HalfRows):
         (tensor([[1.0000, 0.1000]]), 4)
     """
 
-    dtype, larger = torch.float16, "'fp32' or 'bf16'"
+    dtype = torch.float16
 
 
 class Bf16(HalfRows):
@@ -61,4 +73,4 @@ class Bf16(HalfRows):
         tensor([[1.0003e+30, 1.0000e+00]])
     """
 
-    dtype, larger = torch.bfloat16, "'fp32'"
+    dtype = torch.bfloat16

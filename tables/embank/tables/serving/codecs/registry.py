@@ -16,6 +16,7 @@ from torch import Tensor
 from embank.tables.errors import ConfigError
 from embank.tables.registry import Registry
 from embank.tables.serving.codecs.base import Coded
+from embank.tables.serving.codecs.chunks import NUMBERS_PER_CHUNK
 from embank.tables.wording import nearest_or_all
 
 CODECS: Registry[Coded] = Registry("codec", Coded, group="embank.codecs")  # type: ignore[type-abstract]
@@ -148,7 +149,7 @@ def named_codec(name: str, *, also: Sequence[str] = ()) -> NamedCodec:
         also: what a message offers besides codecs, where there is none of that name.
 
     Raises:
-        ConfigError: there is no such codec, or it takes no number or no inner codec.
+        ConfigError: there is no such codec, or it takes no number, none so large, or no inner codec.
 
     Example:
         >>> pca = named_codec("pca8+int4")
@@ -184,6 +185,10 @@ def named_codec(name: str, *, also: Sequence[str] = ()) -> NamedCodec:
         )
     if arguments.get("number") == 0:
         raise ConfigError(f"codec '{name}' has number 0; it must be at least 1")
+    if cls.most_number is not None and arguments.get("number", 0) > cls.most_number:
+        raise ConfigError(
+            f"codec '{name}' has number {arguments['number']}; that of '{outer}' is at most {cls.most_number}"
+        )
     return NamedCodec(name=name, cls=cls, arguments=arguments)
 
 
@@ -256,27 +261,47 @@ def encode(rows_RD: Tensor, *, codec: str = "fp32") -> Coded:
         _refuse_non_finite(rows_RD, codec=codec)
     try:
         coded: Coded = named.cls.encode(rows_RD, **named.arguments)
-    except (_NotFiniteError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+    except _NotFiniteError as error:
         raise _too_large(rows_RD, codec=codec) from error
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"rows reach {_largest(rows_RD):.4g}, and codec '{codec}' can't be fitted to them: "
+            f"{str(error).rstrip('.')}; use another codec or 'fp32', or scale them"
+        ) from error
     _refuse_other_rows(coded, rows_RD, codec=codec)
     if codec != "fp32":
         _refuse_infinities(coded, rows_RD, codec=codec)
     return coded
 
 
+def _largest(rows_RD: Tensor) -> float:
+    """The largest number of some rows without its sign."""
+    return float(torch.stack(rows_RD.detach().aminmax()).abs().max())
+
+
 def _too_large(rows_RD: Tensor, *, codec: str) -> ConfigError:
-    largest = float(torch.stack(rows_RD.detach().aminmax()).abs().max())
     return ConfigError(
-        f"rows reach {largest:.4g}, of which codec '{codec}' makes numbers beyond float32; use 'fp32', or scale them"
+        f"rows reach {_largest(rows_RD):.4g}, of which codec '{codec}' makes numbers beyond float32; use 'fp32', or "
+        "scale them"
     )
 
 
 @torch.no_grad()
 def _refuse_infinities(coded: Coded, rows_RD: Tensor, *, codec: str) -> None:
-    """Raises ConfigError where the rows with the largest and the smallest number do not come back finite."""
-    if rows_RD.numel():
-        ends_2 = torch.stack([rows_RD.amax(dim=1).argmax(), rows_RD.amin(dim=1).argmin()])
-        if not bool(coded.take(ends_2).isfinite().all()):
+    """Tries the rows with the largest and the smallest number; all of them, some at a time, where numbers are so large
+    that a sum over columns, which any row may have, leaves float32.
+
+    Raises:
+        ConfigError: a row does not come back finite.
+    """
+    num_rows, dim = rows_RD.shape
+    if not rows_RD.numel():
+        return
+    tried = torch.stack([rows_RD.amax(dim=1).argmax(), rows_RD.amin(dim=1).argmin()])
+    if _largest(rows_RD) > torch.finfo(torch.float32).max / (4 * dim):
+        tried = torch.arange(num_rows, device=rows_RD.device)
+    for rows_N in torch.split(tried, max(1, NUMBERS_PER_CHUNK // dim)):
+        if not bool(coded.take(rows_N).isfinite().all()):
             raise _too_large(rows_RD, codec=codec)
 
 

@@ -1,5 +1,6 @@
 """Served tables as plain rows, some at a time: what targets write that know nothing of methods."""
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from typing import BinaryIO
 
@@ -87,13 +88,14 @@ def write_rows(
         written: is told of each number of rows that are written.
 
     Raises:
-        ConfigError: fp16 can't hold them.
+        ConfigError: fp16 can't hold them, or, where it is to hold them, they are NaN.
     """
     largest = 0.0
     for rows_ND in decoded_chunks(spec, pack):
-        largest = max(largest, largest_of(rows_ND))
         if dtype is torch.float16:
-            refuse_beyond_fp16(spec, largest)
+            own = largest_of(rows_ND)
+            refuse_beyond_fp16(spec, own)  # NaN too, which a maximum with other chunks may lose
+            largest = max(largest, own)
         file.write(rows_ND.to(dtype).contiguous().numpy().tobytes())
         written(len(rows_ND))
     if dtype is torch.float16:
@@ -101,12 +103,16 @@ def write_rows(
 
 
 def largest_of(rows_ND: Tensor) -> float:
-    """The largest number without its sign; 0 of none."""
+    """The largest number without its sign; 0 of none, NaN where one is."""
     return float(rows_ND.abs().max()) if rows_ND.numel() else 0.0
 
 
 def refuse_beyond_fp16(spec: TableSpec, largest: float) -> None:
-    """Raises ConfigError where fp16 would make infinities of a table's numbers."""
+    """Raises ConfigError where fp16 would make infinities of a table's numbers, or they are none."""
+    if math.isnan(largest):
+        raise ConfigError(
+            f"rows of table '{spec.name}' hold NaN, which is no number in any dtype; train with a lower rate"
+        )
     if not torch.tensor(largest).half().isfinite():
         raise ConfigError(
             f"rows of table '{spec.name}' reach {largest:.4g}, and fp16, in which rows or their steps and offsets "

@@ -20,6 +20,7 @@ from torchrec.types import DataType
 from embank.tables.errors import ConfigError
 from embank.tables.ids.token_space import NUM_TOKEN_IDS
 from embank.tables.method.base import JointSpine, Spine
+from embank.tables.serving.codecs.chunks import NUMBERS_PER_CHUNK
 from embank.tables.serving.codecs.registry import codec_name
 from embank.tables.serving.export.decoded import (
     CHUNK_NBYTES,
@@ -35,6 +36,7 @@ from embank.tables.specs import TableSpec
 TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "int8": DataType.INT8, "int4": DataType.INT4}
 _BITS = {"int8": 8, "int4": 4}
 _SCALE_NBYTES = 4
+_LEAST_FP16 = 2.0**-24
 _ROW_CODECS = {"fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "int8", "int6", "int4", "int3", "int2", "bits_8_4_2"}
 _ROW_CODECS |= {"power_of_two", "stepped", "int8_rowwise", "int4_rowwise", "int2_rowwise"}
 """Codecs that hold each row by itself: decoded, and coded again, it takes about as many bytes. Of those with FBGEMM's
@@ -293,8 +295,33 @@ def _quantised(table: PlainRows, rows_RD: Tensor, dtype: str) -> tuple[Tensor, T
         refuse_below_fp16(table.spec, largest)
     if dtype not in _BITS:
         return rows_RD.to(torch.float16 if dtype == "fp16" else torch.float32).contiguous().view(torch.uint8), None
-    fused = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf(rows_RD.contiguous(), _BITS[dtype])
+    fused = _fused(rows_RD, bits=_BITS[dtype])
     return fused[:, :-_SCALE_NBYTES].contiguous(), fused[:, -_SCALE_NBYTES:].contiguous()
+
+
+def _fused(rows_RD: Tensor, *, bits: int) -> Tensor:
+    """Codes of rows and behind them fp16 steps and offsets, uint8 [R, D * bits / 8 + 4]: those of FBGEMM's quantiser,
+    but where a step is below fp16's normal numbers. There it rounds steps down, to 0 even, which cuts off the end of a
+    row's range; initial rows of a table of a million ids are as small as that.
+
+    Such steps are rounded up, and their offsets down, so that the codes reach all of a row. A number is missed by half
+    a step, and steps are larger than in fp32 by about 2**-24 at most, the unit of fp16's smallest numbers.
+    """
+    fused_RW: Tensor = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf(rows_RD.contiguous(), bits)
+    top, shifts = (1 << bits) - 1, torch.arange(0, 8, bits, dtype=torch.uint8)
+    low_R, high_R = rows_RD.aminmax(dim=1)
+    coarse_N = (high_R - low_R < top * torch.finfo(torch.float16).tiny).nonzero()[:, 0]
+    for places_r in torch.split(coarse_N, max(1, NUMBERS_PER_CHUNK // rows_RD.shape[1])):
+        rows_rD, low_r1, high_r1 = rows_RD[places_r], low_R[places_r, None], high_R[places_r, None]
+        below_r1 = low_r1 - (low_r1.abs() * 2**-11).clamp(min=_LEAST_FP16 / 2)  # half a unit in the last place, or more
+        offset_r1 = torch.where(low_r1.half().float() > low_r1, below_r1, low_r1).half()
+        units_r1 = ((high_r1 - offset_r1.float()) / (top * _LEAST_FP16)).ceil().clamp(min=1)
+        step_r1 = (units_r1 * _LEAST_FP16).half()
+        codes_rD = ((rows_rD - offset_r1.float()) / step_r1.float()).round().clamp(0, top).to(torch.uint8)
+        packed_rC = (codes_rD.view(-1, codes_rD.shape[1] // len(shifts), len(shifts)) << shifts).sum(2).to(torch.uint8)
+        scales_r4 = torch.cat([step_r1, offset_r1], dim=1).view(torch.uint8)
+        fused_RW[places_r] = torch.cat([packed_rC, scales_r4], dim=1)
+    return fused_RW
 
 
 def scripted(tables: TorchRecTables) -> torch.jit.ScriptModule:

@@ -47,6 +47,14 @@ class Source(Protocol):
         """What to call it in messages: its (first) file."""
 
     @property
+    def files(self) -> Sequence[Path]:
+        """All files that it reads, those beside the rows' too."""
+
+    @property
+    def suffixes(self) -> Sequence[str]:
+        """What names of files end in that a folder stands for; nothing where folders are not read so."""
+
+    @property
     def columns(self) -> Sequence[str]:
         """The raw columns that it can give."""
 

@@ -18,7 +18,10 @@ class DerivedSource:
         columns: what it gives.
         needs: columns of `base` that the function wants, given the wanted columns.
         derive: chunk and wanted columns to chunks (more than one where rows multiply).
+        beside: files that are read besides.
     """
+
+    suffixes: Sequence[str] = ()
 
     def __init__(
         self,
@@ -28,8 +31,10 @@ class DerivedSource:
         needs: Callable[[Sequence[str]], Sequence[str]],
         derive: Callable[[Chunk, Sequence[str]], Iterator[Chunk]],
         default: Mapping[str, Any],
+        beside: Sequence[Path] = (),
     ) -> None:
         self.name = base.name
+        self.files = [*base.files, *beside]
         self.total_bytes = base.total_bytes
         self.columns = tuple(columns)
         self.twice: Collection[str] = ()

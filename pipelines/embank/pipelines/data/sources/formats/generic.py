@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from embank.pipelines.data.sources.formats.base import Format, Source, TextOptions
@@ -23,7 +24,7 @@ def open_tsv(paths: Sequence[Path], options: TextOptions) -> Source:
 
 def _open(paths: Sequence[Path], options: TextOptions, separator: str, *, suffix: str) -> Source:
     layout = TextLayout(separator=options.separator or separator, quote=options.quote, escape=options.escape)
-    return open_folders(paths, (suffix, f"{suffix}.gz"), lambda files: TextSource(files, layout))
+    return open_folders(paths, (suffix, f"{suffix}.gz"), partial(TextSource, layout=layout))
 
 
 def open_parquet(paths: Sequence[Path], options: TextOptions) -> Source:

@@ -185,6 +185,7 @@ def open_rows(paths: Sequence[Path], options: TextOptions) -> Source:
 
 
 def _open(variant: Variant, ratings: Path) -> Source:
+    sides = [side for side in (variant.items, variant.users) if side is not None]
     items = _side(variant.items, ratings)
     users = _side(variant.users, ratings) if variant.users else None
     features = [*(_USER if users is not None else ()), "release_year"]
@@ -201,6 +202,7 @@ def _open(variant: Variant, ratings: Path) -> Source:
         needs=lambda columns: variant.names,
         derive=_joiner(variant, users, items),
         default=default,
+        beside=[_beside(side, ratings) for side in sides],
     )
 
 
@@ -234,8 +236,12 @@ def _find(paths: Sequence[Path]) -> tuple[Variant, Path]:
     )
 
 
+def _beside(side: Side, ratings: Path) -> Path:
+    return ratings.with_name(side.name.replace("*", ratings.stem))
+
+
 def _side(side: Side, ratings: Path) -> pl.DataFrame:
-    path = ratings.with_name(side.name.replace("*", ratings.stem))
+    path = _beside(side, ratings)
     if not path.exists():
         raise DataError(f"{ratings} needs {path.name} beside it, and there is none. Unpack the whole data set.")
     frame = TextSource([path], side.layout).frame().select(side.select)

@@ -34,10 +34,12 @@ class ParquetSource:
     default = None
     twice: Collection[str] = ()
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], *, suffixes: Sequence[str] = ()) -> None:
         check_inputs(paths)
         self.name = str(paths[0])
-        self.total_bytes = file_bytes(list(paths))
+        self.files = list(paths)
+        self.suffixes = tuple(suffixes)
+        self.total_bytes = file_bytes(self.files)
         schemas = {path: _schema(path) for path in paths}
         self._schemas = {path: schema for path, schema in schemas.items() if schema is not None}
         if not self._schemas:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote
 
 import polars as pl
@@ -25,18 +26,24 @@ _MISSING = "__HIVE_DEFAULT_PARTITION__"
 Keys = Mapping[str, str | None]
 
 
-def open_folders(paths: Sequence[Path], suffixes: Sequence[str], open_files: Callable[[list[Path]], Source]) -> Source:
+class OpenFiles(Protocol):
+    """What opens plain files of a format."""
+
+    def __call__(self, paths: list[Path], *, suffixes: Sequence[str]) -> Source: ...
+
+
+def open_folders(paths: Sequence[Path], suffixes: Sequence[str], open_files: OpenFiles) -> Source:
     """Open files, or all files of folders and their partitions, as one source that has the partitions' keys as columns.
 
     Args:
         suffixes: what the names of data files in a folder end in; a file that is given itself may have any name.
-        open_files: opens plain files.
+        open_files: opens plain files, and is told of the suffixes.
 
     Raises:
         DataError: a folder without data files, or with data files in a folder that is no partition.
     """
     files = [file for path in paths for file in _files(path, suffixes)]
-    source = open_files(files)
+    source = open_files(files, suffixes=suffixes)
     keys_of = {file: partition_keys(file) for file in files}
     return PartitionedSource(source, keys_of) if any(keys_of.values()) else source
 
@@ -51,7 +58,7 @@ class PartitionedSource:
 
     def __init__(self, base: Source, keys_of: Mapping[Path, Keys]) -> None:
         self.name, self.total_bytes, self.default = base.name, base.total_bytes, base.default
-        self.twice = base.twice
+        self.twice, self.files, self.suffixes = base.twice, base.files, base.suffixes
         self._base, self._keys_of = base, keys_of
         keys = dict.fromkeys(name for keys in keys_of.values() for name in keys)
         self.columns = tuple(dict.fromkeys([*base.columns, *keys]))

@@ -75,13 +75,15 @@ class TextSource:
         layout: TextLayout,
         *,
         default: Mapping[str, Any] | None = None,
+        suffixes: Sequence[str] = (),
     ) -> None:
         check_inputs(paths)
         self.name = str(paths[0])
         self.default = default
-        self.total_bytes = file_bytes(list(paths))
+        self.files = list(paths)
+        self.suffixes = tuple(suffixes)
+        self.total_bytes = file_bytes(self.files)
         self._layout = layout
-        self._paths = list(paths)
         headers = [_header(path, layout) for path in paths]
         filled = [header for header in headers if header is not None]
         if not filled:
@@ -89,8 +91,8 @@ class TextSource:
         self._headers = [header or filled[0] for header in headers]
         self.columns: tuple[str, ...] = filled[0].names
         self.twice = frozenset(name for header in filled for name in header.twice)
-        for path, header in zip(self._paths, self._headers, strict=True):
-            header.check_same(path, self._headers[0], first=self._paths[0])
+        for path, header in zip(self.files, self._headers, strict=True):
+            header.check_same(path, self._headers[0], first=self.files[0])
 
     def types(self, column: str) -> Mapping[Path, pa.DataType]:
         """Nothing: all is text."""
@@ -100,17 +102,17 @@ class TextSource:
         """Yield the named columns of all rows, as strings. A file without rows among others is left out, with a
         warning."""
         rows_before = 0
-        for path, header in zip(self._paths, self._headers, strict=True):
+        for path, header in zip(self.files, self._headers, strict=True):
             num_rows = 0
             for chunk in run_ahead(self._chunks(path, header, columns), depth=1, clock=Clock()):
                 num_rows += chunk.frame.height
                 yield chunk
-            if num_rows == 0 and len(self._paths) > 1:
+            if num_rows == 0 and len(self.files) > 1:
                 _log.warning("%s has no rows", path)
             rows_before += num_rows
         if rows_before == 0:
             what = "is empty" if self._layout.columns else "has a header but no rows"
-            more = f" (nor have {len(self._paths) - 1} more files)" if len(self._paths) > 1 else ""
+            more = f" (nor have {len(self.files) - 1} more files)" if len(self.files) > 1 else ""
             raise DataError(f"{self.name} {what}{more}. Check that the file is complete.")
 
     def frame(self) -> pl.DataFrame:
