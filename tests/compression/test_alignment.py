@@ -51,6 +51,44 @@ def test_an_affine_map_is_that_of_least_squares() -> None:
     torch.testing.assert_close(found.offset_D, torch.from_numpy(solved[-1]).float(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dim", [3, 16])
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1.0, 1e6, 1e12])
+@pytest.mark.parametrize("moved", [0.0, 3.0, 30.0, 1e3])
+def test_an_affine_map_does_not_depend_on_scale_and_place(dim: int, scale: float, moved: float) -> None:
+    """An exact relation is found as far as fp32 can hold it, wherever the vectors lie."""
+    new = ((random_rows(200, dim).double() + moved) * scale).float()
+    around = new.double() / scale - moved
+    matrix = random_rows(dim, dim, seed=1).double()
+    for own_scale in (1e-12, 1.0, 1e12):
+        old = (around @ matrix * own_scale).float()
+        found = fit_alignment(zip(new.split(70), old.split(70), strict=True), kind="affine")
+        error = float((found(new) - old).norm() / old.norm())
+        assert error < 1e-6 + moved * 1e-7, f"{error} for old vectors of scale {own_scale}"
+        wanted = matrix * own_scale / scale
+        assert float((found.matrix_MD - wanted).norm() / wanted.norm()) < 1e-5 + moved * 1e-7
+
+
+def test_columns_of_unlike_scales_and_places() -> None:
+    units = torch.tensor([1e-12, 1.0, 1e12], dtype=torch.float64)
+    moved = torch.tensor([1e3, 0.0, -30.0], dtype=torch.float64)
+    new = ((random_rows(200, 3).double() + moved) * units).float()
+    old = ((new.double() / units - moved) @ random_rows(3, 2, seed=1).double() + 5).float()
+    found = fit_alignment((new, old), kind="affine")
+    torch.testing.assert_close(found(new), old, atol=1e-4, rtol=0)
+
+
+def test_constant_columns_tell_nothing() -> None:
+    new, old = random_rows(101, 4), random_rows(101, 2, seed=1)
+    new[:, 1], new[:, 3] = 0.1, 0
+    for source in (new, new * 1e-9, new * 1e9):
+        found = fit_alignment(zip(source.split(10), old.split(10), strict=True), kind="affine")
+        assert not found.matrix_MD[[1, 3]].any()
+        plain = fit_alignment((source[:, [0, 2]], old), kind="affine")
+        torch.testing.assert_close(found(source), plain(source[:, [0, 2]]), atol=1e-6, rtol=0)
+    one = fit_alignment((new[:1], old[:1]), kind="affine")
+    torch.testing.assert_close(one(new[:1]), old[:1])
+
+
 def test_columns_that_are_not_independent_get_the_smallest_map() -> None:
     new = random_rows(30, 3).repeat(1, 2)
     found = fit_alignment((new, random_rows(30, 2, seed=1)), kind="affine")

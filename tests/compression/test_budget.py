@@ -1,6 +1,7 @@
 """One budget for a collection: exact accounting, floors, and every registered method at Criteo's sizes."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from embank.compression import METHODS
 from embank.compression.budget.solver import at_floor, share
 from embank.compression.methods.hash import HashConfig
-from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method
+from embank.tables import BudgetError, ConfigError, TableCollection, TableSpec, build_method, method_class
 from embank.tables.collections.stages import finished
 from tests.compression.cardinalities import CRITEO
 from tests.compression.materialised import zipf_counts
@@ -101,6 +102,31 @@ def test_a_table_below_its_floor_gets_it_and_the_others_the_rest() -> None:
     with pytest.raises(BudgetError, match="their floor is 48 bytes, budget 2.99701e-05: "):
         share(specs, budget=2.9e-5)
     assert share(specs, budget=48 / 1_601_600 + 1e-9)[1].budget is not None
+
+
+@pytest.mark.parametrize("method", sorted(set(NAMES) - ALL_OR_NOTHING))
+def test_a_small_table_of_another_method_gets_its_floor(method: str) -> None:
+    """Whose part of the bytes is less than one."""
+    (large,), (small,) = specs_of((1_000_000,), "hash"), specs_of((200,), method)
+    specs = [large, replace(small, name="small", feature_names=["small"])]
+    floor_nbytes = at_floor(specs[1])[1]
+    plain = sum(spec.plain_nbytes for spec in specs)
+    own_nbytes = 100
+    given, smallest = share(specs, budget=(floor_nbytes + own_nbytes + 0.5) / plain, plain_below=100)
+    assert given.budget is not None
+    assert int(given.budget * given.plain_nbytes) == own_nbytes
+    assert smallest == at_floor(specs[1])[0]
+    with pytest.raises(BudgetError, match="but their floor is ") as refused:
+        share(specs, budget=floor_nbytes / plain, plain_below=100)
+    assert refused.value.floor is not None
+    assert share(specs, budget=refused.value.floor + 1e-9)[0].budget is not None
+
+
+def test_no_bytes_are_no_budget() -> None:
+    (spec,) = specs_of((200,), "mgqe")
+    message = r"1 table of method 'mgqe' \('f0'\) was given 0 bytes; its floor is at least 1 byte, budget 7.8125e-05"
+    with pytest.raises(BudgetError, match=message):
+        method_class("mgqe").traits.allocation.share([spec], 0)
 
 
 def test_floors_are_what_the_methods_say() -> None:

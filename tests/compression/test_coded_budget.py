@@ -79,6 +79,29 @@ def test_a_budget_below_every_form_tells_the_floor_that_does() -> None:
     assert {spec.method for spec in share_coded(specs("full"), budget=floor, codecs=codecs)} == {"full"}
 
 
+@pytest.mark.parametrize("method", ["mgqe", "dpq", "low_precision", "frequency_cut", "deeplight"])
+def test_a_small_table_of_another_method_is_no_reason_to_refuse(method: str) -> None:
+    tables = [
+        TableSpec(name=name, num_embeddings=num, embedding_dim=16, feature_names=[name], method=own)
+        for name, num, own in (("item", 1_000_000, "hash"), ("city", 200, method))
+    ]
+    codecs = {"item": "int4", "city": "int4"}
+    made = share_coded(tables, budget=0.001, codecs=codecs, plain_below=100)
+    nbytes = coded_nbytes(made, codecs)
+    assert 0.00098 < nbytes / sum(spec.plain_nbytes for spec in tables) <= 0.001
+
+
+def test_a_method_that_codecs_leave_alone_beside_a_small_table() -> None:
+    tables = [
+        TableSpec(name=name, num_embeddings=num, embedding_dim=4, feature_names=[name], method=method)
+        for name, num, method in (("item", 1000, "dedup"), ("city", 7, "mgqe"))
+    ]
+    codecs = {"item": "int4", "city": "int4"}
+    made = share_coded(tables, budget=0.1, codecs=codecs)
+    assert coded_nbytes(made, codecs) <= 0.1 * sum(spec.plain_nbytes for spec in tables)
+    assert [spec.method for spec in made] == ["dedup", "mgqe"]
+
+
 def test_the_budget_of_one_table() -> None:
     spec = TableSpec(name="t", num_embeddings=3000, embedding_dim=8, feature_names=["t"], method="tt_rec", budget=0.05)
     made = within_coded(spec, codec="int4")

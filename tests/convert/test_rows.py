@@ -148,6 +148,14 @@ def test_labelled_rows_have_the_same_auc(tmp_path: Path) -> None:
     assert report["auc"]["max_score_difference"] < 1e-6
 
 
+def test_a_name_may_be_longer_than_that_of_a_file(tmp_path: Path) -> None:
+    names = ["\u8868" * 90 + end for end in "ab"]
+    specs = [TableSpec(name=name, num_embeddings=4, embedding_dim=2, feature_names=[name]) for name in names]
+    save_bundle(tmp_path / "b", TableCollection(specs))
+    convert_bundle(tmp_path / "b", to="parquet", out=tmp_path / "out")
+    assert [len(name.encode()) for name in entries(tmp_path / "out") if "\u8868" in name] == [198, 200]
+
+
 def test_a_name_that_safetensors_keeps_is_refused(tmp_path: Path) -> None:
     specs = [
         TableSpec(name=name, num_embeddings=4, embedding_dim=2, feature_names=[name])

@@ -274,3 +274,17 @@ def test_escaped_cells_come_back(log: Path, monkeypatch: pytest.MonkeyPatch, see
     cells = [[cell.replace("\\", "\\\\").replace(",", "\\,").replace("\n", "\\\n") for cell in row] for row in rows]
     content = HEADER + "".join(",".join(row) + "\n" for row in cells)
     assert read(log, content, quote=None, escape="\\") == [tuple(cell or None for cell in row) for row in rows]
+
+
+@pytest.mark.parametrize("block_bytes", [4, 5, 7, 2**20])
+@pytest.mark.parametrize("behind", ["", "\n", "\n\n\n"])
+def test_the_last_cell_may_end_in_an_escaped_line_end(
+    log: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, behind: str
+) -> None:
+    monkeypatch.setattr(text, "BLOCK_BYTES", block_bytes)
+    options = {"quote": None, "escape": "\\"}
+    two = ("title", "item")
+    assert read(log, "title,item\n1,x\\\n" + behind, two, **options) == [("1", "x")], "white space at an edge"
+    assert read(log, "title,item\n1,x\\\n" + behind + "\n", two, **options) == [("1", "x")]
+    assert read(log, "title,item\n1,x\\\ny\\\n\n2,z" + behind, two, **options) == [("1", "x\ny"), ("2", "z")]
+    assert read(log, "title,item\n1,x\\\\\n" + behind, two, **options) == [("1", "x\\")], "a backslash, and an end"

@@ -3,6 +3,7 @@
 import gzip
 import math
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,21 @@ def test_movielens_layouts_hold_the_same_data(tmp_path: Path, writer: Any) -> No
                 assert [cells[name] for name in ML_FEATURES[2:6]] == [str(cell) for cell in users[user][1:]]
     prepare(None, [ratings_file], tmp_path / "again", format="movielens")
     assert naive.folder_bytes(tmp_path / "again") == naive.folder_bytes(tmp_path / "out")
+
+
+def test_no_ratings_are_left_out(tmp_path: Path) -> None:
+    """Of two files one was read."""
+    first, second = write_25m(tmp_path / "first"), write_25m(tmp_path / "second")
+    parts = write_recbole(tmp_path / "parts")
+    for part in ("train", "test"):
+        shutil.copy(parts / "ml-100k.inter", parts / f"ml-100k.{part}.inter")
+    (parts / "ml-100k.inter").unlink()
+    inputs = ([first, second], [first / "ratings.csv", second / "ratings.csv"], [parts])
+    for given in inputs:
+        with pytest.raises(DataError, match="there are 2 MovieLens ratings files: .*Name one of them with --input"):
+            prepare(None, given, tmp_path / "out", format="movielens")
+    both = [first, first / "ratings.csv"]  # one file
+    assert prepare(None, both, tmp_path / "out", format="movielens").splits[0].num_rows > 100
 
 
 def test_movielens_errors(tmp_path: Path) -> None:

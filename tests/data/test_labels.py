@@ -10,7 +10,9 @@ import pytest
 
 from embank.pipelines.config.columns import LabelConfig, merge, parse_config
 from embank.pipelines.data.prepare.labels import LabelRule
+from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.data.sources.formats.base import Chunk
+from embank.pipelines.reporting import Reporter
 from embank.tables.errors import ConfigError, DataError
 
 
@@ -106,5 +108,39 @@ def test_rules_that_are_none(rules: dict[str, str], expected: str) -> None:
 def test_a_label_in_short() -> None:
     assert parse_config({"label": "click", "categorical": ["c"]}, origin="x").label == LabelConfig(column="click")
     default = {"label": {"column": "rating", "positive": ">= 4"}}
-    assert merge(default, {"label": "stars"})["label"] == {"column": "stars", "positive": ">= 4"}
+    assert merge(default, {"label": "rating"})["label"] == default["label"]
     assert np.array_equal(labels(["yes"]), [1])
+
+
+@pytest.mark.parametrize("label", ["stars", {"column": "stars"}, {"column": "stars", "negative": "<= 1"}])
+def test_a_label_of_another_column_begins_without_rules(label: Any) -> None:
+    default = {"label": {"column": "rating", "positive": ">= 4", "negative": "<= 2"}}
+    assert merge(default, {"label": label})["label"] == ({"column": "stars"} if label == "stars" else label)
+    for same in ({"positive": ">= 5"}, {"column": "rating", "positive": ">= 5"}):
+        assert merge(default, {"label": same})["label"] == {**default["label"], "positive": ">= 5"}
+
+
+class Notes(Reporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_rows_that_match_no_rule_are_counted_aloud(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("rating,item\n" + "".join(f"{row % 5 + 1},i{row % 3}\n" for row in range(2000)))
+    config = {
+        "label": {"column": "rating", "positive": ">= 4", "negative": "<= 2"},
+        "categorical": ["item"],
+        "split": {"by": "ratio"},
+    }
+    notes = Notes()
+    prepare(config, log, tmp_path / "out", reporter=notes)
+    assert notes.notes == [
+        f"{log}: 400 of 2,000 rows are left out, as they match neither label.positive nor label.negative"
+    ]
+    quiet = Notes()
+    prepare({**config, "label": {"column": "rating", "positive": ">= 4"}}, log, tmp_path / "all", reporter=quiet)
+    assert quiet.notes == []

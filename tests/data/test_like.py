@@ -190,6 +190,28 @@ def test_label_and_split_may_differ_and_nothing_else(first: Path, tmp_path: Path
     assert turned.splits[0].num_positive == 500 - sum(split.num_positive for split in whole.splits)
 
 
+def test_a_label_of_another_column_has_its_own_rules_alone(tmp_path: Path) -> None:
+    """`rating` is positive from 4 on and negative to 2: of clicks and of percentages this says nothing."""
+    frame = pl.DataFrame({"rating": [row % 5 + 1 for row in range(300)], "item": [f"i{row % 7}" for row in range(300)]})
+    frame.write_parquet(tmp_path / "ratings.parquet")
+    label = {"column": "rating", "positive": ">= 4", "negative": "<= 2"}
+    config = {"label": label, "categorical": ["item"], "split": {"by": "hash"}}
+    prepare(config, tmp_path / "ratings.parquet", tmp_path / "data", format="parquet")
+    percent = pl.Series("percent", [row % 100 for row in range(300)])
+    frame.drop("rating").with_columns(percent, click=(percent > 50).cast(pl.Int64)).write_parquet(
+        tmp_path / "CLICKS.PARQUET"
+    )
+
+    def counts(name: str, label: Any) -> tuple[int, int]:
+        schema = prepare(
+            {"label": label}, tmp_path / "CLICKS.PARQUET", tmp_path / name, like=tmp_path / "data", split="test"
+        )
+        return schema.splits[2].num_rows, schema.splits[2].num_positive
+
+    assert counts("clicks", "click") == (300, 147)
+    assert counts("percents", {"column": "percent", "positive": ">= 30"}) == (300, 210)
+
+
 def test_rows_without_labels_are_said_to_be_so(first: Path, tmp_path: Path) -> None:
     rows = [{name: cell for name, cell in row.items() if name != "click"} for row in rows_of(20)]
     raw = csv_of(tmp_path / "new.csv", rows)

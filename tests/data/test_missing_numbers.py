@@ -87,7 +87,7 @@ def test_spellings_that_no_number_can_be_are_missing(tmp_path: Path) -> None:
         {"x": {"missing": "indicator"}},
         null_values=["nan", "?", -1],
     )
-    assert column(tmp_path, "x_missing")[12:] == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    assert column(tmp_path, "x_missing")[12:] == [1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
 
 
 TOKENS = ["a", "NULL", "NULL|b", "None", "-", "null", "", " - "]

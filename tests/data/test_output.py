@@ -2,6 +2,7 @@
 what is new."""
 
 import errno
+import json
 import logging
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from embank.pipelines.data.prepare import output
 from embank.pipelines.data.prepare.output import output_folder
+from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.data.schema import SCHEMA_FILE, Schema
 from embank.pipelines.data.synth import synth
 from embank.pipelines.reporting import Reporter
@@ -90,6 +92,103 @@ def test_overwrite_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can
         write(folder, "new")
     assert (tmp_path / "out" / SCHEMA_FILE).read_text() == "new"
     assert left(tmp_path) == {"out"}
+
+
+LISTED = {SCHEMA_FILE: {}, "config.yaml": {}, "train/part-00000.parquet": {}}
+
+
+def sealed_data(out: Path, *, listed: object = LISTED) -> None:
+    """Old data with its checksums, or (None) as an earlier version left it."""
+    old_data(out)
+    (out / "train").mkdir()
+    for name in ("config.yaml", "train/part-00000.parquet"):
+        (out / name).write_text("old")
+    if listed is not None:
+        (out / "checksums.json").write_text(listed if isinstance(listed, str) else json.dumps(listed))
+
+
+@pytest.mark.parametrize("listed", [LISTED, None, "damaged"], ids=["listed", "earlier version", "damaged"])
+@pytest.mark.parametrize("kind", ["file", "link", "linked folder", "part"])
+def test_overwrite_deletes_nothing_but_prepared_data(tmp_path: Path, listed: object, kind: str) -> None:
+    out = tmp_path / "out"
+    sealed_data(out, listed=listed)
+    mine = {"file": out / "runs/model.bin", "part": out / "train/part-mine.parquet"}.get(kind, out / "runs")
+    mine.parent.mkdir(exist_ok=True)
+    if kind in ("file", "part"):
+        mine.write_text("trained for days")
+    else:
+        mine.symlink_to(tmp_path if kind == "linked folder" else out / "config.yaml")
+    with pytest.raises(DataError) as caught:
+        put_beside(out, lambda: None, overwrite=True)
+    assert str(caught.value) == (
+        f"{mine} is not one of the files that `embank prepare` wrote to {out}, and --overwrite would delete it. "
+        "Move it to another place, or give another --out."
+    )
+    assert os.path.lexists(mine)
+    if mine.is_file() or mine.is_symlink():
+        mine.unlink()
+    put_beside(out, lambda: None, overwrite=True)
+    assert (out / SCHEMA_FILE).read_text() == "new"
+    assert left(tmp_path) == {"out"}
+
+
+def test_overwrite_looks_again_for_what_has_come_in_the_meantime(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sealed_data(out)
+    with pytest.raises(
+        DataError, match=r"out has appeared in the meantime and was left alone \(.*model\.bin is not one"
+    ):
+        put_beside(out, lambda: (out / "model.bin").write_text("trained for days"), overwrite=True)
+    assert (out / "model.bin").read_text() == "trained for days"
+    assert (tmp_path / "out-1" / SCHEMA_FILE).read_text() == "new"
+
+
+@pytest.mark.parametrize("given", ["ln.parquet", "folder/part-00000.parquet", "out", "OUT/config.yaml"])
+def test_overwrite_deletes_no_input_whatever_leads_to_it(tmp_path: Path, given: str) -> None:
+    out = tmp_path / "out"
+    sealed_data(out)
+    (tmp_path / "ln.parquet").symlink_to("out/train/part-00000.parquet")
+    (tmp_path / "folder").symlink_to("out/train")
+    (tmp_path / "OUT").symlink_to("out")
+    for place in (out, tmp_path / "OUT"):
+        verb = "is" if given == "out" else "lies in"
+        expected = rf"the input {tmp_path / given} {verb} {out}, which --overwrite would delete\. Give another --out"
+        with (
+            pytest.raises(DataError, match=expected),
+            output_folder(place, overwrite=True, inputs=[tmp_path / given]),
+        ):
+            raise AssertionError("not reached")
+    assert (out / "train/part-00000.parquet").read_text() == "old"
+
+
+def test_a_raw_file_behind_a_link_survives(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("click,item\n" + "".join(f"{row % 2},i{row % 3}\n" for row in range(60)))
+    config = {"label": "click", "categorical": ["item"], "split": {"by": "ratio"}}
+    prepare(config, log, tmp_path / "out")
+    log.rename(tmp_path / "out" / "raw.csv")
+    log.symlink_to("out/raw.csv")
+    with pytest.raises(DataError, match=r"the input .*log\.csv lies in .*out, which --overwrite would delete"):
+        prepare(config, log, tmp_path / "out", overwrite=True)
+    assert log.is_file()
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("holds", ["data", "nothing"])
+def test_an_output_that_is_a_link_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool, holds: str
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda *paths: False)
+    real, link = tmp_path / "disk" / "real", tmp_path / "out"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    sealed_data(real) if holds == "data" else real.mkdir()
+    put_beside(link, lambda: None, overwrite=True)
+    assert link.readlink() == real
+    assert (real / SCHEMA_FILE).read_text() == "new"
+    assert left(tmp_path) == {"disk", "out"}
+    assert left(real.parent) == {"real"}
 
 
 def _overwrite_and_die(out: str, call: int, can_exchange: bool) -> None:
@@ -195,3 +294,18 @@ def test_a_signal_right_after_a_folder_is_made_leaves_none(
     with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "deep" / "er" / "out", overwrite=False):
         raise AssertionError("not reached")
     assert left(tmp_path / "deep") == set()
+
+
+def test_overwrite_deletes_neither_what_it_is_like_nor_files_behind_links_in_folders(tmp_path: Path) -> None:
+    log, out = tmp_path / "log.csv", tmp_path / "out"
+    log.write_text("click,item\n" + "".join(f"{row % 2},i{row % 3}\n" for row in range(60)))
+    config = {"label": "click", "categorical": ["item"], "split": {"by": "ratio"}}
+    prepare(config, log, out)
+    (tmp_path / "like").symlink_to(out)
+    with pytest.raises(DataError, match=r"the input .*like is .*out, which --overwrite would delete"):
+        prepare(None, log, out, like=tmp_path / "like", overwrite=True)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.parquet").symlink_to(out / "train" / "part-00000.parquet")
+    with pytest.raises(DataError, match=r"the input .*in/a\.parquet lies in .*out, which --overwrite would delete"):
+        prepare({**config, "label": "label"}, tmp_path / "in", out, format="parquet", overwrite=True)
+    assert (out / "train" / "part-00000.parquet").is_file()

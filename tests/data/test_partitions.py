@@ -1,6 +1,7 @@
 """Folders of files, and partition folders whose names are columns."""
 
 import datetime as dt
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 from tests.data import naive_prepare as naive
 
 from embank.pipelines.data.prepare.prepare import prepare
+from embank.pipelines.data.schema import Schema
+from embank.pipelines.data.sources.formats.base import TextOptions
+from embank.pipelines.data.sources.formats.generic import open_parquet
 from embank.tables.errors import DataError
 from embank.tables.ids.token_hash import token_id
 
@@ -191,3 +195,99 @@ def test_the_current_folder_is_no_part_of_the_input(tmp_path: Path, monkeypatch:
     config = CONFIG | {"categorical": ["dt", "item", "lr"]}
     prepare(format="csv", inputs=Path("plain.csv"), config=config, out=tmp_path / "plain")
     assert set(tokens_by_row(tmp_path / "plain", "lr")) == {"own"}, "not the 3 of the folder's name, nor a refusal"
+
+
+@pytest.mark.parametrize("with_column", [(1,), (0, 2), (0, 1, 2)])
+def test_some_files_hold_the_key_as_a_column(tmp_path: Path, with_column: tuple[int, ...]) -> None:
+    """Tokens are the folders' names, whichever file comes first."""
+    for number in range(3):
+        more = {"dt": [dt.date(2024, 1, number + 1)] * 10} if number in with_column else {}
+        write(tmp_path / f"in/dt=2024-01-0{number + 1}/a.parquet", frame(10 * number, **more))
+    prepare(CONFIG, tmp_path / "in", tmp_path / "out", format="parquet")
+    assert tokens_by_row(tmp_path / "out", "dt") == [f"2024-01-0{row // 10 + 1}" for row in range(30)]
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_conflict_is_refused_in_any_file(tmp_path: Path, odd: int) -> None:
+    for number in range(2):
+        more = {"dt": ["2024-09-09"] * 10} if number == odd else {}
+        write(tmp_path / f"in/dt=2024-01-0{number + 1}/a.parquet", frame(10 * number, **more))
+    with pytest.raises(
+        DataError, match=rf"a\.parquet, row 1: column 'dt' is '2024-09-09', and .* '2024-01-0{odd + 1}'\. Leave the"
+    ):
+        prepare(CONFIG, tmp_path / "in", tmp_path / "out", format="parquet")
+
+
+@pytest.mark.parametrize("where", ["both", "outside"])
+def test_a_file_outside_the_partitions_has_its_own_column(tmp_path: Path, where: str) -> None:
+    inside = {"dt": [dt.date(2024, 1, 1)] * 10} if where == "both" else {}
+    write(tmp_path / "in/dt=2024-01-01/a.parquet", frame(0, **inside))
+    write(tmp_path / "plain.parquet", frame(10, dt=[dt.date(2024, 1, 2 - row % 2) for row in range(10)]))
+    prepare(CONFIG, [tmp_path / "in", tmp_path / "plain.parquet"], tmp_path / "out", format="parquet")
+    schema_size = {field.name: field.num_embeddings for field in Schema.load(tmp_path / "out").categorical}["dt"]
+    assert schema_size == 3, "the unknown value and two days"
+    assert tokens_by_row(tmp_path / "out", "dt")[:16] == ["2024-01-01"] * 10 + ["2024-01-02", "2024-01-01"] * 3
+    write(tmp_path / "other.parquet", frame(20))
+    with pytest.raises(DataError, match=r"other\.parquet lies in no folder dt=VALUE, as other files do, so its rows"):
+        prepare(
+            CONFIG,
+            [tmp_path / "plain.parquet", tmp_path / "in", tmp_path / "other.parquet"],
+            tmp_path / "bad",
+            format="parquet",
+        )
+
+
+def test_keys_alone_are_read(tmp_path: Path) -> None:
+    """Polars writes a key as the files' first column too; here one of them lacks it."""
+    write(tmp_path / "in/dt=1/a.parquet", frame(0, dt=["1"] * 10).select("dt", "row"))
+    write(tmp_path / "in/dt=2/a.parquet", frame(10).select("row"))
+    source = open_parquet([tmp_path / "in"], TextOptions())
+    assert [chunk.frame["dt"].to_list() for chunk in source.chunks(["dt"])] == [["1"] * 10, ["2"] * 10]
+    assert source.types("dt") == {}
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "in/a=1/a=2/p.parquet", frame(0, dt=["x"] * 10))
+    with pytest.raises(
+        DataError, match=r"p\.parquet lies in two folders that say what its 'a' is, a=1 and one in it\."
+    ):
+        prepare(CONFIG, tmp_path / "in", tmp_path / "out", format="parquet")
+
+
+def test_suffixes_in_capitals_are_read(tmp_path: Path) -> None:
+    for number, name in enumerate(["a.csv", "b.CSV", "c.Csv.gz", "d.CSV.GZ"]):
+        content = frame(10 * number, dt=["x"] * 10).write_csv().encode()
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(gzip.compress(content) if number > 1 else content)
+    assert sum(split.num_rows for split in prepare(CONFIG, tmp_path / "in", tmp_path / "out").splits) == 40
+    write(tmp_path / "in/old/E.CSV", frame(0))
+    with pytest.raises(DataError, match=r"old/E\.CSV lies in a folder that is no partition"):
+        prepare(CONFIG, tmp_path / "in", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [
+        ("csv", "c.csv.bz2"),
+        ("csv", "c.csv.gz.zip"),
+        ("csv", "C.CSV.ZST"),
+        ("parquet", "c.parquet.gz"),
+        ("parquet", "c.pq.zip"),
+    ],
+)
+def test_packed_files_are_not_left_out_in_silence(tmp_path: Path, format: str, name: str) -> None:
+    write(tmp_path / f"in/dt=1/a.{format}", frame(0))
+    (tmp_path / "in/dt=1" / name).write_bytes(b"packed")
+    with pytest.raises(DataError, match=rf"dt=1/{name} can't be read as it is packed, so its rows would be left out"):
+        prepare(CONFIG, tmp_path / "in", tmp_path / "out", format=format)
+
+
+def test_other_data_in_a_folder_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "in/a.csv", frame(0, dt=["x"] * 10))
+    for name in ("b.parquet", "c.csv.bak", "notes.txt", "_old.csv.bz2", ".a.csv.crc"):
+        (tmp_path / "in" / name).write_text("other")
+    prepare(CONFIG, tmp_path / "in", tmp_path / "out")
+    assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
+        f"{tmp_path}/in: files that are named like data are left out (b.parquet, c.csv.bak); *.csv or *.csv.gz files "
+        "are read"
+    ]

@@ -1,6 +1,7 @@
 """What `prepare` says about bad input: the file, the line, the column, the value, and what to do."""
 
 import gzip
+import json
 import logging
 import re
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 import polars as pl
 import pytest
 
+from embank.pipelines.config.columns import parse_config
 from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.data.sources.formats import blocks, text
+from embank.pipelines.data.sources.formats.base import TextOptions, check_column
+from embank.pipelines.data.sources.formats.generic import open_csv
 from embank.tables.errors import ConfigError, DataError
 
 CONFIG: dict[str, Any] = {
@@ -340,3 +344,51 @@ def test_a_class_missing_from_validation_is_a_warning(tmp_path: Path, caplog: py
     path.write_text(HEADER + "".join(f"{int(i % 2 and i < 12)},u,1\n" for i in range(20)))
     prepare(CONFIG, [path], tmp_path / "out")
     assert "the valid split has one class only, so its AUC is undefined" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["*", "^x.*$", "^$"])
+@pytest.mark.parametrize(
+    "role",
+    [
+        {"label": {"column": "NAME"}},
+        {"categorical": ["NAME"]},
+        {"multivalued": {"NAME": "|"}},
+        {"numeric": ["NAME"]},
+        {"hashed": ["NAME"]},
+        {"group": "NAME"},
+        {"split": {"by": "hash", "key": ["user", "NAME"]}},
+        {"split": {"by": "time", "column": "NAME"}},
+        {"split": {"by": "column", "column": "NAME"}},
+    ],
+    ids=lambda role: next(iter(role)),
+)
+def test_names_that_polars_takes_for_patterns(name: str, role: dict[str, Any]) -> None:
+    values = json.loads(json.dumps(CONFIG | role).replace("NAME", name))
+    with pytest.raises(ConfigError) as caught:
+        parse_config(values, origin="columns.yaml")
+    assert str(caught.value) == (
+        f"columns.yaml: column {name!r} can't be read, as polars takes such a name for a pattern; rename the column."
+    )
+
+
+def test_patterns_are_refused_and_what_looks_like_one_is_not(tmp_path: Path) -> None:
+    """Columns that nobody uses may be called anything; one that is kept, as `predict --keep` does, is checked too."""
+    for name in ("^u", "u$", "a*", "**"):
+        frame = pl.DataFrame({"click": [row % 2 for row in range(60)], name: [f"i{row % 3}" for row in range(60)]})
+        frame.with_columns(**{"*": pl.lit("unused"), "^.*$": 1}).write_csv(tmp_path / "log.csv")
+        config = {"label": "click", "categorical": [name], "split": {"by": "ratio"}}
+        prepare(config, tmp_path / "log.csv", tmp_path / f"out{name}")
+    source = open_csv([tmp_path / "log.csv"], TextOptions())
+    with pytest.raises(
+        DataError, match=r"log\.csv: column '\^\.\*\$' can't be read, as .* rename the column in the file"
+    ):
+        check_column(source, "^.*$", whose="is to be kept")
+
+
+def test_a_file_called_like_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    frame = pl.DataFrame({"click": [row % 2 for row in range(60)], "user": [f"u{row % 3}" for row in range(60)]})
+    with Path("s3:x.parquet").open("wb") as file:
+        frame.write_parquet(file)
+    config = {"label": "click", "categorical": ["user"], "split": {"by": "ratio"}}
+    assert prepare(config, "s3:x.parquet", "out", format="parquet").splits[0].num_rows == 48

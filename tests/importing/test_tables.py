@@ -113,6 +113,13 @@ def test_a_table_that_two_features_read(rows: Tensor, tmp_path: Path) -> None:
 def test_small_in_the_same_step(rows: Tensor, tmp_path: Path) -> None:
     many = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "item.npy", many.numpy())
+    with pytest.raises(
+        ConfigError, match="--codec has codec 'dedup' and a budget, but how many bytes that takes is only"
+    ):
+        import_source(tmp_path / "item.npy", tmp_path / "out", kind="npy", method="hash", budget=0.5, codec="dedup")
+    np.save(tmp_path / "few.npy", np.ones((3, 2), dtype=np.float32))
+    few = import_source(tmp_path / "few.npy", tmp_path / "few", kind="npy", codec="int8")
+    assert few.tables[0].codec == load_vectors(tmp_path / "few").codec == "fp32", "of so few numbers"
     done = import_source(tmp_path / "item.npy", tmp_path / "out", kind="npy", method="hash", budget=0.5)
     (table,) = done.tables
     assert table.method == "hash"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from embank.pipelines.serve.refused import RefusedRequestError
 from tests.serve.logs import Bundles
 from tests.serve.served import JSON, a_client, post
 from tests.serve.test_scores import stream
+from tests.training.runs import train
 
 
 def body_of(row: dict[str, Any], **changes: str) -> bytes:
@@ -179,6 +181,14 @@ def test_what_embed_refuses(client: TestClient) -> None:
         answer = post(client, "/embed", content)
         assert answer.status_code == 422, answer.text
         assert message in answer.json()["error"]
+
+
+def test_a_model_without_embeddings_has_none_to_give(bundles: Bundles, tmp_path: Path) -> None:
+    train(bundles.first.parents[1] / "data", tmp_path / "run", model={"name": "lr"}, train={"epochs": 1})
+    with a_client(tmp_path / "run" / "bundle") as client:
+        answer = post(client, "/embed", {"feature": "item", "values": ["a"]})
+    assert answer.status_code == 422, answer.text
+    assert "lr" in answer.json()["error"] or "embedding" in answer.json()["error"]
 
 
 anything = st.recursive(

@@ -141,6 +141,43 @@ def test_a_grid_at_one_budget_decides_for_the_others(config: dict[str, Any], tmp
     assert "Lines of earlier commands, chosen on the grids of those: 3 (fm/full/1, fm/hash/0.2, fm/hash/0.1)." in page
 
 
+def test_points_out_of_reach_are_left_out_of_a_sweep_and_of_its_resume(config: dict[str, Any], tmp_path: Path) -> None:
+    """Of dpq 256 codes reach .625 and 64 codes .228: at .5 the first point is out of reach, and the line is trained."""
+    settings: dict[str, Any] = {
+        "config": config | {"train": {"epochs": 1}},
+        "models": ["fm"],
+        "methods": ["dpq"],
+        "seeds": [0],
+        "grid": {"tables.num_codes": [256, 64, 16]},
+        "grid_budget": 0.5,
+    }
+    out, told = tmp_path / "out", Told()
+    plan = Plan(budgets=[0.5, 0.2, 0.01], **settings)
+    rows = Sweep(plan, out, reporter=told).run()
+    assert [row.status for row in rows] == ["complete", "complete", "infeasible"]
+    assert rows[1].point == "tables.num_codes=16", "the only one that reaches it, whatever was chosen at .5"
+    assert rows[2].note == "infeasible: floor 0.111"
+    runs = out / "runs/fm/dpq"
+    assert {str(path.relative_to(runs).parent) for path in runs.glob("*/*/*/result.json")} == {
+        *(f"0.5/tables.num_codes={num}/0" for num in (64, 16)),
+        "0.2/tables.num_codes=16/0",
+    }
+    assert [line for line in told.notes if "left out" in line] == [
+        "left out of fm/dpq/0.5, whose budget they can't reach: tables.num_codes=256",
+        "left out of fm/dpq/0.2, whose budget they can't reach: tables.num_codes=256 and tables.num_codes=64",
+    ]
+    assert "Points left out of fm/dpq/0.5, whose budget" in _unwrapped(out / "leaderboard.md")
+
+    again = Told()
+    more = Plan(budgets=[0.4], **settings)  # whose choice the grid at .5 decides: it is complete without 256
+    later = Sweep(more, out, reporter=again).run(resume=True)
+    assert [(row.budget, row.status) for row in later] == [
+        *((0.5, "complete"), (0.2, "complete"), (0.01, "infeasible"), (0.4, "complete")),
+    ]
+    assert later[3].point == rows[0].point
+    assert [path.name for path in (runs / "0.4").iterdir()] == [rows[0].point]
+
+
 def test_a_resume_with_less_keeps_what_is_finished(config: dict[str, Any], tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "config": config | {"train": {"epochs": 1}, "model": {"name": "fm"}},

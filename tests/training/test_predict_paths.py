@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from embank.pipelines import predict
+from embank.pipelines import load_model, predict
 from embank.pipelines.runs import predict as predicting
-from embank.tables import DataError
+from embank.tables import DataError, WorkError
 
 
 @pytest.fixture
@@ -109,6 +109,47 @@ def test_scores_beside_the_inputs(
     with pytest.raises(DataError, match=r"logs, whose \*\.parquet files are the input: it would be one the next time"):
         predict(run, logs, logs / "scores.parquet", format="parquet")
     assert sorted(path.name for path in logs.iterdir()) == ["a.parquet", "notes.txt", "scores.csv"]
+
+
+def test_what_appears_at_the_place_of_the_scores_is_left_alone(
+    raw: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "s.csv", predicting._Parts.write
+
+    def beside(self: Any, *args: Any, **kwargs: Any) -> None:
+        write(self, *args, **kwargs)
+        out.write_text("mine")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(predicting._Parts, "write", beside)
+        with pytest.raises(
+            WorkError, match=r"s.csv has appeared in the meantime and was left alone. What was scored is"
+        ):
+            predict(run, raw / "test.csv", out)
+    assert out.read_text() == "mine"
+    assert predict(run, raw / "test.csv", out, resume=True, overwrite=True).num_rows == 200
+    assert out.read_text().startswith("score\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.csv"]
+
+
+def test_a_row_without_a_finite_score_is_told(
+    raw: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of NaN were written without a word."""
+    score = predicting.ServedModel.score_encoded
+
+    def one_is_none(self: Any, encoded: Any) -> Any:
+        scores = score(self, encoded)
+        scores[min(3, len(scores) - 1)] = float("nan")
+        return scores
+
+    monkeypatch.setattr(predicting.ServedModel, "score_encoded", one_is_none)
+    with pytest.raises(DataError, match=r"test.csv: row 4 has no finite score; are its numbers far from those"):
+        predict(run, raw / "test.csv", tmp_path / "s.csv")
+    assert not list(tmp_path.iterdir())
+    model = load_model(run)
+    with pytest.raises(DataError, match="^row 0 has no finite score"):
+        model.score([model.example])
 
 
 def test_an_output_is_no_file_of_the_bundle(raw: Path, run: Path, tmp_path: Path) -> None:

@@ -42,9 +42,13 @@ def test_permuted_and_missing_ids_are_matched_by_key(tmp_path: Path) -> None:
     assert report.after["orthogonal"].recall == report.after["affine"].recall == 1.0
     assert report.after["orthogonal"].cosine == pytest.approx(1.0, abs=1e-6)
     assert report.before.recall < 0.5
-    torch.testing.assert_close(
-        torch.from_numpy(load_alignment(tmp_path / "map").apply(rows @ turn.T)), rows, atol=1e-5, rtol=0
-    )
+    fitted, turned = load_alignment(tmp_path / "map"), rows @ turn.T
+    torch.testing.assert_close(torch.from_numpy(fitted.apply(turned)), rows, atol=1e-5, rtol=0)
+    for given in (turned.requires_grad_(), turned.detach().numpy()[::-1][::-1], turned.tolist()):
+        assert np.array_equal(fitted.apply(given), fitted.apply(turned.detach()))
+    for given in ("abc", [["a"]], [[1.0], [2.0, 3.0]], turned.tolist()[0]):
+        with pytest.raises(ConfigError, match="can be made of|can't be mapped"):
+            fitted.apply(given)  # type: ignore[arg-type]
     page = (tmp_path / "map/report.md").read_text()
     assert "| as they are | - |" in page
     assert "| **orthogonal** | 1.0000 | 1.0000 | 1.0000 |" in page

@@ -116,7 +116,7 @@ def test_a_folder_gives_back_what_its_codec_holds(are_numbers: bool, tmp_path: P
     for rows in (torch.arange(300) == 7, [0.9, 1.7], np.array([1.0])):
         with pytest.raises(DataError, match="are asked for by (bool|float32|float64) numbers; give whole ones"):
             stored.take(rows)
-    for rows in ([2**70], ["a"], [None]):
+    for rows in ([2**70], ["a"], [None], None, slice(0, 2), "abc"):
         with pytest.raises(DataError, match=r"are asked for by .*; give whole numbers, 0 to 299"):
             stored.take(rows)
     with pytest.raises(DataError, match="there is no row beyond int64"):
@@ -128,6 +128,13 @@ def test_a_folder_gives_back_what_its_codec_holds(are_numbers: bool, tmp_path: P
     for asked in ([keys[0], "doc" if are_numbers else 3], [2**130]):
         with pytest.raises(DataError, match=r"are of several types, or beyond 64 bits: .*; give all as text, or all"):
             stored.lookup(asked)
+
+
+@pytest.mark.parametrize("budget", [None, 0.5])
+def test_no_codec_at_all_is_refused(budget: float | None, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", low_rank(20, 4, rank=2).numpy())
+    with pytest.raises(ConfigError, match="no codec is given"):
+        compress_vectors(tmp_path / "v.npy", tmp_path / "out", codec=[], budget=budget)
 
 
 def test_a_budget_takes_the_best_on_validation_among_those_that_fit(tmp_path: Path) -> None:

@@ -122,6 +122,30 @@ def test_columns_are_chosen_where_one_alone_is_meant(tmp_path: Path) -> None:
         open_vectors(tmp_path / "whole.parquet")
 
 
+def test_a_column_that_is_called_a_key_is_one_or_is_refused(tmp_path: Path) -> None:
+    """Rows were taken in order, without a word."""
+    lists, texts = pa.array(ROWS.tolist()), ["a", "b", "c", "d"]
+    path = parquet(tmp_path / "view.parquet", lists, token=pa.array(texts, pa.string_view()))
+    keys = open_vectors(path).keys()
+    assert keys is not None
+    assert keys.to_list() == texts
+    others = [
+        pa.array([1, 2, 3, 4], pa.date32()),
+        pa.array([1, 2, 3, 4], pa.timestamp("us")),
+        pa.array([True, False, True, False]),
+        pa.nulls(4),
+        pa.array([b"a", b"b", b"c", b"d"], pa.binary_view()),
+        pa.array([b"0123456789abcdef"] * 4, pa.uuid()),
+    ]
+    for number, column in enumerate(others):
+        path = parquet(tmp_path / f"{number}.parquet", lists, user_id=column)
+        with pytest.raises(DataError, match="column 'user_id' is .*, and keys are text or whole numbers. Cast it"):
+            open_vectors(path)
+        assert open_vectors(path, id_column="").keys() is None
+    path = parquet(tmp_path / "beside.parquet", lists, day=others[0], seen_ids=pa.array([[1]] * 4))
+    assert open_vectors(path).key_column is None
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "npy", "safetensors"])
 @pytest.mark.parametrize("content", [b"", b"no such file"])
 def test_damaged_files_are_refused(suffix: str, content: bytes, tmp_path: Path) -> None:

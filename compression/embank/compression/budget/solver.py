@@ -121,6 +121,9 @@ def _allocate(specs: Sequence[TableSpec], nbytes: int) -> tuple[dict[str, TableS
     failed: list[TableSpec] = []
     for group in groups.values():
         own_nbytes = nbytes * sum(spec.plain_nbytes for spec in group) // plain_nbytes
+        if not own_nbytes:  # of a small group beside large ones; no method does with nothing
+            failed += group
+            continue
         try:
             allocated = method_class(group[0].method).traits.allocation.share(group, own_nbytes)
         except BudgetError:

@@ -1,7 +1,7 @@
 """What `embank prepare` is told: columns, label rule, split rule, minimum counts; read from YAML, unknown keys refused.
 
 Published formats bring a configuration of their own; a user's YAML replaces its keys one by one (`label` is merged key
-by key, everything else is taken whole).
+by key, unless it is another column; everything else is taken whole).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from embank.pipelines.config.file import read_mapping
+from embank.pipelines.config.null_values import as_written
 from embank.pipelines.config.problems import first_problem, problem_of, unknown_key
 from embank.pipelines.config.reserved import DEFAULT_ROW_GROUP_ROWS, GROUP_COLUMN, LABEL_COLUMN
 from embank.tables.errors import ConfigError
@@ -131,8 +132,8 @@ class PrepareConfig(_Model):
         escape: how a quote inside a quoted cell is written: behind this character (a backslash in files of Spark and
             MySQL), or doubled where it is the quote itself. None: doubled, and what may be another dialect is refused.
             With `quote: null`, the character before separators and line ends that belong to a cell.
-        null_values: spellings of a missing value besides the empty cell, in all columns. In numeric ones, those of
-            `embank.pipelines.data.prepare.nulls` count as well.
+        null_values: spellings of a missing value besides the empty cell, in all columns; numbers are compared as such,
+            see `embank.pipelines.data.prepare.nulls`. In numeric columns, the spellings there count as well.
         row_group_rows: rows per Parquet row group of the output.
     """
 
@@ -184,7 +185,7 @@ class PrepareConfig(_Model):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for problem in (_feature_problem(self), _count_problem(self), _text_problem(self)):
+        for problem in (_pattern_problem(self), _feature_problem(self), _count_problem(self), _text_problem(self)):
             if problem:
                 raise ValueError(problem)
         return self
@@ -218,6 +219,17 @@ class PrepareConfig(_Model):
         """The minimum training count of a token of `feature`, at least 1; 1 where there is no vocabulary."""
         counts = 1 if feature in self.hashed else self.min_count
         return max(1, counts if isinstance(counts, int) else counts.get(feature, counts.get("default", 1)))
+
+
+def pattern_problem(column: str) -> str | None:
+    """Why a column of this name can't be read: polars takes `*` for all columns, and `^...$` for those that match."""
+    if column == "*" or (len(column) > 1 and column.startswith("^") and column.endswith("$")):
+        return f"column {column!r} can't be read, as polars takes such a name for a pattern; rename the column"
+    return None
+
+
+def _pattern_problem(config: PrepareConfig) -> str | None:
+    return next((problem for column in config.columns if (problem := pattern_problem(column))), None)
 
 
 def _feature_problem(config: PrepareConfig) -> str | None:
@@ -283,16 +295,21 @@ def _text_problem(config: PrepareConfig) -> str | None:
 
 
 def read_columns(path: str | Path) -> dict[str, Any]:
-    """The mapping in a columns file, see `embank.pipelines.config.file.read_mapping`."""
-    return read_mapping(path, keys=PrepareConfig.model_fields)
+    """The mapping in a columns file, see `embank.pipelines.config.file.read_mapping`; numbers under `null_values` as
+    they are written there."""
+    values = read_mapping(path, keys=PrepareConfig.model_fields)
+    nulls = values.get("null_values")
+    return {**values, "null_values": as_written(path, nulls)} if isinstance(nulls, list) else values
 
 
 def merge(default: Mapping[str, Any] | None, override: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's keys over a format's own; `label` is merged key by key."""
+    """The user's keys over a format's own, or over those of what is prepared like. `label` is merged key by key; one of
+    another column begins without rules, as a rule on ratings says nothing of clicks."""
     merged = {**(default or {}), **override}
-    label = _label(override.get("label"))
-    if default and isinstance(default.get("label"), Mapping) and isinstance(label, Mapping):
-        merged["label"] = {**default["label"], **label}
+    label, own = _label(override.get("label")), _label((default or {}).get("label"))
+    if isinstance(own, Mapping) and isinstance(label, Mapping):
+        is_other = label.get("column", own.get("column")) != own.get("column")
+        merged["label"] = dict(label) if is_other else {**own, **label}
     return merged
 
 

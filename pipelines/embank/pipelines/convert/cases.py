@@ -181,7 +181,7 @@ def _example(original: Original) -> Iterator[Case]:
     rules = Preprocessing.load(original.bundle.path)
     row = {name: rules.example[name] for name in rules.columns}
     encoded = RowEncoder(rules, remembers=False).encode(
-        chunk_of([row], rules.columns, numeric=list(rules.config.numeric))
+        chunk_of([row], rules.columns, numeric=list(rules.config.numeric), nulls=rules.config.null_values)
     )
     inputs: dict[str, Array] = {} if not original.num_dense else {DENSE: encoded.dense}
     for feature in original.features:

@@ -121,7 +121,7 @@ class VocabularyChanges:
         folder, key = self._rules[which].tokens, ("old_id", "new_id")[which]
         if folder is None or not (folder / f"{name}.parquet").is_file():
             return frame.with_columns(pl.lit(None, dtype=pl.String).alias("token"))
-        tokens = pl.scan_parquet(folder / f"{name}.parquet").select("token").with_row_index(key)
+        tokens = pl.scan_parquet(folder / f"{name}.parquet", glob=False).select("token").with_row_index(key)
         tokens = tokens.with_columns(pl.col(key).cast(pl.Int64))
         try:
             return frame.lazy().join(tokens, on=key, how="left").select(*frame.columns, "token").collect()

@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from embank.compression.budget.coded import share_coded
+from embank.compression.budget.coded import refuse_unknown_nbytes, share_coded
 from embank.pipelines.data.preprocessing.rules import TOKENS, token_files
 from embank.pipelines.importing.matching import Matching, match
 from embank.pipelines.importing.report import Imported, ImportedTable, imported_table
@@ -97,14 +97,23 @@ def import_tables(
             )
         codecs = codecs_by_table(codec, list(rows))
         if budget is not None:
+            refuse_unknown_nbytes(codec, where="--codec")
+        if budget is not None:
             specs = share_coded(specs, budget=budget, codecs=codecs, plain_below=PLAIN_BELOW if len(specs) > 1 else 0)
         collection = _packed(specs, rows, matchings, codecs=codecs, seed=seed, scratch=scratch, reporter=told)
         tables = [
-            imported_table(spec, pack, rows[spec.name], matchings[spec.name], codec=codecs[spec.name], reporter=told)
+            imported_table(
+                spec,
+                pack,
+                rows[spec.name],
+                matchings[spec.name],
+                codec=_codec_held(spec, rows[spec.name], codecs[spec.name]),
+                reporter=told,
+            )
             for spec, pack in collection.packed_tables()
         ]
         done = Imported(out=out, kind=source.kind, path=source.path, tables=tables)
-        facts, files = _token_files(matchings, codec=codec)
+        facts, files = _token_files(matchings, codec=tables[0].codec)
         write_packed(folder, collection, facts={"imported": done.to_json(), **facts}, files=files, scratch=scratch)
     return done
 
@@ -162,6 +171,11 @@ def _packed(
 def _coded(rows_RD: Tensor, *, codec: str, scratch: Path) -> Coded:
     """Rows in the form of a codec, in little memory where it codes rows on their own."""
     return encoded(rows_RD, codec_of(codec, rows_RD), scratch)
+
+
+def _codec_held(spec: TableSpec, rows_RD: Tensor, codec: str) -> str:
+    """The codec that rows are in: small ones stay in fp32. That of a fitted table is said as it was asked for."""
+    return codec_of(codec, rows_RD) if spec.method == PLAIN else codec
 
 
 def _token_files(

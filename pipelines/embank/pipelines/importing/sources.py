@@ -349,7 +349,7 @@ class PartsVectors(VectorFile):
 
     def keys(self) -> pl.Series | None:
         """Tokens; null for the unknown value (the first row) and for a missing one."""
-        frames = [pl.read_parquet(part.path, columns=[self.key_name]) for part in self.parts]
+        frames = [pl.read_parquet(part.path, columns=[self.key_name], glob=False) for part in self.parts]
         series = pl.concat(frames)[self.key_name].alias("key")
         refuse_bad_keys(series.drop_nulls() if self.key_name == "token" else series, what=self.column)
         return series

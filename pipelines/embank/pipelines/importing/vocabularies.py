@@ -238,7 +238,7 @@ def _of_file(path: Path) -> pl.Series:
     """A token a line, or a Parquet file with one column of text."""
     if path.suffix == ".parquet":
         try:
-            frame = pl.read_parquet(path)
+            frame = pl.read_parquet(path, glob=False)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DataError(f"'{path}' can't be read as Parquet ({error}); write it again") from error
         texts = [name for name in frame.columns if frame[name].dtype == pl.String]

@@ -149,9 +149,12 @@ class ServedModel:
                 all columns of `features`; others are ignored. Null is a missing value.
 
         Raises:
-            DataError: a column is missing or a value can't be used; `field`, `row` and `value` say which.
+            DataError: a column is missing or a value can't be used; `field`, `row` and `value` say which. Or a row has
+                no finite score.
         """
-        return self.score_encoded(self.encode(rows))
+        scores = self.score_encoded(self.encode(rows))
+        refuse_non_finite(scores)
+        return scores
 
     def encode(self, rows: Any) -> Encoded:
         """Ids and numbers of raw rows, see `score`."""
@@ -159,7 +162,8 @@ class ServedModel:
             few = self._few.encode(rows) if all(isinstance(row, Mapping) for row in rows) else None
             if few is not None:
                 return few
-        chunk = chunk_of(rows, self.rules.columns, numeric=list(self.rules.config.numeric))
+        config = self.rules.config
+        chunk = chunk_of(rows, self.rules.columns, numeric=list(config.numeric), nulls=config.null_values)
         return RowEncoder(self.rules, remembers=False).encode(chunk)
 
     def score_encoded(self, encoded: Encoded) -> Scores:
@@ -230,6 +234,22 @@ def tensors_of(encoded: Encoded) -> tuple[Tensor, dict[str, Tensor], dict[str, T
     ids |= {name: torch.from_numpy(bags.values) for name, bags in encoded.bags.items()}
     lengths = {name: torch.from_numpy(np.diff(bags.offsets)) for name, bags in encoded.bags.items()}
     return torch.from_numpy(encoded.dense), ids, lengths
+
+
+def refuse_non_finite(scores: Scores, *, first: int = 0, what: str = "") -> None:
+    """Raises DataError for the first row without a finite score.
+
+    Args:
+        scores: of some rows.
+        first: number of the first one.
+        what: they are of, for the message.
+    """
+    if not np.isfinite(scores).all():
+        row = first + int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise DataError(
+            f"{what}row {row:,} has no finite score; are its numbers far from those that the model was trained on?",
+            row=row,
+        )
 
 
 def probabilities(logits_B: Tensor) -> Scores:

@@ -26,7 +26,7 @@ from embank.pipelines.data.sources.formats.base import Source
 from embank.pipelines.locks import hold_lock
 from embank.pipelines.reporting import Phase, Reporter
 from embank.pipelines.runs.kept import KeptColumns
-from embank.pipelines.runs.model import BATCH_ROWS, ServedModel, bundle_of, load_model
+from embank.pipelines.runs.model import BATCH_ROWS, ServedModel, bundle_of, load_model, refuse_non_finite
 from embank.tables.errors import ConfigError, DataError, WorkError
 from embank.tables.storage.atomic import publish_file, remove_folder, replace_text, temporary_beside
 from embank.tables.storage.json_text import read_json
@@ -106,7 +106,7 @@ def predict(
     kept = KeptColumns(source, keep, is_csv=out.suffix == ".csv")
     _refuse_out(out, source, paths, overwrite=overwrite)
     _refuse_within(out, bundle_of(path))
-    parts = _Parts(out, identity=_identity(model, source, kept.names, format))
+    parts = _Parts(out, identity=_identity(model, source, kept.names, format), overwrite=overwrite)
     held = f"another process is writing {out}. Wait for it, or give another --out."
     with hold_lock(out.with_name(f".{out.name}.lock"), held=held, error=DataError):
         try:
@@ -138,6 +138,7 @@ def _predict(
             started = time.monotonic()
             scores = model.score_encoded(encoded)
             scoring += time.monotonic() - started
+            refuse_non_finite(scores, first=first + rows + 1, what=f"{source.name}: ")  # counted from 1
             part.add(beside, scores)
             unknown.update(encoded.unknown)
             rows += encoded.num_rows
@@ -225,8 +226,8 @@ def parts_of(out: Path) -> Path:
 class _Parts:
     """The folder of parts beside the output."""
 
-    def __init__(self, out: Path, *, identity: dict[str, Any]) -> None:
-        self.out, self.folder = out, parts_of(out)
+    def __init__(self, out: Path, *, identity: dict[str, Any], overwrite: bool) -> None:
+        self.out, self.folder, self._overwrite = out, parts_of(out), overwrite
         self.count, self.is_csv = 0, out.suffix == ".csv"
         self._identity, self._is_mine = identity, False
 
@@ -286,7 +287,12 @@ class _Parts:
                         frame.write_csv(file, include_header=number == 0)
             else:
                 _write_parquet(temporary, self._frames())
-            publish_file(temporary, self.out, overwrite=True)
+            publish_file(temporary, self.out, overwrite=self._overwrite)
+        except FileExistsError as error:
+            raise WorkError(
+                f"{self.out} has appeared in the meantime and was left alone. What was scored is kept: move the file "
+                "and give the same command with --resume, or add --overwrite to replace it."
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
         remove_folder(self.folder)
@@ -295,7 +301,7 @@ class _Parts:
         for number in range(self.count):
             path = self.folder / f"part-{number:05d}.parquet"
             try:
-                yield pl.read_parquet(path)
+                yield pl.read_parquet(path, glob=False)
             except (OSError, pl.exceptions.PolarsError) as error:
                 raise DataError(f"{path} is damaged, so all parts were removed. Score the input again.") from error
 
@@ -334,7 +340,7 @@ def _refuse_out(out: Path, source: Source, paths: Sequence[Path], *, overwrite: 
     if out.exists() and any(out.samefile(file) for file in source.files):
         raise DataError(f"{out} is an input too. Give another --out.")
     folder = next((path for path in paths if path.is_dir() and out.resolve().is_relative_to(path.resolve())), None)
-    if folder is not None and out.name.endswith(tuple(source.suffixes)):
+    if folder is not None and out.name.lower().endswith(tuple(source.suffixes)):
         raise DataError(
             f"{out} lies in the folder {folder}, whose *{out.suffix} files are the input: it would be one the next "
             "time. Give another --out."

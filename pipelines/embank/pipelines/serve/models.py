@@ -50,7 +50,7 @@ def tried_model(path: str | Path, *, verify: bool) -> ServedModel:
         EmbankError: it can't be loaded.
     """
     model = load_model(path, verify=verify or "small")
-    model.score([model.example])
+    model.score_encoded(model.encode([model.example]))
     return model
 
 

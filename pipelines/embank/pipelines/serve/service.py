@@ -22,7 +22,7 @@ from embank.pipelines.serve.refused import RefusedRequestError, malformed
 from embank.pipelines.serve.rows import only_names, refuse_too_many, rows_of
 from embank.pipelines.serve.scoring import Rows, Scored, refused_data
 from embank.pipelines.serve.settings import Settings
-from embank.tables.errors import DataError
+from embank.tables.errors import ConfigError, DataError
 from embank.tables.wording import did_you_mean, listing, shortened
 
 _SMALL_BODY = 32 * 2**10
@@ -195,6 +195,8 @@ def _embedded(snapshot: Snapshot, feature: str, values: list[Any]) -> np.ndarray
         return snapshot.model.embed(feature, values)
     except DataError as error:
         raise refused_data(error) from error
+    except ConfigError as error:  # a model without embeddings
+        raise malformed(str(error), field=feature) from error
 
 
 def _json(content: dict[str, Any], snapshot: Snapshot) -> Response:

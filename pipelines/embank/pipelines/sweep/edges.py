@@ -1,6 +1,6 @@
 """Choices at the edge of a grid, beyond which a better value may lie; and the points that are tried there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import isfinite
@@ -54,25 +54,34 @@ def _shown(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
-def edges(plan: Plan, chosen: Mapping[str, str], tried: Mapping[str, Sequence[str]] | None = None) -> list[Edge]:
+def edges(
+    plan: Plan,
+    chosen: Mapping[str, str],
+    tried: Mapping[str, Sequence[str]] | None = None,
+    *,
+    reaches: Callable[[str, str], bool] = lambda line, point: True,
+) -> list[Edge]:
     """Choices beyond which a value is left to try.
 
-    Values that are no numbers have no edge, nor has an end beyond which the configuration takes no value.
+    Values that are no numbers have no edge, nor has an end beyond which the configuration takes no value, or the line's
+    budget can't be reached.
 
     Args:
         plan: with a grid.
         chosen: by line that was tuned, the point that validation chose.
         tried: by line, the points that were tried besides the grid.
+        reaches: whether a line reaches its budget at a point.
     """
     found: dict[tuple[str, float, bool], tuple[float, list[str]]] = {}
     for key in plan.grid:
         for line, point in chosen.items():
             values = _numbers(plan, key, (tried or {}).get(line, ()))
             for ordered in (values[::-1], values):
-                if len(values) < 2 or point_of(point, plan.grid).get(key) != ordered[-1]:
+                own = point_of(point, plan.grid)
+                if len(values) < 2 or own.get(key) != ordered[-1]:
                     continue
                 following = _following(plan, key, ordered)
-                if following is not None:
+                if following is not None and reaches(line, point_at({**own, key: following})):
                     found.setdefault((key, ordered[-1], ordered is values), (following, []))[1].append(line)
     return [
         Edge(

@@ -14,7 +14,7 @@ from embank.pipelines.sweep.children import Child, Ended, num_cores, run_childre
 from embank.pipelines.sweep.coding import Coding
 from embank.pipelines.sweep.comparison import CaseResults, validation
 from embank.pipelines.sweep.edges import edges
-from embank.pipelines.sweep.feasible import Feasibility
+from embank.pipelines.sweep.feasible import Feasibility, Reach
 from embank.pipelines.sweep.folder import SweepFolder
 from embank.pipelines.sweep.latency import measure
 from embank.pipelines.sweep.leaderboard import (
@@ -26,7 +26,7 @@ from embank.pipelines.sweep.leaderboard import (
 )
 from embank.pipelines.sweep.page import write_markdown
 from embank.pipelines.sweep.plan import Case, Job, Plan
-from embank.pipelines.sweep.tuning import Tuning
+from embank.pipelines.sweep.tuning import Tuning, left_out_text
 from embank.pipelines.train.interrupt import stop_on_signals
 from embank.tables import ConfigError, EmbankError, WorkError
 from embank.tables.storage.refusals import writing
@@ -81,15 +81,19 @@ class Sweep:
         feasibility = Feasibility(self.data)
         self._refuse_budgets_without_vocabulary(feasibility.schema)
         with self.folder.opened(self.plan, resume=resume) as all_cases, stop_on_signals() as self.stop:
+            self.reach = Reach(self.plan, feasibility)
             asked = self.plan.cases()
             entries = {}
             for case in asked:
                 self._refuse_to_go_on(done="before its first run")
-                entries[case] = self._feasible(case, feasibility)
+                entries[case] = self._feasible(case)
+                if entries[case].refusal is None and (told := left_out_text(case, self.reach)):
+                    self.reporter.note(told)
             self.tuning = Tuning(
                 self.plan,
                 [entry.case for entry in entries.values() if entry.refusal is None],
                 complete=[case for case in all_cases if case not in entries and self._has_grid(case)],
+                reach=self.reach,
                 widens=self.folder.widens,
                 results=self.results,
                 failures=self.failures,
@@ -98,7 +102,7 @@ class Sweep:
             compared = []
             for case in all_cases:
                 self._refuse_to_go_on()
-                entry = self._compared(entries[case]) if case in entries else self._earlier(case, feasibility)
+                entry = self._compared(entries[case]) if case in entries else self._earlier(case)
                 compared += [] if entry is None else [entry]
             self.kept = [entry.case for entry in compared if entry.case not in entries and entry.point]
             self.made_by = Counter(
@@ -111,11 +115,14 @@ class Sweep:
             return rows
 
     def _has_grid(self, case: Case) -> bool:
-        """Whether a line's whole grid was run, where that decides for others."""
+        """Whether the whole grid of a line was run, points out of reach aside, where that decides for others."""
         if self.plan.grid_budget is None:
             return False
         complete = self.folder.complete_runs(case)
-        return all(job.seed in complete.get(job.point, {}) for job in self.plan.points(case))
+        if not complete:
+            return False
+        points = self.reach.points(case)
+        return bool(points) and all(job.seed in complete.get(job.point, {}) for job in points)
 
     def _refuse_budgets_without_vocabulary(self, schema: Schema) -> None:
         if any(field.has_vocabulary for field in schema.categorical) or self.plan.budgets == [None]:
@@ -127,15 +134,14 @@ class Sweep:
             "--methods hash:num_rows=10000,hash:num_rows=1000,unified:rows=10000"
         )
 
-    def _feasible(self, case: Case, feasibility: Feasibility) -> CaseResults:
+    def _feasible(self, case: Case) -> CaseResults:
         entry = CaseResults(case=case, point="", by_seed={}, failures={}, failed_points={})
-        config = self.plan.config_of(self.plan.points(case)[0])
-        refusal = feasibility.refusal(config)
-        if refusal is None:
+        infeasible = self.reach.infeasible(case)
+        if infeasible is None:
             return entry
-        floor = None if case.budget is None else feasibility.floor(config)
+        floor = infeasible.floor
         self.reporter.note(f"{case.name}: infeasible{'' if floor is None else f', floor {floor:g}'}")
-        return replace(entry, refusal=refusal, floor=floor)
+        return replace(entry, refusal=infeasible.refusal, floor=floor)
 
     def _train(self) -> None:
         self._read_results()
@@ -204,14 +210,14 @@ class Sweep:
             self.failures[job] = end.message or "it ended without a result"
             self.reporter.note(f"{job.name}: failed: {self.failures[job]}")
 
-    def _earlier(self, case: Case, feasibility: Feasibility) -> CaseResults | None:
+    def _earlier(self, case: Case) -> CaseResults | None:
         """A line that was asked for earlier and not now, as far as it is complete: nothing is trained for it.
 
         Its point of the grid is the one that is best on validation among the runs of the seed that most points have.
         """
         points = self.folder.complete_runs(case)
         if not points:
-            entry = self._feasible(case, feasibility)
+            entry = self._feasible(case)
             if entry.refusal is None:
                 self.reporter.note(f"{case.name}: not complete and not asked for now, so it is not in the leaderboard")
             return None if entry.refusal is None else entry
@@ -273,7 +279,7 @@ class Sweep:
         from embank.pipelines.sweep.composition import plot_compositions  # matplotlib takes a second to import
         from embank.pipelines.sweep.pareto import plot_pareto
 
-        told_edges = [str(edge) for edge in edges(self.plan, *self.tuning.choices())]
+        told_edges = [str(edge) for edge in edges(self.plan, *self.tuning.choices(), reaches=self.tuning.reaches)]
         for told in told_edges:
             self.reporter.note(told)
         title = f"{', '.join(self.plan.models)} on {self.data.name}"

@@ -6,7 +6,18 @@ from typing import Any
 
 from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.sweep.edges import around
+from embank.pipelines.sweep.feasible import Reach
 from embank.pipelines.sweep.plan import Case, Job, Plan
+
+_MOST_LEFT_OUT = 3
+"""Lines whose points that were left out a page tells."""
+
+
+def left_out_text(case: Case, reach: Reach) -> str:
+    """Which points of the grid are left out of a line, for people; "" if none is."""
+    points = [job.point for job in reach.left_out(case)]
+    few = f"{' and '.join(points[:3])}{f' and {len(points) - 3} more' if len(points) > 3 else ''}"
+    return f"left out of {case.name}, whose budget they can't reach: {few}" if points else ""
 
 
 class Tuning:
@@ -16,6 +27,7 @@ class Tuning:
         plan: what is run.
         feasible: lines of the plan that can be trained.
         complete: other lines, whose grids were run before; they decide as well what lines take.
+        reach: which points reach a line's budget; the others are neither run nor taken.
         widens: where the best point lies at an end of the grid, go on beyond it.
         results: of complete runs; the caller adds those that end.
         failures: messages of runs that have failed, as `results`.
@@ -27,14 +39,15 @@ class Tuning:
         feasible: Sequence[Case],
         *,
         complete: Sequence[Case] = (),
+        reach: Reach,
         widens: bool,
         results: Mapping[Job, Mapping[str, Any]],
         failures: Mapping[Job, str],
     ) -> None:
         self.plan, self.feasible, self.results, self.failures = plan, feasible, results, failures
-        self.tunable = [*feasible, *complete]
+        self.tunable, self.reach = [*feasible, *complete], reach
         self.widens = widens and bool(plan.grid)
-        self.neighbours: dict[tuple[str, ...], list[str]] = {}  # of a point, after the points that were tried
+        self.neighbours: dict[tuple[Job, ...], list[Job]] = {}  # of a point, after the points that were tried
 
     def wanted(self) -> list[Job]:
         """Every run that is known to be needed: first seeds of grids, and where their points are compared, what takes
@@ -54,11 +67,14 @@ class Tuning:
         return sum(len(self._points(case)) for case in grids) - own + len(self.plan.seeds) * len(self.feasible)
 
     def chosen(self, case: Case) -> str | None:
-        """The point with the best first run on validation; None as long as one is missing, or if all have failed."""
+        """The point with the best first run on validation, of those that reach the line's own budget; None as long as
+        one is missing, or if all have failed."""
         points = self._points(self._tuned_with(case))
-        if len(points) == 1:
+        if len(points) == 1 and not self.widens:
             return points[0].point
-        best = self._best(points)
+        if self._best(points) is None:
+            return None
+        best = self._best([job for job in points if self.reach(replace(job, case=case))])
         return None if best is None else best.point
 
     def choices(self) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -70,6 +86,11 @@ class Tuning:
             {case.name: [job.point for job in self._points(case)] for case in chosen},
         )
 
+    def reaches(self, line: str, point: str) -> bool:
+        """Whether a line of `choices` reaches its budget at a point."""
+        cases = {case.name: case for case in self.tunable}
+        return self.reach(Job(case=cases[line], seed=self.plan.seeds[0], point=point))
+
     def facts(self) -> list[str]:
         """What a leaderboard says of its choices; [] without a grid."""
         if not self.plan.grid:
@@ -78,31 +99,37 @@ class Tuning:
         budget = self.plan.grid_budget
         lines = "each line" if budget is None else f"each method at budget {budget:g} or the next that it reaches"
         beyond = ", then from the neighbours of the best point beyond it, until none was better" if self.widens else ""
+        left_out = [told for case in self.feasible if (told := left_out_text(case, self.reach))]
+        more = [f"and of {len(left_out) - _MOST_LEFT_OUT} more lines"] if len(left_out) > _MOST_LEFT_OUT else []
         return [
             f"Chosen on validation with seed {self.plan.seeds[0]}, separately for {lines}, from the grid "
-            f"{grid}{beyond}; test figures are those of the chosen point."
+            f"{grid}{beyond}; test figures are those of the chosen point.",
+            *([f"Points {'; '.join([*left_out[:_MOST_LEFT_OUT], *more])}."] if left_out else []),
         ]
 
     def _tuned_with(self, case: Case) -> Case:
-        return self.plan.tuned_with(case, self.tunable)
+        """`Plan.tuned_with`, where a point of that grid reaches the case's budget as well; else the case itself."""
+        other = self.plan.tuned_with(case, self.tunable)
+        return other if any(self.reach(replace(job, case=case)) for job in self.reach.points(other)) else case
 
     def _points(self, case: Case) -> list[Job]:
         """The first seed's runs of a case whose grid is run: the grid, and where it is to be widened, neighbours of the
-        best point as far as they are known."""
-        points = self.plan.points(case)
+        best point as far as they are known. Points that don't reach the case's budget are left out."""
+        points = self.reach.points(case)
         while self.widens and (best := self._best(points)) is not None:
-            tried = [job.point for job in points]
-            missing = [replace(best, point=point) for point in self._around(best.point, tried) if point not in tried]
+            missing = [job for job in self._around(best, points) if job not in points]
             if not missing:
                 break
             points += missing
         return points
 
-    def _around(self, point: str, tried: Sequence[str]) -> list[str]:
-        """`around`, which tries configurations, once for each question: it is asked again after every run."""
-        key = (point, *tried)
+    def _around(self, best: Job, tried: Sequence[Job]) -> list[Job]:
+        """`around`, as far as it reaches the budget. That tries configurations, so it is done once for each question:
+        it is asked again after every run."""
+        key = (best, *tried)
         if key not in self.neighbours:
-            self.neighbours[key] = around(self.plan, point, tried)
+            beside = around(self.plan, best.point, [job.point for job in tried])
+            self.neighbours[key] = [job for point in beside if self.reach(job := replace(best, point=point))]
         return self.neighbours[key]
 
     def _best(self, points: Sequence[Job]) -> Job | None:

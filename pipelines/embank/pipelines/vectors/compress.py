@@ -166,12 +166,14 @@ class _Asked:
         for name in codecs:
             if name != AUTO:
                 row_codec(name, also=[AUTO])
+        if not codecs:
+            raise ConfigError("no codec is given; give one, several and a budget, or 'auto' and a budget")
         if AUTO in codecs and len(codecs) > 1:
             raise ConfigError("codec 'auto' stands for several; give it alone, or name all")
         if budget is None and (len(codecs) != 1 or codecs == (AUTO,)):
             raise ConfigError(
-                f"codec '{','.join(codecs)}' is {'none' if not codecs else 'several'}; give one, or a budget to choose "
-                "by (--budget 0.1: a tenth of the fp32 bytes)"
+                f"codec '{','.join(codecs)}' is several; give one, or a budget to choose by (--budget 0.1: a tenth of "
+                "the fp32 bytes)"
             )
         if budget is not None and not 0 < budget <= 1:
             raise ConfigError(f"budget {budget} is no share of the fp32 bytes; give more than 0 and at most 1")

@@ -251,7 +251,7 @@ class ParquetVectors(VectorFile):
 
     def _keys_of(self, name: str | None, schema: Any) -> str | None:
         able = [field.name for field in schema if _is_key(field.type)]
-        odd = [field.name for field in schema if _is_odd_key(field.type)]
+        odd = [field.name for field in schema if _is_odd_key(field.type, field.name)]
         if name is None:
             named = [one for one in (*able, *odd) if one.lower() in ("id", "key")]
             if len(named) == 1:
@@ -368,14 +368,20 @@ def _fixed_size(kind: Any) -> int:
 
 def _is_key(kind: Any) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_odd_key(kind: Any) -> bool:
-    """Whether a column may be meant as keys, and is of no type that they have."""
     of = pa.types
-    is_bytes = of.is_binary(kind) or of.is_large_binary(kind) or of.is_fixed_size_binary(kind)
-    return bool(of.is_floating(kind) or of.is_decimal(kind) or is_bytes)
+    return bool(of.is_integer(kind) or of.is_string(kind) or of.is_large_string(kind) or of.is_string_view(kind))
+
+
+def _is_odd_key(kind: Any, name: str) -> bool:
+    """Whether a column may be meant as keys, and is of no type that they have: any with one value in a row where it is
+    called so."""
+    of = pa.types
+    is_bytes = (
+        of.is_binary(kind) or of.is_large_binary(kind) or of.is_fixed_size_binary(kind) or of.is_binary_view(kind)
+    )
+    if of.is_floating(kind) or of.is_decimal(kind) or is_bytes:
+        return True
+    return _is_called_key(name) and not _is_key(kind) and not of.is_nested(_storage(kind))
 
 
 def _is_called_key(name: str) -> bool:

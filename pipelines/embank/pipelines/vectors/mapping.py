@@ -69,9 +69,13 @@ class LoadedAlignment:
         """New vectors [N, M] in the space of the old ones, float32 [N, D].
 
         Raises:
-            ConfigError: they are not as long as those that the map was fitted to.
+            ConfigError: they are no numbers, or not as long as those that the map was fitted to.
         """
-        mapped: npt.NDArray[np.float32] = self._map(torch.as_tensor(vectors)).numpy()
+        try:
+            given = vectors if isinstance(vectors, Tensor) else torch.from_numpy(np.array(vectors, dtype=np.float32))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"no vectors can be made of a {type(vectors).__name__} ({error}); give [N, M]") from error
+        mapped: npt.NDArray[np.float32] = self._map(given.detach().cpu()).numpy()
         return mapped
 
 

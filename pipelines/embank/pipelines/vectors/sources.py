@@ -77,7 +77,7 @@ class TableVectors(VectorFile):
         file = self.path / TOKENS / files.get(self.table, "")
         if not file.is_file():
             return None
-        tokens = pl.read_parquet(file, columns=["token"])["token"].alias("key")
+        tokens = pl.read_parquet(file, columns=["token"], glob=False)["token"].alias("key")
         return tokens if len(tokens) == self.num_rows else None
 
 

@@ -78,8 +78,7 @@ class StoredVectors:
             given = torch.as_tensor(rows).reshape(-1)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise DataError(
-                f"rows of '{self.path}' are asked for by {listing(map(shown, list(rows)[:3]))}; give whole "
-                f"numbers, 0 to {self.num_rows - 1:,}"
+                f"rows of '{self.path}' are asked for by {_some(rows)}; give whole numbers, 0 to {self.num_rows - 1:,}"
             ) from error
         if given.numel() and (given.dtype == torch.bool or given.is_floating_point() or given.is_complex()):
             raise DataError(
@@ -132,7 +131,7 @@ class StoredVectors:
     @cached_property
     def keys(self) -> pl.Series | None:
         """The key of each row; None where the vectors have none."""
-        return None if self._index_facts is None else pl.read_parquet(self.path / KEYS)["key"]
+        return None if self._index_facts is None else pl.read_parquet(self.path / KEYS, glob=False)["key"]
 
     def nbytes(self) -> int:
         """Bytes of the coded vectors; keys not counted."""
@@ -149,6 +148,11 @@ class StoredVectors:
         except (KeyError, TypeError, OSError, SafetensorError) as error:
             cause = cause_of(error) if isinstance(error, OSError) else error
             raise CheckpointError(f"the keys of '{self.path}' are damaged ({cause}). Copy the folder again") from error
+
+
+def _some(given: Any) -> str:
+    """The first of what was given, for a message."""
+    return listing(map(shown, list(given)[:3])) if isinstance(given, Sequence) else shown(given)
 
 
 def load_vectors(path: str | Path, *, verify: Verify = "small") -> StoredVectors:

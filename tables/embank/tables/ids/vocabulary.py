@@ -120,7 +120,7 @@ class Vocabulary:
         """
         path = Path(path)
         try:
-            frame = pl.read_parquet(path)
+            frame = pl.read_parquet(path, glob=False)
         except FileNotFoundError:
             raise DataError(f"there is no vocabulary {path}. Prepare the data again.") from None
         except (OSError, pl.exceptions.PolarsError) as error:

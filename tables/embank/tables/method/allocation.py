@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+from embank.tables.errors import BudgetError
 from embank.tables.specs import TableSpec
 
 
@@ -38,6 +39,13 @@ class Allocation:
             BudgetError: it can't be done; states the floor.
         """
         plain = sum(spec.plain_nbytes for spec in specs)
+        if nbytes < 1:
+            what = f"1 table of method '{specs[0].method}' ('{specs[0].name}') was given {nbytes} bytes; its"
+            if len(specs) > 1:
+                what = f"{len(specs)} tables of method '{specs[0].method}' were given {nbytes} bytes; their"
+            raise BudgetError(
+                f"{what} floor is at least 1 byte, budget {1 / plain:.6g}. Raise the budget, or choose method 'full'"
+            )
         return [replace(spec, budget=min(1.0, nbytes / plain)) for spec in specs]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 
 from embank.pipelines.config.columns import ColumnSplit, HashSplit, PrepareConfig, TimeSplit
@@ -64,6 +65,7 @@ class Encoder:
         self._config = config
         self._rule = LabelRule.build(config.label) if labelled else None
         self._kinds = TokenKinds(_token_columns(config))
+        self._numbers = _number_columns(config, time_column)
         self._num_rows = 0
 
     def encode(self, chunk: Chunk) -> Spooled:
@@ -72,7 +74,10 @@ class Encoder:
         Raises:
             DataError: a label, number, time or split value that can't be used, with its line.
         """
-        chunk = with_nulls(chunk, self._config.null_values)
+        config, label = self._config, self._config.label.column
+        is_boolean = chunk.frame.schema.get(label) == pl.Boolean  # two classes, of which false is no number 0
+        numbers = self._numbers - {label} if is_boolean else self._numbers
+        chunk = with_nulls(chunk, config.null_values, numbers=numbers, hashed=config.hashed)
         self._kinds.check(chunk)
         if self._num_rows == 0:
             for name, separator in self._config.multivalued.items():
@@ -149,6 +154,14 @@ class Encoder:
         if self.times is not None:
             self.times.add(kept[TIME_SPOOL].to_numpy())
         return Spooled(kept, num_dropped)
+
+
+def _number_columns(config: PrepareConfig, time_column: str | None) -> set[str]:
+    """Raw columns whose text is read as numbers where it is some, and as no tokens. Labels without a rule are 0 and 1:
+    two words, which `0.0` under `null_values` does not mean."""
+    label = config.label.column if config.label.positive or config.label.negative else None
+    split = config.split.column if isinstance(config.split, TimeSplit) else None
+    return {*config.numeric, *(name for name in (label, split, time_column) if name is not None)} - set(config.features)
 
 
 def _token_columns(config: PrepareConfig) -> list[str]:

@@ -110,6 +110,8 @@ class LikeInput:
 def like_config(reference: Reference, config: Mapping[str, Any] | None, *, split: str | None) -> PrepareConfig:
     """The configuration of the reference, with another label, split or dialect where these are given.
 
+    A label of another column has the rules that are given with it and none of the reference's.
+
     Args:
         reference: what is prepared like.
         config: keys that differ.
@@ -150,7 +152,8 @@ def like_source(
         ConfigError, DataError: what the format refuses, or a missing column, with the nearest one.
     """
     rules = reference.rules
-    name = format or next((_SUFFIXES[path.suffix] for path in paths if path.suffix in _SUFFIXES), rules.schema.source)
+    suffixes = [path.suffix.lower() for path in paths]
+    name = format or next((_SUFFIXES[suffix] for suffix in suffixes if suffix in _SUFFIXES), rules.schema.source)
     entry = find_format(name)
     options = TextOptions()
     if entry.needs_config:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 @dataclass
 class Moments:
-    """Count, mean and sum of squared deviations, merged block by block.
+    """Count, mean, sum of squared deviations and ends, merged block by block.
 
     Source: T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating formulae and a pairwise algorithm for computing sample
     variances", 1979.
@@ -20,6 +20,8 @@ class Moments:
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0
+    smallest: float = math.inf
+    largest: float = -math.inf
 
     def add(self, values_N: npt.NDArray[np.float64]) -> None:
         """Take in values; nan is left out."""
@@ -32,6 +34,15 @@ class Moments:
         self.squares += squares + delta * delta * self.count * count / total
         self.mean += delta * count / total
         self.count = total
+        self.smallest = min(self.smallest, float(values_N.min()))
+        self.largest = max(self.largest, float(values_N.max()))
+        if self.is_constant:  # without what rounding has added
+            self.mean, self.squares = self.largest, 0.0
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all values so far are equal."""
+        return self.smallest == self.largest
 
     @property
     def std(self) -> float:

@@ -92,10 +92,8 @@ def read_transformed(chunk: Chunk, name: str, kind: str) -> npt.NDArray[np.float
         DataError: see `read_numeric` and `check_float32`.
     """
     values_N = transform(read_numeric(chunk, name), kind)
-    if kind == "standard":
-        return values_N
     check_float32(values_N, chunk, name)
-    return values_N.astype(np.float32)
+    return values_N if kind == "standard" else values_N.astype(np.float32)
 
 
 def check_float32(values_N: Floats, chunk: Chunk, name: str) -> None:

@@ -3,13 +3,15 @@ missing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from embank.pipelines.config.columns import NumericConfig, PrepareConfig
 from embank.pipelines.data.schema import IS_MISSING, NumericField
+from embank.tables.errors import DataError
+from embank.tables.wording import shown
 
 
 def needs_moments(numeric: NumericConfig) -> bool:
@@ -60,10 +62,33 @@ def numeric_fields(config: PrepareConfig, moments: Mapping[str, tuple[float, flo
     return tuple(fields)
 
 
-def finished(values_N: npt.NDArray[np.floating], field: NumericField) -> npt.NDArray[np.float32]:
+def finished(
+    values_N: npt.NDArray[np.floating], field: NumericField, *, where: Callable[[int], str] | None = None
+) -> npt.NDArray[np.float32]:
     """Transformed values as they are written, [N] float32: scaled for `standard`, and what `field` says where one is
-    missing (nan)."""
+    missing (nan).
+
+    Args:
+        where: a row's place in words, where it is known.
+
+    Raises:
+        DataError: a value is so far from those of the training part that 32 bits can't hold it once it is scaled.
+    """
     missing_N = np.isnan(values_N)
-    if field.mean is not None and field.std is not None:
-        values_N = (values_N - field.mean) / field.std
-    return np.where(missing_N, field.fill, values_N).astype(np.float32)
+    if field.mean is None or field.std is None:
+        return np.where(missing_N, field.fill, values_N).astype(np.float32)
+    with np.errstate(over="ignore"):
+        scaled_N = np.where(missing_N, field.fill, (values_N - field.mean) / field.std).astype(np.float32)
+    if not np.isfinite(scaled_N).all():
+        row = int(np.argmin(np.isfinite(scaled_N)))
+        value = float(values_N[row])
+        place = "" if where is None else f"{where(row)}: "
+        raise DataError(
+            f"{place}column {field.name!r} is {shown(value)}, beyond 32-bit floats after `standard` (the mean of the "
+            f"training part is {field.mean:g}, its standard deviation {field.std:g}). Use the transform log1p, or mend "
+            "the cell.",
+            field=field.name,
+            row=None if where is None else row,
+            value=value,
+        )
+    return scaled_N

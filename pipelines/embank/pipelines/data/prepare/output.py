@@ -7,17 +7,24 @@ import errno
 import glob
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from embank.pipelines.data.schema import SCHEMA_FILE
 from embank.pipelines.locks import hold_lock
-from embank.tables.errors import DataError, WorkError
+from embank.tables.errors import CheckpointError, DataError, WorkError
 from embank.tables.storage.atomic import exchange_folder, sync_entry, sync_folder, temporary_folder
+from embank.tables.storage.checksums import CHECKSUMS
+from embank.tables.storage.json_text import read_json
 from embank.tables.storage.refusals import cause_of, is_full
 
 _log = logging.getLogger(__name__)
+_UNLISTED = re.compile(
+    r"(schema|like|synth|checksums)\.json|config\.yaml|vocab/[^/]+\.parquet|(times/)?(train|valid|test)/part-\d+\.parquet"
+)
+"""Names of what is in prepared folders, for those whose checksums don't say it: of an earlier version, or damaged."""
 
 
 @contextlib.contextmanager
@@ -27,15 +34,19 @@ def output_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) ->
     One process at a time writes an `out`. What is replaced and what replaces it change places in one step where the
     file system can do that (those of Linux can), so that a kill at any moment leaves one of them at `out`.
 
+    An `out` that is a link stays one: what it leads to is made or replaced.
+
     Args:
-        overwrite: replace an `out` that holds prepared data.
-        inputs: files that must not lie in `out`.
+        overwrite: replace an `out` that holds prepared data and nothing else.
+        inputs: files and folders that must not lie in `out`, by whatever links they are reached.
 
     Raises:
         DataError: `out` is in use, or can't be replaced.
         WorkError: the disk is full or fails; the message says where and how to go on.
     """
-    out = Path(os.path.abspath(out))
+    if out.is_symlink() and not out.exists():
+        raise DataError(f"{out} is a link to nothing. Remove it, or give another --out.")
+    out = Path(os.path.realpath(out))
     _check_free(out, overwrite=overwrite, inputs=inputs)
     with _parent(out), _lock(out):
         _name_leftovers(out)
@@ -128,8 +139,6 @@ def _free_name(out: Path) -> Path:
 
 
 def _check_free(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> None:
-    if out.is_symlink() and not out.exists():
-        raise DataError(f"{out} is a link to nothing. Remove it, or give another --out.")
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file. Give --out a folder that does not exist yet.")
     if not out.exists() or not any(out.iterdir()):
@@ -141,8 +150,42 @@ def _check_free(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> None:
             f"{out} holds no {SCHEMA_FILE}, so it is no prepared data and is not overwritten. Give another --out."
         )
     for path in inputs:
-        if Path(os.path.abspath(path)).is_relative_to(out):
-            raise DataError(f"the input {path} lies in {out}, which --overwrite would delete. Give another --out.")
+        place = Path(os.path.realpath(path))
+        if place.is_relative_to(out):
+            verb = "is" if place == out else "lies in"
+            raise DataError(f"the input {path} {verb} {out}, which --overwrite would delete. Give another --out.")
+    foreign = next(_foreign(out), None)
+    if foreign is not None:
+        raise DataError(
+            f"{foreign} is not one of the files that `embank prepare` wrote to {out}, and --overwrite would delete it. "
+            "Move it to another place, or give another --out."
+        )
+
+
+def _foreign(out: Path) -> Iterator[Path]:
+    """Files and links in a prepared folder that its checksums don't list."""
+    listed = _listed(out)
+    for folder, folders, files in os.walk(out, onerror=_raise):
+        links = [name for name in folders if Path(folder, name).is_symlink()]  # which are not gone into
+        for path in (Path(folder, name) for name in sorted([*files, *links])):
+            name = path.relative_to(out).as_posix()
+            if not (_UNLISTED.fullmatch(name) if listed is None else name in listed or name == CHECKSUMS):
+                yield path
+
+
+def _raise(error: OSError) -> None:
+    """Of a folder that can't be looked into, nobody knows what it holds."""
+    raise DataError(
+        f"{error.filename} can't be read: {cause_of(error)}. Check its permissions, or give another --out."
+    ) from error
+
+
+def _listed(out: Path) -> Collection[str] | None:
+    """The files that the checksums of a prepared folder list; None where they are missing or damaged."""
+    try:
+        return read_json(out / CHECKSUMS) if (out / CHECKSUMS).is_file() else None
+    except CheckpointError:
+        return None
 
 
 def _full_message(out: Path) -> str:

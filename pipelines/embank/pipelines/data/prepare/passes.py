@@ -42,7 +42,7 @@ def spool_rows(source: Source, encoder: Encoder, path: Path, columns: Sequence[s
     """Pass one: parse and encode everything into the spool file `path`.
 
     Returns:
-        Number of rows that the label rules dropped.
+        Number of rows that the label rules dropped; the reporter is told of it too.
     """
     phase = Phase(reporter, "reading", total=source.total_bytes, unit="bytes")
     num_dropped = 0
@@ -52,6 +52,11 @@ def spool_rows(source: Source, encoder: Encoder, path: Path, columns: Sequence[s
             writer.write(spooled.table)
             num_dropped += spooled.num_dropped
             phase.advance(chunk.num_bytes, rows=chunk.frame.height)
+    if num_dropped:
+        reporter.note(
+            f"{source.name}: {num_dropped:,} of {phase.rows:,} rows are left out, as they match neither label.positive "
+            "nor label.negative"
+        )
     return num_dropped
 
 

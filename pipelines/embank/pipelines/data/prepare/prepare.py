@@ -130,7 +130,8 @@ def prepare(
     )
     if like is None and (split is not None or not labelled):
         raise ConfigError("one split for all rows, and rows without labels, are for data that is prepared like other")
-    with output_folder(Path(out), overwrite=overwrite, inputs=paths) as folder:
+    read = [*paths, *job.source.files, *([] if like is None else [Path(like)])]
+    with output_folder(Path(out), overwrite=overwrite, inputs=read) as folder:
         schema = _prepare_into(folder, job, reporter or Reporter())
     for part in schema.splits[1:]:
         if schema.label is not None and part.num_rows and part.num_positive in (0, part.num_rows):

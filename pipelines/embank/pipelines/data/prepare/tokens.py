@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from embank.pipelines.data.prepare.nulls import null_members
 from embank.pipelines.data.prepare.spelling import NoSpellingError, has_spelling, spelled
 from embank.pipelines.data.sources.formats.base import Chunk
 from embank.tables.errors import DataError
@@ -66,7 +67,9 @@ def hashed_bags(chunk: Chunk, name: str, separator: str | None, *, nulls: Collec
         DataError: as `as_bags`.
     """
     if chunk.frame.schema[name] == pl.List(pl.Binary):
-        kept = pl.element().filter(pl.element().is_not_null() & (pl.element() != b""))
+        kept = pl.element().filter(
+            pl.element().is_not_null() & ~pl.element().is_in([b"", *(null.encode() for null in nulls)])
+        )
         bags = chunk.frame.select(pl.col(name).fill_null([]).list.eval(kept)).to_series()
     else:
         bags = chunk.frame.select(as_bags(chunk, name, separator, nulls=nulls)).to_series()
@@ -126,7 +129,8 @@ def as_bags(chunk: Chunk, name: str, separator: str | None, *, nulls: Collection
         raise DataError(
             f"{chunk.where(0)}: multi-valued column {name!r} has type {dtype} and no separator; {cure}.", field=name
         )
-    is_member = pl.element().is_not_null() & ~pl.element().is_in(["", *nulls])
+    members = null_members(nulls, dtype.inner if isinstance(dtype, pl.List) else dtype)
+    is_member = pl.element().is_not_null() & ~pl.element().is_in(["", *members])
     return bags.list.eval(pl.element().filter(is_member)).fill_null([])
 
 

@@ -57,7 +57,7 @@ class RowEncoder:
         rules = self._rules
         if rules.format.derive is not None and set(rules.columns) <= set(chunk.frame.columns):
             chunk = rules.format.derive(chunk, rules.features)
-        chunk = with_nulls(chunk, rules.config.null_values)
+        chunk = with_nulls(chunk, rules.config.null_values, numbers=rules.config.numeric, hashed=rules.config.hashed)
         self._kinds.check(chunk)
         if self._is_first:
             for name, separator in rules.config.multivalued.items():
@@ -80,7 +80,7 @@ class RowEncoder:
             DataError: a value is no token.
         """
         rules = self._rules
-        chunk = with_nulls(chunk_of_values(feature, values), rules.config.null_values)
+        chunk = with_nulls(chunk_of_values(feature, values, nulls=rules.config.null_values), rules.config.null_values)
         if feature in rules.config.hashed:
             return hashed_tokens(chunk, feature)
         tokens = chunk.frame.select(as_tokens(chunk, feature)).to_series()
@@ -138,7 +138,7 @@ class RowEncoder:
         column = 0
         for name, numeric in config.numeric.items():
             values_R = read_transformed(chunk, name, numeric.transform)
-            dense_RI[:, column] = finished(values_R, fields[name])
+            dense_RI[:, column] = finished(values_R, fields[name], where=chunk.where)
             column += 1
             if name in config.indicators:
                 dense_RI[:, column] = np.isnan(values_R)

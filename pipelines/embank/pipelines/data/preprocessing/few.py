@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from embank.pipelines.data.prepare.blocks import Bags, IntArray
-from embank.pipelines.data.prepare.nulls import number_of
+from embank.pipelines.data.prepare.nulls import EXACT, NullValues
 from embank.pipelines.data.prepare.numbers import FLOAT32_MAX
 from embank.pipelines.data.preprocessing.encoded import Encoded, counted
 from embank.pipelines.data.preprocessing.rules import Preprocessing
@@ -24,7 +25,6 @@ from embank.tables.ids.vocabulary import UNKNOWN_ID
 
 MOST_ROWS = 512
 """From here on frames are as fast."""
-_EXACT = 2**53
 _WIDEST = 2**63
 
 
@@ -48,8 +48,7 @@ class FewRows:
         self._bags = list(config.multivalued.items())
         self._numbers = np.array([index.number[name] for name in self._single], dtype=np.int64)
         self._missing = np.array([index.missing_id(name) for name in self._single], dtype=np.int64)
-        self._nulls = frozenset(config.null_values)
-        self._null_numbers = frozenset(n for n in map(number_of, config.null_values) if n is not None)
+        self._nulls = NullValues.of(config.null_values)
         self._dense = _Dense(rules)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> Encoded | None:
@@ -83,12 +82,12 @@ class FewRows:
         for name in self._single_hashed:
             ids[name] = self._hashed([self._token(row[name]) for row in rows])
         bags = {name: self._bag(name, separator, rows, unknown) for name, separator in self._bags}
-        return Encoded(ids=ids, bags=bags, dense=self._dense.of(rows, self._null_numbers), unknown_rows=unknown)
+        return Encoded(ids=ids, bags=bags, dense=self._dense.of(rows, self._nulls), unknown_rows=unknown)
 
     def _token(self, cell: Any) -> str | None:
         kind = type(cell)
         if kind is str:
-            if not cell or cell in self._nulls:
+            if not cell or cell in self._nulls.texts:
                 return None
             if not cell.isascii() or cell[0] <= " " or cell[-1] <= " ":
                 raise _NotPlainError
@@ -97,7 +96,7 @@ class FewRows:
             return None
         if kind is int and -_WIDEST <= cell < _WIDEST:
             text = str(cell)
-            return None if text in self._nulls else text
+            return None if text in self._nulls.texts or cell in self._nulls.exact else text
         raise _NotPlainError
 
     @staticmethod
@@ -152,7 +151,6 @@ class _Dense:
         self._mean = np.array([chosen[n].mean for n in self._standard.tolist()], dtype=np.float64)
         self._std = np.array([chosen[n].std for n in self._standard.tolist()], dtype=np.float64)
         self._fill = np.array([field.fill for field in chosen], dtype=np.float32)
-        self._is_scaled = np.array([one.transform == "standard" for one in config.numeric.values()], dtype=np.bool_)
         self._places = np.array(
             [n for n, field in enumerate(rules.schema.numeric) if field.transform != IS_MISSING], dtype=np.int64
         )
@@ -161,8 +159,8 @@ class _Dense:
         )
         self._width = len(rules.schema.numeric)
 
-    def of(self, rows: Sequence[Mapping[str, Any]], null_numbers: frozenset[float]) -> Any:
-        values_RI = np.array([[_number(row[name], null_numbers) for name in self._names] for row in rows])
+    def of(self, rows: Sequence[Mapping[str, Any]], nulls: NullValues) -> Any:
+        values_RI = np.array([[_number(row[name], nulls) for name in self._names] for row in rows])
         values_RI = values_RI.reshape(len(rows), len(self._names))
         missing_RI = np.isnan(values_RI)
         if self._log1p.size:
@@ -170,10 +168,11 @@ class _Dense:
         if self._log_squared.size:
             x = values_RI[:, self._log_squared]
             values_RI[:, self._log_squared] = np.where(x > 2, np.floor(np.log(np.maximum(x, 2.0)) ** 2), x)
-        if (np.abs(values_RI[:, ~self._is_scaled]) > FLOAT32_MAX).any():
-            raise _NotPlainError
+        _refuse_large(values_RI)
         if self._standard.size:
-            values_RI[:, self._standard] = (values_RI[:, self._standard] - self._mean) / self._std
+            with np.errstate(over="ignore"):
+                values_RI[:, self._standard] = (values_RI[:, self._standard] - self._mean) / self._std
+            _refuse_large(values_RI)
         dense_RI = np.where(missing_RI, self._fill, values_RI.astype(np.float32))
         if self._width == len(self._names):
             return dense_RI
@@ -183,10 +182,16 @@ class _Dense:
         return wide_RI
 
 
-def _number(cell: Any, null_numbers: frozenset[float]) -> float:
+def _refuse_large(values_RI: npt.NDArray[np.float64]) -> None:
+    """Values beyond 32 bits are read the other way, which says where they are."""
+    if (np.abs(values_RI) > FLOAT32_MAX).any():
+        raise _NotPlainError
+
+
+def _number(cell: Any, nulls: NullValues) -> float:
     kind = type(cell)
-    if kind is float or (kind is int and -_EXACT <= cell <= _EXACT):
-        if cell in null_numbers:
+    if kind is float or (kind is int and -EXACT < cell < EXACT):
+        if cell in (nulls.floats if kind is float else nulls.exact):
             return float("nan")
         if cell - cell == 0:  # neither infinite nor nan
             return float(cell)

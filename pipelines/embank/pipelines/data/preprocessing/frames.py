@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from embank.pipelines.data.prepare.nulls import EXACT, NullValues
 from embank.pipelines.data.prepare.spelling import has_spelling, spelled
 from embank.pipelines.data.sources.formats.base import Chunk, check_column, trimmed
 from embank.pipelines.data.sources.formats.parquet import plain_frame
@@ -35,13 +36,15 @@ def where(row: int) -> str:
     return f"rows[{row}]"
 
 
-def chunk_of(rows: Any, columns: Sequence[str], *, numeric: Sequence[str]) -> Chunk:
+def chunk_of(rows: Any, columns: Sequence[str], *, numeric: Sequence[str], nulls: Collection[str] = ()) -> Chunk:
     """Raw rows as a chunk that has the named columns.
 
     Args:
         rows: a polars or pandas DataFrame, a pyarrow Table or RecordBatch, or a sequence of mappings.
         columns: the raw columns that are wanted; others are left out.
         numeric: those that hold numbers.
+        nulls: spellings of a missing value. Of mappings, numbers and booleans that they are become null here, as long
+            as it is known that they are no text; all else is left to `with_nulls`.
 
     Raises:
         DataError: a column is missing, with the nearest one there is; a type that nothing is read from; something else
@@ -50,7 +53,7 @@ def chunk_of(rows: Any, columns: Sequence[str], *, numeric: Sequence[str]) -> Ch
     if isinstance(rows, Mapping):
         raise DataError("the given rows are one mapping; give a list of rows, [{...}], or a frame.")
     if isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
-        frame = trimmed(_frame_of_mappings(rows, columns, numeric))
+        frame = trimmed(_frame_of_mappings(rows, columns, numeric, NullValues.of(nulls)))
         return Chunk(frame=frame, where=where, num_bytes=0)
     table = _table(rows, columns)
     if not table.num_rows:  # columns without values may have any type
@@ -58,15 +61,15 @@ def chunk_of(rows: Any, columns: Sequence[str], *, numeric: Sequence[str]) -> Ch
     return Chunk(frame=plain_frame(table, columns, where), where=where, num_bytes=0)
 
 
-def chunk_of_values(name: str, values: Sequence[Any]) -> Chunk:
-    """Values of one categorical column as a chunk.
+def chunk_of_values(name: str, values: Sequence[Any], *, nulls: Collection[str] = ()) -> Chunk:
+    """Values of one categorical column as a chunk; `nulls` as in `chunk_of`.
 
     Raises:
         DataError: one is no token.
     """
     if isinstance(values, (str, bytes)):
         raise DataError(f"the values of {name!r} are {shown(values)}; give a list of values.", field=name)
-    frame = trimmed(pl.DataFrame([_tokens(name, list(values))]))
+    frame = trimmed(pl.DataFrame([_tokens(name, list(values), NullValues.of(nulls))]))
     if isinstance(frame[name].dtype, pl.List):
         raise DataError(f"the values of {name!r} are lists; give one value for each row.", field=name)
     return Chunk(frame=frame, where=where, num_bytes=0)
@@ -101,7 +104,9 @@ def _table(rows: Any, columns: Sequence[str]) -> pa.RecordBatch:
     return table
 
 
-def _frame_of_mappings(rows: Sequence[Any], columns: Sequence[str], numeric: Sequence[str]) -> pl.DataFrame:
+def _frame_of_mappings(
+    rows: Sequence[Any], columns: Sequence[str], numeric: Sequence[str], nulls: NullValues
+) -> pl.DataFrame:
     values: dict[str, list[Any]] = {name: [] for name in columns}
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
@@ -111,7 +116,7 @@ def _frame_of_mappings(rows: Sequence[Any], columns: Sequence[str], numeric: Seq
                 cells.append(row[name])
             except KeyError:
                 raise missing_key(row, name, number) from None
-    series = [_numbers(name, cells) if name in numeric else _tokens(name, cells) for name, cells in values.items()]
+    series = [(_numbers if name in numeric else _tokens)(name, cells, nulls) for name, cells in values.items()]
     return pl.DataFrame(series) if columns else pl.DataFrame()
 
 
@@ -125,20 +130,22 @@ def missing_key(row: Mapping[str, Any], name: str, number: int) -> DataError:
     )
 
 
-def _numbers(name: str, cells: list[Any]) -> pl.Series:
+def _numbers(name: str, cells: list[Any], nulls: NullValues) -> pl.Series:
     """Numbers of any library; where some are text, all of them as text, which is read as a file's would be."""
-    values = [_number(name, cell, row) for row, cell in enumerate(cells)]
+    values = [_number(name, cell, row, nulls) for row, cell in enumerate(cells)]
     if any(isinstance(value, str) for value in values):
         return pl.Series(name, [value if value is None else str(value) for value in values], dtype=pl.String)
     return pl.Series(name, values, dtype=pl.Float64)
 
 
-def _number(name: str, cell: Any, row: int) -> float | str | None:
-    if _is_missing(cell):
+def _number(name: str, cell: Any, row: int, nulls: NullValues) -> float | str | None:
+    if _is_missing(cell) or _is_null(cell, nulls):
         return None
     if isinstance(cell, str):
         return _unicode(name, cell, row)
     if isinstance(cell, (Real, Decimal, np.bool_)):
+        if isinstance(cell, (int, np.integer, Decimal)) and _is_far_whole(cell):
+            return str(int(cell))  # a float would be equal to others, so to a null value that it isn't
         try:
             return float(cell)
         except OverflowError:
@@ -148,7 +155,14 @@ def _number(name: str, cell: Any, row: int) -> float | str | None:
     )
 
 
-def _tokens(name: str, cells: list[Any]) -> pl.Series:
+def _is_far_whole(cell: int | np.integer | Decimal) -> bool:
+    """Whether a whole number has more digits than a 64-bit float."""
+    if isinstance(cell, Decimal):
+        return cell.is_finite() and EXACT <= abs(cell) < 1e38 and cell == int(cell)
+    return abs(int(cell)) >= EXACT
+
+
+def _tokens(name: str, cells: list[Any], nulls: NullValues) -> pl.Series:
     """Text of tokens; lists of text where any cell is a list."""
     if any(isinstance(cell, (list, tuple)) for cell in cells):
         lists: list[list[str | None] | None] = []
@@ -160,14 +174,21 @@ def _tokens(name: str, cells: list[Any]) -> pl.Series:
                     row=row,
                     value=cell,
                 )
-            lists.append(None if cell is None else [_text(name, member, row) for member in cell])
+            lists.append(None if cell is None else [_text(name, member, row, nulls) for member in cell])
         return pl.Series(name, lists, dtype=pl.List(pl.String))
-    return pl.Series(name, [_text(name, cell, row) for row, cell in enumerate(cells)], dtype=pl.String)
+    return pl.Series(name, [_text(name, cell, row, nulls) for row, cell in enumerate(cells)], dtype=pl.String)
 
 
 def _is_missing(cell: Any) -> bool:
     """None, and what pandas has for it."""
     return cell is None or type(cell).__name__ in ("NAType", "NaTType")
+
+
+def _is_null(cell: Any, nulls: NullValues) -> bool:
+    """Whether a number or a boolean is a null value, as it would be in a typed column."""
+    if isinstance(cell, (bool, np.bool_)):
+        return ("true" if cell else "false") in nulls.texts
+    return nulls.has_number(cell)
 
 
 def _unicode(name: str, text: str, row: int) -> str:
@@ -188,8 +209,8 @@ def _unicode(name: str, text: str, row: int) -> str:
     return str(text)
 
 
-def _text(name: str, cell: Any, row: int) -> str | None:
-    if _is_missing(cell):
+def _text(name: str, cell: Any, row: int, nulls: NullValues) -> str | None:
+    if _is_missing(cell) or _is_null(cell, nulls):
         return None
     if isinstance(cell, str):
         return _unicode(name, cell, row)

@@ -129,11 +129,16 @@ def refuse_below_fp16(spec: TableSpec, largest: float) -> None:
         )
 
 
+_MOST_NAME = 200
+"""Bytes of a name: systems take 255, and some come behind it."""
+
+
 def folder_names(specs: Collection[TableSpec], *, taken: Collection[str] = ()) -> dict[str, str]:
     """A name in a file system for each table, as near to its own as one can be, and none of those that are taken."""
     names: dict[str, str] = {}
     for spec in specs:
         plain = "".join(sign if sign.isalnum() or sign in "-_." else "." for sign in spec.name).lstrip(".") or "table"
+        plain = plain.encode()[:_MOST_NAME].decode(errors="ignore")
         name, number = plain, 2
         while name in names.values() or name in taken:
             name, number = f"{plain}.{number}", number + 1

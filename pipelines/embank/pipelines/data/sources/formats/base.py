@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import polars as pl
 import pyarrow as pa
 
-from embank.pipelines.config.columns import PrepareConfig
+from embank.pipelines.config.columns import PrepareConfig, pattern_problem
 from embank.pipelines.data.sources.formats.header import named_twice
 from embank.tables.errors import DataError
 from embank.tables.storage.refusals import cause_of
@@ -174,7 +174,7 @@ def check_columns(source: Source, config: PrepareConfig) -> None:
 
 
 def check_column(source: Source, column: str, *, whose: str) -> None:
-    """Refuse a column that the source does not have.
+    """Refuse a column that the source does not have, or that can't be read by its name.
 
     Args:
         whose: who asks for it, as in "the configuration names under numeric".
@@ -182,6 +182,8 @@ def check_column(source: Source, column: str, *, whose: str) -> None:
     Raises:
         DataError: naming the file, the column, and the nearest column there is.
     """
+    if problem := pattern_problem(column):
+        raise DataError(f"{source.name}: {problem} in the file.", field=column)
     if column in source.twice:
         raise DataError(f"{source.name}, line 1: {named_twice(column)}", field=column)
     if column not in source.columns:

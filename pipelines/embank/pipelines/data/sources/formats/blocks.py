@@ -70,9 +70,9 @@ def read_blocks(path: Path, *, dialect: Dialect, block_bytes: int = BLOCK_BYTES)
             if offset == 0 and data.startswith(codecs.BOM_UTF8):
                 data, offset = data[3:], 3
             if not piece:
-                data = data.rstrip(b"\r\n")
+                data = data[: _end_of_text(data, dialect)]
                 data += b"\n" if data else b""
-            cut = _hold_blank_lines(data, _last_end(data, dialect, at_end=not piece))
+            cut = _hold_blank_lines(data, _last_end(data, dialect, at_end=not piece), dialect)
             if cut:
                 whole, data, now = data[:cut], data[cut:], stored.tell()
                 yield Block(path=path, data=whole, first_line=line, offset=offset, num_bytes=now - seen)
@@ -116,9 +116,18 @@ def _last_end(data: bytes, dialect: Dialect, *, at_end: bool) -> int:
     return dialect.last_end(data)
 
 
-def _hold_blank_lines(data: bytes, cut: int) -> int:
+def _end_of_text(data: bytes, dialect: Dialect) -> int:
+    """Length without the line ends behind the last cell. One that is escaped belongs to the cell."""
+    end = len(data.rstrip(b"\r\n"))
+    if not dialect.escapes_alone or dialect.escape is None or data[end : end + 1] != b"\n":
+        return end
+    num_escapes = end - len(data[:end].rstrip(dialect.escape.encode()))
+    return end + num_escapes % 2  # an even number of them escapes itself
+
+
+def _hold_blank_lines(data: bytes, cut: int, dialect: Dialect) -> int:
     """Leave empty lines at the end of a block to the next one, which drops them if the file ends there."""
-    end = len(data[:cut].rstrip(b"\r\n")) if data[max(0, cut - 4) : cut].count(b"\n") > 1 else -1
+    end = _end_of_text(data[:cut], dialect) if data[max(0, cut - 4) : cut].count(b"\n") > 1 else -1
     return cut if end < 0 else (data.find(b"\n", end) + 1 if end else 0)
 
 

@@ -7,6 +7,7 @@ Ratings 4-5 are positive, 1-2 negative, 3 is dropped, as CTR work on MovieLens d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from embank.pipelines.data.sources.formats.base import Chunk, Format, Source, Te
 from embank.pipelines.data.sources.formats.derived import DerivedSource
 from embank.pipelines.data.sources.formats.text import TextLayout, TextSource, read_header
 from embank.tables.errors import DataError
+from embank.tables.wording import listing
 
 _RATING = ("user_id", "item_id", "rating", "timestamp")
 _USER = ("age", "gender", "occupation", "zip_code")
@@ -221,10 +223,19 @@ def _joiner(
 
 def _find(paths: Sequence[Path]) -> tuple[Variant, Path]:
     files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    found: dict[str, tuple[Variant, Path]] = {}
     for variant in VARIANTS:
         for file in files:
             if file.match(variant.ratings) and (file.exists() or not file.parent.is_dir()):
-                return variant, file
+                found.setdefault(os.path.realpath(file), (variant, file))
+    if len(found) > 1:
+        shown = listing([str(file) for _, file in found.values()])
+        raise DataError(
+            f"there are {len(found)} MovieLens ratings files: {shown}. Name one of them with --input, or "
+            "prepare each by itself"
+        )
+    if found:
+        return next(iter(found.values()))
     for file in files:
         if not file.exists():
             raise DataError(f"there is no file {file}. Check --input.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -51,12 +52,24 @@ class ParquetSource:
         held = {path: schema.field(column).type for path, schema in self._schemas.items() if _has_one(schema, column)}
         return {path: plain for path, own in held.items() if (plain := plain_type(own)) is not None}
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
-        """Yield the named columns of all rows, in their plain types (see `arrow_types`)."""
+    def lacking(self, column: str) -> Collection[Path]:
+        """The files with rows that have no such column."""
+        return [path for path, schema in self._schemas.items() if column not in schema.names]
+
+    def chunks(self, columns: Sequence[str], *, where_held: Collection[str] = ()) -> Iterator[Chunk]:
+        """Yield the named columns of all rows, in their plain types (see `arrow_types`).
+
+        Args:
+            where_held: columns besides, of the files that have them.
+        """
+        wanted = {
+            path: [*columns, *(name for name in where_held if name in schema.names and name not in columns)]
+            for path, schema in self._schemas.items()
+        }
         for path, schema in self._schemas.items():
-            self._check(path, schema, columns)
+            self._check(path, schema, wanted[path])
         for path in self._schemas:
-            yield from run_ahead(self._chunks(path, columns), depth=2, clock=Clock())
+            yield from run_ahead(self._chunks(path, wanted[path]), depth=2, clock=Clock())
 
     def _check(self, path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
         for name in columns:
@@ -96,7 +109,7 @@ class _Where:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(str(path))
+        return pq.ParquetFile(os.path.abspath(path))  # a relative `s3:x.parquet` would be an address
     except (pa.ArrowException, OSError) as error:
         refuse_exhausted(error, doing=f"reading {path}")
         raise DataError(f"{path} {_problem(path, error)}") from error

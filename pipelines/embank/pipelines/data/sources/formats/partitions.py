@@ -7,9 +7,10 @@ those in the files, text, percent-decoded; `__HIVE_DEFAULT_PARTITION__` is a mis
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
@@ -21,26 +22,42 @@ from embank.pipelines.data.prepare.times import same_time
 from embank.pipelines.data.prepare.tokens import as_tokens
 from embank.pipelines.data.sources.formats.base import Chunk, Source
 from embank.tables.errors import DataError
+from embank.tables.wording import listing
 
+_log = logging.getLogger(__name__)
 _MISSING = "__HIVE_DEFAULT_PARTITION__"
+_DATA = frozenset({".csv", ".tsv", ".parquet", ".parq", ".pq"})
+_PACKED = re.compile(r"\.(gz|bz2|zst|zstd|xz|lzma|lz4|lzo|snappy|deflate|br|zip|7z|z)$")
 Keys = Mapping[str, str | None]
+
+
+class FileSource(Source, Protocol):
+    """A source of plain files, of which some may lack a column that others have."""
+
+    def lacking(self, column: str) -> Collection[Path]:
+        """The files with rows that have no such column."""
+
+    def chunks(self, columns: Sequence[str], *, where_held: Collection[str] = ()) -> Iterator[Chunk]:
+        """Read everything once: some columns, and others of those files that have them."""
 
 
 class OpenFiles(Protocol):
     """What opens plain files of a format."""
 
-    def __call__(self, paths: list[Path], *, suffixes: Sequence[str]) -> Source: ...
+    def __call__(self, paths: list[Path], *, suffixes: Sequence[str]) -> FileSource: ...
 
 
 def open_folders(paths: Sequence[Path], suffixes: Sequence[str], open_files: OpenFiles) -> Source:
     """Open files, or all files of folders and their partitions, as one source that has the partitions' keys as columns.
 
     Args:
-        suffixes: what the names of data files in a folder end in; a file that is given itself may have any name.
+        suffixes: what the names of data files in a folder end in, in capitals too; a file that is given itself may have
+            any name.
         open_files: opens plain files, and is told of the suffixes.
 
     Raises:
-        DataError: a folder without data files, or with data files in a folder that is no partition.
+        DataError: a folder without data files, with some that are packed so that they can't be read, or with some in a
+            folder that is no partition.
     """
     files = [file for path in paths for file in _files(path, suffixes)]
     source = open_files(files, suffixes=suffixes)
@@ -51,12 +68,15 @@ def open_folders(paths: Sequence[Path], suffixes: Sequence[str], open_files: Ope
 class PartitionedSource:
     """A source with columns more, which are the same for all rows of a file.
 
+    A key that all files hold as a column is read from there. One that some of them lack is text in all: the folder's,
+    or of a file in no such folder its own.
+
     Args:
         base: chunks of it say which file they are from.
         keys_of: file to its columns and their value.
     """
 
-    def __init__(self, base: Source, keys_of: Mapping[Path, Keys]) -> None:
+    def __init__(self, base: FileSource, keys_of: Mapping[Path, Keys]) -> None:
         self.name, self.total_bytes, self.default = base.name, base.total_bytes, base.default
         self.twice, self.files, self.suffixes = base.twice, base.files, base.suffixes
         self._base, self._keys_of = base, keys_of
@@ -65,40 +85,58 @@ class PartitionedSource:
 
     def types(self, column: str) -> Mapping[Path, pa.DataType]:
         """What a column of the files is read as; nothing for a partition's key, which is text."""
-        return self._base.types(column) if column in self._base.columns else {}
+        return {} if self._is_key(column) and self._base.lacking(column) else self._base.types(column)
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
         """Yield the named columns of all rows.
 
         Raises:
-            DataError: a file lies in no partition of a wanted key, or holds the column too, with another value.
+            DataError: a file neither lies in a partition of a wanted key nor holds the column, or does both, with
+                another value.
         """
-        own = [name for name in columns if name in self._base.columns]
-        keys = [name for name in columns if any(name in keys for keys in self._keys_of.values())]
-        for name in keys:
-            if name not in own:
-                self._refuse_other_partitions(name)
-        for chunk in self._base.chunks(own or self._base.columns[:1]):
+        own = [name for name in columns if not self._is_key(name)]
+        keys = [name for name in columns if self._is_key(name)]
+        lacking = {name: self._base.lacking(name) for name in keys}
+        for name, files in lacking.items():
+            self._refuse_without(name, files)
+        as_text = [name for name, files in lacking.items() if files]
+        for chunk in self._base.chunks(own or self._any_column(), where_held=keys):
             assert chunk.path is not None
-            yield _with_keys(chunk, {name: self._keys_of[chunk.path].get(name) for name in keys}, columns)
+            keys_of_file = {name: value for name, value in self._keys_of[chunk.path].items() if name in keys}
+            yield _with_keys(chunk, keys_of_file, columns, as_text=as_text)
 
-    def _refuse_other_partitions(self, name: str) -> None:
-        for file, keys in self._keys_of.items():
-            if name not in keys:
+    def _is_key(self, name: str) -> bool:
+        return any(name in keys for keys in self._keys_of.values())
+
+    def _any_column(self) -> Sequence[str]:
+        """A column to count the rows by, where keys alone are wanted."""
+        return [name for name in self._base.columns if not self._is_key(name)][:1] or self._base.columns[:1]
+
+    def _refuse_without(self, name: str, files: Collection[Path]) -> None:
+        for file in files:
+            if name not in self._keys_of[file]:
                 raise DataError(
                     f"{file} lies in no folder {name}=VALUE, as other files do, so its rows have no {name!r}. "
                     "Move the file, or leave it out."
                 )
 
 
-def _with_keys(chunk: Chunk, keys: Keys, columns: Sequence[str]) -> Chunk:
+def _with_keys(chunk: Chunk, keys: Keys, columns: Sequence[str], *, as_text: Collection[str]) -> Chunk:
+    """Rows of a file with the columns of its partition.
+
+    Args:
+        keys: of the file.
+        as_text: keys that are not columns of all files.
+    """
     for name, value in keys.items():
         if name in chunk.frame.columns:
             _refuse_difference(chunk, name, value)
-    missing = {name: value for name, value in keys.items() if name not in chunk.frame.columns}
-    literals = [pl.lit(value, dtype=pl.String).alias(name) for name, value in missing.items()]
-    frame = chunk.frame.with_columns(literals).select(columns)
-    return Chunk(frame=frame, where=chunk.where, num_bytes=chunk.num_bytes, path=chunk.path)
+    literals = {name: value for name, value in keys.items() if name in as_text or name not in chunk.frame.columns}
+    texts = [as_tokens(chunk, name).alias(name) for name in as_text if name not in literals]
+    frame = chunk.frame.with_columns(
+        *texts, *(pl.lit(value, dtype=pl.String).alias(name) for name, value in literals.items())
+    )
+    return Chunk(frame=frame.select(columns), where=chunk.where, num_bytes=chunk.num_bytes, path=chunk.path)
 
 
 def _refuse_difference(chunk: Chunk, name: str, value: str | None) -> None:
@@ -132,7 +170,7 @@ def partition_keys(file: Path) -> dict[str, str | None]:
     """Names and values of the `NAME=VALUE` folders that a file lies in, the outermost first.
 
     Raises:
-        DataError: a name that is not UTF-8 once it is percent-decoded.
+        DataError: a name that is not UTF-8 once it is percent-decoded, or that two of the folders have.
     """
     keys: dict[str, str | None] = {}
     folder = Path(
@@ -140,6 +178,11 @@ def partition_keys(file: Path) -> dict[str, str | None]:
     ).parent  # as it was named: a current directory called a=b is no part of the input
     while is_partition(folder):
         name, value = (_decoded(part, folder).strip() for part in folder.name.split("=", 1))
+        if name in keys:
+            raise DataError(
+                f"{file} lies in two folders that say what its {name!r} is, {folder.name} and one in it. Rename one of "
+                "them, or leave the file out."
+            )
         keys = {name: None if value in (_MISSING, "") else value, **keys}
         folder = folder.parent
     return keys
@@ -164,27 +207,63 @@ def _files(path: Path, suffixes: Sequence[str]) -> list[Path]:
         return [path]
     files = list(_inside(path, suffixes))
     if not files:
-        shown = " or ".join(f"*{suffix}" for suffix in suffixes)
-        raise DataError(f"the folder {path} holds no {shown} file. Check --input, or name the files in it.")
+        raise DataError(f"the folder {path} holds no {_shown(suffixes)} file. Check --input, or name the files in it.")
     return files
 
 
 def _inside(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    """Data files of a folder and its partitions, in the order of names, numbers in them by value."""
+    """Data files of a folder and its partitions, in the order of names, numbers in them by value.
+
+    Raises:
+        DataError: a file is packed so that it can't be read, or lies in a folder that is no partition.
+    """
+    left_out = []
     for entry in sorted(folder.iterdir(), key=_natural):
         if entry.name.startswith(("_", ".")):
             continue  # _SUCCESS, _metadata, .part-0.crc: what Hive and Spark keep beside the data
         if not entry.is_dir():
-            if entry.name.endswith(tuple(suffixes)):
+            if _is_data(entry, suffixes):
                 yield entry
+            elif _looks_like_data(entry, suffixes):
+                left_out.append(entry.name)
         elif is_partition(entry):
             yield from _inside(entry, suffixes)
         else:
             _refuse_other_folder(entry, suffixes)
+    if left_out:
+        _log.warning(
+            "%s: files that are named like data are left out (%s); %s files are read",
+            folder,
+            listing(left_out),
+            _shown(suffixes),
+        )
+
+
+def _is_data(file: Path, suffixes: Sequence[str]) -> bool:
+    return file.name.lower().endswith(tuple(suffixes))
+
+
+def _looks_like_data(file: Path, suffixes: Sequence[str]) -> bool:
+    """Whether a file that is not read is named like data.
+
+    Raises:
+        DataError: it is what is read, packed.
+    """
+    name = file.name.lower()
+    if _PACKED.search(name) and _PACKED.sub("", name).endswith(tuple(suffixes)):
+        raise DataError(
+            f"{file} can't be read as it is packed, so its rows would be left out; {_shown(suffixes)} files are read. "
+            "Unpack it, move it out of the folder, or name the files to read with --input."
+        )
+    return not _DATA.isdisjoint(Path(name).suffixes)
+
+
+def _shown(suffixes: Sequence[str]) -> str:
+    return " or ".join(f"*{suffix}" for suffix in suffixes)
 
 
 def _refuse_other_folder(folder: Path, suffixes: Sequence[str]) -> None:
-    lost = next((file for suffix in suffixes for file in folder.glob(f"*{suffix}")), None)
+    lost = next((file for file in sorted(folder.glob("*")) if _is_data(file, suffixes)), None)
     if lost is not None:
         raise DataError(
             f"{lost} lies in a folder that is no partition (NAME=VALUE), so whether it belongs to the input is not "

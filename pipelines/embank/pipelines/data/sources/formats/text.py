@@ -9,7 +9,7 @@ slow pass of `locate`, which names the line.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -98,9 +98,18 @@ class TextSource:
         """Nothing: all is text."""
         return {}
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+    def lacking(self, column: str) -> Collection[Path]:
+        """The files that have no such column: all or none."""
+        return [] if column in self.columns else self.files
+
+    def chunks(self, columns: Sequence[str], *, where_held: Collection[str] = ()) -> Iterator[Chunk]:
         """Yield the named columns of all rows, as strings. A file without rows among others is left out, with a
-        warning."""
+        warning.
+
+        Args:
+            where_held: columns besides, if the files have them.
+        """
+        columns = [*columns, *(name for name in where_held if name in self.columns and name not in columns)]
         rows_before = 0
         for path, header in zip(self.files, self._headers, strict=True):
             num_rows = 0
