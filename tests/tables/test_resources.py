@@ -78,7 +78,7 @@ def test_data_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(pq, "ParquetFile", fail)
     with pytest.raises(WorkError, match="out of memory"):
         Loader(tmp_path / "data", "train", batch_size=8, shuffle=False)
-    monkeypatch.setattr(pl, "read_parquet", lambda _: np.empty(2**58))
+    monkeypatch.setattr(pl, "read_parquet", lambda *_, **__: np.empty(2**58))
     with pytest.raises(MemoryError):
         Vocabulary.load(tmp_path / "data/vocab/user.parquet")
 
