@@ -236,6 +236,9 @@ def tensors_of(encoded: Encoded) -> tuple[Tensor, dict[str, Tensor], dict[str, T
     return torch.from_numpy(encoded.dense), ids, lengths
 
 
+NO_SCORE = "has no finite score; are its numbers far from those that the model was trained on?"
+
+
 def refuse_non_finite(scores: Scores, *, first: int = 0, what: str = "") -> None:
     """Raises DataError for the first row without a finite score.
 
@@ -247,7 +250,7 @@ def refuse_non_finite(scores: Scores, *, first: int = 0, what: str = "") -> None
     if not np.isfinite(scores).all():
         row = first + int(np.flatnonzero(~np.isfinite(scores))[0])
         raise DataError(
-            f"{what}row {row:,} has no finite score; are its numbers far from those that the model was trained on?",
+            f"{what}row {row:,} {NO_SCORE}",
             row=row,
         )
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from embank.pipelines.data.preprocessing.encoded import Encoded
 from embank.pipelines.data.preprocessing.few import MOST_ROWS
-from embank.pipelines.runs.model import ServedModel
+from embank.pipelines.runs.model import NO_SCORE, ServedModel
 from embank.pipelines.serve.refused import RefusedRequestError, malformed
 from embank.pipelines.serve.rows import Row
 from embank.tables.errors import DataError
@@ -106,7 +106,7 @@ def _finite(scores_N: np.ndarray) -> np.ndarray | Exception:
     if not bad.size:
         return scores_N
     return malformed(
-        f"row {bad[0]} has no finite score; are its numbers far from those that the model was trained on?",
+        f"row {bad[0]} {NO_SCORE}",
         row=int(bad[0]),
         expected="numbers like those of the training data",
     )
