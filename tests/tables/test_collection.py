@@ -259,6 +259,23 @@ def test_ids_out_of_range_name_table_feature_and_id(ids: list[int]) -> None:
         tables(kjt)
 
 
+@pytest.mark.parametrize("extra", [0, 1], ids=["as many ids of each", "more of the last"])
+@pytest.mark.parametrize("wrong", [30, 2**40, -1, -(2**63)])
+def test_an_id_out_of_range_is_found_among_many(wrong: int, extra: int) -> None:
+    sizes = {"a": 50, "b": 30, "c": 7}
+    tables = TableCollection(
+        [TableSpec(name=f"t{n}", num_embeddings=size, embedding_dim=4, feature_names=[n]) for n, size in sizes.items()]
+    )
+    ids = torch.cat([torch.full((200,), size - 1) for size in sizes.values()] + [torch.zeros(extra, dtype=torch.int64)])
+    lengths = torch.ones(600, dtype=torch.int32)
+    lengths[-1] += extra
+    kjt = KeyedJaggedTensor(keys=list(sizes), values=ids, lengths=lengths)
+    assert tables(kjt).values().shape == (200, 12)
+    ids[333] = wrong
+    with pytest.raises(IdRangeError, match=rf"feature 'b' has id {wrong}, outside table 'tb' of 30 ids \(0 .. 29\)"):
+        tables(kjt)
+
+
 def test_missing_feature_is_refused_and_weights_are_ignored() -> None:
     tables = TableCollection([TableSpec(name="T", num_embeddings=5, embedding_dim=4, feature_names=["user_id"])])
     ones = torch.ones(1, dtype=torch.int32)

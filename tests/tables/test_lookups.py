@@ -286,6 +286,10 @@ def test_ids_fit_the_smallest_table_of_a_feature(tmp_path: Path) -> None:
         for wrong in (size, -1, 2**40, -(2**63)):
             with pytest.raises(IdRangeError, match=f"feature '{name}' has id {wrong}, outside table '{name[0]}"):
                 lookups(ids | {name: torch.tensor([0, wrong])}, {}, num_rows=2)
+            among = torch.cat([torch.zeros(300, dtype=torch.int64), torch.tensor([wrong])])  # many are compared by one
+            many = {other: torch.full((301,), size - 1) for other, size in SIZES.items()} | {name: among}
+            with pytest.raises(IdRangeError, match=f"feature '{name}' has id {wrong}, outside table '{name[0]}"):
+                lookups(many, {}, num_rows=301)
     with pytest.raises(DataError, match=r"feature 'b' has ids of shape \[2\] for 3 rows"):
         lookups(ids, {}, num_rows=3)
 

@@ -1,6 +1,7 @@
 """The ids of a batch by feature, as a collection of tables takes them: checked, and named as TorchRec names them."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.fx import Proxy
 from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor, PoolingType
 
-from embank.tables.collections.ids import check_ids, int64_ids, missing_ids
+from embank.tables.collections.ids import check_ids, int64_ids, largest, largest_of_each, missing_ids
 from embank.tables.errors import DataError
 from embank.tables.specs import TableSpec
 
@@ -47,6 +48,7 @@ class Bags:
         self._inverse = features.inverse_indices_or_none()
         self.lengths = self._bag_lengths(features.lengths())
         self.starts = self._starts()
+        self._largest: list[int] = self._largest_of_each()
         if self.weights is not None and self.weights.numel() != self.values.numel():
             raise DataError(
                 f"the batch has {self.weights.numel():,} weights for {self.values.numel():,} ids; give one for each id"
@@ -96,6 +98,15 @@ class Bags:
             )
         return starts
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # see `largest_of_each`
+    def _largest_of_each(self) -> list[int]:
+        """The largest id of every feature."""
+        sizes = {end - start for start, end in pairwise(self.starts)}
+        if len(sizes) == 1:
+            found: list[int] = largest_of_each(self.values.view(len(self.places), -1))
+            return found
+        return [largest(self.values[start:end]) for start, end in pairwise(self.starts)]
+
     def of(self, feature: str, *, spec: TableSpec) -> tuple[Tensor, Tensor]:
         """Ids int64 [N] of a feature, bag after bag, and the bags' lengths [B].
 
@@ -111,7 +122,8 @@ class Bags:
             raise missing_ids(feature, table=spec.name, present=self.places)
         place = self.places[feature]
         ids_N = self.values[self.starts[place] : self.starts[place + 1]]
-        check_ids(ids_N, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)
+        if self._largest[place] >= spec.num_embeddings:
+            check_ids(ids_N, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)
         return ids_N, self.lengths[place]
 
     def own_lengths(self, feature: str) -> Tensor:

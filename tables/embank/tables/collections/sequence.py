@@ -22,7 +22,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
 from embank.tables.collections.addressed import AddressedSequence, PathIds
 from embank.tables.collections.bags import Bags, table_configs
 from embank.tables.collections.base import Tables
-from embank.tables.collections.ids import missing_ids, out_of_range
+from embank.tables.collections.ids import largest_of_each, missing_ids, out_of_range
 from embank.tables.collections.paths import Ids, Pass, Use
 from embank.tables.errors import ConfigError, DataError
 from embank.tables.method.base import Method
@@ -267,10 +267,10 @@ def _columns(ids_BTH: Tensor, *, group: str, uses: Sequence[Use]) -> list[Tensor
         )
     ids_HN = ids_BTH.reshape(-1, num_tables).t().long().contiguous()
     if ids_HN.numel():
-        low_H, high_H = ids_HN.aminmax(dim=1)
-        for use, low, high in zip(uses, low_H.tolist(), high_H.tolist(), strict=True):
+        for use, ids_N, found in zip(uses, ids_HN, largest_of_each(ids_HN), strict=True):
             spec = use.method.spec
-            if low < 0 or high >= spec.num_embeddings:
+            if found >= spec.num_embeddings:
+                low, high = (int(bound) for bound in ids_N.aminmax())
                 raise out_of_range(
                     f"group '{group}'", low=low, high=high, table=spec.name, num_embeddings=spec.num_embeddings
                 )

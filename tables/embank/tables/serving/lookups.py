@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from embank.tables.collections.ids import check_ids, int64_ids, missing_ids
+from embank.tables.collections.ids import check_ids, int64_ids, is_any_outside, missing_ids
 from embank.tables.collections.paths import summed
 from embank.tables.errors import ConfigError, DataError
 from embank.tables.method.together import Array
 from embank.tables.serving.packed import PackedCollection
-from embank.tables.serving.stacks import WORD, Rows, Stack, Use
+from embank.tables.serving.stacks import Rows, Stack, Use
 from embank.tables.serving.table import looked_up
 from embank.tables.specs import TableSpec
 
@@ -185,7 +185,7 @@ class Lookups:
             ids_FB = None
         if ids_FB is None or ids_FB.shape != (self._num_single, num_rows):
             self._refuse_other_shapes(ids, num_rows)
-        if np.count_nonzero(ids_FB.view(WORD) >= self.num_ids_F1):  # those below 0 are large then
+        if is_any_outside(ids_FB, sizes_F1=self.num_ids_F1):
             self._refuse_range(ids_FB)
         return ids_FB
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from embank.tables.collections.ids import WORD, is_any_outside
 from embank.tables.errors import CheckpointError, EmbankError
 from embank.tables.method.base import Spine
 from embank.tables.method.together import Array
@@ -17,8 +18,6 @@ from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec
 from embank.tables.storage.refusals import cause_of
 from embank.tables.storage.resources import refuse_exhausted
-
-WORD = np.dtype(np.uint64)
 
 
 class Use(NamedTuple):
@@ -119,9 +118,8 @@ class Stack:
 
     def _refuse_elsewhere(self, rows_KB: Array) -> None:
         """Raises CheckpointError where an address is not in its own table, but for the matrix another one's row."""
-        wrong_KB = rows_KB.view(WORD) >= self.num_rows_K1  # those below 0 are large then
-        if np.count_nonzero(wrong_KB):
-            k = int(wrong_KB.nonzero()[0][0])
+        if is_any_outside(rows_KB, sizes_F1=self.num_rows_K1):
+            k = int((rows_KB.view(WORD) >= self.num_rows_K1).nonzero()[0][0])
             raise CheckpointError(
                 f"ids of table '{self.names[k]}' can't be looked up: they have rows {int(rows_KB[k].min())} to "
                 f"{int(rows_KB[k].max())} of {int(self.num_rows_K1[k, 0])}. What is served of it is damaged: copy or "
