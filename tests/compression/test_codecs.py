@@ -155,10 +155,17 @@ def test_a_cure_is_one_that_holds_the_rows(codec: str) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "told"),
-    [(torch.ones(100, 4, dtype=torch.int64), r"\[100, 4\] in int64"), (torch.ones(100), r"\[100\] in float32")],
+    [
+        (torch.ones(100, 4, dtype=torch.int64), r"\[100, 4\] in int64"),
+        (torch.ones(100), r"\[100\] in float32"),
+        (torch.ones(9, 0), r"\[9, 0\] in float32"),
+    ],
 )
 def test_what_is_no_matrix_in_fp32_is_refused(rows: torch.Tensor, told: str) -> None:
-    with pytest.raises(ConfigError, match=f"codec 'int8' holds a matrix of rows in float32, and it is given {told}"):
+    with pytest.raises(
+        ConfigError,
+        match=f"codec 'int8' holds a matrix of rows in float32, with a column at least, and it is given {told}",
+    ):
         encode(rows, codec="int8")
 
 

@@ -13,7 +13,7 @@ from torchrec import KeyedJaggedTensor
 from embank.pipelines import convert_bundle
 from embank.pipelines.convert.cases import Original, generated
 from embank.tables import Bundle, ConfigError, TableCollection, TableSpec, load_bundle, save_bundle
-from embank.tables.serving.export.torchrec import TorchRecTables, plain_rows, scripted
+from embank.tables.serving.export.torchrec import TorchRecTables, _fused, plain_rows, scripted
 from tests.contracts.test_export import packed
 from tests.convert.bundles import ALL, HASHED, bundle_of_forms, lines_of, trained_bundle
 
@@ -89,6 +89,27 @@ def test_a_table_of_one_id(tmp_path: Path) -> None:
     spec = TableSpec(name="one", num_embeddings=1, embedding_dim=4, feature_names=["one"])
     save_bundle(tmp_path / "bundle", TableCollection([spec]))
     assert convert_bundle(tmp_path / "bundle", to="torchrec", out=tmp_path / "out").report["max_difference"] == 0
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int4"])
+def test_tables_have_any_name(dtype: str, tmp_path: Path) -> None:
+    """TorchRec makes attributes of its tables' names."""
+    names = ["type", "float", "keys", "user.id", "training", "a b", "7"]
+    save_bundle(
+        tmp_path / "bundle",
+        TableCollection([TableSpec(name=n, num_embeddings=50, embedding_dim=8, feature_names=[n]) for n in names]),
+    )
+    made = convert_bundle(tmp_path / "bundle", to="torchrec", out=tmp_path / "out", dtype=dtype)
+    assert made.report["max_difference"] < (0.1 if dtype == "int4" else 1e-6)
+    assert [table["name"] for table in json.loads((tmp_path / "out/manifest.json").read_text())["tables"]] == names
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_at_the_end_of_fp16_come_back(bits: int) -> None:
+    """Half a step below its largest number was minus infinity."""
+    rows = torch.tensor([-65510.0, -65505.0, -65504.0, 65504.0, 65510.0])[:, None].expand(5, 8).contiguous()
+    back = torch.ops.fbgemm.FusedNBitRowwiseQuantizedSBHalfToFloat(_fused(rows, bits=bits), bits)
+    assert float((back - rows).abs().max()) <= 8
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "int8", "int4"])

@@ -210,6 +210,9 @@ def test_a_label_of_another_column_has_its_own_rules_alone(tmp_path: Path) -> No
 
     assert counts("clicks", "click") == (300, 147)
     assert counts("percents", {"column": "percent", "positive": ">= 30"}) == (300, 210)
+    for leaking in ("item", {"column": "item", "positive": ["i1"]}):
+        with pytest.raises(ConfigError, match=r"the label column 'item' is a feature of '.*data', which leaks the"):
+            counts("leaking", leaking)
 
 
 def test_rows_without_labels_are_said_to_be_so(first: Path, tmp_path: Path) -> None:

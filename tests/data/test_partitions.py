@@ -237,6 +237,15 @@ def test_a_file_outside_the_partitions_has_its_own_column(tmp_path: Path, where:
         )
 
 
+def test_types_that_spell_one_value_in_two_ways_are_refused_beside_folders(tmp_path: Path) -> None:
+    """Once one file lacked the key, all of them were text before they were compared."""
+    write(tmp_path / "in/dt=1/a.parquet", frame(0))
+    write(tmp_path / "in/y.parquet", frame(10, dt=[True] * 10))
+    write(tmp_path / "in/z.parquet", frame(20, dt=[1] * 10))
+    with pytest.raises(DataError, match=r"z\.parquet, row 1: column 'dt' holds numbers, and booleans at .*y\.parquet"):
+        prepare(CONFIG, tmp_path / "in", tmp_path / "out", format="parquet")
+
+
 def test_keys_alone_are_read(tmp_path: Path) -> None:
     """Polars writes a key as the files' first column too; here one of them lacks it."""
     write(tmp_path / "in/dt=1/a.parquet", frame(0, dt=["1"] * 10).select("dt", "row"))

@@ -13,13 +13,14 @@ from embank.tables import ConfigError, RowTier, TableCollection, TableSpec
 @pytest.mark.parametrize(
     ("dtype", "largest", "message"),
     [
-        ("fp16", 1e5, "rows of table 't' reach 1e+05, and fp16 holds 6.1e-05 to 65504; set rows.dtype to fp32"),
-        ("fp16", 1e-9, "rows of table 't' reach 1e-09 at most, and fp16 holds 6.1e-05 to 65504; set rows.dtype to"),
-        ("bf16", 3.4e38, "rows of table 't' reach 3.4e+38, and bf16 holds 1.2e-38 to 3.3895e+38; set"),
+        ("fp16", 1e5, "rows of table 't' reach 1e+05, and fp16 holds numbers up to 65504; set rows.dtype to fp32"),
+        ("fp16", 1e-9, "rows of table 't' reach 1e-09 at most, and fp16 is exact from 6.1e-05 on; set rows.dtype to"),
+        ("bf16", 3.4e38, "rows of table 't' reach 3.4e+38, and bf16 holds numbers up to 3.3895e+38; set"),
         ("fp16", 6e4, None),
         ("fp16", 0.0, None),
         ("bf16", 1e-9, None),
         ("fp32", 3.4e38, None),
+        ("fp16", 65_510, None),
     ],
 )
 def test_numbers_that_rows_can_not_hold_are_refused(dtype: str, largest: float, message: str | None) -> None:

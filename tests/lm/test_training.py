@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from embank.pipelines.config.run import load_config
+from embank.pipelines.data.prepare.reference import Reference
 from embank.pipelines.lm.evaluation import bits_per_byte, predict
 from embank.pipelines.lm.generation import generate_ids
 from embank.pipelines.lm.model import build_model
@@ -21,6 +22,7 @@ from embank.pipelines.lm.windows import Windows
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.export import export_run
 from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.model import bundle_of
 from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.tables import CheckpointError, ConfigError, DataError, WorkError
 from tests.lm.small import lm_config, timeless, train_lm
@@ -217,6 +219,9 @@ def test_commands_of_recommenders_say_what_the_run_is(run: Path, tmp_path: Path)
         load_config(run / "config.yaml")
     with pytest.raises(ConfigError, match=r"it is of a language model .* `embank lm eval`"):
         export_run(run, out=tmp_path / "bundle")
+    for opening in (bundle_of, Reference.open):  # it was told to be finished, or to be prepared like
+        with pytest.raises(ConfigError, match=r"is of a language model, which scores no rows; ask it with `embank lm"):
+            opening(run)
 
 
 def test_folders_and_changes_are_refused(run: Path, texts: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from embank.tables import CheckpointError, ConfigError, DataError, TableSpec
+from embank.tables import CheckpointError, ConfigError, DataError, RowTier, TableSpec
 from embank.tables.memory import (
     EditSession,
     Engram,
@@ -230,6 +230,26 @@ def test_rows_that_can_not_be_written_are_refused() -> None:
     with pytest.raises(ConfigError, match="there is no table 'stem.layer9' of kind 'stem'"):
         session.write("stem", "stem.layer9", torch.tensor([1]), new)
     assert session.log == []
+
+
+def test_rows_beyond_the_type_of_the_tier_are_refused(tmp_path: Path) -> None:
+    wide, half = MemoryTables([stem()]), MemoryTables([stem()], tier=RowTier(dtype="fp16"), backend="torch")
+    same = {name: rows.half().float() for name, rows in weights_of(wide).items()}
+    for name, rows in same.items():
+        wide.collections["stem"].set_rows(name, rows)
+        half.collections["stem"].set_rows(name, rows)
+    session, large = EditSession(half), torch.full((1, FFN_DIM), 1e6)
+    told = r"the new rows of table 'stem.layer1' reach 1e\+06, and fp16 holds numbers up to 65504; hold rows in fp32"
+    with pytest.raises(ConfigError, match=told):
+        session.write("stem", "stem.layer1", torch.tensor([3]), large)
+    edits = EditSession(wide)
+    edits.write("stem", "stem.layer2", torch.tensor([3]), large / 1e6)
+    edits.write("stem", "stem.layer1", torch.tensor([3]), large)
+    save_overlay(edits, tmp_path / "overlay")
+    with pytest.raises(CheckpointError, match=f"can't be applied: {told}"):
+        apply_overlay(half, tmp_path / "overlay")
+    assert session.log == []
+    assert all(torch.equal(rows.float(), same[name]) for name, rows in weights_of(half).items())
 
 
 class Hashed(StemLayout):

@@ -18,7 +18,7 @@ from embank.tables.memory import (
 )
 from embank.tables.method.base import Held
 from embank.tables.serving.codecs.base import Coded
-from embank.tables.serving.codecs.registry import CODECS
+from embank.tables.serving.codecs.registry import CODECS, encode
 from embank.tables.storage.checksums import write_checksums
 from tests.memory.small import compression, engram, memory, stem, tokenizer, tokens, train, weights_of
 
@@ -98,6 +98,43 @@ def test_rows_of_any_codec(trained: MemoryTables, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(CODECS, "local", {})
     with pytest.raises(CheckpointError, match="has rows of codec 'steps', which is not registered here; install"):
         open_memory(tmp_path / "export", tokenizer())
+
+
+@pytest.mark.parametrize("codec", ["pca3+int4", "pq4", "binary1", "lowrank3+int4", "dedup40+int4", "int8_rowwise"])
+def test_rows_of_codecs_with_numbers_and_parts(trained: MemoryTables, tmp_path: Path, codec: str) -> None:
+    export_memory(trained, tmp_path / "export", codec=codec)
+    opened = open_memory(tmp_path / "export", tokenizer())
+    for name, rows in weights_of(trained).items():
+        assert torch.equal(weights_of(opened)[name], encode(rows, codec=codec).take(torch.arange(len(rows))))
+
+
+def test_codecs_that_rows_alone_can_not_be_coded_by_are_refused(trained: MemoryTables, tmp_path: Path) -> None:
+    for codec, told in (
+        ("product", "codec 'product' is made while its method trains"),
+        ("pca8+product", "'product' is made while its method trains; choose another inner codec"),
+        ("int8+int4", "'int8' holds no other codec"),
+        ("rows", "there is no codec 'rows'; known codecs: (?!.*(product|stepped))"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            export_memory(trained, tmp_path / "export", codec=codec)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_beyond_the_type_of_a_tier_are_refused(tmp_path: Path) -> None:
+    """Before the first of them is written: the table is the last one."""
+    tables, tier = memory(), RowTier(dtype="fp16")
+    tables.collections["stem"].set_rows("stem.layer2", torch.full((40, 24), 1e6))
+    export_memory(tables, tmp_path / "export")
+    told = (
+        "rows of table 'stem.layer2' in the export '.*/export' reach 1e\\+06, and fp16 holds numbers up to 65504; hold"
+    )
+    with pytest.raises(ConfigError, match=told):
+        open_memory(tmp_path / "export", tokenizer(), tier=tier, backend="torch")
+    half = MemoryTables([engram(), stem()], tier=tier, backend="torch")
+    before = weights_of(half)
+    with pytest.raises(ConfigError, match=told):
+        import_rows(half, tmp_path / "export")
+    assert all(torch.equal(rows, before[name]) for name, rows in weights_of(half).items())
 
 
 def test_a_memory_without_compression_is_opened_as_such(tmp_path: Path) -> None:
@@ -213,8 +250,10 @@ def test_exports_that_can_not_be_are_refused(trained: MemoryTables, exported: Pa
         (3.4e38, "fp16", r"reach 3.4e\+38, which is not finite as fp16; use 'fp32'$"),
         (3.4e38, "bf16", r"reach 3.4e\+38, which is not finite as bf16; use 'fp32'$"),
         *((torch.nan, codec, "are not finite; train with a lower rate$") for codec in ("fp32", "bf16", "fp16")),
+        (3.4e38, "int8", r"reach 3.4e\+38"),
+        (torch.nan, "pq4", "are not finite"),
     ):
         large.collections["stem"].set_rows("stem.layer1", torch.full((40, 24), size))
-        with pytest.raises(ConfigError, match=f"rows of table 'stem.layer1' {told}"):
+        with pytest.raises(ConfigError, match=f"(rows of table 'stem.layer1'|table 'stem.layer1': rows) {told}"):
             export_memory(large, tmp_path / codec, codec=codec)
     assert list(tmp_path.iterdir()) == []

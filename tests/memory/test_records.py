@@ -96,6 +96,29 @@ def test_damaged_records_are_refused(tmp_path: Path) -> None:
         NgramRecords(tmp_path / "records", tables, verify=False)
 
 
+@pytest.mark.parametrize(
+    ("codec", "number", "told"),
+    [
+        ("bf16", 3.4e38, r"reach 3.4e\+38, and bf16 holds numbers up to 3.3895e\+38; write records in 'fp32'"),
+        ("bf16", torch.nan, "are not finite; train with a lower rate"),
+        ("fp32", torch.nan, "are not finite; train with a lower rate"),
+        ("fp32", 3.4e38, None),
+    ],
+)
+def test_records_of_numbers_that_they_can_not_hold_are_refused(
+    tmp_path: Path, codec: str, number: float, told: str | None
+) -> None:
+    tables, table = memory(), "engram.layer3.order3.head1"
+    with tables.collections["engram"].writing(), torch.no_grad():
+        tables.collections["engram"].weights()[table].fill_(number)
+    if told is None:
+        assert write_records(tables, texts(tables), tmp_path / "records", codec=codec)
+        return
+    with pytest.raises(ConfigError, match=f"rows of table '{table}' {told}"):
+        write_records(tables, texts(tables), tmp_path / "records", codec=codec)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_records_that_can_not_be_are_refused(tmp_path: Path) -> None:
     tables = memory()
     with pytest.raises(ConfigError, match=r"this memory has no Engram tables; it has \['stem'\]"):

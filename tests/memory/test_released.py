@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embank.tables import CheckpointError
+from embank.tables import CheckpointError, ConfigError, RowTier
 from embank.tables.memory import Engram, MemoryTables, dequantized, fill_layer, load_demo_layer
 from tests.memory.small import MEMORY_DIM, engram, stem, tokens, weights_of
 
@@ -81,6 +81,16 @@ def test_tables_of_another_size_are_refused() -> None:
         fill_layer(tables, 2, torch.zeros(total, 8))
     with pytest.raises(CheckpointError, match="no Engram layer 1; it has"):
         fill_layer(MemoryTables([stem()]), 1, torch.zeros(total, 8))
+
+
+def test_rows_beyond_the_type_of_the_tier_are_refused() -> None:
+    """Before the first head is written: the last one has them."""
+    tables = MemoryTables([engram()], tier=RowTier(dtype="fp16"), backend="torch")
+    before, rows = weights_of(tables), torch.zeros(sum(tables.layouts["engram"].hash.primes[1]), 8)
+    rows[-1, -1] = 1e6
+    with pytest.raises(ConfigError, match=r"rows of table 'engram.layer1.order3.head1' reach 1e\+06, and fp16 holds"):
+        fill_layer(tables, 1, rows)
+    assert all(torch.equal(held, before[name]) for name, held in weights_of(tables).items())
 
 
 def test_rows_of_eight_bits_with_shared_exponents() -> None:

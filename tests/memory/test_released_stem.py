@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embank.tables import CheckpointError, ConfigError
+from embank.tables import CheckpointError, ConfigError, RowTier
 from embank.tables.memory import MemoryTables, StemConfig, StemLayout, TokenCompression, load_stem_tables
 from tests.memory.small import NUM_TOKENS, tokenizer
 
@@ -100,3 +100,16 @@ def test_what_does_not_fit_is_refused_and_nothing_written(tables: dict[int, Tens
         load_stem_tables(filled, tmp_path / "nowhere")
     after = filled.collections["stem"].weights()
     assert all(torch.equal(after[name], rows) for name, rows in before.items())
+
+
+def test_rows_beyond_the_type_of_the_tier_are_refused(tables: dict[int, Tensor], tmp_path: Path) -> None:
+    """Before the first table is written: the last one has them."""
+    tables[max(LAYERS)][3, 7] = 1e6
+    write(tables, tmp_path / "run")
+    filled = MemoryTables(list(memory().layouts.values()), tier=RowTier(dtype="fp16"), backend="torch")
+    before = {name: rows.clone() for name, rows in filled.collections["stem"].weights().items()}
+    with pytest.raises(
+        ConfigError, match=r"rows of table 'stem.layer5' in '.*' reach 1e\+06, and fp16 holds numbers up"
+    ):
+        load_stem_tables(filled, tmp_path / "run")
+    assert all(torch.equal(rows, before[name]) for name, rows in filled.collections["stem"].weights().items())

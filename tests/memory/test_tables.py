@@ -269,6 +269,36 @@ def test_a_checkpoint_resumes_bit_for_bit(tmp_path: Path) -> None:
         resumed.save(tmp_path / "at2")
 
 
+def test_all_kinds_are_saved_or_none(tmp_path: Path) -> None:
+    """New STEM rows stood beside the old Engram's, and loaded with them."""
+    MemoryTables([engram()]).save(tmp_path / "mm")
+    both = memory()
+    with pytest.raises(
+        CheckpointError, match="mm' exists already, and a memory is never written over anything; choose"
+    ):
+        both.save(tmp_path / "mm")
+    assert [path.name for path in (tmp_path / "mm").iterdir()] == ["engram"]
+    with both.collections["stem"].writing(), torch.no_grad():
+        both.collections["stem"].weights()["stem.layer2"][1, 1] = torch.nan
+    with pytest.raises(WorkError, match="rows of table 'stem.layer2' are not finite, so nothing was saved"):
+        both.save(tmp_path / "deep" / "new")  # the Engram's rows were written before
+    assert [path.name for path in tmp_path.iterdir()] == ["mm"]
+
+
+def test_a_memory_is_saved_over_nothing(tmp_path: Path) -> None:
+    tmp_path.joinpath("file").write_text("mine")
+    tmp_path.joinpath("folder").mkdir()
+    tmp_path.joinpath("folder", "note").write_text("mine")
+    for name in ("file", "folder"):
+        with pytest.raises(
+            CheckpointError, match=f"{name}' exists already, and a memory is never written over anything"
+        ):
+            memory().save(tmp_path / name)
+    with pytest.raises(WorkError, match="the memory '.*/file/new' can't be written: Not a directory. Nothing was left"):
+        memory().save(tmp_path / "file" / "new")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "note"]
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

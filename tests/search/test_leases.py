@@ -15,15 +15,17 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from embank.pipelines.search import leases
+from embank.pipelines.search import leases, workers
 from embank.pipelines.search.job import Job, Setting
 from embank.pipelines.search.leases import LEASE, RETRY_OF, is_left, leased, num_claimed, own_lease, recover
 from embank.pipelines.search.read import make_plan
 from embank.pipelines.search.storage import open_storage
 from embank.pipelines.search.trials import Claimed, StoppedSearchError, SurplusTrialError, run_trials
+from embank.pipelines.sweep.children import ChildLog
+from embank.pipelines.train.interrupt import StopRequest
 from embank.search import DimensionSpace
 from embank.search.spaces import Candidate
-from embank.tables import TableSpec
+from embank.tables import CheckpointError, ConfigError, EmbankError, TableSpec, WorkError
 
 CONFIG: dict[str, Any] = {"data": {"path": "nowhere"}, "model": {"name": "fnn"}}
 SPACE = DimensionSpace(
@@ -78,6 +80,17 @@ def test_a_left_trial_is_failed_and_its_candidate_comes_again(storage: str) -> N
     again = study.ask(SPACE.distributions)
     assert again.params == left.params
     assert again.user_attrs[RETRY_OF] == left.number
+
+
+def test_a_trial_that_is_lost_twice_goes_on_with_its_first_run(storage: str) -> None:
+    study = optuna.create_study(storage=open_storage(storage), study_name="s", direction="maximize")
+    study.ask()  # so that the run's number is not 0
+    for number in (1, 2):
+        lost = study.ask(SPACE.distributions)
+        assert lost.number == number
+        lost.set_user_attr(LEASE, dead_lease())
+        assert recover(study) == [number]
+    assert study.ask(SPACE.distributions).user_attrs[RETRY_OF] == 1
 
 
 def test_a_lease_of_another_machine_expires(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,3 +200,19 @@ def test_a_stopped_trial_and_a_wanted_surplus_one_come_again(storage: str) -> No
     with pytest.raises(SurplusTrialError):
         Claimed(setting.objective, num_trials=2)({}, study.ask(SPACE.distributions))
     assert len(study.get_trials(states=(TrialState.WAITING,))) == 1
+
+
+@pytest.mark.parametrize("error", [ConfigError, CheckpointError, WorkError])
+def test_a_worker_ends_with_the_message_of_what_it_refuses(
+    error: type[EmbankError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def setting_of(job: Job, stop: StopRequest) -> Any:
+        raise error("'space.yaml' is no space")
+
+    monkeypatch.setattr(workers, "end_with_parent", lambda: None)
+    log = ChildLog(tmp_path / "logs" / "worker.log")
+    monkeypatch.setattr(log, "take_output", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        workers._work(job_of(str(tmp_path / "study.journal"), num_trials=1), setting_of, log)
+    assert ended.value.code == error.exit_code
+    assert capsys.readouterr().err == "embank: 'space.yaml' is no space\n"

@@ -23,6 +23,8 @@ def test_a_child_is_not_given_the_words_of_an_earlier_start(tmp_path: Path) -> N
         for after, code, said in (
             (f"\n{begun}{TRACEBACK}", 1, "RuntimeError: boom"),
             (f"\n{begun}step 1\nembank: it is full\n\nwarning: leaked objects\n", 1, "it is full"),
+            (f"\n{begun}embank: RuntimeError: none left\nask for less\n", 1, "RuntimeError: none left ask for less"),
+            (f"\n{begun}embank: warning: old\n{TRACEBACK}", 1, "RuntimeError: boom"),
             (f"\n{begun}", 3, "exit code 3"),
             ("", 1, "exit code 1"),
             (TRACEBACK, -9, "killed by SIGKILL, perhaps for want of memory"),

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from embank.compression import build_table
 from embank.pipelines.config.run import Config, parse_config
 from embank.pipelines.runs.build import table_specs
 from embank.pipelines.sweep.comparison import CaseResults
-from embank.pipelines.sweep.drawing import front, spread
+from embank.pipelines.sweep.drawing import auc_of, draw, front, nbytes_of, spread
 from embank.pipelines.sweep.feasible import Feasibility, smallest
 from embank.pipelines.sweep.folder import SweepFolder
 from embank.pipelines.sweep.latency import measure_packs
@@ -403,6 +404,20 @@ def test_files(tmp_path: Path) -> None:
     plot_pareto(rows, tmp_path / "p.png", title="T")
     plot_pareto(rows[1:], tmp_path / "empty.png", title="T")
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_bytes_that_are_nearly_the_same_lie_above_each_other(tmp_path: Path) -> None:
+    """All methods at one budget: their last bytes filled an axis without a tick."""
+    rows = leaderboard([results(name, 0.1, {0: 0.8}, valid=0.8) for name in ("hash", "mde")])
+    ends = []
+
+    def panel(axes: Any, own: Sequence[Row]) -> None:
+        axes.plot([nbytes_of(row) for row in own], [auc_of(row) for row in own], "o")
+        ends.append(axes.get_xlim())
+
+    draw(rows, tmp_path / "p.png", title="T", models=[rows[0].model], size=(4, 3), panel=panel)
+    ((low, high),) = ends
+    assert high >= 4 * low
 
 
 def test_the_pareto_front_is_chosen_on_validation() -> None:

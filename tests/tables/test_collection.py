@@ -1,5 +1,7 @@
 """TableCollection against dense references written out by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,9 @@ from embank.tables import (
     RowTier,
     TableCollection,
     TableSpec,
+    load_bundle,
     register_method,
+    save_bundle,
 )
 from embank.tables.method.registry import METHODS
 from embank.tables.rows import StoreSpec
@@ -274,6 +278,26 @@ def test_an_id_out_of_range_is_found_among_many(wrong: int, extra: int) -> None:
     ids[333] = wrong
     with pytest.raises(IdRangeError, match=rf"feature 'b' has id {wrong}, outside table 'tb' of 30 ids \(0 .. 29\)"):
         tables(kjt)
+
+
+@pytest.mark.parametrize("name", ["training", "forward", "type", "a.b", "a%2Eb", "%74raining", "_modules"])
+def test_tables_have_any_name(name: str, tmp_path: Path) -> None:
+    """`Module.train` assigns to `training`, and refused a table of that name."""
+    specs = [
+        TableSpec(name=own, num_embeddings=5, embedding_dim=4, feature_names=[own], method=method)
+        for own, method in ((name, "full"), ("other", "tt_rec"))
+    ]
+    tables = TableCollection(specs).train()
+    kjt = KeyedJaggedTensor(keys=[name, "other"], values=torch.tensor([1, 2]), lengths=torch.ones(2, dtype=torch.int32))
+    tables(kjt).values().sum().backward()
+    tables.step()
+    again = TableCollection(specs, seed=1).eval()
+    again.load_state_dict(tables.state_dict())
+    assert torch.equal(again(kjt).values(), tables.eval()(kjt).values())
+    save_bundle(tmp_path / "b", tables)
+    served = load_bundle(tmp_path / "b").train()
+    assert torch.equal(served(kjt)[name], tables(kjt)[name])
+    assert [spec.name for spec, _ in served.packed_tables()] == [name, "other"]
 
 
 def test_missing_feature_is_refused_and_weights_are_ignored() -> None:

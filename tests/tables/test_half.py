@@ -1,5 +1,6 @@
 """Rows of two bytes: what rounding at random does, and that they train as rows of four do."""
 
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -12,10 +13,12 @@ from torch import Tensor
 from embank.tables import (
     CheckpointError,
     ConfigError,
+    GivenRows,
     RowOptimizer,
     RowTier,
     TableCollection,
     TableSpec,
+    fit_tables,
     load_checkpoint,
     plan_tables,
     save_checkpoint,
@@ -285,6 +288,64 @@ class TestCollections:
         given = torch.randn(40, 6)
         first.set_rows("t", given)
         assert torch.equal(first.weights()["t"], given.bfloat16())
+
+    @pytest.mark.parametrize(("dtype", "beyond", "most"), [("fp16", 1e6, "65504"), ("bf16", 3.4e38, "3.3895e+38")])
+    def test_rows_from_outside_that_would_be_infinite_are_refused(self, dtype: str, beyond: float, most: str) -> None:
+        """By every way in, and before anything is written; those that become 0 are fine."""
+        tables, wide = self.tables(dtype), self.tables("fp32")
+        before = tables.weights()["t"].clone()
+        given = torch.full((40, 6), 1e-42)
+        tables.set_rows("t", given)
+        assert not tables.weights()["t"].float().abs().max() > 1e-40
+        tables.set_rows("t", before)
+        given[7, 3] = -beyond
+        wide.set_rows("t", given)
+        told = (
+            f"rows of table 't' reach {beyond:.4g}, and {dtype} holds numbers up to {most}; hold rows in fp32, RowTier("
+        )
+        for write in (
+            lambda: tables.set_rows("t", given),
+            lambda: tables.set_rows("t", given.index_fill(1, torch.tensor([0]), torch.nan)),
+            lambda: tables.import_rows("t", torch.arange(40), given),
+            lambda: fit_tables(tables, {"t": GivenRows(ids=torch.arange(40), vectors=given)}),
+        ):
+            with pytest.raises(ConfigError, match=re.escape(told)):
+                write()
+        told = (
+            f"the state_dict's 'embedding_bags.t.weight' reach {beyond:.4g}, and {dtype} holds numbers up to {most}; "
+        )
+        state = {"embedding_bags.t.weight": given}
+        with pytest.raises(CheckpointError, match=re.escape(told) + ".* Nothing of it was loaded here"):
+            tables.load_state_dict(state)
+        assert torch.equal(tables.weights()["t"], before)
+        wide.load_state_dict(state)
+
+    def test_fitted_rows_that_would_be_infinite_are_refused(self) -> None:
+        """What a method makes of vectors is looked at, not the vectors: two ids share a row, and factors are small."""
+        one = replace(self.SPECS[0], method="hash", budget=0.5)
+        tables = TableCollection([one], backend="torch", tier=RowTier(dtype="fp16"))
+        (name,) = tables.weights()
+        before, given = tables.weights()[name].clone(), torch.zeros(40, 6)
+        given[7, 3] = 1e6
+        with pytest.raises(ConfigError, match=f"rows of table '{name}' reach [0-9e.+]+, and fp16 holds numbers up to"):
+            fit_tables(tables, {"t": GivenRows(ids=torch.arange(40), vectors=given)})
+        assert torch.equal(tables.weights()[name], before)
+        factors = replace(self.SPECS[0], embedding_dim=8, method="tt_rec", budget=0.8)
+        tables = TableCollection([factors], backend="torch", tier=RowTier(dtype="fp16"))
+        report = tables.import_rows("t", torch.arange(40), torch.full((40, 8), 1e6))
+        assert report.error < 0.01
+
+    def test_a_refusal_of_fit_tables_writes_no_stage_of_another_table(self) -> None:
+        searching = replace(self.SPECS[0], name="s", feature_names=["s"], method="pep", budget=0.5)
+        tables = TableCollection([*self.SPECS, searching], backend="torch", tier=RowTier(dtype="fp16"))
+        before = {name: rows.clone() for name, rows in tables.weights().items()}
+        given = {
+            name: GivenRows(ids=torch.arange(40), vectors=torch.full((40, 6), size))
+            for name, size in (("t", 1e6), ("s", 1.0))
+        }
+        with pytest.raises(ConfigError, match=r"rows of table 't' reach 1e\+06"):
+            fit_tables(tables, given)
+        assert all(torch.equal(rows, before[name]) for name, rows in tables.weights().items())
 
     def test_rows_that_change_hands(self) -> None:
         tables = self.tables()

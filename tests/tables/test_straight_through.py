@@ -133,7 +133,7 @@ def test_a_refusal_leaves_the_rows_of_all_tables_as_they_are() -> None:
         tables.weights()["b"][7, 3] = 1e30
     before = rows_of(tables)
     through = StraightThrough(tables, {"a": "int2", "b": "int2"})
-    with pytest.raises(ConfigError, match=r"rows reach 1e\+30"):
+    with pytest.raises(ConfigError, match=r"table 'b': rows reach 1e\+30"):
         through.__enter__()
     assert all(torch.equal(rows, before[name]) for name, rows in rows_of(tables).items())
 
@@ -146,7 +146,7 @@ def test_a_refusal_leaves_nothing_that_a_later_step_would_see() -> None:
         changed = rows_of(tables)["a"] * 1.5
         with tables.writing(), torch.no_grad():
             tables.weights()["a"].copy_(changed)[0, 0] = spoilt
-        with pytest.raises(ConfigError, match="rows are not finite"):
+        with pytest.raises(ConfigError, match="table 'a': rows are not finite"):
             through.__enter__()
         with tables.writing(), torch.no_grad():
             tables.weights()["a"][0, 0] = mended

@@ -109,6 +109,10 @@ def test_scores_beside_the_inputs(
     with pytest.raises(DataError, match=r"logs, whose \*\.parquet files are the input: it would be one the next time"):
         predict(run, logs, logs / "scores.parquet", format="parquet")
     assert sorted(path.name for path in logs.iterdir()) == ["a.parquet", "notes.txt", "scores.csv"]
+    (logs / "_out").mkdir()
+    for name in ("_scores.parquet", ".scores.parquet", "_out/scores.parquet"):  # a folder of inputs leaves them out
+        assert predict(run, logs, logs / name, format="parquet").num_rows == 200
+    assert predict(run, logs, logs / "scores.csv", format="parquet", overwrite=True).num_rows == 200
 
 
 def test_what_appears_at_the_place_of_the_scores_is_left_alone(
@@ -144,12 +148,35 @@ def test_a_row_without_a_finite_score_is_told(
         return scores
 
     monkeypatch.setattr(predicting.ServedModel, "score_encoded", one_is_none)
-    with pytest.raises(DataError, match=r"test.csv: row 4 has no finite score; are its numbers far from those"):
+    with pytest.raises(DataError, match=r"^\S*test.csv, line 5 has no finite score; are its numbers far from those"):
         predict(run, raw / "test.csv", tmp_path / "s.csv")
     assert not list(tmp_path.iterdir())
     model = load_model(run)
     with pytest.raises(DataError, match="^row 0 has no finite score"):
         model.score([model.example])
+
+
+@pytest.mark.parametrize("batch", [64, 4096], ids=["in batches", "all at once"])
+def test_a_row_without_a_finite_score_is_told_by_its_file(
+    raw: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """Rows of several files were counted on, and the first one named."""
+    score, files, seen = predicting.ServedModel.score_encoded, tmp_path / "files", list[int]()
+    files.mkdir()
+    for name in ("one.csv", "other.csv"):
+        shutil.copy(raw / "test.csv", files / name)
+
+    def one_is_none(self: Any, encoded: Any) -> Any:
+        scores, first = score(self, encoded), sum(seen)
+        seen.append(len(scores))
+        if first <= 230 < first + len(scores):
+            scores[230 - first] = float("inf")
+        return scores
+
+    monkeypatch.setattr(predicting.ServedModel, "score_encoded", one_is_none)
+    monkeypatch.setattr(predicting, "BATCH_ROWS", batch)
+    with pytest.raises(DataError, match=r"other.csv, line 32 has no finite score"):
+        predict(run, [files / "one.csv", files / "other.csv"], tmp_path / "s.csv")
 
 
 def test_an_output_is_no_file_of_the_bundle(raw: Path, run: Path, tmp_path: Path) -> None:

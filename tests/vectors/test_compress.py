@@ -110,6 +110,11 @@ def test_a_folder_gives_back_what_its_codec_holds(are_numbers: bool, tmp_path: P
         stored.lookup([3] if are_numbers else ["doc 300"])
     with pytest.raises(DataError, match=r"are whole numbers, and '3'" if are_numbers else "are text, and 3"):
         stored.lookup(["3"] if are_numbers else [3])
+    for wrong in ("doc", b"doc", 5, None):
+        with pytest.raises(DataError, match=r"are asked for by .*(doc|5|None).*; give a list of keys"):
+            stored.lookup(wrong)
+    with pytest.raises(DataError, match="and key 1 of those asked for is missing"):
+        stored.lookup(pl.Series([*stored.keys[:1], None]))
     with pytest.raises(DataError, match="there is no row 300"):
         stored.take([0, 300])
     assert stored.lookup([]).shape == stored.take([]).shape == (0, 16)

@@ -136,6 +136,7 @@ def test_a_column_that_is_called_a_key_is_one_or_is_refused(tmp_path: Path) -> N
         pa.nulls(4),
         pa.array([b"a", b"b", b"c", b"d"], pa.binary_view()),
         pa.array([b"0123456789abcdef"] * 4, pa.uuid()),
+        pa.array([{"a": 1}] * 4),
     ]
     for number, column in enumerate(others):
         path = parquet(tmp_path / f"{number}.parquet", lists, user_id=column)

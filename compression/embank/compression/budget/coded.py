@@ -150,9 +150,11 @@ def _budget_at(step: int, budget: float) -> float:
 
 
 def refuse_unknown_nbytes(codec: str, *, where: str) -> None:
-    """Raises ConfigError for a codec whose bytes depend on the rows, where a budget counts them."""
+    """Raises ConfigError for a name that no codec has, and for a codec whose bytes depend on the rows, where a budget
+    counts them."""
+    named = named_codec(codec)  # in front of the try: a name that no codec has is refused as that
     try:
-        named_codec(codec).nbytes_of(1, 1)
+        named.nbytes_of(1, 1)
     except ConfigError as error:
         raise ConfigError(
             f"{where} has codec '{codec}' and a budget, but how many bytes that takes is only known once rows are "

@@ -16,6 +16,10 @@ from embank.pipelines.config.values import field_names, validated
 from embank.tables import ConfigError
 from embank.tables.scalars import plain
 from embank.tables.serving.codecs.registry import row_codec
+from embank.tables.storage.yaml_text import parse_yaml
+
+_RUN_CONFIG = "config.yaml"
+_LM_COMMANDS = "train it with `embank lm train`, and ask its run with `embank lm eval`, `generate` or `edit`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +65,30 @@ def parse_config(raw: Mapping[str, Any], *, origin: str = ORIGIN) -> Config:
         return _parse(plain(dict(raw)) if isinstance(raw, Mapping) else raw)
 
 
-def _parse(raw: Any) -> Config:
-    if isinstance(raw, Mapping) and "corpus" in raw:
+def refuse_language_model(run: Path) -> None:
+    """Refuses a language model's run where one that scores rows is asked for.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    try:
+        raw = parse_yaml((run / _RUN_CONFIG).read_text(encoding="utf-8"), origin=str(run / _RUN_CONFIG))
+    except (OSError, ValueError, ConfigError):
+        return  # whoever reads it says what is wrong with it
+    if _is_of_language_model(raw):
         raise ConfigError(
-            "it is of a language model (it has the key 'corpus'); train it with `embank lm train`, and ask its "
-            "run with `embank lm eval`, `generate` or `edit`"
+            f"the run '{run}' is of a language model, which scores no rows; ask it with `embank lm eval`, `generate` "
+            "or `edit`"
         )
+
+
+def _is_of_language_model(raw: Any) -> bool:
+    return isinstance(raw, Mapping) and "corpus" in raw
+
+
+def _parse(raw: Any) -> Config:
+    if _is_of_language_model(raw):
+        raise ConfigError(f"it is of a language model (it has the key 'corpus'); {_LM_COMMANDS}")
     refuse_unknown(raw, field_names(Config), path="")
     for required in ("data", "model"):
         if required not in raw:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,8 +12,11 @@ from embank.pipelines.reporting import Phase, Reporter
 from embank.pipelines.vectors.files import NUMBERS_PER_CHUNK
 from embank.tables import ConfigError, GivenRows, PackedTable, TableCollection, TableSpec, fit_tables, pack_collection
 from embank.tables.collections.held_rows import writing
+from embank.tables.collections.state import refuse_beyond
 from embank.tables.rows.store_spec import ROW_DTYPES
 from embank.tables.serving.export.decoded import largest_of
+
+_CURE = "set rows.dtype to fp32"
 
 
 def fitted_packs(
@@ -54,7 +56,8 @@ def filled(
     """
     for weights in tables.weights().values():
         for name, rows_ND in rows.items():
-            _refuse_beyond(weights.dtype, name, rows_ND)
+            refuse_beyond(rows_ND, weights.dtype, what=f"rows of table '{name}'", cure=_CURE)
+            _refuse_next_to_nothing(weights.dtype, name, rows_ND)
         break  # all rows have one type
     given: dict[str, GivenRows] = {}
     for method in tables.built_methods():
@@ -86,15 +89,14 @@ def _take(tables: TableCollection, name: str, rows_ND: Tensor, *, reporter: Repo
             phase.advance(len(chunk_rD), rows=len(chunk_rD))
 
 
-def _refuse_beyond(dtype: torch.dtype, name: str, rows_ND: Tensor) -> None:
-    """Raises ConfigError where rows of a type would hold infinities, or next to nothing, of a table's numbers."""
-    largest, limits = largest_of(rows_ND), torch.finfo(dtype)
-    if not math.isfinite(largest) or 0 < limits.tiny <= largest <= limits.max or largest == 0:
+def _refuse_next_to_nothing(dtype: torch.dtype, name: str, rows_ND: Tensor) -> None:
+    """Raises ConfigError where rows of a type would hold next to nothing of all of a table's numbers."""
+    largest, tiny = largest_of(rows_ND), torch.finfo(dtype).tiny
+    if not 0 < largest < tiny:
         return
     kind = next(kind for kind, own in ROW_DTYPES.items() if own == dtype)
     raise ConfigError(
-        f"rows of table '{name}' reach {largest:.4g}{' at most' if largest < 1 else ''}, and {kind} holds "
-        f"{limits.tiny:.2g} to {limits.max:.5g}; set rows.dtype to fp32"
+        f"rows of table '{name}' reach {largest:.4g} at most, and {kind} is exact from {tiny:.2g} on; {_CURE}"
     )
 
 

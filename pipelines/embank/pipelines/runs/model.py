@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from embank.pipelines.config.run import refuse_language_model
 from embank.pipelines.data.preprocessing.encode import RowEncoder
 from embank.pipelines.data.preprocessing.encoded import Encoded
 from embank.pipelines.data.preprocessing.few import MOST_ROWS, FewRows
@@ -59,6 +60,7 @@ def bundle_of(path: str | Path) -> Path:
 
     Raises:
         CheckpointError: there is none.
+        ConfigError: the run is a language model's.
     """
     path = Path(path)
     if is_bundle(path):
@@ -66,6 +68,7 @@ def bundle_of(path: str | Path) -> Path:
     inside = path / "bundle"
     if is_bundle(inside):
         return inside
+    refuse_language_model(path)
     if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
         raise CheckpointError(
             f"the run '{path}' has no bundle yet: finish it with `embank train ... --resume`, or write one of its best "
@@ -239,20 +242,16 @@ def tensors_of(encoded: Encoded) -> tuple[Tensor, dict[str, Tensor], dict[str, T
 NO_SCORE = "has no finite score; are its numbers far from those that the model was trained on?"
 
 
-def refuse_non_finite(scores: Scores, *, first: int = 0, what: str = "") -> None:
+def refuse_non_finite(scores: Scores, *, where: Callable[[int], str] = "row {:,}".format) -> None:
     """Raises DataError for the first row without a finite score.
 
     Args:
         scores: of some rows.
-        first: number of the first one.
-        what: they are of, for the message.
+        where: a row to its place in words.
     """
     if not np.isfinite(scores).all():
-        row = first + int(np.flatnonzero(~np.isfinite(scores))[0])
-        raise DataError(
-            f"{what}row {row:,} {NO_SCORE}",
-            row=row,
-        )
+        row = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise DataError(f"{where(row)} {NO_SCORE}", row=row)
 
 
 def probabilities(logits_B: Tensor) -> Scores:

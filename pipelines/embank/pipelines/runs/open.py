@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from embank.ctr_models import CTRModel
-from embank.pipelines.config.run import Config, parse_config
+from embank.pipelines.config.run import Config, parse_config, refuse_language_model
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import build
 from embank.pipelines.runs.folder import RunFolder
@@ -107,9 +107,10 @@ def refuse_other_vocabularies(schema: Schema, *, data: str | Path, trained: str,
         path: the run or the bundle.
 
     Raises:
-        ConfigError: names both fingerprints.
+        ConfigError: names both fingerprints; or the run is a language model's.
     """
     if schema.fingerprint != trained:
+        refuse_language_model(Path(path))
         raise ConfigError(
             f"'{data}' has other vocabularies (fingerprint {schema.fingerprint[:12]}) than the data '{path}' was "
             "trained on "

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -23,6 +25,7 @@ from embank.pipelines.data.loading.ahead import Clock, run_ahead
 from embank.pipelines.data.preprocessing.encode import RowEncoder
 from embank.pipelines.data.preprocessing.encoded import Encoded
 from embank.pipelines.data.sources.formats.base import Source
+from embank.pipelines.data.sources.formats.partitions import is_hidden
 from embank.pipelines.locks import hold_lock
 from embank.pipelines.reporting import Phase, Reporter
 from embank.pipelines.runs.kept import KeptColumns
@@ -134,11 +137,11 @@ def _predict(
     unknown, rows, first, scoring = Counter(done.unknown), 0, done.rows, 0.0
     part = _Part()
     with closing(_batches(model, source, kept, skip=done.rows, phase=phase)) as batches:
-        for encoded, beside in batches:
+        for encoded, beside, where in batches:
             started = time.monotonic()
             scores = model.score_encoded(encoded)
             scoring += time.monotonic() - started
-            refuse_non_finite(scores, first=first + rows + 1, what=f"{source.name}: ")  # counted from 1
+            refuse_non_finite(scores, where=where)
             part.add(beside, scores)
             unknown.update(encoded.unknown)
             rows += encoded.num_rows
@@ -161,6 +164,20 @@ def _predict(
     )
 
 
+class _Rows(NamedTuple):
+    """Rows that wait to be scored.
+
+    Args:
+        encoded: them.
+        beside: what is written too.
+        where: a row to its place in words.
+    """
+
+    encoded: Encoded
+    beside: pl.DataFrame
+    where: Callable[[int], str]
+
+
 class _Part:
     """Scored rows that are not written yet."""
 
@@ -179,31 +196,48 @@ class _Part:
 
 def _batches(
     model: ServedModel, source: Source, kept: KeptColumns, *, skip: int, phase: Phase
-) -> Generator[tuple[Encoded, pl.DataFrame], None, None]:
+) -> Generator[_Rows, None, None]:
     """All rows but the first `skip`, in batches of BATCH_ROWS, as `embank evaluate` scores them."""
-    waiting: list[tuple[Encoded, pl.DataFrame]] = []
+    waiting: list[_Rows] = []
     num_waiting = 0
-    for encoded, beside, num_bytes in run_ahead(_encoded(model, source, kept, skip), depth=2, clock=Clock()):
-        waiting.append((encoded, beside))
-        num_waiting += encoded.num_rows
-        phase.advance(num_bytes, rows=encoded.num_rows)
+    for rows, num_bytes in run_ahead(_encoded(model, source, kept, skip), depth=2, clock=Clock()):
+        waiting.append(rows)
+        num_waiting += rows.encoded.num_rows
+        phase.advance(num_bytes, rows=rows.encoded.num_rows)
         if num_waiting >= BATCH_ROWS:
-            joined, frame = _joined(waiting)
+            joined = _joined(waiting)
             end = num_waiting - num_waiting % BATCH_ROWS
             for start in range(0, end, BATCH_ROWS):
-                yield joined.slice(start, start + BATCH_ROWS), frame.slice(start, BATCH_ROWS)
-            waiting, num_waiting = [(joined.slice(end, num_waiting), frame.slice(end))], num_waiting - end
+                yield _cut(joined, start, start + BATCH_ROWS)
+            waiting, num_waiting = [_cut(rows, end - num_waiting + rows.encoded.num_rows)], num_waiting - end
     if num_waiting:
         yield _joined(waiting)
 
 
-def _joined(waiting: Sequence[tuple[Encoded, pl.DataFrame]]) -> tuple[Encoded, pl.DataFrame]:
-    return Encoded.concatenate([encoded for encoded, _ in waiting]), pl.concat([beside for _, beside in waiting])
+def _joined(waiting: Sequence[_Rows]) -> _Rows:
+    if len(waiting) == 1:
+        return waiting[0]
+    ends = list(accumulate(rows.encoded.num_rows for rows in waiting))
+    places = [rows.where for rows in waiting]
+
+    def where(row: int) -> str:
+        place = bisect_right(ends, row)
+        return places[place](row - (ends[place - 1] if place else 0))
+
+    return _Rows(
+        Encoded.concatenate([rows.encoded for rows in waiting]), pl.concat([rows.beside for rows in waiting]), where
+    )
+
+
+def _cut(rows: _Rows, start: int, stop: int | None = None) -> _Rows:
+    """Rows `start` to `stop`, or to the last one."""
+    encoded = rows.encoded.slice(start, rows.encoded.num_rows if stop is None else stop)
+    return _Rows(encoded, rows.beside.slice(start, encoded.num_rows), lambda row: rows.where(start + row))
 
 
 def _encoded(
     model: ServedModel, source: Source, kept: KeptColumns, skip: int
-) -> Generator[tuple[Encoded, pl.DataFrame, int], None, None]:
+) -> Generator[tuple[_Rows, int], None, None]:
     encoder = RowEncoder(model.rules)
     wanted = list(dict.fromkeys([*model.rules.columns, *kept.names]))
     for chunk in source.chunks(wanted):
@@ -215,7 +249,7 @@ def _encoded(
             before, where = skip, chunk.where
             chunk = replace(chunk, frame=chunk.frame.slice(skip), where=lambda row: where(row + before))  # noqa: B023
             skip = 0
-        yield encoder.encode(chunk), kept.of(chunk), chunk.num_bytes
+        yield _Rows(encoder.encode(chunk), kept.of(chunk), chunk.where), chunk.num_bytes
 
 
 def parts_of(out: Path) -> Path:
@@ -291,7 +325,7 @@ class _Parts:
         except FileExistsError as error:
             raise WorkError(
                 f"{self.out} has appeared in the meantime and was left alone. What was scored is kept: move the file "
-                "and give the same command with --resume, or add --overwrite to replace it."
+                "and give the same command with --resume, or replace it by --resume --overwrite."
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
@@ -340,7 +374,8 @@ def _refuse_out(out: Path, source: Source, paths: Sequence[Path], *, overwrite: 
     if out.exists() and any(out.samefile(file) for file in source.files):
         raise DataError(f"{out} is an input too. Give another --out.")
     folder = next((path for path in paths if path.is_dir() and out.resolve().is_relative_to(path.resolve())), None)
-    if folder is not None and out.name.lower().endswith(tuple(source.suffixes)):
+    is_read = out.name.lower().endswith(tuple(source.suffixes))
+    if folder is not None and is_read and not is_hidden(out.resolve().relative_to(folder.resolve())):
         raise DataError(
             f"{out} lies in the folder {folder}, whose *{out.suffix} files are the input: it would be one the next "
             "time. Give another --out."

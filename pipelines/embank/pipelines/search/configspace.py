@@ -1,5 +1,6 @@
 """Whole configurations as a space: methods, dims, learning rates, models; and a method for each feature."""
 
+import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields, replace
@@ -7,13 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from embank.compression.budget.coded import refuse_unknown_nbytes
 from embank.ctr_models import MODELS
+from embank.pipelines.config.problems import ORIGIN
 from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import FIRST_ORDER, id_counts, table_specs
 from embank.pipelines.search.fields import candidate_config, plain_config
-from embank.pipelines.search.methodspace import FeatureMethodSpace
+from embank.pipelines.search.methodspace import CODECS, FeatureMethodSpace, method_space
 from embank.pipelines.search.plan import SearchPlan
 from embank.pipelines.search.shapes import read_shapes
 from embank.pipelines.search.unifiedspace import FeatureUnifiedSpace, unified_space
@@ -21,7 +24,7 @@ from embank.search.spaces import Candidate, Genes, Group, Parameter, Space, Valu
 from embank.search.spaces.options import OptionChoices, choices_of, common_choices
 from embank.tables import BudgetError, ConfigError, TableSpec, method_class, named_codec, registered_methods
 
-BUDGET, METHOD, DIM, CODEC = "budget", "tables.method", "tables.dim", "tables.codec"
+BUDGET, METHOD, DIM, CODEC, MODEL = "budget", "tables.method", "tables.dim", "tables.codec", "model.name"
 METHODS = (
     *("uniform_dim", "mde", "frequency_cut", "hash", "compositional", "low_precision", "tt_rec", "dpq", "mgqe"),
     *("hash_embedding", "unified"),
@@ -30,9 +33,6 @@ METHODS = (
 
 SEARCHED = "searched"
 """In place of a method: plain tables of the shapes that the profile of a supernet finds for the budget."""
-
-CODECS = ("fp32", "int8", "int4")
-"""Codecs that a search tries by default, see `embank codecs`."""
 
 _BASELINES = ("uniform_dim", "mde", "frequency_cut", SEARCHED)
 _LR, _TABLE_LR, _DIM = (1 / 3, 1.0, 3.0), (0.25, 0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
@@ -48,16 +48,35 @@ class ConfigSpace(Space):
     Args:
         config: all other keys.
         choices: by key, its values; `budget` is the share of all tables. To each of several methods belong the choices
-            that its `Config` declares, `METHOD.OPTION`, where all tables may have them.
+            that its `Config` declares, `METHOD.OPTION`, where all tables may have them. A value that is a list is its
+            JSON text in candidates: Optuna's are numbers and texts.
         budget: of all candidates, where it is not among the choices.
         shapes: the file with the profile's shapes; read when a candidate needs them.
+        told: how messages call the space.
+
+    Raises:
+        ConfigError: a value that the configuration refuses, with all else as it is there, and with the space's other
+            values as well; or a first candidate that it refuses.
+        BudgetError: a first candidate's method has one size, which the budget does not hold.
     """
 
     def __init__(
-        self, config: Config, choices: Mapping[str, Sequence[Value]], *, budget: float | None, shapes: Path
+        self,
+        config: Config,
+        choices: Mapping[str, Sequence[Any]],
+        *,
+        budget: float | None,
+        shapes: Path,
+        told: str = "the space",
     ) -> None:
         self.base, self.budget, self.shapes = to_plain(config), budget, shapes
-        self.choices = {key: _ordered(values) for key, values in choices.items()}
+        self.choices = {key: _ordered([_held(value) for value in values]) for key, values in choices.items()}
+        self._lists = {
+            (key, _held(value)): value for key, values in choices.items() for value in values if _is_nested(value)
+        }
+        for key, values in choices.items():
+            for value in values:
+                self._refuse(key, value, told=told)
         self.data = Path(config.data.path)
         self.schema = Schema.load(self.data)
         self.counts = id_counts(self.schema, data=self.data)
@@ -70,6 +89,41 @@ class ConfigSpace(Space):
         for candidate in self.first_candidates():
             if candidate.get(METHOD) != SEARCHED:
                 self.config(candidate)
+
+    def _refuse(self, key: str, value: Any, *, told: str) -> None:
+        """Raises ConfigError for a value that the configuration refuses, whatever the budget: all else as it is there,
+        and, since a key may be that of another method or model, with the nearest values that the space has."""
+        if key == BUDGET or (key == METHOD and value == SEARCHED):
+            return
+        where = f"{told}: '{key}' holds {value!r}"
+        if key in (METHOD, CODEC, MODEL) and not isinstance(value, str):
+            raise ConfigError(f"{where}, which is no name; give a list of names, for example [{self._base(key)}]")
+        near = {own: _nearest(values, _held(self._base(own))) for own, values in self.choices.items()}
+        if near.get(METHOD) == SEARCHED:
+            others = (method for method in self.choices[METHOD] if method != SEARCHED)
+            near[METHOD] = next(others, "full")  # the profile's shapes are of plain tables
+        errors = [self._refusal({**others, key: _held(value)}) for others in ({}, near)]
+        if errors[0] is not None and errors[1] is not None:
+            said = str(errors[0]).removeprefix(f"{ORIGIN}: ")
+            raise ConfigError(f"{where}, which can't be tried: {said}") from errors[0]
+        has_budget = self.budget is not None or BUDGET in self.choices
+        if key == CODEC and has_budget and self._takes_budget:
+            refuse_unknown_nbytes(value, where=told)
+
+    def _refusal(self, values: Candidate) -> ConfigError | None:
+        """Why the configuration refuses some values, without a budget; None if it takes them."""
+        try:
+            self.config({**values, BUDGET: None})  # type: ignore[dict-item]
+        except ConfigError as error:
+            return error
+        return None
+
+    @property
+    def _takes_budget(self) -> bool:
+        """Whether a method of the space does."""
+        methods = [str(method) for method in self.choices.get(METHOD, (self.base["tables"]["method"],))]
+        known = [method for method in methods if method in registered_methods()]
+        return any(method_class(method).traits.allocation.takes_budget for method in known)
 
     def _parameters(self, key: str, values: tuple[Value, ...]) -> tuple[Parameter, ...]:
         """What is chosen at a key; of methods, their codec and their options as well."""
@@ -131,8 +185,8 @@ class ConfigSpace(Space):
         if candidate.get(METHOD) == SEARCHED:
             return self._searched(candidate)
         raw = deepcopy(self.base)
-        values = {key: value for key, value in candidate.items() if key != BUDGET}
-        _set_model(raw, values.pop("model.name", None))
+        values = {key: self._lists.get((key, value), value) for key, value in candidate.items() if key != BUDGET}
+        _set_model(raw, values.pop(MODEL, None))
         method = str(values.pop(METHOD, raw["tables"]["method"]))
         options = {key: values.pop(key) for key in list(values) if key.partition(".")[0] == method}
         if method != raw["tables"]["method"]:
@@ -167,6 +221,18 @@ class ConfigSpace(Space):
         plain = parse_config({**self.base, "tables": {**self._plain_tables, "dim": raw["tables"]["dim"]}})
         return min(1.0, int(float(budget) * self.plain_nbytes) / self._plain_nbytes(plain))
 
+    def served_floor(self, config: Config, share: float) -> int:
+        """Bytes that a candidate's tables take where its method reaches no less than a share of them.
+
+        Args:
+            config: of the candidate.
+            share: of the plain tables at the candidate's dim.
+        """
+        dim = config.tables.default.dim
+        plain = parse_config({**self.base, "tables": {**self._plain_tables, "dim": dim}})
+        # a byte more, since a budget in bytes is rounded down to a whole number
+        return min(self.plain_nbytes, int(share * self._plain_nbytes(plain)) + 1)
+
     @property
     def _plain_tables(self) -> dict[str, Any]:
         general = (*TABLE_KEYS, *COLLECTION_KEYS)
@@ -187,7 +253,7 @@ class ConfigSpace(Space):
         return max((self._at(**{BUDGET: b}) for b in self.choices.get(BUDGET, (None,))), key=self.nbytes_of)
 
     def _at(self, **values: Value | None) -> Genes:
-        at = {key: _nearest(own, values.get(key) or self._base(key)) for key, own in self.choices.items()}
+        at = {key: _nearest(own, _held(values.get(key) or self._base(key))) for key, own in self.choices.items()}
         method = str(at.get(METHOD, ""))
         if method == SEARCHED:
             at.pop(CODEC, None)
@@ -232,20 +298,13 @@ def config_space(plan: SearchPlan, *, budget: float | None, shapes: Path) -> Tra
     """
     config, options = plan.parsed, dict(plan.options)
     if plan.space == "methods":
-        methods = options.pop("methods", ("full", "frequency_cut", "hash", "uniform_dim", "mgqe"))
-        shares = options.pop("shares", (0.05, 0.1, 0.2, 0.5))
-        codecs = options.pop("codecs", CODECS)
-        if options:
-            raise ConfigError(f"space 'methods' has no option '{next(iter(options))}'; it has methods, shares, codecs")
-        return FeatureMethodSpace(config, methods=methods, shares=shares, codecs=codecs)
+        return method_space(config, options)
     if plan.space == "unified":
         return unified_space(config, options, budget=budget)
-    choices: dict[str, Sequence[Value]] = {
+    choices: dict[str, Sequence[Any]] = {
         **_default_choices(config, has_budget=plan.budgets[0] is not None),
         **options,
     }
-    if SEARCHED in choices[METHOD] and None in plan.budgets:
-        raise ConfigError(f"the space has '{SEARCHED}' among its methods, whose shapes take a --budget; give one")
     for key, values in choices.items():
         if not isinstance(values, list | tuple) or not values:
             raise ConfigError(f"the space's '{key}' is {values!r}; give a list of values, for example [0.001, 0.003]")
@@ -254,10 +313,12 @@ def config_space(plan: SearchPlan, *, budget: float | None, shapes: Path) -> Tra
                 f"the space has a key '{key}'; it knows those of the configuration's sections model, tables and train, "
                 "for example train.lr"
             )
+    if SEARCHED in choices[METHOD] and None in plan.budgets:
+        raise ConfigError(f"the space has '{SEARCHED}' among its methods, whose shapes take a --budget; give one")
     budgets = [b for b in plan.budgets if b is not None]
     if plan.front and budgets:
         choices = {BUDGET: sorted(budgets), **choices}
-    return ConfigSpace(config, choices, budget=budget, shapes=shapes)
+    return ConfigSpace(config, choices, budget=budget, shapes=shapes, told=plan.told_space)
 
 
 def _default_choices(config: Config, *, has_budget: bool) -> dict[str, Sequence[Value]]:
@@ -287,9 +348,18 @@ def _is_ordered(values: Sequence[Value]) -> bool:
 
 
 def _ordered(values: Sequence[Value]) -> tuple[Value, ...]:
-    """Numbers rising; each value once."""
+    """Numbers rising; each value once. Lists among them are texts already, see `_held`."""
     own = tuple(dict.fromkeys(values))
     return tuple(sorted(own)) if _is_ordered(own) else own
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, list | tuple | Mapping)
+
+
+def _held(value: Any) -> Any:
+    """A value as candidates hold it: of a list or a mapping its JSON text."""
+    return json.dumps(value, default=str) if _is_nested(value) else value
 
 
 def _nearest(values: Sequence[Value], wanted: Any) -> Value:

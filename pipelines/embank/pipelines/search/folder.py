@@ -40,7 +40,7 @@ class SearchFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = path = Path(path)
         self.record, self.supernet = path / "search.yaml", path / "supernet"
-        self.shapes = path / "shapes.yaml"
+        self.shapes, self.logs = path / "shapes.yaml", path / "logs"
         self.csv, self.markdown = path / "candidates.csv", path / "results.md"
         self.pareto, self.history = path / "pareto.png", path / "history.png"
         self.importance, self.slices = path / "importance.png", path / "slices.png"
@@ -98,7 +98,7 @@ class SearchFolder:
 
     def log(self, name: str) -> Path:
         """What a training prints."""
-        return self.path / "logs" / f"{name.replace('/', '_')}.log"
+        return self.logs / f"{name.replace('/', '_')}.log"
 
     def write_config(self, name: str, config: Config) -> Path:
         """Writes the configuration of a training."""

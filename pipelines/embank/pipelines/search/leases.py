@@ -99,7 +99,8 @@ def recover(study: optuna.Study) -> list[int]:
             continue
         recovered.append(trial.number)
         if trial.params:
-            study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
+            first = trial.user_attrs.get(RETRY_OF, trial.number)  # whose run a retry of a retry goes on with
+            study.enqueue_trial(trial.params, user_attrs={RETRY_OF: first})
     return recovered
 
 

@@ -16,6 +16,14 @@ from embank.search.spaces.options import OptionChoices
 from embank.tables import BudgetError, ConfigError, TableSpec, build_method, method_class, named_codec
 from embank.tables.scalars import plain as plain_values
 
+METHODS = ("full", "frequency_cut", "hash", "uniform_dim", "mgqe")
+"""Methods that are tried for each feature by default."""
+
+SHARES = (0.05, 0.1, 0.2, 0.5)
+
+CODECS = ("fp32", "int8", "int4")
+"""Codecs that a search tries by default, see `embank codecs`."""
+
 
 class FeatureMethodSpace(MethodSpace):
     """A method for each feature, see `embank.search.MethodSpace`, and the codec that its rows are served in.
@@ -153,6 +161,35 @@ class FeatureMethodSpace(MethodSpace):
 
     def first_candidates(self) -> list[Candidate]:
         return [self.decode(self.floor())]
+
+
+def method_space(config: Config, options: Mapping[str, Any]) -> FeatureMethodSpace:
+    """The space that a SPACE.yaml asks for.
+
+    Raises:
+        ConfigError: an option that it does not have, one that is no list of what it takes, or a method or codec that
+            can't be tried.
+    """
+    wanted = {
+        "methods": ("names of methods", _is_name, METHODS),
+        "shares": ("numbers above 0 and at most 1", _is_share, SHARES),
+        "codecs": ("names of codecs", _is_name, CODECS),
+    }
+    for name, value in options.items():
+        if name not in wanted:
+            raise ConfigError(f"space 'methods' has no option '{name}'; it has {', '.join(wanted)}")
+        what, is_fitting, default = wanted[name]
+        if not isinstance(value, list | tuple) or not value or not all(map(is_fitting, value)):
+            raise ConfigError(f"the space's '{name}' is {value!r}; give a list of {what}, for example {list(default)}")
+    return FeatureMethodSpace(config, **{name: options.get(name, default) for name, (_, _, default) in wanted.items()})
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def _has(spec: TableSpec, option: str, value: Value) -> bool:

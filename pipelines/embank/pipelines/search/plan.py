@@ -31,6 +31,7 @@ class SearchPlan:
         config: the configuration, as plain dicts; what is searched replaces parts of it.
         space: one of `SPACES`.
         options: of the space, as a SPACE.yaml holds them.
+        space_file: that SPACE.yaml, which messages name; "" where there is none.
         sampler: one of `embank.search.SAMPLERS`.
         budgets: serving bytes / plain bytes; each is a study of its own, unless `front`. None searches without a limit.
         front: one study with two objectives, the score and the bytes.
@@ -53,6 +54,7 @@ class SearchPlan:
     config: Mapping[str, Any]
     space: str = "widths"
     options: Mapping[str, Any] = field(default_factory=dict)
+    space_file: str = ""
     sampler: str = "ea"
     budgets: Sequence[float | None] = (None,)
     front: bool = False
@@ -108,6 +110,11 @@ class SearchPlan:
     def parsed(self) -> Config:
         """The configuration."""
         return parse_config(self.config)
+
+    @property
+    def told_space(self) -> str:
+        """How messages call the space."""
+        return f"the space '{self.space_file}'" if self.space_file else "the space"
 
     @property
     def trains(self) -> bool:

@@ -65,6 +65,7 @@ def make_plan(
         config=config,
         space=name,
         options=options,
+        space_file=space if space.endswith(_SUFFIXES) else "",
         storage=storage or str(Path(out) / JOURNAL),
         budgets=tuple(budgets) or (None,),
         metric=metric,

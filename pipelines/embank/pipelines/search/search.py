@@ -30,11 +30,12 @@ from embank.pipelines.search.storage import open_storage, storage_errors
 from embank.pipelines.search.supernet import open_supernet, refuse_other_run, train_supernet
 from embank.pipelines.search.training import training_setting
 from embank.pipelines.search.trials import StoppedSearchError, num_done, quiet_optuna, recover_named, run_trials
+from embank.pipelines.search.unreached import is_unreached, unreached
 from embank.pipelines.search.workers import helpers
 from embank.pipelines.sweep.children import num_cores
 from embank.pipelines.train.interrupt import StopRequest, stop_on_signals
 from embank.search.profile import profile_plan
-from embank.tables import ConfigError, WorkError
+from embank.tables import BudgetError, ConfigError, WorkError
 from embank.tables.storage.atomic import remove_folder, replace_text
 from embank.tables.storage.refusals import writing
 from embank.tables.wording import human_bytes
@@ -80,7 +81,7 @@ class Search:
             WorkError: the storage can't be written, or trainings have failed.
         """
         self.is_resumed = resume
-        self._refuse_budgets()
+        self._refuse_space()
         self._refuse_short_profile()
         if self.plan.supernet is not None:  # before anything is written
             refuse_other_run(RunFolder(self.plan.supernet), config=self.config)
@@ -96,9 +97,14 @@ class Search:
                 self.studies[budget] = self._search(budget, supernet)
             for budget in self.plan.budgets:
                 self.studies.setdefault(budget, self.studies[self.plan.budgets[0]])
+            unreached = self._unreached()
+            if len(unreached) == len(self.studies):  # nothing to train again or to write
+                raise unreached[0]
             entries = self._trained_again() if supernet is None else self._retrained(supernet)
             self._write(entries)
         self._refuse_failures(entries)
+        if unreached:
+            raise unreached[0]
         return self.studies
 
     @cached_property
@@ -108,11 +114,30 @@ class Search:
             return space_of(self.plan, self.config)
         return config_space(self.plan, budget=None, shapes=self.folder.shapes)
 
-    def _refuse_budgets(self) -> None:
-        """Before anything is trained; a whole configuration's method says itself what it reaches."""
+    def _refuse_space(self) -> None:
+        """Makes every study's space, and asks it for the budget, before anything is written. What the methods of whole
+        configurations reach is known once they are tried, see `_unreached`."""
         for budget in self.plan.budgets:
-            if budget is not None and not isinstance(self.space, ConfigSpace):
-                self.space.allowed_nbytes(budget)
+            space = self.space
+            if isinstance(space, ConfigSpace) and not self.plan.front:
+                space = config_space(self.plan, budget=budget, shapes=self.folder.shapes)
+            if budget is not None:
+                space.allowed_nbytes(budget)
+
+    def _unreached(self) -> list[BudgetError]:
+        """Of each study none of whose candidates keeps the budget, the smallest that one would keep."""
+        if not self.plan.trains:
+            return []
+        return [
+            unreached(
+                study,
+                config_space(self.plan, budget=budget, shapes=self.folder.shapes),
+                config=self.config,
+                budget=budget,
+            )
+            for budget, study in self.studies.items()
+            if is_unreached(study)
+        ]
 
     @property
     def is_shared(self) -> bool:

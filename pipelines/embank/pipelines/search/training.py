@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NoReturn
 
 import optuna
 from optuna.pruners import HyperbandPruner
@@ -21,13 +22,14 @@ from embank.pipelines.search.folder import SearchFolder
 from embank.pipelines.search.job import Job, Setting
 from embank.pipelines.search.leases import RETRY_OF
 from embank.pipelines.search.trials import FailedTrialError, StoppedSearchError
+from embank.pipelines.search.unreached import INFEASIBLE
 from embank.pipelines.sweep.children import ChildLog, forkserver, run_command, start
 from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.sweep.feasible import Feasibility
 from embank.pipelines.train.interrupt import StopRequest
 from embank.search.spaces import Candidate
 from embank.search.study import SAME_AS
-from embank.tables import BudgetError, WorkError
+from embank.tables import BudgetError, ConfigError, WorkError
 
 POLL_SECONDS = 0.2
 _MOST_FAILURES = 3
@@ -86,8 +88,10 @@ class TrainingObjective:
             refusal = self.feasibility.refusal(config)
         except BudgetError as error:
             refusal = str(error)
+        except ConfigError as error:  # values that can't be together
+            self._fail(str(error), trial)
         if refusal is not None:
-            trial.set_user_attr("infeasible", refusal)
+            trial.set_user_attr(INFEASIBLE, refusal)
             raise optuna.TrialPruned
         if (first := self._trained_before(config, trial)) is not None:
             trial.set_user_attr(SAME_AS, first.number)
@@ -148,13 +152,23 @@ class TrainingObjective:
         if run.result.is_file():
             self.num_failures = 0
             return
+        self._fail(log.last_words(code=process.exitcode or 0), trial)
+
+    def _fail(self, said: str, trial: optuna.Trial) -> NoReturn:
+        """Fails a trial for what its configuration or its training said.
+
+        Raises:
+            FailedTrialError: the search goes on.
+            WorkError: several in a row have failed.
+        """
         self.num_failures += 1
-        said = log.last_words(code=process.exitcode or 0)
         trial.set_user_attr("error", said)
         if self.num_failures >= _MOST_FAILURES:
             raise WorkError(
-                f"{self.num_failures} trainings in a row have failed, the last one: {said}. What they printed is in "
-                f"'{log.path.parent}'; mend it and go on with --resume"
+                f"{self.num_failures} trials in a row have failed, the last one: {said.rstrip('.')}. What trainings "
+                f"printed is in '{self.folder.logs}'. If the machine was at fault (memory, a disk), mend that and go "
+                "on with --resume; if a value of the space or the configuration was, which a search keeps, change it "
+                "and begin another search in another --out"
             )
         raise FailedTrialError(said)
 

@@ -14,7 +14,7 @@ from embank.pipelines.search.job import Job, SettingOf
 from embank.pipelines.search.trials import StoppedSearchError, run_trials
 from embank.pipelines.sweep.children import ChildLog, end_with_parent, start
 from embank.pipelines.train.interrupt import stop_on_signals
-from embank.tables import WorkError
+from embank.tables import EmbankError
 
 _PRELOADED = ["embank.pipelines.search.trials", "embank.pipelines.search.frozen"]
 
@@ -57,7 +57,7 @@ def _work(job: Job, setting_of: SettingOf, log: ChildLog) -> None:
     log.take_output()
     try:
         work(job, setting_of)
-    except WorkError as error:
+    except EmbankError as error:
         sys.stderr.write(f"embank: {error}\n")
         sys.exit(error.exit_code)
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -36,6 +37,9 @@ _PRELOADED = [
     "matplotlib.backends.backend_agg",
     "torch.distributed.checkpoint",
 ]
+
+
+_WARNING = "embank: warning: "
 
 
 class ChildLog:
@@ -65,10 +69,12 @@ class ChildLog:
             name = signal.Signals(-code).name
             return f"killed by {name}{', perhaps for want of memory' if name == 'SIGKILL' else ''}"
         said = self.path.read_bytes()[self._before :].decode(errors="replace") if self.path.is_file() else ""
-        lines = [stripped for line in said.splitlines() if (stripped := line.strip())]
-        lines = [line for line in lines if not line.startswith("== begun ")]
-        messages = [line.removeprefix("embank: ") for line in lines if line.startswith("embank: ")]
-        return (messages or lines or [f"exit code {code}"])[-1]
+        lines = [line.strip() for line in said.splitlines() if not line.startswith("== begun ")]
+        told = [n for n, line in enumerate(lines) if line.startswith("embank: ") and not line.startswith(_WARNING)]
+        if told:  # perhaps in several lines
+            message = takewhile(bool, lines[told[-1] :])
+            return " ".join(message).removeprefix("embank: ")
+        return ([line for line in lines if line] or [f"exit code {code}"])[-1]
 
 
 @dataclass(frozen=True, kw_only=True)

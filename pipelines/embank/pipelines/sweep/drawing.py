@@ -1,5 +1,6 @@
 """What the pictures of a sweep share: a panel for each model, AUC against bytes, fronts, names at the right."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def draw(
         own = [row for row in rows if row.model == model]
         if own:
             axes.set_xscale("log", base=2)
+            _widen(axes, own)
             panel(axes, own)
         else:
             axes.text(0.5, 0.5, "no run has an AUC", ha="center", transform=axes.transAxes)
@@ -78,6 +80,13 @@ def draw(
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=200, format="png")
     plt.close(figure)
+
+
+def _widen(axes: Any, rows: Sequence[Row]) -> None:
+    """An axis of a factor of four at least: methods of one budget lie above each other, and it has ticks."""
+    sizes = [nbytes_of(row) for row in rows]
+    middle = math.sqrt(min(sizes) * max(sizes))
+    axes.update_datalim([(nbytes, auc_of(rows[0])) for nbytes in (middle / 2, middle * 2)])
 
 
 def label_bytes(axes: Any) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from embank.pipelines.train.penalty import Penalised, RowPenalty
 from embank.pipelines.train.schedule import lr_factor
 from embank.tables import TableCollection, WorkError
 from embank.tables.collections.stages import rows_held, search_parameters
-from embank.tables.collections.straight_through import StraightThrough
+from embank.tables.collections.straight_through import StraightThrough, UncodedRowsError
 from embank.tables.sharding.processes import Processes
 
 
@@ -107,10 +107,17 @@ class Stepper:
 
         Raises:
             NonFiniteLossError: names the step, the batch and the table or parameter.
+            UncodedRowsError: the codec that rows are trained through can't hold those that training begins with.
         """
         self._set_learning_rates(step, num_plateaus)
         batch = batch.to(self.tables.device)
-        with self.coded:
+        with ExitStack() as coded:
+            try:
+                coded.enter_context(self.coded)
+            except UncodedRowsError as error:
+                if step == 0:  # no step of this stage has moved them
+                    raise
+                raise NonFiniteLossError(self._uncoded(batch, step, error)) from error
             value, agreed = self._update(batch, step=step, votes=votes)
         self.tables.step()
         return value, agreed
@@ -209,11 +216,24 @@ class Stepper:
                 f"the logits overflow; the largest embedding is {largest:.3g} in table '{widest}'; lower "
                 "train.table_lr or train.lr"
             )
-        position = batch.position
+        return f"the loss is {value} in {_place(batch, step)}: {cause}, or {_IN_A_NEW_RUN}"
+
+    def _uncoded(self, batch: Batch, step: int, error: UncodedRowsError) -> str:
+        """That rows have grown beyond what their codec holds. Its own cure, another codec, would only let them grow
+        on."""
+        fact = str(error).partition(";")[0]
+        rate = self.rates["table_lr"]
         return (
-            f"the loss is {value} in step {step} (epoch {position.epoch}, batch {position.batch - 1}): {cause}, or "
-            "warm up (train.warmup_steps), in a new run"
+            f"training diverges in {_place(batch, step)}: {fact}; lower train.table_lr ({rate:.4g}), or {_IN_A_NEW_RUN}"
         )
+
+
+_IN_A_NEW_RUN = "warm up (train.warmup_steps), in a new run"
+
+
+def _place(batch: Batch, step: int) -> str:
+    """Where training stands, in words."""
+    return f"step {step} (epoch {batch.position.epoch}, batch {batch.position.batch - 1})"
 
 
 class SearchStepper:

@@ -381,7 +381,8 @@ def _is_odd_key(kind: Any, name: str) -> bool:
     )
     if of.is_floating(kind) or of.is_decimal(kind) or is_bytes:
         return True
-    return _is_called_key(name) and not _is_key(kind) and not of.is_nested(_storage(kind))
+    is_many = of.is_nested(_storage(kind)) and not of.is_struct(_storage(kind))
+    return _is_called_key(name) and not _is_key(kind) and not is_many
 
 
 def _is_called_key(name: str) -> bool:

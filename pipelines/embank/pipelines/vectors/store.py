@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -107,12 +107,18 @@ class StoredVectors:
     def rows_of(self, keys: Keys) -> Tensor:
         """Rows int64 [N] of N keys, see `lookup`."""
         index = self._index
+        if isinstance(keys, (str, bytes)) or not isinstance(keys, (Iterable, pl.Series)):
+            raise DataError(f"the keys of '{self.path}' are asked for by {shown(keys)}; give a list of keys")
         asked = keys if isinstance(keys, pl.Series) else self._series(list(keys))
+        kind = "whole numbers" if self._are_numbers else "text"
+        if asked.null_count():
+            raise DataError(
+                f"the keys of '{self.path}' are {kind}, and key {asked.is_null().arg_max()} of those asked for is "
+                "missing"
+            )
         is_kind = asked.dtype.is_integer() if self._are_numbers else asked.dtype in _TEXT
-        if len(asked) and (not is_kind or asked.null_count()):
-            kind = "whole numbers" if self._are_numbers else "text"
-            first = shown(asked.head(1).to_list()[0])
-            raise DataError(f"the keys of '{self.path}' are {kind}, and {first} is not, or one is missing")
+        if len(asked) and not is_kind:
+            raise DataError(f"the keys of '{self.path}' are {kind}, and {shown(asked.head(1).to_list()[0])} is not")
         # An index has no row 0: that of a vector is its id less one, and what is not found is -1.
         rows_N = index.find(TABLE, token_ids(asked.cast(pl.String))) - 1
         if (rows_N < 0).any():

@@ -69,7 +69,7 @@ class Space(ABC):
 
         Raises:
             ConfigError: not in (0, 1].
-            BudgetError: below the floor; states it.
+            BudgetError: below the floor, which it states, or less than a byte.
         """
         if not 0 < budget <= 1:
             raise ConfigError(f"the budget is {budget}; it is serving bytes / plain bytes and lies in (0, 1]")
@@ -79,6 +79,11 @@ class Space(ABC):
                 f"the budget is {budget}, {allowed:,} bytes, but the smallest candidate of this space has {floor:,} "
                 f"bytes, budget {share_text(floor, self.plain_nbytes)}. Raise the budget, or give "
                 "the space smaller values"
+            )
+        if not allowed:  # a space whose candidates have as many bytes as the budget has no floor of its own
+            raise BudgetError(
+                f"the budget is {budget}, less than one of the plain tables' {self.plain_nbytes:,} bytes. Raise the "
+                f"budget to {share_text(1, self.plain_nbytes)} at least"
             )
         return allowed
 

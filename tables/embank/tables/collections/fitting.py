@@ -5,7 +5,13 @@ from collections.abc import Mapping
 import torch
 
 from embank.tables.collections.given import GivenRows
-from embank.tables.collections.importing import ImportedRows, differences, find_all, import_all
+from embank.tables.collections.importing import (
+    ImportedRows,
+    differences,
+    find_all,
+    import_all,
+    refuse_too_large_vectors,
+)
 from embank.tables.collections.stages import AnyTables, advance
 from embank.tables.method.fitting import Wanted
 from embank.tables.method.schedule import is_last_stage
@@ -42,7 +48,9 @@ def fit_tables(tables: AnyTables, given: Mapping[str, GivenRows]) -> tuple[AnyTa
     """
     while not all(is_last_stage(method) for method in tables.built_methods()):
         searching = {method.spec.name for method in tables.built_methods() if not is_last_stage(method)}
-        wanted = {name: found.wanted for name, found in find_all(tables, given).items() if name in searching}
+        found = find_all(tables, given)
+        refuse_too_large_vectors(tables, found)  # before a stage of another table is written
+        wanted = {name: own.wanted for name, own in found.items() if name in searching}
         import_all(tables, {name: own for name, own in given.items() if name in searching}, guides=True)
         tables = advance(tables, score=_Nearness(tables, wanted) if wanted else None)
     return tables, import_all(tables, given)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from embank.tables.collections.given import Found, GivenRows, find
 from embank.tables.collections.held_rows import HeldRows, by_class
+from embank.tables.collections.state import WIDER_ROWS, refuse_beyond
 from embank.tables.errors import ConfigError
 from embank.tables.ids.vocabulary import Vocabulary
 from embank.tables.method.base import Method, physical_tables
@@ -90,7 +91,8 @@ def import_rows(
 
     Raises:
         ConfigError: no such table, shapes or types that don't fit it, tokens without a vocabulary, a method that can't
-            be fitted, rows that another table shares (give both at once to `fit_tables`). Nothing has changed.
+            be fitted, rows that another table shares (give both at once to `fit_tables`), rows too large for the tier's
+            type. Nothing has changed.
         DataError: numbers that are not finite, two vectors that differ for one id, none for an id of the table. Nothing
             has changed.
 
@@ -119,9 +121,26 @@ def import_all(tables: "Tables", given: Mapping[str, GivenRows], *, guides: bool
             fitting = methods[0].traits.fitting
             make = fitting.guide if guides and not is_last_stage(methods[0]) else fitting.fit
             fits.append(make(methods, wanted, rows, seed=tables.seed))
+    with tables.processes.together():  # what another machine has fitted may be a little larger
+        for fitted in fits:
+            for physical, new in fitted.rows.items():
+                _refuse_too_large(tables, physical, new.values_Uw)
     for fitted in fits:
         _write(tables, fitted)
     return {name: _report(tables, name, own) for name, own in found.items()}
+
+
+def refuse_too_large_vectors(tables: "Tables", found: Mapping[str, Found]) -> None:
+    """Raises ConfigError where vectors are a table's rows as they are, and too large for the type of its tier. How
+    large the rows of other tables get, only their fit tells."""
+    for name, own in found.items():
+        method = _method(tables, name)
+        if method.traits.is_plain:
+            _refuse_too_large(tables, method.physical[0].name, own.wanted.vectors_KD)
+
+
+def _refuse_too_large(tables: "Tables", physical: str, rows: Tensor) -> None:
+    refuse_beyond(rows, tables.tier.torch_dtype, what=f"rows of table '{physical}'", cure=WIDER_ROWS)
 
 
 def find_all(tables: "Tables", given: Mapping[str, GivenRows]) -> dict[str, Found]:

@@ -1,13 +1,18 @@
 """Modules by name: what makes a `state_dict` independent of the order in which tables are listed."""
 
 from collections.abc import Iterator, Mapping
+from urllib.parse import unquote
 
 from torch import nn
+
+_TAKEN = frozenset({"training"})
+"""What torch assigns to in every module; it refuses where a module has that name."""
 
 
 def state_name(name: str) -> str:
     """A table's name as one part of a name in a `state_dict`, whose parts are joined by dots."""
-    return name.replace("%", "%25").replace(".", "%2E")
+    name = name.replace("%", "%25").replace(".", "%2E")
+    return f"%{ord(name[0]):02X}{name[1:]}" if name in _TAKEN else name
 
 
 class NamedModules(nn.Module):
@@ -28,7 +33,7 @@ class NamedModules(nn.Module):
 
     def keys(self) -> list[str]:
         """The names."""
-        return [name.replace("%2E", ".").replace("%25", "%") for name in self._modules]
+        return [unquote(name) for name in self._modules]
 
     def values(self) -> list[nn.Module]:
         """The modules."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from embank.tables.collections.held_rows import writing
 from embank.tables.collections.identity import (
@@ -30,7 +31,8 @@ from embank.tables.collections.identity import (
 )
 from embank.tables.collections.named import state_name
 from embank.tables.collections.sharded_state import copy_parts, lacks_values, sharded_weights
-from embank.tables.errors import CheckpointError, ConfigError
+from embank.tables.errors import CheckpointError, ConfigError, EmbankError
+from embank.tables.rows.store_spec import ROW_DTYPES
 from embank.tables.wording import nearest_or_all
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ NUM_UPDATES = "row_optimizer.num_updates"
 
 
 FORM = "embank's tables"
+
+WIDER_ROWS = "hold rows in fp32, RowTier(dtype='fp32')"
+"""What helps where numbers are too large for rows of fewer bits."""
 
 
 def identity_tensor(tables: "Tables") -> Tensor:
@@ -127,7 +132,7 @@ def load_row_state(tables: "Tables", state: Mapping[str, Any], *, prefix: str, m
         The names that were used.
 
     Raises:
-        CheckpointError: the rows are of other tables or of another shape.
+        CheckpointError: the rows are of other tables or of another shape, or too large for the type of those here.
     """
     _refuse_foreign(tables, state, prefix=prefix)
     views = row_state(tables)
@@ -153,6 +158,17 @@ def load_row_state(tables: "Tables", state: Mapping[str, Any], *, prefix: str, m
         raise CheckpointError(
             f"the state_dict is of other tables: {'; '.join(wrong[:3])}. Nothing of it was loaded here"
         )
+    for name, value in found.items():
+        if name != NUM_UPDATES:
+            parts = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+            for part in parts:
+                refuse_beyond(
+                    part,
+                    views[name].dtype,
+                    what=f"numbers of the state_dict's '{prefix}{name}'",
+                    cure=f"{WIDER_ROWS}. Nothing of it was loaded here",
+                    error=CheckpointError,
+                )
     with writing(tables):
         for name, value in found.items():
             if name == NUM_UPDATES:
@@ -178,6 +194,7 @@ def set_rows(tables: "Tables", table: str, rows_RD: Tensor) -> None:
             f"the rows for table '{table}' have shape {tuple(rows_RD.shape)}; the table has {shape}: give all of its "
             "rows"
         )
+    refuse_beyond(rows_RD, tables.tier.torch_dtype, what=f"rows of table '{table}'", cure=WIDER_ROWS)
     for store in tables.row_stores():
         for shard in store.shards:
             if shard.table.name == table and shard.num_rows:
@@ -187,6 +204,41 @@ def set_rows(tables: "Tables", table: str, rows_RD: Tensor) -> None:
                 view = store.weight(table)
                 with store.writing():
                     view[local.to(view.device)] = rows_RD[numbers[local].to(rows_RD.device), columns].to(view)
+
+
+def refuse_beyond(
+    rows: Tensor, dtype: torch.dtype, *, what: str, cure: str, error: type[EmbankError] = ConfigError
+) -> None:
+    """Refuses finite numbers that a type has infinities for, before they are written. Those that it rounds to 0 are
+    fine, and what is not finite is not looked at.
+
+    Args:
+        rows: of any shape and type.
+        dtype: that they are to be held in.
+        what: they are, the beginning of the message.
+        cure: the end of the message.
+        error: what is raised.
+
+    Example:
+        >>> refuse_beyond(torch.tensor([1e6]), torch.float16, what="rows of table 'item'", cure="scale them")
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.ConfigError: rows of table 'item' reach 1e+06, and fp16 holds numbers up to 65504; scale
+        them
+    """
+    limits = torch.finfo(dtype)
+    if not rows.numel() or (rows.is_floating_point() and torch.finfo(rows.dtype).max <= limits.max):
+        return
+    ends = torch.stack(rows.detach().aminmax())  # no temporary as large as the rows
+    if not bool(ends.isfinite().all()):
+        finite = rows[rows.isfinite()]
+        ends = torch.stack(finite.aminmax()) if finite.numel() else ends.new_zeros(2)
+    if bool(ends.to(dtype).isfinite().all()):  # a little beyond the end they are rounded to it
+        return
+    kind = next((kind for kind, own in ROW_DTYPES.items() if own == dtype), str(dtype).removeprefix("torch."))
+    raise error(
+        f"{what} reach {float(ends.double().abs().max()):.4g}, and {kind} holds numbers up to {limits.max:.5g}; {cure}"
+    )
 
 
 def _refuse_foreign(tables: "Tables", state: Mapping[str, Any], *, prefix: str) -> None:

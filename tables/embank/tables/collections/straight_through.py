@@ -18,6 +18,10 @@ from embank.tables.serving.codecs.registry import NamedCodec, codecs_by_table, e
 from embank.tables.serving.table import codec_of
 
 
+class UncodedRowsError(ConfigError):
+    """Rows of a table, which it names, can't be held by the codec that they are trained through."""
+
+
 class StraightThrough:
     """While it is open, the rows of a collection are those that its codecs will serve; what is added to them meanwhile
     is added to the fp32 rows when it is closed.
@@ -36,6 +40,7 @@ class StraightThrough:
 
     Raises:
         ConfigError: rows are elsewhere, two tables read the same rows under different codecs, or nothing is coded.
+        UncodedRowsError: when it is opened: rows are not finite, or too large for their codec.
 
     Example:
         >>> spec = TableSpec(name="item", num_embeddings=100, embedding_dim=8, feature_names=["item"])
@@ -84,7 +89,10 @@ class StraightThrough:
         again_N = (blocks_K[:, None] * block + torch.arange(block)).reshape(-1)
         again_N = again_N[again_N < len(rows_RD)]  # the last block may be short
         again_ND = rows_RD[again_N]
-        coded_ND = encode(again_ND, codec=codec.name).take(torch.arange(len(again_N)))
+        try:
+            coded_ND = encode(again_ND, codec=codec.name).take(torch.arange(len(again_N)))
+        except ConfigError as error:
+            raise UncodedRowsError(f"table '{table}': {error}") from error
         self._held[table][again_N], plain[again_N] = coded_ND, again_ND  # both, and only once nothing is refused
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from embank.tables.collections.state import WIDER_ROWS, refuse_beyond
 from embank.tables.errors import ConfigError
 from embank.tables.memory.layouts import EngramLayout, StemLayout
 from embank.tables.memory.position_edits import Strategy, readings
@@ -150,7 +151,8 @@ class EditSession:
         """Writes rows of one table.
 
         Raises:
-            ConfigError: no such table, rows outside it or named twice, or values of another shape.
+            ConfigError: no such table, rows outside it or named twice, or values of another shape, not finite, or too
+                large for the type that rows are held in.
         """
         return self.write_all([self.planned(kind, table, rows_U, new_UD)], name=name or f"rows of {table}")
 
@@ -227,6 +229,7 @@ class EditSession:
             )
         if not bool(new_UD.isfinite().all()):
             raise ConfigError(f"the new rows of table '{table}' are not finite")
+        refuse_beyond(new_UD, rows_RD.dtype, what=f"the new rows of table '{table}'", cure=WIDER_ROWS)
         return RowChange(kind, table, rows_U, rows_RD[rows_U].clone(), new_UD.to(rows_RD).clone())
 
     def write_all(self, changes: Sequence[RowChange], *, name: str) -> Edit:

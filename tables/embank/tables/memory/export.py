@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embank.tables.collections.state import WIDER_ROWS, refuse_beyond
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.memory.layouts import EngramConfig, EngramLayout, MemoryLayout, StemConfig, StemLayout
 from embank.tables.memory.ngram_hash import given_multipliers
 from embank.tables.memory.tables import MemoryTables
-from embank.tables.memory.tensor_files import reading_tensors, write_tensors
+from embank.tables.memory.tensor_files import reading_tensors, refuse_non_finite, write_tensors
 from embank.tables.memory.token_compression import TokenCompression
 from embank.tables.method.facts import facts_of, restored
 from embank.tables.serving.codecs.halves import wider_than_fp16
-from embank.tables.serving.codecs.registry import codec_class, encode, registered_codecs
+from embank.tables.serving.codecs.registry import encode, named_codec, row_codec
 from embank.tables.storage.checksums import verify_checksums, write_checksums
 from embank.tables.storage.json_text import read_json
 from embank.tables.storage.new_folder import new_folder
@@ -39,16 +40,18 @@ def export_memory(memory: MemoryTables, folder: str | Path, *, codec: str = "fp3
     Args:
         memory: all of whose rows are in this process, in plain tables.
         folder: must not exist yet.
-        codec: "fp32", "bf16" or "fp16", or a registered codec that takes any rows.
+        codec: "fp32", "bf16" or "fp16", or the name of a codec that takes any rows, such as "int4", "pca8" or
+            "pca8+int4".
 
     Raises:
-        ConfigError: no such codec, rows that it can't hold, or rows of other processes.
+        ConfigError: no such codec or one that only its method can make, rows that it can't hold, or rows of other
+            processes.
         CheckpointError: the folder exists.
         WorkError: it can't be written.
     """
     folder = Path(folder)
     if codec not in ROW_TYPES:
-        codec_class(codec)  # refuses a name that nobody has registered
+        row_codec(codec)  # refuses a name that says no codec of rows
     engram = _engram_of(memory)
     facts = {
         "format_version": FORMAT_VERSION,
@@ -67,22 +70,29 @@ def export_memory(memory: MemoryTables, folder: str | Path, *, codec: str = "fp3
 
 
 def import_rows(memory: MemoryTables, folder: str | Path) -> None:
-    """Fills a memory with exported rows, after checking that they are of these very tables. Rows become fp32.
+    """Fills a memory with exported rows, after checking that they are of these very tables. They come in the type of
+    the memory's tier.
 
     Raises:
         CheckpointError: damaged, or of another tokenizer, hash or size; nothing was written.
+        ConfigError: the tier's type can't hold them; nothing was written.
     """
     folder = Path(folder)
     facts = _verified(folder)
     memory.refuse_other(_kinds_of(facts, folder), what=f"the export '{folder}'")
-    shapes = {s.name: (s.num_embeddings, s.embedding_dim) for c in memory.collections.values() for s in c.specs}
-    for table, shape in shapes.items():  # all of them before the first is written
-        found = _read_rows(folder, table, codec=facts["codec"])
-        if tuple(found.shape) != shape:
-            raise CheckpointError(
-                f"the export '{folder}' has rows of shape {tuple(found.shape)} for table '{table}'; they must be "
-                f"{shape}. {_CURE}"
+    for collection in memory.collections.values():  # all of them before the first is written
+        for spec in collection.specs:
+            shape, found = (
+                (spec.num_embeddings, spec.embedding_dim),
+                _read_rows(folder, spec.name, codec=facts["codec"]),
             )
+            if tuple(found.shape) != shape:
+                raise CheckpointError(
+                    f"the export '{folder}' has rows of shape {tuple(found.shape)} for table '{spec.name}'; they must "
+                    f"be {shape}. {_CURE}"
+                )
+            what = f"rows of table '{spec.name}' in the export '{folder}'"
+            refuse_beyond(found, collection.tier.torch_dtype, what=what, cure=WIDER_ROWS)
     for collection in memory.collections.values():
         for spec in collection.specs:
             collection.set_rows(spec.name, _read_rows(folder, spec.name, codec=facts["codec"]))
@@ -99,6 +109,7 @@ def open_memory(folder: str | Path, tokenizer: Any, *, num_layers: int | None = 
 
     Raises:
         CheckpointError: damaged, or trained with another tokenizer.
+        ConfigError: the tier's type can't hold the rows.
     """
     folder = Path(folder)
     facts = _verified(folder)
@@ -166,12 +177,14 @@ def _verified(folder: Path) -> dict[str, Any]:
             f"the export '{folder}' has format version {facts.get('format_version')}; this embank reads version "
             f"{FORMAT_VERSION}. {_CURE}"
         )
-    codec = facts.get("codec")
-    if codec not in ROW_TYPES and codec not in registered_codecs():
+    codec: Any = facts.get("codec")
+    try:
+        named_codec(codec)
+    except ConfigError as error:
         raise CheckpointError(
             f"the export '{folder}' has rows of codec '{codec}', which is not registered here; install the package "
             "that has it"
-        )
+        ) from error
     return facts
 
 
@@ -205,13 +218,15 @@ def _tables_of(memory: MemoryTables) -> Iterator[tuple[str, Tensor]]:
 def _encoded(rows_RD: Tensor, codec: str, *, table: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Rows in the form of a codec: tensors by name, and facts to make it again from."""
     if codec not in ROW_TYPES:
-        coded = encode(rows_RD.float().cpu(), codec=codec)
+        try:
+            coded = encode(rows_RD.float().cpu(), codec=codec)
+        except ConfigError as error:
+            raise ConfigError(f"table '{table}': {error}") from error
         tensors = dict(coded.named_buffers())
         return tensors, {"num_rows": len(rows_RD), "tensors": list(tensors), "facts": facts_of(coded)}
     cast = rows_RD.to(ROW_TYPES[codec])
     if not bool(torch.stack(cast.aminmax()).isfinite().all()):
-        if not bool(rows_RD.isfinite().all()):
-            raise ConfigError(f"rows of table '{table}' are not finite; train with a lower rate")
+        refuse_non_finite(rows_RD, table=table)
         largest = float(rows_RD.abs().max())
         raise ConfigError(
             f"rows of table '{table}' reach {largest:.4g}, which is not finite as {codec}; use "
@@ -227,7 +242,7 @@ def _read_rows(folder: Path, table: str, *, codec: str) -> Tensor:
         if codec not in ROW_TYPES:
             try:
                 tensors = {name: get(name) for name in about["tensors"]}
-                coded = restored(codec_class(codec), about["facts"], tensors)
+                coded = restored(named_codec(codec).cls, about["facts"], tensors)
                 rows_RD: Tensor = coded.take(torch.arange(about["num_rows"]))
             except KeyError as error:
                 raise CheckpointError(f"'{path}' does not say its {error.args[0]}. {_CURE}") from error

@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embank.tables.collections.state import refuse_beyond
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.memory.layouts import EngramLayout
 from embank.tables.memory.tables import MemoryTables
-from embank.tables.memory.tensor_files import reading_tensors, write_tensors
+from embank.tables.memory.tensor_files import reading_tensors, refuse_non_finite, write_tensors
 from embank.tables.storage.checksums import verify_checksums, write_checksums
 from embank.tables.storage.new_folder import new_folder, refuse_taken
 from embank.tables.storage.tensor_layout import header_bytes, make_header
@@ -46,7 +47,7 @@ def write_records(memory: MemoryTables, texts: Iterable[Tensor], folder: str | P
         The number of records.
 
     Raises:
-        ConfigError: no Engram memory, no text, or another codec.
+        ConfigError: no Engram memory, no text, another codec, or rows that are not finite or that it can't hold.
         CheckpointError: the folder exists.
         WorkError: it can't be written.
     """
@@ -177,9 +178,13 @@ def _write_rows(
     """A safetensors file of one tensor, written piece by piece: records may exceed memory."""
     dtype, name = _TYPES[codec]
     width = len(layout.layer_ids) * layout.row_dim
+    tables = [name for layer in layout.layer_ids for name in layout.table_names(layer)]  # in the order of columns
     with path.open("wb") as file:
         file.write(header_bytes(make_header([("records", name, (len(windows_UN), width))])))
         for _, rows_UW in _rows_of(memory, layout, windows_UN):
+            for table, rows_UD in zip(tables, torch.split(rows_UW, layout.head_dim, dim=1), strict=True):
+                refuse_non_finite(rows_UD, table=table)
+                refuse_beyond(rows_UD, dtype, what=f"rows of table '{table}'", cure="write records in 'fp32'")
             file.write(rows_UW.to(dtype).contiguous().view(torch.uint8).numpy().tobytes())
 
 

@@ -9,11 +9,12 @@ Dense parts of these layers are in `embank.tables.memory.released_layers`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from embank.tables.collections.state import WIDER_ROWS, refuse_beyond
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.memory.layouts import EngramConfig, EngramLayout
 from embank.tables.memory.tables import MemoryTables
@@ -47,6 +48,7 @@ def fill_layer(
 
     Raises:
         CheckpointError: no such layer, or a table of another size; nothing was written.
+        ConfigError: the memory's tier has a type that can't hold the rows; nothing was written.
     """
     layout = _engram_of(memory, layer)
     shards = [rows_RD] if isinstance(rows_RD, Tensor) else list(rows_RD)
@@ -68,11 +70,20 @@ def fill_layer(
             f"the table of layer {layer} has rows of {shards[0].dtype}, which mean nothing without their exponents; "
             "give exponents_RB"
         )
-    for name, prime, first in zip(layout.table_names(layer), primes, layout.hash.offsets(layer), strict=True):
-        head_RD = _span(shards, first, first + prime)
-        if exponents_RB is not None:
-            head_RD = dequantized(head_RD, exponents_RB[first : first + prime])
-        memory.collections[layout.kind].set_rows(name, head_RD.float())
+    collection = memory.collections[layout.kind]
+
+    def heads() -> Iterator[tuple[str, Tensor]]:
+        for name, prime, first in zip(layout.table_names(layer), primes, layout.hash.offsets(layer), strict=True):
+            head_RD = _span(shards, first, first + prime)
+            if exponents_RB is not None:
+                head_RD = dequantized(head_RD, exponents_RB[first : first + prime])
+            yield name, head_RD
+
+    if collection.tier.is_half:  # all heads before the first is written
+        for name, head_RD in heads():
+            refuse_beyond(head_RD, collection.tier.torch_dtype, what=f"rows of table '{name}'", cure=WIDER_ROWS)
+    for name, head_RD in heads():
+        collection.set_rows(name, head_RD.float())
 
 
 def _engram_of(memory: MemoryTables, layer: int) -> EngramLayout:

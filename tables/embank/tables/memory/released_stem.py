@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from embank.tables.collections.state import WIDER_ROWS, refuse_beyond
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.memory.layouts import StemLayout
 from embank.tables.memory.tables import MemoryTables
@@ -43,7 +44,8 @@ def load_stem_tables(memory: MemoryTables, path: str | Path, *, shard_order: Seq
     Raises:
         CheckpointError: a shard or a table is missing, damaged or of another size, or a consolidated file whose order
             nobody knows; nothing was written.
-        ConfigError: `shard_order` is no order, or shards are there.
+        ConfigError: `shard_order` is no order, or shards are there; or the memory's tier has a type that can't hold the
+            rows, and nothing was written.
 
     Example:
         load_stem_tables(memory, "checkpoints/0000100000")
@@ -65,9 +67,17 @@ def load_stem_tables(memory: MemoryTables, path: str | Path, *, shard_order: Seq
         parts = _cut(_read(file), shard_order, layout, file)
         what = f"'{file}'"
     _refuse_others(parts, layout, what=what)
-    for number, layer in enumerate(sorted(layout.layer_ids)):
-        rows_VF = torch.cat([part[number] for part in parts], dim=1)
-        memory.collections[layout.kind].set_rows(layout.table_name(layer), rows_VF.float())
+    collection, names = (
+        memory.collections[layout.kind],
+        [layout.table_name(layer) for layer in sorted(layout.layer_ids)],
+    )
+    for number, name in enumerate(names):  # all of them before the first is written
+        for part in parts:
+            refuse_beyond(
+                part[number], collection.tier.torch_dtype, what=f"rows of table '{name}' in {what}", cure=WIDER_ROWS
+            )
+    for number, name in enumerate(names):
+        collection.set_rows(name, torch.cat([part[number] for part in parts], dim=1).float())
 
 
 def _shards_of(path: Path) -> Path | None:

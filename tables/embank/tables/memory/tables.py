@@ -1,6 +1,7 @@
 """`MemoryTables`: the rows of a language model's memory, beside the model and not in it."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,6 +20,7 @@ from embank.tables.sharding.planner import row_nbytes, table_loads
 from embank.tables.sharding.sharded_rows import Sharding
 from embank.tables.specs import TableSpec
 from embank.tables.storage.checkpoint import load_checkpoint, meta_of, save_checkpoint
+from embank.tables.storage.new_folder import new_folder
 from embank.tables.wording import human_bytes
 
 Cut = Literal["rows", "heads", "columns"]
@@ -231,18 +233,29 @@ class MemoryTables:
             layout.refuse_other(manifest[kind], what=what)
 
     def save(self, folder: str | Path) -> None:
-        """Writes rows and their optimizer state: a checkpoint for each kind, which any number of processes can load.
+        """Writes rows and their optimizer state: a checkpoint for each kind, which any number of processes can load. At
+        every moment either all kinds or none of them are at `folder`.
 
         All processes call it together.
 
+        Args:
+            folder: must not exist yet.
+
         Raises:
-            CheckpointError: the folder holds one already.
-            WorkError: it can't be written.
+            CheckpointError: something is there already.
+            WorkError: it can't be written, or rows are not finite; nothing is left behind.
         """
-        for kind, collection in self.collections.items():
-            save_checkpoint(
-                Path(folder) / kind, tables=collection, dense={}, meta={"memory": self.layouts[kind].manifest()}
-            )
+        processes = next(iter(self.collections.values())).processes  # kinds are spread over the same ones, or none is
+        with ExitStack() as published:
+            with processes.together():
+                made = published.enter_context(new_folder(Path(folder), kind="memory")) if processes.is_first else None
+            temporary = processes.first(made)
+            assert temporary is not None
+            for kind, collection in self.collections.items():
+                facts = {"memory": self.layouts[kind].manifest()}
+                save_checkpoint(temporary / kind, tables=collection, dense={}, meta=facts)
+            with processes.together():
+                published.close()
 
     def load(self, folder: str | Path, *, optimizer: bool = True) -> None:
         """Loads what `save` wrote, after checking that it is of these very tables.

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from embank.tables.errors import CheckpointError, WorkError
+from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.storage.refusals import cause_of, writing
 
 Get = Callable[[str], Tensor]
@@ -41,6 +42,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, facts: Mapping[s
         raise WorkError(f"{what} '{path}' can't be written: {cause_of(error, folder=path.parent)}. {cure}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_non_finite(rows: Tensor, *, table: str) -> None:
+    """Raises ConfigError for rows of a table that hold NaN or infinity."""
+    if rows.numel() and not bool(torch.stack(rows.aminmax()).isfinite().all()):
+        raise ConfigError(f"rows of table '{table}' are not finite; train with a lower rate")
 
 
 @contextmanager

@@ -133,6 +133,14 @@ def like_config(reference: Reference, config: Mapping[str, Any] | None, *, split
         if split not in SPLIT_NAMES:
             raise ConfigError(f"--split is {split!r}; it is one of {', '.join(SPLIT_NAMES)}")
         values["split"] = {"by": "one", "name": split}
+    label = values.get("label")
+    column = label.get("column") if isinstance(label, Mapping) else label
+    features = [*reference.rules.config.features, *reference.rules.config.numeric]
+    if isinstance(column, str) and column in features:
+        raise ConfigError(
+            f"{origin}: the label column {column!r} is a feature of '{reference.path}', which leaks the answer; take "
+            "another column, or prepare and train without that feature"
+        )
     return parse_config(merge(reference.rules.config.model_dump(), values), origin=origin)
 
 

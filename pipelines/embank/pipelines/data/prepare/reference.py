@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from embank.pipelines.config.run import refuse_language_model
 from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.preprocessing.rules import PREPROCESS, Preprocessing
 from embank.pipelines.data.schema import CONFIG_FILE, SCHEMA_FILE, VOCAB_FOLDER, Schema
@@ -39,7 +40,7 @@ class Reference:
 
         Raises:
             CheckpointError: there is nothing of that kind, or it is damaged.
-            ConfigError: it has no rules for raw rows.
+            ConfigError: it has no rules for raw rows, or is a language model's run.
             DataError: the prepared folder is damaged.
         """
         path = Path(path)
@@ -49,6 +50,7 @@ class Reference:
             return cls(path=path, kind="run", rules=_of_bundle(path / "bundle", path))
         if (path / SCHEMA_FILE).is_file():
             return cls(path=path, kind="prepared folder", rules=_of_prepared(path))
+        refuse_language_model(path)
         if (path / "environment.json").is_file():
             raise ConfigError(
                 f"run '{path}' is not complete, so it has no bundle with its rules. Give --like the prepared folder "

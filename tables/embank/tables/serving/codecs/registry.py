@@ -252,10 +252,10 @@ def encode(rows_RD: Tensor, *, codec: str = "fp32") -> Coded:
     named = row_codec(codec)
     if not inspect.ismethod(named.cls.encode):
         raise ConfigError(f"codec '{codec}': encode makes an instance, so it must be a class method; decorate it")
-    if rows_RD.dim() != 2 or rows_RD.dtype != torch.float32:
+    if rows_RD.dim() != 2 or rows_RD.dtype != torch.float32 or not rows_RD.shape[1]:
         raise ConfigError(
-            f"codec '{codec}' holds a matrix of rows in float32, and it is given {list(rows_RD.shape)} in "
-            f"{str(rows_RD.dtype).removeprefix('torch.')}"
+            f"codec '{codec}' holds a matrix of rows in float32, with a column at least, and it is given "
+            f"{list(rows_RD.shape)} in {str(rows_RD.dtype).removeprefix('torch.')}"
         )
     if codec != "fp32":
         _refuse_non_finite(rows_RD, codec=codec)

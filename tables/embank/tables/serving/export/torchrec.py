@@ -256,13 +256,14 @@ def _scripted(tables: Sequence[PlainRows], dtypes: dict[str, str]) -> Any:
     from torchrec.fx import symbolic_trace
 
     configs, weights = [], {}
-    for table in tables:
+    for place, table in enumerate(tables):
         spec, dtype = table.spec, dtypes[table.spec.name]
         rows_RD = _padded(table.rows_RD, dtype)
-        weights[spec.name] = _quantised(table, rows_RD, dtype)
+        inner = f"table{place}"  # TorchRec makes an attribute of it, which not every name of a table can be
+        weights[inner] = _quantised(table, rows_RD, dtype)
         configs.append(
             EmbeddingBagConfig(
-                name=spec.name,
+                name=inner,
                 num_embeddings=rows_RD.shape[0],
                 embedding_dim=rows_RD.shape[1],
                 feature_names=[f"{feature}@{spec.name}" for feature in spec.feature_names],
@@ -314,6 +315,7 @@ def _fused(rows_RD: Tensor, *, bits: int) -> Tensor:
     for places_r in torch.split(coarse_N, max(1, NUMBERS_PER_CHUNK // rows_RD.shape[1])):
         rows_rD, low_r1, high_r1 = rows_RD[places_r], low_R[places_r, None], high_R[places_r, None]
         below_r1 = low_r1 - (low_r1.abs() * 2**-11).clamp(min=_LEAST_FP16 / 2)  # half a unit in the last place, or more
+        below_r1 = below_r1.clamp(min=-torch.finfo(torch.float16).max)  # the end of fp16: what is beyond it by less
         offset_r1 = torch.where(low_r1.half().float() > low_r1, below_r1, low_r1).half()
         units_r1 = ((high_r1 - offset_r1.float()) / (top * _LEAST_FP16)).ceil().clamp(min=1)
         step_r1 = (units_r1 * _LEAST_FP16).half()

@@ -19,6 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from embank.pipelines.data.prepare.times import same_time
+from embank.pipelines.data.prepare.token_kinds import TokenKinds
 from embank.pipelines.data.prepare.tokens import as_tokens
 from embank.pipelines.data.sources.formats.base import Chunk, Source
 from embank.tables.errors import DataError
@@ -92,7 +93,7 @@ class PartitionedSource:
 
         Raises:
             DataError: a file neither lies in a partition of a wanted key nor holds the column, or does both, with
-                another value.
+                another value; or files hold the column in types that write one value in two ways.
         """
         own = [name for name in columns if not self._is_key(name)]
         keys = [name for name in columns if self._is_key(name)]
@@ -100,8 +101,10 @@ class PartitionedSource:
         for name, files in lacking.items():
             self._refuse_without(name, files)
         as_text = [name for name, files in lacking.items() if files]
+        kinds = TokenKinds(as_text)
         for chunk in self._base.chunks(own or self._any_column(), where_held=keys):
             assert chunk.path is not None
+            kinds.check(chunk)
             keys_of_file = {name: value for name, value in self._keys_of[chunk.path].items() if name in keys}
             yield _with_keys(chunk, keys_of_file, columns, as_text=as_text)
 
@@ -219,7 +222,7 @@ def _inside(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
     """
     left_out = []
     for entry in sorted(folder.iterdir(), key=_natural):
-        if entry.name.startswith(("_", ".")):
+        if is_hidden(Path(entry.name)):
             continue  # _SUCCESS, _metadata, .part-0.crc: what Hive and Spark keep beside the data
         if not entry.is_dir():
             if _is_data(entry, suffixes):
@@ -237,6 +240,11 @@ def _inside(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
             listing(left_out),
             _shown(suffixes),
         )
+
+
+def is_hidden(inside: Path) -> bool:
+    """Whether a folder of inputs leaves a file or folder in it out, given its path from there."""
+    return any(name.startswith(("_", ".")) for name in inside.parts)
 
 
 def _is_data(file: Path, suffixes: Sequence[str]) -> bool:

@@ -1,0 +1,162 @@
+"""What a SPACE.yaml may hold: every value is tried before a search begins."""
+
+import re
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.search.supernets import plan_of
+from tests.training.runs import write_data
+
+from embank.pipelines.search.configspace import ConfigSpace, config_space
+from embank.pipelines.search.search import Search
+from embank.pipelines.sweep.feasible import Feasibility
+from embank.tables import BudgetError, ConfigError
+
+HASH = {"tables.method": ["hash"], "tables.dim": [8], "tables.codec": ["fp32"]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "prepared")
+
+
+def full_space(data: Path, tmp_path: Path, options: dict[str, Any], **settings: Any) -> ConfigSpace:
+    plan = plan_of(data, tmp_path / "s", space="full", sampler="tpe", budgets=[0.9], **settings)
+    space = config_space(replace(plan, options={**HASH, **options}), budget=0.9, shapes=tmp_path / "none")
+    assert isinstance(space, ConfigSpace)
+    return space
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train.lr": [-1, 0.01]}, r"'train.lr' holds -1, which can't be tried: train.lr is -1.0: it must be 0 or"),
+        ({"train.lr": [0.01, "fast"]}, "'train.lr' holds 'fast', which can't be tried: train.lr is 'fast'"),
+        ({"tables.method": ["hash", "nope"]}, "'tables.method' holds 'nope', which can't be tried: .*no method 'nope'"),
+        ({"model.name": ["deepfm", "nope"]}, "'model.name' holds 'nope', which can't be tried: .*'nope'"),
+        ({"train.straight_through": ["int2", "nope"]}, "'train.straight_through' holds 'nope', .*no codec 'nope'"),
+        ({"tables.codec": ["fp32", "int5"]}, "'tables.codec' holds 'int5', which can't be tried: .*no codec 'int5'"),
+        ({"tables.dim": [8, 0]}, "'tables.dim' holds 0, which can't be tried: tables.dim is 0"),
+        ({"tables.dim": [[4]]}, r"'tables.dim' holds \[4\], which can't be tried: tables.dim is"),
+        ({"tables.method": [["hash"]]}, r"'tables.method' holds \['hash'\], which is no name; give a list of names"),
+        ({"model.name": ["deepfm", 5]}, "'model.name' holds 5, which is no name"),
+        ({"tables.num_codebooks": [2]}, "'tables.num_codebooks' holds 2, .*unknown key"),
+    ],
+)
+def test_a_value_that_the_configuration_refuses_is_named_before_anything_is_written(
+    data: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    file, out = tmp_path / "mine.yaml", tmp_path / "s"
+    file.write_text(yaml.safe_dump({"space": "full", **HASH, **options}))
+    plan = plan_of(data, out, space=str(file), sampler="random", budgets=[], num_trials=5)
+    with pytest.raises(ConfigError, match=f"the space '.*mine.yaml': {message}"):
+        Search(plan, out).run()
+    assert not out.exists()
+
+
+def test_values_of_another_method_or_model_are_tried_with_it(data: Path, tmp_path: Path) -> None:
+    """The configuration has method 'full' and model 'deepfm', which lack these keys."""
+    options = {
+        "tables.method": ["mgqe"],
+        "tables.num_codebooks": [1],
+        "model.name": ["dcn_v2"],
+        "model.num_cross_layers": [1, 2],
+    }
+    space = full_space(data, tmp_path, options)
+    config = space.config(space.first_candidates()[0])
+    assert (config.model["name"], config.tables.default.options.num_codebooks) == ("dcn_v2", 1)
+
+
+def test_the_profiles_shapes_alone_can_be_searched(data: Path, tmp_path: Path) -> None:
+    options = {"tables.method": ["searched"], "train.lr": [0.01, 0.1]}
+    assert full_space(data, tmp_path, options).needs_shapes
+    with pytest.raises(ConfigError, match="'train.lr' holds -1"):
+        full_space(data, tmp_path, {**options, "train.lr": [0.01, -1]})
+
+
+def test_values_that_are_lists(data: Path, tmp_path: Path) -> None:
+    """Candidates hold their JSON text, the configuration the list; the first has its own."""
+    space = full_space(data, tmp_path, {"model.hidden_units": [[16], [32, 16], [8], [16]]})
+    parameter = space.parameters["model.hidden_units"]
+    assert parameter.values == ("[16]", "[32, 16]", "[8]")
+    first = space.first_candidates()[0]
+    assert first["model.hidden_units"] == "[8]", "as in the configuration"
+    chosen = space.config({**first, "model.hidden_units": "[32, 16]"})
+    assert list(chosen.model["hidden_units"]) == [32, 16]
+    assert space.decode(space.encode(first)) == first
+    assert len(space.checksum()) == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shares": 0.5}, "the space's 'shares' is 0.5; give a list of numbers above 0 and at most 1, for example"),
+        ({"shares": [0.5, 2]}, r"the space's 'shares' is \[0.5, 2\]; give a list of numbers"),
+        ({"shares": [True]}, r"the space's 'shares' is \[True\]; give a list of numbers"),
+        ({"methods": "hash"}, r"the space's 'methods' is 'hash'; give a list of names of methods, for example \['full"),
+        ({"methods": []}, r"the space's 'methods' is \[\]; give a list of names"),
+        ({"methods": [["hash"]]}, r"the space's 'methods' is \[\['hash'\]\]; give a list of names"),
+        ({"codecs": "int8"}, r"the space's 'codecs' is 'int8'; give a list of names of codecs, for example \['fp32'"),
+        ({"codecs": ["int5"]}, "there is no codec 'int5'"),
+        ({"methods": ["hush"]}, "there is no method 'hush'"),
+    ],
+)
+def test_spaces_of_methods_that_can_not_be_are_refused(
+    data: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    plan = replace(plan_of(data, tmp_path / "s", space="methods", sampler="tpe"), options=options)
+    with pytest.raises(ConfigError, match=message):
+        config_space(plan, budget=None, shapes=tmp_path / "none")
+
+
+@pytest.mark.parametrize("budgets", [[0.3], [1.0, 0.3]])
+def test_a_method_of_one_size_leaves_nothing_behind(data: Path, tmp_path: Path, budgets: list[float]) -> None:
+    out = tmp_path / "s"
+    plan = plan_of(data, out, space="full", sampler="random", budgets=budgets, num_trials=3)
+    with pytest.raises(BudgetError, match="method 'full' has one size, more than budget 0.3"):
+        Search(replace(plan, options={"tables.method": ["full"]}), out).run()
+    assert not out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("budgets", "front"), [([0.004, 0.002], False), ([0.004, 0.002], True)])
+def test_a_budget_that_no_candidate_keeps_is_an_error_with_the_smallest_floor(
+    data: Path, tmp_path: Path, budgets: list[float], front: bool
+) -> None:
+    """Said after the trials, since only trying tells what methods reach; a budget of that floor is kept."""
+    out = tmp_path / "s"
+    sampler = "nsga2" if front else "random"
+    plan = plan_of(data, out, space="full", sampler=sampler, budgets=budgets, front=front, num_trials=3)
+    options = {**HASH, "tables.dim": [4, 8], "train.lr": [0.01], "train.table_lr": [0.05, 0.1]}
+    with pytest.raises(BudgetError, match=r"none of its 3 candidates keeps budget 0.00[24]\. The small") as told:
+        Search(replace(plan, options=options), out).run()
+    assert not (out / "results.md").exists()
+    said = str(told.value)
+    assert "tables.method hash" in said
+    floor, dim = float(said.split("is budget ")[1].split(",")[0]), int(re.search(r"tables.dim (\d)", said)[1])
+    for budget, reaches in ((floor, True), (0.98 * floor, False)):
+        space = config_space(replace(plan, options=options, front=False), budget=budget, shapes=tmp_path / "none")
+        assert isinstance(space, ConfigSpace)
+        candidates = [space.decode(genes) for genes in product(*(group.genes for group in space.groups))]
+        candidate = next(candidate for candidate in candidates if candidate["tables.dim"] == dim)
+        assert (Feasibility(data).refusal(space.config(candidate)) is None) == reaches
+
+
+def test_a_budget_of_less_than_a_byte_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    plan = plan_of(data, out, space="full", sampler="random", budgets=[0.0001], num_trials=3)
+    with pytest.raises(BudgetError, match="the budget is 0.0001, less than one of the plain tables' 2,376 bytes"):
+        Search(replace(plan, options=HASH), out).run()
+    assert not out.exists()
+
+
+def test_a_budget_with_a_codec_whose_bytes_only_rows_tell(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    plan = plan_of(data, out, space="full", sampler="random", budgets=[0.5], num_trials=3)
+    with pytest.raises(ConfigError, match="the space has codec 'dedup' and a budget"):
+        Search(replace(plan, options={**HASH, "tables.codec": ["dedup"]}), out).run()
+    assert not out.exists()
