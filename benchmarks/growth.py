@@ -49,7 +49,9 @@ TITLE = "How cost grows"
 ABOUT = """A step of `embank train` (FNN with one layer of 16, 26 features of dim 16, a million rows, batch 4,096, but
 for what the axis says; bags in batches of 512, features in batches of 1,024 with 10,000 rows each), addressing its
 batch on one thread, building the tables; `prepare` of a log whose id column has a new value in every row, and its
-memory. An exponent is that of the cost since the point before: 0 does not grow, 1 is linear."""
+memory. An exponent is that of the cost since the point before: 0 does not grow, 1 is linear. The last points of
+`prepare` cost a little more than linear: values are sorted, and their table has outgrown the caches.
+So have the tables that are built from a hundred features on."""
 
 
 @dataclass(frozen=True, kw_only=True)
