@@ -103,8 +103,7 @@ class Bags:
         """The largest id of every feature."""
         sizes = {end - start for start, end in pairwise(self.starts)}
         if len(sizes) == 1:
-            found: list[int] = largest_of_each(self.values.view(len(self.places), -1))
-            return found
+            return largest_of_each(self.values.view(len(self.places), -1))
         return [largest(self.values[start:end]) for start, end in pairwise(self.starts)]
 
     def of(self, feature: str, *, spec: TableSpec) -> tuple[Tensor, Tensor]:

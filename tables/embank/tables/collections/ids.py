@@ -38,9 +38,12 @@ def largest(ids: Tensor) -> int:
     return int(words(ids).max()) if ids.numel() else -1
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch, tracing, has no maximum of unsigned words
 def largest_of_each(ids_FN: Tensor) -> list[int]:
-    """The same of every feature that has as many ids, in one pass."""
+    """The same of every feature that has as many ids, in one pass.
+
+    Within what `torch.compile` follows, call it from a function that is disabled: torch has no maximum of unsigned
+    words. It is not disabled itself, since that imports the compiler, and bundles are opened without one.
+    """
     return words(ids_FN).max(axis=1).tolist() if ids_FN.numel() else [-1] * len(ids_FN)
 
 

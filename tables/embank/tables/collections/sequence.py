@@ -255,6 +255,7 @@ _PATH = "rows"
 """The one lookup path of a sequence."""
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # see `largest_of_each`
 def _columns(ids_BTH: Tensor, *, group: str, uses: Sequence[Use]) -> list[Tensor]:
     """Ids int64 [B * T] of each of a group's tables, checked in one pass over all of them."""
     num_tables = len(uses)
