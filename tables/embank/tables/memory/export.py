@@ -82,10 +82,8 @@ def import_rows(memory: MemoryTables, folder: str | Path) -> None:
     memory.refuse_other(_kinds_of(facts, folder), what=f"the export '{folder}'")
     for collection in memory.collections.values():  # all of them before the first is written
         for spec in collection.specs:
-            shape, found = (
-                (spec.num_embeddings, spec.embedding_dim),
-                _read_rows(folder, spec.name, codec=facts["codec"]),
-            )
+            shape = (spec.num_embeddings, spec.embedding_dim)
+            found = _read_rows(folder, spec.name, codec=facts["codec"])
             if tuple(found.shape) != shape:
                 raise CheckpointError(
                     f"the export '{folder}' has rows of shape {tuple(found.shape)} for table '{spec.name}'; they must "

@@ -67,15 +67,12 @@ def load_stem_tables(memory: MemoryTables, path: str | Path, *, shard_order: Seq
         parts = _cut(_read(file), shard_order, layout, file)
         what = f"'{file}'"
     _refuse_others(parts, layout, what=what)
-    collection, names = (
-        memory.collections[layout.kind],
-        [layout.table_name(layer) for layer in sorted(layout.layer_ids)],
-    )
+    collection = memory.collections[layout.kind]
+    names = [layout.table_name(layer) for layer in sorted(layout.layer_ids)]
     for number, name in enumerate(names):  # all of them before the first is written
         for part in parts:
-            refuse_beyond(
-                part[number], collection.tier.torch_dtype, what=f"rows of table '{name}' in {what}", cure=WIDER_ROWS
-            )
+            told = f"rows of table '{name}' in {what}"
+            refuse_beyond(part[number], collection.tier.torch_dtype, what=told, cure=WIDER_ROWS)
     for number, name in enumerate(names):
         collection.set_rows(name, torch.cat([part[number] for part in parts], dim=1).float())
 
