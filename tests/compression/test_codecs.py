@@ -2,6 +2,7 @@
 
 import re
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,6 +177,14 @@ def test_more_levels_of_signs_than_sixteen_are_refused_by_name(name: str) -> Non
     for ask in (named_codec, row_codec, lambda codec: codecs_by_table(codec, ["item"])):
         with pytest.raises(ConfigError, match=r"codec 'binary\d+' has number \d+; that of 'binary' is at most 16"):
             ask(name)
+
+
+@pytest.mark.parametrize("codec", [None, 5, ["int8"]])
+def test_what_is_no_name_of_a_codec_is_refused(codec: Any) -> None:
+    with pytest.raises(ConfigError, match=r"the codec is .*; give the name of one, or a dict of names by table"):
+        codecs_by_table(codec, ["item"])
+    with pytest.raises(ConfigError, match="is no name of a codec; give a text"):
+        codecs_by_table({"item": codec if codec != ["int8"] else ("int8",)}, ["item"])
 
 
 @pytest.mark.parametrize("codec", NAMES)

@@ -196,10 +196,11 @@ def test_a_stopped_trial_and_a_wanted_surplus_one_come_again(storage: str) -> No
     found = run_trials(job_of(storage, num_trials=2), setting_of(0.0), joins=True)
     assert found.trials[1].user_attrs["candidate"] == wanted
 
-    study.enqueue_trial(SPACE.params(SPACE.encode({"width.a": 4, "width.b": 4})))
+    study.enqueue_trial(SPACE.params(SPACE.encode({"width.a": 4, "width.b": 4})), user_attrs={RETRY_OF: 0})
     with pytest.raises(SurplusTrialError):
         Claimed(setting.objective, num_trials=2)({}, study.ask(SPACE.distributions))
-    assert len(study.get_trials(states=(TrialState.WAITING,))) == 1
+    (again,) = study.get_trials(states=(TrialState.WAITING,))
+    assert again.user_attrs[RETRY_OF] == 0  # still goes on with the run that was begun
 
 
 @pytest.mark.parametrize("error", [ConfigError, CheckpointError, WorkError])

@@ -32,7 +32,7 @@ from embank.tables.serving.codecs.joined import in_blocks
 from embank.tables.serving.lookups import Lookups
 from embank.tables.serving.stacks import Rows, Stack, Use
 from embank.tables.serving.table import looked_up
-from tests.products import same
+from tests.products import LAST_BITS, same
 
 SIZES = (300, 331, 362)
 FEATURES = {f"f{k}": size for k, size in enumerate(SIZES)}
@@ -73,6 +73,14 @@ def one_by_one(packed: PackedCollection, ids: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([looked_up(p, ids[s.feature_names[0]], spec=s) for s, p in packed.packed_tables()], dim=1)
 
 
+def alike(found: Tensor, expected: Tensor, *, lookups: Lookups) -> bool:
+    """Equal to the bit, and but for the last ones where compiled code adds up products in its own order."""
+    kernels = [step.kernel for step in lookups.parts[0] if isinstance(step, Stack) and step.kernel is not None]
+    if any(kernel.form.widened for kernel in kernels):
+        return found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=LAST_BITS)
+    return same(found, expected)
+
+
 def assert_together(packed: PackedCollection) -> None:
     """All tables are taken at once, those next to each other of one shape by one step, and rows are each one's own."""
     lookups = Lookups(packed)
@@ -83,15 +91,15 @@ def assert_together(packed: PackedCollection) -> None:
         ids = ids_of(batch_size, seed=batch_size)
         expected = one_by_one(packed, ids)
         (found,) = lookups(ids, {}, num_rows=batch_size)
-        assert same(found, expected)
+        assert alike(found, expected, lookups=lookups)
         (again,) = lookups(torch.stack(list(ids.values())), {}, num_rows=batch_size)
-        assert same(again, expected)
+        assert alike(again, expected, lookups=lookups)
         (padded,) = lookups(ids, {}, num_rows=batch_size, padded=batch_size + 3)
         more = {feature: F.pad(own, (0, 3)) for feature, own in ids.items()}
-        assert same(padded, one_by_one(packed, more))
+        assert alike(padded, one_by_one(packed, more), lookups=lookups)
     blocks = [own for (own,) in lookups.blocks(ids_of(70), {}, num_rows=70, block_rows=32)]
     parts = [{feature: own[at : at + 32] for feature, own in ids_of(70).items()} for at in (0, 32, 64)]
-    assert same(torch.cat(blocks), torch.cat([one_by_one(packed, part) for part in parts]))
+    assert alike(torch.cat(blocks), torch.cat([one_by_one(packed, part) for part in parts]), lookups=lookups)
 
 
 CASES = [

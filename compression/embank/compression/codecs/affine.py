@@ -25,6 +25,7 @@ from embank.tables.serving.codecs.chunks import row_chunks
 from embank.tables.serving.codecs.fbgemm import MANY, FusedRows, is_there
 from embank.tables.serving.codecs.halves import wider_than_fp16
 from embank.tables.serving.codecs.joined import FEW, Joined, block_of, in_blocks, place_of
+from embank.tables.serving.codecs.layout import Numbers, RowLayout
 
 _GROUP = 64
 _CUTS = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.26, 0.32)
@@ -86,6 +87,24 @@ class AffineRows(Coded):
     @classmethod
     def nbytes_of(cls, num_rows: int, dim: int) -> int:
         return packed_nbytes(num_rows * dim, cls.bits) + 4 * -(-num_rows // rows_per_group(dim))
+
+    def layout(self) -> RowLayout | None:
+        row_bits = self.dim * self.bits
+        if not self.codes.numel() or self.codes.device.type != "cpu":
+            return None
+        scales = [scale.contiguous() for scale in (self.steps, self.offsets)]
+        num_rows = min(8 * self.codes.numel() // row_bits, *(self.group * scale.numel() for scale in scales))
+        return RowLayout(
+            Numbers(self.bits),
+            self.codes.contiguous(),
+            num_rows=num_rows,
+            width=self.dim,
+            stride=row_bits,
+            steps=scales[0],
+            offsets=scales[1],
+            group=self.group,
+            scale_stride=scales[0].element_size(),
+        )
 
     def joint_place(self) -> Hashable | None:
         if not self.codes.numel():

@@ -27,6 +27,7 @@ from embank.tables.serving.codecs.chunks import row_chunks
 from embank.tables.serving.codecs.fbgemm import MANY, FbgemmTables, is_there
 from embank.tables.serving.codecs.halves import Fp16
 from embank.tables.serving.codecs.joined import Joined, block_of, in_blocks, place_of
+from embank.tables.serving.codecs.layout import Numbers, RowLayout
 
 _SCALES = 4  # bytes of a step and an offset
 _NUMBERS_PER_CHUNK = 1 << 18  # what the search makes of them stays in a cache
@@ -88,6 +89,25 @@ class RowwiseRows(Coded):
 
     def fused(self) -> tuple[str, Tensor] | None:
         return None if self._is_fp16(self.dim) else (f"int{self.bits}", self.rows)
+
+    def layout(self) -> RowLayout | None:
+        rows = self.rows
+        if rows.device.type != "cpu" or not rows.numel() or not rows.is_contiguous():
+            return None
+        row_nbytes = rows.shape[1] * rows.element_size()
+        if self._is_fp16(self.dim):
+            return RowLayout(Numbers.FP16, rows, num_rows=len(rows), width=self.dim, stride=8 * row_nbytes)
+        memory = rows.flatten()
+        return RowLayout(
+            Numbers(self.bits),
+            memory[_SCALES:],
+            num_rows=len(rows),
+            width=self.dim,
+            stride=8 * row_nbytes,
+            steps=memory,
+            offsets=memory[_SCALES // 2 :],
+            scale_stride=row_nbytes,
+        )
 
     def joint_place(self) -> Hashable | None:
         return (self.dim, place_of(self.rows)) if self.rows.numel() and self.rows.is_contiguous() else None

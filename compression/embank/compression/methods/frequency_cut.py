@@ -14,7 +14,7 @@ from torch import Tensor
 from embank.compression.fitting.means import Means
 from embank.compression.parts.ranked import num_rows_within, refuse_unranked
 from embank.tables import Held, Method, TableSpec, Traits, option_class, own_table
-from embank.tables.method.together import Together
+from embank.tables.method.together import Rule, Together
 
 
 @option_class
@@ -63,7 +63,9 @@ class FrequencyCut(Method):
     def together(cls, spines: Sequence[Self]) -> Together:
         num_rows_J1 = np.array([[spine.num_rows] for spine in spines])
         return Together(
-            address=lambda ids_JB: (ids_JB * (ids_JB < num_rows_J1), None), tops=[spine.num_rows for spine in spines]
+            address=lambda ids_JB: (ids_JB * (ids_JB < num_rows_J1), None),
+            tops=[spine.num_rows for spine in spines],
+            rules=[Rule("cut", spine.num_rows) for spine in spines],
         )
 
 

@@ -12,7 +12,7 @@ from embank.compression.fitting.means import Means
 from embank.tables import ConfigError, Held, Method, TableSpec, Traits, option_class, own_table
 from embank.tables.ids.hashing import hash_rows, salt64
 from embank.tables.ids.mixing import hash_words
-from embank.tables.method.together import Array, Together
+from embank.tables.method.together import Array, Rule, Together
 
 _SALT_NBYTES = 8
 
@@ -82,4 +82,5 @@ class Hash(Method):
         def address(ids_JB: Array) -> tuple[Array, None]:
             return hash_words(ids_JB.view(np.uint64), num_rows=num_rows_J1, salt=salt_J1).view(np.int64), None
 
-        return Together(address=address, tops=[spine.num_rows for spine in spines])
+        rules = [Rule("hash", spine.num_rows, int(spine.salt)) for spine in spines]
+        return Together(address=address, tops=[spine.num_rows for spine in spines], rules=rules)

@@ -25,7 +25,7 @@ from embank.tables import (
 )
 from embank.tables.ids.hashing import seeded
 from embank.tables.method.options import options_of
-from embank.tables.method.together import Array, Together
+from embank.tables.method.together import Array, Together, Widened
 
 
 def held_dim(spec: TableSpec, dim: int) -> int:
@@ -188,7 +188,7 @@ class Projected(Spine):
                     torch.mm(rows_BJd[:, j], weight_dD, out=out_BJD[:, j])
             return out_BJD if biases_JD is None else out_BJD.add_(biases_JD)
 
-        return Together(combine=combine)
+        return Together(combine=combine, widening=Widened(weights_JdD, biases_JD))
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         projected_ND = rows[0].mm(self.weight)

@@ -99,9 +99,14 @@ def recover(study: optuna.Study) -> list[int]:
             continue
         recovered.append(trial.number)
         if trial.params:
-            first = trial.user_attrs.get(RETRY_OF, trial.number)  # whose run a retry of a retry goes on with
-            study.enqueue_trial(trial.params, user_attrs={RETRY_OF: first})
+            put_back(study, trial)
     return recovered
+
+
+def put_back(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> None:
+    """Puts the candidate of a trial back into the queue. Who takes it goes on with the trial's run, or with the run
+    that the trial itself went on with."""
+    study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.user_attrs.get(RETRY_OF, trial.number)})
 
 
 def num_claimed(study: optuna.Study, *, before: int | None = None) -> int:

@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from embank.pipelines.search.job import Job, Objective, Setting, Told
-from embank.pipelines.search.leases import RETRY_OF, leased, num_claimed, recover
+from embank.pipelines.search.leases import leased, num_claimed, put_back, recover
 from embank.pipelines.search.storage import open_storage, storage_errors
 from embank.search import search
 from embank.search.spaces import Candidate
@@ -48,8 +48,7 @@ class Claimed:
             try:
                 return self.objective(candidate, trial)
             except (StoppedSearchError, KeyboardInterrupt):
-                number = trial.user_attrs.get(RETRY_OF, trial.number)
-                trial.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: number})  # who goes on begins with it
+                put_back(trial.study, trial)  # who goes on begins with it
                 raise
 
     def _wait(self, trial: optuna.Trial) -> None:
@@ -62,7 +61,7 @@ class Claimed:
             if num_done(trial.study) >= self.num_trials:
                 trial.set_user_attr(SURPLUS, True)
                 if "fixed_params" in trial.study.get_trials(deepcopy=False)[trial.number].system_attrs:  # was enqueued
-                    trial.study.enqueue_trial(trial.params)
+                    put_back(trial.study, trial)
                 raise SurplusTrialError
             time.sleep(WAIT_SECONDS)
 

@@ -6,12 +6,38 @@ Legend: J tables, B ids of each, w numbers of a physical row, D of a logical one
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy.typing as npt
 from torch import Tensor
 
 Array = npt.NDArray[Any]
+
+
+class Rule(NamedTuple):
+    """How a table comes from an id to a row, for compiled code that does it by itself.
+
+    Attributes:
+        kind: "own" takes the id; "cut" takes it below `num_rows`, else row 0; "hash" is `hash_rows`.
+        num_rows: that an id may come to.
+        salt: of the hash.
+    """
+
+    kind: Literal["own", "cut", "hash"]
+    num_rows: int
+    salt: int = 0
+
+
+class Widened(NamedTuple):
+    """What a `combine` does that multiplies each physical row by its table's matrix, for compiled code.
+
+    Attributes:
+        weights_JdD: the matrices; a physical row has d numbers.
+        biases_JD: what is added, or None.
+    """
+
+    weights_JdD: Tensor
+    biases_JD: Tensor | None = None
 
 
 class Together(NamedTuple):
@@ -24,8 +50,12 @@ class Together(NamedTuple):
             besides; None where these are those.
         tops: of each table a number of rows that no address reaches, whatever the id; None where only a look at the
             addresses tells.
+        rules: what `address` does, of each table; None where it is something else.
+        widening: what `combine` does; None where it is something else.
     """
 
     address: Callable[[Array], tuple[Array, Array | None]] | None = None
     combine: Callable[[Tensor, Array | None], Tensor] | None = None
     tops: Sequence[int] | None = None
+    rules: Sequence[Rule] | None = None
+    widening: Widened | None = None

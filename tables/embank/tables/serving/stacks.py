@@ -12,8 +12,9 @@ from torch import Tensor
 from embank.tables.collections.ids import WORD, is_any_outside
 from embank.tables.errors import CheckpointError, EmbankError
 from embank.tables.method.base import Spine
-from embank.tables.method.together import Array
+from embank.tables.method.together import Array, Rule, Widened
 from embank.tables.serving.codecs.base import Coded
+from embank.tables.serving.native.kernel import Kernel
 from embank.tables.serving.table import PackedTable
 from embank.tables.specs import TableSpec
 from embank.tables.storage.refusals import cause_of
@@ -77,11 +78,16 @@ class Stack:
         self.columns = list(columns)
         last = columns[0] + len(columns)
         self.chosen = slice(columns[0], last) if self.columns == list(range(columns[0], last)) else self.columns
-        self.address, self.addresses, self.combine, tops = _together(rows)
+        steps = _together(rows)
+        self.address, self.addresses, self.combine = steps.address, steps.addresses, steps.combine
         self.is_addressed = self.address is not None or bool(self.addresses)
         sizes = [own.matrix.num_joint_rows() for own in rows]
-        self.is_safe = all(top is not None and top <= size for top, size in zip(tops, sizes, strict=True))
+        tops = [size + 1 if top is None else top for top, size in zip(steps.tops, sizes, strict=True)]
+        self.is_safe = all(top <= size for top, size in zip(tops, sizes, strict=True))
         self.num_rows_K1: Array = np.array(sizes, dtype=np.uint64)[:, None]
+        self.kernel: Kernel | None = None
+        if self.is_safe and (steps.combine is None or steps.widening is not None):
+            self.kernel = Kernel.of([m.layout() for m in matrices], steps.rules, steps.widening, tops=tops)
 
     def __call__(self, ids_FB: Array) -> Tensor:
         """Rows side by side, [B, K D].
@@ -90,6 +96,10 @@ class Stack:
             CheckpointError: the bundle that the tables are from was damaged unnoticed, and an id leads nowhere.
         """
         ids_KB = ids_FB[self.chosen]
+        if self.kernel is not None:
+            rows_BE = self.kernel(ids_KB)
+            if rows_BE is not None:
+                return rows_BE
         try:
             rows_KB, side = self._addressed(ids_KB) if self.is_addressed else (ids_KB, None)
             if not self.is_safe:
@@ -131,26 +141,42 @@ _Address = Callable[[Array], tuple[Array, Array | None]]
 _Combine = Callable[[Tensor, Array | None], Tensor]
 
 
-def _together(
-    rows: Sequence[Rows],
-) -> tuple[_Address | None, list[tuple[list[int], _Address]], _Combine | None, list[int | None]]:
-    """The steps of some tables: what addresses all of them; or for each of several methods which tables it has and what
-    addresses those; what combines all; and of each a number of rows that no address of it reaches, where one is
-    known."""
+class _Steps(NamedTuple):
+    """Those of some tables.
+
+    Attributes:
+        address: what addresses all of them at once, or None.
+        addresses: in place of it, for each of several methods which tables it has and what addresses those.
+        combine: what makes logical rows of all; None where physical ones are.
+        tops: of each a number of rows that no address of it reaches, where one is known.
+        rules, widening: see `Together`.
+    """
+
+    address: _Address | None
+    addresses: list[tuple[list[int], _Address]]
+    combine: _Combine | None
+    tops: list[int | None]
+    rules: list[Rule | None]
+    widening: Widened | None
+
+
+def _together(rows: Sequence[Rows]) -> _Steps:
     kinds: dict[type[Spine], list[int]] = {}
     for place, own in enumerate(rows):
         kinds.setdefault(type(own.spine), []).append(place)
     addresses: list[tuple[list[int], _Address]] = []
-    combine: _Combine | None = None
-    found: list[int | None] = [own.spec.num_embeddings for own in rows]
+    tops: list[int | None] = [own.spec.num_embeddings for own in rows]
+    rules: list[Rule | None] = [Rule("own", own.spec.num_embeddings) for own in rows]
     for kind, places in kinds.items():
         together = kind.together([rows[place].spine for place in places])
-        combine = together.combine  # of more than one kind none combines
         if together.address is None:
             continue
         addresses.append((places, together.address))
         for at, place in enumerate(places):
-            found[place] = None if together.tops is None else together.tops[at]
+            tops[place] = None if together.tops is None else together.tops[at]
+            rules[place] = None if together.rules is None else together.rules[at]
+    # `together` is the last kind's: of more than one kind none combines
     if len(kinds) == 1:
-        return (addresses[0][1] if addresses else None), [], combine, found
-    return None, addresses, combine, found
+        address = addresses[0][1] if addresses else None
+        return _Steps(address, [], together.combine, tops, rules, together.widening)
+    return _Steps(None, addresses, together.combine, tops, rules, together.widening)

@@ -196,19 +196,22 @@ def codecs_by_table(codec: str | Mapping[str, str], tables: Sequence[str]) -> di
     """The codec of each table, from one for all or some by table; the others are fp32.
 
     Raises:
-        ConfigError: there is no such table or codec, or rows alone can't be coded by it.
+        ConfigError: it is neither a name nor names by table, there is no such table or codec, or rows alone can't be
+            coded by it.
 
     Example:
         >>> codecs_by_table({"item": "int4"}, ["user", "item"])
         {'user': 'fp32', 'item': 'int4'}
     """
+    if not isinstance(codec, (str, Mapping)):
+        raise ConfigError(f"the codec is {codec!r}; give the name of one, or a dict of names by table")
     by_table = dict.fromkeys(tables, codec) if isinstance(codec, str) else dict(codec)
     for name in by_table:
         if name not in tables:
             raise ConfigError(
                 f"codec of table '{name}': there is no such table; {nearest_or_all(name, list(tables), label='tables')}"
             )
-    for name in sorted(set(by_table.values())):
+    for name in dict.fromkeys(by_table.values()):
         row_codec(name)
     return {table: by_table.get(table, "fp32") for table in tables}
 

@@ -1,0 +1,303 @@
+"""The compiled lookup against the tables themselves: every form of rows, rules and widths, and where there is none."""
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from embank.compression.codecs.affine import AffineRows
+from embank.tables import CheckpointError, PackedCollection, TableCollection, TableSpec, load_bundle, save_bundle
+from embank.tables.ids.hashing import hash_rows, salt64
+from embank.tables.method.together import Rule, Widened
+from embank.tables.serving.codecs.layout import Numbers, RowLayout
+from embank.tables.serving.codecs.registry import encode
+from embank.tables.serving.lookups import Lookups
+from embank.tables.serving.native import build, kernel
+from embank.tables.serving.native.kernel import Kernel
+from embank.tables.serving.stacks import Stack
+from tests.products import LAST_BITS
+
+CODECS = (
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "int6",
+    "int4",
+    "int3",
+    "int2",
+    "int8_rowwise",
+    "int4_rowwise",
+    "int2_rowwise",
+)
+NUM_ROWS = 1300  # more than one block of lookup.cpp
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Nothing that was compiled or found before is remembered, and nothing of the test afterwards."""
+    kept = (build.compiled, build._compiler, build._version, build._own_folder)
+    for own in kept:
+        own.cache_clear()
+    yield
+    for own in kept:
+        own.cache_clear()
+
+
+def kernel_of(matrices: list[Tensor], codec: str, rules: list[Rule], widening: Widened | None = None) -> Kernel:
+    found = Kernel.of(
+        [encode(rows, codec=codec).layout() for rows in matrices],
+        rules,
+        widening,
+        tops=[rule.num_rows for rule in rules],
+    )
+    assert found is not None
+    return found
+
+
+def looked_up(own: Kernel, ids_KB: Tensor) -> Tensor:
+    """[B, K, D]."""
+    found = own(ids_KB.numpy())
+    assert found is not None, "the tests need a C++ compiler"
+    return found.view(ids_KB.shape[1], ids_KB.shape[0], own.form.dim)
+
+
+def ids_of(num_rows: int, *, num_tables: int = 2, batch_size: int = 1100) -> Tensor:
+    ids_KB = torch.randint(num_rows, (num_tables, batch_size), generator=torch.Generator().manual_seed(0))
+    ids_KB[:, 0], ids_KB[:, -1] = 0, num_rows - 1
+    return ids_KB
+
+
+@pytest.mark.parametrize("dim", [1, 3, 6, 8, 16, 20, 70])
+@pytest.mark.parametrize("codec", CODECS)
+def test_rows_of_every_form(codec: str, dim: int) -> None:
+    """To the bit what `take` has."""
+    generator = torch.Generator().manual_seed(dim)
+    matrices = [torch.randn(NUM_ROWS, dim, generator=generator) * 10.0**k for k in (-2, 0)]
+    own = kernel_of(matrices, codec, [Rule("own", NUM_ROWS)] * 2)
+    ids_KB = ids_of(NUM_ROWS)
+    expected = torch.stack([encode(m, codec=codec).take(ids_B) for m, ids_B in zip(matrices, ids_KB, strict=True)], 1)
+    assert torch.equal(looked_up(own, ids_KB), expected)
+    assert torch.equal(looked_up(own, ids_KB[:, 5:6]), expected[5:6])
+    assert looked_up(own, ids_KB[:, :0]).shape == (0, 2, dim)
+
+
+def test_every_number_of_sixteen_bits() -> None:
+    """Denormal ones, infinities and those that are none."""
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    for dtype, numbers in ((torch.float16, Numbers.FP16), (torch.bfloat16, Numbers.BF16)):
+        rows = bits.view(dtype).view(-1, 4)
+        layout = RowLayout(numbers, rows, num_rows=len(rows), width=4, stride=64)
+        own = Kernel.of([layout], [Rule("own", len(rows))], None, tops=[len(rows)])
+        assert own is not None
+        found = looked_up(own, torch.arange(len(rows))[None])[:, 0]
+        assert torch.equal(found.nan_to_num(nan=7.0), rows.float().nan_to_num(nan=7.0))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 1000, 1024, NUM_ROWS])
+def test_rules(num_rows: int) -> None:
+    matrix = torch.arange(NUM_ROWS, dtype=torch.float32)[:, None]
+    ids_KB = torch.randint(2**63 - 1, (3, 500), generator=torch.Generator().manual_seed(1))
+    ids_KB[:, :6] = torch.tensor([0, 1, num_rows - 1, num_rows, 2**62, 2**63 - 1])
+    salts = [salt64("a"), salt64("b")]
+    assert min(salts) < 0, "one with the sign bit set"
+    rules = [Rule("cut", num_rows), *(Rule("hash", num_rows, salt) for salt in salts)]
+    found = looked_up(kernel_of([matrix] * 3, "fp32", rules), ids_KB)[..., 0].long().T
+    assert torch.equal(found[0], torch.where(ids_KB[0] < num_rows, ids_KB[0], 0))
+    for place, salt in enumerate(salts, start=1):
+        assert torch.equal(found[place], hash_rows(ids_KB[place], num_rows=num_rows, salt=salt))
+
+
+def test_the_hash_of_as_many_rows_as_there_can_be() -> None:
+    """The quotient of 63 bits by a large number, and by one next to a power of two."""
+    ids_1B = torch.randint(2**63 - 1, (1, 4000), generator=torch.Generator().manual_seed(2))
+    for num_rows in (2**31 - 1, 2**32, 2**40 + 1, 2**62 - 1):
+        rows = torch.zeros(1)  # what is never read: the rows are fp32 of no width, so to speak, all at one place
+        layout = RowLayout(Numbers.FP32, rows, num_rows=num_rows, width=1, stride=0)
+        own = Kernel.of([layout], [Rule("hash", num_rows, 5)], None, tops=[num_rows])
+        assert own is not None
+        assert bool((looked_up(own, ids_1B) == 0).all())
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("codec", "width"), [("fp32", 3), ("fp16", 8), ("int4", 5), ("int8_rowwise", 31), ("fp32", 1)])
+def test_widened_rows(codec: str, width: int, has_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(width)
+    matrices = [torch.randn(NUM_ROWS, width, generator=generator) for _ in range(2)]
+    weights_JdD = torch.randn(2, width, 16, generator=generator)
+    biases_JD = torch.randn(2, 16, generator=generator) if has_bias else None
+    own = kernel_of(matrices, codec, [Rule("own", NUM_ROWS)] * 2, Widened(weights_JdD, biases_JD))
+    ids_KB = ids_of(NUM_ROWS)
+    found = looked_up(own, ids_KB)
+    for k in range(2):
+        rows = encode(matrices[k], codec=codec).take(ids_KB[k]).double()
+        expected = rows @ weights_JdD[k].double() + (0 if biases_JD is None else biases_JD[k].double())
+        torch.testing.assert_close(found[:, k].double(), expected, rtol=0, atol=3e-5)
+    assert torch.equal(looked_up(own, ids_KB[:, 700:701])[0], found[700])  # whatever company a row is in
+
+
+def test_wide_rows_are_widened_by_a_library() -> None:
+    rules, widening = [Rule("own", 100)], Widened(torch.zeros(1, 64, 128))
+    assert Kernel.of([encode(torch.randn(100, 64)).layout()], rules, widening, tops=[100]) is None
+
+
+def test_many_ids_are_shared_out_to_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_NUMBERS_PER_THREAD", 64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    rows, ids_KB = torch.randn(NUM_ROWS, 16), ids_of(NUM_ROWS, batch_size=1000)
+    own = kernel_of([rows, rows + 1], "fp32", [Rule("own", NUM_ROWS)] * 2)
+    assert torch.equal(looked_up(own, ids_KB), torch.stack([rows[ids_KB[0]], rows[ids_KB[1]] + 1], dim=1))
+    assert looked_up(own, ids_KB[:, :0]).shape == (0, 2, 16)
+
+
+def test_a_fork_makes_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has none of its parent's, and would wait for them for ever."""
+    code = """
+import os, torch
+from embank.tables.method.together import Rule
+from embank.tables.serving.codecs.fp32 import Fp32
+from embank.tables.serving.native import kernel
+kernel._NUMBERS_PER_THREAD = 64
+torch.set_num_threads(2)
+rows, ids = torch.randn(10, 16), torch.arange(10)[None].repeat(1, 100).numpy()
+own = kernel.Kernel.of([Fp32(rows).layout()], [Rule("own", 10)], None, tops=[10])
+before = own(ids)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(own(ids), before) else 1)
+print(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+def bundle_of(folder: Path, method: str, codec: str) -> PackedCollection:
+    specs = [
+        TableSpec(
+            name=f"t{k}",
+            num_embeddings=500 + k,
+            embedding_dim=16,
+            feature_names=[f"f{k}"],
+            method=method,
+            budget=None if method == "full" else 0.25,
+        )
+        for k in range(3)
+    ]
+    save_bundle(folder, TableCollection(specs, backend="torch"), codec=codec)
+    return load_bundle(folder)
+
+
+def stack_of(packed: PackedCollection) -> Stack:
+    (step,) = Lookups(packed).parts[0]
+    assert isinstance(step, Stack)
+    return step
+
+
+@pytest.mark.parametrize("codec", ["fp32", "int4", "int8_rowwise"])
+@pytest.mark.parametrize("method", ["full", "hash", "frequency_cut", "uniform_dim", "mde"])
+def test_bundles_are_looked_up_by_it(method: str, codec: str, tmp_path: Path) -> None:
+    packed = bundle_of(tmp_path / "b", method, codec)
+    stack = stack_of(packed)
+    ids_KB = ids_of(500, num_tables=3, batch_size=300).numpy()
+    assert stack.kernel is not None
+    found = stack.kernel(ids_KB)
+    assert found is not None
+    stack.kernel = None
+    torch.testing.assert_close(found, stack(ids_KB), rtol=0, atol=LAST_BITS)
+
+
+def test_other_methods_and_codecs_go_their_own_way(tmp_path: Path) -> None:
+    assert stack_of(bundle_of(tmp_path / "dpq", "dpq", "fp32")).kernel is None
+    assert encode(torch.randn(100, 16), codec="pq").layout() is None
+    assert encode(torch.randn(0, 16), codec="int4").layout() is None
+    assert encode(torch.randn(0, 16)).layout() is None
+
+
+@pytest.mark.parametrize("name", ["steps", "offsets", "codes"])
+def test_what_a_damaged_bundle_lacks_is_not_read(name: str, tmp_path: Path) -> None:
+    """Compiled code would read beyond the end."""
+    packed = bundle_of(tmp_path / "b", "full", "int4")
+    matrix = packed.packs["t2"].coded[0]
+    assert isinstance(matrix, AffineRows)
+    setattr(matrix, name, getattr(matrix, name)[:-40].clone())
+    layout = matrix.layout()
+    assert layout is not None
+    assert layout.num_rows < 502
+    lookups = Lookups(packed)
+    assert all(step.kernel is None or len(step.names) < 3 for step in lookups.parts[0] if isinstance(step, Stack))
+    with pytest.raises(CheckpointError, match="can't be looked up"):
+        lookups({f"f{k}": torch.tensor([499 + k]) for k in range(3)}, {}, num_rows=1)
+
+
+ABSENT: dict[str, Callable[[pytest.MonkeyPatch, Path], object]] = {
+    "no compiler": lambda patch, folder: patch.setenv("CXX", str(folder / "c++")),
+    "a compiler that fails": lambda patch, folder: patch.setenv("CXX", "false"),
+    "another language": lambda patch, folder: patch.setenv("CXX", "echo"),
+    "switched off": lambda patch, folder: patch.setenv(build.SWITCH, "0"),
+}
+
+
+@pytest.mark.parametrize("why", list(ABSENT))
+def test_without_a_compiler_rows_are_the_same(
+    why: str, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger=build.__name__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ABSENT[why](monkeypatch, tmp_path)
+    packed = bundle_of(tmp_path / "b", "hash", "int4")
+    ids = {f"f{k}": torch.arange(200) for k in range(3)}
+    stack, lookups = stack_of(packed), Lookups(packed)
+    assert stack.kernel is not None
+    assert stack.kernel(ids_of(200, num_tables=3).numpy()) is None
+    (found,) = lookups(ids, {}, num_rows=200)
+    assert torch.equal(found[:, :16], packed.packs["t0"].lookup(ids["f0"]))
+    assert not list((tmp_path / "cache").rglob("*.so"))
+    assert not list((tmp_path / "cache").rglob("*.part"))
+    assert ("without a compiled lookup" in caplog.text) == (why != "switched off")
+
+
+def test_it_is_compiled_once(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    form = build.Form(numbers=32, width=9, dim=9, stride=288, group=1, scale_stride=0, widened=0)
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(build.compiled(form))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    assert None not in found
+    (library,) = (tmp_path / "embank").iterdir()
+    assert library.suffix == ".so"
+    made = library.stat().st_mtime_ns
+    build.compiled.cache_clear()
+    assert build.compiled(form) is not None
+    assert library.stat().st_mtime_ns == made
+    assert build.compiled(form._replace(width=10, dim=10, stride=320)) is not None
+    assert len(list((tmp_path / "embank").iterdir())) == 2
+
+
+def test_a_home_that_cannot_be_written(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose file system is read-only: it is made in a folder of the process's own."""
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own = kernel_of([torch.ones(4, 7)], "fp32", [Rule("own", 4)])
+    assert torch.equal(looked_up(own, torch.zeros(1, 2, dtype=torch.int64)), torch.ones(2, 1, 7))
+    assert build._own_folder().stat().st_mode & 0o077 == 0
+
+
+def test_ids_that_do_not_follow_each_other() -> None:
+    rows = torch.randn(50, 4)
+    own = kernel_of([rows, rows], "fp32", [Rule("own", 50)] * 2)
+    ids_KB = np.arange(40).reshape(20, 2).T
+    assert ids_KB.strides[1] != ids_KB.itemsize
+    found = own(ids_KB)
+    assert found is not None
+    assert torch.equal(found, torch.cat([rows[ids_KB[0]], rows[ids_KB[1]]], dim=1))
