@@ -45,6 +45,19 @@ def test_errors_of_ours_speak_for_themselves() -> None:
     assert explain(WorkError("full")) == ("full", 1)
 
 
+def test_the_folder_of_torchs_compiler_is_told_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has given this path to a command."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch may have set it
+    message, code = explain(OSError(errno.EROFS, "Read-only file system", "/tmp/torchinductor_me"))
+    assert (
+        "where torch keeps what it compiles: Read-only file system. Point the variable TORCHINDUCTOR_CACHE" in message
+    )
+    assert code == 2
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/proc/x")
+    assert "TORCHINDUCTOR_CACHE_DIR" in explain(OSError(errno.ENOENT, "No such file", "/proc/x/dynamo"))[0]
+    assert "TORCHINDUCTOR_CACHE_DIR" not in explain(OSError(errno.ENOENT, "No such file", "a/b"))[0]
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [

@@ -24,7 +24,7 @@ from embank.pipelines.diagnosis import slices
 from embank.pipelines.diagnosis.drift import Drift, FeatureDrift, drift_report, stability
 from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.folder import RunFolder
-from embank.tables.errors import ConfigError, DataError
+from embank.tables.errors import CheckpointError, ConfigError, DataError
 from tests.training.runs import train
 
 COLUMNS: dict[str, Any] = {
@@ -174,6 +174,8 @@ def test_what_is_written(first: Path, tmp_path: Path) -> None:
     with (tmp_path / "report/drift.csv").open() as file:
         assert [row["verdict"] for row in csv.DictReader(file)] == [one.verdict for one in drift.features]
     assert (tmp_path / "report/drift.png").stat().st_size > 10_000
+    with pytest.raises(CheckpointError, match="exists already, and a drift report is never written over anything"):
+        drift_report(first / "run", data=first / "new", out=tmp_path / "report")
 
 
 def test_the_command_says_it(first: Path, tmp_path: Path) -> None:

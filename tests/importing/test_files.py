@@ -69,7 +69,7 @@ def test_neither_file_nor_checkpoint(tmp_path: Path) -> None:
 
 
 TEXT = [
-    ("", "line 1: '' is not the number of vectors"),
+    ("", "is empty; give a file of word2vec"),
     ("cat 1 2\ndog 3 4\n", "line 1: 'cat 1 2' is not.*Files of GloVe lack that line"),
     ("2 2\ncat 1 2\n", "line 3: the file ends, and the first line says 2 vectors of 2"),
     ("2 2\ncat 1 2\ndog 3\n", "line 3: 1 numbers follow the token"),

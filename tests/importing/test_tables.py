@@ -235,8 +235,12 @@ def test_ids_in_floats(rows: Tensor, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("id", pl.Series([0.5, *range(1, ROWS)]), "row .0. that is no whole number, and is double"),
-        ("id", pl.Series([0.0, None, *map(float, range(2, ROWS))]), "row .1. that is no whole number, and is double"),
+        ("id", pl.Series([0.5, *range(1, ROWS)]), "is double, and row 0 is no whole number; keys are"),
+        (
+            "id",
+            pl.Series([0.0, None, *map(float, range(2, ROWS))]),
+            "is double, and row 1 is no whole number; keys are",
+        ),
         ("item_id", pl.Series(range(ROWS)).cast(pl.Decimal(10, 0)), "is decimal128.10, 0."),
         ("movie", pl.Series([token.encode() for token in TOKENS]), "is (large_)?binary"),
     ],

@@ -165,6 +165,8 @@ def test_a_worker_that_does_not_follow_is_named(bundles: Bundles, monkeypatch: p
 def test_deltas_in_order(bundles: Bundles, tmp_path: Path) -> None:
     make_delta(bundles.first, bundles.second, tmp_path / "forth")
     make_delta(bundles.second, bundles.first, tmp_path / "back")
+    shutil.copytree(tmp_path / "forth", tmp_path / "damaged")
+    (tmp_path / "damaged/manifest.json").write_text("{}")
     with (
         a_worker(bundles.first) as worker,
         TestClient(worker.app, base_url=HERE, client=("127.0.0.1", 1)) as client,
@@ -174,7 +176,8 @@ def test_deltas_in_order(bundles: Bundles, tmp_path: Path) -> None:
         for number, (delta, status, served) in enumerate(
             (
                 ("back", 409, first),  # out of order
-                ("gone", 409, first),
+                ("gone", 422, first),
+                ("damaged", 422, first),
                 ("forth", 200, second),
                 ("forth", 409, second),  # repeated
                 ("back", 200, first),
@@ -185,13 +188,13 @@ def test_deltas_in_order(bundles: Bundles, tmp_path: Path) -> None:
             scored = post(client, "/score", {"rows": bundles.rows}).json()
             assert scored["checksum"] == served.checksum, number
             assert scored["scores"] == served.score(bundles.rows).tolist()
-            assert len(list(applied.iterdir())) == (number > 1)  # what is not served any more is gone
+            assert len(list(applied.iterdir())) == (number > 2)  # what is not served any more is gone
         assert post(client, "/reload", {"bundle": str(bundles.second)}).status_code == 200
         assert list(applied.iterdir()) == []
         assert bundles.first.is_dir()
         text = client.get("/metrics").text
         assert 'embank_reloads_total{outcome="done"} 3.0' in text
-        assert 'embank_reloads_total{outcome="refused"} 3.0' in text
+        assert 'embank_reloads_total{outcome="refused"} 4.0' in text
 
 
 def test_tables_alone_are_not_served(tmp_path: Path) -> None:

@@ -320,6 +320,37 @@ class TestCollections:
         assert torch.equal(tables.weights()["t"], before)
         wide.load_state_dict(state)
 
+    @pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int64, torch.uint16, torch.uint32, torch.uint64])
+    def test_rows_of_whole_numbers_are_taken(self, kind: torch.dtype) -> None:
+        """torch has few calls for unsigned ones."""
+        for dtype in ("fp32", "fp16"):
+            tables = self.tables(dtype)
+            tables.set_rows("t", torch.ones(40, 6).to(kind))
+            assert bool((tables.weights()["t"] == 1).all())
+        with pytest.raises(
+            ConfigError, match=r"reach 6.554e\+04, and fp16 holds numbers up to 65504; hold rows in fp32"
+        ):
+            self.tables("fp16").set_rows("t", torch.full((40, 6), 65535).to(torch.uint16))
+
+    def test_the_cure_of_fp32_is_not_fp32(self) -> None:
+        tables, given = self.tables("fp32"), torch.full((40, 6), 1e300, dtype=torch.float64)
+        with pytest.raises(
+            ConfigError, match=r"reach 1e\+300, and fp32 holds numbers up to 3.4028e\+38; scale them down$"
+        ):
+            tables.set_rows("t", given)
+        with pytest.raises(CheckpointError, match=r"3.4028e\+38; scale them down. Nothing of it was loaded here"):
+            tables.load_state_dict({"embedding_bags.t.weight": given})
+        with pytest.raises(ConfigError, match="rows of table 't' are complex64; give real numbers"):
+            tables.set_rows("t", torch.ones(40, 6, dtype=torch.complex64))
+
+    def test_rows_that_would_begin_infinite_are_refused(self) -> None:
+        """Some, or nearly all of a normal distribution."""
+        for std in (1e6, 5e4):
+            spec = replace(self.SPECS[0], init_std=std)
+            with pytest.raises(ConfigError, match="'t' begins with numbers of up to .*fp16 holds .*a smaller init_std"):
+                TableCollection([spec], backend="torch", tier=RowTier(dtype="fp16"))
+            TableCollection([spec], backend="torch", tier=RowTier(dtype="bf16"))
+
     def test_fitted_rows_that_would_be_infinite_are_refused(self) -> None:
         """What a method makes of vectors is looked at, not the vectors: two ids share a row, and factors are small."""
         one = replace(self.SPECS[0], method="hash", budget=0.5)

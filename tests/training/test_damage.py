@@ -62,7 +62,9 @@ def test_a_folder_with_files_of_others_is_refused_and_kept(data: Path, tmp_path:
     assert (mine / "my.png").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["plots/my.png", "checkpoints/a/b", "rows/user.csv", "rows/deep/user.0.f32"])
+@pytest.mark.parametrize(
+    "name", ["plots/my.png", "checkpoints/a/b", "rows/user.csv", "rows/deep/user.0.f32", "rows/trial/t.0.f32"]
+)
 def test_a_lock_of_a_killed_run_makes_no_file_ours(data: Path, tmp_path: Path, name: str) -> None:
     mine = tmp_path / "mine" / name
     mine.parent.mkdir(parents=True)
@@ -97,7 +99,8 @@ def test_a_run_that_fails_early_leaves_what_it_found(data: Path, tmp_path: Path)
 
 
 def test_what_a_killed_run_left_before_it_began_is_taken_over(data: Path, tmp_path: Path) -> None:
-    for name in (".lock", "rows/t.0.f32", ".environment.json.tmp", "environment.json"):
+    trial = "rows/trial/rows/t.0.f32"  # of `table_lr: auto` on the disk tier
+    for name in (".lock", "rows/t.0.f32", trial, ".environment.json.tmp", "environment.json"):
         path = tmp_path / "run" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
+from torch._inductor.exc import CppCompileError, InductorError
 
+from embank.ctr_models.network import Network
+from embank.pipelines.config.run import parse_config
 from embank.pipelines.config.sections import TrainConfig
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
@@ -21,7 +25,7 @@ from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.score import compiled_score
 from embank.pipelines.train import execution
 from embank.pipelines.train.trainer import Trainer
-from embank.tables import ConfigError
+from embank.tables import ConfigError, WorkError
 from tests.training.runs import config, raw_config, timeless, train, write_data
 
 MODEL = {"name": "dcn_v2", "hidden_units": [8], "dropout": 0.5}
@@ -195,19 +199,97 @@ def test_a_machine_without_a_compiler(data: Path, tmp_path: Path) -> None:
     assert last.endswith("or begin a run with train.compile: false")
 
 
-def test_an_evaluation_that_cant_be_compiled_is_made_as_it_is(
-    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_evaluation_that_cant_be_compiled_is_made_as_it_is(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     """By torch's own refusal, on a machine without a compiler."""
     loaded = config(data, model=MODEL)
     network = build(loaded, Schema.load(data), data=data, rows_folder=data.parent / "rows").network.eval()
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nonexistent/g++",))
     torch._dynamo.reset()
     scored = compiled_score(network, falls_back=True)
     width = network.num_embedding_columns + network.num_first_order_columns
     dense, values = torch.randn(5, network.inputs.num_dense), torch.randn(5, width)
-    with torch.no_grad():
+    with torch.no_grad(), torch._inductor.config.patch({"cpp.cxx": ("/nonexistent/g++",)}):
         found = [scored(dense, values) for _ in range(2)]
         expected = network.score(dense, values)
     assert all(torch.equal(own, expected) for own in found)
     assert caplog.text.count("the network can't be compiled here") == 1
+
+
+def small_network(data: Path, *, hidden_units: Sequence[int] = (8,)) -> Network:
+    """Without a table of first order, in evaluation mode."""
+    model = build(
+        config(data, model={"name": "fnn", "hidden_units": list(hidden_units)}),
+        Schema.load(data),
+        data=data,
+        rows_folder=data.parent / "rows",
+    )
+    assert isinstance(model.network, Network)
+    assert not model.network.num_first_order_columns
+    return model.network.eval()
+
+
+class Failing:
+    """What torch makes of a network, and a C++ compiler that fails as often as it is told to."""
+
+    def __init__(self, said: str, *, times: int) -> None:
+        self.said, self.times, self.calls = said, times, 0
+
+    def compile(self, network: Any, **options: Any) -> Any:
+        def called(dense: Tensor, values: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls <= self.times:
+                raise InductorError(CppCompileError(["g++"], self.said), None)
+            return network(dense, values)
+
+        return called
+
+
+def test_a_compiler_that_is_stopped_by_ctrl_c_is_asked_once_more(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal gives the signal to it as well; the run itself stops after the step."""
+    network = small_network(data)
+    inputs = torch.randn(5, network.inputs.num_dense), torch.randn(5, network.num_embedding_columns)
+    once, always = Failing("interrupted", times=1), Failing("a\nx.cpp:3: error: no such thing\nmore", times=100)
+    monkeypatch.setattr(torch, "compile", once.compile)
+    assert torch.equal(compiled_score(network)(*inputs), network.score(*inputs))
+    monkeypatch.setattr(torch, "compile", always.compile)
+    with pytest.raises(WorkError, match=r"x.cpp:3: error: no such thing. Mend what the C\+\+ compiler says .*CXX"):
+        compiled_score(network)(*inputs)
+    assert always.calls == 2
+
+
+def test_the_cure_of_a_folder_that_cant_be_written_is_another_one(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(network: Any, **options: Any) -> Any:
+        def called(dense: Tensor, values: Tensor) -> Tensor:
+            raise InductorError(OSError(30, "Read-only file system", "/cache"), None)
+
+        return called
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    with pytest.raises(WorkError, match="Read-only .* Point the variable TORCHINDUCTOR_CACHE_DIR to a folder that can"):
+        compiled_score(small_network(data))(torch.randn(2, 1), torch.randn(2, 4))
+
+
+@pytest.mark.slow
+def test_the_ninth_network_of_a_process_is_compiled_too(data: Path) -> None:
+    """torch takes a method that it has compiled eight times as it is from then on."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for width in range(8, 18):
+        network = small_network(data, hidden_units=[width])
+        compiled_score(network)(torch.randn(5, network.inputs.num_dense), torch.randn(5, network.num_embedding_columns))
+    assert torch._dynamo.utils.counters["frames"] == {"total": 10, "ok": 10}
+
+
+def test_a_batch_larger_than_the_data_is_measured_as_it_is_trained(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def measured(model: Any, train: TrainConfig, *, batch_rows: int, num_steps: int) -> tuple[TrainConfig, None]:
+        asked.extend([batch_rows, num_steps])
+        return execution.plainly(train), None
+
+    monkeypatch.setattr("embank.pipelines.train.trainer.choose", measured)
+    raw = raw_config(data, model=MODEL, train={"epochs": 3})
+    raw["data"]["batch_size"] = 10**9
+    Trainer(parse_config(raw), tmp_path / "run").train()
+    assert asked == [Schema.load(data).split("train").num_rows, 3]

@@ -10,7 +10,7 @@ from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import build
 from embank.pipelines.train.step import NonFiniteLossError, Stepper
 from embank.tables import ConfigError, StraightThrough, TableCollection
-from tests.training.runs import config
+from tests.training.runs import config, train
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,12 @@ def test_rows_that_grow_beyond_their_codec_are_told_as_diverging(
     assert "use codec" not in str(diverged.value)
     with pytest.raises(ConfigError, match=f"table '{name}': {fact}.*; use "):  # no step has made these
         stepper(batch, step=0)
+
+
+def test_an_evaluation_of_rows_beyond_their_codec_tells_that_training_diverges(data: Path, tmp_path: Path) -> None:
+    """It comes before the next step, which would have told so."""
+    settings = {"straight_through": "int2", "table_lr": 1e9, "table_optimizer": "sgd", "eval_every": 1}
+    with pytest.raises(
+        NonFiniteLossError, match=r"diverges before the evaluation after step 1: .*; lower train.table_lr"
+    ):
+        train(data, tmp_path / "run", train=settings)

@@ -12,6 +12,7 @@ from embank.tables.libraries import missing_library
 from embank.tables.storage.refusals import cause_of, is_full
 from embank.tables.storage.resources import address_space_limit, exhausted, out_of
 
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _PATHS = {
     errno.ENOENT: "there is no such file or folder",
     errno.EACCES: "it may not be read or written (no permission)",
@@ -47,6 +48,12 @@ def explain(error: BaseException) -> tuple[str, int]:
     what = exhausted(error)
     if what is not None:
         return out_of(what), 1
+    if isinstance(error, OSError) and _is_compilers(error.filename):
+        return (
+            f"'{_shown(error.filename)}', where torch keeps what it compiles: {cause_of(error)}. Point the variable "
+            f"{_CACHE} to a folder that can be written",
+            2,
+        )
     if isinstance(error, OSError) and error.filename is not None and error.errno in _PATHS:
         return f"'{_shown(error.filename)}': {_PATHS[error.errno]}. Give another path.", 2
     if isinstance(error, OSError):
@@ -54,6 +61,12 @@ def explain(error: BaseException) -> tuple[str, int]:
         cure = "Free some space" if is_full(error) else "Mend it"
         return f"{where}{cause_of(error)}. {cure} and run the same command again", 1
     return _unexpected(error), 1
+
+
+def _is_compilers(path: object) -> bool:
+    """Whether a path is in the folder of torch's compiler, which importing parts of torch makes."""
+    named, text = os.environ.get(_CACHE), str(path)
+    return text.startswith(named) if named else "torchinductor_" in text
 
 
 def _unexpected(error: BaseException) -> str:

@@ -176,7 +176,8 @@ def drift(values: "Drift") -> None:
     if metrics is not None:
         line += f", observed {metrics['num_positive'] / metrics['num_rows']:.4f}"
         line += f", calibration {_number(metrics['calibration'])}, log loss {_number(metrics['logloss'])}"
-        line += f", AUC {_number(metrics['auc'])}"
+        auc = metrics["auc"]
+        line += ", AUC undefined: the rows are of one class" if auc is None else f", AUC {auc:.4f}"
     out.print(line, markup=False)
     for note in values.notes:
         out.print(note, markup=False)

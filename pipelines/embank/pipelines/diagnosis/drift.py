@@ -36,10 +36,12 @@ from embank.pipelines.runs.open import best_model, refuse_neither, refuse_other_
 from embank.pipelines.runs.score import score
 from embank.pipelines.runs.scoring import Scorer
 from embank.pipelines.runs.trained import schema_of
-from embank.tables import Bundle, DataError, Vocabulary, WorkError
+from embank.tables import Bundle, DataError, Vocabulary
 from embank.tables.ids.vocabulary import UNKNOWN_ID
 from embank.tables.serving.bundle import is_bundle
+from embank.tables.storage.new_folder import refuse_taken
 
+KIND = "drift report"
 SOME, MUCH = 0.1, 0.25
 LEAST_SHARE = 1e-4
 Counts = npt.NDArray[np.int64]
@@ -133,14 +135,17 @@ def drift_report(
         data: a prepared folder with the vocabularies of the training data, as `prepare(..., like=path)` makes it.
         split: its train, valid or test rows.
         by: a categorical feature for whose values calibration is told; None takes days, where the rows have times.
-        out: folder for `drift.json`, `drift.csv`, `calibration.csv` and `drift.png`; None writes nothing.
+        out: new folder for `drift.json`, `drift.csv`, `calibration.csv` and `drift.png`; None writes nothing.
 
     Raises:
         ConfigError: other vocabularies, or no such feature.
+        CheckpointError: `out` exists.
         CheckpointError, DataError: what can't be read, or a split without rows.
         WorkError: the files can't be written.
     """
     path, data = Path(path), Path(data)
+    if out is not None:
+        refuse_taken(Path(out), kind=KIND)
     refuse_neither(path)
     schema = Schema.load(data)
     if not schema.split(split).num_rows:
@@ -171,12 +176,9 @@ def drift_report(
 
 
 def _written(drift: Drift, out: Path) -> Drift:
-    from embank.pipelines.diagnosis.drift_files import write_drift
+    from embank.pipelines.diagnosis.drift_files import write_drift  # matplotlib takes a second to import
 
-    try:
-        return replace(drift, files=write_drift(drift, out))
-    except OSError as error:
-        raise WorkError(f"the drift report can't be written to '{out}': {error.strerror}") from error
+    return replace(drift, files=write_drift(drift, out))
 
 
 @contextmanager

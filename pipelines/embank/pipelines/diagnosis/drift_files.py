@@ -10,10 +10,11 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from embank.pipelines.diagnosis.drift import MUCH, SOME, Drift, FeatureDrift
+from embank.pipelines.diagnosis.drift import KIND, MUCH, SOME, Drift, FeatureDrift
 from embank.pipelines.runs.plots import COLORS, style
-from embank.tables.storage.atomic import replacing
+from embank.tables.storage.new_folder import new_folder
 
+FILES = ("drift.json", "drift.csv", "calibration.csv", "drift.png")
 MOST_FEATURES = 40
 LEAST_SHOWN = 1e-3
 _VERDICTS = {"stable": COLORS[2], "some": COLORS[3], "much": COLORS[1]}
@@ -23,19 +24,18 @@ def write_drift(drift: Drift, out: Path) -> list[Path]:
     """Writes drift.json, drift.csv, calibration.csv (where there are slices) and drift.png.
 
     Raises:
-        OSError: they can't be written.
+        CheckpointError: the folder exists.
+        WorkError: they can't be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
     values = drift.to_json()
-    files = [out / "drift.json", out / "drift.csv"]
-    files[0].write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _write_csv(files[1], values["features"])
-    if values["slices"]:
-        files.append(out / "calibration.csv")
-        _write_csv(files[-1], values["slices"])
-    files.append(out / "drift.png")
-    plot_drift(drift, files[-1])
-    return files
+    with new_folder(out, kind=KIND) as folder:
+        (folder / "drift.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_csv(folder / "drift.csv", values["features"])
+        if values["slices"]:
+            _write_csv(folder / "calibration.csv", values["slices"])
+        plot_drift(drift, folder / "drift.png")
+        names = [name for name in FILES if (folder / name).exists()]
+    return [out / name for name in names]
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -61,8 +61,7 @@ def plot_drift(drift: Drift, path: Path) -> None:
     if drift.slices:
         _plot_slices(grid[0, 1], drift)
     figure.suptitle(f"{Path(drift.data).name}, {drift.split}: {drift.num_rows:,} rows", fontsize=11)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    figure.savefig(path, dpi=150, format="png")
     plt.close(figure)
 
 

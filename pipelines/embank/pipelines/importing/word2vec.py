@@ -47,6 +47,8 @@ class Word2VecVectors(VectorFile):
         except OSError as error:
             raise DataError(f"'{path}' can't be read: {cause_of(error)}. Give a file of word2vec") from error
         numbers = header.removeprefix(BOM_UTF8).split()
+        if not header:
+            raise DataError(f"'{path}' is empty; give a file of word2vec")
         if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
             raise DataError(
                 f"'{path}', line 1: {shown(header.decode(errors='replace').strip())} is not the number of vectors and "

@@ -82,6 +82,8 @@ def read_documents(
         for document in _documents_in(path, part_bytes):
             documents.setdefault(document.digest, document)
     if not documents:
+        if paths is not None and not paths:
+            raise DataError(f"{setting} is empty; give text files, or folders of them")
         where = "the standard library" if paths is None else ", ".join(f"'{path}'" for path in paths)
         raise DataError(f"there is no UTF-8 text in {where}; give text files, or folders of them ({setting})")
     return list(documents.values())
@@ -146,9 +148,10 @@ def split_documents(documents: Sequence[Document], *, ratios: Sequence[float], s
         found[SPLITS[sum(draw >= bound for bound in bounds)]].append(document)
     for split, members in found.items():
         if not members:
+            cures = "" if len(documents) < len(SPLITS) else ", other corpus.ratios or another corpus.seed"
             raise DataError(
-                f"of {len(documents)} documents none is in split '{split}'; give more text (a document is a file, or a "
-                "part of one between blank lines), other corpus.ratios or another corpus.seed"
+                f"no document is in split '{split}', of {len(documents)} in all; give more text (a document is a file, "
+                f"or a part of one between blank lines){cures}"
             )
     order = random.Random(seed)
     for members in found.values():

@@ -24,6 +24,8 @@ from embank.tables.storage.yaml_text import parse_yaml
 
 LOCK = ".lock"
 ROWS = "rows"
+TRIAL = "trial"
+"""A training within a run's working folder, which tries a rate of rows; all that it has is working files."""
 CORPUS = "corpus"
 _CORPUS_FILES = frozenset({"tokenizer.json", "train.npy", "valid.npy", "test.npy", "corpus.json", "checksums.json"})
 _LEFTOVER_CORPUS = re.compile(r"^\.corpus\.(tmp-[0-9a-f]+|removed)$")
@@ -129,6 +131,7 @@ class RunFolder:
     def _clear(self, *, remove_folder: bool) -> None:
         """Removes the working files of a run that has not begun, which `refuse_used` has found to be ours; nothing
         else."""
+        self._remove_trial()
         remove_row_files(self.path / ROWS)
         for path in (*(temporary_file(path) for path in self._records), *self._records):
             path.unlink(missing_ok=True)
@@ -140,6 +143,12 @@ class RunFolder:
         if remove_folder:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
+
+    def _remove_trial(self) -> None:
+        """Removes what a trial has left that was killed."""
+        trial = self.path / ROWS / TRIAL
+        if _is_trial(trial):
+            shutil.rmtree(trial, ignore_errors=True)
 
     def remove_corpora(self) -> None:
         """Removes the corpus of a language model's run that has not begun, and what a crash left of one."""
@@ -373,7 +382,15 @@ def _is_working_folder(folder: Path) -> bool:
         return False
     if folder.name == CORPUS or _LEFTOVER_CORPUS.match(folder.name):
         return all(path.name in _CORPUS_FILES and path.is_file() for path in folder.iterdir())
-    return all(folder.name == ROWS and is_row_file(path) for path in folder.iterdir())
+    return all(folder.name == ROWS and (is_row_file(path) or _is_trial(path)) for path in folder.iterdir())
+
+
+def _is_trial(folder: Path) -> bool:
+    """Whether a folder is what a trial makes, which writes nothing but the working files of its rows."""
+    if folder.name != TRIAL or not folder.is_dir():
+        return False
+    inner = list(folder.iterdir())
+    return all(path.name == ROWS and path.is_dir() and all(map(is_row_file, path.iterdir())) for path in inner)
 
 
 def _metric(line: bytes) -> dict[str, Any] | None:

@@ -11,7 +11,8 @@ from embank.pipelines.serve.models import Snapshot, features_of, tried_model
 from embank.pipelines.serve.refused import RefusedRequestError
 from embank.pipelines.serve.source import current_bundle
 from embank.pipelines.serve.state import Current, StateFolder
-from embank.tables.errors import CheckpointError, EmbankError, WorkError
+from embank.tables.errors import EmbankError, WorkError
+from embank.tables.serving.deltas.format import GapError
 from embank.tables.storage.refusals import cause_of
 from embank.tables.wording import listing
 
@@ -74,7 +75,7 @@ class Changes:
             try:
                 try:
                     apply_delta(now.bundle, path, made)
-                except CheckpointError as error:
+                except GapError as error:
                     raise RefusedRequestError(409, "reload", f"nothing was reloaded: {error}") from error
                 return self._change(made)
             except BaseException:

@@ -4,20 +4,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+from embank.ctr_models import CTRModel
 from embank.pipelines.runs.build import served_model
 from embank.pipelines.runs.evaluate import evaluate
 from embank.pipelines.runs.state import SavedRun, save_run
 from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.session import Session
 from embank.tables.collections.stages import settle
+from embank.tables.errors import ConfigError
 
 
 def evaluate_and_save(session: Session) -> None:
     """Evaluates the model on validation, remembers whether it is the best so far, and writes a checkpoint."""
     progress, train = session.progress, session.config.train
     settle(session.tables)
-    is_coded = session.training.is_through_codec
-    model = served_model(session.config, session.model) if is_coded else session.model
+    model = _served(session) if session.training.is_through_codec else session.model
     # What is served is what is evaluated: the means of the statistics that processes keep.
     session.processes.average_buffers(session.model.network, session.tables.methods)
     record = {
@@ -43,6 +44,22 @@ def evaluate_and_save(session: Session) -> None:
         session.reporter.note(note)
     tell(session, record)
     save(session)
+
+
+def _served(session: Session) -> CTRModel:
+    """The model over its tables as they will be served.
+
+    Raises:
+        ConfigError: the codec can't hold rows that training begins with.
+        NonFiniteLossError: it can't hold what training has made of them.
+    """
+    try:
+        return served_model(session.config, session.model)
+    except ConfigError as error:
+        if not session.progress.stage.steps:
+            raise
+        where = f"before the evaluation after step {session.progress.step}"
+        raise session.training.stepper.uncoded(where, error) from error
 
 
 def tell(session: Session, record: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from embank.pipelines.config.changes import AUTO
 from embank.pipelines.config.run import Config, parse_config
 from embank.pipelines.config.sections import TrainConfig
 from embank.pipelines.runs.folder import RunFolder
-from embank.pipelines.runs.score import autocast, compiled_score
+from embank.pipelines.runs.score import autocast, cause_of_failure, compiled_score
 from embank.tables import WorkError
 
 LONG_SECONDS = 120.0
@@ -105,8 +105,7 @@ def _compiler(probe: "_Probe", train: TrainConfig, precision: str, *, num_steps:
         probe.compile(precision)
     except Exception as error:  # a compiler that is missing, or what it can't do: torch has many types for it
         cause = error.__cause__ if isinstance(error, WorkError) and error.__cause__ else error
-        first = str(cause).strip().split("\n")[0][:100]
-        return False, f"; it can't be compiled here ({type(cause).__name__}: {first})"
+        return False, f"; it can't be compiled here ({type(cause).__name__}: {cause_of_failure(cause)})"
     cost = time.monotonic() - begun
     plain, compiled = probe.compiled_and_not(precision)
     said = f"; compiled, which took {cost:.0f} s, {_ms(compiled)} beside {_ms(plain)}"

@@ -18,7 +18,7 @@ from embank.pipelines.runs.score import compiled_score, score
 from embank.pipelines.train.optimizer import dense_optimizer
 from embank.pipelines.train.penalty import Penalised, RowPenalty
 from embank.pipelines.train.schedule import lr_factor
-from embank.tables import TableCollection, WorkError
+from embank.tables import ConfigError, TableCollection, WorkError
 from embank.tables.collections.stages import rows_held, search_parameters
 from embank.tables.collections.straight_through import StraightThrough, UncodedRowsError
 from embank.tables.sharding.processes import Processes
@@ -117,7 +117,7 @@ class Stepper:
             except UncodedRowsError as error:
                 if step == 0:  # no step of this stage has moved them
                     raise
-                raise NonFiniteLossError(self._uncoded(batch, step, error)) from error
+                raise self.uncoded(f"in {_place(batch, step)}", error) from error
             value, agreed = self._update(batch, step=step, votes=votes)
         self.tables.step()
         return value, agreed
@@ -218,13 +218,18 @@ class Stepper:
             )
         return f"the loss is {value} in {_place(batch, step)}: {cause}, or {_IN_A_NEW_RUN}"
 
-    def _uncoded(self, batch: Batch, step: int, error: UncodedRowsError) -> str:
+    def uncoded(self, where: str, error: ConfigError) -> NonFiniteLossError:
         """That rows have grown beyond what their codec holds. Its own cure, another codec, would only let them grow
-        on."""
+        on.
+
+        Args:
+            where: in the training, the beginning of an adverbial.
+            error: the codec's.
+        """
         fact = str(error).partition(";")[0]
         rate = self.rates["table_lr"]
-        return (
-            f"training diverges in {_place(batch, step)}: {fact}; lower train.table_lr ({rate:.4g}), or {_IN_A_NEW_RUN}"
+        return NonFiniteLossError(
+            f"training diverges {where}: {fact}; lower train.table_lr ({rate:.4g}), or {_IN_A_NEW_RUN}"
         )
 
 

@@ -15,7 +15,7 @@ from embank.pipelines.data.loading.integrity import content_of
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.build import NO_STAGES, build
-from embank.pipelines.runs.folder import ROWS, RunFolder
+from embank.pipelines.runs.folder import ROWS, TRIAL, RunFolder
 from embank.pipelines.runs.progress import Progress, StageProgress
 from embank.pipelines.runs.result import close_run
 from embank.pipelines.runs.start import Start, refuse_other_start, refuse_unfinished
@@ -183,8 +183,9 @@ class Trainer:
     def _choose(self, model: CTRModel) -> None:
         """Chooses what the configuration leaves open, on the first process for all."""
         data, train = self.config.data, self.config.train
-        num_steps = train.epochs * -(-self.schema.split("train").num_rows // data.batch_size)
-        rows = -(-data.batch_size // self.processes.count)
+        num_rows = self.schema.split("train").num_rows
+        num_steps = train.epochs * -(-num_rows // data.batch_size)
+        rows = -(-min(data.batch_size, num_rows) // self.processes.count)
         with self.processes.together():
             chosen = None
             if self.processes.is_first:
@@ -206,7 +207,7 @@ class Trainer:
             train = replace(plainly(config.train), table_lr=rate)
             trial = Trainer(
                 replace(config, train=train, rows=rows),
-                self.run.path / ROWS / "trial",
+                self.run.path / ROWS / TRIAL,
                 processes=self.processes,
                 num_stages=1,
                 max_steps=TRIAL_STEPS,

@@ -285,9 +285,9 @@ class ParquetVectors(VectorFile):
         row = self._fraction(name) if pa.types.is_floating(kind) else None
         if pa.types.is_floating(kind) and row is None:
             return
-        what = "is" if row is None else f"has a row ({row:,}) that is no whole number, and is"
+        what = "" if row is None else f", and row {row:,} is no whole number"
         raise DataError(
-            f"'{self.path}': column '{name}' {what} {kind}, and keys are text or whole numbers. Cast it to integers "
+            f"'{self.path}': column '{name}' is {kind}{what}; keys are text or whole numbers. Cast it to integers "
             '(or text), or name another column with --id-column ("" for none, rows in order)',
             field=name,
             row=row,

@@ -166,7 +166,8 @@ def load_row_state(tables: "Tables", state: Mapping[str, Any], *, prefix: str, m
                     part,
                     views[name].dtype,
                     what=f"numbers of the state_dict's '{prefix}{name}'",
-                    cure=f"{WIDER_ROWS}. Nothing of it was loaded here",
+                    cure=WIDER_ROWS,
+                    more=". Nothing of it was loaded here",
                     error=CheckpointError,
                 )
     with writing(tables):
@@ -207,7 +208,13 @@ def set_rows(tables: "Tables", table: str, rows_RD: Tensor) -> None:
 
 
 def refuse_beyond(
-    rows: Tensor, dtype: torch.dtype, *, what: str, cure: str, error: type[EmbankError] = ConfigError
+    rows: Tensor,
+    dtype: torch.dtype,
+    *,
+    what: str,
+    cure: str,
+    more: str = "",
+    error: type[EmbankError] = ConfigError,
 ) -> None:
     """Refuses finite numbers that a type has infinities for, before they are written. Those that it rounds to 0 are
     fine, and what is not finite is not looked at.
@@ -216,7 +223,8 @@ def refuse_beyond(
         rows: of any shape and type.
         dtype: that they are to be held in.
         what: they are, the beginning of the message.
-        cure: the end of the message.
+        cure: where the type is one of 16 bits; fp32 has no wider one.
+        more: the end of the message.
         error: what is raised.
 
     Example:
@@ -226,9 +234,13 @@ def refuse_beyond(
         embank.tables.errors.ConfigError: rows of table 'item' reach 1e+06, and fp16 holds numbers up to 65504; scale
         them
     """
+    if rows.is_complex():
+        raise error(f"{what} are {str(rows.dtype).removeprefix('torch.')}; give real numbers{more}")
     limits = torch.finfo(dtype)
-    if not rows.numel() or (rows.is_floating_point() and torch.finfo(rows.dtype).max <= limits.max):
+    if not rows.numel() or _largest(rows.dtype) <= limits.max:
         return
+    if not rows.is_floating_point() and not rows.is_signed():
+        rows = rows.double()  # torch has few calls for unsigned ones
     ends = torch.stack(rows.detach().aminmax())  # no temporary as large as the rows
     if not bool(ends.isfinite().all()):
         finite = rows[rows.isfinite()]
@@ -237,8 +249,16 @@ def refuse_beyond(
         return
     kind = next((kind for kind, own in ROW_DTYPES.items() if own == dtype), str(dtype).removeprefix("torch."))
     raise error(
-        f"{what} reach {float(ends.double().abs().max()):.4g}, and {kind} holds numbers up to {limits.max:.5g}; {cure}"
+        f"{what} reach {float(ends.double().abs().max()):.4g}, and {kind} holds numbers up to {limits.max:.5g}; "
+        f"{cure if dtype.itemsize < 4 else 'scale them down'}{more}"
     )
+
+
+def _largest(dtype: torch.dtype) -> float:
+    """The largest number of a type."""
+    if dtype == torch.bool:
+        return 1
+    return torch.finfo(dtype).max if dtype.is_floating_point else torch.iinfo(dtype).max
 
 
 def _refuse_foreign(tables: "Tables", state: Mapping[str, Any], *, prefix: str) -> None:

@@ -72,6 +72,10 @@ class RowOptimizer:
         return self.name == _EXTERNAL
 
 
+_MOST_DEVIATIONS = 8
+"""Standard deviations from the mean that no number of a table lies beyond."""
+
+
 def refuse_bad_lr(lr: float) -> None:
     """Raises ConfigError for a rate that rows can't be updated with."""
     if isinstance(lr, bool) or not hasattr(lr, "__float__"):
@@ -181,6 +185,15 @@ class StoreSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", tuple(self.shards))
         object.__setattr__(self, "lookups", tuple(self.lookups))
+        limit = torch.finfo(self.tier.torch_dtype).max
+        for table in self.tables:
+            init = table.init
+            reach = abs(init.mean) + init.scale * (1 if init.kind == "uniform" else _MOST_DEVIATIONS)
+            if not reach < limit:
+                raise ConfigError(
+                    f"table '{table.name}' begins with numbers of up to {reach:.4g}, and {self.tier.dtype} holds "
+                    f"numbers up to {limit:.5g}; give it a smaller init_std"
+                )
 
     @classmethod
     def of_tables(cls, tables: Sequence[PhysicalTable], *, lookups: Sequence[int], **how: Any) -> Self:

@@ -137,6 +137,10 @@ class Delta:
         return made_files(self.path, self._files, files)
 
 
+class GapError(CheckpointError):
+    """A delta does not lead on from a bundle."""
+
+
 def refuse_gaps(start: str, deltas: Sequence[Delta], *, bundle: Path, keys: Sequence[str]) -> None:
     """Refuses deltas that don't lead on from a bundle, one after the other.
 
@@ -146,17 +150,17 @@ def refuse_gaps(start: str, deltas: Sequence[Delta], *, bundle: Path, keys: Sequ
         bundle, keys: the bundle, the keys of its output.
 
     Raises:
-        CheckpointError: one is missing, repeated, out of order, or of another model.
+        GapError: one is missing, repeated, out of order, or of another model.
     """
     at, what = start, f"bundle '{bundle}'"
     for number, delta in enumerate(deltas):
         if list(delta.keys) != list(keys):
-            raise CheckpointError(
+            raise GapError(
                 f"delta '{delta.path}' is of another model: its tables give {listing(delta.keys)}, those of '{bundle}' "
                 f"{listing(keys)}. Give a delta that was made from this bundle"
             )
         if delta.start != at:
-            raise CheckpointError(_gap(at, what, number, deltas))
+            raise GapError(_gap(at, what, number, deltas))
         at, what = delta.end, f"delta '{delta.path}'"
 
 
