@@ -38,6 +38,11 @@ def test_what_is_one_processs_work_is_refused_to_several(
     monkeypatch.setattr("sys.argv", ["embank", *words])
     named = words if words[0] == "lm" else words[:1]
     _refuses(capsys, f"`embank {' '.join(named[:2])}` runs in one process")
+    monkeypatch.setattr("sys.argv", ["embank", *words[: 2 if words[0] in ("lm", "data") else 1], "--help"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0
+    assert "Usage: embank" in capsys.readouterr().out
 
 
 def test_errors_of_ours_speak_for_themselves() -> None:

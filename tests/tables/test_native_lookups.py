@@ -1,10 +1,12 @@
 """The compiled lookup against the tables themselves: every form of rows, rules and widths, and where there is none."""
 
 import logging
+import pickle
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +293,19 @@ def test_a_home_that_cannot_be_written(fresh: None, tmp_path: Path, monkeypatch:
     own = kernel_of([torch.ones(4, 7)], "fp32", [Rule("own", 4)])
     assert torch.equal(looked_up(own, torch.zeros(1, 2, dtype=torch.int64)), torch.ones(2, 1, 7))
     assert build._own_folder().stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda own: pickle.loads(pickle.dumps(own))])
+def test_copies_look_into_memory_of_their_own(copied: Callable[[Kernel], Kernel]) -> None:
+    rows, weights = torch.randn(50, 4), torch.randn(1, 4, 8)
+    own = kernel_of([rows], "fp32", [Rule("hash", 50, -7)], Widened(weights))
+    ids_KB = torch.arange(40)[None]
+    expected = looked_up(own, ids_KB).clone()
+    other = copied(own)
+    rows.zero_()
+    weights.zero_()
+    del own
+    assert torch.equal(looked_up(other, ids_KB), expected)
 
 
 def test_ids_that_do_not_follow_each_other() -> None:

@@ -66,3 +66,31 @@ def test_a_name_that_could_not_be_made_durable_is_said_as_that(
     )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (out / "note.txt").read_text() == "whole"
+
+
+@pytest.mark.parametrize("way", ["replaced", "published", "exchanged"])
+def test_files_and_folders_in_the_place_of_others_say_so_too(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They said that nothing was written."""
+    own, place = tmp_path / "own", tmp_path / "place"
+    for path in (own, place):
+        if way == "exchanged":
+            path.mkdir()
+            (path / "note.txt").write_text(path.name)
+        else:
+            path.write_text(path.name)
+
+    def sync(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(atomic, "sync_entry", sync)
+    write = {
+        "replaced": lambda: atomic.replace_text(place, "own", cure="mend it"),
+        "published": lambda: atomic.publish_file(own, place, overwrite=True),
+        "exchanged": lambda: atomic.exchange_folder(own, place),
+    }[way]
+    with pytest.raises(WorkError, match="is written as a whole, but its name could not be made durable"):
+        write()
+    assert (place / "note.txt" if way == "exchanged" else place).read_text() == "own"

@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         sync_entry(temporary)
         temporary.replace(path)
-        sync_entry(path.parent)
+        sync_name(path)
     finally:
         with contextlib.suppress(OSError):  # what has gone wrong before is what counts
             temporary.unlink(missing_ok=True)
@@ -111,11 +111,20 @@ def publish(temporary: Path, folder: Path) -> None:
     """
     sync_folder(temporary)  # first: a name that outlives a crash must not lead to files that did not
     temporary.rename(folder)
+    sync_name(folder)
+
+
+def sync_name(path: Path) -> None:
+    """Makes a name durable that a complete file or folder has got: it is written with the folder around it.
+
+    Raises:
+        WorkError: a crash of the machine may take it away again.
+    """
     try:
-        sync_entry(folder.parent)  # the name itself is written with the folder around it
+        sync_entry(path.parent)
     except OSError as error:
         raise WorkError(
-            f"'{folder}' is written as a whole, but its name could not be made durable: {cause_of(error)}. It can be "
+            f"'{path}' is written as a whole, but its name could not be made durable: {cause_of(error)}. It can be "
             "read now; look whether it is still there if the machine goes down before long"
         ) from error
 
@@ -145,6 +154,7 @@ def publish_file(temporary: Path, path: Path, *, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: there is one, and it is not to be replaced.
+        WorkError: it has its name, but a crash of the machine may take it away again.
     """
     sync_entry(temporary)
     if overwrite:
@@ -157,7 +167,7 @@ def publish_file(temporary: Path, path: Path, *, overwrite: bool) -> None:
             if error.errno not in _NO_LINKS:
                 raise
             os.replace(temporary, path)  # a file system without links
-    sync_entry(path.parent)
+    sync_name(path)
 
 
 def exchange_folder(folder: Path, place: Path) -> None:
@@ -167,7 +177,7 @@ def exchange_folder(folder: Path, place: Path) -> None:
     between two renames leaves nothing at `place`: what was there is then in `PLACE.old-*` beside it.
     """
     if _exchange(folder, place):
-        sync_entry(place.parent)
+        sync_name(place)
         shutil.rmtree(folder, ignore_errors=True)
         return
     old = place.with_name(f"{place.name}.old-{secrets.token_hex(6)}")
@@ -175,7 +185,7 @@ def exchange_folder(folder: Path, place: Path) -> None:
         old.mkdir()
         os.rename(place, old / place.name)
         os.rename(folder, place)
-        sync_entry(place.parent)
+        sync_name(place)
     finally:  # a signal may come after any of them; what was at `place` is removed only if something is there again
         if not place.exists() and (old / place.name).exists():
             os.rename(old / place.name, place)

@@ -15,7 +15,7 @@ from pathlib import Path
 from embank.pipelines.data.schema import SCHEMA_FILE
 from embank.pipelines.locks import hold_lock
 from embank.tables.errors import CheckpointError, DataError, WorkError
-from embank.tables.storage.atomic import exchange_folder, sync_entry, sync_folder, temporary_folder
+from embank.tables.storage.atomic import exchange_folder, sync_folder, sync_name, temporary_folder
 from embank.tables.storage.checksums import CHECKSUMS
 from embank.tables.storage.json_text import read_json
 from embank.tables.storage.refusals import cause_of, is_full
@@ -87,7 +87,7 @@ def _publish(folder: Path, out: Path, *, overwrite: bool, inputs: Sequence[Path]
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         raise _AppearedError(f"{out} has appeared in the meantime and was left alone.") from error
-    sync_entry(out.parent)
+    sync_name(out)
 
 
 @contextlib.contextmanager

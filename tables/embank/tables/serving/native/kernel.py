@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Kernel:
     def __init__(
         self, form: Form, layouts: Sequence[RowLayout], rules: Sequence[Rule], widening: Widened | None
     ) -> None:
-        self.form, self._layouts = form, list(layouts)
+        self.form, self._parts = form, (list(layouts), list(rules), widening)
         tables = np.zeros(len(layouts), dtype=_TABLE)
         for name in ("rows", "steps", "offsets"):
             held = [getattr(layout, name) for layout in layouts]
@@ -58,6 +59,10 @@ class Kernel:
             size = self._matrices[0].numel() * self._matrices.element_size()
             tables["matrix"] = self._matrices.data_ptr() + size * np.arange(len(layouts), dtype=np.uint64)
         self._tables, self._address = tables, tables.ctypes.data
+
+    def __reduce__(self) -> tuple[type["Kernel"], tuple[Any, ...]]:
+        """Copies look into memory of their own: what it holds besides are addresses."""
+        return type(self), (self.form, *self._parts)
 
     @cached_property
     def _look_up(self) -> Lookup | None:
