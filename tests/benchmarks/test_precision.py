@@ -27,6 +27,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert loss.peers[0].value == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_runs_differ_in_precision_alone_and_are_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_data(tmp_path / "data")
     args = argparse.Namespace(work=tmp_path, set=["train.epochs=1", "data.batch_size=64"])

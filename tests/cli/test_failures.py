@@ -42,7 +42,7 @@ def test_what_is_one_processs_work_is_refused_to_several(
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 0
-    assert "Usage: embank" in capsys.readouterr().out
+    assert "Usage:" in capsys.readouterr().out
 
 
 def test_errors_of_ours_speak_for_themselves() -> None:

@@ -36,6 +36,8 @@ from embank.tables.storage.checkpoint import save_checkpoint, verify_checkpoint
 from tests.contracts.specs import BATCH_DEPENDENT
 from tests.tables.test_bundle import rewrite
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(name for name in METHODS if not name.startswith("test_"))  # other tests register methods of theirs
 TAKES_BUDGET = [name for name in NAMES if method_class(name).traits.allocation.takes_budget]
 MANY = 2**31 + 1

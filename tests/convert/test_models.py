@@ -90,6 +90,7 @@ def all_methods(folder: Path, target: str) -> None:
         assert np.allclose(values, original.values(case), rtol=1e-5, atol=1e-5), case.name
 
 
+@pytest.mark.slow
 def test_onnx(tmp_path: Path) -> None:
     whole_model(tmp_path, "onnx")
     text = (tmp_path / "out/model.onnx").read_bytes()
@@ -102,6 +103,7 @@ def test_onnx(tmp_path: Path) -> None:
     assert [value.name for value in model.graph.output] == ["score"]
 
 
+@pytest.mark.slow
 def test_tables_stay_coded_in_onnx(tmp_path: Path) -> None:
     """What is written takes the bytes of the coded tables, and some for the graph."""
     specs = [TableSpec(name="item", num_embeddings=20_000, embedding_dim=16, feature_names=["item"])]

@@ -17,6 +17,8 @@ from embank.tables.serving.export.torchrec import TorchRecTables, _fused, plain_
 from tests.contracts.test_export import packed
 from tests.convert.bundles import ALL, HASHED, bundle_of_forms, lines_of, trained_bundle
 
+pytestmark = pytest.mark.slow
+
 TAKEN = {
     "full", "hash", "frequency_cut", "uniform_dim", "mde", "adapt", "dedup", "low_precision", "alpt", "autodim"
 }  # fmt: skip
@@ -174,7 +176,6 @@ def test_a_second_process_reads_it(tmp_path: Path) -> None:
         assert np.abs(given.numpy() - original.values(case)).max() < 0.05
 
 
-@pytest.mark.slow
 def test_some_tables_and_hashes_of_tokens(tmp_path: Path) -> None:
     save_bundle(tmp_path / "bundle", TableCollection(HASHED))
     report = convert_bundle(tmp_path / "bundle", to="torchrec", out=tmp_path / "out").report

@@ -44,7 +44,13 @@ def _slow(network: Any) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("model", list(MODELS))
-@pytest.mark.parametrize("way", [lambda network: network.score, compiled_score], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(lambda network: network.score, id="eager"),
+        pytest.param(compiled_score, id="compiled", marks=pytest.mark.slow),
+    ],
+)
 def test_ten_steps_are_those_of_the_network(model: str, way: Any) -> None:
     for ours, theirs in zip(_steps(model, way), _steps(model, _slow), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

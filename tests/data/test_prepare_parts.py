@@ -333,6 +333,7 @@ def write_log(path: Path, num_rows: int = 400) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_thread_count_does_not_matter(tmp_path: Path) -> None:
     raw = write_log(tmp_path / "log.csv")
     config = {**GOOD, "multivalued": {"tags": "|"}}

@@ -21,6 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_scores_as_it_did_and_small_ones_fit_their_budget(place: Path, tmp_path: Path) -> None:
     before = RunFolder(place / "run").read_result()
     same = import_source(place / "run", tmp_path / "same", kind="embank", config=load_config(place / "run/config.yaml"))

@@ -284,6 +284,7 @@ def test_a_spec_without_feature_names_of_its_own() -> None:
     assert rows["t"].values().shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_settles_its_tables_first() -> None:
     wide = EmbeddingBagConfig(name="t2", num_embeddings=20, embedding_dim=8, feature_names=["c"])
     tables = EmbeddingBagCollection(tables=[*configs()[:1], wide], seed=1)

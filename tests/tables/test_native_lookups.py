@@ -159,6 +159,7 @@ def test_many_ids_are_shared_out_to_threads(monkeypatch: pytest.MonkeyPatch) -> 
     assert looked_up(own, ids_KB[:, :0]).shape == (0, 2, 16)
 
 
+@pytest.mark.slow
 def test_a_fork_makes_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has none of its parent's, and would wait for them for ever."""
     code = """

@@ -44,6 +44,7 @@ def _printed(script: str, **own: str) -> list[str]:
 
 
 @GLIBC
+@pytest.mark.slow
 def test_freed_memory_is_used_again_within() -> None:
     outside, _first, within = _faults()
     assert outside >= 29 * PAGES
@@ -51,6 +52,7 @@ def test_freed_memory_is_used_again_within() -> None:
 
 
 @GLIBC
+@pytest.mark.slow
 def test_settings_of_the_environment_stay() -> None:
     assert min(_faults(MALLOC_ARENA_MAX="2")) >= 29 * PAGES
 
@@ -81,6 +83,7 @@ print(first, within, after)
 
 
 @GLIBC
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="from glibc 2.33 on")
 def test_large_tensors_outside_are_given_back() -> None:
     """In a process of its own: in one that has run for long, the heap may find its way barred."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,6 +27,8 @@ from embank.tables import (
 )
 from tests.compression.codecs import NAMES, random_rows
 from tests.pages import embank
+
+pytestmark = pytest.mark.slow
 
 BLOCKS = [name for name in NAMES if named_codec(name).cls.rows_per_block(6) and name != "fp32"]
 
@@ -130,6 +133,17 @@ def test_a_folder_gives_back_what_its_codec_holds(are_numbers: bool, tmp_path: P
         with pytest.raises(DataError, match=r"^the keys (of|that are asked for of) '[^\n]*$"):
             stored.lookup(asked)
     assert torch.equal(stored.lookup(pl.Series(keys[:2])), stored.take([0, 1]))
+    for asked in (pa.array(keys[:2]), pa.chunked_array([keys[:1], keys[1:2]]), pa.array(keys[:2]).dictionary_encode()):
+        if not (are_numbers and isinstance(asked, pa.DictionaryArray)):
+            assert torch.equal(stored.lookup(asked), stored.take([0, 1]))
+    assert stored.lookup(pa.chunked_array([], type=pa.string())).shape == (0, 16)
+    with pytest.raises(DataError, match="and key 1 of those asked for is missing"):
+        stored.lookup(pa.array([keys[0], None]))
+    with pytest.raises(DataError, match=rf"the keys of '[^']+' are {'whole numbers' if are_numbers else 'text'}, and "):
+        stored.lookup(pa.array([b"a"]))
+    for wrong in (np.array(keys[0]), torch.tensor(7), np.array(None), pa.scalar(keys[0])):
+        with pytest.raises(DataError, match=r"are asked for by .*(doc 0|0|7|None).*; give a list of keys"):
+            stored.lookup(wrong)
     for asked in ([keys[0], "doc" if are_numbers else 3], [2**130]):
         with pytest.raises(DataError, match=r"are of several types, or beyond 64 bits: .*; give all as text, or all"):
             stored.lookup(asked)

@@ -183,6 +183,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         open_vectors(tmp_path / "v.npy", column="x")
 
 
+@pytest.mark.slow
 def test_lists_without_keys_in_a_process_that_has_loaded_nothing_else(tmp_path: Path) -> None:
     """Parts of pyarrow are there once something has imported them: a file with keys, or tests before this one."""
     path = parquet(tmp_path / "v.parquet", pa.array(ROWS.tolist(), pa.list_(pa.float32())))
