@@ -68,6 +68,10 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
         {"categorical": ["a/b"]},
         "feature 'a/b' can't be a file name (empty, a slash, or a leading dot); rename the column.",
     ),
+    *(
+        (features, "feature 'a@b' has '@' in its name, which is reserved; rename the column.")
+        for features in ({"categorical": ["a@b"]}, {"multivalued": {"a@b": "|"}}, {"hashed": ["a@b"]})
+    ),
     ({"categorical": ["a", "a"]}, "column 'a' is named twice among the features; name it once."),
     ({"numeric": ["click"]}, "the label column 'click' is also a feature, which leaks the answer; remove it there."),
     ({"separator": "ab"}, "separator is 'ab'; it is one ASCII character."),
@@ -110,6 +114,11 @@ def test_bad_configuration(change: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config({**GOOD, **change}, origin="columns.yaml")
     assert str(caught.value).startswith(f"columns.yaml: {expected}")
+
+
+def test_numeric_features_may_have_what_tables_reserve() -> None:
+    """No table is looked up by them."""
+    assert "a@b" in parse_config({**GOOD, "numeric": ["a@b"]}, origin="columns.yaml").columns
 
 
 JUNK: list[Any] = [

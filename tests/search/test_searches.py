@@ -45,6 +45,7 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     return out, Search(plan_of(data, out), out).run()
 
 
+@pytest.mark.slow
 def test_codecs_of_features(data: Path) -> None:
     """Bytes are those that are served by the configuration that trains a candidate, weights per id included."""
     config = searched(data, model={"name": "deepfm"})

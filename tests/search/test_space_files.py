@@ -71,6 +71,66 @@ def test_values_of_another_method_or_model_are_tried_with_it(data: Path, tmp_pat
     assert (config.model["name"], config.tables.default.options.num_codebooks) == ("dcn_v2", 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tables.budget": [0.1, 0.5]}, "has the key tables.budget, which is not tuned: give budgets with --budget"),
+        ({"budget": [0.1, 0.5]}, "has the key budget, which is not tuned: give budgets with --budget"),
+        (
+            {"train.monitor": ["auc", "logloss"]},
+            "has the key train.monitor, .*: trials are compared by one metric; give",
+        ),
+        (
+            {"train.seed": [0, 1]},
+            "has the key train.seed, .* several seeds is the luckiest; give seeds with --train-se",
+        ),
+        ({"tables.overrides": [{"user": {"dim": 2}}]}, "has the key tables.overrides, .*: its tables are left as they"),
+        ({"tables.overrides.user.dim": [2]}, "has the key tables.overrides.user.dim, which is not tuned: its tables"),
+        (
+            {"train": [{"epochs": 1}]},
+            "has the whole section train, with train.seed in it; give single keys, as train.K",
+        ),
+        ({"data.path": ["a", "b"]}, "has a key 'data.path'; it knows those of the configuration's sections model, tab"),
+    ],
+)
+def test_what_a_search_sets_itself_or_compares_by_is_no_key_of_a_space(
+    data: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^the space {message}"):
+        full_space(data, tmp_path, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "takers", "others"),
+    [
+        ({"tables.method": ["mgqe", "hash"]}, "tables.num_codebooks", "tables.method mgqe", "hash"),
+        ({"tables.method": ["hash", "mgqe"]}, "tables.num_codebooks", "tables.method mgqe", "hash"),
+        ({"tables.method": ["dpq", "searched", "mgqe"]}, "tables.num_codebooks", "tables.method dpq, mgqe", "searched"),
+        ({"model.name": ["dcn_v2", "deepfm"]}, "model.num_cross_layers", "model.name dcn_v2", "deepfm"),
+        ({"model.name": ["deepfm", "dcn_v2"]}, "model.num_cross_layers", "model.name dcn_v2", "deepfm"),
+    ],
+)
+def test_an_option_that_some_methods_or_models_of_the_space_lack_is_refused(
+    data: Path, tmp_path: Path, options: dict[str, Any], key: str, takers: str, others: str
+) -> None:
+    """In any order of them: a trial may try any two values together."""
+    said = f"the space: '{key}' is an option of {takers} and not of {others}, which the space has as well; leave those"
+    for with_key in ({**options, key: [1]}, {key: [1], **options}):
+        with pytest.raises(ConfigError, match=said):
+            full_space(data, tmp_path, with_key)
+
+
+def test_values_of_an_option_are_tried_with_each_method_that_has_it(data: Path, tmp_path: Path) -> None:
+    """A table need not be shared with `memcom`, and must be with `unified`."""
+    both: dict[str, Any] = {"tables.method": ["memcom", "unified"], "tables.table": ["a", "b"]}
+    assert full_space(data, tmp_path, both).choices["tables.table"] == ("a", "b")
+    for methods in (["memcom", "unified"], ["unified", "memcom"]):
+        with pytest.raises(ConfigError, match="'tables.table' holds None, which can't be tried: tables.table is None"):
+            full_space(data, tmp_path, {"tables.method": methods, "tables.table": ["a", None]})
+    alone = {"tables.method": ["memcom"], "tables.table": ["a", None]}
+    assert full_space(data, tmp_path, alone).choices["tables.table"] == ("a", None)
+
+
 def test_the_profiles_shapes_alone_can_be_searched(data: Path, tmp_path: Path) -> None:
     options = {"tables.method": ["searched"], "train.lr": [0.01, 0.1]}
     assert full_space(data, tmp_path, options).needs_shapes

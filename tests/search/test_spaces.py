@@ -84,6 +84,7 @@ def test_the_layout_of_every_method_has_the_bytes_of_its_packed_form(method: str
         assert packed <= layout.nbytes() <= spec.plain_nbytes * (budget or 1)
 
 
+@pytest.mark.slow
 def test_a_layout_takes_no_memory_for_rows() -> None:
     for method in ("full", "hash", "tt_rec", "low_precision", "dpq", "mgqe"):
         spec = TableSpec(

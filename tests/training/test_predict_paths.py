@@ -115,6 +115,26 @@ def test_scores_beside_the_inputs(
     assert predict(run, logs, logs / "scores.csv", format="parquet", overwrite=True).num_rows == 200
 
 
+def test_scores_that_any_folder_of_the_inputs_would_read(rows: pl.DataFrame, run: Path, tmp_path: Path) -> None:
+    """A folder that another one leaves out may be an input itself, and a partition a link."""
+    outer, hidden = tmp_path / "logs", tmp_path / "logs" / "_more"
+    hidden.mkdir(parents=True)
+    rows.write_parquet(outer / "a.parquet")
+    rows.write_parquet(hidden / "b.parquet")
+    out = hidden / "scores.parquet"
+    for inputs in ([outer, hidden], [hidden, outer]):
+        with pytest.raises(DataError, match=r"lies in the folder \S+_more, whose \*\.parquet files are the input"):
+            predict(run, inputs, out, format="parquet")
+    assert predict(run, [outer, hidden / "b.parquet"], out, format="parquet").num_rows == 400
+    out.unlink()
+    assert predict(run, [outer, hidden], hidden / "_s.parquet", format="parquet").num_rows == 400
+    linked, behind = linked_partitions(tmp_path / "linked", rows)
+    for place in (linked / "dt=1", behind.parent):
+        with pytest.raises(DataError, match=r"lies in the folder \S+linked/logs, whose"):
+            predict(run, linked, place / "scores.parquet", format="parquet")
+    assert predict(run, linked, behind.parent / "scores.csv", format="parquet").num_rows == 200
+
+
 def test_what_appears_at_the_place_of_the_scores_is_left_alone(
     raw: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

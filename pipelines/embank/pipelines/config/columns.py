@@ -262,6 +262,8 @@ def _feature_problem(config: PrepareConfig) -> str | None:
             return f"feature {name!r} starts with two underscores, as names of `prepare`'s own do; rename the column"
         if not name or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
             return f"feature {name!r} can't be a file name (empty, a slash, or a leading dot); rename the column"
+        if "@" in name and name in config.features:  # of which tables are made, with keys such as "feature@table"
+            return f"feature {name!r} has '@' in its name, which is reserved; rename the column"
     return None
 
 

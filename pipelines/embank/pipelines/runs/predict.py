@@ -373,9 +373,8 @@ def _refuse_out(out: Path, source: Source, paths: Sequence[Path], *, overwrite: 
         raise DataError(f"{out} is a folder. Give --out the name of a file.")
     if out.exists() and any(out.samefile(file) for file in source.files):
         raise DataError(f"{out} is an input too. Give another --out.")
-    folder = next((path for path in paths if path.is_dir() and out.resolve().is_relative_to(path.resolve())), None)
-    is_read = out.name.lower().endswith(tuple(source.suffixes))
-    if folder is not None and is_read and not is_hidden(out.resolve().relative_to(folder.resolve())):
+    folder = next((path for path in paths if path.is_dir() and _is_read_from(path, out, source)), None)
+    if folder is not None:
         raise DataError(
             f"{out} lies in the folder {folder}, whose *{out.suffix} files are the input: it would be one the next "
             "time. Give another --out."
@@ -384,3 +383,15 @@ def _refuse_out(out: Path, source: Source, paths: Sequence[Path], *, overwrite: 
         raise DataError(f"{out} exists already. Give another --out, or --overwrite to replace it.")
     if not out.parent.is_dir():
         raise DataError(f"there is no folder {out.parent} to write {out.name} into. Make it, or give another --out.")
+
+
+def _is_read_from(folder: Path, out: Path, source: Source) -> bool:
+    """Whether a folder of inputs would have an output among its files: in itself, or by way of a partition that is a
+    link."""
+    if not out.name.lower().endswith(tuple(source.suffixes)):
+        return False
+    place, root = out.resolve(), folder.resolve()
+    if place.is_relative_to(root) and not is_hidden(place.relative_to(root)):
+        return True
+    listed = [file for file in source.files if file.is_relative_to(folder) and not is_hidden(file.relative_to(folder))]
+    return place.parent in {file.parent.resolve() for file in listed} and not is_hidden(Path(out.name))

@@ -1,6 +1,5 @@
 """Whole configurations as a space: methods, dims, learning rates, models; and a method for each feature."""
 
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields, replace
@@ -13,16 +12,20 @@ from embank.ctr_models import MODELS
 from embank.pipelines.config.problems import ORIGIN
 from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS
+from embank.pipelines.config.untuned import refuse_untuned
+from embank.pipelines.config.values import field_names
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import FIRST_ORDER, id_counts, table_specs
 from embank.pipelines.search.fields import candidate_config, plain_config
 from embank.pipelines.search.methodspace import CODECS, FeatureMethodSpace, method_space
 from embank.pipelines.search.plan import SearchPlan
 from embank.pipelines.search.shapes import read_shapes
+from embank.pipelines.search.spacevalues import held, is_nested, is_ordered, nearest, ordered
 from embank.pipelines.search.unifiedspace import FeatureUnifiedSpace, unified_space
 from embank.search.spaces import Candidate, Genes, Group, Parameter, Space, Value
 from embank.search.spaces.options import OptionChoices, choices_of, common_choices
 from embank.tables import BudgetError, ConfigError, TableSpec, method_class, named_codec, registered_methods
+from embank.tables.wording import listing
 
 BUDGET, METHOD, DIM, CODEC, MODEL = "budget", "tables.method", "tables.dim", "tables.codec", "model.name"
 METHODS = (
@@ -33,6 +36,18 @@ METHODS = (
 
 SEARCHED = "searched"
 """In place of a method: plain tables of the shapes that the profile of a supernet finds for the budget."""
+
+_SHAPED = "full"
+"""The method of those tables."""
+
+_UNTUNED = {
+    BUDGET: "give budgets with --budget",
+    "tables.budget": "give budgets with --budget",
+    "tables.overrides": "its tables are left as they are; give them in the configuration",
+    "train.seed": "the best of several seeds is the luckiest; give seeds with --train-seeds",
+    "train.monitor": "trials are compared by one metric; give it with --set",
+}
+"""Keys that a search sets itself, or that have to be the same in all trials."""
 
 _BASELINES = ("uniform_dim", "mde", "frequency_cut", SEARCHED)
 _LR, _TABLE_LR, _DIM = (1 / 3, 1.0, 3.0), (0.25, 0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
@@ -70,11 +85,12 @@ class ConfigSpace(Space):
         told: str = "the space",
     ) -> None:
         self.base, self.budget, self.shapes = to_plain(config), budget, shapes
-        self.choices = {key: _ordered([_held(value) for value in values]) for key, values in choices.items()}
+        self.choices = {key: ordered([held(value) for value in values]) for key, values in choices.items()}
         self._lists = {
-            (key, _held(value)): value for key, values in choices.items() for value in values if _is_nested(value)
+            (key, held(value)): value for key, values in choices.items() for value in values if is_nested(value)
         }
         for key, values in choices.items():
+            self._refuse_key(key, told=told)
             for value in values:
                 self._refuse(key, value, told=told)
         self.data = Path(config.data.path)
@@ -91,24 +107,57 @@ class ConfigSpace(Space):
                 self.config(candidate)
 
     def _refuse(self, key: str, value: Any, *, told: str) -> None:
-        """Raises ConfigError for a value that the configuration refuses, whatever the budget: all else as it is there,
-        and, since a key may be that of another method or model, with the nearest values that the space has."""
+        """Raises ConfigError for a value that the configuration refuses, whatever the budget, with any of the methods
+        and models that the key may be an option of: all else as it is there, and, since keys may depend on one another,
+        with the nearest values that the space has."""
         if key == BUDGET or (key == METHOD and value == SEARCHED):
             return
         where = f"{told}: '{key}' holds {value!r}"
         if key in (METHOD, CODEC, MODEL) and not isinstance(value, str):
             raise ConfigError(f"{where}, which is no name; give a list of names, for example [{self._base(key)}]")
-        near = {own: _nearest(values, _held(self._base(own))) for own, values in self.choices.items()}
+        near = {own: nearest(values, held(self._base(own))) for own, values in self.choices.items()}
         if near.get(METHOD) == SEARCHED:
-            others = (method for method in self.choices[METHOD] if method != SEARCHED)
-            near[METHOD] = next(others, "full")  # the profile's shapes are of plain tables
-        errors = [self._refusal({**others, key: _held(value)}) for others in ({}, near)]
-        if errors[0] is not None and errors[1] is not None:
-            said = str(errors[0]).removeprefix(f"{ORIGIN}: ")
-            raise ConfigError(f"{where}, which can't be tried: {said}") from errors[0]
+            near[METHOD] = _SHAPED
+        owner, names = self._owners(key)
+        for chosen in [{owner: _SHAPED if name == SEARCHED else name} for name in names] or [{}]:
+            errors = [self._refusal({**others, **chosen, key: held(value)}) for others in ({}, near)]
+            if errors[0] is not None and errors[1] is not None:
+                said = str(errors[0]).removeprefix(f"{ORIGIN}: ")
+                raise ConfigError(f"{where}, which can't be tried: {said}") from errors[0]
         has_budget = self.budget is not None or BUDGET in self.choices
         if key == CODEC and has_budget and self._takes_budget:
             refuse_unknown_nbytes(value, where=told)
+
+    def _refuse_key(self, key: str, *, told: str) -> None:
+        """Raises ConfigError for an option of some of the space's methods or models that others lack: its values are
+        tried with each of them."""
+        owner, names = self._owners(key)
+        takers = [name for name in names if key.partition(".")[2] in _option_names(owner, name)]
+        others = [name for name in names if name not in takers]
+        if takers and others:
+            raise ConfigError(
+                f"{told}: '{key}' is an option of {owner} {listing(takers)} and not of {listing(others)}, which the "
+                f"space has as well; leave those out of {owner}, and search them apart"
+            )
+
+    def _owners(self, key: str) -> tuple[str, list[str]]:
+        """Where a key is an option of methods or models, which of them, and those of the space; else no names."""
+        section, _, name = key.partition(".")
+        if section == "tables" and name not in (*TABLE_KEYS, *COLLECTION_KEYS):
+            return METHOD, self._methods
+        return MODEL, self._models if section == "model" and key != MODEL else []
+
+    @property
+    def _methods(self) -> list[str]:
+        """Of the methods to try those that there are, `searched` among them."""
+        methods = [str(method) for method in self.choices.get(METHOD, (self.base["tables"]["method"],))]
+        return [method for method in methods if method == SEARCHED or method in registered_methods()]
+
+    @property
+    def _models(self) -> list[str]:
+        """Of the models to try those that there are."""
+        models = [str(model) for model in self.choices.get(MODEL, (self.base["model"]["name"],))]
+        return [model for model in models if model in MODELS]
 
     def _refusal(self, values: Candidate) -> ConfigError | None:
         """Why the configuration refuses some values, without a budget; None if it takes them."""
@@ -121,13 +170,12 @@ class ConfigSpace(Space):
     @property
     def _takes_budget(self) -> bool:
         """Whether a method of the space does."""
-        methods = [str(method) for method in self.choices.get(METHOD, (self.base["tables"]["method"],))]
-        known = [method for method in methods if method in registered_methods()]
-        return any(method_class(method).traits.allocation.takes_budget for method in known)
+        methods = [method for method in self._methods if method != SEARCHED]
+        return any(method_class(method).traits.allocation.takes_budget for method in methods)
 
     def _parameters(self, key: str, values: tuple[Value, ...]) -> tuple[Parameter, ...]:
         """What is chosen at a key; of methods, their codec and their options as well."""
-        found = [Parameter(name=key, values=values, is_ordered=_is_ordered(values))]
+        found = [Parameter(name=key, values=values, is_ordered=is_ordered(values))]
         coded = tuple(method for method in values if method != SEARCHED)
         if key == METHOD and coded and CODEC in self.choices:
             found.append(Parameter(name=CODEC, values=self.choices[CODEC], is_ordered=False, when=(METHOD, coded)))
@@ -202,7 +250,7 @@ class ConfigSpace(Space):
     def _searched(self, candidate: Mapping[str, Value]) -> Config:
         """Plain tables in the profile's shapes, at the configuration's own dim."""
         others = {k: v for k, v in candidate.items() if k not in (METHOD, DIM)}
-        plain = self.config(others | {METHOD: "full", CODEC: "fp32", BUDGET: 1.0})
+        plain = self.config(others | {METHOD: _SHAPED, CODEC: "fp32", BUDGET: 1.0})
         budget = candidate.get(BUDGET, self.budget)
         assert budget is not None
         return candidate_config(plain, read_shapes(self.shapes)[float(budget)])
@@ -253,15 +301,13 @@ class ConfigSpace(Space):
         return max((self._at(**{BUDGET: b}) for b in self.choices.get(BUDGET, (None,))), key=self.nbytes_of)
 
     def _at(self, **values: Value | None) -> Genes:
-        at = {key: _nearest(own, _held(values.get(key) or self._base(key))) for key, own in self.choices.items()}
+        at = {key: nearest(own, held(values.get(key) or self._base(key))) for key, own in self.choices.items()}
         method = str(at.get(METHOD, ""))
         if method == SEARCHED:
             at.pop(CODEC, None)
         if method in registered_methods():
             default = method_class(method).Config()
-            at |= {
-                f"{method}.{c.option}": _nearest(c.values, getattr(default, c.option)) for c in self._options(method)
-            }
+            at |= {f"{method}.{c.option}": nearest(c.values, getattr(default, c.option)) for c in self._options(method)}
         return self.encode(at)
 
     def _base(self, key: str) -> Any:
@@ -306,6 +352,7 @@ def config_space(plan: SearchPlan, *, budget: float | None, shapes: Path) -> Tra
         **options,
     }
     for key, values in choices.items():
+        refuse_untuned(key, _UNTUNED, where=plan.told_space)
         if not isinstance(values, list | tuple) or not values:
             raise ConfigError(f"the space's '{key}' is {values!r}; give a list of values, for example [0.001, 0.003]")
         if key.partition(".")[0] not in ("model", "tables", "train") or "." not in key:
@@ -333,6 +380,13 @@ def _default_choices(config: Config, *, has_budget: bool) -> dict[str, Sequence[
     }
 
 
+def _option_names(owner: str, name: str) -> list[str]:
+    """Options of a method or a model."""
+    if owner == METHOD:
+        return field_names(method_class(_SHAPED if name == SEARCHED else name).Config)
+    return field_names(MODELS[name].Config)
+
+
 def _set_model(raw: dict[str, Any], name: Value | None) -> None:
     """Another model, with those of the old one's hyper-parameters that it has as well."""
     if name is None or name == raw["model"]["name"]:
@@ -341,28 +395,3 @@ def _set_model(raw: dict[str, Any], name: Value | None) -> None:
         parse_config({**raw, "model": {"name": name}})  # says which there are
     known = {field.name for field in fields(MODELS[str(name)].Config)}
     raw["model"] = {"name": name, **{key: value for key, value in raw["model"].items() if key in known}}
-
-
-def _is_ordered(values: Sequence[Value]) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-
-def _ordered(values: Sequence[Value]) -> tuple[Value, ...]:
-    """Numbers rising; each value once. Lists among them are texts already, see `_held`."""
-    own = tuple(dict.fromkeys(values))
-    return tuple(sorted(own)) if _is_ordered(own) else own
-
-
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, list | tuple | Mapping)
-
-
-def _held(value: Any) -> Any:
-    """A value as candidates hold it: of a list or a mapping its JSON text."""
-    return json.dumps(value, default=str) if _is_nested(value) else value
-
-
-def _nearest(values: Sequence[Value], wanted: Any) -> Value:
-    if wanted in values or not _is_ordered(values) or not isinstance(wanted, int | float):
-        return wanted if wanted in values else values[0]
-    return min(values, key=lambda value: abs(float(value) - wanted))

@@ -4,10 +4,13 @@ They are forked from a server that has imported everything and done nothing, whi
 importing torch.
 """
 
+import contextlib
 import ctypes
+import io
 import math
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import sys
@@ -39,11 +42,14 @@ _PRELOADED = [
 ]
 
 
-_WARNING = "embank: warning: "
+_SAID, _WARNING = "embank: ", "embank: warning: "
+_OTHERS = re.compile(rf"{_SAID}|Traceback|Exception ignored|\S+:\d+: \w+Warning: ")
+"""How lines begin that are none of the message before them."""
 
 
 class ChildLog:
-    """The file that gets what a child prints. It goes on where a run is begun again.
+    """The file that gets what a child prints. It goes on where a run is begun again. Beside it lies the error message
+    of the last start, if it had one.
 
     Args:
         path: of the file; its folder is made.
@@ -51,7 +57,8 @@ class ChildLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
+        self.path, self._message = path, path.with_suffix(".msg")
+        self._message.unlink(missing_ok=True)  # of an earlier start
         self._before = path.stat().st_size if path.is_file() else 0  # what earlier starts have said
 
     def take_output(self) -> None:
@@ -61,6 +68,7 @@ class ChildLog:
             file.flush()
             for stream, target in ((nothing, 0), (file, 1), (file, 2)):
                 os.dup2(stream.fileno(), target)
+        sys.stderr = _Stderr(self._message)
 
     def last_words(self, *, code: int) -> str:
         """What a failed child said since this log was made: its error message, else its last line, else its signal or
@@ -68,13 +76,46 @@ class ChildLog:
         if code < 0:
             name = signal.Signals(-code).name
             return f"killed by {name}{', perhaps for want of memory' if name == 'SIGKILL' else ''}"
-        said = self.path.read_bytes()[self._before :].decode(errors="replace") if self.path.is_file() else ""
+        return _in_a_line(_text(self._message)) or self._last_printed() or f"exit code {code}"
+
+    def _last_printed(self) -> str:
+        """What the file itself tells of an error."""
+        said = _text(self.path, begin=self._before)
         lines = [line.strip() for line in said.splitlines() if not line.startswith("== begun ")]
-        told = [n for n, line in enumerate(lines) if line.startswith("embank: ") and not line.startswith(_WARNING)]
+        told = [n for n, line in enumerate(lines) if line.startswith(_SAID) and not line.startswith(_WARNING)]
         if told:  # perhaps in several lines
-            message = takewhile(bool, lines[told[-1] :])
-            return " ".join(message).removeprefix("embank: ")
-        return ([line for line in lines if line] or [f"exit code {code}"])[-1]
+            more = takewhile(lambda line: line and not _OTHERS.match(line), lines[told[-1] + 1 :])
+            return _in_a_line("\n".join([lines[told[-1]].removeprefix(_SAID), *more]))
+        return ([line for line in lines if line] or [""])[-1]
+
+
+class _Stderr(io.TextIOWrapper):
+    """The stderr of a child. Error messages are printed at once, each by one write: the last one is left in a file of
+    its own, since nothing in the log says where it ends.
+
+    Args:
+        message: that file.
+    """
+
+    def __init__(self, message: Path) -> None:
+        stream = io.BufferedWriter(io.FileIO(2, "wb", closefd=False))
+        super().__init__(stream, encoding=sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
+        self._message = message
+
+    def write(self, text: str, /) -> int:
+        if text.startswith(_SAID) and not text.startswith(_WARNING):
+            with contextlib.suppress(OSError):  # a full disk: the log may still have it
+                self._message.write_text(text.removeprefix(_SAID), encoding="utf-8", errors="backslashreplace")
+        return super().write(text)
+
+
+def _text(path: Path, *, begin: int = 0) -> str:
+    """What a file holds from some byte on; nothing where there is none."""
+    return path.read_bytes()[begin:].decode(errors="replace") if path.is_file() else ""
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

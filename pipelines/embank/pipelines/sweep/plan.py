@@ -13,6 +13,7 @@ from embank.ctr_models.registry import find_model
 from embank.pipelines.config.file import set_key
 from embank.pipelines.config.run import Config, parse_config
 from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS, TableConfig, TablesConfig
+from embank.pipelines.config.untuned import refuse_untuned
 from embank.pipelines.runs.coded import UNCODED, refuse_choice
 from embank.tables import ConfigError, method_class, registered_methods
 from embank.tables.storage.yaml_text import parse_yaml
@@ -119,7 +120,7 @@ class Plan:
             if is_given and not self.grid:
                 raise ConfigError(f"{option} says how a --grid is run, and there is none; add one")
         for key in self.grid:
-            _refuse_own_key(key)
+            refuse_untuned(key, _UNTUNED, where="--grid")
         each_once = {
             key: list({_text(v): v for v in map(as_whole, values)}.values()) for key, values in self.grid.items()
         }
@@ -234,7 +235,7 @@ def split_method(text: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-_OWN_KEYS = {
+_UNTUNED = {
     "train.seed": "give seeds with --seeds",
     "tables.method": "give methods with --methods",
     "tables.budget": "give budgets with --budgets",
@@ -243,14 +244,6 @@ _OWN_KEYS = {
     "train.monitor": "points are compared by one metric; give it with --set",
 }
 """Keys that the sweep sets itself, or compares points by."""
-
-
-def _refuse_own_key(key: str) -> None:
-    within = [own for own in _OWN_KEYS if own.startswith(f"{key}.")]
-    if key in _OWN_KEYS:
-        raise ConfigError(f"--grid has the key {key}, which is not tuned: {_OWN_KEYS[key]}")
-    if within:
-        raise ConfigError(f"--grid has the whole section {key}, with {within[0]} in it; give single keys, as {key}.KEY")
 
 
 def as_whole(value: Any) -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -28,7 +29,7 @@ from embank.tables.wording import listing, shown
 
 TABLE, FACTS = "vectors", VECTORS
 KEYS, KEY_INDEX = "keys.parquet", "keys.safetensors"
-Keys = Sequence[Any] | pl.Series | npt.NDArray[Any]
+Keys: TypeAlias = Sequence[Any] | pl.Series | npt.NDArray[Any] | pa.Array | pa.ChunkedArray
 _TEXT = (pl.String, pl.Categorical, pl.Enum)
 
 
@@ -107,9 +108,7 @@ class StoredVectors:
     def rows_of(self, keys: Keys) -> Tensor:
         """Rows int64 [N] of N keys, see `lookup`."""
         index = self._index
-        if isinstance(keys, (str, bytes)) or not isinstance(keys, (Iterable, pl.Series)):
-            raise DataError(f"the keys of '{self.path}' are asked for by {shown(keys)}; give a list of keys")
-        asked = keys if isinstance(keys, pl.Series) else self._series(list(keys))
+        asked = keys if isinstance(keys, pl.Series) else self._series(self._several(keys))
         kind = "whole numbers" if self._are_numbers else "text"
         if asked.null_count():
             raise DataError(
@@ -125,7 +124,20 @@ class StoredVectors:
             raise DataError(f"there is no key {shown(asked[int(np.argmax(rows_N < 0))])} in '{self.path}'")
         return torch.from_numpy(rows_N)
 
-    def _series(self, keys: list[Any]) -> pl.Series:
+    def _several(self, keys: Any) -> Any:
+        """Keys as a list, or as the Arrow array that they are; refuses a single one, also in an array of no dimension,
+        which can't be iterated over."""
+        if isinstance(keys, (pa.Array, pa.ChunkedArray)):
+            return keys
+        try:
+            each = None if isinstance(keys, (str, bytes)) else iter(keys)
+        except TypeError:
+            each = None
+        if each is None:
+            raise DataError(f"the keys of '{self.path}' are asked for by {shown(keys)}; give a list of keys")
+        return list(each)
+
+    def _series(self, keys: Any) -> pl.Series:
         try:
             return pl.Series(keys)
         except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
