@@ -1,13 +1,15 @@
 """The compiled lookup against the tables themselves: every form of rows, rules and widths, and where there is none."""
 
+import gc
 import logging
 import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -15,9 +17,20 @@ import torch
 from torch import Tensor
 
 from embank.compression.codecs.affine import AffineRows
-from embank.tables import CheckpointError, PackedCollection, TableCollection, TableSpec, load_bundle, save_bundle
+from embank.compression.codecs.rowwise import RowwiseRows
+from embank.tables import (
+    CheckpointError,
+    PackedCollection,
+    PackedTable,
+    Spine,
+    TableCollection,
+    TableSpec,
+    load_bundle,
+    save_bundle,
+)
 from embank.tables.ids.hashing import hash_rows, salt64
 from embank.tables.method.together import Rule, Widened
+from embank.tables.serving.codecs.fp32 import Fp32
 from embank.tables.serving.codecs.layout import Numbers, RowLayout
 from embank.tables.serving.codecs.registry import encode
 from embank.tables.serving.lookups import Lookups
@@ -45,10 +58,11 @@ NUM_ROWS = 1300  # more than one block of lookup.cpp
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Nothing that was compiled or found before is remembered, and nothing of the test afterwards."""
-    kept = (build.compiled, build._compiler, build._version, build._own_folder)
+    kept = (build.compiled, build._compiler, build._own_folder)
     for own in kept:
         own.cache_clear()
     yield
+    build._hung.clear()
     for own in kept:
         own.cache_clear()
 
@@ -96,7 +110,7 @@ def test_every_number_of_sixteen_bits() -> None:
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     for dtype, numbers in ((torch.float16, Numbers.FP16), (torch.bfloat16, Numbers.BF16)):
         rows = bits.view(dtype).view(-1, 4)
-        layout = RowLayout(numbers, rows, num_rows=len(rows), width=4, stride=64)
+        layout = RowLayout(numbers, rows, num_rows=len(rows), width=4, stride_bits=64)
         own = Kernel.of([layout], [Rule("own", len(rows))], None, tops=[len(rows)])
         assert own is not None
         found = looked_up(own, torch.arange(len(rows))[None])[:, 0]
@@ -122,7 +136,7 @@ def test_the_hash_of_as_many_rows_as_there_can_be() -> None:
     ids_1B = torch.randint(2**63 - 1, (1, 4000), generator=torch.Generator().manual_seed(2))
     for num_rows in (2**31 - 1, 2**32, 2**40 + 1, 2**62 - 1):
         rows = torch.zeros(1)  # what is never read: the rows are fp32 of no width, so to speak, all at one place
-        layout = RowLayout(Numbers.FP32, rows, num_rows=num_rows, width=1, stride=0)
+        layout = RowLayout(Numbers.FP32, rows, num_rows=num_rows, width=1, stride_bits=0)
         own = Kernel.of([layout], [Rule("hash", num_rows, 5)], None, tops=[num_rows])
         assert own is not None
         assert bool((looked_up(own, ids_1B) == 0).all())
@@ -239,10 +253,22 @@ def test_what_a_damaged_bundle_lacks_is_not_read(name: str, tmp_path: Path) -> N
         lookups({f"f{k}": torch.tensor([499 + k]) for k in range(3)}, {}, num_rows=1)
 
 
+def script(folder: Path, code: str) -> str:
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{code}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
 ABSENT: dict[str, Callable[[pytest.MonkeyPatch, Path], object]] = {
     "no compiler": lambda patch, folder: patch.setenv("CXX", str(folder / "c++")),
     "a compiler that fails": lambda patch, folder: patch.setenv("CXX", "false"),
     "another language": lambda patch, folder: patch.setenv("CXX", "echo"),
+    "no command": lambda patch, folder: patch.setenv("CXX", "g++ 'x"),
+    "messages that are no text": lambda patch, folder: patch.setenv(
+        "CXX", script(folder, r"printf '\\377' >&2; exit 1")
+    ),
+    "one that hangs": lambda patch, folder: patch.setenv("CXX", script(folder, "case $1 in -*) ;; esac; sleep 60")),
     "switched off": lambda patch, folder: patch.setenv(build.SWITCH, "0"),
 }
 
@@ -253,6 +279,7 @@ def test_without_a_compiler_rows_are_the_same(
 ) -> None:
     caplog.set_level(logging.INFO, logger=build.__name__)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "_SECONDS_TO_ANSWER", 1)
     ABSENT[why](monkeypatch, tmp_path)
     packed = bundle_of(tmp_path / "b", "hash", "int4")
     ids = {f"f{k}": torch.arange(200) for k in range(3)}
@@ -268,7 +295,7 @@ def test_without_a_compiler_rows_are_the_same(
 
 def test_it_is_compiled_once(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    form = build.Form(numbers=32, width=9, dim=9, stride=288, group=1, scale_stride=0, widened=0)
+    form = build.Form(numbers=32, width=9, dim=9, stride_bits=288, group=1, scale_stride_bytes=0, widened=0)
     found: list[object] = []
     threads = [threading.Thread(target=lambda: found.append(build.compiled(form))) for _ in range(3)]
     for thread in threads:
@@ -283,7 +310,7 @@ def test_it_is_compiled_once(fresh: None, tmp_path: Path, monkeypatch: pytest.Mo
     build.compiled.cache_clear()
     assert build.compiled(form) is not None
     assert library.stat().st_mtime_ns == made
-    assert build.compiled(form._replace(width=10, dim=10, stride=320)) is not None
+    assert build.compiled(form._replace(width=10, dim=10, stride_bits=320)) is not None
     assert len(list((tmp_path / "embank").iterdir())) == 2
 
 
@@ -317,3 +344,138 @@ def test_ids_that_do_not_follow_each_other() -> None:
     found = own(ids_KB)
     assert found is not None
     assert torch.equal(found, torch.cat([rows[ids_KB[0]], rows[ids_KB[1]]], dim=1))
+
+
+def test_a_compiler_that_hangs_is_not_waited_for_twice(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_SECONDS", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", script(tmp_path, f'[ "$1" = --version ] || {{ echo >> {tmp_path}/asked; sleep 60; }}'))
+    for dim in (5, 6, 7):
+        own = kernel_of([torch.ones(4, dim)], "fp32", [Rule("own", 4)])
+        assert own(np.zeros((1, 2), dtype=np.int64)) is None
+    assert (tmp_path / "asked").read_text() == "\n"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x7fELF no library"])
+def test_a_damaged_library_is_made_once_more(
+    damage: bytes, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    own, compiler = kernel_of([torch.ones(4, 11)], "fp32", [Rule("own", 4)]), build._compiler()
+    assert compiler is not None
+    library = build._library(compiler, own.form)  # made, and not loaded by this name
+    whole = library.read_bytes()
+    library.unlink()
+    library.write_bytes(damage)
+    assert torch.equal(looked_up(own, torch.zeros(1, 2, dtype=torch.int64)), torch.ones(2, 1, 11))
+    assert len(library.read_bytes()) == len(whole)
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "embank").mkdir()
+    (tmp_path / "embank").chmod(0o777)
+    assert kernel_of([torch.ones(4, 12)], "fp32", [Rule("own", 4)])(np.zeros((1, 2), dtype=np.int64)) is not None
+    assert not list((tmp_path / "embank").iterdir())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_the_types_and_devices_that_torch_takes_by_default_do_not_matter(kind: torch.dtype) -> None:
+    rows, ids_KB = torch.randn(50, 16), ids_of(50)
+    own = kernel_of([rows, rows], "fp32", [Rule("own", 50)] * 2)
+    expected = torch.stack([rows[ids_KB[0]], rows[ids_KB[1]]], dim=1)
+    torch.set_default_dtype(kind)
+    try:
+        with torch.device("meta"):
+            found = looked_up(own, ids_KB)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("codec", ["fp32", "int4", "int8_rowwise"])
+def test_rows_that_are_moved_to_shared_memory_are_found_there(codec: str, tmp_path: Path) -> None:
+    packed = bundle_of(tmp_path / "b", "full", codec)
+    lookups, ids = Lookups(packed), {f"f{k}": torch.arange(200) for k in range(3)}
+    (expected,) = lookups(ids, {}, num_rows=200)
+    packed.share_memory()
+    assert torch.equal(lookups(ids, {}, num_rows=200)[0], expected)
+
+
+def test_what_other_parts_work_on_outlives_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C in the first part, while others write into the same memory."""
+    monkeypatch.setattr(kernel, "_NUMBERS_PER_THREAD", 64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    rows = torch.randn(50, 16)
+    own = kernel_of([rows], "fp32", [Rule("own", 50)])
+    look_up, done, begun = own._look_up, threading.Event(), threading.Event()
+    assert look_up is not None
+
+    def part(*arguments: int) -> None:
+        if arguments[4] == 0:
+            begun.wait(10)
+            raise KeyboardInterrupt
+        begun.set()
+        gc.collect()
+        look_up(*arguments)
+        done.set()
+
+    own.__dict__["_look_up"] = part
+    with pytest.raises(KeyboardInterrupt):
+        own(np.arange(48)[None])
+    assert done.wait(10)
+
+
+def test_without_more_threads_it_goes_on_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_NUMBERS_PER_THREAD", 64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+    class Full:
+        def submit(self, *_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(kernel, "_threads", Full)
+    rows = torch.randn(50, 16)
+    assert torch.equal(looked_up(kernel_of([rows], "fp32", [Rule("own", 50)]), torch.arange(48)[None])[:, 0], rows[:48])
+
+
+class Doubled(Fp32):
+    """What another package may make of a codec."""
+
+    def take(self, rows_N: Tensor) -> Tensor:
+        return 2 * super().take(rows_N)
+
+    @classmethod
+    def joined(cls, matrices: Sequence[Self]) -> Callable[[Any], Tensor]:
+        inner = super().joined(matrices)
+        return lambda rows_KB: 2 * inner(rows_KB)
+
+
+def test_a_codec_that_gives_other_rows_than_it_inherits_is_asked_itself() -> None:
+    spec = TableSpec(name="t", num_embeddings=20, embedding_dim=4, feature_names=["f"])
+    pack = PackedTable(Spine(), [Doubled(torch.ones(20, 4))], [0])
+    (found,) = Lookups(PackedCollection([spec], [pack]))({"f": torch.arange(5)}, {}, num_rows=5)
+    assert bool((found == 2).all())
+
+
+def test_facts_of_a_damaged_bundle_are_not_believed(tmp_path: Path) -> None:
+    packed = bundle_of(tmp_path / "cut", "frequency_cut", "fp32")
+    for wrong in (-1, 0, 3.5):
+        packed.packs["t1"].spine.num_rows = wrong
+        assert stack_of(packed).kernel is None
+    packed = bundle_of(tmp_path / "narrow", "uniform_dim", "int8_rowwise")
+    matrix = packed.packs["t1"].coded[0]
+    assert isinstance(matrix, RowwiseRows)
+    assert matrix.layout() is not None
+    for wrong in (1, 2, 4, 40):
+        matrix.dim = wrong
+        assert matrix.layout() is None
+    weights = torch.zeros(1, 5, 8)
+    rows = encode(torch.randn(10, 4)).layout()
+    assert Kernel.of([rows], [Rule("own", 10)], Widened(weights), tops=[10]) is None
+    assert Kernel.of([rows], [Rule("own", 10)], Widened(weights[:, :4].double()), tops=[10]) is None

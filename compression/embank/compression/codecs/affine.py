@@ -32,6 +32,7 @@ _CUTS = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.26, 0.32)
 _APART = 2
 _LEAST_NORMAL, _LEAST_FP16 = 2.0**-14, 2.0**-24
 _NUMBERS_PER_CHUNK = 1 << 18  # what the search makes of them stays in a cache
+_TYPES = [torch.uint8, torch.float16, torch.float16]
 _FUSED_BLOCK = 1 << 17  # rows of all tables that are given to FBGEMM at once
 _FUSED_MULTIPLE = 4  # of which a row has to have a multiple of numbers for FBGEMM
 _FEW_SCALES = 512  # that NumPy makes fp32 sooner than torch
@@ -90,7 +91,8 @@ class AffineRows(Coded):
 
     def layout(self) -> RowLayout | None:
         row_bits = self.dim * self.bits
-        if not self.codes.numel() or self.codes.device.type != "cpu":
+        types = [tensor.dtype for tensor in (self.codes, self.steps, self.offsets)]
+        if not self.codes.numel() or self.codes.device.type != "cpu" or types != _TYPES:
             return None
         scales = [scale.contiguous() for scale in (self.steps, self.offsets)]
         num_rows = min(8 * self.codes.numel() // row_bits, *(self.group * scale.numel() for scale in scales))
@@ -99,11 +101,11 @@ class AffineRows(Coded):
             self.codes.contiguous(),
             num_rows=num_rows,
             width=self.dim,
-            stride=row_bits,
+            stride_bits=row_bits,
             steps=scales[0],
             offsets=scales[1],
             group=self.group,
-            scale_stride=scales[0].element_size(),
+            scale_stride_bytes=scales[0].element_size(),
         )
 
     def joint_place(self) -> Hashable | None:

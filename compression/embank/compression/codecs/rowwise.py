@@ -92,25 +92,31 @@ class RowwiseRows(Coded):
 
     def layout(self) -> RowLayout | None:
         rows = self.rows
-        if rows.device.type != "cpu" or not rows.numel() or not rows.is_contiguous():
+        width, kind = (self.dim, torch.float16) if self._is_fp16(self.dim) else (self._row_nbytes, torch.uint8)
+        is_whole = rows.dim() == 2 and rows.shape[1] == width and rows.dtype == kind  # a damaged bundle's may not be
+        if rows.device.type != "cpu" or not rows.numel() or not rows.is_contiguous() or not is_whole:
             return None
         row_nbytes = rows.shape[1] * rows.element_size()
         if self._is_fp16(self.dim):
-            return RowLayout(Numbers.FP16, rows, num_rows=len(rows), width=self.dim, stride=8 * row_nbytes)
+            return RowLayout(Numbers.FP16, rows, num_rows=len(rows), width=self.dim, stride_bits=8 * row_nbytes)
         memory = rows.flatten()
         return RowLayout(
             Numbers(self.bits),
             memory[_SCALES:],
             num_rows=len(rows),
             width=self.dim,
-            stride=8 * row_nbytes,
+            stride_bits=8 * row_nbytes,
             steps=memory,
             offsets=memory[_SCALES // 2 :],
-            scale_stride=row_nbytes,
+            scale_stride_bytes=row_nbytes,
         )
 
     def joint_place(self) -> Hashable | None:
         return (self.dim, place_of(self.rows)) if self.rows.numel() and self.rows.is_contiguous() else None
+
+    @property
+    def _row_nbytes(self) -> int:
+        return _SCALES + self._code_nbytes(self.dim)
 
     def num_joint_rows(self) -> int:
         return len(self.rows)

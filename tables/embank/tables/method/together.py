@@ -41,7 +41,8 @@ class Widened(NamedTuple):
 
 
 class Together(NamedTuple):
-    """The steps of some tables of one matrix each, the same as each table's own to the bit.
+    """The steps of some tables of one matrix each, the same as each table's own to the bit; compiled code that is told
+    of them (`rules`, `widening`) may add up products in another order.
 
     Attributes:
         address: rows int64 [J, B] for ids int64 [J, B], and what `combine` must know of them, [J, B, ...]; None where

@@ -55,12 +55,18 @@ class Rows(NamedTuple):
 def _is_whole(kind: type[Spine]) -> bool:
     """Whether `together` is of the class that has the other steps, or of one below it: one above knows nothing of
     them."""
+    own = _owner(kind, "together")
+    return own is Spine or all(issubclass(own, _owner(kind, step)) for step in ("address", "side", "combine"))
 
-    def owner(step: str) -> type:
-        return next(cls for cls in kind.__mro__ if step in vars(cls))
 
-    steps = ("address", "side", "combine")
-    return owner("together") is Spine or all(issubclass(owner("together"), owner(step)) for step in steps)
+def _is_laid_out(kind: type[Coded]) -> bool:
+    """Whether `layout` tells what `joined` gives, likewise."""
+    return issubclass(_owner(kind, "layout"), _owner(kind, "joined"))
+
+
+def _owner(kind: type, step: str) -> type:
+    """The class that a step is of."""
+    return next(cls for cls in kind.__mro__ if step in vars(cls))
 
 
 class Stack:
@@ -86,7 +92,8 @@ class Stack:
         self.is_safe = all(top <= size for top, size in zip(tops, sizes, strict=True))
         self.num_rows_K1: Array = np.array(sizes, dtype=np.uint64)[:, None]
         self.kernel: Kernel | None = None
-        if self.is_safe and (steps.combine is None or steps.widening is not None):
+        is_known = _is_laid_out(type(matrices[0])) and (steps.combine is None or steps.widening is not None)
+        if self.is_safe and is_known:
             self.kernel = Kernel.of([m.layout() for m in matrices], steps.rules, steps.widening, tops=tops)
 
     def __call__(self, ids_FB: Array) -> Tensor:
@@ -96,11 +103,10 @@ class Stack:
             CheckpointError: the bundle that the tables are from was damaged unnoticed, and an id leads nowhere.
         """
         ids_KB = ids_FB[self.chosen]
-        if self.kernel is not None:
-            rows_BE = self.kernel(ids_KB)
+        try:
+            rows_BE = None if self.kernel is None else self.kernel(ids_KB)
             if rows_BE is not None:
                 return rows_BE
-        try:
             rows_KB, side = self._addressed(ids_KB) if self.is_addressed else (ids_KB, None)
             if not self.is_safe:
                 self._refuse_elsewhere(rows_KB)

@@ -24,7 +24,7 @@ class FloatRows(Coded):
         if numbers is None or rows.device.type != "cpu" or not rows.numel() or rows.stride(1) != 1:
             return None
         stride = 8 * rows.stride(0) * rows.element_size()
-        return RowLayout(numbers, rows, num_rows=len(rows), width=rows.shape[1], stride=stride)
+        return RowLayout(numbers, rows, num_rows=len(rows), width=rows.shape[1], stride_bits=stride)
 
     def joint_place(self) -> Hashable | None:
         return place_of(self.rows) if self.rows.numel() and self.rows.stride(1) == 1 else None

@@ -28,18 +28,18 @@ class RowLayout(NamedTuple):
         rows: from the first row on.
         num_rows: rows that all of it has.
         width: numbers of a row.
-        stride: bits from row to row.
+        stride_bits: from row to row.
         steps, offsets: fp16, from the first ones on, of whole numbers: a number is offset + step * code.
         group: rows that share a step and an offset.
-        scale_stride: bytes from step to step, and from offset to offset.
+        scale_stride_bytes: from step to step, and from offset to offset.
     """
 
     numbers: Numbers
     rows: Tensor
     num_rows: int
     width: int
-    stride: int
+    stride_bits: int
     steps: Tensor | None = None
     offsets: Tensor | None = None
     group: int = 1
-    scale_stride: int = 0
+    scale_stride_bytes: int = 0

@@ -1,11 +1,12 @@
 """The compiled lookup: `lookup.cpp`, made by the machine's C++ compiler for one form of rows when it is first needed.
 
 What was made is kept in a folder of the user's (`$XDG_CACHE_HOME/embank`, by default `~/.cache/embank`), named by all
-that it depends on, so each form is compiled once for a machine. Without a compiler, or where it fails, there is none,
-and who asks goes another way.
+that it depends on, so each form is compiled once for a machine. Without a compiler, or where it fails, rows are looked
+up by NumPy and torch.
 """
 
 import atexit
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -13,6 +14,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,13 +22,19 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from embank.tables.errors import EmbankError
+from embank.tables.storage.atomic import publish_file
+
 SWITCH = "EMBANK_NATIVE"
 """The variable that switches it off: 0."""
 
 _SOURCE = Path(__file__).with_name("lookup.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 _COMPILERS = ("c++", "g++", "clang++")
-_SECONDS = 120
+_SECONDS, _SECONDS_TO_ANSWER = 60, 10
+_hung: list[subprocess.TimeoutExpired] = []
+"""A compiler that has not come back: who waits for a lookup does not wait for it again."""
+
 _log = logging.getLogger(__name__)
 
 Lookup = Callable[..., None]
@@ -38,9 +46,9 @@ class Form(NamedTuple):
     numbers: int
     width: int
     dim: int
-    stride: int
+    stride_bits: int
     group: int
-    scale_stride: int
+    scale_stride_bytes: int
     widened: int
 
 
@@ -48,88 +56,139 @@ class Form(NamedTuple):
 def compiled(form: Form) -> Lookup | None:
     """The function `embank_lookup` for a form of rows; None where there is no compiler, or it can't be made or loaded:
     then it says why at the level INFO of this module's logger."""
-    if os.environ.get(SWITCH) == "0":
+    if os.environ.get(SWITCH) == "0" or _hung:
         return None
     try:
-        function = ctypes.CDLL(str(_library(form))).embank_lookup
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        _log.info("rows are looked up without a compiled lookup: %s", said.strip()[:500])
+        compiler = _compiler()
+        function = None if compiler is None else _loaded(_library(compiler, form)).embank_lookup
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError, EmbankError) as error:
+        if isinstance(error, subprocess.TimeoutExpired):
+            _hung.append(error)
+        _tell(error)
+        return None
+    if function is None:
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     function.argtypes, function.restype = [pointer, number, pointer, number, number, number, pointer], None
     return function
 
 
-def _library(form: Form) -> Path:
-    """The compiled library of a form, made if it is not there.
+def _tell(error: Exception) -> None:
+    said = str(getattr(error, "stderr", None) or error).strip()
+    _log.info("rows are looked up without a compiled lookup: %s", said[:500])
+
+
+class _Compiler(NamedTuple):
+    command: tuple[str, ...]
+    version: str
+
+
+@cache
+def _compiler() -> _Compiler | None:
+    """The C++ compiler: the command in the variable CXX, or one of the usual names. None where there is none, or it
+    does not answer; that is said once for the process."""
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+        for command in [named] if named else [[name] for name in _COMPILERS]:
+            if shutil.which(command[0]) is not None:
+                return _Compiler(tuple(command), _output([*command, "--version"], seconds=_SECONDS_TO_ANSWER))
+        raise FileNotFoundError(f"there is no C++ compiler {' '.join(named) or ', '.join(_COMPILERS)}")
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        _tell(error)
+        return None
+
+
+def _output(command: Sequence[str], *, seconds: float) -> str:
+    """What a command prints; it and all that it has started end with its time.
 
     Raises:
-        OSError: there is no compiler, or no place for what it makes.
         subprocess.SubprocessError: it has failed, or took too long.
     """
-    compiler, source = _compiler(), _SOURCE.read_bytes()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
+    ) as child:
+        try:
+            out, err = child.communicate(timeout=seconds)
+        except BaseException:  # also Ctrl-C, which does not reach it
+            with contextlib.suppress(OSError):
+                os.killpg(child.pid, signal.SIGKILL)
+            raise
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command, out, err)
+    return out
+
+
+def _library(compiler: _Compiler, form: Form) -> Path:
+    """The compiled library of a form, made if it is not there, or can't be loaded.
+
+    Raises:
+        OSError: there is no place for what the compiler makes, or it can't be loaded.
+        subprocess.SubprocessError: it has failed, or took too long.
+    """
     macros = [f"-D{name.upper()}={value}" for name, value in form._asdict().items()]
-    facts = [source, _version(compiler), _machine(), " ".join([*_FLAGS, *macros]).encode()]
-    name = f"lookup-{hashlib.blake2b(bytes(1).join(facts), digest_size=12).hexdigest()}"
+    facts = [_SOURCE.read_text(encoding="utf-8"), compiler.version, _machine(), " ".join([*_FLAGS, *macros])]
+    name = f"lookup-{hashlib.blake2b(chr(0).join(facts).encode(), digest_size=12).hexdigest()}.so"
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embank"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
-            raise PermissionError(f"'{folder}' is somebody else's")
-        path = folder / f"{name}.so"
-        return path if path.is_file() else _made(compiler, macros, path)
+        path = _shared_folder() / name
+        if path.is_file():
+            with contextlib.suppress(OSError):  # damaged: it is made once more
+                _loaded(path)
+                return path
+        return _made(compiler, macros, path)
     except (OSError, RuntimeError):  # no home, or one that can't be written
-        return _made(compiler, macros, _own_folder() / f"{name}.so")
+        return _made(compiler, macros, _own_folder() / name)
+
+
+def _shared_folder() -> Path:
+    """The folder of the user's, which nobody else may write to: what lies in it is run."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embank"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = folder.stat()
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+        raise PermissionError(f"others may write to '{folder}'")
+    return folder
 
 
 @cache
 def _own_folder() -> Path:
     """Where this process keeps what it can't keep for others; removed when it ends."""
-    folder = tempfile.mkdtemp(prefix="embank-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder, owner = tempfile.mkdtemp(prefix="embank-"), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not a fork that ends before
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return Path(folder)
 
 
-def _made(compiler: Sequence[str], macros: Sequence[str], path: Path) -> Path:
+os.register_at_fork(after_in_child=_own_folder.cache_clear)  # its parent may end before it
+
+
+def _made(compiler: _Compiler, macros: Sequence[str], path: Path) -> Path:
     """Compiles the source; who makes the same at the same time makes the same file."""
     handle, part = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=".part", dir=path.parent)
     os.close(handle)
     try:
-        command = [*compiler, *_FLAGS, *macros, "-o", part, str(_SOURCE)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
-        ctypes.CDLL(part)  # what can't be loaded is not kept
-        os.replace(part, path)
+        _output([*compiler.command, *_FLAGS, *macros, "-o", part, str(_SOURCE)], seconds=_SECONDS)
+        _loaded(Path(part))  # what can't be loaded is not kept
+        publish_file(Path(part), path, overwrite=True)
     finally:
         Path(part).unlink(missing_ok=True)
     return path
 
 
-@cache
-def _compiler() -> tuple[str, ...]:
-    """The C++ compiler: the command in the variable CXX, or one of the usual names.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    named = shlex.split(os.environ.get("CXX", ""))
-    for command in [named] if named else [[name] for name in _COMPILERS]:
-        if shutil.which(command[0]) is not None:
-            return tuple(command)
-    raise FileNotFoundError(f"there is no C++ compiler {' '.join(named) or ', '.join(_COMPILERS)}")
+def _loaded(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path))
 
 
 @cache
-def _version(compiler: tuple[str, ...]) -> bytes:
-    return subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=_SECONDS).stdout
-
-
-@cache
-def _machine() -> bytes:
+def _machine() -> str:
     """What `-march=native` depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kinds = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
     except OSError:
         kinds = [platform.processor()]
-    return "\n".join([platform.machine(), *kinds]).encode()
+    return "\n".join([platform.machine(), *kinds])

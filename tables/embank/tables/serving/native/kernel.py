@@ -4,9 +4,9 @@ Legend: K tables, B ids of each, d numbers of a physical row, D of a logical one
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -46,19 +46,28 @@ class Kernel:
         self, form: Form, layouts: Sequence[RowLayout], rules: Sequence[Rule], widening: Widened | None
     ) -> None:
         self.form, self._parts = form, (list(layouts), list(rules), widening)
+        self._matrices = None if widening is None else _matrices(widening)
+        held = [tensor for layout in layouts for tensor in (layout.rows, layout.steps, layout.offsets)]
+        storages = {tensor.untyped_storage()._cdata: tensor for tensor in held if tensor is not None}
+        self._storages = [tensor.untyped_storage() for tensor in storages.values()]
+        self._found = self._tables()
+
+    def _tables(self) -> tuple[list[int], Array]:
+        """Where the memory of each storage begins, and `Table` of each table, made of it."""
+        layouts, rules, _ = self._parts
+        places = [storage.data_ptr() for storage in self._storages]
         tables = np.zeros(len(layouts), dtype=_TABLE)
         for name in ("rows", "steps", "offsets"):
-            held = [getattr(layout, name) for layout in layouts]
-            tables[name] = [0 if tensor is None else tensor.data_ptr() for tensor in held]
+            tensors = [getattr(layout, name) for layout in layouts]
+            tables[name] = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         tables["rule"] = [_RULES[rule.kind] for rule in rules]
         tables["num_rows"] = [rule.num_rows for rule in rules]
         tables["salt"] = [rule.salt % 2**64 for rule in rules]
-        tables["inverse"] = [min(2**64 // max(1, rule.num_rows), 2**64 - 1) for rule in rules]
-        self._matrices = None if widening is None else _matrices(widening)
+        tables["inverse"] = [min(2**64 // rule.num_rows, 2**64 - 1) for rule in rules]
         if self._matrices is not None:
             size = self._matrices[0].numel() * self._matrices.element_size()
             tables["matrix"] = self._matrices.data_ptr() + size * np.arange(len(layouts), dtype=np.uint64)
-        self._tables, self._address = tables, tables.ctypes.data
+        return places, tables
 
     def __reduce__(self) -> tuple[type["Kernel"], tuple[Any, ...]]:
         """Copies look into memory of their own: what it holds besides are addresses."""
@@ -86,14 +95,14 @@ class Kernel:
             tops: of each table a number of rows that no address reaches.
         """
         known_layouts = [layout for layout in layouts if layout is not None]
-        known_rules = [rule for rule in rules if rule is not None]
+        known_rules = [rule for rule in rules if rule is not None and type(rule.num_rows) is int and rule.num_rows > 0]
         if not len(known_layouts) == len(known_rules) == len(layouts) or not layouts:
             return None
         if any(layout.num_rows < top for layout, top in zip(known_layouts, tops, strict=True)):
             return None
         forms = {_form(layout, widening) for layout in known_layouts}
         form = forms.pop()
-        if forms or (widening is not None and form.width > _MOST_WIDENED):
+        if forms or (widening is not None and not _is_usable(widening, width=form.width)):
             return None
         return cls(form, known_layouts, known_rules, widening)
 
@@ -101,30 +110,51 @@ class Kernel:
         """Rows fp32 [B, K D], or None where there is no compiled lookup.
 
         Args:
-            ids_KB: int64 [K, B], all of them within their tables.
+            ids_KB: int64 [K, B], all of them within their tables; nobody may change them meanwhile.
         """
-        if self._look_up is None:
+        look_up = self._look_up
+        if look_up is None:
             return None
-        num_tables, num_ids = ids_KB.shape
+        if [storage.data_ptr() for storage in self._storages] != self._found[0]:  # moved, as to shared memory
+            self._found = self._tables()
+        tables, (num_tables, num_ids) = self._found[1], ids_KB.shape
         if ids_KB.strides[1] != ids_KB.itemsize:
             ids_KB = np.ascontiguousarray(ids_KB)
-        out = torch.empty(num_ids, num_tables * self.form.dim)
-        known = (self._address, num_tables, ids_KB.ctypes.data, ids_KB.strides[0] // ids_KB.itemsize)
-        num_parts = out.numel() // _NUMBERS_PER_THREAD
-        if num_parts > 1:
-            self._by_threads(known, num_ids, out, num_parts=min(torch.get_num_threads(), num_parts))
-        else:
-            self._look_up(*known, 0, num_ids, out.data_ptr())
+        out = torch.empty(num_ids, num_tables * self.form.dim, dtype=torch.float32, device="cpu")
+        at, stride, into = ids_KB.ctypes.data, ids_KB.strides[0] // ids_KB.itemsize, out.data_ptr()
+        num_parts = min(torch.get_num_threads(), max(1, out.numel() // _NUMBERS_PER_THREAD))
+        if num_parts == 1:
+            look_up(tables.ctypes.data, num_tables, at, stride, 0, num_ids, into)
+            return out
+
+        def part(first: int, last: int, *_alive: object) -> None:
+            look_up(tables.ctypes.data, num_tables, at, stride, first, last, into)
+
+        # Each part holds what it works on: an exception here, such as Ctrl-C, must not take it away from the others.
+        ends = [num_ids * number // num_parts for number in range(num_parts + 1)]
+        _in_threads([partial(part, first, last, self, ids_KB, out) for first, last in pairwise(ends)])
         return out
 
-    def _by_threads(self, known: Sequence[int], num_ids: int, out: Tensor, *, num_parts: int) -> None:
-        assert self._look_up is not None
-        ends = [num_ids * part // num_parts for part in range(num_parts + 1)]
-        calls = [(*known, first, last, out.data_ptr()) for first, last in pairwise(ends)]
-        others = [_threads().submit(self._look_up, *call) for call in calls[1:]]
-        self._look_up(*calls[0])
-        for other in others:
-            other.result()
+
+def _in_threads(parts: Sequence[Callable[[], None]]) -> None:
+    """Does the first part in this thread, the others in threads of their own, where these can be had."""
+    begun = []
+    for part in parts[1:]:
+        try:
+            begun.append(_threads().submit(part))
+        except RuntimeError:  # there are no more threads, or the program is about to end
+            part()
+    parts[0]()
+    for other in begun:
+        other.result()
+
+
+def _is_usable(widening: Widened, *, width: int) -> bool:
+    """Whether matrices are such as rows of so many numbers are multiplied by here."""
+    weights_JdD, biases_JD = widening
+    tensors = [weights_JdD] if biases_JD is None else [weights_JdD, biases_JD]
+    is_plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    return is_plain and weights_JdD.shape[1] == width <= _MOST_WIDENED
 
 
 def _form(layout: RowLayout, widening: Widened | None) -> Form:
@@ -132,9 +162,9 @@ def _form(layout: RowLayout, widening: Widened | None) -> Form:
         numbers=layout.numbers.value,
         width=layout.width,
         dim=layout.width if widening is None else widening.weights_JdD.shape[2],
-        stride=layout.stride,
+        stride_bits=layout.stride_bits,
         group=layout.group,
-        scale_stride=layout.scale_stride,
+        scale_stride_bytes=layout.scale_stride_bytes,
         widened=0 if widening is None else 1 if widening.biases_JD is None else 2,
     )
 
@@ -148,7 +178,7 @@ def _matrices(widening: Widened) -> Tensor:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """Threads that take parts of large lookups; they wait without turning."""
+    """Threads that take parts of large lookups; while they wait they take no time of a core."""
     return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="embank-lookup")
 
 

@@ -3,9 +3,9 @@
 // It is compiled for one form of rows at a time, see `embank.tables.serving.native.build.Form`, whose fields are macros:
 //   NUMBERS       bits of a number: 32 fp32, 16 fp16, -16 bf16, and 2 to 8 for whole numbers
 //   WIDTH, DIM    numbers of a row as it is held, and as it is given out
-//   STRIDE        bits from row to row: those of whole numbers may begin within a byte
+//   STRIDE_BITS   bits from row to row: those of whole numbers may begin within a byte
 //   GROUP         rows that share a step and an offset, whole numbers only
-//   SCALE_STRIDE  bytes from one step to the next, likewise from offset to offset
+//   SCALE_STRIDE_BYTES  from one step to the next, likewise from offset to offset
 //   WIDENED       0, or 1 where a row is multiplied by a matrix [WIDTH, DIM], or 2 where a bias [DIM] is added as well
 #include <cstdint>
 #include <cstring>
@@ -91,7 +91,7 @@ inline Words eight_codes(const char* held) {
 #endif
 
 inline void decode(const Table& table, uint64_t row, float* __restrict__ out) {
-  const char* held = table.rows + row * STRIDE / 8;
+  const char* held = table.rows + row * STRIDE_BITS / 8;
 #if NUMBERS == 32
   std::memcpy(out, held, WIDTH * sizeof(float));
 #elif NUMBERS == 16
@@ -112,9 +112,10 @@ inline void decode(const Table& table, uint64_t row, float* __restrict__ out) {
     out[i] = from_bits(uint32_t(upper) << 16);
   }
 #else
-  const uint64_t at = row / GROUP * SCALE_STRIDE;
+  // Codes of 8 bits times steps of 11 are exact in fp32, so it is the same in one rounding and in two.
+  const uint64_t at = row / GROUP * SCALE_STRIDE_BYTES;
   const float step = half_at(table.steps + at), offset = half_at(table.offsets + at);
-#if STRIDE % 8 == 0 && 8 % NUMBERS == 0
+#if STRIDE_BITS % 8 == 0 && 8 % NUMBERS == 0
   int64_t i = 0;
   for (; i + 8 <= WIDTH; i += 8) {
     const Floats floats = __builtin_convertvector(eight_codes(held + i * NUMBERS / 8), Floats) * step + offset;
@@ -126,7 +127,7 @@ inline void decode(const Table& table, uint64_t row, float* __restrict__ out) {
   }
 #else
   const uint8_t* codes = reinterpret_cast<const uint8_t*>(held);
-  const uint64_t first = row * STRIDE % 8;
+  const uint64_t first = row * STRIDE_BITS % 8;
   for (int64_t i = 0; i < WIDTH; ++i) {
     const uint64_t bit = first + i * NUMBERS;
     uint32_t found = codes[bit / 8];
@@ -152,14 +153,15 @@ inline void widen(const float* numbers, const float* matrix, float* __restrict__
 // Rows begin at a multiple of what they are long, as a bundle's do, or may begin in one line of the cache and end in
 // the next.
 inline void ask(const Table& table, uint64_t row) {
-  const char* held = table.rows + row * STRIDE / 8;
-  constexpr int64_t NBYTES = (STRIDE + 7) / 8, ASKED = NBYTES < 1024 ? NBYTES : 1024;  // long rows' rest comes by itself
+  const char* held = table.rows + row * STRIDE_BITS / 8;
+  constexpr int64_t NBYTES = (STRIDE_BITS + 7) / 8;
+  constexpr int64_t ASKED = NBYTES < 1024 ? NBYTES : 1024;  // the processor fetches the rest of long rows by itself
   for (int64_t at = 0; at < ASKED; at += 64) __builtin_prefetch(held + at);
   if (ASKED % 64 != 0 && 64 % ASKED != 0) __builtin_prefetch(held + ASKED - 1);
 #if NUMBERS > 0 && NUMBERS < 16
-  if (8 * SCALE_STRIDE != STRIDE) {  // else they are in the row
-    __builtin_prefetch(table.steps + row / GROUP * SCALE_STRIDE);
-    __builtin_prefetch(table.offsets + row / GROUP * SCALE_STRIDE);
+  if (GROUP > 1 || 8 * SCALE_STRIDE_BYTES != STRIDE_BITS) {  // else they are in the row
+    __builtin_prefetch(table.steps + row / GROUP * SCALE_STRIDE_BYTES);
+    __builtin_prefetch(table.offsets + row / GROUP * SCALE_STRIDE_BYTES);
   }
 #endif
 }
