@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from embank.tables.serving.native.build import Form, Lookup, compiled
 _MOST_WIDENED = 32
 """Numbers of a row up to which it multiplies them by a matrix itself; of wider ones a library's product is quicker."""
 _RULES = {"own": 0, "cut": 1, "hash": 2}
+_ID_NBYTES = 8
 _NUMBERS_PER_THREAD = 1 << 17
 _TABLE = np.dtype(
     [
@@ -30,6 +31,14 @@ _TABLE = np.dtype(
     ]
 )
 """`Table` of lookup.cpp."""
+
+
+class _Found(NamedTuple):
+    """Where the memory of each storage begins, `Table` of each table, made of it, and where those lie."""
+
+    places: list[int]
+    tables: Array
+    address: int
 
 
 class Kernel:
@@ -49,13 +58,13 @@ class Kernel:
         self._matrices = None if widening is None else _matrices(widening)
         held = [tensor for layout in layouts for tensor in (layout.rows, layout.steps, layout.offsets)]
         storages = {tensor.untyped_storage()._cdata: tensor for tensor in held if tensor is not None}
-        self._storages = [tensor.untyped_storage() for tensor in storages.values()]
+        self._places = [tensor.untyped_storage().data_ptr for tensor in storages.values()]
+        self._nothing = torch.empty(0, dtype=torch.float32, device="cpu")  # whatever torch takes by default
         self._found = self._tables()
 
-    def _tables(self) -> tuple[list[int], Array]:
-        """Where the memory of each storage begins, and `Table` of each table, made of it."""
+    def _tables(self) -> "_Found":
         layouts, rules, _ = self._parts
-        places = [storage.data_ptr() for storage in self._storages]
+        places = [place() for place in self._places]
         tables = np.zeros(len(layouts), dtype=_TABLE)
         for name in ("rows", "steps", "offsets"):
             tensors = [getattr(layout, name) for layout in layouts]
@@ -67,7 +76,7 @@ class Kernel:
         if self._matrices is not None:
             size = self._matrices[0].numel() * self._matrices.element_size()
             tables["matrix"] = self._matrices.data_ptr() + size * np.arange(len(layouts), dtype=np.uint64)
-        return places, tables
+        return _Found(places, tables, tables.ctypes.data)
 
     def __reduce__(self) -> tuple[type["Kernel"], tuple[Any, ...]]:
         """Copies look into memory of their own: what it holds besides are addresses."""
@@ -115,24 +124,26 @@ class Kernel:
         look_up = self._look_up
         if look_up is None:
             return None
-        if [storage.data_ptr() for storage in self._storages] != self._found[0]:  # moved, as to shared memory
-            self._found = self._tables()
-        tables, (num_tables, num_ids) = self._found[1], ids_KB.shape
-        if ids_KB.strides[1] != ids_KB.itemsize:
+        found = self._found
+        if found.places != [place() for place in self._places]:  # moved, as to shared memory
+            found = self._found = self._tables()
+        num_tables, num_ids = ids_KB.shape
+        if ids_KB.strides[1] != _ID_NBYTES:
             ids_KB = np.ascontiguousarray(ids_KB)
-        out = torch.empty(num_ids, num_tables * self.form.dim, dtype=torch.float32, device="cpu")
-        at, stride, into = ids_KB.ctypes.data, ids_KB.strides[0] // ids_KB.itemsize, out.data_ptr()
-        num_parts = min(torch.get_num_threads(), max(1, out.numel() // _NUMBERS_PER_THREAD))
+        out = self._nothing.new_empty(num_ids, num_tables * self.form.dim)
+        ids_at, stride = ids_KB.__array_interface__["data"][0], ids_KB.strides[0] // _ID_NBYTES
+        most_parts = num_ids * num_tables * self.form.dim // _NUMBERS_PER_THREAD
+        num_parts = min(torch.get_num_threads(), most_parts) if most_parts > 1 else 1
         if num_parts == 1:
-            look_up(tables.ctypes.data, num_tables, at, stride, 0, num_ids, into)
+            look_up(found.address, num_tables, ids_at, stride, 0, num_ids, out.data_ptr())
             return out
 
         def part(first: int, last: int, *_alive: object) -> None:
-            look_up(tables.ctypes.data, num_tables, at, stride, first, last, into)
+            look_up(found.address, num_tables, ids_at, stride, first, last, out.data_ptr())
 
         # Each part holds what it works on: an exception here, such as Ctrl-C, must not take it away from the others.
         ends = [num_ids * number // num_parts for number in range(num_parts + 1)]
-        _in_threads([partial(part, first, last, self, ids_KB, out) for first, last in pairwise(ends)])
+        _in_threads([partial(part, first, last, self, ids_KB) for first, last in pairwise(ends)])
         return out
 
 
