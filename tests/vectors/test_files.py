@@ -140,7 +140,7 @@ def test_a_column_that_is_called_a_key_is_one_or_is_refused(tmp_path: Path) -> N
     ]
     for number, column in enumerate(others):
         path = parquet(tmp_path / f"{number}.parquet", lists, user_id=column)
-        with pytest.raises(DataError, match="column 'user_id' is .*, and keys are text or whole numbers. Cast it"):
+        with pytest.raises(DataError, match="column 'user_id' is .*; keys are text or whole numbers. Cast it"):
             open_vectors(path)
         assert open_vectors(path, id_column="").keys() is None
     path = parquet(tmp_path / "beside.parquet", lists, day=others[0], seen_ids=pa.array([[1]] * 4))
