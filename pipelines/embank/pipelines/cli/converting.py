@@ -64,7 +64,8 @@ def _sum_up(done: "Conversion") -> None:
     """Differences, AUC, bytes."""
     report = done.report
     size = report["bytes"]
-    rows = [[f"{report['compared']} compared", f"{report['numbers']:,}"]]
+    kind = "numbers of rows" if report["compared"] == "rows" else report["compared"]
+    rows = [[f"{kind} compared", f"{report['numbers']:,}"]]
     rows += [["largest difference", f"{report['max_difference']:.2g} (mean {report['mean_difference']:.2g})"]]
     if report["auc"] is not None:
         auc = report["auc"]

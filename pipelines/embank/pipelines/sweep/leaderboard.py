@@ -168,8 +168,8 @@ def leaderboard_facts(rows: Sequence[Row], *, data: Path, num_jobs: int, num_cor
         "those whose sizes are nearest.",
         f"Training time and samples are those of all stages; training bytes include the rows' optimizer state. {runs} "
         f"{num_cores} core{'s' * (num_cores != 1)}.",
-        "Lookups in the packed tables of the first seed, afterwards, one run at a time on one thread: median time for "
-        "one id, and rows per second at 4,096 ids.",
+        "Lookups in the packed tables of the first seed, each table by itself (a server asks tables that are alike at "
+        "once), afterwards, one run at a time on one thread: median time for one id, and rows per second at 4,096 ids.",
         *(coded if any(row.codec for row in rows) else []),
     ]
 

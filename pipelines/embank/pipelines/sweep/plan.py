@@ -143,7 +143,8 @@ class Plan:
             path, codec = coded[0]
             raise ConfigError(
                 f"'{path}' is {codec} with method '{method}', and --codecs codes the rows of runs in fp32; leave "
-                "one of them out. With the key, a budget counts coded bytes: that is another sweep"
+                f"one of them out, for example by --set {path}={UNCODED if path.endswith('codec') else 'null'}. With "
+                "the key, a budget counts coded bytes: that is another sweep"
             )
 
     def cases(self) -> list[Case]:
