@@ -53,7 +53,7 @@ def test_errors_of_ours_speak_for_themselves() -> None:
 def test_the_folder_of_torchs_compiler_is_told_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody has given this path to a command."""
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch may have set it
-    message, code = explain(OSError(errno.EROFS, "Read-only file system", "/tmp/torchinductor_me"))
+    message, code = explain(OSError(errno.EROFS, "Read-only file system", "cache/torchinductor_me"))
     assert (
         "where torch keeps what it compiles: Read-only file system. Point the variable TORCHINDUCTOR_CACHE" in message
     )
