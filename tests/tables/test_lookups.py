@@ -212,7 +212,7 @@ def test_plain_tables_next_to_each_other_are_one_matrix(tmp_path: Path) -> None:
     specs = [replace(spec, name=narrow.get(spec.name, spec.name)) for spec in SPECS]
     save_bundle(tmp_path / "b", TableCollection(specs))
     lookups = Lookups(load_bundle(tmp_path / "b"), bags=["f"], parts=[7, 2])
-    found = [[len(s.columns) if isinstance(s, Stack) else s.spec.name for s in part] for part in lookups.parts]
+    found = [[len(s.columns) if isinstance(s, Stack) else s.use.spec.name for s in part] for part in lookups.parts]
     assert found == [[4, 1, "e", "f"], [2]]
     assert lookups.features == ["b", "a", "again", "c", "d", "e", "f"]
 

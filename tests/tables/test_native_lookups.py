@@ -1,12 +1,11 @@
-"""The compiled lookup against the tables themselves: every form of rows, rules and widths, and where there is none."""
+"""The compiled lookup against the tables themselves: every form of rows, rules and widths."""
 
 import gc
-import logging
 import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
@@ -23,10 +22,7 @@ from embank.tables import (
     PackedCollection,
     PackedTable,
     Spine,
-    TableCollection,
     TableSpec,
-    load_bundle,
-    save_bundle,
 )
 from embank.tables.ids.hashing import hash_rows, salt64
 from embank.tables.method.together import Rule, Widened
@@ -34,61 +30,11 @@ from embank.tables.serving.codecs.fp32 import Fp32
 from embank.tables.serving.codecs.layout import Numbers, RowLayout
 from embank.tables.serving.codecs.registry import encode
 from embank.tables.serving.lookups import Lookups
-from embank.tables.serving.native import build, kernel
+from embank.tables.serving.native import kernel
 from embank.tables.serving.native.kernel import Kernel
 from embank.tables.serving.stacks import Stack
 from tests.products import LAST_BITS
-
-CODECS = (
-    "fp32",
-    "fp16",
-    "bf16",
-    "int8",
-    "int6",
-    "int4",
-    "int3",
-    "int2",
-    "int8_rowwise",
-    "int4_rowwise",
-    "int2_rowwise",
-)
-NUM_ROWS = 1300  # more than one block of lookup.cpp
-
-
-@pytest.fixture
-def fresh() -> Iterator[None]:
-    """Nothing that was compiled or found before is remembered, and nothing of the test afterwards."""
-    kept = (build.compiled, build._compiler, build._own_folder)
-    for own in kept:
-        own.cache_clear()
-    yield
-    build._hung.clear()
-    for own in kept:
-        own.cache_clear()
-
-
-def kernel_of(matrices: list[Tensor], codec: str, rules: list[Rule], widening: Widened | None = None) -> Kernel:
-    found = Kernel.of(
-        [encode(rows, codec=codec).layout() for rows in matrices],
-        rules,
-        widening,
-        tops=[rule.num_rows for rule in rules],
-    )
-    assert found is not None
-    return found
-
-
-def looked_up(own: Kernel, ids_KB: Tensor) -> Tensor:
-    """[B, K, D]."""
-    found = own(ids_KB.numpy())
-    assert found is not None, "the tests need a C++ compiler"
-    return found.view(ids_KB.shape[1], ids_KB.shape[0], own.form.dim)
-
-
-def ids_of(num_rows: int, *, num_tables: int = 2, batch_size: int = 1100) -> Tensor:
-    ids_KB = torch.randint(num_rows, (num_tables, batch_size), generator=torch.Generator().manual_seed(0))
-    ids_KB[:, 0], ids_KB[:, -1] = 0, num_rows - 1
-    return ids_KB
+from tests.tables.native import CODECS, NUM_ROWS, bundle_of, ids_of, kernel_of, looked_up, stack_of
 
 
 @pytest.mark.parametrize("dim", [1, 3, 6, 8, 16, 20, 70])
@@ -111,7 +57,7 @@ def test_every_number_of_sixteen_bits() -> None:
     for dtype, numbers in ((torch.float16, Numbers.FP16), (torch.bfloat16, Numbers.BF16)):
         rows = bits.view(dtype).view(-1, 4)
         layout = RowLayout(numbers, rows, num_rows=len(rows), width=4, stride_bits=64)
-        own = Kernel.of([layout], [Rule("own", len(rows))], None, tops=[len(rows)])
+        own = Kernel.of([layout], [Rule("own", len(rows))], None, num_ids=[len(rows)])
         assert own is not None
         found = looked_up(own, torch.arange(len(rows))[None])[:, 0]
         assert torch.equal(found.nan_to_num(nan=7.0), rows.float().nan_to_num(nan=7.0))
@@ -137,7 +83,7 @@ def test_the_hash_of_as_many_rows_as_there_can_be() -> None:
     for num_rows in (2**31 - 1, 2**32, 2**40 + 1, 2**62 - 1):
         rows = torch.zeros(1)  # what is never read: the rows are fp32 of no width, so to speak, all at one place
         layout = RowLayout(Numbers.FP32, rows, num_rows=num_rows, width=1, stride_bits=0)
-        own = Kernel.of([layout], [Rule("hash", num_rows, 5)], None, tops=[num_rows])
+        own = Kernel.of([layout], [Rule("hash", num_rows, 5)], None, num_ids=[num_rows])
         assert own is not None
         assert bool((looked_up(own, ids_1B) == 0).all())
 
@@ -161,7 +107,7 @@ def test_widened_rows(codec: str, width: int, has_bias: bool) -> None:
 
 def test_wide_rows_are_widened_by_a_library() -> None:
     rules, widening = [Rule("own", 100)], Widened(torch.zeros(1, 64, 128))
-    assert Kernel.of([encode(torch.randn(100, 64)).layout()], rules, widening, tops=[100]) is None
+    assert Kernel.of([encode(torch.randn(100, 64)).layout()], rules, widening, num_ids=[100]) is None
 
 
 def test_many_ids_are_shared_out_to_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +130,7 @@ from embank.tables.serving.native import kernel
 kernel._NUMBERS_PER_THREAD = 64
 torch.set_num_threads(2)
 rows, ids = torch.randn(10, 16), torch.arange(10)[None].repeat(1, 100).numpy()
-own = kernel.Kernel.of([Fp32(rows).layout()], [Rule("own", 10)], None, tops=[10])
+own = kernel.Kernel.of([Fp32(rows).layout()], [Rule("own", 10)], None, num_ids=[10])
 before = own(ids)
 child = os.fork()
 if child == 0:
@@ -193,28 +139,6 @@ print(os.waitpid(child, 0)[1])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
-
-
-def bundle_of(folder: Path, method: str, codec: str) -> PackedCollection:
-    specs = [
-        TableSpec(
-            name=f"t{k}",
-            num_embeddings=500 + k,
-            embedding_dim=16,
-            feature_names=[f"f{k}"],
-            method=method,
-            budget=None if method == "full" else 0.25,
-        )
-        for k in range(3)
-    ]
-    save_bundle(folder, TableCollection(specs, backend="torch"), codec=codec)
-    return load_bundle(folder)
-
-
-def stack_of(packed: PackedCollection) -> Stack:
-    (step,) = Lookups(packed).parts[0]
-    assert isinstance(step, Stack)
-    return step
 
 
 @pytest.mark.parametrize("codec", ["fp32", "int4", "int8_rowwise"])
@@ -230,9 +154,31 @@ def test_bundles_are_looked_up_by_it(method: str, codec: str, tmp_path: Path) ->
     torch.testing.assert_close(found, stack(ids_KB), rtol=0, atol=LAST_BITS)
 
 
+@pytest.mark.parametrize("method", ["full", "hash", "mde", "mgqe", "deeplight"])
+def test_bags_are_looked_up_by_it(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = bundle_of(tmp_path / "b", method, "int4")
+    ids = {f"f{k}": torch.randint(500, (60,), generator=torch.Generator().manual_seed(k)) for k in range(3)}
+    lengths = {f"f{k}": torch.tensor([20, 0, 39, 1]) for k in range(3)}
+    calls: list[int] = []
+    asked = Kernel.__call__
+
+    def counted(self: Kernel, ids_KB: Any) -> Tensor | None:
+        calls.append(ids_KB.shape[1])
+        return asked(self, ids_KB)
+
+    monkeypatch.setattr(Kernel, "__call__", counted)
+    (found,) = Lookups(packed, bags=list(ids))(ids, lengths, num_rows=4)
+    assert calls == [60, 60, 60]
+    monkeypatch.setattr(Kernel, "__call__", lambda self, ids_KB: None)
+    torch.testing.assert_close(
+        found, Lookups(packed, bags=list(ids))(ids, lengths, num_rows=4)[0], rtol=0, atol=LAST_BITS
+    )
+
+
 def test_other_methods_and_codecs_go_their_own_way(tmp_path: Path) -> None:
-    assert stack_of(bundle_of(tmp_path / "dpq", "dpq", "fp32")).kernel is None
-    assert encode(torch.randn(100, 16), codec="pq").layout() is None
+    steps = Lookups(bundle_of(tmp_path / "memcom", "memcom", "fp32")).parts[0]
+    assert all(step.kernel is None for step in steps if isinstance(step, Stack))
+    assert encode(torch.randn(100, 16), codec="binary").layout() is None
     assert encode(torch.randn(0, 16), codec="int4").layout() is None
     assert encode(torch.randn(0, 16)).layout() is None
 
@@ -251,76 +197,6 @@ def test_what_a_damaged_bundle_lacks_is_not_read(name: str, tmp_path: Path) -> N
     assert all(step.kernel is None or len(step.names) < 3 for step in lookups.parts[0] if isinstance(step, Stack))
     with pytest.raises(CheckpointError, match="can't be looked up"):
         lookups({f"f{k}": torch.tensor([499 + k]) for k in range(3)}, {}, num_rows=1)
-
-
-def script(folder: Path, code: str) -> str:
-    path = folder / "compiler"
-    path.write_text(f"#!/bin/sh\n{code}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-ABSENT: dict[str, Callable[[pytest.MonkeyPatch, Path], object]] = {
-    "no compiler": lambda patch, folder: patch.setenv("CXX", str(folder / "c++")),
-    "a compiler that fails": lambda patch, folder: patch.setenv("CXX", "false"),
-    "another language": lambda patch, folder: patch.setenv("CXX", "echo"),
-    "no command": lambda patch, folder: patch.setenv("CXX", "g++ 'x"),
-    "messages that are no text": lambda patch, folder: patch.setenv(
-        "CXX", script(folder, r"printf '\\377' >&2; exit 1")
-    ),
-    "one that hangs": lambda patch, folder: patch.setenv("CXX", script(folder, "case $1 in -*) ;; esac; sleep 60")),
-    "switched off": lambda patch, folder: patch.setenv(build.SWITCH, "0"),
-}
-
-
-@pytest.mark.parametrize("why", list(ABSENT))
-def test_without_a_compiler_rows_are_the_same(
-    why: str, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger=build.__name__)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "_SECONDS_TO_ANSWER", 1)
-    ABSENT[why](monkeypatch, tmp_path)
-    packed = bundle_of(tmp_path / "b", "hash", "int4")
-    ids = {f"f{k}": torch.arange(200) for k in range(3)}
-    stack, lookups = stack_of(packed), Lookups(packed)
-    assert stack.kernel is not None
-    assert stack.kernel(ids_of(200, num_tables=3).numpy()) is None
-    (found,) = lookups(ids, {}, num_rows=200)
-    assert torch.equal(found[:, :16], packed.packs["t0"].lookup(ids["f0"]))
-    assert not list((tmp_path / "cache").rglob("*.so"))
-    assert not list((tmp_path / "cache").rglob("*.part"))
-    assert ("without a compiled lookup" in caplog.text) == (why != "switched off")
-
-
-def test_it_is_compiled_once(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    form = build.Form(numbers=32, width=9, dim=9, stride_bits=288, group=1, scale_stride_bytes=0, widened=0)
-    found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(build.compiled(form))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 3
-    assert None not in found
-    (library,) = (tmp_path / "embank").iterdir()
-    assert library.suffix == ".so"
-    made = library.stat().st_mtime_ns
-    build.compiled.cache_clear()
-    assert build.compiled(form) is not None
-    assert library.stat().st_mtime_ns == made
-    assert build.compiled(form._replace(width=10, dim=10, stride_bits=320)) is not None
-    assert len(list((tmp_path / "embank").iterdir())) == 2
-
-
-def test_a_home_that_cannot_be_written(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container whose file system is read-only: it is made in a folder of the process's own."""
-    (tmp_path / "cache").write_text("no folder")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    own = kernel_of([torch.ones(4, 7)], "fp32", [Rule("own", 4)])
-    assert torch.equal(looked_up(own, torch.zeros(1, 2, dtype=torch.int64)), torch.ones(2, 1, 7))
-    assert build._own_folder().stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("copied", [deepcopy, lambda own: pickle.loads(pickle.dumps(own))])
@@ -344,43 +220,6 @@ def test_ids_that_do_not_follow_each_other() -> None:
     found = own(ids_KB)
     assert found is not None
     assert torch.equal(found, torch.cat([rows[ids_KB[0]], rows[ids_KB[1]]], dim=1))
-
-
-def test_a_compiler_that_hangs_is_not_waited_for_twice(
-    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(build, "_SECONDS", 1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("CXX", script(tmp_path, f'[ "$1" = --version ] || {{ echo >> {tmp_path}/asked; sleep 60; }}'))
-    for dim in (5, 6, 7):
-        own = kernel_of([torch.ones(4, dim)], "fp32", [Rule("own", 4)])
-        assert own(np.zeros((1, 2), dtype=np.int64)) is None
-    assert (tmp_path / "asked").read_text() == "\n"
-
-
-@pytest.mark.parametrize("damage", [b"", b"\x7fELF no library"])
-def test_a_damaged_library_is_made_once_more(
-    damage: bytes, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    own, compiler = kernel_of([torch.ones(4, 11)], "fp32", [Rule("own", 4)]), build._compiler()
-    assert compiler is not None
-    library = build._library(compiler, own.form)  # made, and not loaded by this name
-    whole = library.read_bytes()
-    library.unlink()
-    library.write_bytes(damage)
-    assert torch.equal(looked_up(own, torch.zeros(1, 2, dtype=torch.int64)), torch.ones(2, 1, 11))
-    assert len(library.read_bytes()) == len(whole)
-
-
-def test_a_folder_that_others_may_write_to_is_not_used(
-    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (tmp_path / "embank").mkdir()
-    (tmp_path / "embank").chmod(0o777)
-    assert kernel_of([torch.ones(4, 12)], "fp32", [Rule("own", 4)])(np.zeros((1, 2), dtype=np.int64)) is not None
-    assert not list((tmp_path / "embank").iterdir())
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
@@ -477,5 +316,5 @@ def test_facts_of_a_damaged_bundle_are_not_believed(tmp_path: Path) -> None:
         assert matrix.layout() is None
     weights = torch.zeros(1, 5, 8)
     rows = encode(torch.randn(10, 4)).layout()
-    assert Kernel.of([rows], [Rule("own", 10)], Widened(weights), tops=[10]) is None
-    assert Kernel.of([rows], [Rule("own", 10)], Widened(weights[:, :4].double()), tops=[10]) is None
+    assert Kernel.of([rows], [Rule("own", 10)], Widened(weights), num_ids=[10]) is None
+    assert Kernel.of([rows], [Rule("own", 10)], Widened(weights[:, :4].double()), num_ids=[10]) is None

@@ -24,7 +24,9 @@ from embank.tables import Coded, Held, encode
 from embank.tables.method.together import Array
 from embank.tables.serving.codecs.base import MIN_NUMBERS
 from embank.tables.serving.codecs.composite import Composite
+from embank.tables.serving.codecs.fp32 import Fp32
 from embank.tables.serving.codecs.joined import FEW, Joined, block_of, in_blocks, place_of
+from embank.tables.serving.codecs.layout import CodeLayout, Layout, RowLayout
 
 _SCORES_PER_CHUNK = 1 << 17
 """A megabyte: measured best from 2,000 to 40,000,000 scores."""
@@ -87,6 +89,25 @@ class CodedRows(Coded):
             return picked(centroids_CKw.view(-1), numbers_NC)
         parts_MW = centroids_CKw.view(-1, width).index_select(0, numbers_NC.view(-1))
         return parts_MW.view(-1, num_books * width)
+
+    def layout(self) -> CodeLayout | None:
+        centroids, (num_books, num_codes) = self._centroids_layout(), self._books()
+        if not isinstance(centroids, RowLayout):
+            return None
+        return CodeLayout(
+            centroids,
+            num_rows=self.num_rows,
+            num_books=num_books,
+            num_codes=num_codes,
+            head=self.head,
+            tail=self.tail,
+            num_head=min(self.num_head, self.num_rows),
+            head_bits=self.head_bits,
+            tail_bits=self.tail_bits,
+        )
+
+    def _centroids_layout(self) -> Layout | None:
+        return Fp32(self.centroids.flatten(0, 1)).layout()
 
     def joint_place(self) -> Hashable | None:
         centroids = self._centroids_place()
@@ -267,6 +288,9 @@ class CodedCentroids(Composite, CodedRows):
         made.register_buffer("tail", plain.tail)
         made.hold("centroids", encode(plain.centroids.reshape(-1, width), codec=codec))
         return made
+
+    def _centroids_layout(self) -> Layout | None:
+        return self.part("centroids").layout()
 
     def _centroids_place(self) -> Hashable | None:
         part = self.part("centroids")

@@ -13,7 +13,9 @@ from embank.tables import Coded, Held, encode
 from embank.tables.method.together import Array
 from embank.tables.serving.codecs.base import MIN_NUMBERS
 from embank.tables.serving.codecs.composite import Composite
+from embank.tables.serving.codecs.fp32 import Fp32
 from embank.tables.serving.codecs.joined import Joined, block_of, in_blocks, place_of
+from embank.tables.serving.codecs.layout import Layout, RowLayout, SparseLayout
 
 _SHIFT16 = 1 << 15  # torch lacks a 16-bit unsigned type worth the name: 0 .. 65,535 is held as -32,768 .. 32,767
 _WINDOW_BITS = 4  # from 2**4 entries on down they are compared at once: on a CPU as fast for many ids, and for one
@@ -100,6 +102,18 @@ class SparseRows(Coded):
 
     def recoded(self, codec: str) -> Coded:
         return self if self.values.numel() < MIN_NUMBERS else CodedValues.of(self, codec)
+
+    def layout(self) -> Layout | None:
+        values = self._values_layout() if self._num_values() and self.dim > 0 else None
+        if self.form == "dense" or not isinstance(values, RowLayout):
+            return values
+        num_rows = self.num_joint_rows()
+        if self.form == "bitmap":
+            return SparseLayout(values, num_rows, self.dim, low_bits=0, fine=self.words, counts=self.samples)
+        return SparseLayout(values, num_rows, self.dim, low_bits=self._low_bits, fine=self.lows, counts=self.starts)
+
+    def _values_layout(self) -> Layout | None:
+        return Fp32(self._value_rows()).layout()
 
     def joint_place(self) -> Hashable | None:
         values = self._values_place()
@@ -256,6 +270,9 @@ class CodedValues(Composite, SparseRows):
 
     def recoded(self, codec: str) -> Coded:
         return self
+
+    def _values_layout(self) -> Layout | None:
+        return self.part("values").layout()
 
     def _values_place(self) -> Hashable | None:
         part = self.part("values")

@@ -45,7 +45,7 @@ from embank.tables import (
     option_class,
     own_table,
 )
-from embank.tables.method.together import Array, Together
+from embank.tables.method.together import Array, Rule, Together
 
 _BELOW_ALL = -1.0
 """A threshold that every norm exceeds."""
@@ -315,14 +315,15 @@ class Kept(JointSpine):
             return torch.from_numpy(out_BJD)
 
         if spines[0].keeps_all:
-            return Together(combine=combine)
+            return Together(combine=combine, padded=dim)
         bits = JoinedBits([spine.words for spine in spines], [spine.samples for spine in spines])
 
         def address(ids_JB: Array) -> tuple[Array, Array]:
             words_JB, kept_JB = bits.at(ids_JB)
             return bits.ranks(ids_JB, words_JB) * kept_JB, kept_JB.astype(np.float32)
 
-        return Together(address=address, combine=combine)
+        rules = [Rule("kept", 64 * spine.words.numel(), kept=(spine.words, spine.samples)) for spine in spines]
+        return Together(address=address, combine=combine, rules=rules, padded=dim)
 
     def combine(self, rows: tuple[Tensor, ...], side: Tensor | None) -> Tensor:
         kept_Nw = rows[0] if side is None else rows[0] * side[:, None]

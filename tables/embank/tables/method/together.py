@@ -18,14 +18,18 @@ class Rule(NamedTuple):
     """How a table comes from an id to a row, for compiled code that does it by itself.
 
     Attributes:
-        kind: "own" takes the id; "cut" takes it below `num_rows`, else row 0; "hash" is `hash_rows`.
-        num_rows: that an id may come to.
+        kind: "own" takes the id; "cut" takes it below `num_rows`, else row 0; "hash" is `hash_rows`; "kept" counts the
+            ids before it that have a row, and others give zeros.
+        num_rows: that an id may come to; of "kept", which looks for itself whether there is such a row, ids.
         salt: of the hash.
+        kept: words int64 of the bitmap of ids that have a row, and samples, see
+            `embank.compression.parts.sparse.rank_bits`.
     """
 
-    kind: Literal["own", "cut", "hash"]
+    kind: Literal["own", "cut", "hash", "kept"]
     num_rows: int
     salt: int = 0
+    kept: tuple[Tensor, Tensor] | None = None
 
 
 class Widened(NamedTuple):
@@ -42,7 +46,7 @@ class Widened(NamedTuple):
 
 class Together(NamedTuple):
     """The steps of some tables of one matrix each, the same as each table's own to the bit; compiled code that is told
-    of them (`rules`, `widening`) may add up products in another order.
+    of them (`rules`, `widening`, `padded`) may add up products in another order.
 
     Attributes:
         address: rows int64 [J, B] for ids int64 [J, B], and what `combine` must know of them, [J, B, ...]; None where
@@ -53,6 +57,8 @@ class Together(NamedTuple):
             addresses tells.
         rules: what `address` does, of each table; None where it is something else.
         widening: what `combine` does; None where it is something else.
+        padded: numbers of a logical row, where `combine` does nothing else than zeros: behind those of a physical one,
+            and for ids that rules give no row.
     """
 
     address: Callable[[Array], tuple[Array, Array | None]] | None = None
@@ -60,3 +66,4 @@ class Together(NamedTuple):
     tops: Sequence[int] | None = None
     rules: Sequence[Rule] | None = None
     widening: Widened | None = None
+    padded: int | None = None

@@ -9,7 +9,7 @@ Legend: F features with one id in each row, K uses of a group, B rows of a batch
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -19,13 +19,23 @@ from torch.nn import functional as F
 from embank.tables.collections.ids import check_ids, int64_ids, is_any_outside, missing_ids
 from embank.tables.collections.paths import summed
 from embank.tables.errors import ConfigError, DataError
+from embank.tables.method.base import Spine
 from embank.tables.method.together import Array
+from embank.tables.serving.codecs.fp32 import Fp32
+from embank.tables.serving.native.kernel import Kernel
 from embank.tables.serving.packed import PackedCollection
 from embank.tables.serving.stacks import Rows, Stack, Use
 from embank.tables.serving.table import looked_up
 from embank.tables.specs import TableSpec
 
 Ids = Mapping[str, Tensor]
+
+
+class _Alone(NamedTuple):
+    """A use that is asked alone, and what looks its ids up where it has bags and compiled code knows its rows."""
+
+    use: Use
+    kernel: Kernel | None
 
 
 class Lookups:
@@ -68,7 +78,7 @@ class Lookups:
         self._num_single = len(self.single)
         sizes = [self.tables[feature].num_embeddings for feature in self.single]
         self.num_ids_F1: Array = np.array(sizes, dtype=np.uint64)[:, None]
-        self.parts: list[list[Stack | Use]] = []
+        self.parts: list[list[Stack | _Alone]] = []
         at = 0
         for size in [len(uses)] if parts is None else parts:
             self.parts.append(self._steps(uses[at : at + size]))
@@ -77,14 +87,14 @@ class Lookups:
         stacks = [first for first in firsts if isinstance(first, Stack)]
         self._stacks = stacks if len(stacks) == len(self.parts) else []
 
-    def _steps(self, uses: Sequence[Use]) -> list[Stack | Use]:
+    def _steps(self, uses: Sequence[Use]) -> list[Stack | _Alone]:
         """How some columns are made: what lies in one matrix, and next to each other in the output, at once."""
-        steps: list[Stack | Use] = []
+        steps: list[Stack | _Alone] = []
         run: list[tuple[Rows, int]] = []
         for place, use in enumerate(uses):
             rows, following = Rows.of(use), next(iter(uses[place + 1 :]), None)
             if use.feature in self.bags or rows is None:
-                steps.append(use)
+                steps.append(_Alone(use, None if rows is None else _kernel_of(rows)))
             else:
                 run.append((rows, self.column[use.feature]))
                 if following is None or not self._goes_on(rows, following):
@@ -151,17 +161,20 @@ class Lookups:
                 _side_by_side([s if isinstance(s, Stack) else s[own] for s in part], ids_FB[:, own]) for part in steps
             ]
 
-    def _begun(self, part: Sequence[Stack | Use], ids_FB: Array, bags: "_Bags") -> Sequence[Stack | Tensor]:
+    def _begun(self, part: Sequence[Stack | _Alone], ids_FB: Array, bags: "_Bags") -> Sequence[Stack | Tensor]:
         """A part's tables that are asked alone, looked up."""
         return [step if isinstance(step, Stack) else self._looked_up(step, ids_FB, bags) for step in part]
 
-    def _looked_up(self, use: Use, ids_FB: Array, bags: "_Bags") -> Tensor:
+    def _looked_up(self, step: _Alone, ids_FB: Array, bags: "_Bags") -> Tensor:
         """Rows [B, D] of a use, whatever its method does."""
-        if use.feature not in bags:
-            ids_B = torch.from_numpy(ids_FB[self.column[use.feature]])
-            return looked_up(use.pack, ids_B, spec=use.spec)
-        ids_N, lengths_B = bags[use.feature]
-        return summed(looked_up(use.pack, ids_N, spec=use.spec), lengths_B, pooling=use.spec.pooling)
+        spec, pack, feature = step.use
+        if feature not in bags:
+            return looked_up(pack, torch.from_numpy(ids_FB[self.column[feature]]), spec=spec)
+        ids_N, lengths_B = bags[feature]
+        rows_ND = None if step.kernel is None else step.kernel(ids_N.unsqueeze(0).numpy())
+        if rows_ND is None:
+            rows_ND = looked_up(pack, ids_N, spec=spec)
+        return summed(rows_ND, lengths_B, pooling=spec.pooling)
 
     def _checked(self, ids: Ids | Tensor, lengths: Ids, num_rows: int, padded: int | None) -> "tuple[Array, _Bags]":
         """Ids int64 [F, B] of the features with one in each row, and those of bags with their lengths, all of them
@@ -240,6 +253,12 @@ class Lookups:
             )
         check_ids(ids_N, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)
         return ids_N, lengths_B
+
+
+def _kernel_of(rows: Rows) -> Kernel | None:
+    """What looks up the ids of a table that is asked alone; rows as they are torch gives as fast, and few sooner."""
+    is_plain = type(rows.spine) is Spine and isinstance(rows.matrix, Fp32)
+    return None if is_plain else Stack([rows], [0]).kernel
 
 
 _Bags = Mapping[str, tuple[Tensor, Tensor]]

@@ -92,9 +92,10 @@ class Stack:
         self.is_safe = all(top <= size for top, size in zip(tops, sizes, strict=True))
         self.num_rows_K1: Array = np.array(sizes, dtype=np.uint64)[:, None]
         self.kernel: Kernel | None = None
-        is_known = _is_laid_out(type(matrices[0])) and (steps.combine is None or steps.widening is not None)
-        if self.is_safe and is_known:
-            self.kernel = Kernel.of([m.layout() for m in matrices], steps.rules, steps.widening, tops=tops)
+        is_known = steps.combine is None or steps.widening is not None or steps.padded is not None
+        if is_known and _is_laid_out(type(matrices[0])):
+            layouts, num_ids = [m.layout() for m in matrices], [own.spec.num_embeddings for own in rows]
+            self.kernel = Kernel.of(layouts, steps.rules, steps.widening, num_ids=num_ids, padded=steps.padded)
 
     def __call__(self, ids_FB: Array) -> Tensor:
         """Rows side by side, [B, K D].
@@ -155,7 +156,7 @@ class _Steps(NamedTuple):
         addresses: in place of it, for each of several methods which tables it has and what addresses those.
         combine: what makes logical rows of all; None where physical ones are.
         tops: of each a number of rows that no address of it reaches, where one is known.
-        rules, widening: see `Together`.
+        rules, widening, padded: see `Together`.
     """
 
     address: _Address | None
@@ -164,6 +165,7 @@ class _Steps(NamedTuple):
     tops: list[int | None]
     rules: list[Rule | None]
     widening: Widened | None
+    padded: int | None
 
 
 def _together(rows: Sequence[Rows]) -> _Steps:
@@ -184,5 +186,5 @@ def _together(rows: Sequence[Rows]) -> _Steps:
     # `together` is the last kind's: of more than one kind none combines
     if len(kinds) == 1:
         address = addresses[0][1] if addresses else None
-        return _Steps(address, [], together.combine, tops, rules, together.widening)
-    return _Steps(None, addresses, together.combine, tops, rules, together.widening)
+        return _Steps(address, [], together.combine, tops, rules, together.widening, together.padded)
+    return _Steps(None, addresses, together.combine, tops, rules, together.widening, together.padded)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from embank.tables.errors import ConfigError
 from embank.tables.method.base import Held
 from embank.tables.method.together import Array
-from embank.tables.serving.codecs.layout import RowLayout
+from embank.tables.serving.codecs.layout import Layout
 
 MIN_NUMBERS = 64
 """A matrix of fewer numbers is held as it is: steps, offsets and codebooks would take what codes save."""
@@ -101,7 +101,7 @@ class Coded(nn.Module, ABC):
         offset in fp16 on, and the name of their type (int8, int4, int2); None where they are held otherwise."""
         return None
 
-    def layout(self) -> RowLayout | None:
+    def layout(self) -> Layout | None:
         """Where its rows lie, if compiled code can read them there; None where they are held otherwise."""
         return None
 

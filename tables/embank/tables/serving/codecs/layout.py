@@ -1,4 +1,4 @@
-"""How the rows of a matrix lie in memory, for who reads them there."""
+"""How the rows of a matrix lie in host memory, for who reads them there."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Numbers(IntEnum):
-    """How a number of a row is held: by its bits, bf16 apart from fp16. `lookup.cpp` knows them, too."""
+    """How a number of a row is held: by its bits, bf16 apart from fp16. The compiled lookup knows them, too."""
 
     FP32 = 32
     FP16 = 16
@@ -20,7 +20,7 @@ class Numbers(IntEnum):
 
 
 class RowLayout(NamedTuple):
-    """Rows in host memory, one after the other at equal distances.
+    """Rows one after the other at equal distances.
 
     Attributes:
         numbers: how a number is held; of whole numbers the first ones of a byte in its lower bits, see
@@ -43,3 +43,49 @@ class RowLayout(NamedTuple):
     offsets: Tensor | None = None
     group: int = 1
     scale_stride_bytes: int = 0
+
+
+class CodeLayout(NamedTuple):
+    """Rows of some centroids each, whose numbers are a stream of bits, those of the first rows and of the others apart.
+
+    Attributes:
+        centroids: as rows, those of one codebook after those of the other.
+        num_rows: rows that all of it has.
+        num_books, num_codes: codebooks, and centroids of each.
+        head, tail: codes, uint8, see `embank.compression.parts.bits.pack_values`.
+        num_head: rows that are in the first stream.
+        head_bits, tail_bits: of a code.
+    """
+
+    centroids: RowLayout
+    num_rows: int
+    num_books: int
+    num_codes: int
+    head: Tensor
+    tail: Tensor
+    num_head: int
+    head_bits: int
+    tail_bits: int
+
+
+class SparseLayout(NamedTuple):
+    """Rows of values that are not zero, and the places of these, see `embank.compression.parts.sparse`.
+
+    Attributes:
+        values: as rows of one number.
+        num_rows: rows that the places tell of.
+        dim: numbers of a row.
+        low_bits: 0 of a bitmap; of a list how many bits of a place are in `fine`.
+        fine: words of a bitmap, or the list.
+        counts: int32 or int64, places before each eighth word, or each value of the high bits.
+    """
+
+    values: RowLayout
+    num_rows: int
+    dim: int
+    low_bits: int
+    fine: Tensor
+    counts: Tensor
+
+
+Layout = RowLayout | CodeLayout | SparseLayout

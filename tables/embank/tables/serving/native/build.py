@@ -1,4 +1,4 @@
-"""The compiled lookup: `lookup.cpp`, made by the machine's C++ compiler for one form of rows when it is first needed.
+"""The compiled lookup: `lookup.cpp` and its headers, made by the machine's C++ compiler for a form when that is needed.
 
 What was made is kept in a folder of the user's (`$XDG_CACHE_HOME/embank`, by default `~/.cache/embank`), named by all
 that it depends on, so each form is compiled once for a machine. Without a compiler, or where it fails, rows are looked
@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from embank.tables.errors import EmbankError
+from embank.tables.serving.native.forms import Form
 from embank.tables.storage.atomic import publish_file
 
 SWITCH = "EMBANK_NATIVE"
 """The variable that switches it off: 0."""
 
 _SOURCE = Path(__file__).with_name("lookup.cpp")
+_HEADERS = ("table.h", "record.h", "row.h")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS, _SECONDS_TO_ANSWER = 60, 10
@@ -37,19 +39,7 @@ _hung: list[subprocess.TimeoutExpired] = []
 
 _log = logging.getLogger(__name__)
 
-Lookup = Callable[..., None]
-
-
-class Form(NamedTuple):
-    """What one compiled lookup is made for; the fields are explained in `lookup.cpp`."""
-
-    numbers: int
-    width: int
-    dim: int
-    stride_bits: int
-    group: int
-    scale_stride_bytes: int
-    widened: int
+Lookup = Callable[..., int]
 
 
 @cache
@@ -69,7 +59,7 @@ def compiled(form: Form) -> Lookup | None:
     if function is None:
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    function.argtypes, function.restype = [pointer, number, pointer, number, number, number, pointer], None
+    function.argtypes, function.restype = [pointer, number, pointer, number, number, number, pointer], number
     return function
 
 
@@ -127,7 +117,8 @@ def _library(compiler: _Compiler, form: Form) -> Path:
         subprocess.SubprocessError: it has failed, or took too long.
     """
     macros = [f"-D{name.upper()}={value}" for name, value in form._asdict().items()]
-    facts = [_SOURCE.read_text(encoding="utf-8"), compiler.version, _machine(), " ".join([*_FLAGS, *macros])]
+    sources = [_SOURCE.with_name(name).read_text(encoding="utf-8") for name in (_SOURCE.name, *_HEADERS)]
+    facts = [*sources, compiler.version, _machine(), " ".join([*_FLAGS, *macros])]
     name = f"lookup-{hashlib.blake2b(chr(0).join(facts).encode(), digest_size=12).hexdigest()}.so"
     try:
         path = _shared_folder() / name

@@ -15,22 +15,12 @@ import torch
 from torch import Tensor
 
 from embank.tables.method.together import Array, Rule, Widened
-from embank.tables.serving.codecs.layout import RowLayout
-from embank.tables.serving.native.build import Form, Lookup, compiled
+from embank.tables.serving.codecs.layout import Layout
+from embank.tables.serving.native.build import Lookup, compiled
+from embank.tables.serving.native.forms import Form, is_rule, tables_of, tensors_of
 
-_MOST_WIDENED = 32
-"""Numbers of a row up to which it multiplies them by a matrix itself; of wider ones a library's product is quicker."""
-_RULES = {"own": 0, "cut": 1, "hash": 2}
 _ID_NBYTES = 8
 _NUMBERS_PER_THREAD = 1 << 17
-_TABLE = np.dtype(
-    [
-        *[(name, np.uint64) for name in ("rows", "steps", "offsets", "matrix")],
-        ("rule", np.int64),
-        *[(name, np.uint64) for name in ("num_rows", "salt", "inverse")],
-    ]
-)
-"""`Table` of lookup.cpp."""
 
 
 class _Found(NamedTuple):
@@ -51,31 +41,19 @@ class Kernel:
         widening: what makes logical rows of physical ones, or None.
     """
 
-    def __init__(
-        self, form: Form, layouts: Sequence[RowLayout], rules: Sequence[Rule], widening: Widened | None
-    ) -> None:
+    def __init__(self, form: Form, layouts: Sequence[Layout], rules: Sequence[Rule], widening: Widened | None) -> None:
         self.form, self._parts = form, (list(layouts), list(rules), widening)
         self._matrices = None if widening is None else _matrices(widening)
-        held = [tensor for layout in layouts for tensor in (layout.rows, layout.steps, layout.offsets)]
-        storages = {tensor.untyped_storage()._cdata: tensor for tensor in held if tensor is not None}
+        held = [tensor for own in zip(layouts, rules, strict=True) for tensor in tensors_of(*own)]
+        storages = {tensor.untyped_storage()._cdata: tensor for tensor in held}
         self._places = [tensor.untyped_storage().data_ptr for tensor in storages.values()]
         self._nothing = torch.empty(0, dtype=torch.float32, device="cpu")  # whatever torch takes by default
         self._found = self._tables()
 
     def _tables(self) -> "_Found":
-        layouts, rules, _ = self._parts
         places = [place() for place in self._places]
-        tables = np.zeros(len(layouts), dtype=_TABLE)
-        for name in ("rows", "steps", "offsets"):
-            tensors = [getattr(layout, name) for layout in layouts]
-            tables[name] = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        tables["rule"] = [_RULES[rule.kind] for rule in rules]
-        tables["num_rows"] = [rule.num_rows for rule in rules]
-        tables["salt"] = [rule.salt % 2**64 for rule in rules]
-        tables["inverse"] = [min(2**64 // rule.num_rows, 2**64 - 1) for rule in rules]
-        if self._matrices is not None:
-            size = self._matrices[0].numel() * self._matrices.element_size()
-            tables["matrix"] = self._matrices.data_ptr() + size * np.arange(len(layouts), dtype=np.uint64)
+        layouts, rules, _ = self._parts
+        tables = tables_of(layouts, rules, self._matrices)
         return _Found(places, tables, tables.ctypes.data)
 
     def __reduce__(self) -> tuple[type["Kernel"], tuple[Any, ...]]:
@@ -89,11 +67,12 @@ class Kernel:
     @classmethod
     def of(
         cls,
-        layouts: Sequence[RowLayout | None],
+        layouts: Sequence[Layout | None],
         rules: Sequence[Rule | None],
-        widening: Widened | None,
+        widening: Widened | None = None,
         *,
-        tops: Sequence[int],
+        num_ids: Sequence[int],
+        padded: int | None = None,
     ) -> "Kernel | None":
         """One for some tables; None where they can't be looked up so.
 
@@ -101,22 +80,23 @@ class Kernel:
             layouts: of their rows, None where one has none.
             rules: from ids to rows, None where no rule is known.
             widening: of all of them, or None.
-            tops: of each table a number of rows that no address reaches.
+            num_ids: of each table, below which its ids are.
+            padded: numbers of a logical row with zeros behind those of a physical one, or None.
         """
         known_layouts = [layout for layout in layouts if layout is not None]
-        known_rules = [rule for rule in rules if rule is not None and type(rule.num_rows) is int and rule.num_rows > 0]
+        known_rules = [rule for rule in rules if rule is not None]
         if not len(known_layouts) == len(known_rules) == len(layouts) or not layouts:
             return None
-        if any(layout.num_rows < top for layout, top in zip(known_layouts, tops, strict=True)):
-            return None
-        forms = {_form(layout, widening) for layout in known_layouts}
+        for layout, rule, most in zip(known_layouts, known_rules, num_ids, strict=True):
+            if not is_rule(rule, num_ids=most, num_rows=layout.num_rows):
+                return None
+        holes = any(rule.kind == "kept" for rule in known_rules)
+        forms = {Form.of(layout, widening=widening, padded=padded, holes=holes) for layout in known_layouts}
         form = forms.pop()
-        if forms or (widening is not None and not _is_usable(widening, width=form.width)):
-            return None
-        return cls(form, known_layouts, known_rules, widening)
+        return None if forms or form is None else cls(form, known_layouts, known_rules, widening)
 
     def __call__(self, ids_KB: Array) -> Tensor | None:
-        """Rows fp32 [B, K D], or None where there is no compiled lookup.
+        """Rows fp32 [B, K D], or None where there is no compiled lookup, or a damaged table has not what ids lead to.
 
         Args:
             ids_KB: int64 [K, B], all of them within their tables; nobody may change them meanwhile.
@@ -135,49 +115,28 @@ class Kernel:
         most_parts = num_ids * num_tables * self.form.dim // _NUMBERS_PER_THREAD
         num_parts = min(torch.get_num_threads(), most_parts) if most_parts > 1 else 1
         if num_parts == 1:
-            look_up(found.address, num_tables, ids_at, stride, 0, num_ids, out.data_ptr())
-            return out
+            is_damaged = look_up(found.address, num_tables, ids_at, stride, 0, num_ids, out.data_ptr())
+            return None if is_damaged else out
 
-        def part(first: int, last: int, *_alive: object) -> None:
-            look_up(found.address, num_tables, ids_at, stride, first, last, out.data_ptr())
+        def part(first: int, last: int, *_alive: object) -> int:
+            return look_up(found.address, num_tables, ids_at, stride, first, last, out.data_ptr())
 
         # Each part holds what it works on: an exception here, such as Ctrl-C, must not take it away from the others.
         ends = [num_ids * number // num_parts for number in range(num_parts + 1)]
-        _in_threads([partial(part, first, last, self, ids_KB) for first, last in pairwise(ends)])
-        return out
+        are_damaged = _in_threads([partial(part, first, last, self, ids_KB) for first, last in pairwise(ends)])
+        return None if any(are_damaged) else out
 
 
-def _in_threads(parts: Sequence[Callable[[], None]]) -> None:
-    """Does the first part in this thread, the others in threads of their own, where these can be had."""
-    begun = []
+def _in_threads(parts: Sequence[Callable[[], int]]) -> list[int]:
+    """What parts give: the first one in this thread, the others in threads of their own, where these can be had."""
+    given, begun = [], []
     for part in parts[1:]:
         try:
             begun.append(_threads().submit(part))
         except RuntimeError:  # there are no more threads, or the program is about to end
-            part()
-    parts[0]()
-    for other in begun:
-        other.result()
-
-
-def _is_usable(widening: Widened, *, width: int) -> bool:
-    """Whether matrices are such as rows of so many numbers are multiplied by here."""
-    weights_JdD, biases_JD = widening
-    tensors = [weights_JdD] if biases_JD is None else [weights_JdD, biases_JD]
-    is_plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-    return is_plain and weights_JdD.shape[1] == width <= _MOST_WIDENED
-
-
-def _form(layout: RowLayout, widening: Widened | None) -> Form:
-    return Form(
-        numbers=layout.numbers.value,
-        width=layout.width,
-        dim=layout.width if widening is None else widening.weights_JdD.shape[2],
-        stride_bits=layout.stride_bits,
-        group=layout.group,
-        scale_stride_bytes=layout.scale_stride_bytes,
-        widened=0 if widening is None else 1 if widening.biases_JD is None else 2,
-    )
+            given.append(part())
+    given.append(parts[0]())
+    return given + [other.result() for other in begun]
 
 
 def _matrices(widening: Widened) -> Tensor:
