@@ -1,6 +1,7 @@
 """How the compiled lookup comes about: compilers, what they leave, and where there is none."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,12 +82,34 @@ def test_it_is_compiled_once(fresh: None, tmp_path: Path, monkeypatch: pytest.Mo
     assert None not in found
     (library,) = (tmp_path / "embank").iterdir()
     assert library.suffix == ".so"
-    made = library.stat().st_mtime_ns
+    made = library.stat().st_ino
     build.compiled.cache_clear()
     assert build.compiled(form) is not None
-    assert library.stat().st_mtime_ns == made
+    assert library.stat().st_ino == made
     assert build.compiled(form._replace(width=10, row=10, dim=10, stride_bits=320)) is not None
     assert len(list((tmp_path / "embank").iterdir())) == 2
+
+
+def test_what_has_not_been_loaded_for_long_is_removed(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "embank"
+    folder.mkdir(mode=0o700)
+    old = [folder / f"lookup-{'0' * 24}{end}" for end in (".so", "-abcd_123.part")]
+    others = [folder / "lookup-mine.so", folder / "notes.txt", tmp_path / old[0].name]
+    for path in (*old, *others):
+        path.write_text("")
+        os.utime(path, (0, 0))
+    used = Form(numbers=32, width=13, stride_bits=416, group=1, scale_stride_bytes=0, row=13, dim=13)
+    assert build.compiled(used) is not None
+    assert not any(path.exists() for path in old)
+    assert all(path.exists() for path in others)
+    (library,) = set(folder.iterdir()) - set(others)
+    os.utime(library, (0, 0))
+    build.compiled.cache_clear()
+    assert build.compiled(used) is not None
+    assert library.stat().st_mtime > 0, "it was loaded now"
 
 
 def test_a_home_that_cannot_be_written(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """The compiled lookup: `lookup.cpp` and its headers, made by the machine's C++ compiler for a form when that is needed.
 
 What was made is kept in a folder of the user's (`$XDG_CACHE_HOME/embank`, by default `~/.cache/embank`), named by all
-that it depends on, so each form is compiled once for a machine. Without a compiler, or where it fails, rows are looked
-up by NumPy and torch.
+that it depends on, so each form is compiled once for a machine; what no process has loaded for a quarter of a year is
+removed when something new is made. Without a compiler, or where it fails, rows are looked up by NumPy and torch.
 """
 
 import atexit
@@ -12,11 +12,13 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -34,6 +36,8 @@ _HEADERS = ("table.h", "record.h", "row.h")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS, _SECONDS_TO_ANSWER = 60, 10
+_SECONDS_KEPT = 90 * 24 * 3600
+_NAME = re.compile(r"lookup-[0-9a-f]{24}(\.so|-\w{8}\.part)")
 _hung: list[subprocess.TimeoutExpired] = []
 """A compiler that has not come back: who waits for a lookup does not wait for it again."""
 
@@ -125,10 +129,27 @@ def _library(compiler: _Compiler, form: Form) -> Path:
         if path.is_file():
             with contextlib.suppress(OSError):  # damaged: it is made once more
                 _loaded(path)
+                _mark_used(path)
                 return path
-        return _made(compiler, macros, path)
+        made = _made(compiler, macros, path)
+        _remove_unused(path.parent)
+        return made
     except (OSError, RuntimeError):  # no home, or one that can't be written
         return _made(compiler, macros, _own_folder() / name)
+
+
+def _mark_used(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a folder that can only be read
+        os.utime(path)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Removes libraries of other versions and what compilers that were killed have left: files of ours that have not
+    been loaded for long."""
+    for path in folder.glob("lookup-*"):
+        with contextlib.suppress(OSError):  # another process removes it, too
+            if _NAME.fullmatch(path.name) and time.time() - path.stat().st_mtime > _SECONDS_KEPT:
+                path.unlink()
 
 
 def _shared_folder() -> Path:
