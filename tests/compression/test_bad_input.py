@@ -34,7 +34,7 @@ from embank.tables import (
 from embank.tables.collections.stages import finished, settle
 from embank.tables.storage.checkpoint import save_checkpoint, verify_checkpoint
 from tests.contracts.specs import BATCH_DEPENDENT
-from tests.tables.test_bundle import rewrite
+from tests.tables.bundles import rewrite
 
 pytestmark = pytest.mark.slow
 

@@ -162,6 +162,7 @@ def test_values_that_are_lists(data: Path, tmp_path: Path) -> None:
         ({"methods": [["hash"]]}, r"the space's 'methods' is \[\['hash'\]\]; give a list of names"),
         ({"codecs": "int8"}, r"the space's 'codecs' is 'int8'; give a list of names of codecs, for example \['fp32'"),
         ({"codecs": ["int5"]}, "there is no codec 'int5'"),
+        ({"codecs": ["fp32", "dedup"]}, "the space: 'codecs' holds 'dedup' and features .*; leave it out of 'codecs'"),
         ({"methods": ["hush"]}, "there is no method 'hush'"),
     ],
 )
@@ -217,6 +218,23 @@ def test_a_budget_of_less_than_a_byte_leaves_nothing_behind(data: Path, tmp_path
 def test_a_budget_with_a_codec_whose_bytes_only_rows_tell(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
     plan = plan_of(data, out, space="full", sampler="random", budgets=[0.5], num_trials=3)
-    with pytest.raises(ConfigError, match="the space has codec 'dedup' and a budget"):
-        Search(replace(plan, options={**HASH, "tables.codec": ["dedup"]}), out).run()
+    said = (
+        "the space: 'tables.codec' holds 'dedup' and there is a budget, but .*; leave it out of 'tables.codec', or sea"
+    )
+    for codecs in (["dedup"], ["fp32", "dedup"]):
+        with pytest.raises(ConfigError, match=said):
+            Search(replace(plan, options={**HASH, "tables.codec": codecs}), out).run()
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_without_a_budget_such_a_codec_is_one_of_several(data: Path, tmp_path: Path) -> None:
+    """The first candidate in the codec of the fewest bits is one whose bytes are known."""
+    out, codecs = tmp_path / "s", ["fp32", "dedup"]
+    options = {**HASH, "tables.codec": codecs, "train.lr": [0.01], "train.table_lr": [0.05]}
+    plan = replace(plan_of(data, out, space="full", budgets=[None], num_trials=2), options=options)
+    space = config_space(plan, budget=None, shapes=tmp_path / "none")
+    assert [candidate["tables.codec"] for candidate in space.first_candidates()] == ["fp32"]
+    (study,) = Search(plan, out).run().values()
+    assert [trial.user_attrs["candidate"]["tables.codec"] for trial in study.trials] == codecs
+    assert all(trial.values for trial in study.trials)

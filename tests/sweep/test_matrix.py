@@ -10,7 +10,7 @@ from embank.pipelines.cli import show
 from embank.pipelines.sweep.composition import _ends, plot_compositions
 from embank.pipelines.sweep.edges import MOST_BEYOND, around, edges
 from embank.pipelines.sweep.folder import SweepFolder
-from embank.pipelines.sweep.leaderboard import Row, read_csv, write_csv
+from embank.pipelines.sweep.leaderboard import Row, read_csv, table_columns, write_csv
 from embank.pipelines.sweep.matrix import markdown, of_codecs, of_compositions, of_differences, of_gains, of_methods
 from embank.pipelines.sweep.page import page
 from embank.pipelines.sweep.plan import Plan
@@ -147,6 +147,45 @@ def test_what_each_codec_costs_over_all_lines() -> None:
     assert of_codecs(PLAIN) == []
 
 
+def test_a_change_that_is_rounded_to_nothing_has_no_minus_anywhere() -> None:
+    """By hand: -.00004 is +0.0000 in the terminal's columns and in every matrix of the page, as +.00004 is."""
+    tiny: dict[str, Any] = {
+        "best_baseline": "mde",
+        "minus_best_baseline": -0.00004,
+        "minus_hash": -0.00004,
+        "minus_fp32": -0.00004,
+    }
+    coded = row("hash", 0.5, 0.69996, codec="int4", share=0.07, valid_metric=0.8, **tiny)
+    rows = [row("hash", 0.5, 0.7, codec="fp32"), coded, row("other", 0.5, 0.6, codec="fp32", **tiny)]
+    columns = table_columns(rows)
+    assert columns["AUC − fp32"] == ["-", "+0.0000", "+0.0000"]
+    assert columns["AUC − hash"] == ["-", "+0.0000", "+0.0000"]
+    assert columns["AUC − best baseline"] == ["-", "+0.0000 (mde)", "+0.0000 (mde)"]
+    assert of_codecs(rows)[1][3:] == ["+0.0000", "+0.0000 (hash 0.5)"]
+    assert of_differences(rows)[1] == ["other", "+0.0000 (mde)"]
+    assert of_gains(rows)[1][3] == "+0.0000"
+    assert "-0.0000" not in page(rows, title="T", facts=[])
+
+
+def test_codecs_of_a_plain_table_that_is_larger_than_the_largest_budget_have_a_column() -> None:
+    rows = [
+        row("full", None, 0.9, codec="fp32"),
+        row("full", None, 0.89, codec="int8", share=0.28),
+        row("full", None, 0.88, codec="int4", share=0.14),
+        row("hash", 0.1, 0.6, codec="fp32"),
+        row("hash", 0.1, 0.59, codec="int8", share=0.028),
+    ]
+    head, *lines = of_compositions(rows)
+    assert head[1:] == ["≤ 0.5", "≤ 0.25", "≤ 0.1", "≤ 0.05"]
+    cells = {line[0]: line[1:] for line in lines}
+    assert cells["full"] == ["**0.8900** (+ int8, 0.28)", "**0.8800** (+ int4, 0.14)", "", ""]
+    assert [line[0] for line in of_gains(rows)[1:]] == head[1:]
+    wide = [replace(rows[0]), row("full", None, 0.9, codec="pq", share=1.5)]
+    assert of_compositions(wide)[0][1:] == ["≤ 1.5", "≤ 1"], "codebooks of tiny tables"
+    within = [row("full", None, 0.9, codec="fp32"), row("full", None, 0.8, codec="int8", share=0.28)]
+    assert of_compositions([*within, row("hash", 0.35, 0.6, codec="fp32")])[0][1:] == ["≤ 0.35"], "as it was"
+
+
 def test_a_terminal_has_what_codecs_bring_where_their_lines_are_many(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,6 +273,55 @@ def test_choices_at_the_edge_of_a_grid() -> None:
         "tables.dim=8, the largest value of its grid, was chosen by 3 of 4 lines (a, b, d): try tables.dim=16 as well",
     ]
     assert told(grid, b="train.table_lr=0.1,tables.dim=6") == []
+
+
+def told_of(key: str, values: list[float], *failed: float, chosen: float) -> list[str]:
+    """Of a line that tried all values of one key."""
+    tried = [f"{key}={value:g}" for value in values]
+    plan = Plan(
+        config=raw_config(Path("data")),
+        models=["deepfm"],
+        methods=["hash"],
+        budgets=[0.5],
+        seeds=[0],
+        grid={key: values},
+    )
+    lost = [f"{key}={value:g}" for value in failed]
+    return [str(edge) for edge in edges(plan, {"a": f"{key}={chosen:g}"}, {"a": tried}, {"a": lost})]
+
+
+def test_a_point_that_failed_is_no_neighbour_of_an_edge() -> None:
+    """What to try is found by the values with a score, and lies on this side of what failed."""
+    rate = "train.table_lr"
+    assert told_of(rate, [0.01, 1, 1e38], 1e38, chosen=1) == [
+        f"{rate}=1, the largest value of its grid that has a score, was chosen by 1 of 1 lines (a): try {rate}=100 as "
+        "well; 1e+38 failed"
+    ]
+    (said,) = told_of(rate, [0.1, 1, 4, 9], 4, 9, chosen=1)
+    assert said.endswith(f"try {rate}=2 as well; 4 and 9 failed"), "the next by ratio is 10, beyond what failed"
+    (said,) = told_of(rate, [0.01, 0.1, 1], 0.1, chosen=1)
+    assert said == f"{rate}=1, the largest value of its grid, was chosen by 1 of 1 lines (a): try {rate}=100 as well"
+    assert told_of(rate, [0.1, 1], 0.1, chosen=1) == [], "of one value with a score nothing is known"
+    assert told_of(rate, [0.01, 0.1, 1], 1, chosen=0.01) == [
+        f"{rate}=0.01, the smallest value of its grid, was chosen by 1 of 1 lines (a): try {rate}=0.001 as well"
+    ]
+    assert told_of("train.epochs", [1, 2, 3], 3, chosen=2) == [], "no whole number lies between"
+    assert told_of("model.dropout", [0.2, 0.4, 0.6], 0.6, chosen=0.4)[0].endswith(
+        "try model.dropout=0.49 as well; 0.6 failed"
+    )
+
+
+def test_a_value_with_a_score_at_one_point_is_a_neighbour() -> None:
+    grid: dict[str, list[Any]] = {"train.lr": [0.1, 0.2], "train.table_lr": [1.0, 2.0]}
+    plan = Plan(config=raw_config(Path("data")), models=["fm"], methods=["hash"], budgets=[0.5], seeds=[0], grid=grid)
+    tried = [f"train.lr={lr},train.table_lr={rate}" for lr in (0.1, 0.2) for rate in (1, 2)]
+
+    def found(*failed: str) -> list[tuple[str, float]]:
+        told = edges(plan, {"a": tried[0]}, {"a": tried}, {"a": failed})
+        return [(edge.key, edge.following) for edge in told]
+
+    assert found(tried[3]) == [("train.lr", 0.05), ("train.table_lr", 0.5)]
+    assert found(*tried[2:]) == [("train.table_lr", 0.5)], "all of 0.2 failed, so that 0.1 is all there is"
 
 
 def test_ends_that_have_no_beyond() -> None:

@@ -105,6 +105,22 @@ def test_a_grid_is_not_widened_beyond_the_budget(feasibility: Feasibility) -> No
     assert edges(up, *tuning.choices(), reaches=tuning.reaches) == [], "nor is it advised"
 
 
+def test_choices_tell_which_points_failed(feasibility: Feasibility) -> None:
+    plan = plan_of(feasibility, (64, 32, 16), 0.5)
+    tuning = Tuning(
+        plan,
+        plan.cases(),
+        reach=Reach(plan, feasibility),
+        widens=False,
+        results={at(0.5, 64): valid(0.6), at(0.5, 32): valid(0.7)},
+        failures={at(0.5, 16): "no memory"},
+    )
+    line, points = at(0.5, 64).case.name, [f"tables.num_codes={num}" for num in (64, 32, 16)]
+    assert tuning.choices() == ({line: points[1]}, {line: points}, {line: points[2:]})
+    (edge,) = edges(plan, *tuning.choices(), reaches=tuning.reaches)
+    assert str(edge).endswith("try tables.num_codes=23 as well; 16 failed")
+
+
 def test_a_line_takes_the_best_point_that_reaches_its_own_budget(feasibility: Feasibility) -> None:
     plan = plan_of(feasibility, (256, 64, 16), 0.7, 0.5, 0.2, grid_budget=0.7)
     results = {at(0.7, num): valid(auc) for num, auc in ((256, 0.9), (64, 0.8), (16, 0.7))}

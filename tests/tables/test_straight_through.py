@@ -1,11 +1,15 @@
 """Training through a codec: what a step sees, which gradient it takes, and what it moves."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
 from embank.tables import ConfigError, RowOptimizer, RowTier, TableCollection, TableSpec, encode, pack_collection
-from embank.tables.collections.straight_through import StraightThrough
+from embank.tables.collections.stages import finished
+from embank.tables.collections.straight_through import StraightThrough, refuse_untrainable
+from tests.contracts.specs import NAMES
 
 NUM, DIM = 103, 8  # the last group of rows is short
 BATCH = KeyedJaggedTensor(
@@ -125,6 +129,47 @@ def test_many_small_steps_change_a_code() -> None:
 def test_what_can_not_be_trained_through_a_codec(changes: dict, codecs: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         StraightThrough(collection(**changes), codecs)
+
+
+def refusal(refuses: Callable[[TableCollection, dict[str, str]], object], tables: TableCollection) -> str | None:
+    try:
+        refuses(tables, {"a": "int2", "b": "int2"})
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_the_first_stage_tells_what_the_last_one_would(method: str) -> None:
+    tables = collection(method=method)
+    before, drawn = rows_of(tables), torch.get_rng_state()
+    told = refusal(refuse_untrainable, tables)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(rows, before[name]) for name, rows in rows_of(tables).items())
+    assert told == refusal(StraightThrough, finished(tables))
+
+
+@pytest.mark.parametrize(
+    ("changes", "codecs", "message"),
+    [
+        ({"method": "pep"}, {"a": "int2"}, "the rows of method 'pep' are not what is coded in the end"),
+        ({"method": "optembed"}, {"a": "fp32"}, "no codec can be trained through"),
+        ({"method": "optembed", "tier": RowTier(name="device", dtype="bf16")}, {"a": "int2"}, "fewer than 32 bits"),
+    ],
+)
+def test_what_is_refused_before_the_first_of_several_stages(
+    changes: dict, codecs: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        refuse_untrainable(collection(**changes), codecs)
+
+
+def test_one_table_that_is_coded_in_the_end_is_enough() -> None:
+    specs = [
+        TableSpec(name=name, num_embeddings=NUM, embedding_dim=DIM, feature_names=[name], method=method)
+        for name, method in (("a", "pep"), ("b", "full"))
+    ]
+    refuse_untrainable(TableCollection(specs), {"a": "int2", "b": "int2"})
 
 
 def test_a_refusal_leaves_the_rows_of_all_tables_as_they_are() -> None:

@@ -27,7 +27,7 @@ from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import Bundle, CheckpointError, ConfigError, DataError, load_bundle, save_bundle
 from embank.tables.serving.bundle import folder_nbytes
-from tests.tables.test_bundle import flip, plain
+from tests.tables.bundles import flip, plain
 from tests.training.runs import config, model_of, timeless, train, write_data
 from tests.training.test_resume import StopAt
 

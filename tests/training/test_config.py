@@ -73,7 +73,20 @@ def test_overrides_in_order(file: Path) -> None:
         ("data.batch_size=0", "data.batch_size is 0: it must be at least 1."),
         ("data.batch_size=many", "data.batch_size is 'many': input should be a valid integer"),
         ("train.lr=-1", "train.lr is -1.0: it must be 0 or more."),
-        ("train.lr=.nan", "train.lr is nan: it must be 0 or more."),
+        ("train.lr=.nan", "train.lr is nan: it must be a finite number."),
+        *(
+            (f"train.{key}=.inf", f"train.{key} is inf: it must be a finite number.")
+            for key in ("lr", "table_lr", "search_lr", "weight_decay", "embedding_l2", "clip_grad_norm")
+        ),
+        ("train.lr=Infinity", "train.lr is 'Infinity': it must be a finite number."),
+        ("train.table_lr=1e999", "train.table_lr is inf: it must be a finite number."),
+        ("tables={method: pep, pull: .inf}", "tables.pull is inf: it must be a finite number."),
+        ("tables={method: optembed, evolution: {mutation: -.inf}}", "tables.evolution.mutation is -inf: it must be a"),
+        (
+            "tables.overrides.C3={method: autosrh, l1: .inf}",
+            "tables.overrides.C3.l1 is inf: it must be a finite number.",
+        ),
+        ("model={name: deepfm, dropout: .nan}", "model.dropout is nan: it must be a finite number."),
         ("train.table_optimizer=adam", "which the fbgemm backend lacks on a CPU"),
         ("rows.tier=tape", "config.yaml with --set rows.tier=tape: rows.tier is 'tape': "),
         ("train.lr", "is not of the form KEY=VALUE"),

@@ -28,7 +28,7 @@ from embank.tables import CheckpointError, ConfigError, DataError, WorkError, me
 from embank.tables.storage.checksums import CHECKSUMS, write_checksums
 from tests import processes
 from tests.data.test_formats_published import criteo_rows, write
-from tests.tables.test_bundle import run_code
+from tests.tables.bundles import run_code
 from tests.training.raw_runs import MODEL, TABLES, TRAIN, write_raw
 from tests.training.runs import train, write_data
 

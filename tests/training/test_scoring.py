@@ -26,7 +26,7 @@ from embank.tables import (
     save_bundle,
 )
 from tests.products import same
-from tests.tables.test_bundle import run_code
+from tests.tables.bundles import run_code
 from tests.training.runs import model_of
 
 SIZES = {"user": 90, "item": 70, "tags": 40, "city": 50, "hour": 24}

@@ -52,3 +52,15 @@ def test_an_evaluation_of_rows_beyond_their_codec_tells_that_training_diverges(d
         NonFiniteLossError, match=r"diverges before the evaluation after step 1: .*; lower train.table_lr"
     ):
         train(data, tmp_path / "run", train=settings)
+
+
+@pytest.mark.parametrize("method", ["pep", "autosrh"])
+@pytest.mark.parametrize("table_lr", [0.05, "auto"])
+def test_a_method_that_codes_its_rows_in_its_last_stage_is_refused_before_its_first(
+    data: Path, tmp_path: Path, method: str, table_lr: float | str
+) -> None:
+    """It was refused once the stages before had been trained."""
+    sections = {"tables": {"method": method}, "train": {"straight_through": "int2", "table_lr": table_lr}}
+    with pytest.raises(ConfigError, match=f"the rows of method '{method}' are not what is coded in the end"):
+        train(data, tmp_path / "run", **sections)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

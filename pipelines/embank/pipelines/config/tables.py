@@ -119,6 +119,10 @@ def _table(raw: Mapping[str, Any], defaults: dict[str, Any], *, path: str, more:
     values = {}
     for key, (kind, _) in TABLE_KEYS.items():
         refuse_boolean(raw.get(key), kind, path=f"{path}.{key}")
+        if kind is str and raw.get(key, defaults[key]) is None:
+            raise ConfigError(
+                wrong_value(f"{path}.{key}", None, f"nothing stands there; leave the key out for '{defaults[key]}'")
+            )
         values[key] = validated_as(kind, as_number(raw.get(key, defaults[key]), kind), path=f"{path}.{key}")
     _refuse_codec(values["codec"], has_budget=values["budget"] is not None, path=path)
     options_class = method_class(values["method"]).Config

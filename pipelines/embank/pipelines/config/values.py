@@ -1,5 +1,6 @@
 """Plain values, as they come out of YAML, as dataclasses and their types."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
@@ -26,14 +27,38 @@ def validated(cls: type, raw: Any, *, path: str) -> Any:
         path: of the mapping in the configuration.
 
     Raises:
-        ConfigError: an unknown key (with the nearest right one), or a value of another type.
+        ConfigError: an unknown key (with the nearest right one), a value of another type, or a number that is not
+            finite.
     """
     assert is_dataclass(cls)
     refuse_unknown(raw, field_names(cls), path=path)
     types = get_type_hints(cls)
     for key, value in raw.items():
         refuse_boolean(value, types[key], path=f"{path}.{key}")
-    return validated_as(cls, as_numbers(cls, raw), path=path)
+    numbers = as_numbers(cls, raw)
+    for key, value in numbers.items():
+        if float in (types[key], *get_args(types[key])) or isinstance(value, Mapping):
+            _refuse_non_finite(value, path=f"{path}.{key}")
+    return validated_as(cls, numbers, path=path)
+
+
+def _refuse_non_finite(value: Any, *, path: str) -> None:
+    """Raises ConfigError for infinity and NaN, which no rate, penalty or share can be; names the key. What lists may
+    hold, their sections say."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(item, str):  # whether a number is meant is not known here
+                _refuse_non_finite(item, path=f"{path}.{key}")
+    elif _is_non_finite(value):
+        raise ConfigError(wrong_value(path, value, "it must be a finite number"))
+
+
+def _is_non_finite(value: Any) -> bool:
+    """Whether a value is infinity or NaN, or a text that pydantic takes for it ("inf", "Infinity")."""
+    try:
+        return isinstance(value, (float, str)) and not math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def validated_as(kind: Any, value: Any, *, path: str) -> Any:

@@ -2,25 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from embank.compression.budget.coded import refuse_unknown_nbytes
 from embank.ctr_models import MODELS
-from embank.pipelines.config.problems import ORIGIN
+from embank.pipelines.config.problems import ORIGIN, written_in
 from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS
 from embank.pipelines.config.untuned import refuse_untuned
 from embank.pipelines.config.values import field_names
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import FIRST_ORDER, id_counts, table_specs
+from embank.pipelines.search.codecs import is_sized, refuse_unsized
 from embank.pipelines.search.fields import candidate_config, plain_config
 from embank.pipelines.search.methodspace import CODECS, FeatureMethodSpace, method_space
 from embank.pipelines.search.plan import SearchPlan
 from embank.pipelines.search.shapes import read_shapes
-from embank.pipelines.search.spacevalues import held, is_nested, is_ordered, nearest, ordered
+from embank.pipelines.search.spacevalues import held, is_nested, is_ordered, nearest, ordered, set_model
 from embank.pipelines.search.unifiedspace import FeatureUnifiedSpace, unified_space
 from embank.search.spaces import Candidate, Genes, Group, Parameter, Space, Value
 from embank.search.spaces.options import OptionChoices, choices_of, common_choices
@@ -104,7 +104,8 @@ class ConfigSpace(Space):
         super().__init__(groups, plain_nbytes=self._plain_nbytes(plain_config(config)))
         for candidate in self.first_candidates():
             if candidate.get(METHOD) != SEARCHED:
-                self.config(candidate)
+                with written_in(f"{told}, whose first candidate is {candidate}"):
+                    self.config(candidate)
 
     def _refuse(self, key: str, value: Any, *, told: str) -> None:
         """Raises ConfigError for a value that the configuration refuses, whatever the budget, with any of the methods
@@ -126,7 +127,8 @@ class ConfigSpace(Space):
                 raise ConfigError(f"{where}, which can't be tried: {said}") from errors[0]
         has_budget = self.budget is not None or BUDGET in self.choices
         if key == CODEC and has_budget and self._takes_budget:
-            refuse_unknown_nbytes(value, where=told)
+            cure = f"leave it out of '{key}', or search without --budget"
+            refuse_unsized(value, where=f"{where} and there is a budget", cure=cure)
 
     def _refuse_key(self, key: str, *, told: str) -> None:
         """Raises ConfigError for an option of some of the space's methods or models that others lack: its values are
@@ -234,7 +236,7 @@ class ConfigSpace(Space):
             return self._searched(candidate)
         raw = deepcopy(self.base)
         values = {key: self._lists.get((key, value), value) for key, value in candidate.items() if key != BUDGET}
-        _set_model(raw, values.pop(MODEL, None))
+        set_model(raw, values.pop(MODEL, None))
         method = str(values.pop(METHOD, raw["tables"]["method"]))
         options = {key: values.pop(key) for key in list(values) if key.partition(".")[0] == method}
         if method != raw["tables"]["method"]:
@@ -249,11 +251,17 @@ class ConfigSpace(Space):
 
     def _searched(self, candidate: Mapping[str, Value]) -> Config:
         """Plain tables in the profile's shapes, at the configuration's own dim."""
-        others = {k: v for k, v in candidate.items() if k not in (METHOD, DIM)}
-        plain = self.config(others | {METHOD: _SHAPED, CODEC: "fp32", BUDGET: 1.0})
+        plain = self.config(self.unshaped(candidate))
         budget = candidate.get(BUDGET, self.budget)
         assert budget is not None
         return candidate_config(plain, read_shapes(self.shapes)[float(budget)])
+
+    def unshaped(self, candidate: Mapping[str, Value]) -> Candidate:
+        """A candidate of the profile's shapes as the plain tables that they are cut from; any other as it is."""
+        if candidate.get(METHOD) != SEARCHED:
+            return dict(candidate)
+        others = {key: value for key, value in candidate.items() if key not in (METHOD, DIM)}
+        return others | {METHOD: _SHAPED, CODEC: "fp32", BUDGET: 1.0}
 
     def _share(self, raw: Mapping[str, Any], budget: Value | None) -> float | None:
         """A budget at the candidate's dim."""
@@ -295,12 +303,13 @@ class ConfigSpace(Space):
         return table_specs(self.config(candidate), self.schema, data=self.data, counts=self.counts)
 
     def floor(self) -> Genes:
-        return min((self._at(**{BUDGET: b}) for b in self.choices.get(BUDGET, (None,))), key=self.nbytes_of)
+        return min((self.at(**{BUDGET: b}) for b in self.choices.get(BUDGET, (None,))), key=self.nbytes_of)
 
     def ceiling(self) -> Genes:
-        return max((self._at(**{BUDGET: b}) for b in self.choices.get(BUDGET, (None,))), key=self.nbytes_of)
+        return max((self.at(**{BUDGET: b}) for b in self.choices.get(BUDGET, (None,))), key=self.nbytes_of)
 
-    def _at(self, **values: Value | None) -> Genes:
+    def at(self, **values: Value | None) -> Genes:
+        """The candidate with some values, all else as near to the configuration as can be."""
         at = {key: nearest(own, held(values.get(key) or self._base(key))) for key, own in self.choices.items()}
         method = str(at.get(METHOD, ""))
         if method == SEARCHED:
@@ -320,10 +329,10 @@ class ConfigSpace(Space):
         codec of the fewest bits; at each budget."""
         methods: list[str | None] = [m for m in _BASELINES if m in self.choices.get(METHOD, ())] or [None]
         budgets: Sequence[Value | None] = self.choices.get(BUDGET, (None,))
-        found = [self._at(**{METHOD: m, BUDGET: b}) for b in budgets for m in methods]
-        if len(self.choices.get(CODEC, ())) > 1:
-            smallest = min(self.choices[CODEC], key=lambda codec: named_codec(str(codec)).nbytes_of(64, 64))
-            found += [self._at(**{METHOD: methods[0], BUDGET: b, CODEC: smallest}) for b in budgets]
+        found = [self.at(**{METHOD: m, BUDGET: b}) for b in budgets for m in methods]
+        if sized := [codec for codec in self.choices.get(CODEC, ()) if is_sized(str(codec))]:
+            smallest = min(sized, key=lambda codec: named_codec(str(codec)).nbytes_of(64, 64))
+            found += [self.at(**{METHOD: methods[0], BUDGET: b, CODEC: smallest}) for b in budgets]
         return [self.decode(genes) for genes in dict.fromkeys(found)]
 
 
@@ -385,13 +394,3 @@ def _option_names(owner: str, name: str) -> list[str]:
     if owner == METHOD:
         return field_names(method_class(_SHAPED if name == SEARCHED else name).Config)
     return field_names(MODELS[name].Config)
-
-
-def _set_model(raw: dict[str, Any], name: Value | None) -> None:
-    """Another model, with those of the old one's hyper-parameters that it has as well."""
-    if name is None or name == raw["model"]["name"]:
-        return
-    if name not in MODELS:
-        parse_config({**raw, "model": {"name": name}})  # says which there are
-    known = {field.name for field in fields(MODELS[str(name)].Config)}
-    raw["model"] = {"name": name, **{key: value for key, value in raw["model"].items() if key in known}}

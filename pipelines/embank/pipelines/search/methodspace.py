@@ -5,10 +5,11 @@ from copy import deepcopy
 from dataclasses import asdict, replace
 from typing import Any
 
-from embank.compression.budget.coded import coded_nbytes, refuse_unknown_nbytes, within_coded
+from embank.compression.budget.coded import coded_nbytes, within_coded
 from embank.compression.budget.solver import at_floor
 from embank.pipelines.config.run import Config, parse_config, to_plain
 from embank.pipelines.runs.build import FIRST_ORDER
+from embank.pipelines.search.codecs import refuse_unsized
 from embank.pipelines.search.fields import field_space, plain_config
 from embank.search.spaces import Candidate, Genes, MethodSpace, Value
 from embank.search.spaces.methods import by_share
@@ -47,7 +48,8 @@ class FeatureMethodSpace(MethodSpace):
         self._shares: dict[tuple[Any, ...], float] = {}
         self._within_share: dict[tuple[Any, ...], TableSpec | None] = {}
         for codec in codecs:
-            refuse_unknown_nbytes(codec, where="the space")
+            where = f"the space: 'codecs' holds '{codec}' and features have shares of bytes"
+            refuse_unsized(codec, where=where, cure="leave it out of 'codecs'")
         super().__init__(
             [replace(spec, options=None) for spec in fields.tables],
             methods=methods,

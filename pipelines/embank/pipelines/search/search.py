@@ -15,6 +15,7 @@ from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.bundle import write_bundle
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.records import RESUME
+from embank.pipelines.search.clashes import Clashes
 from embank.pipelines.search.configspace import ConfigSpace, TrainedSpace, config_space
 from embank.pipelines.search.cut import cut_model
 from embank.pipelines.search.fields import FieldSpace, candidate_config
@@ -30,7 +31,7 @@ from embank.pipelines.search.storage import open_storage, storage_errors
 from embank.pipelines.search.supernet import open_supernet, refuse_other_run, train_supernet
 from embank.pipelines.search.training import training_setting
 from embank.pipelines.search.trials import StoppedSearchError, num_done, quiet_optuna, recover_named, run_trials
-from embank.pipelines.search.unreached import is_unreached, unreached
+from embank.pipelines.search.unreached import CLASH, is_unreached, unreached
 from embank.pipelines.search.workers import helpers
 from embank.pipelines.sweep.children import num_cores
 from embank.pipelines.train.interrupt import StopRequest, stop_on_signals
@@ -91,6 +92,7 @@ class Search:
             self.stop = stop
             self._refuse_storage()
             self.opened(self.plan.storage)
+            self._tell_clashes()
             supernet = None if self.plan.trains else self._supernet()
             self._profile()
             for budget in self.plan.budgets[:1] if self.plan.front else self.plan.budgets:
@@ -124,8 +126,15 @@ class Search:
             if budget is not None:
                 space.allowed_nbytes(budget)
 
-    def _unreached(self) -> list[BudgetError]:
-        """Of each study none of whose candidates keeps the budget, the smallest that one would keep."""
+    def _tell_clashes(self) -> None:
+        """Tells of values of the space that can't be together; a search that is resumed has told."""
+        if isinstance(self.space, ConfigSpace) and not self.is_resumed:
+            for line in Clashes(self.space, told=self.plan.told_space).found(self.plan.options):
+                self.reporter.note(line)
+
+    def _unreached(self) -> list[BudgetError | ConfigError]:
+        """Of each study none of whose candidates could be trained, the smallest budget that one would keep, or what
+        their values say together."""
         if not self.plan.trains:
             return []
         return [
@@ -353,6 +362,8 @@ class Progress:
         """
         if self.num_before is None:
             self.num_before = num_done(study) - 1
+        if said := trial.user_attrs.get(CLASH):
+            self.reporter.note(f"{self.job.study_name}: trial {trial.number} is pruned, its values clash: {said}")
         now = time.monotonic()
         if now - self.said >= SAY_SECONDS or self.job.plan.trains:
             self.said = now

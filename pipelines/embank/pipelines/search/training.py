@@ -22,7 +22,7 @@ from embank.pipelines.search.folder import SearchFolder
 from embank.pipelines.search.job import Job, Setting
 from embank.pipelines.search.leases import RETRY_OF
 from embank.pipelines.search.trials import FailedTrialError, StoppedSearchError
-from embank.pipelines.search.unreached import INFEASIBLE
+from embank.pipelines.search.unreached import CLASH, INFEASIBLE
 from embank.pipelines.sweep.children import ChildLog, forkserver, run_command, start
 from embank.pipelines.sweep.comparison import validation
 from embank.pipelines.sweep.feasible import Feasibility
@@ -88,8 +88,9 @@ class TrainingObjective:
             refusal = self.feasibility.refusal(config)
         except BudgetError as error:
             refusal = str(error)
-        except ConfigError as error:  # values that can't be together
-            self._fail(str(error), trial)
+        except ConfigError as error:  # values that can't be together: pruned, so that they are not drawn again
+            trial.set_user_attr(CLASH, str(error))
+            raise optuna.TrialPruned from error
         if refusal is not None:
             trial.set_user_attr(INFEASIBLE, refusal)
             raise optuna.TrialPruned
@@ -155,7 +156,7 @@ class TrainingObjective:
         self._fail(log.last_words(code=process.exitcode or 0), trial)
 
     def _fail(self, said: str, trial: optuna.Trial) -> NoReturn:
-        """Fails a trial for what its configuration or its training said.
+        """Fails a trial for what its training said.
 
         Raises:
             FailedTrialError: the search goes on.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, sqrt
 from typing import Any
 
 from embank.pipelines.config.file import set_key
@@ -29,6 +29,7 @@ class Edge:
         lines: that chose it.
         num_lines: that chose among the values.
         is_given: whether the chosen value is one of the grid, not one that was tried beyond it.
+        failed: values beyond it that were tried and have no score.
     """
 
     key: str
@@ -38,14 +39,19 @@ class Edge:
     lines: Sequence[str]
     num_lines: int
     is_given: bool
+    failed: Sequence[float] = ()
 
     def __str__(self) -> str:
         end = "largest" if self.is_largest else "smallest"
         few = f" ({', '.join(self.lines[:3])}{', ...' if len(self.lines) > 3 else ''})"
-        among = "of its grid" if self.is_given else "that was tried"
+        among, scored = (
+            ("of its grid", " that has a score") if self.is_given else ("that was tried", " and has a score")
+        )
+        among += scored if self.failed else ""
+        failed = f"; {' and '.join(map(_shown, self.failed))} failed" if self.failed else ""
         return (
             f"{self.key}={_shown(self.value)}, the {end} value {among}, was chosen by {len(self.lines)} of "
-            f"{self.num_lines} lines{few}: try {self.key}={_shown(self.following)} as well"
+            f"{self.num_lines} lines{few}: try {self.key}={_shown(self.following)} as well{failed}"
         )
 
 
@@ -58,31 +64,36 @@ def edges(
     plan: Plan,
     chosen: Mapping[str, str],
     tried: Mapping[str, Sequence[str]] | None = None,
+    failed: Mapping[str, Sequence[str]] | None = None,
     *,
     reaches: Callable[[str, str], bool] = lambda line, point: True,
 ) -> list[Edge]:
     """Choices beyond which a value is left to try.
 
     Values that are no numbers have no edge, nor has an end beyond which the configuration takes no value, or the line's
-    budget can't be reached.
+    budget can't be reached. A value all of whose points failed says nothing of what lies there: the edge is that of the
+    values with a score, and what to try lies on this side of those that failed.
 
     Args:
         plan: with a grid.
         chosen: by line that was tuned, the point that validation chose.
-        tried: by line, the points that were tried besides the grid.
+        tried: by line, the points that were tried, those of the grid or others.
+        failed: by line, those of them that failed.
         reaches: whether a line reaches its budget at a point.
     """
-    found: dict[tuple[str, float, bool], tuple[float, list[str]]] = {}
+    found: dict[tuple[str, float, bool, tuple[float, ...]], tuple[float, list[str]]] = {}
     for key in plan.grid:
         for line, point in chosen.items():
-            values = _numbers(plan, key, (tried or {}).get(line, ()))
+            points, lost = ((by_line or {}).get(line, ()) for by_line in (tried, failed))
+            values, without = _scored(plan, key, points, failed=lost)
             for ordered in (values[::-1], values):
                 own = point_of(point, plan.grid)
                 if len(values) < 2 or own.get(key) != ordered[-1]:
                     continue
-                following = _following(plan, key, ordered)
+                beyond = tuple(value for value in without if (value > ordered[-1]) == (ordered is values))
+                following = _following(plan, key, ordered, before=beyond)
                 if following is not None and reaches(line, point_at({**own, key: following})):
-                    found.setdefault((key, ordered[-1], ordered is values), (following, []))[1].append(line)
+                    found.setdefault((key, ordered[-1], ordered is values, beyond), (following, []))[1].append(line)
     return [
         Edge(
             key=key,
@@ -92,8 +103,9 @@ def edges(
             lines=lines,
             num_lines=len(chosen),
             is_given=end in plan.grid[key],
+            failed=beyond,
         )
-        for (key, end, is_largest), (following, lines) in sorted(
+        for (key, end, is_largest, beyond), (following, lines) in sorted(
             found.items(), key=lambda item: (list(plan.grid).index(item[0][0]), item[0][1])
         )
     ]
@@ -127,11 +139,37 @@ def _numbers(plan: Plan, key: str, tried: Sequence[str]) -> list[float]:
     return numbers_of([*plan.grid[key], *(point_of(point, plan.grid)[key] for point in tried)])
 
 
-def _following(plan: Plan, key: str, ordered: Sequence[float]) -> float | None:
-    """The value after the last one; None where the configuration takes none."""
+def _scored(plan: Plan, key: str, tried: Sequence[str], *, failed: Sequence[str]) -> tuple[list[float], list[float]]:
+    """The values of a key, the smallest first: those with a score, and those all of whose points failed."""
+    values = _numbers(plan, key, tried)
+    has_score = [point_of(point, plan.grid)[key] for point in tried if point not in failed]
+    lost = [value for point in failed if (value := point_of(point, plan.grid)[key]) not in has_score]
+    return [value for value in values if value not in lost], [value for value in values if value in lost]
+
+
+def _following(plan: Plan, key: str, ordered: Sequence[float], *, before: Sequence[float] = ()) -> float | None:
+    """The value after the last one; None where the configuration takes none.
+
+    Args:
+        plan: with a grid.
+        key: of the grid.
+        ordered: values, the last one last.
+        before: values that failed, which it does not reach; where it would, it is between the last one and the nearest.
+    """
     inner, end = ordered[-2:]
-    value = _beyond(inner, end, is_whole=_is_whole(plan, key, inner, end))
+    is_whole = _is_whole(plan, key, inner, end)
+    value = _beyond(inner, end, is_whole=is_whole)
+    nearest = min(before, key=lambda failed: abs(failed - end), default=None)
+    if nearest is not None and (value is None or abs(value - end) >= abs(nearest - end)):
+        value = _between(end, nearest, is_whole=is_whole)
     return value if value is not None and _is_taken(plan, key, value) else None
+
+
+def _between(end: float, failed: float, *, is_whole: bool) -> float | None:
+    """The middle of two values: by their ratio where both are above 0; None where there is none."""
+    middle = sqrt(end) * sqrt(failed) if end > 0 and failed > 0 else (end + failed) / 2
+    value = round(middle) if is_whole else as_whole(float(f"{middle:.3g}"))
+    return value if min(end, failed) < value < max(end, failed) else None
 
 
 def _is_whole(plan: Plan, key: str, inner: float, end: float) -> bool:

@@ -20,6 +20,9 @@ AVERAGED = (
 )
 """Figures of result.json that a line has the mean of."""
 
+SIGNED = "+z.4f"
+"""How a change is written, wherever it stands: what is rounded to nothing has no minus."""
+
 COMPLETE, INFEASIBLE, FAILED, REFUSED = "complete", "infeasible", "failed", "refused"
 """Of a line: it has its figures; no such budget; a run has none; its codec can't hold its rows."""
 
@@ -228,7 +231,7 @@ def table_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
         else [],
         "chosen": [row.point for row in rows],
         "test AUC": [_pair(row.auc, row.auc_sd, ".4f") if row.auc is not None else _status(row) for row in rows],
-        "AUC − fp32": [_pair(row.minus_fp32, row.minus_fp32_sd, "+.4f") for row in rows],
+        "AUC − fp32": [_pair(row.minus_fp32, row.minus_fp32_sd, SIGNED) for row in rows],
         "log loss": [_pair(row.logloss, row.logloss_sd, ".4f") for row in rows],
         "serving bytes": [_number(row.serving_bytes, ",.0f") for row in rows],
         "of plain": [_number(row.serving_ratio, ".4f") for row in rows],
@@ -279,7 +282,7 @@ def _against(
         return "-"
     size = None if bytes_ratio in (None, 1) else f"{bytes_ratio:.2g} times the bytes"
     said = ", ".join(part for part in (name, size) if part)
-    return f"{_pair(difference, deviation, '+.4f')}{f' ({said})' if said else ''}"
+    return f"{_pair(difference, deviation, SIGNED)}{f' ({said})' if said else ''}"
 
 
 def _status(row: Row) -> str:

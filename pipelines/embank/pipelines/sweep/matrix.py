@@ -5,7 +5,7 @@ from math import log
 from statistics import mean, median
 
 from embank.pipelines.sweep.comparison import EQUAL
-from embank.pipelines.sweep.leaderboard import INFEASIBLE, Row
+from embank.pipelines.sweep.leaderboard import INFEASIBLE, SIGNED, Row
 
 Matrix = list[list[str]]
 """Cells by row; the first row is the head."""
@@ -85,7 +85,7 @@ def of_gains(rows: Sequence[Row]) -> Matrix:
         fewer = (alone.serving_ratio or 0) / (least.serving_ratio or 1)
         same = "" if least is alone else f"{_composition(least, name=True)}: {fewer:.2g} times fewer bytes"
         told = [_composition(row, name=True) for row in (alone, top)]
-        lines.append([f"≤ {size:g}", *told, "" if top is alone else f"{top.auc - alone.auc:+.4f}", same])
+        lines.append([f"≤ {size:g}", *told, "" if top is alone else f"{top.auc - alone.auc:{SIGNED}}", same])
     return [
         ["share of the plain bytes", "best method alone", "best of all", "difference", "the smallest as good as alone"],
         *lines,
@@ -114,17 +114,12 @@ def of_codecs(rows: Sequence[Row]) -> Matrix:
                 str(codec),
                 f"{len(coded)}",
                 f"{median(fewer):.1f} ({min(fewer):.1f} to {max(fewer):.1f})",
-                f"{_rounded(median(lost)):+.4f}",
-                f"{_rounded(min(lost)):+.4f} ({source})",
+                f"{median(lost):{SIGNED}}",
+                f"{min(lost):{SIGNED}} ({source})",
             ]
         )
     head = ["codec", "lines", "times fewer bytes: median (least to most)", "AUC: median", "AUC: worst line"]
     return [head, *lines] if lines else []
-
-
-def _rounded(change: float) -> float:
-    """Four digits, and no -0."""
-    return round(change, 4) + 0.0
 
 
 def _sized(rows: Sequence[Row]) -> list[Row]:
@@ -159,11 +154,21 @@ def _best_within(rows: Sequence[Row], size: float) -> Row | None:
 
 
 def _sizes(sized: Sequence[Row]) -> list[float]:
-    """The sweep's budgets, and smaller ones that codecs reach."""
+    """The sweep's budgets, smaller sizes that codecs reach, and larger ones that lines with codecs have: plain tables
+    under a codec may take more than the largest budget."""
     budgets = {row.budget for row in sized if row.budget is not None} or {1.0}
-    sizes = sorted(budgets | {size for size in _SIZES if size < min(budgets)}, reverse=True)
+    sizes = sorted({*budgets, *_larger(sized, max(budgets)), *(s for s in _SIZES if s < min(budgets))}, reverse=True)
     least = min(row.serving_ratio or 1 for row in sized)
     return [size for size in sizes if size * _SLACK >= least]
+
+
+def _larger(sized: Sequence[Row], budget: float) -> list[float]:
+    """Sizes above the largest budget, up to the first that has every line with a codec."""
+    coded = max((row.serving_ratio or 0 for row in sized if not row.is_alone), default=0)
+    if coded <= budget * _SLACK:
+        return []
+    largest = min((size for size in (1.0, *_SIZES) if coded <= size * _SLACK), default=coded)
+    return [size for size in (largest, 1.0, *_SIZES) if budget < size <= largest]
 
 
 def _by_budget(rows: Sequence[Row], told: Callable[[Row], str]) -> Matrix:
@@ -219,7 +224,7 @@ def _difference(row: Row) -> str:
         return ""
     ratio = row.minus_best_baseline_bytes_ratio
     size = "" if ratio in (None, 1) else f", {ratio:.2g} times the bytes"
-    return f"{_with_sd(row.minus_best_baseline, row.minus_best_baseline_sd, '+.4f')} ({row.best_baseline}{size})"
+    return f"{_with_sd(row.minus_best_baseline, row.minus_best_baseline_sd, SIGNED)} ({row.best_baseline}{size})"
 
 
 def _composition_of(row: Row | None, top: Row | None) -> str:

@@ -119,8 +119,9 @@ class Plan:
         for option, is_given in (("--widen", self.widen), ("--grid-budget", self.grid_budget is not None)):
             if is_given and not self.grid:
                 raise ConfigError(f"{option} says how a --grid is run, and there is none; add one")
-        for key in self.grid:
+        for key, values in self.grid.items():
             refuse_untuned(key, _UNTUNED, where="--grid")
+            _refuse_non_finite(key, values)
         each_once = {
             key: list({_text(v): v for v in map(as_whole, values)}.values()) for key, values in self.grid.items()
         }
@@ -190,6 +191,13 @@ class Plan:
         for key, value in point_of(job.point, self.grid).items():
             set_key(raw, f"{key}={json.dumps(value)}")
         return parse_config(raw)
+
+
+def _refuse_non_finite(key: str, values: Sequence[Any]) -> None:
+    """Raises ConfigError for a grid of infinity or NaN, which no setting can be."""
+    for value in values:
+        if isinstance(value, float) and not isfinite(value):
+            raise ConfigError(f"--grid {key} holds {value}; give finite numbers")
 
 
 def _budget_text(budget: float) -> str:

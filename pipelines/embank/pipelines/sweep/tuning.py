@@ -77,13 +77,14 @@ class Tuning:
         best = self._best([job for job in points if self.reach(replace(job, case=case))])
         return None if best is None else best.point
 
-    def choices(self) -> tuple[dict[str, str], dict[str, list[str]]]:
-        """Of each line whose grid was run its choice, and the points that were tried."""
+    def choices(self) -> tuple[dict[str, str], dict[str, list[str]], dict[str, list[str]]]:
+        """Of each line whose grid was run its choice, the points that were tried, and those of them that failed."""
         cases = dict.fromkeys(self._tuned_with(case) for case in self.feasible)
         chosen = {case: point for case in cases if (point := self.chosen(case))}
         return (
             {case.name: point for case, point in chosen.items()},
             {case.name: [job.point for job in self._points(case)] for case in chosen},
+            {case.name: [job.point for job in self._points(case) if job not in self.results] for case in chosen},
         )
 
     def reaches(self, line: str, point: str) -> bool:

@@ -2,8 +2,8 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from embank.tables.errors import WorkError
@@ -24,8 +24,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns SIGINT and SIGTERM into a request for as long as the context lasts. Off the main thread it does nothing."""
+def stop_on_signals(tell: Callable[[str], object] | None = None) -> Iterator[StopRequest]:
+    """Turns SIGINT and SIGTERM into a request for as long as the context lasts. Off the main thread it does nothing.
+
+    Args:
+        tell: takes a line as soon as the first signal comes. A step may be long: its network may have to be compiled.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -34,7 +38,13 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def handle(number: int, _frame: FrameType | None) -> None:
         if request and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.signal = signal.Signals(number).name
+        is_first, request.signal = not request, signal.Signals(number).name
+        if tell is not None and is_first:
+            with suppress(RuntimeError):  # Python's, where the signal comes in the middle of a line to the same stream
+                tell(
+                    f"{request.signal}: stopping at the end of this step, which may wait for a compiler; Ctrl-C again "
+                    "stops at once, without saving it"
+                )
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

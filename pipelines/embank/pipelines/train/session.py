@@ -20,7 +20,7 @@ from embank.pipelines.train.interrupt import StopRequest
 from embank.pipelines.train.step import SearchStepper, Stepper
 from embank.tables import TableCollection
 from embank.tables.collections.stages import planned_stages, search_parameters
-from embank.tables.collections.straight_through import StraightThrough
+from embank.tables.collections.straight_through import StraightThrough, refuse_untrainable
 from embank.tables.ids.hashing import seed_of
 from embank.tables.sharding.processes import Processes
 
@@ -82,10 +82,15 @@ class StageTraining:
         self.num_steps_here = 0
 
     def _coded(self) -> StraightThrough | None:
-        """The codecs that rows are trained through: in the stage that is served."""
-        if not self.is_through_codec:
+        """The codecs that rows are trained through: in the stage that is served. What can't be is refused before any
+        stage is trained."""
+        if self.config.train.straight_through is None:
             return None
-        return StraightThrough(self.tables, table_codecs(self.config, self.tables.specs))
+        codecs = table_codecs(self.config, self.tables.specs)
+        if self.is_through_codec:
+            return StraightThrough(self.tables, codecs)
+        refuse_untrainable(self.tables, codecs)
+        return None
 
     @property
     def is_through_codec(self) -> bool:

@@ -221,7 +221,7 @@ class Trainer:
             self._note(f"trial {tried}: train.table_lr {rate:g}: {said}")
             return value
 
-        with stop_on_signals() as stop:
+        with stop_on_signals(tell=self.reporter.note) as stop:
             self._note(f"train.table_lr is auto: rates are tried, each in up to {TRIAL_STEPS:,} steps of this training")
             scores = climb(score)
         best = max(scores, key=scores.__getitem__)
@@ -279,7 +279,7 @@ class Trainer:
     def _run(self, session: Session) -> dict[str, Any]:
         """From wherever the run stands to its end."""
         with ExitStack() as stack:
-            session.stop = stack.enter_context(stop_on_signals())
+            session.stop = stack.enter_context(stop_on_signals(tell=lambda line: session.reporter.note(line)))
             if self.processes.is_first:
                 board = self.run.path / "tensorboard" if self.config.train.tensorboard else None
                 step, count = session.progress.step, self.processes.count

@@ -23,6 +23,7 @@ from embank.pipelines.vectors.neighbours import (
     recalls,
     row_slices,
 )
+from embank.pipelines.vectors.parts import coarse_parts
 from embank.tables import BudgetError, Coded, ConfigError, named_codec
 from embank.tables.ids.hashing import generator_of
 
@@ -149,6 +150,8 @@ class Comparison:
                 if len(refused) == len(codecs):
                     raise
                 continue
+            if (said := coarse_parts(coded, codec, dim=self.rows_RD.shape[1])) is not None:
+                self.reporter.note(said)
             trial = self.of(coded, codec, num_rows=num_rows, seconds=time.monotonic() - began)
             if trial.lost >= _ALL_LOST and self.largest < _LEAST_NORMAL:
                 refused[codec] = (

@@ -6,6 +6,7 @@ values forward, and the gradient by them taken for that by the fp32 ones.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 
 import torch
@@ -13,9 +14,14 @@ from torch import Tensor
 
 from embank.tables.collections.held_rows import fp32_rows
 from embank.tables.collections.pooled import TableCollection
-from embank.tables.errors import ConfigError
+from embank.tables.collections.stages import finished
+from embank.tables.errors import ConfigError, EmbankError
+from embank.tables.serving.codecs.base import Coded
 from embank.tables.serving.codecs.registry import NamedCodec, codecs_by_table, encode, named_codec
 from embank.tables.serving.table import codec_of
+from embank.tables.specs import TableSpec
+
+_FEW_IDS = 64
 
 
 class UncodedRowsError(ConfigError):
@@ -126,9 +132,52 @@ def _coded_tables(tables: TableCollection, codecs: Mapping[str, str]) -> dict[st
                     f"'{found[table.name].name}'; to be trained through it, rows have one codec"
                 )
     if not found:
-        methods = sorted({method.spec.method for method in tables.built_methods()})
-        raise ConfigError(
-            f"no codec can be trained through: the rows of method {', '.join(map(repr, methods))} are not what is "
-            "coded in the end (the method codes or prunes them itself), or there are fewer than 64 numbers"
-        )
+        raise _nothing_coded(tables)
     return found
+
+
+def _nothing_coded(tables: TableCollection) -> ConfigError:
+    methods = sorted({method.spec.method for method in tables.built_methods()})
+    return ConfigError(
+        f"no codec can be trained through: the rows of method {', '.join(map(repr, methods))} are not what is "
+        "coded in the end (the method codes or prunes them itself), or there are fewer than 64 numbers"
+    )
+
+
+def refuse_untrainable(tables: TableCollection, codecs: Mapping[str, str]) -> None:
+    """Says before the first of several stages what `StraightThrough` would only say in the last one.
+
+    Args:
+        tables: in any stage.
+        codecs: by table.
+
+    Raises:
+        ConfigError: rows are elsewhere, or the methods of all tables will serve what they have coded themselves.
+
+    Example:
+        >>> spec = TableSpec(name="item", num_embeddings=100, embedding_dim=8, feature_names=["item"], method="pep")
+        >>> refuse_untrainable(TableCollection([spec]), {"item": "int2"})
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.ConfigError: no codec can be trained through: the rows of method 'pep' are not what is
+        coded in the end (the method codes or prunes them itself), or there are fewer than 64 numbers
+    """
+    _refuse_rows_elsewhere(tables)
+    by_table = codecs_by_table(codecs, [spec.name for spec in tables.specs])
+    if all(by_table[spec.name] == "fp32" or _codes_itself(spec) for spec in tables.specs):
+        raise _nothing_coded(tables)
+
+
+@torch.no_grad()
+def _codes_itself(spec: TableSpec) -> bool:
+    """Whether all that a table's method serves in its last stage is coded by the method. A table of few ids is taken
+    there untrained: how many rows stay, training decides, but not what holds them. Where the method takes no such
+    table, nothing is known."""
+    num = min(spec.num_embeddings, _FEW_IDS)
+    few = replace(spec, num_embeddings=num, budget=None, counts=None, init_fn=None, stage=0, found={})
+    try:
+        tables = finished(TableCollection([few], backend="torch"))
+    except EmbankError:
+        return False
+    (method,) = tables.built_methods()
+    return all(isinstance(matrix, Coded) for matrix in method.served(fp32_rows(tables)).matrices.values())

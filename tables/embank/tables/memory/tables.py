@@ -19,7 +19,13 @@ from embank.tables.sharding.plan import Placement, Plan, check_plan
 from embank.tables.sharding.planner import row_nbytes, table_loads
 from embank.tables.sharding.sharded_rows import Sharding
 from embank.tables.specs import TableSpec
-from embank.tables.storage.checkpoint import load_checkpoint, meta_of, save_checkpoint
+from embank.tables.storage.checkpoint import (
+    load_rows,
+    meta_of,
+    read_verified,
+    refuse_foreign,
+    write_checkpoint,
+)
 from embank.tables.storage.new_folder import new_folder
 from embank.tables.wording import human_bytes
 
@@ -252,13 +258,20 @@ class MemoryTables:
             temporary = processes.first(made)
             assert temporary is not None
             for kind, collection in self.collections.items():
-                facts = {"memory": self.layouts[kind].manifest()}
-                save_checkpoint(temporary / kind, tables=collection, dense={}, meta=facts)
+                write_checkpoint(
+                    temporary / kind,
+                    tables=collection,
+                    dense={},
+                    meta={"memory": self.layouts[kind].manifest()},
+                    what=f"the memory '{Path(folder).absolute()}'",
+                    cure="Nothing was left behind; make room or choose another folder",
+                )
             with processes.together():
                 published.close()
 
     def load(self, folder: str | Path, *, optimizer: bool = True) -> None:
-        """Loads what `save` wrote, after checking that it is of these very tables.
+        """Loads what `save` wrote, after checking all of it, and that it is of these very tables: what is refused
+        leaves all rows as they are.
 
         Args:
             folder: as given to `save`.
@@ -271,7 +284,10 @@ class MemoryTables:
             own = Path(folder) / kind
             layout.refuse_other(meta_of(own).get("memory") or {}, what=f"the memory in '{own}'")
         for kind, collection in self.collections.items():
-            load_checkpoint(Path(folder) / kind, tables=collection, optimizer=optimizer)
+            read_verified(Path(folder) / kind, collection)
+            refuse_foreign(Path(folder) / kind, collection, optimizer=optimizer)
+        for kind, collection in self.collections.items():
+            load_rows(Path(folder) / kind, tables=collection, optimizer=optimizer)
 
 
 def memory_plan(tables: Sequence[str], *, world_size: int, cut: Cut) -> Plan:

@@ -101,7 +101,30 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
         (10, True)
     """
     refuse_no_tables(tables, doing="save_checkpoint")
-    folder, processes = Path(folder), tables.processes
+    write_checkpoint(
+        Path(folder),
+        tables=tables,
+        dense=dense,
+        meta=meta,
+        what=f"the checkpoint '{folder}'",
+        cure="Earlier checkpoints are untouched; make room and resume",
+    )
+
+
+def write_checkpoint(
+    folder: Path, *, tables: Tables, dense: Mapping[str, Any], meta: Mapping[str, Any], what: str, cure: str
+) -> None:
+    """`save_checkpoint`, as a part of something larger too.
+
+    Args:
+        folder, tables, dense, meta: as there.
+        what: is written, for messages: what the user has named.
+        cure: what to do when it can't be, the end of a message.
+
+    Raises:
+        CheckpointError, ConfigError, WorkError: as there.
+    """
+    processes = tables.processes
     temporary = Path(processes.first(str(temporary_beside(folder))))  # the first one's, which all write into
     with processes.together():  # whoever fails in one of these blocks fails for all, or the others would wait for ever
         if folder.exists():
@@ -126,11 +149,8 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
     except (OSError, RuntimeError, CheckpointException) as error:
         cause = cause_of(error, folder=temporary)  # before the folder goes: it may have to try the disk again
         _remove(temporary, processes)
-        refuse_exhausted(error, doing=f"writing the checkpoint '{folder}'")
-        raise WorkError(
-            f"the checkpoint '{folder}' can't be written: {cause}. Earlier checkpoints are untouched; make room and "
-            "resume"
-        ) from error
+        refuse_exhausted(error, doing=f"writing {what}")
+        raise WorkError(f"{what} can't be written: {cause}. {cure}") from error
     except BaseException:
         _remove(temporary, processes)
         raise
@@ -261,9 +281,9 @@ def load_dense(folder: str | Path) -> dict[str, Any]:
 def load_rows(folder: str | Path, *, tables: Tables, optimizer: bool = True) -> None:
     """Loads rows of a verified checkpoint in place, see `load_checkpoint`."""
     folder = Path(folder)
+    refuse_foreign(folder, tables, optimizer=optimizer)
     meta = read_json(folder / "meta.json")
     with tables.processes.together():
-        _refuse_foreign(folder, meta["identity"], tables, optimizer=optimizer)
         wanted = [t for t in row_tensors(tables) if optimizer or t.name.startswith("rows/")]
         with tables.writing():
             read_rows(folder / "rows", wanted)
@@ -271,8 +291,17 @@ def load_rows(folder: str | Path, *, tables: Tables, optimizer: bool = True) -> 
         load_num_updates(tables, meta[NUM_UPDATES])
 
 
-def _refuse_foreign(folder: Path, saved: Mapping[str, Any], tables: Tables, *, optimizer: bool) -> None:
-    """Compares what was saved beside the rows with the tables that they are to be loaded into."""
+def refuse_foreign(folder: str | Path, tables: Tables, *, optimizer: bool = True) -> None:
+    """Compares what a verified checkpoint says of its rows with the tables that they are to be loaded into.
+
+    Raises:
+        CheckpointError: it is of other tables, or with `optimizer` of another optimizer.
+    """
+    with tables.processes.together():
+        _refuse_other(Path(folder), read_json(Path(folder) / "meta.json")["identity"], tables, optimizer=optimizer)
+
+
+def _refuse_other(folder: Path, saved: Mapping[str, Any], tables: Tables, *, optimizer: bool) -> None:
     found, wanted = set(saved["tables"]), {spec.name for spec in tables.specs}
     if wanted != found:
         raise CheckpointError(
