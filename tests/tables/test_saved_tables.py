@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import tests.tables.served  # noqa: F401 - registers methods
 from embank.tables import (
     Bundle,
     CheckpointError,
