@@ -326,3 +326,20 @@ def test_lengths_that_sum_up_to_the_ids_only_past_int64(lengths: list[int]) -> N
     assert int(torch.tensor(lengths).sum()) == 5
     with pytest.raises(DataError, match="give the length of a bag for each row, 0 or more, that sum up to the ids"):
         lookups({"b": torch.arange(5)}, {"b": torch.tensor(lengths)}, num_rows=5)
+
+
+def test_features_of_a_keyed_jagged_tensor_in_any_order() -> None:
+    """Those that no table uses are left out."""
+    specs = [TableSpec(name=f"t{k}", num_embeddings=9, embedding_dim=2, feature_names=[f"f{k}"]) for k in range(3)]
+    packed = pack_collection(TableCollection(specs))
+    ids = {key: torch.randint(9, (5,), generator=torch.Generator().manual_seed(n)) for n, key in enumerate("abcd")}
+    names = {"f2": "a", "other": "b", "f0": "c", "f1": "d"}
+
+    def kjt_of(names: dict[str, str]) -> KeyedJaggedTensor:
+        values = torch.cat([ids[name] for name in names.values()])
+        return KeyedJaggedTensor(keys=list(names), values=values, lengths=torch.ones(5 * len(names), dtype=torch.int32))
+
+    expected = torch.cat([packed.packs[f"t{k}"].lookup(ids[names[f"f{k}"]]) for k in range(3)], dim=1)
+    assert torch.equal(packed(kjt_of(names)).values(), expected)
+    with pytest.raises(DataError, match="feature 'f1'"):
+        packed(kjt_of({key: name for key, name in names.items() if key != "f1"}))

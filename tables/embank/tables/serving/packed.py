@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from embank.tables.collections.identity import as_tensor, of_tensor
-from embank.tables.collections.ids import bag_offsets, output_key
+from embank.tables.collections.ids import bag_offsets, missing_ids, output_key
 from embank.tables.collections.named import NamedModules
 from embank.tables.collections.paths import pool
 from embank.tables.collections.traced import OneStep
@@ -187,10 +187,29 @@ class PackedCollection(OneStep):
             if len(self._lookups) >= _MAX_LOOKUPS:
                 self._lookups.clear()
             kept = self._lookups[bags] = _Kept(held=_Held(self), lookups=Lookups(self, bags=bags))
-        ids = {feature: batch.values[a:b] for feature, (a, b) in zip(batch.places, pairwise(batch.starts), strict=True)}
+        if bags:
+            spans = zip(batch.places, pairwise(batch.starts), strict=True)
+            ids: Tensor | dict[str, Tensor] = {feature: batch.values[first:last] for feature, (first, last) in spans}
+        else:
+            ids = self._one_each(batch, kept.lookups.features)
         lengths = {feature: batch.lengths[batch.places[feature]] for feature in bags}
         (values_BE,) = kept.lookups(ids, lengths, num_rows=batch.batch_size)
         return values_BE
+
+    def _one_each(self, batch: "Bags", features: Sequence[str]) -> Tensor:
+        """Ids [F, B] of features with one id in each row.
+
+        Raises:
+            DataError: a feature is missing.
+        """
+        ids_FB = batch.values.view(len(batch.places), -1)
+        if list(batch.places) == features:
+            return ids_FB
+        for spec in self.specs:
+            for feature in spec.feature_names:
+                if feature not in batch.places:
+                    raise missing_ids(feature, table=spec.name, present=batch.places)
+        return ids_FB[[batch.places[feature] for feature in features]]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `nn.Module.to`, `half` and their like call: tables move, but keep their types."""
