@@ -336,7 +336,7 @@ def test_narrow_ids_are_the_same_ids(backend: str) -> None:
     narrow = KeyedJaggedTensor(keys=kjt.keys(), values=kjt.values().int(), lengths=kjt.lengths())
     assert torch.equal(tables(kjt).values(), tables(narrow).values())
     floats = KeyedJaggedTensor(keys=kjt.keys(), values=kjt.values().float(), lengths=kjt.lengths())
-    with pytest.raises(DataError, match="ids are torch.float32; they must be integers"):
+    with pytest.raises(DataError, match=r"ids of features '.*', '.* are torch.float32; they must be integers"):
         tables(floats)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
@@ -173,6 +174,17 @@ def test_bad_input_is_refused() -> None:
         tables({**ids, "first": ids["second"]})
     with pytest.raises(DataError, match=r"group 'second' have shape \(3, 2\); give \[B, T, 2\]"):
         tables({**ids, "second": ids["second"][:, 0]})
+    for given in ([[[1]]], np.array([[[1]]]), None):
+        with pytest.raises(DataError, match=r"ids of group 'first' are a (list|ndarray|NoneType); give a tensor of"):
+            tables({**ids, "first": given})  # type: ignore[dict-item]
+        with pytest.raises(
+            DataError, match=r"the input is a (list|ndarray|NoneType); give tensors .* \{'first': ids\}"
+        ):
+            tables(given)
+    with pytest.raises(DataError, match="the input is a Tensor; give tensors of ids"):
+        tables(ids["first"])
+    with pytest.raises(DataError, match="ids of group 'first' are torch.bool; they must be integers"):
+        tables({**ids, "first": ids["first"] > 0})
     with pytest.raises(DataError, match="ids of group 'first' are torch.float32; they must be integers"):
         tables({**ids, "first": ids["first"].float()})
 

@@ -111,6 +111,9 @@ def test_names_are_torchrecs_where_tables_are_plain() -> None:
     ours = SequenceCollection([plain])
     assert not sequences.load_state_dict(ours.state_dict(), strict=False).missing_keys
     assert torch.equal(sequences.embeddings["t"].weight, ours.weights()["t"])
+    for one, other, names in ((tables, ours, "'embeddings.t.*'embedding_bags.t"), (ours, tables, "'embedding_bags.t")):
+        with pytest.raises(CheckpointError, match=f"has rows of table 't' as {names}.*save_checkpoint and"):
+            one.load_state_dict(other.state_dict())
     hashed = TableCollection([replace(plain, method="hash", budget=0.5)])
     with pytest.raises(CheckpointError, match="holds plain rows of table 't', which has method 'hash' here"):
         hashed.load_state_dict(theirs.state_dict(), strict=False)

@@ -1,6 +1,7 @@
 """Streaming collections: rows that change hands start anew, whatever holds them; nothing else changes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,16 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from embank.compression import METHODS
-from embank.tables import ConfigError, DataError, IdRangeError, RowOptimizer, RowTier, TableCollection, TableSpec
+from embank.tables import (
+    ConfigError,
+    DataError,
+    IdRangeError,
+    RowOptimizer,
+    RowTier,
+    SequenceCollection,
+    TableCollection,
+    TableSpec,
+)
 from embank.tables.ids.hashing import integer_ids
 from embank.tables.sharding.plan import Placement, Plan
 from embank.tables.sharding.sharded_rows import Sharding
@@ -294,6 +304,55 @@ def test_refusals() -> None:
     short = KeyedJaggedTensor(keys=["plane"], values=torch.tensor([1]), lengths=torch.tensor([1], dtype=torch.int32))
     with pytest.raises(DataError, match="table 'plane' looks up feature 'last_plane', which the batch lacks"):
         streaming(short)
+    floats = KeyedJaggedTensor(keys=["plane"], values=torch.tensor([1.0]), lengths=torch.tensor([1]))
+    with pytest.raises(DataError, match="ids of feature 'plane' are torch.float32; they must be integers"):
+        streaming(floats)
+    with pytest.raises(ConfigError, match="table 'hours' has no vocabulary; those with one are: plane"):
+        streaming.vocabulary("hours")
+    with pytest.raises(ConfigError, match="table 'hour' has no vocabulary; no table has one"):
+        StreamingCollection(tables, {}).vocabulary("hour")
+
+
+@pytest.mark.parametrize(
+    ("vocabularies", "message"),
+    [
+        (
+            {"plane": {"policy": "lru"}},
+            r"vocabulary of table 'plane' is a dict; give options, StreamingConfig\(policy=",
+        ),
+        ({"plane": StreamingConfig}, "vocabulary of table 'plane' is the class StreamingConfig; give options"),
+        (StreamingConfig(), r"are a StreamingConfig; give options by table, \{'plane': StreamingConfig\(\)\}"),
+    ],
+)
+def test_what_are_no_options_is_refused(vocabularies: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        StreamingCollection(collection(), vocabularies)
+    with pytest.raises(ConfigError, match="the tables are a list; give a TableCollection or a SequenceCollection"):
+        StreamingCollection(specs(), vocabularies)  # type: ignore[arg-type]
+
+
+def test_sequences_of_bags_are_streamed_too() -> None:
+    """As pooled ones of one id each; tensors by group are refused."""
+    specs = [TableSpec(name="a", num_embeddings=4, embedding_dim=4, feature_names=["a"])]
+    optimizer = RowOptimizer(name="sgd", lr=0.1)
+    pooled, sequence = (
+        StreamingCollection(make(specs, optimizer=optimizer), {"a": StreamingConfig()})
+        for make in (TableCollection, SequenceCollection)
+    )
+    for number in range(12):
+        ids = torch.tensor([number, number + 1, number // 2])
+        kjt = KeyedJaggedTensor(keys=["a"], values=ids, lengths=torch.tensor([1, 1, 1]))
+        streamed = sequence.map(kjt)
+        rows_ND = sequence(streamed)["a"].values()
+        values = pooled(kjt).values()
+        assert torch.equal(rows_ND, values)
+        (values - 1).square().sum().backward()
+        (rows_ND - 1).square().sum().backward()
+        for streaming in (pooled, sequence):
+            streaming.tables.step()
+    assert sequence.vocabulary("a").totals.resets > 5
+    with pytest.raises(DataError, match="the input is a dict; give a KeyedJaggedTensor"):
+        sequence({"a": torch.tensor([[[1]]])})
 
 
 @pytest.mark.parametrize("config", VOCABULARIES)

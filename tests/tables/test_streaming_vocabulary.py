@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -237,6 +238,10 @@ def test_empty_batches_and_refused_ids(config: StreamingConfig) -> None:
         vocabulary(torch.tensor([4, -3]))
     with pytest.raises(DataError, match=r"ids of table 't' are torch.float32; they must be integers"):
         vocabulary(torch.tensor([1.0]))
+    with pytest.raises(DataError, match=r"ids of table 't' are torch.bool; they must be integers"):
+        vocabulary(torch.tensor([True]))
+    with pytest.raises(DataError, match=r"ids of table 't' are a list; give a tensor of integers"):
+        vocabulary([1])
     assert vocabulary.step == 2, "a refused batch counts for nothing"
 
 
@@ -249,11 +254,25 @@ def test_empty_batches_and_refused_ids(config: StreamingConfig) -> None:
         ({"max_age": 5}, "the policy is 'lru' and max_age is 5; 'age' needs a max_age, the others take none"),
         ({"policy": "age", "max_age": 0}, "max_age is 0; it is a number of batches of at least 1"),
         ({"candidates": -1}, "candidates is -1; it must be 0 or more"),
+        ({"admit_after": 1.5}, "has admit_after 1.5; it must be a whole number"),
+        ({"admit_after": True}, "has admit_after True; it must be a whole number"),
+        ({"admit_after": "2"}, "has admit_after '2'; it must be a whole number"),
+        ({"admit_after": 2**70}, rf"admit_after is {2**70}; it is an int64, at most {2**63 - 1}"),
+        ({"candidates": 2.5}, "has candidates 2.5; it must be a whole number or None"),
+        ({"candidates": 2**63}, "candidates is 9223372036854775808; it is an int64"),
+        ({"policy": "age", "max_age": float("nan")}, "has max_age nan; it must be a whole number or None"),
+        ({"policy": "age", "max_age": 2**70}, "max_age is .*; it is an int64"),
+        ({"policy": ["lru"]}, r"no eviction policy '\['lru'\]'"),
     ],
 )
 def test_refused_options(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         StreamingConfig(**options)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = StreamingConfig(admit_after=np.int64(2), candidates=np.int32(5))  # type: ignore[arg-type]
+    assert (type(config.admit_after), type(config.candidates)) == (int, int)
 
 
 def test_other_refusals() -> None:

@@ -3,6 +3,7 @@ integers."""
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from embank.tables.errors import DataError
 from embank.tables.ids.hashing import integer_ids, salt64
-from embank.tables.ids.token_hash import token_id, token_ids, token_ids_expr
+from embank.tables.ids.token_hash import text_ids, token_id, token_ids, token_ids_expr
 from embank.tables.ids.token_space import INTEGER_SALT, MISSING_ID, NUM_TOKEN_IDS
 
 PINNED = {
@@ -130,6 +131,20 @@ def test_refusals() -> None:
         token_id("\udcff")
     with pytest.raises(DataError, match="has type Int128, which is no token; convert it"):
         token_ids(pl.Series("x", [1], dtype=pl.Int128))
+
+
+@pytest.mark.parametrize("one", ["abc", b"abc", bytearray(b"abc"), None, 5, np.array("abc"), np.array(5)], ids=repr)
+def test_a_single_token_is_no_column(one: Any) -> None:
+    """A text has as many characters as a column has tokens."""
+    with pytest.raises(DataError, match="is no list of tokens; give a list, or use token_id for a single token"):
+        token_ids(one)
+
+
+def test_a_set_is_no_column() -> None:
+    with pytest.raises(DataError, match="the tokens are a set, which has no order; give a list"):
+        token_ids({"a", "b"})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="'abc' is no list of tokens"):
+        text_ids("abc")
 
 
 def test_ids_are_spread_evenly_and_no_two_of_many_agree() -> None:

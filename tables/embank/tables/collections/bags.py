@@ -1,6 +1,6 @@
 """The ids of a batch by feature, as a collection of tables takes them: checked, and named as TorchRec names them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor, Poo
 from embank.tables.collections.ids import check_ids, int64_ids, largest, largest_of_each, missing_ids
 from embank.tables.errors import DataError
 from embank.tables.specs import TableSpec
+from embank.tables.wording import listing
 
 
 class Bags:
@@ -44,7 +45,8 @@ class Bags:
         self.weights = features.weights_or_none()
         self.is_variable = features.variable_stride_per_key()
         self.strides = features.stride_per_key() if self.is_variable else [features.stride()] * len(self.places)
-        self.values, self.batch_size = int64_ids(features.values()), max(self.strides)
+        self.values = int64_ids(features.values(), what=_ids_of(self.places))
+        self.batch_size = max(self.strides)
         self._inverse = features.inverse_indices_or_none()
         self.lengths = self._bag_lengths(features.lengths())
         self.starts = self._starts()
@@ -179,6 +181,12 @@ class Bags:
                     f"the feature has {stride:,} (0 .. {stride - 1:,})"
                 )
         return found
+
+
+def _ids_of(features: Iterable[str]) -> str:
+    """What the ids of a batch are, for messages."""
+    names = [f"'{feature}'" for feature in features]
+    return f"ids of feature{'s' if len(names) > 1 else ''} {listing(names)}"
 
 
 def expanded(values_BE: Tensor, inverse: Sequence[Tensor], *, dims: Sequence[int]) -> Tensor:

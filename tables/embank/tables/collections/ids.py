@@ -60,15 +60,24 @@ def is_any_outside(ids_FN: np.ndarray[Any, Any], *, sizes_F1: np.ndarray[Any, np
     return bool(np.count_nonzero(words_FN >= sizes_F1))
 
 
-def int64_ids(ids: Tensor) -> Tensor:
+def int64_ids(ids: Tensor, *, what: str = "ids") -> Tensor:
     """Ids as int64.
+
+    Args:
+        ids: of any integer type.
+        what: they are, the beginning of the message.
 
     Raises:
         DataError: they are not integers.
     """
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise DataError(f"ids are {ids.dtype}; they must be integers")
+    refuse_no_integers(ids, what=what)
     return ids.long()
+
+
+def refuse_no_integers(ids: Tensor, *, what: str) -> None:
+    """Raises DataError if ids are not integers."""
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise DataError(f"{what} are {ids.dtype}; they must be integers")
 
 
 def out_of_range(source: str, *, low: int, high: int, table: str, num_embeddings: int) -> IdRangeError:

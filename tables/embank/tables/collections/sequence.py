@@ -22,7 +22,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
 from embank.tables.collections.addressed import AddressedSequence, PathIds
 from embank.tables.collections.bags import Bags, table_configs
 from embank.tables.collections.base import Tables
-from embank.tables.collections.ids import largest_of_each, missing_ids, out_of_range
+from embank.tables.collections.ids import largest_of_each, missing_ids, out_of_range, refuse_no_integers
 from embank.tables.collections.paths import Ids, Pass, Use
 from embank.tables.errors import ConfigError, DataError
 from embank.tables.method.base import Method
@@ -125,10 +125,15 @@ class SequenceCollection(Tables, EmbeddingCollectionInterface):  # type: ignore[
 
         Raises:
             IdRangeError: an id outside its table.
-            DataError: a group is missing, has another shape, or is not of integers.
+            DataError: neither of the two, or a group is missing, has another shape, or is no tensor of integers.
         """
         if isinstance(ids, KeyedJaggedTensor):
             return self._address_jagged(ids)
+        if not isinstance(ids, Mapping):
+            raise DataError(
+                f"the input is a {type(ids).__name__}; give tensors of ids [B, T, H] by group, "
+                f"{{'{next(iter(self.groups))}': ids}}, or a KeyedJaggedTensor"
+            )
         shapes: dict[str, tuple[int, ...]] = {}
         columns: list[Tensor] = []  # ids [N] of each use
         for group, uses in self.groups.items():
@@ -259,8 +264,11 @@ _PATH = "rows"
 def _columns(ids_BTH: Tensor, *, group: str, uses: Sequence[Use]) -> list[Tensor]:
     """Ids int64 [B * T] of each of a group's tables, checked in one pass over all of them."""
     num_tables = len(uses)
-    if ids_BTH.is_floating_point():
-        raise DataError(f"ids of group '{group}' are {ids_BTH.dtype}; they must be integers")
+    if not isinstance(ids_BTH, Tensor):
+        raise DataError(
+            f"ids of group '{group}' are a {type(ids_BTH).__name__}; give a tensor of integers [B, T, {num_tables}]"
+        )
+    refuse_no_integers(ids_BTH, what=f"ids of group '{group}'")
     if ids_BTH.dim() != 3 or ids_BTH.shape[2] != num_tables:
         raise DataError(
             f"ids of group '{group}' have shape {tuple(ids_BTH.shape)}; give [B, T, {num_tables}], one id per token "

@@ -132,9 +132,11 @@ def load_row_state(tables: "Tables", state: Mapping[str, Any], *, prefix: str, m
         The names that were used.
 
     Raises:
-        CheckpointError: the rows are of other tables or of another shape, or too large for the type of those here.
+        CheckpointError: the rows are of other tables, of the other kind of collection or of another shape, or too large
+            for the type of those here.
     """
     _refuse_foreign(tables, state, prefix=prefix)
+    _refuse_other_kind(tables, state, prefix=prefix)
     views = row_state(tables)
     found = {name: state[prefix + name] for name in views if prefix + name in state}
     has_optimizer = any(name.startswith("row_optimizer.") for name in found)
@@ -285,6 +287,25 @@ def _refuse_foreign(tables: "Tables", state: Mapping[str, Any], *, prefix: str) 
                 f"{what} has rows of table '{spec.name}' but no '{prefix}_extra_state', which tells how they are "
                 "stored. Keep all names that begin with the tables' own"
             )
+
+
+def _refuse_other_kind(tables: "Tables", state: Mapping[str, Any], *, prefix: str) -> None:
+    """Refuses plain rows under the names that the other kind of collection gives them, as TorchRec's do."""
+    own = tables.plain_prefix
+    other = next(kind for kind in _KINDS if kind != own)
+    for method in tables.built_methods():
+        name = f"{state_name(method.spec.name)}.weight"
+        if method.traits.is_plain and f"{prefix}{other}.{name}" in state and f"{prefix}{own}.{name}" not in state:
+            raise CheckpointError(
+                f"the state_dict is of a {_KINDS[other]}, which has rows of table '{method.spec.name}' as "
+                f"'{prefix}{other}.{name}'; here they are '{prefix}{own}.{name}'. Rename them, or use save_checkpoint "
+                "and load_checkpoint of embank.tables.storage.checkpoint, which take either. Nothing of it was loaded "
+                "here"
+            )
+
+
+_KINDS = {"embedding_bags": "TableCollection", "embeddings": "SequenceCollection"}
+"""Collections by the first part of their plain rows' names."""
 
 
 def without_tables(network: Mapping[str, Any], tables: "Tables") -> dict[str, Tensor]:

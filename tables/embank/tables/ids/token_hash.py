@@ -22,7 +22,7 @@ ten million.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from embank.tables.errors import DataError
 from embank.tables.ids.mixing import ALL_BITS, Words, mix, mix_words
 from embank.tables.ids.token_space import INTEGER_SALT, MISSING_ID
 from embank.tables.scalars import as_whole
+from embank.tables.wording import shown
 
 Token = str | bytes | int | None
 
@@ -71,12 +72,18 @@ def token_ids(tokens: pl.Series | npt.NDArray[np.generic] | Sequence[Token]) -> 
         tokens: a series or array of text, bytes or integers with any nulls, or a sequence of tokens of any types.
 
     Raises:
-        DataError: another type, such as floats, whose spelling is not unique.
+        DataError: one token in place of several, tokens without an order, or of another type, such as floats, whose
+            spelling is not unique.
 
     Example:
         >>> token_ids(["anna", "bob", None]).tolist()
         [1803761717057146231, 5133568987489982589, 5643126521301297769]
+        >>> token_ids("anna")
+        Traceback (most recent call last):
+            ...
+        embank.tables.errors.DataError: 'anna' is no list of tokens; give a list, or use token_id for a single token
     """
+    _refuse_no_column(tokens)
     if not isinstance(tokens, (pl.Series, np.ndarray)):
         return np.array([token_id(token) for token in tokens], dtype=np.int64)
     series = tokens if isinstance(tokens, pl.Series) else pl.Series(tokens)
@@ -109,6 +116,15 @@ def token_ids_expr(tokens: pl.Expr) -> pl.Expr:
     return tokens.map_batches(lambda series: pl.Series(series.name, token_ids(series)), return_dtype=pl.Int64)
 
 
+def _refuse_no_column(tokens: object) -> None:
+    """Refuses what is one token, or has no order."""
+    is_scalar = isinstance(tokens, np.ndarray) and not tokens.ndim
+    if isinstance(tokens, (str, bytes, bytearray)) or is_scalar or not isinstance(tokens, Iterable):
+        raise DataError(f"{shown(tokens)} is no list of tokens; give a list, or use token_id for a single token")
+    if isinstance(tokens, (set, frozenset)):
+        raise DataError(f"the tokens are a {type(tokens).__name__}, which has no order; give a list")
+
+
 def _encoded(token: object) -> bytes:
     if not isinstance(token, str):
         raise DataError(f"{token!r} ({type(token).__name__}) is no token; give text, bytes, an integer or None")
@@ -131,12 +147,14 @@ def text_ids(texts: Sequence[str]) -> npt.NDArray[np.int64]:
     """Ids int64 [N] of a few texts, each as `token_id` has it: `token_ids` without a series, for a handful of tokens.
 
     Raises:
-        DataError: text that is no Unicode (lone surrogates).
+        DataError: one text in place of several, or text that is no Unicode (lone surrogates).
 
     Example:
         >>> text_ids(["anna", "bob"]).tolist()
         [1803761717057146231, 5133568987489982589]
     """
+    if isinstance(texts, str):
+        _refuse_no_column(texts)
     data = [_encoded(text) for text in texts]
     lengths_N = np.array([len(one) for one in data], dtype=np.int64)
     words = np.frombuffer(b"".join([one + _PADDING[-len(one) & 7] for one in data]), dtype="<u8")

@@ -4,9 +4,10 @@
 `reset_rows` gives rows that change hands a fresh start.
 """
 
-from embank.tables.streaming.base import IdVocabulary, Mapped, StreamCounts, VocabularyConfig
+from embank.tables.streaming.base import IdVocabulary, VocabularyConfig
 from embank.tables.streaming.collection import Streamed, StreamingCollection
 from embank.tables.streaming.managed import ManagedCollisionConfig, ManagedVocabulary
+from embank.tables.streaming.mapped import Mapped, StreamCounts
 from embank.tables.streaming.resets import reset_rows
 from embank.tables.streaming.vocabulary import StreamingConfig, StreamingVocabulary
 

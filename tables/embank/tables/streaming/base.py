@@ -4,60 +4,23 @@ Legend: N ids of a batch, U distinct ones, R rows of the table (its capacity).
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from dataclasses import fields
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from embank.tables.collections.ids import int64_ids
 from embank.tables.errors import CheckpointError, ConfigError, DataError
+from embank.tables.scalars import as_whole
+from embank.tables.streaming.mapped import Mapped, StreamCounts
+from embank.tables.streaming.waiting import Waiting
 
 UNKNOWN_ROW = 0
 """The row of every id that has none of its own."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamCounts:
-    """What happened in one batch, or in all of them.
-
-    Args:
-        lookups: ids that were looked up, repetitions included; hits + misses.
-        hits: lookups that got a row of their own, those of ids admitted by the same batch included.
-        misses: lookups that got the unknown row.
-        admissions: ids that were given a row.
-        evictions: ids that lost theirs.
-        resets: rows given to an id after another had them, which start anew.
-    """
-
-    lookups: int = 0
-    hits: int = 0
-    misses: int = 0
-    admissions: int = 0
-    evictions: int = 0
-    resets: int = 0
-
-    def __add__(self, other: "StreamCounts") -> "StreamCounts":
-        return StreamCounts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mapped:
-    """A batch of ids as rows of the table.
-
-    Args:
-        rows: int64 [N], in 0 .. R - 1.
-        resets: int64, distinct rows that must start anew before these rows are looked up, and after every earlier
-            batch has been trained on.
-        draw: which fresh values they get, see `reset_rows`; differs from batch to batch.
-        counts: of this batch.
-    """
-
-    rows: Tensor
-    resets: Tensor
-    draw: int
-    counts: StreamCounts
-
-
+@runtime_checkable
 class VocabularyConfig(Protocol):
     """Options of a vocabulary, which make one."""
 
@@ -69,10 +32,9 @@ class IdVocabulary(nn.Module, ABC):
     """Rows of one table for ids in 0 .. 2**63 - 1. Row 0 is shared by all ids that have none of their own.
 
     A module for the sake of `train`, `eval` and `state_dict`; it has no parameters, and its state stays on the CPU.
-    Only in training mode
-    does a batch change it: evaluation admits, evicts and counts nothing. Its state after a batch depends on the batches
-    so far
-    and nothing else, but on their order too: map batches in the order in which they are trained on.
+    Only in training mode does a batch change it: evaluation admits, evicts and counts nothing. Its state after a batch
+    depends on the batches so far and nothing else, but on their order too: map batches in the order in which they are
+    trained on.
 
     Args:
         name: the table, for messages.
@@ -81,6 +43,8 @@ class IdVocabulary(nn.Module, ABC):
     Attributes:
         step: training batches so far.
         totals: their counts.
+        waiting: resets that a `StreamingCollection` still has to do; they are part of the state. Ids whose rows wait
+            have the unknown row in evaluation.
 
     Raises:
         ConfigError: a capacity below 2.
@@ -95,6 +59,7 @@ class IdVocabulary(nn.Module, ABC):
             )
         self.name, self.capacity = name, capacity
         self.step, self.totals = 0, StreamCounts()
+        self.waiting = Waiting()
 
     @torch.no_grad()
     def forward(self, ids_N: Tensor) -> Mapped:
@@ -104,18 +69,45 @@ class IdVocabulary(nn.Module, ABC):
             ids_N: integers of any type and shape, 0 or more, on the CPU.
 
         Raises:
-            DataError: ids that are negative or no integers.
+            DataError: ids that `checked` refuses; nothing has changed.
         """
-        ids_N = self._checked(ids_N)
+        ids_N = self.checked(ids_N)
         if not self.training:
             rows_N, nothing = self.look_up(ids_N), torch.empty(0, dtype=torch.int64)
-            return Mapped(rows=rows_N, resets=nothing, draw=self.step, counts=_counted(rows_N))
+            rows_N = rows_N.masked_fill(torch.isin(rows_N, self.waiting.rows()), UNKNOWN_ROW)
+            return self._mapped(rows_N, nothing, _counted(rows_N), is_learned=False)
         self.step += 1
         with torch.inference_mode(False):  # what is kept must be of use outside it as well
             rows_N, resets, changes = self.learn(ids_N)
         counts = _counted(rows_N) + changes
         self.totals = self.totals + counts
-        return Mapped(rows=rows_N, resets=resets, draw=self.step, counts=counts)
+        return self._mapped(rows_N, resets, counts, is_learned=True)
+
+    def _mapped(self, rows_N: Tensor, resets: Tensor, counts: StreamCounts, *, is_learned: bool) -> Mapped:
+        return Mapped(
+            rows=rows_N,
+            resets=resets,
+            draw=self.step,
+            counts=counts,
+            is_learned=is_learned,
+            history=self.waiting.history,
+        )
+
+    def checked(self, ids_N: Tensor) -> Tensor:
+        """Ids as int64 [N], of which nothing is refused any more.
+
+        Raises:
+            DataError: ids that are negative or no integers.
+        """
+        if not isinstance(ids_N, Tensor):
+            raise DataError(f"ids of table '{self.name}' are a {type(ids_N).__name__}; give a tensor of integers")
+        ids_N = int64_ids(ids_N, what=f"ids of table '{self.name}'").reshape(-1)
+        if ids_N.numel() and int(ids_N.min()) < 0:
+            raise DataError(
+                f"table '{self.name}' was given id {int(ids_N.min())}; ids of a streaming vocabulary are 0 or more, "
+                "such as those of embank.tables.ids.token_hash"
+            )
+        return ids_N
 
     @abstractmethod
     def look_up(self, ids_N: Tensor) -> Tensor:
@@ -146,35 +138,63 @@ class IdVocabulary(nn.Module, ABC):
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken."""
 
+    @abstractmethod
+    def damage(self, state: Any, *, step: int) -> str | None:
+        """What is wrong with a state that says it is of batch `step`; None if `load_state` takes it."""
+
     def get_extra_state(self) -> dict[str, Any]:
         """The whole state, which `state_dict` takes in; loadable with `weights_only=True`."""
         totals = {f.name: getattr(self.totals, f.name) for f in fields(self.totals)}
-        return {"facts": self.facts(), "step": self.step, "totals": totals, "state": self.state()}
+        saved = {"facts": self.facts(), "step": self.step, "totals": totals, "state": self.state()}
+        return {**saved, "waiting": self.waiting.state()}
 
     def set_extra_state(self, saved: dict[str, Any]) -> None:
-        """Takes a state over, bit for bit.
+        """Takes a state over, bit for bit. Batches that were mapped before can't be looked up any more.
 
         Raises:
-            CheckpointError: it is of a vocabulary with other options.
+            CheckpointError: see `refuse_bad_state`; nothing has changed.
         """
+        self.refuse_bad_state(saved)
+        self.step, self.totals = saved["step"], StreamCounts(**saved["totals"])
+        self.load_state(saved["state"])
+        self.waiting = Waiting.of_state(saved.get("waiting", []))
+
+    def refuse_bad_state(self, saved: Any) -> None:
+        """Refuses what can't be loaded here.
+
+        Raises:
+            CheckpointError: a state of a vocabulary with other options, or one that no vocabulary has given.
+        """
+        lacking = [key for key in _STATE if key not in saved] if isinstance(saved, dict) else list(_STATE)
+        if lacking:
+            raise self._damaged(f"it lacks {', '.join(lacking)}")
         if saved["facts"] != self.facts():
             raise CheckpointError(
                 f"the saved vocabulary of table '{self.name}' has {saved['facts']}, the one here {self.facts()}; make "
                 "it with the saved options"
             )
-        self.step, self.totals = saved["step"], StreamCounts(**saved["totals"])
-        self.load_state(saved["state"])
+        step, totals = saved["step"], saved["totals"]
+        names = {f.name for f in fields(StreamCounts)}
+        if not isinstance(totals, dict) or set(totals) != names or not all(map(_is_count, [step, *totals.values()])):
+            raise self._damaged(f"step {step!r} and totals {totals!r} must be counts, 0 or more")
+        reason = self.damage(saved["state"], step=step)
+        reason = reason or Waiting.damage(saved.get("waiting", []), step=step, capacity=self.capacity)
+        if reason is not None:
+            raise self._damaged(reason)
 
-    def _checked(self, ids_N: Tensor) -> Tensor:
-        if ids_N.is_floating_point():
-            raise DataError(f"ids of table '{self.name}' are {ids_N.dtype}; they must be integers")
-        ids_N = ids_N.reshape(-1).long()
-        if ids_N.numel() and int(ids_N.min()) < 0:
-            raise DataError(
-                f"table '{self.name}' was given id {int(ids_N.min())}; ids of a streaming vocabulary are 0 or more, "
-                "such as those of embank.tables.ids.token_hash"
-            )
-        return ids_N
+    def _damaged(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"the saved vocabulary of table '{self.name}' is damaged: {reason}. Load what a vocabulary's state_dict "
+            "gave"
+        )
+
+
+_STATE = ("facts", "step", "totals", "state")
+
+
+def _is_count(value: Any) -> bool:
+    number = as_whole(value)
+    return number is not None and number >= 0
 
 
 def _counted(rows_N: Tensor) -> StreamCounts:

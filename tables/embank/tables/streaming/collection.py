@@ -1,37 +1,41 @@
-"""`StreamingCollection`: a `TableCollection` whose ids have no end."""
+"""`StreamingCollection`: a collection of tables whose ids have no end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torchrec import KeyedJaggedTensor, KeyedTensor
+from torch import Tensor
+from torchrec import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from embank.tables.collections.addressed import Addressed
 from embank.tables.collections.bags import Bags
+from embank.tables.collections.base import Tables
 from embank.tables.collections.ids import missing_ids
-from embank.tables.collections.named import NamedModules
 from embank.tables.collections.pooled import TableCollection
+from embank.tables.collections.sequence import SequenceCollection
 from embank.tables.collections.traced import OneStep
-from embank.tables.errors import ConfigError
+from embank.tables.errors import ConfigError, DataError
 from embank.tables.specs import TableSpec
-from embank.tables.streaming.base import IdVocabulary, Mapped, StreamCounts, VocabularyConfig
+from embank.tables.streaming.base import UNKNOWN_ROW, IdVocabulary, VocabularyConfig
+from embank.tables.streaming.mapped import Mapped, StreamCounts
 from embank.tables.streaming.resets import refuse_shared_rows, reset_rows
+from embank.tables.streaming.vocabularies import Vocabularies
 from embank.tables.wording import nearest_or_all
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Streamed:
-    """A batch whose ids are mapped and addressed.
+    """A batch whose ids are mapped and addressed: for the collection that mapped it, before any later batch is looked
+    up.
 
     Args:
         addressed: as the tables take it.
         mapped: for each table with a vocabulary, what that made of the ids of its features.
-        is_reset: whether the rows that change hands have started anew: the first forward pass does it.
     """
 
     addressed: Addressed
     mapped: Mapping[str, Mapped] = field(default_factory=dict)
-    is_reset: bool = False
 
     @property
     def counts(self) -> dict[str, StreamCounts]:
@@ -40,10 +44,11 @@ class Streamed:
 
 
 class StreamingCollection(OneStep):
-    """Vocabularies that learn, before a collection of tables. KeyedJaggedTensor in, KeyedTensor out, as the collection.
+    """Vocabularies that learn, before a collection of tables. KeyedJaggedTensor in, what the collection gives out.
 
-    `map` may run ahead of `forward`, in the data loader, as long as batches keep their order: resets wait for the
-    forward pass of their own batch. A checkpoint that is taken while mapped batches wait has learned them already.
+    `map` may run ahead of `forward`, on the data loader's thread, as long as batches keep their order: resets wait for
+    the forward pass of their own batch, or of the first one after it where that is never looked up. A checkpoint that
+    is taken while mapped batches wait has learned them already, and holds their resets.
 
     Args:
         tables: the collection; it goes on owning rows, optimizer and methods.
@@ -52,8 +57,8 @@ class StreamingCollection(OneStep):
             too. Features without a vocabulary pass unchanged.
 
     Raises:
-        ConfigError: a table that is not there, whose rows can't be reset (see `reset_rows`), or that shares some of its
-            features with a table of another size or of further features.
+        ConfigError: no collection, no options by table, a table that is not there, whose rows can't be reset (see
+            `reset_rows`), or that shares some of its features with a table of another size or of further features.
 
     Example:
         >>> from torchrec import KeyedJaggedTensor
@@ -71,8 +76,11 @@ class StreamingCollection(OneStep):
         torch.Size([2, 2])
     """
 
-    def __init__(self, tables: TableCollection, vocabularies: Mapping[str, VocabularyConfig]) -> None:
+    def __init__(
+        self, tables: TableCollection | SequenceCollection, vocabularies: Mapping[str, VocabularyConfig]
+    ) -> None:
         super().__init__()
+        _refuse_wrong_arguments(tables, vocabularies)
         self.tables = tables
         by_name = {spec.name: spec for spec in tables.specs}
         self.followers: dict[str, list[str]] = {}
@@ -88,7 +96,7 @@ class StreamingCollection(OneStep):
             self.followers[name] = self._served(spec)
             self.features[name] = tuple(spec.feature_names)
             built[name] = config.build(name=name, capacity=spec.num_embeddings)
-        self.vocabularies = NamedModules(built)
+        self.vocabularies = Vocabularies(built)
         for method in tables.built_methods():
             if any(method.spec.name in names for names in self.followers.values()):
                 refuse_shared_rows(tables, method)
@@ -116,10 +124,17 @@ class StreamingCollection(OneStep):
         return served
 
     def vocabulary(self, table: str) -> IdVocabulary:
-        """The vocabulary of a table that was given one."""
-        found = self.vocabularies.named(table)
-        assert isinstance(found, IdVocabulary)
-        return found
+        """The vocabulary of a table that was given one.
+
+        Raises:
+            ConfigError: the table has none.
+        """
+        return self.vocabularies.of(table)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: Any) -> None:
+        """What `load_state_dict` calls before it loads the tables and then the vocabularies."""
+        self.vocabularies.refuse_bad_states(state_dict, prefix=f"{prefix}vocabularies.", strict=strict)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
 
     def map(self, features: KeyedJaggedTensor) -> Streamed:
         """Ids to rows; in training mode the vocabularies learn the batch. Batches must come in the order of training.
@@ -128,20 +143,46 @@ class StreamingCollection(OneStep):
             features: token ids for features with a vocabulary, ids of their tables for the others.
 
         Raises:
-            DataError: a negative id, a feature that is missing, or what the tables refuse.
+            DataError: a negative id, a feature that is missing, or what the tables refuse; nothing was learned.
         """
         bags = Bags(features)
+        ids = {table: self._ids(bags, table) for table in self.features}
+        if any(self.vocabulary(table).training for table in ids):
+            # What the tables refuse they refuse now: a vocabulary that has learned can't go back.
+            self._addressed(features, bags, {t: torch.full_like(ids_N, UNKNOWN_ROW) for t, ids_N in ids.items()})
+        mapped = {table: self._mapped(table, ids_N) for table, ids_N in ids.items()}
+        addressed = self._addressed(features, bags, {table: one.rows for table, one in mapped.items()})
+        return Streamed(addressed=addressed, mapped=mapped)
+
+    def _ids(self, bags: Bags, table: str) -> Tensor:
+        """Ids int64 [N] that a vocabulary is given, feature after feature."""
+        return self.vocabulary(table).checked(torch.cat([bags.values[span] for span in self._spans(bags, table)]))
+
+    def _spans(self, bags: Bags, table: str) -> list[slice]:
+        """Where the ids of a vocabulary's features are in a batch."""
+        spans = []
+        for feature in self.features[table]:
+            if feature not in bags.places:
+                raise missing_ids(feature, table=table, present=bags.places)
+            place = bags.places[feature]
+            spans.append(slice(bags.starts[place], bags.starts[place + 1]))
+        return spans
+
+    def _mapped(self, table: str, ids_N: Tensor) -> Mapped:
+        vocabulary = self.vocabulary(table)
+        mapped: Mapped = vocabulary(ids_N)
+        vocabulary.waiting.add(mapped)
+        return mapped
+
+    def _addressed(self, features: KeyedJaggedTensor, bags: Bags, rows: Mapping[str, Tensor]) -> Addressed:
+        """A batch addressed by the tables, with rows in the place of the ids of vocabularies."""
         values = bags.values.clone()
-        mapped = {}
-        for table, names in self.features.items():
-            spans = [self._span(bags, name, table=table) for name in names]
-            mapped[table] = self.vocabulary(table)(torch.cat([bags.values[span] for span in spans]))
-            start = 0
-            for span in spans:
-                size = span.stop - span.start
-                values[span] = mapped[table].rows[start : start + size]
-                start += size
-        rows = KeyedJaggedTensor(
+        for table, rows_N in rows.items():
+            spans = self._spans(bags, table)
+            parts = torch.split(rows_N, [span.stop - span.start for span in spans])
+            for span, part in zip(spans, parts, strict=True):
+                values[span] = part
+        kjt = KeyedJaggedTensor(
             keys=features.keys(),
             values=values,
             weights=features.weights_or_none(),
@@ -150,29 +191,53 @@ class StreamingCollection(OneStep):
             stride_per_key_per_rank=features.stride_per_key_per_rank() if bags.is_variable else None,
             inverse_indices=features.inverse_indices_or_none(),
         )
-        return Streamed(addressed=self.tables.address(rows), mapped=mapped)
+        return self.tables.address(kjt)
 
-    @staticmethod
-    def _span(bags: Bags, feature: str, *, table: str) -> slice:
-        if feature not in bags.places:
-            raise missing_ids(feature, table=table, present=bags.places)
-        place = bags.places[feature]
-        return slice(bags.starts[place], bags.starts[place + 1])
-
-    def forward(self, features: KeyedJaggedTensor | Streamed) -> KeyedTensor:
-        """Pooled rows; rows that this batch gave to other ids start anew first.
+    def forward(self, features: KeyedJaggedTensor | Streamed) -> KeyedTensor | dict[str, JaggedTensor]:
+        """What the tables give for the batch; rows that it and batches before it gave to other ids start anew first.
 
         Args:
             features: a batch, or what `map` made of it.
+
+        Raises:
+            DataError: the batch was mapped by another collection, before a state was loaded, or before one that was
+                looked up already.
         """
-        step = self.step_of(features)
+        step: KeyedTensor | None = self.step_of(features)
         if step is not None:
             return step
         streamed = features if isinstance(features, Streamed) else self.map(features)
-        if not streamed.is_reset:
-            for table, mapped in streamed.mapped.items():
-                for name in self.followers[table] if mapped.resets.numel() else ():
-                    reset_rows(self.tables, name, mapped.resets, draw=mapped.draw)
-            streamed.is_reset = True
-        pooled: KeyedTensor = self.tables(streamed.addressed)
-        return pooled
+        self._refuse_stale(streamed)
+        for table, mapped in streamed.mapped.items():
+            for reset in self.vocabulary(table).waiting.due(mapped):
+                for name in self.followers[table]:
+                    reset_rows(self.tables, name, reset.rows, draw=reset.draw)
+        looked_up: KeyedTensor | dict[str, JaggedTensor] = self.tables(streamed.addressed)
+        return looked_up
+
+    def _refuse_stale(self, streamed: Streamed) -> None:
+        if streamed.mapped.keys() != self.features.keys():
+            raise DataError(
+                f"this batch was mapped by vocabularies of {list(streamed.mapped)}, and here they are of "
+                f"{list(self.features)}; map it with the StreamingCollection that looks it up"
+            )
+        for table, mapped in streamed.mapped.items():
+            vocabulary = self.vocabulary(table)
+            vocabulary.waiting.refuse_stale(mapped, table=table, step=vocabulary.step)
+
+
+def _refuse_wrong_arguments(tables: object, vocabularies: object) -> None:
+    if not isinstance(tables, Tables):
+        raise ConfigError(f"the tables are a {type(tables).__name__}; give a TableCollection or a SequenceCollection")
+    if not isinstance(vocabularies, Mapping):
+        raise ConfigError(
+            f"the vocabularies are a {type(vocabularies).__name__}; give options by table, "
+            f"{{'{tables.specs[0].name}': StreamingConfig()}}"
+        )
+    for name, config in vocabularies.items():
+        if isinstance(config, type) or not isinstance(config, VocabularyConfig):
+            given = f"the class {config.__name__}" if isinstance(config, type) else f"a {type(config).__name__}"
+            raise ConfigError(
+                f"the vocabulary of table '{name}' is {given}; give options, StreamingConfig(policy='lru') or "
+                "ManagedCollisionConfig()"
+            )

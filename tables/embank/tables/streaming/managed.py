@@ -23,7 +23,9 @@ from torchrec.modules.mc_modules import (
 from embank.tables.errors import ConfigError, DataError
 from embank.tables.ids.token_space import NUM_TOKEN_IDS
 from embank.tables.method.options import option_class
-from embank.tables.streaming.base import IdVocabulary, StreamCounts
+from embank.tables.streaming.base import IdVocabulary
+from embank.tables.streaming.mapped import StreamCounts
+from embank.tables.streaming.sorted_columns import is_ascending
 
 NOBODY = 2**63 - 1
 """What TorchRec writes where a row has no id, and therefore no id that it can have."""
@@ -88,33 +90,37 @@ class ManagedVocabulary(IdVocabulary):
         return self._asked(ids_N)
 
     def _asked(self, ids_N: Tensor) -> Tensor:
-        if ids_N.numel() and int(ids_N.max()) == NOBODY:
-            raise DataError(
-                f"table '{self.name}' was given id {NOBODY}, which TorchRec's managed collisions keep for rows without "
-                f"an id; use StreamingConfig, which takes all {NUM_TOKEN_IDS:,} ids"
-            )
         if not ids_N.numel():
             return ids_N
         jagged = JaggedTensor(values=ids_N, lengths=torch.ones_like(ids_N, dtype=torch.int32))
         positions_N: Tensor = self.module({self.name: jagged})[self.name].values()
         return (positions_N + 1) % self.capacity
 
-    def learn(self, ids_N: Tensor) -> tuple[Tensor, Tensor, StreamCounts]:
-        """As `IdVocabulary.learn`.
+    def checked(self, ids_N: Tensor) -> Tensor:
+        """As `IdVocabulary.checked`.
 
         Raises:
-            DataError: more ids than TorchRec has room for.
+            DataError: an id that TorchRec has other use for, or, in training, more ids than it has room for.
         """
-        if not ids_N.numel():
-            return ids_N, ids_N, StreamCounts()
-        if self.first_size is None:
-            self.first_size = ids_N.numel()
-        elif ids_N.numel() > int(self.first_size * HISTORY_SHARE):
+        ids_N = super().checked(ids_N)
+        if ids_N.numel() and int(ids_N.max()) == NOBODY:
+            raise DataError(
+                f"table '{self.name}' was given id {NOBODY}, which TorchRec's managed collisions keep for rows without "
+                f"an id; use StreamingConfig, which takes all {NUM_TOKEN_IDS:,} ids"
+            )
+        if self.training and self.first_size is not None and ids_N.numel() > int(self.first_size * HISTORY_SHARE):
             raise DataError(
                 f"table '{self.name}' was given {ids_N.numel():,} ids in a batch; TorchRec's managed collisions leave "
                 f"out what is beyond {HISTORY_SHARE} times the first batch ({self.first_size:,} ids). Give the largest "
                 "batch first, or use StreamingConfig"
             )
+        return ids_N
+
+    def learn(self, ids_N: Tensor) -> tuple[Tensor, Tensor, StreamCounts]:
+        if not ids_N.numel():
+            return ids_N, ids_N, StreamCounts()
+        if self.first_size is None:
+            self.first_size = ids_N.numel()
         in_use = self._in_use()
         self.module.train()
         rows_N = self._asked(ids_N)
@@ -147,6 +153,21 @@ class ManagedVocabulary(IdVocabulary):
         self.inner = (_module(self.config.policy, self.capacity),)  # a used one would go on with its own counter
         self.first_size = None
         self.module.load_state_dict(state)
+
+    def damage(self, state: Any, *, step: int) -> str | None:
+        expected = self.module.state_dict()
+        if not isinstance(state, dict) or state.keys() != expected.keys():
+            return f"its tensors are not {', '.join(expected)}"
+        for name, own in expected.items():
+            given = state[name]
+            if not isinstance(given, Tensor) or (given.dtype, given.shape) != (own.dtype, own.shape):
+                return f"{name} is not {own.dtype} {list(own.shape)}"
+        ids, rows = state["_mch_sorted_raw_ids"], state["_mch_remapped_ids_mapping"]
+        if not is_ascending(ids[ids != NOBODY]) or bool((ids.diff() < 0).any()):
+            return "an id has two rows or is negative, or ids are not in ascending order"
+        if not torch.equal(rows.cpu().sort().values, torch.arange(self.capacity)):
+            return "its rows are not each of the table's once"
+        return None
 
 
 def _module(policy: ManagedPolicy, capacity: int) -> MCHManagedCollisionModule:

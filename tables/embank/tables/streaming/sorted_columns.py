@@ -1,6 +1,7 @@
 """A map from int64 keys to int64 columns, as sorted tensors: every operation works on many keys at once."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,16 @@ class SortedColumns:
     def tensors(self) -> list[Tensor]:
         """Everything that is held."""
         return [self.keys, *self.columns]
+
+
+def is_column(value: Any) -> bool:
+    """Whether a value is int64 [n]."""
+    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.dim() == 1
+
+
+def is_ascending(keys: Tensor) -> bool:
+    """Whether keys are 0 or more, distinct and in ascending order."""
+    return not keys.numel() or (int(keys[0]) >= 0 and bool((keys[1:] > keys[:-1]).all()))
 
 
 def _merged(old: Tensor, new_U: Tensor, positions_U: Tensor, is_old: Tensor) -> Tensor:

@@ -9,18 +9,23 @@ the table and the buffer of candidates are bounded, time is counted in batches, 
 room for others.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from embank.tables.errors import ConfigError
-from embank.tables.method.options import option_class
-from embank.tables.streaming.base import UNKNOWN_ROW, IdVocabulary, StreamCounts
-from embank.tables.streaming.sorted_columns import SortedColumns, smallest
+from embank.tables.method.options import option_class, refuse_wrong_types
+from embank.tables.scalars import as_whole, plain
+from embank.tables.streaming.base import UNKNOWN_ROW, IdVocabulary
+from embank.tables.streaming.mapped import StreamCounts
+from embank.tables.streaming.sorted_columns import SortedColumns, is_ascending, is_column, smallest
 
 FREE = -1
+
+MAX_COUNT = 2**63 - 1
+"""Counts are int64."""
 
 Policy = Literal["lfu", "lru", "age"]
 
@@ -57,10 +62,13 @@ class StreamingConfig:
     candidates: int | None = None
 
     def __post_init__(self) -> None:
-        if self.admit_after < 1:
-            raise ConfigError(f"admit_after is {self.admit_after}; it is a count of at least 1")
+        for item in fields(self):
+            object.__setattr__(self, item.name, plain(getattr(self, item.name)))
         if self.policy not in ("lfu", "lru", "age"):
             raise ConfigError(f"there is no eviction policy '{self.policy}'; use 'lfu', 'lru' or 'age'")
+        refuse_wrong_types(self, where="a streaming vocabulary has ")
+        if self.admit_after < 1:
+            raise ConfigError(f"admit_after is {self.admit_after}; it is a count of at least 1")
         if (self.max_age is not None) != (self.policy == "age"):
             raise ConfigError(
                 f"the policy is '{self.policy}' and max_age is {self.max_age}; 'age' needs a max_age, the others take "
@@ -70,6 +78,9 @@ class StreamingConfig:
             raise ConfigError(f"max_age is {self.max_age}; it is a number of batches of at least 1")
         if self.candidates is not None and self.candidates < 0:
             raise ConfigError(f"candidates is {self.candidates}; it must be 0 or more")
+        for name in ("admit_after", "max_age", "candidates"):
+            if (getattr(self, name) or 0) > MAX_COUNT:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it is an int64, at most {MAX_COUNT}")
 
     def build(self, *, name: str, capacity: int) -> "StreamingVocabulary":
         """An empty vocabulary."""
@@ -212,9 +223,41 @@ class StreamingVocabulary(IdVocabulary):
         return {"num_used": self.num_used, "tensors": [tensor.clone() for tensor in held]}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        tensors = [tensor.clone() for tensor in state["tensors"]]
+        tensors = [tensor.cpu().clone() for tensor in state["tensors"]]
         self.num_used = state["num_used"]
         self.held_ids, self.held_counts, self.held_seen, self.candidates.keys, *self.candidates.columns = tensors
         rows = (self.held_ids != FREE).nonzero().squeeze(1)
         self.index = SortedColumns(1)  # not saved: it says what `held_ids` says, the other way round
         self.index.insert(self.held_ids[rows], rows)
+
+    def damage(self, state: Any, *, step: int) -> str | None:
+        num_used, tensors = (state.get("num_used"), state.get("tensors")) if isinstance(state, dict) else (None, None)
+        if not isinstance(tensors, list) or len(tensors) != 6 or not all(map(is_column, tensors)):
+            return "its tensors are not six columns of int64"
+        sizes, num_candidates = [tensor.numel() for tensor in tensors], tensors[3].numel()
+        if sizes != [self.capacity] * 3 + [num_candidates] * 3 or num_candidates > self.max_candidates:
+            return (
+                f"its columns have the lengths {sizes}, not three times {self.capacity:,} for rows and one number, at "
+                f"most {self.max_candidates:,}, for candidates"
+            )
+        num_rows = as_whole(num_used)
+        if num_rows is None or not 1 <= num_rows <= self.capacity:
+            return f"num_used is {num_used!r}; it must be a count of rows from 1 to {self.capacity:,}"
+        return _damage_of_columns(tensors, num_used=num_rows, step=step)
+
+
+def _damage_of_columns(tensors: list[Tensor], *, num_used: int, step: int) -> str | None:
+    """What is wrong with the values of a saved vocabulary's columns; None if nothing."""
+    held_ids, held_counts, held_seen, candidates, counts, seen = tensors
+    has_id = held_ids != FREE
+    if bool(has_id[:1].any()) or bool(has_id[num_used:].any()):
+        return "the unknown row, or a row that was never given out, has an id"
+    if not is_ascending(held_ids[has_id].sort().values):
+        return "an id has two rows, or is negative"
+    if not is_ascending(candidates) or bool(torch.isin(candidates, held_ids).any()):
+        return "candidates are not in ascending order, or have rows"
+    if any(int(column.min()) < 0 for column in (held_counts, held_seen, counts, seen) if column.numel()):
+        return "counts or batches are negative"
+    if any(int(column.max()) > step for column in (held_seen, seen) if column.numel()):
+        return f"ids were seen after batch {step}"
+    return None
