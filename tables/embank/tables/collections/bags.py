@@ -25,6 +25,7 @@ class Bags:
     Attributes:
         batch_size: rows of the largest feature; others are followed by empty bags.
         strides: rows of each feature.
+        is_single: every bag holds one id.
 
     Raises:
         DataError: no KeyedJaggedTensor, there are no features, the ids are not integers, weights do not match the ids,
@@ -45,12 +46,13 @@ class Bags:
         self.weights = features.weights_or_none()
         self.is_variable = features.variable_stride_per_key()
         self.strides = features.stride_per_key() if self.is_variable else [features.stride()] * len(self.places)
-        self.values = int64_ids(features.values(), what=_ids_of(self.places))
+        values = features.values()
+        self.values = values if values.dtype == torch.int64 else int64_ids(values, what=_ids_of(self.places))
         self.batch_size = max(self.strides)
         self._inverse = features.inverse_indices_or_none()
         self.lengths = self._bag_lengths(features.lengths())
         self.starts = self._starts()
-        self._largest: list[int] = self._largest_of_each()
+        self._largest: list[int] | None = None  # found when it is first asked for
         if self.weights is not None and self.weights.numel() != self.values.numel():
             raise DataError(
                 f"the batch has {self.weights.numel():,} weights for {self.values.numel():,} ids; give one for each id"
@@ -71,7 +73,7 @@ class Bags:
         else:
             lengths_FB = lengths.view(num_features, batch_size)
         low, high = (int(bound) for bound in lengths.aminmax()) if num_bags else (0, 0)
-        self._longest = high
+        self._longest, self.is_single = high, low == high == 1 and lengths_FB.numel() == num_bags
         if low < 0:
             place, row = (lengths_FB < 0).nonzero()[0].tolist()
             raise DataError(
@@ -82,6 +84,8 @@ class Bags:
 
     def _starts(self) -> list[int]:
         """Where each feature's ids start among all, and where the last one's end."""
+        if self.is_single and self.values.numel() == self.lengths.numel():
+            return list(range(0, self.values.numel() + 1, self.batch_size))
         starts = [0]
         for feature, size in zip(self.places, self.lengths.sum(1).tolist(), strict=True):
             if self._longest > self.values.numel():  # the sum may have gone past int64
@@ -123,6 +127,8 @@ class Bags:
             raise missing_ids(feature, table=spec.name, present=self.places)
         place = self.places[feature]
         ids_N = self.values[self.starts[place] : self.starts[place + 1]]
+        if self._largest is None:
+            self._largest = self._largest_of_each()
         if self._largest[place] >= spec.num_embeddings:
             check_ids(ids_N, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)
         return ids_N, self.lengths[place]

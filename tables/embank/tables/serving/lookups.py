@@ -225,7 +225,7 @@ class Lookups:
             raise missing_ids(feature, table=self.tables[feature].name, present=ids)
         if not isinstance(ids[feature], Tensor):
             raise DataError(f"the ids of feature '{feature}' are a {type(ids[feature]).__name__}; give a tensor")
-        int64_ids(ids[feature])
+        int64_ids(ids[feature], what=f"ids of feature '{feature}'")
         if ids[feature].shape != (num_rows,):
             raise DataError(
                 f"feature '{feature}' has ids of shape {list(ids[feature].shape)} for {num_rows:,} rows; give one id "
@@ -243,7 +243,8 @@ class Lookups:
                 raise missing_ids(feature, table=spec.name, present=given)
             if not isinstance(given[feature], Tensor) or given[feature].dim() != 1:
                 raise DataError(f"feature '{feature}' needs ids and lengths of its bags as tensors of one dimension")
-        ids_N, lengths_B = int64_ids(ids[feature]), int64_ids(lengths[feature])
+        ids_N = int64_ids(ids[feature], what=f"ids of feature '{feature}'")
+        lengths_B = int64_ids(lengths[feature], what=f"lengths of feature '{feature}'")
         total, num_ids = int(lengths_B.sum()), ids_N.numel()
         is_each = bool(((lengths_B >= 0) & (lengths_B <= num_ids)).all())  # huge ones may sum up to it, past int64
         if lengths_B.shape != (num_rows,) or total != num_ids or not is_each:

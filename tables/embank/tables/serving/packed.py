@@ -180,8 +180,10 @@ class PackedCollection(OneStep):
         """The same by `Lookups`: tables that are alike, and features with one id in each row, at once."""
         from embank.tables.serving.lookups import Lookups
 
-        single_F = (batch.lengths == 1).all(1).tolist() if batch.batch_size else [True] * len(batch.places)
-        bags = frozenset(feature for feature, single in zip(batch.places, single_F, strict=True) if not single)
+        bags: frozenset[str] = frozenset()
+        if batch.batch_size and not batch.is_single:
+            single_F = (batch.lengths == 1).all(1).tolist()
+            bags = frozenset(feature for feature, single in zip(batch.places, single_F, strict=True) if not single)
         kept = self._lookups.get(bags)  # once: another thread may clear them meanwhile
         if kept is None or not kept.held.is_current():
             if len(self._lookups) >= _MAX_LOOKUPS:
@@ -202,7 +204,7 @@ class PackedCollection(OneStep):
         Raises:
             DataError: a feature is missing.
         """
-        ids_FB = batch.values.view(len(batch.places), -1)
+        ids_FB = batch.values.view(len(batch.places), batch.batch_size)
         if list(batch.places) == features:
             return ids_FB
         for spec in self.specs:
