@@ -1,6 +1,6 @@
 """The compiled lookup of rows that are put together: product codes, sparse rows, rows of the ids that are kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +163,9 @@ def test_bundles_are_looked_up_by_it(method: str, codec: str, tmp_path: Path) ->
     assert torch.equal(found, stack(ids_KB))
 
 
-def lookups_of(matrix: Coded, spine: Spine, *, dim: int) -> Lookups:
+def lookups_of(matrix: Coded, spine: Spine, *, dim: int, bags: Sequence[str] = ()) -> Lookups:
     spec = TableSpec(name="t", num_embeddings=NUM_ROWS, embedding_dim=dim, feature_names=["f"])
-    return Lookups(PackedCollection([spec], [PackedTable(spine, [matrix], [0])]))
+    return Lookups(PackedCollection([spec], [PackedTable(spine, [matrix], [0])]), bags=bags)
 
 
 def damaged(tensor: Tensor, *, add: int) -> Tensor:
@@ -247,3 +247,60 @@ def test_layouts_of_damaged_tables_are_not_believed() -> None:
     assert Kernel.of([rows], [rule], num_ids=[NUM_ROWS], padded=8) is not None
     assert Kernel.of([rows], [rule], num_ids=[NUM_ROWS + 100], padded=8) is None
     assert Kernel.of([rows], [rule], num_ids=[NUM_ROWS], padded=7) is None
+
+
+def test_what_holds_the_values_of_a_pruned_table_is_told() -> None:
+    """As listings show it."""
+    assert PackedTable(Spine(), [sparse_rows(16, 0.3, "bitmap").recoded("int4")], [0]).codecs() == [
+        "sparse_coded (int4)"
+    ]
+    assert PackedTable(Spine(), [encode(torch.randn(20, 8), codec="int4")], [0]).codecs() == ["int4"]
+
+
+@pytest.mark.parametrize("form", ["dense", "bitmap", "list8"])
+@pytest.mark.parametrize("codec", ["pq", "pq4"])
+def test_pruned_rows_under_codecs_of_several_columns(codec: str, form: str) -> None:
+    """Their values are a list of single numbers, whose layout is not that of the table."""
+    matrix = sparse_rows(16, 0.3, form).recoded(codec)
+    ids = torch.arange(NUM_ROWS)
+    assert torch.equal(lookups_of(matrix, Spine(), dim=16)({"f": ids}, {}, num_rows=NUM_ROWS)[0], matrix.take(ids))
+    bags = lookups_of(matrix, Spine(), dim=16, bags=["f"])({"f": ids}, {"f": torch.ones_like(ids)}, num_rows=NUM_ROWS)
+    assert torch.equal(bags[0], matrix.take(ids))
+
+
+def test_a_layout_of_another_width_than_the_table_is_not_believed() -> None:
+    assert lookups_of(encode(torch.randn(NUM_ROWS, 3)), Spine(), dim=4)._stacks[0].kernel is None
+
+
+@pytest.mark.parametrize("share", [0.01, 0.9])
+@pytest.mark.parametrize("form", ["bitmap", "list8"])
+def test_kept_ids_of_pruned_rows(form: str, share: float) -> None:
+    """There are fewer values than rows, or more: whether a row is there is asked of rows."""
+    is_kept = torch.arange(NUM_ROWS) % 2 == 0
+    spine, matrix = kept_of(is_kept, dim=16), sparse_rows(16, share, form, num_rows=int(is_kept.sum()))
+    stack, ids = lookups_of(matrix, spine, dim=16)._stacks[0], torch.arange(NUM_ROWS)
+    assert stack.kernel is not None
+    assert torch.equal(looked_up(stack.kernel, ids[None])[:, 0], PackedTable(spine, [matrix], [0]).lookup(ids))
+    spine.samples = damaged(spine.samples, add=10**6)
+    stack = lookups_of(matrix, spine, dim=16)._stacks[0]
+    assert stack.kernel is not None
+    assert stack.kernel(ids[None].numpy()) is None
+
+
+@pytest.mark.parametrize("name", ["steps", "codes"])
+def test_buffers_that_do_not_lie_in_one_piece_are_read_where_they_are(name: str) -> None:
+    """A copy of them would not be what is written into later."""
+    matrix = encode(torch.randn(NUM_ROWS, 16), codec="int8")
+    held = getattr(matrix, name)
+    setattr(matrix, name, torch.stack([held, held], dim=1)[:, 0])
+    lookups, ids = lookups_of(matrix, Spine(), dim=16), torch.arange(NUM_ROWS)
+    getattr(matrix, name).zero_()
+    assert torch.equal(lookups({"f": ids}, {}, num_rows=NUM_ROWS)[0], matrix.take(ids))
+
+
+def test_wrong_facts_of_a_damaged_bundle_are_told_as_such() -> None:
+    matrix = coded_rows(books=2, codes=1, width=4, num_head=NUM_ROWS, tail_codes=1)
+    for wrong in (2**70, -1):
+        matrix.num_rows = wrong
+        with pytest.raises(CheckpointError, match="can't be looked up.*is damaged"):
+            lookups_of(matrix, Spine(), dim=8)

@@ -91,14 +91,14 @@ class AffineRows(Coded):
 
     def layout(self) -> RowLayout | None:
         row_bits = self.dim * self.bits
-        types = [tensor.dtype for tensor in (self.codes, self.steps, self.offsets)]
+        held, scales = (self.codes, self.steps, self.offsets), (self.steps, self.offsets)
+        types = [tensor.dtype for tensor in held if tensor.is_contiguous()]
         if not self.codes.numel() or self.codes.device.type != "cpu" or types != _TYPES:
             return None
-        scales = [scale.contiguous() for scale in (self.steps, self.offsets)]
         num_rows = min(8 * self.codes.numel() // row_bits, *(self.group * scale.numel() for scale in scales))
         return RowLayout(
             Numbers(self.bits),
-            self.codes.contiguous(),
+            self.codes,
             num_rows=num_rows,
             width=self.dim,
             stride_bits=row_bits,
@@ -109,7 +109,7 @@ class AffineRows(Coded):
         )
 
     def joint_place(self) -> Hashable | None:
-        if not self.codes.numel():
+        if not self.codes.numel() or not self.codes.is_contiguous():
             return None
         scales = [place_of(scale.unsqueeze(1)) for scale in (self.steps, self.offsets)]
         return self.dim, place_of(self._code_bytes()), *scales

@@ -107,11 +107,11 @@ class CodedRows(Coded):
         )
 
     def _centroids_layout(self) -> Layout | None:
-        return Fp32(self.centroids.flatten(0, 1)).layout()
+        return Fp32(self.centroids.flatten(0, 1)).layout() if self.centroids.is_contiguous() else None
 
     def joint_place(self) -> Hashable | None:
         centroids = self._centroids_place()
-        if not self.num_rows or centroids is None:
+        if not self.num_rows or centroids is None or not all(s.is_contiguous() for _, s, _ in self._streams()):
             return None
         # What a stream of no rows is of plays no part.
         kinds = [(bits, stream.untyped_storage().data_ptr()) for bits, stream, num in self._streams() if num]
@@ -124,7 +124,7 @@ class CodedRows(Coded):
         return [(self.head_bits, self.head, self.num_head), (self.tail_bits, self.tail, num_tail)]
 
     def _centroids_place(self) -> Hashable | None:
-        if not self.centroids.numel():
+        if not self.centroids.numel() or not self.centroids.is_contiguous():
             return None
         return self.centroids.shape, place_of(self.centroids.flatten(0, 1))
 

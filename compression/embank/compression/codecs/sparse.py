@@ -105,8 +105,10 @@ class SparseRows(Coded):
 
     def layout(self) -> Layout | None:
         values = self._values_layout() if self._num_values() and self.dim > 0 else None
-        if self.form == "dense" or not isinstance(values, RowLayout):
+        if self.form == "dense":
             return values
+        if not isinstance(values, RowLayout):
+            return None
         num_rows = self.num_joint_rows()
         if self.form == "bitmap":
             return SparseLayout(values, num_rows, self.dim, low_bits=0, fine=self.words, counts=self.samples)

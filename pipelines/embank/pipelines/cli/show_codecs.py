@@ -6,6 +6,7 @@ from pathlib import Path
 from embank.pipelines.cli.show import out, table
 from embank.tables import Bundle, NamedCodec
 from embank.tables.errors import ConfigError
+from embank.tables.serving.codecs.registry import codec_told
 from embank.tables.wording import human_bytes
 
 
@@ -14,7 +15,8 @@ def exported(path: Path, bundle: Bundle) -> None:
     nbytes, said = bundle.nbytes, bundle.facts.get("codec", {})
     if "valid_auc" in said:
         held = {
-            entry.name: ", ".join(dict.fromkeys(matrix["codec"] for matrix in entry.served["matrices"])) or "-"
+            entry.name: ", ".join(dict.fromkeys(codec_told(m["codec"], m["facts"]) for m in entry.served["matrices"]))
+            or "-"
             for entry in bundle.entries
         }
         table(["table", "codec"], [[name, codecs] for name, codecs in held.items()], left=2)

@@ -78,7 +78,7 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
             "method": spec.method,
             "num_embeddings": spec.num_embeddings,
             "dim": spec.embedding_dim,
-            "codecs": [entry["codec"] for entry in pack.manifest()["matrices"]],
+            "codecs": pack.codecs(),
             "rows": " + ".join(_held(pack)),
             "serving_bytes": pack.nbytes(),
             "plain_bytes": plain_nbytes_of([spec]),

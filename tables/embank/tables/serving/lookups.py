@@ -98,7 +98,7 @@ class Lookups:
             else:
                 run.append((rows, self.column[use.feature]))
                 if following is None or not self._goes_on(rows, following):
-                    steps.append(Stack([rows for rows, _ in run], [column for _, column in run]))
+                    steps.append(Stack.of([rows for rows, _ in run], [column for _, column in run]))
                     run = []
         return steps
 
@@ -259,7 +259,7 @@ class Lookups:
 def _kernel_of(rows: Rows) -> Kernel | None:
     """What looks up the ids of a table that is asked alone; rows as they are torch gives as fast, and few sooner."""
     is_plain = type(rows.spine) is Spine and isinstance(rows.matrix, Fp32)
-    return None if is_plain else Stack([rows], [0]).kernel
+    return None if is_plain else Stack.of([rows], [0]).kernel
 
 
 _Bags = Mapping[str, tuple[Tensor, Tensor]]

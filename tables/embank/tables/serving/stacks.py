@@ -95,7 +95,23 @@ class Stack:
         is_known = steps.combine is None or steps.widening is not None or steps.padded is not None
         if is_known and _is_laid_out(type(matrices[0])):
             layouts, num_ids = [m.layout() for m in matrices], [own.spec.num_embeddings for own in rows]
-            self.kernel = Kernel.of(layouts, steps.rules, steps.widening, num_ids=num_ids, padded=steps.padded)
+            kernel = Kernel.of(layouts, steps.rules, steps.widening, num_ids=num_ids, padded=steps.padded)
+            if kernel is not None and all(own.spec.embedding_dim == kernel.form.dim for own in rows):
+                self.kernel = kernel
+
+    @classmethod
+    def of(cls, rows: Sequence[Rows], columns: Sequence[int]) -> "Stack":
+        """One for some uses.
+
+        Raises:
+            CheckpointError: the bundle that the tables are from is damaged, and says what can't be.
+        """
+        try:
+            return cls(rows, columns)
+        except EmbankError:
+            raise
+        except Exception as error:  # whatever wrong facts and tensors lead to
+            raise _told(error, names=[own.spec.name for own in rows], doing="putting together tables") from error
 
     def __call__(self, ids_FB: Array) -> Tensor:
         """Rows side by side, [B, K D].
@@ -115,14 +131,10 @@ class Stack:
             if self.combine is not None:
                 rows_BKD = self.combine(rows_BKD, side)
             return rows_BKD.flatten(1)
-        except Exception as error:  # whatever a lookup of wrong tensors raises
-            if not isinstance(error, EmbankError):
-                refuse_exhausted(error, doing=f"looking up {ids_KB.size:,} ids of tables from '{self.names[0]}' on")
-                raise CheckpointError(
-                    f"ids of the tables from '{self.names[0]}' to '{self.names[-1]}' can't be looked up: "
-                    f"{cause_of(error)}. What is served of one of them is damaged: copy or export its bundle again"
-                ) from error
+        except EmbankError:
             raise
+        except Exception as error:  # whatever a lookup of wrong tensors raises
+            raise _told(error, names=self.names, doing=f"looking up {ids_KB.size:,} ids of tables") from error
 
     def _addressed(self, ids_KB: Array) -> tuple[Array, Array | None]:
         """Rows [K, B] of ids, of all tables of a method at once where it can, and what is to be known besides."""
@@ -142,6 +154,15 @@ class Stack:
                 f"{int(rows_KB[k].max())} of {int(self.num_rows_K1[k, 0])}. What is served of it is damaged: copy or "
                 "export its bundle again"
             )
+
+
+def _told(error: Exception, *, names: Sequence[str], doing: str) -> CheckpointError:
+    """What is raised for an error among some tables, unless memory has run out."""
+    refuse_exhausted(error, doing=f"{doing} from '{names[0]}' on")
+    return CheckpointError(
+        f"ids of the tables from '{names[0]}' to '{names[-1]}' can't be looked up: {cause_of(error)}. What is served "
+        "of one of them is damaged: copy or export its bundle again"
+    )
 
 
 _Address = Callable[[Array], tuple[Array, Array | None]]

@@ -19,7 +19,7 @@ from embank.tables.method.modes import is_followed
 from embank.tables.method.registry import method_class
 from embank.tables.method.trial import some_ids
 from embank.tables.serving.codecs.base import MIN_NUMBERS, Coded
-from embank.tables.serving.codecs.registry import codec_class, codec_name, encode
+from embank.tables.serving.codecs.registry import codec_class, codec_name, codec_told, encode
 from embank.tables.serving.steps import Steps
 from embank.tables.specs import TableSpec
 from embank.tables.storage.refusals import cause_of
@@ -171,6 +171,10 @@ class PackedTable(nn.Module):
             "lookups": self.lookups,
             "matrices": [{"codec": codec_name(type(m)), "facts": facts_of(m)} for m in self.coded],
         }
+
+    def codecs(self) -> list[str]:
+        """What holds each matrix, with what holds its parts: `["sparse_coded (int4)"]`."""
+        return [codec_told(codec_name(type(coded)), facts_of(coded)) for coded in self.coded]
 
     @classmethod
     def restore(cls, method: str, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "PackedTable":

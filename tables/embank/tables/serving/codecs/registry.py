@@ -231,6 +231,12 @@ def codec_name(cls: type[Coded]) -> str:
     return name
 
 
+def codec_told(name: str, facts: Mapping[str, Any]) -> str:
+    """A matrix's codec, with what holds its parts: of a pruned table in 4 bits "sparse_coded (int4)"."""
+    parts = ", ".join(str(about["codec"]) for about in facts.get("parts", {}).values())
+    return f"{name} ({parts})" if parts else name
+
+
 def encode(rows_RD: Tensor, *, codec: str = "fp32") -> Coded:
     """Rows in the form of a codec.
 

@@ -50,7 +50,10 @@ Lookup = Callable[..., int]
 def compiled(form: Form) -> Lookup | None:
     """The function `embank_lookup` for a form of rows; None where there is no compiler, or it can't be made or loaded:
     then it says why at the level INFO of this module's logger."""
-    if os.environ.get(SWITCH) == "0" or _hung:
+    if os.environ.get(SWITCH) == "0":
+        _tell(f"{SWITCH}=0 switches it off")
+        return None
+    if _hung:
         return None
     try:
         compiler = _compiler()
@@ -67,7 +70,7 @@ def compiled(form: Form) -> Lookup | None:
     return function
 
 
-def _tell(error: Exception) -> None:
+def _tell(error: Exception | str) -> None:
     said = str(getattr(error, "stderr", None) or error).strip()
     _log.info("rows are looked up without a compiled lookup: %s", said[:500])
 

@@ -20,7 +20,7 @@ _COUNTS = (torch.int32, torch.int64)
 _PLACES = [("fine", np.uint64), ("counts", np.uint64), ("is_wide", np.int64)]
 TABLE = np.dtype(
     [
-        *[(name, np.uint64) for name in ("numbers", "steps", "offsets", "num_held", "matrix")],
+        *[(name, np.uint64) for name in ("numbers", "steps", "offsets", "num_held", "num_values", "matrix")],
         ("rule", np.int64),
         *[(name, np.uint64) for name in ("num_rows", "salt", "inverse")],
         ("kept", _PLACES),
@@ -106,7 +106,7 @@ def tables_of(layouts: Sequence[Layout], rules: Sequence[Rule], matrices: Tensor
     tables = np.zeros(len(layouts), dtype=TABLE)
     for table, layout, rule in zip(tables, layouts, rules, strict=True):
         records = _records(layout)
-        table["numbers"], table["num_held"] = records.rows.data_ptr(), records.num_rows
+        table["numbers"], table["num_held"] = records.rows.data_ptr(), layout.num_rows
         if records.steps is not None and records.offsets is not None:
             table["steps"], table["offsets"] = records.steps.data_ptr(), records.offsets.data_ptr()
         table["rule"], table["num_rows"], table["salt"] = _RULES[rule.kind], rule.num_rows, rule.salt % 2**64
@@ -114,13 +114,12 @@ def tables_of(layouts: Sequence[Layout], rules: Sequence[Rule], matrices: Tensor
         if rule.kept is not None:
             table["kept"] = _places(*rule.kept)
         if isinstance(layout, CodeLayout):
-            table["num_held"], table["num_head"] = layout.num_rows, layout.num_head
+            table["num_head"] = layout.num_head
             for name, stream in (("head", layout.head), ("tail", layout.tail)):
                 table[name], table[f"{name}_end"] = stream.data_ptr(), stream.data_ptr() + stream.numel()
         elif isinstance(layout, SparseLayout):
             table["entries"] = _places(layout.fine, layout.counts)
-            if layout.low_bits:
-                table["num_held"] = min(records.num_rows, layout.fine.numel())
+            table["num_values"] = min([records.num_rows] + [layout.fine.numel()] * bool(layout.low_bits))
     if matrices is not None:
         size = matrices[0].numel() * matrices.element_size()
         tables["matrix"] = matrices.data_ptr() + size * np.arange(len(layouts), dtype=np.uint64)

@@ -77,7 +77,7 @@ inline bool spread(const Table& table, uint64_t row, uint64_t value, float* __re
   std::memset(out, 0, ROW * sizeof(float));
   for (uint64_t begin = 0; begin < ROW; begin += 64) {
     uint64_t bits = bits_from(table.entries, row * ROW + begin, ROW - begin < 64 ? ROW - begin : 64);
-    if (value + __builtin_popcountll(bits) > table.num_held) return false;
+    if (value + __builtin_popcountll(bits) > table.num_values) return false;
     for (; bits; bits &= bits - 1) decode(table, value++, out + begin + __builtin_ctzll(bits));
   }
   return true;
@@ -101,7 +101,7 @@ inline void ask_places(const Table& table, uint64_t row) {
 inline int64_t first_value(const Table& table, uint64_t row) {
   const uint64_t number = row * ROW, bucket = number >> LOW_BITS, low = number & ((1 << LOW_BITS) - 1);
   uint64_t first = count_at(table.entries, bucket), count = count_at(table.entries, bucket + 1) - first;
-  if (first > table.num_held || count > table.num_held - first) return -1;
+  if (first > table.num_values || count > table.num_values - first) return -1;
   while (count) {
     const uint64_t half = count / 2;
     const bool is_below = low_at(table, first + half) < low;
@@ -116,7 +116,7 @@ inline bool spread(const Table& table, uint64_t row, uint64_t value, float* __re
   const uint64_t begin = row * ROW;
   for (uint64_t bucket = begin >> LOW_BITS; bucket <= (begin + ROW - 1) >> LOW_BITS; ++bucket) {
     const uint64_t end = count_at(table.entries, bucket + 1);
-    if (end > table.num_held) return false;
+    if (end > table.num_values) return false;
     for (; value < end; ++value) {
       const uint64_t column = (bucket << LOW_BITS | low_at(table, value)) - begin;
       if (column >= ROW) return true;

@@ -17,7 +17,8 @@ struct Table {
   const char* numbers;
   const char* steps;
   const char* offsets;
-  uint64_t num_held;  // records, but those of centroids: then rows
+  uint64_t num_held;  // rows that there are
+  uint64_t num_values;  // of a sparse shape
   const float* matrix;
   int64_t rule;
   uint64_t num_rows;
