@@ -1,5 +1,6 @@
 """`embank plan`: what it prints is what a run would begin with, and what it writes a run takes."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from embank.pipelines.config.run import load_config
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import build_tables, id_counts, plan_run, table_specs
 from embank.tables import ConfigError
-from embank.tables.sharding.plan import load_plan
+from embank.tables.sharding.plan import load_plan, save_plan
 from tests.training.runs import raw_config, write_data
 
 
@@ -82,6 +83,34 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(config: Path, tmp_p
         with pytest.raises(ConfigError, match=message):
             plan(config, **options, out=tmp_path / "plan.yaml")
         assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_a_file_is_not_written_over(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.yaml"
+    out.write_text("mine")
+    with pytest.raises(ConfigError, match=r"plan.yaml' exists already, .*choose another file, or .* --overwrite"):
+        plan(config, ranks=2, out=out)
+    assert out.read_text() == "mine"
+    plan(config, ranks=2, out=out, overwrite=True)
+    edited = load_plan(out)
+    with pytest.raises(ConfigError, match="exists already"):
+        save_plan(edited, out)
+    assert load_plan(out) == edited
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
+
+
+def test_places_where_no_plan_can_be_written(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="is a folder; give a plan the name of a file"):
+        plan(config, ranks=2, out=tmp_path)
+    with pytest.raises(ConfigError, match=r"there is no folder '.*nodir' to write 'p.yaml' into; make it"):
+        plan(config, ranks=2, out=tmp_path / "nodir" / "p.yaml")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(ConfigError, match=r"can't be written: Permission denied. Make it writable, or choose another"):
+        plan(config, ranks=2, out=tmp_path / "p.yaml")
 
 
 def test_less_memory_spreads_rows(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

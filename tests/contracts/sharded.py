@@ -80,7 +80,7 @@ def compare(rank: int, case: Case, folder: Path) -> float:
     plan = placed(whole, case.kind, world_size)
     tier = RowTier(
         name="disk" if case.tier == "disk" else "device",
-        directory=folder,
+        directory=folder if case.tier == "disk" else None,
         dtype=case.dtype,  # type: ignore[arg-type]
     )
     sharded = TableCollection(

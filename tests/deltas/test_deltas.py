@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import tests.tables.served  # noqa: F401 - registers methods
 from embank.pipelines import apply_delta, make_delta
-from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, TableSpec, WorkError, save_bundle
+from embank.tables import Bundle, CheckpointError, ConfigError, TableCollection, TableSpec, save_bundle
 from embank.tables.collections.stages import finished, settle
 from embank.tables.serving.bundle import MANIFEST, TABLES
 from embank.tables.serving.deltas import rows as delta_rows
@@ -297,7 +297,7 @@ class TestRefused:
             lambda: apply_delta(bundles[0], deltas[0], tmp_path / "result"),
             lambda: make_delta(bundles[0], bundles[2], tmp_path / "result"),
         ):
-            with pytest.raises(WorkError, match="can't be written: Read-only file system. Nothing was left behind"):
+            with pytest.raises(ConfigError, match="can't be written: Read-only file system. Nothing was left behind"):
                 work()
 
 

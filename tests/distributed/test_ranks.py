@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,16 @@ def test_a_run_goes_on_with_another_number_of_ranks(ranks: dict[int, Ranks], dat
     assert result["num_samples"] == whole["num_samples"]
 
 
+def test_files_of_ranks_go_with_the_run(ranks: dict[int, Ranks], data: Path, tmp_path: Path) -> None:
+    sections = {**PLAIN, "tables": {"dim": 400}, "rows": {"tier": "disk"}}  # large enough for no replica
+    ranks[2].run(jobs.train_until, data, tmp_path / "run", sections, 13)
+    assert [path for path in (tmp_path / "run/rows").iterdir() if path.is_dir()], "each rank has a folder"
+    Trainer(config(data, **sections), tmp_path / "run").train(resume=True)
+    ranks[2].run(jobs.train_here, data, tmp_path / "whole", sections, False)
+    assert not (tmp_path / "run/rows").exists()
+    assert not (tmp_path / "whole/rows").exists()
+
+
 def test_a_stopped_run_on_ranks_ends_as_one_that_was_not(ranks: dict[int, Ranks], data: Path, tmp_path: Path) -> None:
     sections = {**PLAIN, "model": {"name": "deepfm", "hidden_units": [8], "dropout": 0.3}}
     whole, _ = ranks[2].run(jobs.train_here, data, tmp_path / "whole", sections, False)
@@ -197,6 +207,41 @@ def test_weighted_bags_over_ranks_equal_one_process(ranks: dict[int, Ranks], met
         assert worst < 1e-5
 
 
+SECTIONS: dict[str, dict[str, Any]] = {
+    "a plan that does not fit": {"rows": {"memory_per_rank": 1000}},
+    "no such plan": {"rows": {"plan": "nope.yaml"}},
+    "a directory without files": {"rows": {"directory": "rows"}},
+    "a wrong value": {"train": {"epochs": 0}},
+    "a network that diverges": {"train": {"lr": 1e30}},
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_what_all_ranks_are_refused_is_said_once(data: Path, tmp_path: Path, name: str) -> None:
+    both, logs = start_both(data, tmp_path / "run", sections=SECTIONS[name])
+    for rank in both:
+        rank.join(60)
+    assert [rank.exitcode for rank in both] in ([2, 2], [1, 1]), said(logs)
+    assert said(logs).count("embank: ") == 1, said(logs)
+    assert "rank 0: " not in said(logs)
+
+
+def test_a_signal_to_all_ranks_is_answered_once(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    both, logs = start_both(data, run, sections={"train": {"epochs": 400}})
+    deadline = time.monotonic() + 90
+    while not list((run / "checkpoints").glob("step-*")):
+        assert time.monotonic() < deadline, said(logs)
+        time.sleep(0.01)
+    for rank in both:
+        assert rank.pid is not None
+        os.kill(rank.pid, signal.SIGINT)
+    for rank in both:
+        rank.join(60)
+    assert [rank.exitcode for rank in both] == [1, 1], said(logs)
+    assert said(logs).count("which is saved; go on with the same command") == 1, said(logs)
+
+
 def test_spread_rows_are_held(ranks: dict[int, Ranks]) -> None:
     assert ranks[2].run(jobs.held) == [[False, True, False]] * 2
 
@@ -244,10 +289,13 @@ def children(pid: int) -> list[int]:
     return [int(line) for line in listed.stdout.split()]
 
 
-def start_both(data: Path, run: Path, *more: str) -> tuple[list[ForkServerProcess], list[Path]]:
+def start_both(
+    data: Path, run: Path, *more: str, sections: Mapping[str, dict[str, Any]] | None = None
+) -> tuple[list[ForkServerProcess], list[Path]]:
     """The same two commands, each a process of ours; and where their output goes."""
-    path, port = run.with_suffix(".yaml"), free_port()
-    path.write_text(yaml.safe_dump(raw_config(data, **LONG)))
+    path, port, sections = run.with_suffix(".yaml"), free_port(), sections or {}
+    changed = {name: {**LONG.get(name, {}), **values} for name, values in sections.items()}
+    path.write_text(yaml.safe_dump(raw_config(data, **{**LONG, **changed})))
     logs = [run.with_name(f"rank-{rank}{''.join(more)}") for rank in (0, 1)]
     places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}

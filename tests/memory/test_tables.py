@@ -294,7 +294,7 @@ def test_a_memory_is_saved_over_nothing(tmp_path: Path) -> None:
             CheckpointError, match=f"{name}' exists already, and a memory is never written over anything"
         ):
             memory().save(tmp_path / name)
-    with pytest.raises(WorkError, match="the memory '.*/file/new' can't be written: Not a directory. Nothing was left"):
+    with pytest.raises(ConfigError, match="the memory '.*/file/new' can't be written: Not a directory. Nothing was"):
         memory().save(tmp_path / "file" / "new")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "note"]
 
@@ -339,6 +339,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda: MemoryTables([]), r"of the kinds \[\]; give at least one, and each once"),
+        (lambda: MemoryTables([stem()], tier="disk"), "tier is 'disk'; give a RowTier, such as"),  # type: ignore[arg-type]
         (lambda: MemoryTables([stem(), stem()]), r"of the kinds \['stem', 'stem'\]"),
         (lambda: MemoryTables([stem()], tier=RowTier(dtype="bf16")), "rows are to be bf16; FBGEMM's kernels for a CPU"),
         (lambda: engram(memory_dim=30), "memory_dim 30 is the width of all 4 heads together.* use 28 or 32"),

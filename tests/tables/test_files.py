@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from torch.distributed.checkpoint.api import CheckpointException
 
-from embank.tables.errors import CheckpointError, WorkError
+from embank.tables import TableCollection, TableSpec
+from embank.tables.errors import CheckpointError, ConfigError, EmbankError, WorkError
 from embank.tables.storage import refusals
+from embank.tables.storage.checkpoint import save_checkpoint
 from embank.tables.storage.checksums import CHECKSUMS, verify_checksums, write_checksums
-from embank.tables.storage.refusals import cause_of, is_full, writing
+from embank.tables.storage.refusals import cause_of, fitting, is_full, refused, writing
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -64,6 +66,34 @@ def test_writing_names_the_file() -> None:
         raise FULL
 
 
+@pytest.mark.parametrize(
+    ("number", "cls", "cure"),
+    [
+        (errno.ENOSPC, WorkError, "Make room and resume"),
+        (errno.EDQUOT, WorkError, "Make room and resume"),
+        (errno.EIO, WorkError, "Mend that and resume"),
+        (errno.EACCES, ConfigError, "Make it writable and resume"),
+        (errno.EROFS, ConfigError, "Mount its file system for writing and resume"),
+        (errno.ENOENT, ConfigError, "Make the folder around it and resume"),
+        (errno.EISDIR, ConfigError, "Mend that and resume"),
+    ],
+)
+def test_the_cure_and_the_exit_code_are_of_what_was_refused(number: int, cls: type[EmbankError], cure: str) -> None:
+    with pytest.raises(cls, match=rf"can't be written: .*\. {cure}$"), writing("'a'", cure="Make room and resume"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_checkpoint_in_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = TableCollection([TableSpec(name="a", num_embeddings=4, embedding_dim=2, feature_names=["a"])])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ConfigError, match="Permission denied. Earlier checkpoints are untouched; make it writable and"):
+        save_checkpoint(tmp_path / "ck", tables=tables, dense={}, meta={})
+
+
 def test_checksums_of_some_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
@@ -76,3 +106,13 @@ def test_checksums_of_some_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="lacks 'a'"):
         verify_checksums(tmp_path, kind="folder", cure="")
     assert (tmp_path / CHECKSUMS).is_file()
+
+
+def test_a_full_disk_that_a_library_keeps_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found out by trying, and neither a class nor a cure of another refusal is chosen for it."""
+    lost = RuntimeError("[enforce fail at inline_container.cc:862] . unexpected pos 64 vs 0")
+    assert refused(lost) is WorkError
+    assert fitting("make room and resume", lost) == "make room and resume"
+    monkeypatch.setattr(refusals, "_refusal_in", lambda _: PermissionError(errno.EACCES, "Permission denied"))
+    assert fitting("make room and resume", lost, folder=tmp_path) == "make it writable and resume"
+    assert refused(chained(PermissionError(errno.EACCES, "no"), FULL)) is WorkError

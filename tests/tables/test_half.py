@@ -85,7 +85,8 @@ def specs_of(
         PhysicalTable(name=f"t{i}", num_embeddings=NUM_ROWS, embedding_dim=dim, init=RowInit(scale=1.0))
         for i, dim in enumerate(DIMS)
     ]
-    held = RowTier(name="disk" if tier == "disk" else "host", dtype=dtype, directory=folder)
+    name = "disk" if tier == "disk" else "host"
+    held = RowTier(name=name, dtype=dtype, directory=folder if name == "disk" else None)
     how = RowOptimizer(name=optimizer, lr=lr)
     return StoreSpec.of_tables(tables, lookups=LOOKUPS, seed=3, backend="torch", optimizer=how, tier=held)
 

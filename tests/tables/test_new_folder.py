@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embank.tables import CheckpointError, WorkError
+from embank.tables import CheckpointError, ConfigError, WorkError
 from embank.tables.storage import atomic
 from embank.tables.storage.atomic import temporary_beside
 from embank.tables.storage.new_folder import new_folder
@@ -40,7 +40,7 @@ def test_nothing_is_left_of_what_failed(is_there: bool, tmp_path: Path) -> None:
 
 
 def test_the_cure_is_of_what_went_wrong(tmp_path: Path) -> None:
-    with pytest.raises(WorkError) as caught, new_folder(tmp_path / ("n" * 250), kind="note"):
+    with pytest.raises(ConfigError) as caught, new_folder(tmp_path / ("n" * 250), kind="note"):
         pass
     assert str(caught.value).endswith("File name too long. Nothing was left behind; choose another folder")
     assert not list(tmp_path.iterdir())

@@ -20,7 +20,8 @@ from embank.tables.rows.fbgemm_memory import placement
     ],
 )
 def test_placement(tier: str, device: str, factor: float, expected: tuple) -> None:
-    made = placement(RowTier(name=tier, device=device, cache_load_factor=factor, directory=Path("rows")))
+    directory = Path("rows") if tier == "disk" else None
+    made = placement(RowTier(name=tier, device=device, cache_load_factor=factor, directory=directory))
     assert (made.location.name, made.compute.name, made.cache_load_factor) == expected
 
 

@@ -1,6 +1,7 @@
 """Sharding plans: complete, within memory, balanced, and refused with the reason where they can't be."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,61 @@ def test_memory_decides() -> None:
         ConfigError, match=r"limit is 1,000,000 bytes; the largest table is 'big' with 68,000,000 bytes"
     ):
         make_plan(loads, world_size=2, memory_per_rank=1_000_000)
+
+
+SIZES = st.lists(st.integers(1, 200_000), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes=SIZES, world_size=st.integers(1, 5), share=st.floats(0.001, 1.2), dim=st.sampled_from([1, 16, 900]))
+def test_advice_helps_where_it_is_followed(sizes: list[int], world_size: int, share: float, dim: int) -> None:
+    loads = [load(f"t{i}", rows, dim=dim) for i, rows in enumerate(sizes)]
+    limit = max(1, int(share * sum(one.nbytes for one in loads) / world_size))
+    try:
+        make_plan(loads, world_size=world_size, memory_per_rank=limit)
+    except ConfigError as error:
+        text = str(error)
+    else:
+        return
+    (larger,) = re.findall(r"limit of ([\d,]+) bytes", text)
+    make_plan(loads, world_size=world_size, memory_per_rank=int(larger.replace(",", "")))
+    ranks = re.findall(r"Use ([\d,]+) ranks", text)
+    assert bool(ranks) != ("No number of ranks is enough" in text)
+    number = int(ranks[0].replace(",", "")) if ranks else max(sizes) + 64
+    if number > 3000:
+        return  # long to plan
+    if ranks:
+        assert number > world_size
+        make_plan(loads, world_size=number, memory_per_rank=limit)
+    else:
+        with pytest.raises(ConfigError, match="No number of ranks is enough"):
+            make_plan(loads, world_size=number, memory_per_rank=limit)
+
+
+def test_replicas_and_the_largest_table_count_in_the_advice() -> None:
+    loads = [load("big", 100_000), load("small", 900)]  # replicated: 61,200 bytes
+    with pytest.raises(ConfigError, match=r"Use 176 ranks in place of 4, a limit of 1,761,744 bytes, or smaller"):
+        make_plan(loads, world_size=4, memory_per_rank=100_000)
+    with pytest.raises(ConfigError, match=r"No number of ranks is enough: each holds 61,200 bytes of replicas"):
+        make_plan(loads, world_size=4, memory_per_rank=61_000)
+
+
+@pytest.mark.parametrize("limit", [0, -5])
+@pytest.mark.parametrize("planner", ["embank", "torchrec"])
+def test_a_limit_below_a_byte_is_refused(limit: int, planner: str) -> None:
+    request = PlanRequest(world_size=2, planner=planner, memory_per_rank=limit)
+    with pytest.raises(ConfigError, match=f"the memory of a rank is {limit} bytes; give at least 1"):
+        plan_tables(specs(), request, optimizer=RowOptimizer(), num_samples=None)
+
+
+def test_a_plan_that_is_given_keeps_to_the_limit() -> None:
+    both = Plan(world_size=2, tables={name: Placement(kind="table_wise", ranks=(1,)) for name in ("a", "b")})
+    for limit in (None, 10**9):
+        request = PlanRequest(world_size=2, given=both, memory_per_rank=limit)
+        assert plan_tables(specs(), request, optimizer=RowOptimizer(), num_samples=None)[0] == both
+    request = PlanRequest(world_size=2, given=both, memory_per_rank=1000)
+    with pytest.raises(ConfigError, match=r"the plan gives rank 1 [\d,]+ bytes, the limit is 1,000 bytes; edit"):
+        plan_tables(specs(), request, optimizer=RowOptimizer(), num_samples=None)
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])

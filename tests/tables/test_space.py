@@ -1,13 +1,18 @@
 """Memory of row stores."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 import torch
 
-from embank.tables import RowTier
+from embank.tables import ConfigError, RowOptimizer, RowTier, TableCollection, TableSpec, WorkError
+from embank.tables.rows import space as space_module
 from embank.tables.rows.space import RowSpace
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -53,3 +58,53 @@ def test_memory_is_zero_or_what_is_given_and_is_written_to(numel: int) -> None:
     assert held.sum() == numel
     values = torch.arange(numel, dtype=torch.float32)
     assert torch.equal(space.hold("values", numel=numel, chunks=values.split(999)), values)
+
+
+def specs(num_embeddings: int = 1000) -> list[TableSpec]:
+    return [
+        TableSpec(name="a", num_embeddings=num_embeddings, embedding_dim=6, feature_names=["a"]),
+        TableSpec(name="b", num_embeddings=10, embedding_dim=6, feature_names=["b"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("how", "nbytes"),
+    [
+        ({}, 1010 * (8 * 4 + 4)),  # FBGEMM holds rows of 6 numbers as rows of 8
+        ({"backend": "torch"}, 1010 * (6 * 4 + 4)),
+        ({"backend": "torch", "optimizer": RowOptimizer(name="adam")}, 1010 * 3 * 6 * 4),
+        ({"backend": "torch", "tier": RowTier(name="host", dtype="bf16")}, 1010 * (6 * 2 + 4)),
+        ({"optimizer": RowOptimizer.external()}, 1010 * 6 * 4),
+    ],
+    ids=str,
+)
+def test_rows_beyond_the_memory_of_the_machine_are_refused(
+    how: dict[str, Any], nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def has(total: int) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=total))
+
+    has(nbytes)
+    TableCollection(specs(), **how)
+    has(nbytes - 1)
+    words = rf"take {nbytes:,} bytes .* this machine has {nbytes - 1:,} bytes .* largest table is 'a' with "
+    with pytest.raises(ConfigError, match=words + rf"{nbytes * 100 // 101:,} bytes \(1,000 rows of 6 numbers\)"):
+        TableCollection(specs(), **how)
+
+
+def test_rows_beyond_any_machine(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="of memory in all"):
+        TableCollection(specs(10**18), backend="torch")
+    disk = RowTier(name="disk", directory=tmp_path)
+    with pytest.raises(WorkError, match=r"a.weights.0.f32' needs 24,000,000,000,000,000,000 bytes: File too large"):
+        TableCollection(specs(10**18), backend="torch", tier=disk)
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_the_system_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(space_module, "_zeroed", refuse)
+    with pytest.raises(WorkError, match=r"out of memory: .* making room for 'a.0.weights', 32,320 bytes"):
+        TableCollection(specs())

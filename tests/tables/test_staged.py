@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embank.tables import ConfigError, WorkError
+from embank.tables import ConfigError, TableCollection, TableSpec, WorkError
 from embank.tables.ids.hashing import mix64
 from embank.tables.rows import ROW_OPTIMIZERS, RowOptimizer, RowTier, StoreSpec, build_rows
 from embank.tables.rows.physical import PhysicalTable, RowInit
@@ -346,7 +346,7 @@ def test_a_backward_pass_after_its_update_is_refused() -> None:
 @pytest.mark.parametrize("backend", ["torch", "fbgemm"])
 @pytest.mark.parametrize("name", ["device", "host", "disk"])
 def test_a_gpu_that_is_not_there_is_refused(backend: str, name: str, tmp_path: Path) -> None:
-    tier = RowTier(name=name, device="cuda:1", directory=tmp_path)
+    tier = RowTier(name=name, device="cuda:1", directory=tmp_path if name == "disk" else None)
     with pytest.raises(ConfigError, match="rows are to be on 'cuda:1', but this machine has no GPU that torch can use"):
         build_rows(
             StoreSpec(shards=shards(), lookups=LOOKUPS, backend=backend, optimizer=RowOptimizer(name="sgd"), tier=tier)
@@ -355,6 +355,20 @@ def test_a_gpu_that_is_not_there_is_refused(backend: str, name: str, tmp_path: P
 
 
 def test_tiers_that_do_not_exist() -> None:
+    with pytest.raises(ConfigError, match="there is no tier 'ssd' for rows; use device, host, disk"):
+        RowTier(name="ssd")
+    spec = TableSpec(name="t", num_embeddings=3, embedding_dim=2, feature_names=["f"])
+    with pytest.raises(ConfigError, match="tier is 'disk'; give a RowTier"):
+        TableCollection([spec], tier="disk")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="optimizer is 'adam'; give a RowOptimizer"):
+        TableCollection([spec], optimizer="adam")  # type: ignore[arg-type]
+    for name in ("device", "host"):
+        with pytest.raises(ConfigError, match=f"the tier '{name}' has no files, so a directory \\('rows'\\) means"):
+            RowTier(name=name, directory="rows")
+    with pytest.raises(ConfigError, match="tier is 'disk'; give a RowTier, such as"):
+        StoreSpec(shards=shards(), lookups=LOOKUPS, tier="disk")
+    with pytest.raises(ConfigError, match="optimizer is 'adagrad'; give a RowOptimizer, such as"):
+        StoreSpec(shards=shards(), lookups=LOOKUPS, optimizer="adagrad")
     with pytest.raises(ConfigError, match="there is no device 'gpu' for rows; use 'cpu', 'cuda' or 'cuda:N'"):
         RowTier(device="gpu")
     with pytest.raises(ConfigError, match="cache_load_factor is 2; it is a share of the rows, from 0 to 1"):

@@ -3,10 +3,12 @@
 import json
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from embank.pipelines.config.run import parse_config
 from embank.pipelines.data.prepare.prepare import prepare
@@ -17,6 +19,7 @@ from embank.pipelines.train import readiness
 from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import BudgetError, CheckpointError, ConfigError, DataError
+from embank.tables.rows.disk.mapped import MappedFile
 from tests.data.test_integrity import CONFIG, swap, write_log
 from tests.faults.place import contents
 from tests.training.runs import config, timeless, train, write_data
@@ -100,7 +103,8 @@ def test_a_run_that_fails_early_leaves_what_it_found(data: Path, tmp_path: Path)
 
 def test_what_a_killed_run_left_before_it_began_is_taken_over(data: Path, tmp_path: Path) -> None:
     trial = "rows/trial/rows/t.0.f32"  # of `table_lr: auto` on the disk tier
-    for name in (".lock", "rows/t.0.f32", trial, ".environment.json.tmp", "environment.json"):
+    of_ranks = ("rows/table_wise-1/t.0.f32", "rows/trial/rows/row_wise-0/t.0.f32")
+    for name in (".lock", "rows/t.0.f32", trial, *of_ranks, ".environment.json.tmp", "environment.json"):
         path = tmp_path / "run" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -114,8 +118,50 @@ def test_files_of_others_in_the_folder_of_rows_stay(data: Path, stopped: RunFold
     (stopped.path / "rows").mkdir(exist_ok=True)
     (stopped.path / "rows/mine.txt").touch()
     (stopped.path / "rows/left.0.f32").touch()
+    (stopped.path / "rows/table_wise-1").mkdir()
+    (stopped.path / "rows/table_wise-1/mine.txt").touch()
+    (stopped.path / "rows/table_wise-1/left.0.f32").touch()
+    (stopped.path / "rows/mine").mkdir()
+    (stopped.path / "rows/mine/mine.0.f32").touch()
     train(data, stopped.path, resume=True)
-    assert [path.name for path in (stopped.path / "rows").iterdir()] == ["mine.txt"]
+    files = [path for path in (stopped.path / "rows").rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(stopped.path / "rows")) for path in files) == [
+        "mine.txt",
+        "mine/mine.0.f32",
+        "table_wise-1/mine.txt",
+    ]
+
+
+def test_a_resumed_run_removes_what_its_ranks_left(data: Path, stopped: RunFolder) -> None:
+    for name in ("table_wise-0/t.0.f32", "row_wise-1/t.weights.0.bf16"):
+        path = stopped.path / "rows" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (stopped.path / "rows/table_wise-1").mkdir()  # what a signal leaves
+    seen: list[bool] = []
+
+    class Look(Reporter):
+        def evaluated(self, record: Mapping[str, Any]) -> None:
+            seen.append((stopped.path / "rows").exists())
+
+    Trainer(config(data), stopped.path, reporter=Look()).train(resume=True)
+    assert seen
+    assert not any(seen), "they need not wait for the run's end"
+
+
+def test_ranks_files_in_a_folder_that_runs_share(data: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    rows = {"tier": "disk", "directory": str(shared)}
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(data, rows=rows), tmp_path / "run", reporter=StopAt(4, signal.SIGTERM)).train()
+    for name in ("table_wise-0/left.0.f32", "table_wise-0/mine.txt", "row_wise-1/left.0.f32", "mine/mine.0.f32"):
+        (shared / name).parent.mkdir(exist_ok=True)
+        (shared / name).touch()
+    other = MappedFile(shared / "table_wise-0", "held", numel=1, chunks=[torch.zeros(1)])  # of a run that goes on
+    train(data, tmp_path / "run", resume=True, rows=rows)
+    files = sorted(str(path.relative_to(shared)) for path in shared.rglob("*"))
+    assert files == ["mine", "mine/mine.0.f32", "table_wise-0", "table_wise-0/held.0.f32", "table_wise-0/mine.txt"]
+    assert other.path.exists()
 
 
 def run_on(data: Path, run: Path, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:

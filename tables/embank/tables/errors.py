@@ -8,9 +8,14 @@ from typing import ClassVar
 
 
 class EmbankError(Exception):
-    """Base of all errors caused by input: data, configuration, arguments, files."""
+    """Base of all errors caused by input: data, configuration, arguments, files.
+
+    Attributes:
+        is_told: another process of the same training says it, so that it is said once.
+    """
 
     exit_code: ClassVar[int] = 2
+    is_told: bool = False
 
 
 class ConfigError(EmbankError, ValueError):

@@ -160,8 +160,9 @@ def train(
     from embank.pipelines.train.launch import joined_processes
     from embank.pipelines.train.trainer import Trainer
 
-    loaded = load_config(config, overrides=set_ or [])
     with joined_processes() as processes, show.training() as reporter:
+        with processes.together():
+            loaded = load_config(config, overrides=set_ or [])
         result = Trainer(loaded, out, reporter=reporter, processes=processes).train(resume=resume, begin_with=from_)
     if processes.is_first:
         show.result(out, result)
@@ -269,6 +270,7 @@ def plan(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, for example tables.dim=32; may be repeated.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
     """Show which rank would hold what: tables, rows, shards, bytes and expected lookups. Nothing is started or
     allocated.
@@ -277,15 +279,17 @@ def plan(
     """
     from embank.pipelines.config.run import load_config
     from embank.pipelines.sizing.plan import plan_config
-    from embank.tables.sharding.plan import save_plan
+    from embank.tables.sharding.plan import refuse_taken, save_plan
 
+    if out is not None:
+        refuse_taken(out, overwrite=overwrite)
     overrides = [*(set_ or [])]
     overrides += [] if memory_per_rank is None else [f"rows.memory_per_rank={memory_per_rank}"]
     overrides += [] if planner is None else [f"rows.planner={planner}"]
     made, loads = plan_config(load_config(config, overrides=overrides), ranks=ranks)
     show.plan(made, loads)
     if out is not None:
-        save_plan(made, out)
+        save_plan(made, out, overwrite=overwrite)
         show.out.print(f"written to {out}", markup=False)
 
 

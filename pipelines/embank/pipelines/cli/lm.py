@@ -33,8 +33,9 @@ def train(
     from embank.pipelines.lm.trainer import LmTrainer
     from embank.pipelines.train.launch import joined_processes
 
-    loaded = load_lm_config(config, overrides=set_ or [])
     with joined_processes() as processes, show.training() as reporter:
+        with processes.together():
+            loaded = load_lm_config(config, overrides=set_ or [])
         result = LmTrainer(loaded, out, reporter=reporter, processes=processes).train(resume=resume)
     if processes.is_first:
         show.lm_result(out, result)

@@ -50,13 +50,20 @@ def _end(error: BaseException, *, debug: bool, arguments: Sequence[str]) -> None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
     if failure is not None:
-        show.error(str(failure))
+        if not failure.is_told:
+            show.error(str(failure))
         sys.exit(failure.exit_code)
     if stop is not None:
         name = "SIGTERM" if isinstance(stop, Stopped) else "interrupted"
-        show.error(f"{name}: {_what_next(arguments)}")
+        if not _is_later_rank():  # torchrun's ranks get a signal together
+            show.error(f"{name}: {_what_next(arguments)}")
         sys.exit(1)
     sys.exit(report(error))
+
+
+def _is_later_rank() -> bool:
+    """Whether this is one of several processes that torchrun has started, and not the first."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

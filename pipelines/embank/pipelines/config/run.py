@@ -166,6 +166,7 @@ def _refuse_out_of_range(config: Config) -> None:
         "train.checkpoint_every": config.train.checkpoint_every,
         "train.patience": config.train.patience,
         "train.num_threads": config.train.num_threads,
+        "rows.memory_per_rank": config.rows.memory_per_rank,
         "tables.dim": config.tables.default.dim,
         **{f"tables.overrides.{name}.dim": table.dim for name, table in config.tables.overrides.items()},
     }

@@ -18,7 +18,8 @@ from embank.pipelines.diagnosis.traffic import HOTTEST, NormTrend, Traffic, coun
 from embank.pipelines.runs.build import initial_network
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model, data_of, refuse_other_vocabularies
-from embank.tables import TableCollection, WorkError
+from embank.tables import TableCollection
+from embank.tables.storage.refusals import refused
 
 BATCH_SIZE = 8192
 
@@ -62,7 +63,7 @@ def diagnose_run(path: str | Path, *, data: str | Path | None = None, out: str |
         CheckpointError: no run, no checkpoint, or a damaged one.
         ConfigError: the data has other vocabularies.
         DataError: the prepared folder is gone.
-        WorkError: the files can't be written.
+        WorkError, ConfigError: the files can't be written, see `refused`.
     """
     path, out = Path(path), Path(out or path)
     run = RunFolder(path)
@@ -86,7 +87,7 @@ def diagnose_run(path: str | Path, *, data: str | Path | None = None, out: str |
     try:
         files = _write(out, found, initial, traffic, norms, title=title)
     except OSError as error:
-        raise WorkError(f"the diagnosis can't be written to '{out}': {error.strerror}") from error
+        raise refused(error)(f"the diagnosis can't be written to '{out}': {error.strerror}") from error
     return Diagnosis(
         step=step,
         model=name,

@@ -23,10 +23,11 @@ from embank.pipelines.importing.sources import FIRST_ORDER, OURS, Source, Source
 from embank.pipelines.importing.vocabularies import TokenSources
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.build import build, initial_network, served_tables, table_codecs, table_specs
-from embank.pipelines.runs.folder import ROWS, RunFolder
+from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.progress import Progress, StageProgress
 from embank.pipelines.runs.records import write_record
 from embank.pipelines.runs.result import close_run
+from embank.pipelines.runs.row_folders import ROWS
 from embank.pipelines.train.checkpoints import evaluate_and_save, save, tell
 from embank.pipelines.train.session import Session
 from embank.tables import ConfigError, TableCollection, TableSpec, Vocabulary

@@ -16,7 +16,7 @@ from embank.tables.sharding.processes import Processes
 from embank.tables.storage.atomic import publish, temporary_beside
 from embank.tables.storage.checksums import verify_checksums, write_checksums
 from embank.tables.storage.json_text import read_json
-from embank.tables.storage.refusals import cause_of
+from embank.tables.storage.refusals import cause_of, fitting, refused
 
 ROWS = "memory"
 _CURE = "Restore it or remove this checkpoint to resume from an earlier one"
@@ -99,10 +99,8 @@ def save_lm(
                 write_checksums(temporary)
                 publish(temporary, folder)
     except OSError as error:
-        raise WorkError(
-            f"the checkpoint '{folder}' can't be written: {cause_of(error)}. Earlier checkpoints are untouched; make "
-            "room and resume"
-        ) from error
+        cure = fitting("Earlier checkpoints are untouched; make room and resume", error)
+        raise refused(error)(f"the checkpoint '{folder}' can't be written: {cause_of(error)}. {cure}") from error
     finally:
         if processes.is_first:
             shutil.rmtree(temporary, ignore_errors=True)

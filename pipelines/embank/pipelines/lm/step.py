@@ -89,7 +89,8 @@ class LmStepper:
         loss = F.cross_entropy(logits_NV, ids_BS[:, 1:].flatten())
         value, agreed = self._agree(loss.item(), votes)
         if not math.isfinite(value):
-            raise NonFiniteLossError(self._diagnosis(step, value))
+            with self.processes.together():
+                raise NonFiniteLossError(self._diagnosis(step, value))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         average_gradients(self.parameters, self.processes)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from embank.pipelines.config.changes import MAY_CHANGE, flat, refuse_changed_config
+from embank.pipelines.config.sections import refuse_idle_directory
 from embank.pipelines.lm.config import LmConfig, lm_to_plain
 from embank.pipelines.lm.evaluation import evaluate
 from embank.pipelines.lm.model import build_model
@@ -17,7 +18,8 @@ from embank.pipelines.lm.step import LmStepper
 from embank.pipelines.lm.tokens import Corpus, prepare_corpus
 from embank.pipelines.lm.windows import Windows
 from embank.pipelines.reporting import Reporter
-from embank.pipelines.runs.folder import CORPUS, ROWS, RunFolder
+from embank.pipelines.runs.folder import CORPUS, RunFolder
+from embank.pipelines.runs.row_folders import ROWS
 from embank.pipelines.train.interrupt import InterruptedRunError, stop_on_signals
 from embank.pipelines.train.session import WARMUP_STEPS
 from embank.pipelines.train.telling import recorded
@@ -67,7 +69,9 @@ class LmTrainer:
         """
         if self.config.train.num_threads:
             torch.set_num_threads(self.config.train.num_threads)
-        _refuse_uneven(self.config, self.processes)
+        with self.processes.together():
+            _refuse_uneven(self.config, self.processes)
+            refuse_idle_directory(tier=self.config.rows.tier, directory=self.config.rows.directory)
         _refuse_differences(self.config, self.processes)
         with self.processes.together():
             done = self._ready(resume) if self.processes.is_first else None
@@ -247,7 +251,8 @@ class LmTrainer:
         raise InterruptedRunError(
             f"{self.stop.signal or 'a signal to another rank'}: stopped after step {self.progress.step} of "
             f"{self.num_steps}, which is saved; go on with the same command and --resume (run directory "
-            f"'{self.run.path}')"
+            f"'{self.run.path}')",
+            is_first=self.processes.is_first,
         )
 
     def _finish(self) -> dict[str, Any]:
@@ -297,10 +302,11 @@ def _refuse_uneven(config: LmConfig, processes: Processes) -> None:
 def _refuse_differences(config: LmConfig, processes: Processes) -> None:
     """All processes of a run need the same configuration."""
     keys = processes.gather(dict(flat(lm_to_plain(config))))
-    for rank, other in enumerate(keys):
-        for key, value in keys[0].items():
-            if other[key] != value:
-                raise ConfigError(
-                    f"rank {rank} has {key} = {other[key]!r} where rank 0 has {value!r}; start all ranks with the same "
-                    "configuration"
-                )
+    with processes.together():
+        for rank, other in enumerate(keys):
+            for key, value in keys[0].items():
+                if other[key] != value:
+                    raise ConfigError(
+                        f"rank {rank} has {key} = {other[key]!r} where rank 0 has {value!r}; start all ranks with the "
+                        "same configuration"
+                    )

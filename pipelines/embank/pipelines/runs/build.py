@@ -242,7 +242,9 @@ def _sharding(config: Config, schema: Schema, specs: Sequence[TableSpec], proces
     def planner(specs: Sequence[TableSpec]) -> Plan:
         return plan_run(config, schema, specs, world_size=processes.count)[0]
 
-    return Sharding(plan=planner(specs), group=processes.group, planner=planner)
+    with processes.together():
+        plan = planner(specs)
+    return Sharding(plan=plan, group=processes.group, planner=planner)
 
 
 def plan_run(config: Config, schema: Schema, specs: Sequence[TableSpec], *, world_size: int) -> tuple[Plan, list[Load]]:

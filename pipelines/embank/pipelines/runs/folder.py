@@ -16,16 +16,13 @@ from embank.pipelines.config.changes import refuse_changed_config
 from embank.pipelines.locks import hold_lock, is_locked
 from embank.pipelines.runs.environment import environment_of
 from embank.pipelines.runs.records import CURE, RESUME, read_record, sealed, short_digest, unsealed, write_record
+from embank.pipelines.runs.row_folders import ROWS, holds_only_rows, remove_rows, remove_unused_parts
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
-from embank.tables.rows.disk.mapped import is_row_file, remove_row_files
 from embank.tables.storage.atomic import remove_folder, replace_text, temporary_file
 from embank.tables.storage.refusals import cause_of, is_full, writing
 from embank.tables.storage.yaml_text import parse_yaml
 
 LOCK = ".lock"
-ROWS = "rows"
-TRIAL = "trial"
-"""A training within a run's working folder, which tries a rate of rows; all that it has is working files."""
 CORPUS = "corpus"
 _CORPUS_FILES = frozenset({"tokenizer.json", "train.npy", "valid.npy", "test.npy", "corpus.json", "checksums.json"})
 _LEFTOVER_CORPUS = re.compile(r"^\.corpus\.(tmp-[0-9a-f]+|removed)$")
@@ -122,6 +119,8 @@ class RunFolder:
         with training_in(self.path):
             if begins:
                 self.refuse_used()
+            else:
+                self._remove_left_rows()
             try:
                 yield
             finally:
@@ -131,8 +130,7 @@ class RunFolder:
     def _clear(self, *, remove_folder: bool) -> None:
         """Removes the working files of a run that has not begun, which `refuse_used` has found to be ours; nothing
         else."""
-        self._remove_trial()
-        remove_row_files(self.path / ROWS)
+        remove_rows(self.path / ROWS)
         for path in (*(temporary_file(path) for path in self._records), *self._records):
             path.unlink(missing_ok=True)
         self.remove_corpora()
@@ -144,11 +142,13 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
 
-    def _remove_trial(self) -> None:
-        """Removes what a trial has left that was killed."""
-        trial = self.path / ROWS / TRIAL
-        if _is_trial(trial):
-            shutil.rmtree(trial, ignore_errors=True)
+    def _remove_left_rows(self) -> None:
+        """Removes the disk tier's files that this run has left when it was stopped: on another number of ranks it would
+        not take them over."""
+        remove_rows(self.path / ROWS)
+        directory = (self.read_config().get("rows") or {}).get("directory")
+        if directory is not None:
+            remove_unused_parts(Path(directory))
 
     def remove_corpora(self) -> None:
         """Removes the corpus of a language model's run that has not begun, and what a crash left of one."""
@@ -347,8 +347,9 @@ class RunFolder:
             plot_learning_curves(self.read_metrics(), self.plots / "learning_curves.png", title=title)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Writes the final figures; from then on the run is complete."""
+        """Writes the final figures; from then on the run is complete, and needs no working files."""
         write_record(self.result, result)
+        remove_rows(self.path / ROWS)
 
 
 @contextmanager
@@ -382,15 +383,7 @@ def _is_working_folder(folder: Path) -> bool:
         return False
     if folder.name == CORPUS or _LEFTOVER_CORPUS.match(folder.name):
         return all(path.name in _CORPUS_FILES and path.is_file() for path in folder.iterdir())
-    return all(folder.name == ROWS and (is_row_file(path) or _is_trial(path)) for path in folder.iterdir())
-
-
-def _is_trial(folder: Path) -> bool:
-    """Whether a folder is what a trial makes, which writes nothing but the working files of its rows."""
-    if folder.name != TRIAL or not folder.is_dir():
-        return False
-    inner = list(folder.iterdir())
-    return all(path.name == ROWS and path.is_dir() and all(map(is_row_file, path.iterdir())) for path in inner)
+    return not any(folder.iterdir()) or (folder.name == ROWS and holds_only_rows(folder))
 
 
 def _metric(line: bytes) -> dict[str, Any] | None:

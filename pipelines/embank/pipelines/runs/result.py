@@ -11,11 +11,10 @@ from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import served_codec, served_nbytes
 from embank.pipelines.runs.bundle import write_bundle
 from embank.pipelines.runs.evaluate import evaluate_bundle
-from embank.pipelines.runs.folder import ROWS, RunFolder
+from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model
 from embank.pipelines.runs.progress import Judged, Progress
 from embank.tables import Bundle, TableCollection
-from embank.tables.rows.disk.mapped import remove_row_files
 from embank.tables.serving.bundle import folder_nbytes
 from embank.tables.specs import plain_nbytes_of
 
@@ -68,7 +67,6 @@ def close_run(
     run.plot()
     begun = {} if run.start is None else {"from": run.start}
     run.write_result({**result, **begun, "ranks": model.tables.processes.count})
-    remove_row_files(run.path / ROWS)  # what a killed process left; this one's own end with it
     return run.read_result()
 
 

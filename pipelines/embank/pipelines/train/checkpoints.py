@@ -126,7 +126,8 @@ def stop_now(session: Session) -> None:
     if session.is_trial:
         raise InterruptedRunError(
             f"{session.stop.signal or 'a signal to another rank'}: stopped while learning rates were tried "
-            "(train.table_lr: auto), which leaves nothing behind; start the same command again"
+            "(train.table_lr: auto), which leaves nothing behind; start the same command again",
+            is_first=session.processes.is_first,
         )
     save(session)
     training = session.training
@@ -134,7 +135,8 @@ def stop_now(session: Session) -> None:
     raise InterruptedRunError(
         f"{session.stop.signal or 'a signal to another rank'}: stopped after step {session.progress.stage.steps} of "
         f"{training.num_steps}{stage}, which is saved; go on "
-        f"with the same command and --resume (run directory '{session.run.path}')"
+        f"with the same command and --resume (run directory '{session.run.path}')",
+        is_first=session.processes.is_first,
     )
 
 

@@ -10,7 +10,16 @@ from embank.tables.errors import WorkError
 
 
 class InterruptedRunError(WorkError):
-    """A signal stopped the run; it was saved and can be resumed."""
+    """A signal stopped the run; it was saved and can be resumed. All processes of a run raise it together.
+
+    Args:
+        message: for users.
+        is_first: this process says it.
+    """
+
+    def __init__(self, message: str, *, is_first: bool = True) -> None:
+        super().__init__(message)
+        self.is_told = not is_first
 
 
 class StopRequest:

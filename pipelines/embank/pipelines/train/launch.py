@@ -2,7 +2,7 @@
 together."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,6 +94,12 @@ def refuse_differences(
     """
     keys = {key: value for key, value in flat(config) if key not in MAY_CHANGE or key == "rows.device"}
     described = processes.gather((keys, schema.fingerprint, content))
+    with processes.together():
+        _refuse_other_ranks(described)
+
+
+def _refuse_other_ranks(described: Sequence[tuple[dict[str, Any], str, str | None]]) -> None:
+    """Raises ConfigError if a rank differs from the first one in keys, fingerprint or digest of the rows."""
     first_keys, first_fingerprint, first_content = described[0]
     for rank, (other, fingerprint, rows) in enumerate(described):
         for key in first_keys | other:

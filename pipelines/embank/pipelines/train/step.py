@@ -15,6 +15,7 @@ from embank.pipelines.data.loading.batch import Batch, Position
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.runs.memory import keep_freed_memory
 from embank.pipelines.runs.score import compiled_score, score
+from embank.pipelines.train.divergence import divergence
 from embank.pipelines.train.optimizer import dense_optimizer
 from embank.pipelines.train.penalty import Penalised, RowPenalty
 from embank.pipelines.train.schedule import lr_factor
@@ -201,21 +202,7 @@ class Stepper:
     def _diagnosis(self, batch: Batch, step: int, value: float) -> str:
         """Where the first number came from that is not finite."""
         looked_up = self.tables(batch.sparse.addressed if isinstance(batch.sparse, Penalised) else batch.sparse)
-        tables = [key for key in looked_up.keys() if not bool(looked_up[key].isfinite().all())]  # noqa: SIM118
-        parameters = [n for n, p in self.model.network.named_parameters() if not bool(p.isfinite().all())]
-        if not bool(batch.dense.isfinite().all()):
-            cause = "a numeric input is not finite"
-        elif tables:
-            cause = f"rows of table '{tables[0]}' are not finite; lower train.table_lr"
-        elif parameters:
-            cause = f"the network's parameter '{parameters[0]}' is not finite; lower train.lr"
-        else:
-            widest = max(looked_up.keys(), key=lambda key: float(looked_up[key].abs().max()))
-            largest = float(looked_up[widest].abs().max())
-            cause = (
-                f"the logits overflow; the largest embedding is {largest:.3g} in table '{widest}'; lower "
-                "train.table_lr or train.lr"
-            )
+        cause = divergence(self.model, batch.dense, looked_up)
         return f"the loss is {value} in {_place(batch, step)}: {cause}, or {_IN_A_NEW_RUN}"
 
     def uncoded(self, where: str, error: ConfigError) -> NonFiniteLossError:

@@ -11,13 +11,15 @@ import torch
 from embank.ctr_models import CTRModel
 from embank.pipelines.config.changes import AUTO
 from embank.pipelines.config.run import Config, to_plain
+from embank.pipelines.config.sections import refuse_idle_directory
 from embank.pipelines.data.loading.integrity import content_of
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.build import NO_STAGES, build
-from embank.pipelines.runs.folder import ROWS, TRIAL, RunFolder
+from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.progress import Progress, StageProgress
 from embank.pipelines.runs.result import close_run
+from embank.pipelines.runs.row_folders import ROWS, TRIAL
 from embank.pipelines.runs.start import Start, refuse_other_start, refuse_unfinished
 from embank.pipelines.runs.state import SavedRun
 from embank.pipelines.train.checkpoints import evaluate_and_save, load_best, stop_if_asked, tell
@@ -25,6 +27,7 @@ from embank.pipelines.train.execution import choose, chosen_before, plainly
 from embank.pipelines.train.interrupt import StopRequest, stop_on_signals
 from embank.pipelines.train.launch import refuse_differences
 from embank.pipelines.train.loop import train_stage
+from embank.pipelines.train.one_rank import check_for_one_rank
 from embank.pipelines.train.rates import TRIAL_STEPS, climb
 from embank.pipelines.train.readiness import ready_to_resume, ready_to_start
 from embank.pipelines.train.session import Session
@@ -89,9 +92,10 @@ class Trainer:
         """
         if self.config.train.num_threads:
             torch.set_num_threads(self.config.train.num_threads)
-        plain = to_plain(self.config)
+        plain, rows = to_plain(self.config), self.config.rows
         refuse_differences(plain, self.schema, self.processes, content=self.content)
         with self.processes.together():
+            refuse_idle_directory(tier=rows.tier, directory=rows.directory)
             done = None
             if self.processes.is_first:
                 check = ready_to_resume if resume else ready_to_start
@@ -100,6 +104,9 @@ class Trainer:
         start = self._start_of(begin_with, resume=resume)
         if done is not None:
             return done
+        if self.processes.count == 1:
+            for line in check_for_one_rank(self.config, self.schema):
+                self._note(line)
         with self.processes.together():
             lock = self._lock(begins=not resume)
         with lock:

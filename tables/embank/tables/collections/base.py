@@ -53,7 +53,7 @@ from embank.tables.method.options import refuse_differing
 from embank.tables.method.registry import build_method
 from embank.tables.rows import Backend, RowOptimizer, RowStore, RowTier, StoreSpec, build_rows
 from embank.tables.rows.physical import PhysicalTable
-from embank.tables.rows.store_spec import refuse_bad_lr
+from embank.tables.rows.store_spec import refuse_bad_lr, refuse_names
 from embank.tables.sharding.processes import Processes, is_one_of_many
 from embank.tables.specs import TableSpec
 
@@ -106,6 +106,7 @@ class Tables(Placed, Saved, Packable, OneStep):
         self.specs = tuple(specs)
         self.seed = seed
         self.backend = backend
+        refuse_names(tier=tier, optimizer=optimizer)
         self.optimizer = optimizer or RowOptimizer()
         self.lr = self.optimizer.lr  # see `set_lr`
         self.tier = tier or RowTier()

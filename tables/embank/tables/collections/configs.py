@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig, DataType, Em
 
 from embank.tables.errors import ConfigError
 from embank.tables.rows import RowTier
-from embank.tables.rows.store_spec import RowDtype
+from embank.tables.rows.store_spec import RowDtype, refuse_names
 from embank.tables.specs import TableSpec
 
 ByTable = Mapping[str, Any]
@@ -135,6 +135,7 @@ def tier_of(configs: Sequence[BaseEmbeddingConfig], *, tier: RowTier | None, dev
             f"the tables have data_types {', '.join(sorted(t.value for t in types))}; all rows of a collection have "
             "one: make a collection for each"
         )
+    refuse_names(tier=tier, optimizer=None)
     own = tier or RowTier()
     chosen = torch.get_default_device() if device is None else torch.device(device)
     name = chosen.type if chosen.index is None or chosen.type == "cpu" else str(chosen)

@@ -14,9 +14,10 @@ from embank.tables.collections.addressed import AddressedSequence
 from embank.tables.collections.sequence import SequenceCollection
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.memory.layouts import MemoryLayout, marked_tokens
-from embank.tables.rows.store_spec import Backend, RowOptimizer, RowTier
+from embank.tables.rows.room import row_nbytes
+from embank.tables.rows.store_spec import Backend, RowOptimizer, RowTier, refuse_names
 from embank.tables.sharding.plan import Placement, Plan, check_plan
-from embank.tables.sharding.planner import row_nbytes, table_loads
+from embank.tables.sharding.planner import table_loads
 from embank.tables.sharding.sharded_rows import Sharding
 from embank.tables.specs import TableSpec
 from embank.tables.storage.checkpoint import (
@@ -117,6 +118,7 @@ class MemoryTables:
         self.collections: dict[str, SequenceCollection] = {}
         for kind, layout in self.layouts.items():
             own = optimizer.get(kind) if isinstance(optimizer, Mapping) else optimizer
+            refuse_names(tier=tier, optimizer=own)
             own = own or DEFAULT_OPTIMIZER
             specs = layout.specs
             own_cut = cut[kind] if isinstance(cut, Mapping) else cut

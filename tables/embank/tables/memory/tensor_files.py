@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from embank.tables.errors import CheckpointError, ConfigError, WorkError
-from embank.tables.storage.refusals import cause_of, writing
+from embank.tables.errors import CheckpointError, ConfigError
+from embank.tables.storage.refusals import cause_of, fitting, refused, writing
 
 Get = Callable[[str], Tensor]
 
@@ -27,7 +27,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, facts: Mapping[s
         what: it is, for the message.
 
     Raises:
-        WorkError: it can't be written.
+        WorkError, ConfigError: it can't be written, see `refused`.
     """
     cure = "Make room, or choose another place"
     temporary = path.with_name(f".{path.name}.tmp")
@@ -39,7 +39,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, facts: Mapping[s
             temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors would keep it from other users
             temporary.replace(path)
     except SafetensorError as error:
-        raise WorkError(f"{what} '{path}' can't be written: {cause_of(error, folder=path.parent)}. {cure}") from error
+        cause, cure = cause_of(error, folder=path.parent), fitting(cure, error, folder=path.parent)
+        raise refused(error)(f"{what} '{path}' can't be written: {cause}. {cure}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -87,19 +87,28 @@ class RowStore(nn.Module, ABC):
     def _before_lookup(self, indices: Tensor) -> None:
         """Rows are up to date and their pages there; to be called before indices are looked up in the space."""
         self.finish()
-        self.check()
         if self.prefetcher is not None:
             self.prefetcher.wait(indices)
 
     def update(self) -> None:
         """Ends a training step: does what its backward pass has left to do, and counts the update."""
         if self.is_pending or not self.is_counted:
+            if self.is_pending:
+                self.check()
             self.num_updates += 1
             self._finish()
         self.is_counted = False
 
     def finish(self) -> None:
-        """What `update` would do, where a training loop has not called it and rows are about to be used."""
+        """What `update` would do, where a training loop has not called it and rows are about to be used.
+
+        Whoever hands out rows calls it first, so it is here that a file which was cut is noticed: touching what is
+        missing would end the process without a word.
+
+        Raises:
+            WorkError: a file of the disk tier was cut.
+        """
+        self.check()
         if self.is_pending:
             self.num_updates += 1
             self._finish()
@@ -177,8 +186,8 @@ class RowStore(nn.Module, ABC):
         weight_RD[rows_U] = table.projection(weight_RD[rows_U], numbers_U, seed=seed)
 
     def check(self) -> None:
-        """Raises WorkError if a file of the disk tier can no longer be used; to be asked before rows are read from the
-        views of `weights`. Nothing to do elsewhere."""
+        """Raises WorkError if a file of the disk tier can no longer be used; to be asked before rows are read from
+        views that `weights` gave earlier. Nothing to do elsewhere."""
         if self.space is not None:
             self.space.check()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from embank.tables.rows.disk.mapped import MappedFile
 from embank.tables.rows.store_spec import RowTier
+from embank.tables.storage.resources import refuse_exhausted
 
 _ZEROS = 2**20
 _LARGE = 32 * 2**20
@@ -46,7 +47,8 @@ class RowSpace:
             [numel], on the tier's device if the tier is "device", else in the host's memory.
 
         Raises:
-            ConfigError: the disk has no room for it.
+            ConfigError: the folder can't be used.
+            WorkError: the disk has no room for it, or the machine no memory.
         """
         if self.tier.name == "disk" and numel:
             assert self.tier.directory is not None
@@ -61,7 +63,7 @@ class RowSpace:
             )
             return self.files[-1].tensor
         on_host = self.tier.name != "device" or not self.tier.on_gpu
-        held = _memory(numel, dtype) if on_host else torch.zeros(numel, dtype=dtype, device=self.tier.device)
+        held = _memory(name, numel, dtype) if on_host else torch.zeros(numel, dtype=dtype, device=self.tier.device)
         start = 0
         for chunk in chunks or ():
             held[start : start + chunk.numel()] = chunk.reshape(-1)
@@ -83,8 +85,21 @@ class RowSpace:
             file.flush()
 
 
-def _memory(numel: int, dtype: torch.dtype) -> Tensor:
-    """Zeros in the host's memory, in huge pages where there are many and the system has such pages."""
+def _memory(name: str, numel: int, dtype: torch.dtype) -> Tensor:
+    """Zeros in the host's memory.
+
+    Raises:
+        WorkError: the system does not give it; says for what it was asked.
+    """
+    try:
+        return _zeroed(numel, dtype)
+    except (OSError, RuntimeError) as error:
+        refuse_exhausted(error, doing=f"making room for '{name}', {dtype.itemsize * numel:,} bytes")
+        raise
+
+
+def _zeroed(numel: int, dtype: torch.dtype) -> Tensor:
+    """Zeros, in huge pages where there are many and the system has such pages."""
     nbytes = dtype.itemsize * numel
     if nbytes < _LARGE or sys.platform != "linux":
         return torch.zeros(numel, dtype=dtype)

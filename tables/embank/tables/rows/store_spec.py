@@ -15,6 +15,7 @@ from embank.tables.scalars import plain
 
 Backend = Literal["fbgemm", "torch"]
 RowDtype = Literal["fp32", "fp16", "bf16"]
+TierName = Literal["device", "host", "disk"]
 ROW_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RowOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 ROW_OPTIMIZERS: tuple[str, ...] = get_args(RowOptimizerName)
@@ -107,7 +108,7 @@ class RowTier:
         RowTier(name='disk', directory=PosixPath('rows'), prefetch=True, device='cpu', ...)
     """
 
-    name: Literal["device", "host", "disk"] = "device"
+    name: TierName = "device"
     directory: Path | None = None
     prefetch: bool = True
     device: str = "cpu"
@@ -115,10 +116,17 @@ class RowTier:
     cache_load_factor: float = 0.2
 
     def __post_init__(self) -> None:
+        if self.name not in get_args(TierName):
+            raise ConfigError(f"there is no tier '{self.name}' for rows; use {', '.join(get_args(TierName))}")
         if self.directory is not None:
             object.__setattr__(self, "directory", Path(self.directory))
         if self.name == "disk" and self.directory is None:
             raise ConfigError("the disk tier needs a directory for its files")
+        if self.name != "disk" and self.directory is not None:
+            raise ConfigError(
+                f"the tier '{self.name}' has no files, so a directory ('{self.directory}') means nothing to it; leave "
+                "the directory out, or use the tier 'disk'"
+            )
         if re.fullmatch(r"cpu|meta|cuda(:\d+)?", self.device) is None:
             raise ConfigError(f"there is no device '{self.device}' for rows; use 'cpu', 'cuda' or 'cuda:N'")
         if self.dtype not in ROW_DTYPES:
@@ -162,6 +170,14 @@ class RowTier:
             )
 
 
+def refuse_names(*, tier: object, optimizer: object) -> None:
+    """Raises ConfigError where a tier or an optimizer is given by its name alone, or is something else yet."""
+    if tier is not None and not isinstance(tier, RowTier):
+        raise ConfigError(f"tier is {tier!r}; give a RowTier, such as RowTier(name='disk', directory='rows')")
+    if optimizer is not None and not isinstance(optimizer, RowOptimizer):
+        raise ConfigError(f"optimizer is {optimizer!r}; give a RowOptimizer, such as RowOptimizer(name='adagrad')")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoreSpec:
     """Everything that a row store is made from.
@@ -185,6 +201,7 @@ class StoreSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", tuple(self.shards))
         object.__setattr__(self, "lookups", tuple(self.lookups))
+        refuse_names(tier=self.tier, optimizer=self.optimizer)
         limit = torch.finfo(self.tier.torch_dtype).max
         for table in self.tables:
             init = table.init

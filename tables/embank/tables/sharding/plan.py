@@ -18,6 +18,8 @@ from embank.tables.errors import ConfigError
 from embank.tables.method.options import option_class
 from embank.tables.rows.physical import PhysicalTable
 from embank.tables.rows.shards import TableShard, num_positions
+from embank.tables.sharding.memory import refuse_bad_limit, too_large
+from embank.tables.storage.atomic import publish_file, temporary_beside
 from embank.tables.storage.refusals import writing
 from embank.tables.storage.yaml_text import read_yaml
 from embank.tables.validation import problem_in_words
@@ -180,10 +182,16 @@ def load_plan(path: str | Path) -> Plan:
     return parse_plan(raw, source=str(path))
 
 
-def save_plan(plan: Plan, path: str | Path) -> None:
+def save_plan(plan: Plan, path: str | Path, *, overwrite: bool = False) -> None:
     """Writes a plan as YAML (or JSON, by the file's suffix).
 
+    Args:
+        plan: which rank holds what.
+        path: the file.
+        overwrite: replace one that is there, which somebody may have edited.
+
     Raises:
+        ConfigError: the file exists, or its path can't be used.
         WorkError: it can't be written.
 
     Example:
@@ -198,8 +206,27 @@ def save_plan(plan: Plan, path: str | Path) -> None:
     """
     raw, path = plan.to_json(), Path(path)
     text = json.dumps(raw, indent=1) if path.suffix == ".json" else yaml.safe_dump(raw, sort_keys=False)
-    with writing(f"the plan '{path}'", cure="Make room, or give another --out"):
-        path.write_text(text)
+    refuse_taken(path, overwrite=overwrite)
+    temporary = temporary_beside(path)
+    with writing(f"the plan '{path}'", cure="Make room, or choose another file"):
+        try:
+            temporary.write_text(text)
+            publish_file(temporary, path, overwrite=overwrite)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def refuse_taken(path: Path, *, overwrite: bool) -> None:
+    """Raises ConfigError if a plan can't have a path: something is there, or no folder is around it."""
+    if path.is_dir():
+        raise ConfigError(f"'{path}' is a folder; give a plan the name of a file")
+    if path.exists() and not overwrite:
+        raise ConfigError(
+            f"'{path}' exists already, perhaps as a plan that was edited; choose another file, or replace it "
+            "(overwrite=True, --overwrite)"
+        )
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder '{path.parent}' to write '{path.name}' into; make it")
 
 
 def check_plan(plan: Plan, loads: Sequence[Load], *, optimizer: str) -> None:
@@ -268,6 +295,7 @@ def make_plan(
     """
     if world_size < 1:
         raise ConfigError(f"world_size is {world_size}; a plan needs at least 1 rank")
+    refuse_bad_limit(memory_per_rank)
     small: list[Load] = []
     rest: list[Load] = []
     for load in loads:
@@ -290,21 +318,10 @@ def make_plan(
             return plan
         there = [load for load in whole if placements[load.table.name].ranks == (fullest,)]
         if not there or world_size == 1:
-            _refuse(loads, held[fullest], memory_per_rank, world_size)
+            raise too_large(small, rest, held=held[fullest], limit=memory_per_rank, world_size=world_size)
         largest = max(there, key=lambda load: load.nbytes)
         whole.remove(largest)
         cut.append(largest)
-
-
-def _refuse(loads: Sequence[Load], held: int, memory_per_rank: int, world_size: int) -> None:
-    largest = max(loads, key=lambda load: load.nbytes)
-    total = sum(load.nbytes for load in loads)
-    raise ConfigError(
-        f"the tables don't fit: {held:,} bytes on a rank, the limit is {memory_per_rank:,} bytes; the largest table is "
-        f"'{largest.table.name}' with {largest.nbytes:,} bytes ({largest.table.num_embeddings:,} rows). All tables "
-        f"together have {total:,} bytes: use at least {-(-total // memory_per_rank)} ranks instead of {world_size}, a "
-        "smaller budget, or the disk tier"
-    )
 
 
 def _deal(whole: Sequence[Load], cut: Sequence[Load], world_size: int) -> dict[str, Placement]:

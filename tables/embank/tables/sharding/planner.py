@@ -12,8 +12,19 @@ from embank.tables.method.base import Method, physical_tables
 from embank.tables.method.registry import build_method
 from embank.tables.rows.base import padded_dim
 from embank.tables.rows.physical import PhysicalTable
-from embank.tables.rows.store_spec import ROW_DTYPES, RowDtype, RowOptimizer
-from embank.tables.sharding.plan import REPLICATE_BELOW_BYTES, Kind, Load, Placement, Plan, check_plan, make_plan
+from embank.tables.rows.room import row_nbytes
+from embank.tables.rows.store_spec import RowDtype, RowOptimizer
+from embank.tables.sharding.memory import refuse_bad_limit, refuse_beyond
+from embank.tables.sharding.plan import (
+    REPLICATE_BELOW_BYTES,
+    Kind,
+    Load,
+    Placement,
+    Plan,
+    check_plan,
+    make_plan,
+    rank_loads,
+)
 from embank.tables.specs import TableSpec
 
 IDS_PER_PIECE = 2**20
@@ -26,7 +37,7 @@ class PlanRequest:
     Args:
         world_size: number of ranks.
         planner: "embank" or "torchrec".
-        memory_per_rank: bytes for rows and optimizer state; None for no limit.
+        memory_per_rank: bytes for rows and optimizer state, also for a plan that is given; None for no limit.
         given: a plan that the user wrote; it is checked and taken.
         row_dtype: of the rows, see `RowTier`; those of two bytes are not replicated.
 
@@ -70,6 +81,7 @@ def plan_tables(
         item 680000 Placement(kind='table_wise', ranks=(0,))
         age 6800 Placement(kind='data_parallel', ranks=())
     """
+    refuse_bad_limit(request.memory_per_rank)
     loads = table_loads(specs, optimizer=optimizer, num_samples=num_samples, row_dtype=request.row_dtype)
     if request.given is not None:
         plan = request.given
@@ -89,6 +101,8 @@ def plan_tables(
             optimizer=optimizer.name,
         )
     check_plan(plan, loads, optimizer=optimizer.name)
+    if request.memory_per_rank is not None:
+        refuse_beyond(rank_loads(plan, loads), request.memory_per_rank)
     return plan, loads
 
 
@@ -115,13 +129,6 @@ def table_loads(
                 whole_rows=method.traits.whole_rows or (before is not None and before.whole_rows),
             )
     return list(loads.values())
-
-
-def row_nbytes(dim: int, optimizer: RowOptimizer, *, dtype: RowDtype = "fp32") -> int:
-    """Bytes of a row and its optimizer state, padded as FBGEMM holds it."""
-    width = 4 * padded_dim(dim)
-    state = {"sgd": 0, "rowwise_adagrad": 4, "adagrad": width, "adam": 2 * width}[optimizer.name]
-    return ROW_DTYPES[dtype].itemsize * padded_dim(dim) + state
 
 
 def _lookups_per_sample(method: Method, table: PhysicalTable, num_samples: int | None) -> float:

@@ -115,7 +115,8 @@ class Processes:
         """A step that fails on all processes if it fails on one: nobody is left waiting for one that has gone.
 
         Raises:
-            EmbankError: what a process raised, on all of them; on the others with the rank that it came from.
+            EmbankError: what a process raised, on all of them; on the others with the rank that it came from. Those
+                that say what a process before them says know it (`is_told`).
         """
         error: Exception | None = None
         try:
@@ -124,8 +125,12 @@ class Processes:
             error = raised
         outcomes = self.gather(None if error is None else (type(error), str(error)))
         if error is not None:
+            if isinstance(error, EmbankError):
+                error.is_told = outcomes.index((type(error), str(error))) < self.rank
             raise error
         for rank, outcome in enumerate(outcomes):
             if outcome is not None:
                 cls, message = outcome
-                raise (cls if issubclass(cls, EmbankError) else WorkError)(f"rank {rank}: {message}")
+                copy = (cls if issubclass(cls, EmbankError) else WorkError)(f"rank {rank}: {message}")
+                copy.is_told = True
+                raise copy

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from embank.tables.errors import WorkError
-from embank.tables.storage.refusals import cause_of
+from embank.tables.storage.refusals import cause_of, fitting
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -58,7 +58,7 @@ def replace_text(path: Path, text: str, *, cure: str) -> None:
     Args:
         path: the file.
         text: its new content.
-        cure: what to do when it can't be written, the end of a sentence.
+        cure: what to do about a full disk, the end of a sentence; see `fitting`.
 
     Raises:
         WorkError: it can't be written; what was there stays.
@@ -67,7 +67,9 @@ def replace_text(path: Path, text: str, *, cure: str) -> None:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise WorkError(f"'{path}' can't be written: {cause_of(error)}. What it held is untouched; {cure}") from error
+        raise WorkError(
+            f"'{path}' can't be written: {cause_of(error)}. What it held is untouched; {fitting(cure, error)}"
+        ) from error
 
 
 def temporary_beside(path: Path) -> Path:

@@ -29,7 +29,7 @@ from embank.tables.sharding.processes import Processes
 from embank.tables.storage.atomic import publish, temporary_beside
 from embank.tables.storage.checksums import CHECKSUMS, verify_checksums, write_checksums
 from embank.tables.storage.json_text import read_json
-from embank.tables.storage.refusals import cause_of
+from embank.tables.storage.refusals import cause_of, fitting, refused
 from embank.tables.storage.resources import refuse_exhausted
 from embank.tables.storage.row_files import RowTensor, read_rows, write_rows
 from embank.tables.storage.row_index import INDEX, write_index
@@ -88,8 +88,9 @@ def save_checkpoint(folder: str | Path, *, tables: Tables, dense: Mapping[str, A
 
     Raises:
         CheckpointError: the folder exists.
-        ConfigError: `dense` or `meta` could not be loaded again, or `tables` are none, a model around them for example.
-        WorkError: it can't be written (full disk, no permission); nothing is left behind.
+        ConfigError: `dense` or `meta` could not be loaded again, or `tables` are none, a model around them for example;
+            or the path can't be used (no permission).
+        WorkError: it can't be written (full disk); nothing is left behind.
 
     Example:
         >>> specs = [TableSpec(name="item", num_embeddings=4, embedding_dim=2, feature_names=["item"])]
@@ -119,7 +120,7 @@ def write_checkpoint(
     Args:
         folder, tables, dense, meta: as there.
         what: is written, for messages: what the user has named.
-        cure: what to do when it can't be, the end of a message.
+        cure: what to do about a full disk, the end of a message; see `fitting`.
 
     Raises:
         CheckpointError, ConfigError, WorkError: as there.
@@ -147,10 +148,11 @@ def write_checkpoint(
                 write_checksums(temporary)  # over all other files, so it comes last
                 publish(temporary, folder)
     except (OSError, RuntimeError, CheckpointException) as error:
-        cause = cause_of(error, folder=temporary)  # before the folder goes: it may have to try the disk again
+        # Before the folder goes: it may have to try the disk again.
+        cause, cure = cause_of(error, folder=temporary), fitting(cure, error, folder=temporary)
         _remove(temporary, processes)
         refuse_exhausted(error, doing=f"writing {what}")
-        raise WorkError(f"{what} can't be written: {cause}. {cure}") from error
+        raise refused(error)(f"{what} can't be written: {cause}. {cure}") from error
     except BaseException:
         _remove(temporary, processes)
         raise

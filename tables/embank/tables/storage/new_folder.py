@@ -7,9 +7,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from embank.tables.errors import CheckpointError, ConfigError, WorkError
+from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.storage.atomic import publish, temporary_beside
-from embank.tables.storage.refusals import cause_of, is_full
+from embank.tables.storage.refusals import cause_of, is_full, refused
 from embank.tables.storage.resources import refuse_exhausted
 
 
@@ -24,7 +24,7 @@ def new_folder(folder: Path, *, kind: str, sources: tuple[Path, ...] = ()) -> It
 
     Raises:
         CheckpointError: the folder exists, or has appeared meanwhile.
-        ConfigError: it would lie inside of a source.
+        ConfigError: it would lie inside of a source, or its path can't be used.
         WorkError: it can't be written, and nothing is left behind; or it is written as a whole, and its name could not
             be made durable.
     """
@@ -42,7 +42,7 @@ def new_folder(folder: Path, *, kind: str, sources: tuple[Path, ...] = ()) -> It
     except (OSError, SafetensorError) as error:
         refuse_taken(folder, kind=kind, because=error)
         refuse_exhausted(error, doing=f"writing the {kind} '{folder}'")
-        raise WorkError(
+        raise refused(error)(
             f"the {kind} '{folder}' can't be written: {cause_of(error)}. Nothing was left behind; "
             f"{'make room or ' if is_full(error) else ''}choose another folder"
         ) from error

@@ -10,10 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from embank.tables.errors import WorkError
+from embank.tables.errors import ConfigError, EmbankError, WorkError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk, a used-up quota and a limit on the size of files say."""
+
+UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL, errno.ENXIO),
+)
+"""What is said of a path that can't be used, whatever room there is."""
+
+_ROOM = re.compile("make room", re.IGNORECASE)
+_MENDS = {
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+    errno.EROFS: "mount its file system for writing",
+    errno.ENOENT: "make the folder around it",
+}
 
 _RUST = re.compile(r"\(os error (\d+)\)")  # polars and safetensors give the system's refusal in words
 
@@ -24,15 +38,47 @@ def writing(what: str, *, cure: str) -> Iterator[None]:
 
     Args:
         what: the file or folder, for the message.
-        cure: what to do about it, a sentence.
+        cure: what to do about a full disk, a sentence; see `fitting`.
 
     Raises:
-        WorkError: a full disk, no permission, a disk that fails.
+        WorkError: a full disk, a disk that fails.
+        ConfigError: a path that can't be used: no permission, no folder.
     """
     try:
         yield
     except OSError as error:
-        raise WorkError(f"{what} can't be written: {cause_of(error)}. {cure}") from error
+        raise refused(error)(f"{what} can't be written: {cause_of(error)}. {fitting(cure, error)}") from error
+
+
+def refused(error: BaseException) -> type[EmbankError]:
+    """The class of what is said: a path that can't be used is bad input, anything else is work that failed."""
+    known = _nearest(error)
+    return ConfigError if known is not None and known.errno in UNUSABLE else WorkError
+
+
+def fitting(cure: str, error: BaseException, *, folder: Path | None = None) -> str:
+    """A cure that was written for a full disk, as it is for what the system has refused.
+
+    Args:
+        cure: says "make room" somewhere.
+        error: what was raised.
+        folder: where the work was done, see `cause_of`.
+
+    Example:
+        >>> fitting("Make room and resume", PermissionError(13, "Permission denied"))
+        'Make it writable and resume'
+    """
+    known = _nearest(error) or (None if folder is None else _refusal_in(folder))
+    if known is None or is_full(known):
+        return cure
+    mend = _MENDS.get(known.errno or 0, "mend that")
+    return _ROOM.sub(lambda found: mend.capitalize() if found[0][0] == "M" else mend, cure)
+
+
+def _nearest(error: BaseException) -> OSError | None:
+    """The refusal behind an error that decides: of a full disk, or else the nearest one."""
+    known = [refusal for refusal in _refusals(error) if refusal.errno is not None]
+    return next((refusal for refusal in known if refusal.errno in FULL), known[0] if known else None)
 
 
 def is_full(error: BaseException) -> bool:

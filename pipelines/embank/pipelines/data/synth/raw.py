@@ -8,9 +8,9 @@ from embank.pipelines.data.synth.model import DEFAULT_ALPHA, DEFAULT_CLICK_RATE,
 from embank.pipelines.data.synth.report import Observer, SynthReport, write_json
 from embank.pipelines.data.synth.text import render
 from embank.pipelines.reporting import Phase, Reporter
-from embank.tables.errors import ConfigError, DataError, WorkError
+from embank.tables.errors import ConfigError, DataError
 from embank.tables.storage.atomic import publish_file, temporary_beside
-from embank.tables.storage.refusals import cause_of
+from embank.tables.storage.refusals import cause_of, fitting, refused
 
 RAW_STREAM = 1
 
@@ -78,9 +78,8 @@ def synth(
         _publish(temporary, out, overwrite=overwrite)
         publish_file(described_temporary, described, overwrite=True)
     except OSError as error:
-        raise WorkError(
-            f"{out} can't be written: {cause_of(error)}. Nothing was left behind; make room or give another --out."
-        ) from error
+        cure = fitting("make room or give another --out", error)
+        raise refused(error)(f"{out} can't be written: {cause_of(error)}. Nothing was left behind; {cure}.") from error
     finally:
         for path in (temporary, described_temporary):
             with contextlib.suppress(OSError):

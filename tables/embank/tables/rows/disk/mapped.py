@@ -7,6 +7,7 @@ import itertools
 import mmap
 import os
 import re
+import sys
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -114,15 +115,15 @@ def is_row_file(path: Path) -> bool:
     return _ROW_FILE.search(path.name) is not None and path.is_file()
 
 
-def remove_row_files(folder: Path) -> None:
-    """Removes the working files in a folder, and the folder if that leaves it empty. Stores that map them keep their
-    rows."""
-    if not folder.is_dir():
-        return
-    for path in filter(is_row_file, list(folder.iterdir())):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # somebody else's files are in it
-        folder.rmdir()
+def remove_unused(path: Path) -> None:
+    """Removes a working file that no process holds; one that is held, or may not be opened, stays."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if _lock(descriptor, path):
+                path.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _claim(folder: Path, name: str, *, suffix: str) -> tuple[int, Path]:
@@ -175,6 +176,8 @@ def _fill(path: Path, descriptor: int, chunks: Iterable[Tensor], *, nbytes: int,
     theirs changes.
     """
     try:
+        if nbytes > sys.maxsize:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))  # which the calls below can't even be asked for
         os.ftruncate(descriptor, 0)
         os.posix_fallocate(descriptor, 0, nbytes)  # a sparse file would end in SIGBUS on a full disk
         with _Writer(path, dtype) as writer:

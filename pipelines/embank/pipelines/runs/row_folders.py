@@ -1,0 +1,67 @@
+"""The disk tier's folders of a run: which files in them are its own, and what becomes of those that killed runs leave.
+
+rows/*.f32                   of one process
+rows/table_wise-1/*.f32      of rank 1 of several, see `embank.tables.sharding.exchange`
+rows/engram/...              of one kind of a language model's memory, the same again
+rows/trial/rows/...          of a trial, the same again
+"""
+
+import contextlib
+import re
+import shutil
+from pathlib import Path
+
+from embank.tables.rows.disk.mapped import is_row_file, remove_unused
+
+ROWS = "rows"
+TRIAL = "trial"
+"""A training within a run's working folder, which tries a rate of rows; all that it has is working files."""
+_PART = re.compile(r"^((table|row|column)_wise-\d+|engram|stem)$")
+
+
+def holds_only_rows(folder: Path) -> bool:
+    """Whether a folder holds nothing but working files of the disk tier, in one of the places above."""
+    return all(
+        is_row_file(path) or _is_trial(path) or (_is_part(path) and holds_only_rows(path)) for path in folder.iterdir()
+    )
+
+
+def remove_rows(folder: Path) -> None:
+    """Removes the working files in a run's own folder, and each folder that this leaves empty. Stores that map them
+    keep their rows."""
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        if _is_trial(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif _is_part(path):
+            remove_rows(path)
+        elif is_row_file(path):
+            path.unlink(missing_ok=True)
+    _remove_empty(folder)
+
+
+def remove_unused_parts(folder: Path) -> None:
+    """Removes what killed ranks have left in a folder that runs may share: files that no process holds, and folders of
+    ranks without any. The folder itself is the user's."""
+    for part in filter(_is_part, list(folder.iterdir()) if folder.is_dir() else ()):
+        for path in filter(is_row_file, list(part.iterdir())):
+            remove_unused(path)
+        remove_unused_parts(part)
+        _remove_empty(part)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody else's files are in it
+        folder.rmdir()
+
+
+def _is_part(folder: Path) -> bool:
+    return _PART.match(folder.name) is not None and folder.is_dir() and not folder.is_symlink()
+
+
+def _is_trial(folder: Path) -> bool:
+    """Whether a folder is what a trial makes."""
+    if folder.name != TRIAL or not folder.is_dir():
+        return False
+    return all(path.name == ROWS and path.is_dir() and holds_only_rows(path) for path in folder.iterdir())

@@ -1,0 +1,58 @@
+"""Bytes that rows take, and whether the machine has memory for them: asked before any is taken.
+
+A machine that takes on more than it has does not say so. It writes other programs' memory to its disk for minutes, and
+then ends some process without a word.
+"""
+
+import psutil
+
+from embank.tables.errors import ConfigError
+from embank.tables.rows.base import padded_dim
+from embank.tables.rows.shards import TableShard
+from embank.tables.rows.store_spec import ROW_DTYPES, RowDtype, RowOptimizer, StoreSpec
+from embank.tables.wording import human_bytes
+
+
+def row_nbytes(dim: int, optimizer: RowOptimizer, *, dtype: RowDtype = "fp32", is_padded: bool = True) -> int:
+    """Bytes of a row and its optimizer state.
+
+    Args:
+        dim: of the row.
+        optimizer: whose state counts; one outside of the store has none here.
+        dtype: of the row; state is fp32.
+        is_padded: as FBGEMM holds it.
+    """
+    width = padded_dim(dim) if is_padded else dim
+    num_state = {"rowwise_adagrad": 1, "adagrad": width, "adam": 2 * width}.get(optimizer.name, 0)
+    return ROW_DTYPES[dtype].itemsize * width + 4 * num_state
+
+
+def refuse_larger_than_memory(spec: StoreSpec) -> None:
+    """Refuses rows for the host's memory of which it can't hold all, whatever else it holds. The room on a disk is
+    looked at when its files are made, and a device's is its own to refuse.
+
+    Raises:
+        ConfigError: names the largest table and the bytes.
+    """
+    tier = spec.tier
+    if tier.name == "disk" or (tier.name == "device" and tier.on_gpu):
+        return
+    needed = {shard.table.name: _nbytes(shard, spec) for shard in spec.shards}
+    total, held = sum(needed.values()), psutil.virtual_memory().total
+    if total <= held:
+        return
+    shard = max(spec.shards, key=lambda shard: needed[shard.table.name])
+    table = shard.table
+    state = "" if spec.optimizer.is_external else " with their optimizer's state"
+    disk = "an optimizer of the tables' own and the tier 'disk'" if spec.optimizer.is_external else "the tier 'disk'"
+    raise ConfigError(
+        f"the rows of {'these tables' if len(needed) > 1 else 'this table'}{state} take {total:,} bytes "
+        f"({human_bytes(total)}), and this machine has {held:,} bytes ({human_bytes(held)}) of memory in all. The "
+        f"largest table is '{table.name}' with {needed[table.name]:,} bytes ({shard.num_rows:,} rows of "
+        f"{shard.num_columns:,} numbers). Use fewer or narrower rows, {disk}, or more machines"
+    )
+
+
+def _nbytes(shard: TableShard, spec: StoreSpec) -> int:
+    is_padded = spec.backend == "fbgemm" and not spec.optimizer.is_external
+    return shard.num_rows * row_nbytes(shard.num_columns, spec.optimizer, dtype=spec.tier.dtype, is_padded=is_padded)
