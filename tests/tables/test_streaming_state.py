@@ -1,6 +1,7 @@
 """Saved vocabularies: what is damaged or of other tables is refused before anything is loaded."""
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -114,6 +115,8 @@ def test_vocabularies_are_loaded_all_or_none() -> None:
         CheckpointError, match="has vocabularies of the tables a, b, and here they are of the tables a;"
     ):
         one.load_state_dict(both.state_dict())
+    assert one.load_state_dict(both.state_dict(), strict=False).unexpected_keys
+    assert both.load_state_dict({}, strict=False).missing_keys
     kjt = KeyedJaggedTensor(keys=["a", "b"], values=torch.tensor([7, 8]), lengths=torch.tensor([1, 1]))
     both(kjt)
     before, saved = both.tables.weights()["a"].clone(), copy.deepcopy(twins("a", "b").state_dict())
@@ -123,3 +126,25 @@ def test_vocabularies_are_loaded_all_or_none() -> None:
         both.load_state_dict(saved)
     assert torch.equal(both.tables.weights()["a"], before)
     assert both.vocabulary("a").step == 1
+
+
+def test_a_state_is_whole_while_a_thread_maps() -> None:
+    tables = TableCollection([TableSpec(name="a", num_embeddings=64, embedding_dim=2, feature_names=["a"])])
+    streaming = StreamingCollection(tables, {"a": StreamingConfig(admit_after=1, policy="lru")})
+    generator, stop = torch.Generator().manual_seed(0), threading.Event()
+
+    def map_on() -> None:
+        while not stop.is_set():
+            values = torch.randint(1000, (100,), generator=generator)
+            streaming.map(KeyedJaggedTensor(keys=["a"], values=values, lengths=torch.ones(100, dtype=torch.int32)))
+
+    thread = threading.Thread(target=map_on)
+    thread.start()
+    try:
+        states = [streaming.vocabularies.state_dict() for _ in range(60)]
+    finally:
+        stop.set()
+        thread.join()
+    for state in states:
+        streaming.vocabularies.load_state_dict(state)
+    assert copy.deepcopy(streaming).vocabulary("a").step == streaming.vocabulary("a").step

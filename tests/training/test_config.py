@@ -1,5 +1,6 @@
 """Configurations: what is accepted, and what every mistake is answered with."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,8 +77,9 @@ def test_overrides_in_order(file: Path) -> None:
         ("train.lr=.nan", "train.lr is nan: it must be a finite number."),
         *(
             (f"train.{key}=.inf", f"train.{key} is inf: it must be a finite number.")
-            for key in ("lr", "table_lr", "search_lr", "weight_decay", "embedding_l2", "clip_grad_norm")
+            for key in ("lr", "table_lr", "search_lr", "weight_decay", "embedding_l2")
         ),
+        ("train.clip_grad_norm=.nan", "train.clip_grad_norm is nan: it must be a finite number."),
         ("train.lr=Infinity", "train.lr is 'Infinity': it must be a finite number."),
         ("train.table_lr=1e999", "train.table_lr is inf: it must be a finite number."),
         ("tables={method: pep, pull: .inf}", "tables.pull is inf: it must be a finite number."),
@@ -200,3 +202,10 @@ def test_padded_fields_add_nothing_to_the_network(tmp_path: Path) -> None:
     assert (inputs.dims[inputs.names.index("user")], inputs.padded_dim) == (3, 8)
     num = [sum(p.numel() for p in initial_network(c, schema).parameters()) for c in (projected, padded)]
     assert num[0] - num[1] == 3 * 8 + 5 * 4  # the projection, and the first layer's weights of columns that are zero
+
+
+def test_what_never_comes_may_be_infinite() -> None:
+    """As runs have it that were trained before anybody looked."""
+    raw = {"data": {"path": "data/clicks"}, "model": {"name": "fm"}}
+    config = parse_config({**raw, "train": {"clip_grad_norm": math.inf, "checkpoint_minutes": math.inf}})
+    assert (config.train.clip_grad_norm, config.train.checkpoint_minutes) == (math.inf, math.inf)

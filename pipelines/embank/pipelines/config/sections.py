@@ -1,5 +1,6 @@
 """The sections `data`, `train` and `rows` of a run's configuration."""
 
+from dataclasses import field
 from typing import Literal
 
 from embank.tables import ConfigError, option_class
@@ -70,7 +71,7 @@ class TrainConfig:
     lr: float = 0.001
     optimizer: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
     weight_decay: float = 0.0
-    clip_grad_norm: float | None = None
+    clip_grad_norm: float | None = field(default=None, metadata={"may_be_infinite": True})
     table_optimizer: RowOptimizerName = "rowwise_adagrad"
     table_lr: float | Literal["auto"] = 0.02
     search_lr: float = 0.001
@@ -82,7 +83,7 @@ class TrainConfig:
     monitor: Literal["auc", "gauc", "logloss"] = "auc"
     eval_every: int | None = None
     checkpoint_every: int | None = None
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: float = field(default=10.0, metadata={"may_be_infinite": True})
     precision: Literal["fp32", "bf16", "auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     tensorboard: bool = False

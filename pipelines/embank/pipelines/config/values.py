@@ -36,7 +36,10 @@ def validated(cls: type, raw: Any, *, path: str) -> Any:
     for key, value in raw.items():
         refuse_boolean(value, types[key], path=f"{path}.{key}")
     numbers = as_numbers(cls, raw)
+    endless = {own.name for own in fields(cls) if own.metadata.get("may_be_infinite")}
     for key, value in numbers.items():
+        if key in endless and value == math.inf:
+            continue
         if float in (types[key], *get_args(types[key])) or isinstance(value, Mapping):
             _refuse_non_finite(value, path=f"{path}.{key}")
     return validated_as(cls, numbers, path=path)

@@ -19,6 +19,7 @@ from embank.tables.storage.json_text import read_json
 from embank.tables.storage.refusals import cause_of, fitting, refused
 
 ROWS = "memory"
+_ROOM = "Earlier checkpoints are untouched; make room and resume"
 _CURE = "Restore it or remove this checkpoint to resume from an earlier one"
 
 
@@ -93,13 +94,13 @@ def save_lm(
             if processes.is_first:
                 _write_dense(temporary, dense, {"progress": asdict(progress)})
         if model.tables is not None:
-            model.tables.save(temporary / ROWS)
+            model.tables.save(temporary / ROWS, what=f"the checkpoint '{folder}'", cure=_ROOM)
         with processes.together():
             if processes.is_first:
                 write_checksums(temporary)
                 publish(temporary, folder)
     except OSError as error:
-        cure = fitting("Earlier checkpoints are untouched; make room and resume", error)
+        cure = fitting(_ROOM, error)
         raise refused(error)(f"the checkpoint '{folder}' can't be written: {cause_of(error)}. {cure}") from error
     finally:
         if processes.is_first:

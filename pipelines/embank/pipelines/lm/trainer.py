@@ -121,7 +121,7 @@ class LmTrainer:
     def _run(self) -> dict[str, Any]:
         """From wherever the run stands to its end."""
         with ExitStack() as stack:
-            self.stop = stack.enter_context(stop_on_signals())
+            self.stop = stack.enter_context(stop_on_signals(tell=lambda line: self.reporter.note(line)))
             if self.processes.is_first:
                 board = self.run.path / "tensorboard" if self.config.train.tensorboard else None
                 told = recorded(

@@ -16,7 +16,7 @@ from embank.pipelines.config.changes import refuse_changed_config
 from embank.pipelines.locks import hold_lock, is_locked
 from embank.pipelines.runs.environment import environment_of
 from embank.pipelines.runs.records import CURE, RESUME, read_record, sealed, short_digest, unsealed, write_record
-from embank.pipelines.runs.row_folders import ROWS, holds_only_rows, remove_rows, remove_unused_parts
+from embank.pipelines.runs.row_folders import KINDS, ROWS, holds_only_rows, remove_rows, remove_unused_parts
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.storage.atomic import remove_folder, replace_text, temporary_file
 from embank.tables.storage.refusals import cause_of, is_full, writing
@@ -146,9 +146,10 @@ class RunFolder:
         """Removes the disk tier's files that this run has left when it was stopped: on another number of ranks it would
         not take them over."""
         remove_rows(self.path / ROWS)
-        directory = (self.read_config().get("rows") or {}).get("directory")
+        config = self.read_config()
+        directory = (config.get("rows") or {}).get("directory")
         if directory is not None:
-            remove_unused_parts(Path(directory))
+            remove_unused_parts(Path(directory), kinds=KINDS if "memory" in config else ())
 
     def remove_corpora(self) -> None:
         """Removes the corpus of a language model's run that has not begun, and what a crash left of one."""

@@ -9,6 +9,7 @@ rows/trial/rows/...          of a trial, the same again
 import contextlib
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from embank.tables.rows.disk.mapped import is_row_file, remove_unused
@@ -16,7 +17,9 @@ from embank.tables.rows.disk.mapped import is_row_file, remove_unused
 ROWS = "rows"
 TRIAL = "trial"
 """A training within a run's working folder, which tries a rate of rows; all that it has is working files."""
-_PART = re.compile(r"^((table|row|column)_wise-\d+|engram|stem)$")
+KINDS = ("engram", "stem")
+"""Of a language model's memory."""
+_RANK = re.compile(r"^(table|row|column)_wise-\d+$")
 
 
 def holds_only_rows(folder: Path) -> bool:
@@ -41,14 +44,21 @@ def remove_rows(folder: Path) -> None:
     _remove_empty(folder)
 
 
-def remove_unused_parts(folder: Path) -> None:
+def remove_unused_parts(folder: Path, *, kinds: Sequence[str]) -> None:
     """Removes what killed ranks have left in a folder that runs may share: files that no process holds, and folders of
-    ranks without any. The folder itself is the user's."""
-    for part in filter(_is_part, list(folder.iterdir()) if folder.is_dir() else ()):
-        for path in filter(is_row_file, list(part.iterdir())):
-            remove_unused(path)
-        remove_unused_parts(part)
-        _remove_empty(part)
+    ranks without any. The folder itself is the user's, and so are other folders in it.
+
+    Args:
+        folder: where runs have their rows.
+        kinds: of a language model's memory, each with a folder of its own; none of other models.
+    """
+    for kind in kinds:
+        remove_unused_parts(folder / kind, kinds=())
+    for part in list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
+        if _RANK.match(part.name) and part.is_dir() and not part.is_symlink():
+            for path in filter(is_row_file, list(part.iterdir())):
+                remove_unused(path)
+            _remove_empty(part)
 
 
 def _remove_empty(folder: Path) -> None:
@@ -57,7 +67,8 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _is_part(folder: Path) -> bool:
-    return _PART.match(folder.name) is not None and folder.is_dir() and not folder.is_symlink()
+    is_part = _RANK.match(folder.name) is not None or folder.name in KINDS
+    return is_part and folder.is_dir() and not folder.is_symlink()
 
 
 def _is_trial(folder: Path) -> bool:

@@ -25,9 +25,10 @@ def divergence(model: CTRModel, dense: Tensor, looked_up: KeyedTensor) -> str:
     """
     assert isinstance(model.tables, TableCollection)
     table_of = _tables_by_key(model.tables)
-    embeddings = {table_of[key]: looked_up[key] for key in looked_up.keys()}  # noqa: SIM118
+    embeddings = {key: looked_up[key] for key in looked_up.keys()}  # noqa: SIM118
     parameters = dict(_parameters(model))
-    table, parameter = _not_finite(embeddings), _not_finite(parameters)
+    key, parameter = _not_finite(embeddings), _not_finite(parameters)
+    table = None if key is None else table_of[key]
     widest, weight = _largest(embeddings), _largest(parameters)
     if _not_finite({"": dense}) is not None:
         return "a numeric input is not finite"
@@ -44,7 +45,8 @@ def divergence(model: CTRModel, dense: Tensor, looked_up: KeyedTensor) -> str:
         return f"the logits overflow; the largest numeric input is {number:.3g}; scale numbers down, lower train.lr"
     if weight[1] > widest[1]:
         return f"the logits overflow; the largest number is {weight[1]:.3g} in {weight[0]}; lower train.lr"
-    return f"the logits overflow; the largest embedding is {widest[1]:.3g} in table '{widest[0]}'; lower train.table_lr"
+    where = f"in table '{table_of[widest[0]]}'"
+    return f"the logits overflow; the largest embedding is {widest[1]:.3g} {where}; lower train.table_lr"
 
 
 def _tables_by_key(tables: TableCollection) -> dict[str, str]:

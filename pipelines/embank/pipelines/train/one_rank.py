@@ -11,7 +11,8 @@ from embank.tables.sharding.plan import load_plan
 
 
 def check_for_one_rank(config: Config, schema: Schema) -> list[str]:
-    """Holds one process to what is asked of a rank: a plan that can be read, bytes within `rows.memory_per_rank`.
+    """Holds one process to what is asked of a rank: a plan that can be read, bytes within `rows.memory_per_rank` unless
+    they are on a disk.
 
     Args:
         config: the run's configuration.
@@ -29,7 +30,7 @@ def check_for_one_rank(config: Config, schema: Schema) -> list[str]:
         idle.append(f"rows.plan ('{rows.plan}', for {plan.world_size} ranks)")
     if rows.planner != "embank":
         idle.append(f"rows.planner ({rows.planner})")
-    if rows.memory_per_rank is not None:
+    if rows.memory_per_rank is not None and rows.tier != "disk":
         alone = replace(config, rows=replace(rows, plan=None, planner="embank"))
         plan_run(alone, schema, table_specs(config, schema, data=Path(config.data.path)), world_size=1)
     return [f"{option} has no effect: one process holds all tables. Start several with torchrun" for option in idle]

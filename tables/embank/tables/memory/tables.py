@@ -240,7 +240,13 @@ class MemoryTables:
         for kind, layout in self.layouts.items():
             layout.refuse_other(manifest[kind], what=what)
 
-    def save(self, folder: str | Path) -> None:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        what: str | None = None,
+        cure: str = "Nothing was left behind; make room or choose another folder",
+    ) -> None:
         """Writes rows and their optimizer state: a checkpoint for each kind, which any number of processes can load. At
         every moment either all kinds or none of them are at `folder`.
 
@@ -248,6 +254,7 @@ class MemoryTables:
 
         Args:
             folder: must not exist yet.
+            what, cure: of messages, for who saves it as a part of something else.
 
         Raises:
             CheckpointError: something is there already.
@@ -265,8 +272,8 @@ class MemoryTables:
                     tables=collection,
                     dense={},
                     meta={"memory": self.layouts[kind].manifest()},
-                    what=f"the memory '{Path(folder).absolute()}'",
-                    cure="Nothing was left behind; make room or choose another folder",
+                    what=what or f"the memory '{Path(folder).absolute()}'",
+                    cure=cure,
                 )
             with processes.together():
                 published.close()

@@ -28,8 +28,9 @@ def row_nbytes(dim: int, optimizer: RowOptimizer, *, dtype: RowDtype = "fp32", i
 
 
 def refuse_larger_than_memory(spec: StoreSpec) -> None:
-    """Refuses rows for the host's memory of which it can't hold all, whatever else it holds. The room on a disk is
-    looked at when its files are made, and a device's is its own to refuse.
+    """Refuses rows for the host's memory of which it can't hold all, whatever else it holds. Optimizer state takes
+    memory row by row, as training meets them, and does not count. The room on a disk is looked at when its files are
+    made, and a device's is its own to refuse.
 
     Raises:
         ConfigError: names the largest table and the bytes.
@@ -37,22 +38,20 @@ def refuse_larger_than_memory(spec: StoreSpec) -> None:
     tier = spec.tier
     if tier.name == "disk" or (tier.name == "device" and tier.on_gpu):
         return
-    needed = {shard.table.name: _nbytes(shard, spec) for shard in spec.shards}
-    total, held = sum(needed.values()), psutil.virtual_memory().total
+    total, held = sum(_nbytes(shard, spec) for shard in spec.shards), psutil.virtual_memory().total
     if total <= held:
         return
-    shard = max(spec.shards, key=lambda shard: needed[shard.table.name])
-    table = shard.table
-    state = "" if spec.optimizer.is_external else " with their optimizer's state"
+    shard = max(spec.shards, key=lambda shard: _nbytes(shard, spec))
     disk = "an optimizer of the tables' own and the tier 'disk'" if spec.optimizer.is_external else "the tier 'disk'"
     raise ConfigError(
-        f"the rows of {'these tables' if len(needed) > 1 else 'this table'}{state} take {total:,} bytes "
+        f"the rows of {'these tables' if len(spec.shards) > 1 else 'this table'} take {total:,} bytes "
         f"({human_bytes(total)}), and this machine has {held:,} bytes ({human_bytes(held)}) of memory in all. The "
-        f"largest table is '{table.name}' with {needed[table.name]:,} bytes ({shard.num_rows:,} rows of "
+        f"largest table is '{shard.table.name}' with {_nbytes(shard, spec):,} bytes ({shard.num_rows:,} rows of "
         f"{shard.num_columns:,} numbers). Use fewer or narrower rows, {disk}, or more machines"
     )
 
 
 def _nbytes(shard: TableShard, spec: StoreSpec) -> int:
     is_padded = spec.backend == "fbgemm" and not spec.optimizer.is_external
-    return shard.num_rows * row_nbytes(shard.num_columns, spec.optimizer, dtype=spec.tier.dtype, is_padded=is_padded)
+    width = padded_dim(shard.num_columns) if is_padded else shard.num_columns
+    return shard.num_rows * ROW_DTYPES[spec.tier.dtype].itemsize * width

@@ -209,6 +209,9 @@ def save_plan(plan: Plan, path: str | Path, *, overwrite: bool = False) -> None:
     refuse_taken(path, overwrite=overwrite)
     temporary = temporary_beside(path)
     with writing(f"the plan '{path}'", cure="Make room, or choose another file"):
+        if _is_device(path):
+            path.write_text(text)
+            return
         try:
             temporary.write_text(text)
             publish_file(temporary, path, overwrite=overwrite)
@@ -220,13 +223,18 @@ def refuse_taken(path: Path, *, overwrite: bool) -> None:
     """Raises ConfigError if a plan can't have a path: something is there, or no folder is around it."""
     if path.is_dir():
         raise ConfigError(f"'{path}' is a folder; give a plan the name of a file")
-    if path.exists() and not overwrite:
+    if path.exists() and not _is_device(path) and not overwrite:
         raise ConfigError(
             f"'{path}' exists already, perhaps as a plan that was edited; choose another file, or replace it "
             "(overwrite=True, --overwrite)"
         )
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder '{path.parent}' to write '{path.name}' into; make it")
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is there, and is no file, such as /dev/stdout."""
+    return path.exists() and not path.is_file()
 
 
 def check_plan(plan: Plan, loads: Sequence[Load], *, optimizer: str) -> None:

@@ -126,7 +126,7 @@ class Processes:
         outcomes = self.gather(None if error is None else (type(error), str(error)))
         if error is not None:
             if isinstance(error, EmbankError):
-                error.is_told = outcomes.index((type(error), str(error))) < self.rank
+                error.is_told |= outcomes.index((type(error), str(error))) < self.rank
             raise error
         for rank, outcome in enumerate(outcomes):
             if outcome is not None:

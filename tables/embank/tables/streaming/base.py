@@ -14,7 +14,7 @@ from embank.tables.collections.ids import int64_ids
 from embank.tables.errors import CheckpointError, ConfigError, DataError
 from embank.tables.scalars import as_whole
 from embank.tables.streaming.mapped import Mapped, StreamCounts
-from embank.tables.streaming.waiting import Waiting
+from embank.tables.streaming.waiting import Lock, Waiting
 
 UNKNOWN_ROW = 0
 """The row of every id that has none of its own."""
@@ -60,6 +60,7 @@ class IdVocabulary(nn.Module, ABC):
         self.name, self.capacity = name, capacity
         self.step, self.totals = 0, StreamCounts()
         self.waiting = Waiting()
+        self.lock = Lock()
 
     @torch.no_grad()
     def forward(self, ids_N: Tensor) -> Mapped:
@@ -71,7 +72,17 @@ class IdVocabulary(nn.Module, ABC):
         Raises:
             DataError: ids that `checked` refuses; nothing has changed.
         """
-        ids_N = self.checked(ids_N)
+        with self.lock:
+            return self._forward(self.checked(ids_N))
+
+    def mapped(self, ids_N: Tensor) -> Mapped:
+        """What `forward` makes of a batch, whose resets wait for its lookup."""
+        with self.lock:
+            mapped = self._forward(ids_N)
+            self.waiting.add(mapped)
+        return mapped
+
+    def _forward(self, ids_N: Tensor) -> Mapped:
         if not self.training:
             rows_N, nothing = self.look_up(ids_N), torch.empty(0, dtype=torch.int64)
             rows_N = rows_N.masked_fill(torch.isin(rows_N, self.waiting.rows()), UNKNOWN_ROW)
@@ -144,9 +155,10 @@ class IdVocabulary(nn.Module, ABC):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The whole state, which `state_dict` takes in; loadable with `weights_only=True`."""
-        totals = {f.name: getattr(self.totals, f.name) for f in fields(self.totals)}
-        saved = {"facts": self.facts(), "step": self.step, "totals": totals, "state": self.state()}
-        return {**saved, "waiting": self.waiting.state()}
+        with self.lock:  # a thread may be learning a batch
+            totals = {f.name: getattr(self.totals, f.name) for f in fields(self.totals)}
+            saved = {"facts": self.facts(), "step": self.step, "totals": totals, "state": self.state()}
+            return {**saved, "waiting": self.waiting.state()}
 
     def set_extra_state(self, saved: dict[str, Any]) -> None:
         """Takes a state over, bit for bit. Batches that were mapped before can't be looked up any more.
@@ -155,9 +167,10 @@ class IdVocabulary(nn.Module, ABC):
             CheckpointError: see `refuse_bad_state`; nothing has changed.
         """
         self.refuse_bad_state(saved)
-        self.step, self.totals = saved["step"], StreamCounts(**saved["totals"])
-        self.load_state(saved["state"])
-        self.waiting = Waiting.of_state(saved.get("waiting", []))
+        with self.lock:
+            self.step, self.totals = saved["step"], StreamCounts(**saved["totals"])
+            self.load_state(saved["state"])
+            self.waiting = Waiting.of_state(saved.get("waiting", []))
 
     def refuse_bad_state(self, saved: Any) -> None:
         """Refuses what can't be loaded here.

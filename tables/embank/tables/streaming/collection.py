@@ -131,10 +131,20 @@ class StreamingCollection(OneStep):
         """
         return self.vocabularies.of(table)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """What `load_state_dict` calls before it loads the tables and then the vocabularies."""
-        self.vocabularies.refuse_bad_states(state_dict, prefix=f"{prefix}vocabularies.", strict=strict)
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+        self.vocabularies.refuse_bad_states(state_dict, prefix=f"{prefix}vocabularies.")
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module; before anything is loaded, vocabularies of other tables are refused if `strict`.
+
+        Raises:
+            CheckpointError: they are of other tables, or one can't be loaded.
+        """
+        if strict:
+            self.vocabularies.refuse_other_tables(state_dict, prefix="vocabularies.")
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def map(self, features: KeyedJaggedTensor) -> Streamed:
         """Ids to rows; in training mode the vocabularies learn the batch. Batches must come in the order of training.
@@ -150,7 +160,7 @@ class StreamingCollection(OneStep):
         if any(self.vocabulary(table).training for table in ids):
             # What the tables refuse they refuse now: a vocabulary that has learned can't go back.
             self._addressed(features, bags, {t: torch.full_like(ids_N, UNKNOWN_ROW) for t, ids_N in ids.items()})
-        mapped = {table: self._mapped(table, ids_N) for table, ids_N in ids.items()}
+        mapped = {table: self.vocabulary(table).mapped(ids_N) for table, ids_N in ids.items()}
         addressed = self._addressed(features, bags, {table: one.rows for table, one in mapped.items()})
         return Streamed(addressed=addressed, mapped=mapped)
 
@@ -167,12 +177,6 @@ class StreamingCollection(OneStep):
             place = bags.places[feature]
             spans.append(slice(bags.starts[place], bags.starts[place + 1]))
         return spans
-
-    def _mapped(self, table: str, ids_N: Tensor) -> Mapped:
-        vocabulary = self.vocabulary(table)
-        mapped: Mapped = vocabulary(ids_N)
-        vocabulary.waiting.add(mapped)
-        return mapped
 
     def _addressed(self, features: KeyedJaggedTensor, bags: Bags, rows: Mapping[str, Tensor]) -> Addressed:
         """A batch addressed by the tables, with rows in the place of the ids of vocabularies."""

@@ -29,29 +29,39 @@ class Vocabularies(NamedModules):
         assert isinstance(found, IdVocabulary)
         return found
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """What `load_state_dict` calls before it loads the vocabularies one by one."""
-        self.refuse_bad_states(state_dict, prefix=prefix, strict=strict)
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+        self.refuse_bad_states(state_dict, prefix=prefix)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
-    def refuse_bad_states(self, state_dict: Mapping[str, Any], *, prefix: str, strict: bool) -> None:
-        """Refuses a `state_dict` before anything of it is loaded.
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module.
+
+        Raises:
+            CheckpointError: the vocabularies are of other tables, and `strict`; or one can't be loaded.
+        """
+        if strict:
+            self.refuse_other_tables(state_dict, prefix="")
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def refuse_other_tables(self, state_dict: Mapping[str, Any], *, prefix: str) -> None:
+        """Raises CheckpointError if a `state_dict` has vocabularies of other tables.
 
         Args:
             state_dict: perhaps that of a larger module.
             prefix: of the vocabularies' names in it.
-            strict: whether they must be of the same tables.
-
-        Raises:
-            CheckpointError: the vocabularies are of other tables, or one of them can't be loaded.
         """
         names = [name for name in state_dict if name.startswith(prefix) and name.endswith(_STATE)]
         saved = [unquote(name.removeprefix(prefix).removesuffix(_STATE)) for name in names]
-        if strict and set(saved) != set(self.keys()):
+        if set(saved) != set(self.keys()):
             raise CheckpointError(
                 f"the state_dict has vocabularies of {_tables(saved)}, and here they are of {_tables(self.keys())}; "
                 "make the StreamingCollection with the vocabularies that were saved"
             )
+
+    def refuse_bad_states(self, state_dict: Mapping[str, Any], *, prefix: str) -> None:
+        """Raises CheckpointError, before anything is loaded, if one of the vocabularies here can't load what a
+        `state_dict` has of it; the arguments are those of `refuse_other_tables`."""
         for table in self.keys():
             name = f"{prefix}{state_name(table)}{_STATE}"
             if name in state_dict:

@@ -1,6 +1,7 @@
 """What a vocabulary remembers of its batches between `map` and the lookup: rows that must start anew, and which batches
 may still be looked up."""
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,22 @@ from embank.tables.errors import DataError
 from embank.tables.scalars import as_whole
 from embank.tables.streaming.mapped import Mapped
 from embank.tables.streaming.sorted_columns import is_ascending, is_column
+
+
+class Lock:
+    """A lock that one thread may take several times; a copy has one of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type["Lock"], tuple[()]]:
+        return type(self), ()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 @dataclass(frozen=True, kw_only=True)
