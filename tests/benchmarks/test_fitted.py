@@ -11,6 +11,7 @@ PAGE = ROOT / "docs/results/fitted.md"
 MEASURED = ROOT / "benchmarks/results/fitted.json"
 
 
+@pytest.mark.slow
 def test_methods_are_fitted_and_a_second_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_data(tmp_path / "data", single={"user_id": 300, "item_id": 200})
     benchmark = script("fitted")

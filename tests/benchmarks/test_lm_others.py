@@ -90,6 +90,7 @@ def test_speed_is_measured(tmp_path: Path) -> None:
     assert not list((tmp_path / "work").glob("rows-*"))
 
 
+@pytest.mark.slow
 def test_offloaded_rows_are_resident_rows(tmp_path: Path) -> None:
     """Every arm's check, and figures of all of them."""
     lm_offload.main(["--device", "cpu", "--small", "--out", str(tmp_path)])

@@ -122,6 +122,7 @@ def test_parts_have_a_bound_and_hold_all_rows(tmp_path: Path) -> None:
     assert np.array_equal(np.array(read["vector"].to_pylist(), dtype=np.float32), expected.numpy())
 
 
+@pytest.mark.slow
 def test_tokens_stand_beside_their_ids(tmp_path: Path) -> None:
     bundle = trained_bundle_of_a_log(tmp_path)
     convert_bundle(bundle, to="parquet", out=tmp_path / "out")
@@ -303,6 +304,7 @@ def test_a_library_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("numbers", [False, True])
+@pytest.mark.slow
 def test_keys_of_compressed_vectors_are_tokens(numbers: bool, tmp_path: Path) -> None:
     keys = [7 * i if numbers else f"page {i}" for i in range(300)]
     vectors = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)

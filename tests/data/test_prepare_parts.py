@@ -322,6 +322,7 @@ def test_vocabulary_errors(tmp_path: Path) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.floats(-1e6, 1e6), max_size=9), min_size=1, max_size=6))
+@pytest.mark.slow
 def test_moments_equal_numpy(blocks: list[list[float]]) -> None:
     moments = Moments()
     for block in blocks:

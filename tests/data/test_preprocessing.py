@@ -176,6 +176,7 @@ ROW = st.fixed_dictionaries(
 @pytest.mark.parametrize("name", ["data", "hashed"])
 @given(rows=st.lists(ROW, min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_a_few_rows_are_read_as_a_frame_of_them(prepared: Path, name: str, rows: list[dict[str, Any]]) -> None:
     rules = rules_of(prepared / name)
     numeric = list(rules.config.numeric)

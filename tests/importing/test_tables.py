@@ -265,6 +265,7 @@ def test_a_bundle_of_tables_scores_nothing(rows: Tensor, tmp_path: Path) -> None
         load_model(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_what_embank_convert_wrote_comes_back(tmp_path: Path) -> None:
     bundle = trained_bundle_of_a_log(tmp_path)
     convert_bundle(bundle, to="parquet", out=tmp_path / "parquet")

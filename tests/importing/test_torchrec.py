@@ -37,6 +37,7 @@ def scores_of(bundle: Path) -> np.ndarray:
         return torch.sigmoid(model_of(Bundle(bundle))(numbers_BI, kjt)).numpy()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_ranks_scores_as_it_did_and_trains_on(two: Ranks, data: Path, tmp_path: Path) -> None:
     (wanted, first), (_, second) = two.run(save_sharded, tmp_path / "dcp")
     chosen = config(data, **MODEL, train={"epochs": 1, "num_threads": 1})

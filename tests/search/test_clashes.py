@@ -52,6 +52,7 @@ def test_a_clash_is_told_before_the_first_trial_and_its_trials_are_pruned(data: 
     assert len([note for note in told.notes if note == line]) == 1
 
 
+@pytest.mark.slow
 def test_of_a_large_space_pairs_are_looked_at(data: Path, tmp_path: Path) -> None:
     """No more candidates than are asked for: what is left is the trials'."""
     space = space_of(data, tmp_path, {**PRUNED, "train.lr": [0.01 * n for n in range(1, 20)]})
@@ -63,6 +64,7 @@ def test_of_a_large_space_pairs_are_looked_at(data: Path, tmp_path: Path) -> Non
     assert len(few.refusals) == 4, "two configurations, and their tables"
 
 
+@pytest.mark.slow
 def test_methods_of_a_large_space_have_pairs_of_their_own(data: Path, tmp_path: Path) -> None:
     """Lookups must divide the dim of `unified`, which is found as its tables are built; `hash` has none."""
     options = {"tables.method": ["hash", "unified"], "tables.codec": ["fp32"], "tables.dim": [8, 10]}
@@ -90,6 +92,7 @@ def test_a_first_candidate_that_is_refused_is_named(data: Path, tmp_path: Path) 
         space_of(data, tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_shapes_that_are_not_there_yet_are_tried_as_plain_tables(data: Path, tmp_path: Path) -> None:
     options = {"tables.method": ["searched", "hash"], "train.lr": [0.01, 0.1]}
     clashes = Clashes(space_of(data, tmp_path, options), told="the space")

@@ -160,6 +160,7 @@ def _is_at_work(trial: optuna.trial.FrozenTrial, pid: int | None) -> bool:
     return trial.state == TrialState.RUNNING and trial.user_attrs.get(LEASE, {}).get("pid") == pid and trial.number >= 3
 
 
+@pytest.mark.slow
 def test_a_surplus_trial_is_given_up(storage: str) -> None:
     """Another worker makes the last trial while this one has asked for one more."""
     work(storage, 3, 0.0)

@@ -112,6 +112,7 @@ def test_the_forms_of_a_candidate_turn_into_each_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(SPACES))
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.slow
 def test_repair_keeps_the_bytes_and_leaves_allowed_candidates_alone(name: str, share: float) -> None:
     space, rng = SPACES[name], random.Random(0)
     low, high = space.nbytes_of(space.floor()), space.nbytes_of(space.ceiling())

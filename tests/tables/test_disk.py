@@ -233,6 +233,7 @@ def test_errors_of_the_thread_surface(tmp_path: Path, monkeypatch: pytest.Monkey
         tables.prefetch(addressed)
 
 
+@pytest.mark.slow
 def test_the_thread_and_the_files_end_with_the_store(tmp_path: Path) -> None:
     tables = TableCollection(specs(), tier=RowTier(name="disk", directory=tmp_path))
     tables.address_ahead(random_kjt(SIZES, batch_size=4, seed=0))

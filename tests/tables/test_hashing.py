@@ -55,6 +55,7 @@ def test_salts_tell_boundaries_apart_and_are_stable() -> None:
     assert salt64("hash", "user_id") == 9164445823552992778
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_rows() -> None:
     code = (
         "import torch; from embank.tables.ids.hashing import *; "

@@ -121,6 +121,7 @@ def test_a_home_that_cannot_be_written(fresh: None, tmp_path: Path, monkeypatch:
     assert build._own_folder().stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_a_compiler_that_hangs_is_not_waited_for_twice(
     fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

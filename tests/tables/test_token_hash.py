@@ -157,6 +157,7 @@ def test_ids_are_spread_evenly_and_no_two_of_many_agree() -> None:
         assert chi_square < counts.size - 1 + 5 * (2 * counts.size) ** 0.5
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_ids() -> None:
     code = (
         "import polars as pl; from embank.tables.ids.token_hash import *; "

@@ -68,6 +68,7 @@ def chosen(run: Path) -> dict[str, Any]:
     return {key: own[key] for key in PLAIN}
 
 
+@pytest.mark.slow
 def test_short_trainings_are_plain_and_say_nothing(data: Path, tmp_path: Path) -> None:
     reporter = Notes()
     assert config(data).train.precision == config(data).train.compile == "auto"
@@ -93,6 +94,7 @@ def test_a_long_training_takes_what_is_faster_and_keeps_to_it(data: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("long_and_faster_in_bf16")
+@pytest.mark.slow
 def test_a_resumed_run_keeps_what_was_chosen(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(data, tmp_path / "whole", model=MODEL, train={"eval_every": 5})
     trainer = Trainer(config(data, model=MODEL, train={"eval_every": 5}), tmp_path / "run")
@@ -150,6 +152,7 @@ def test_a_real_choice(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_large_splits_are_scored_by_the_compiled_network_in_full_batches(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +202,7 @@ def test_a_machine_without_a_compiler(data: Path, tmp_path: Path) -> None:
     assert last.endswith("or begin a run with train.compile: false")
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_cant_be_compiled_is_made_as_it_is(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     """By torch's own refusal, on a machine without a compiler."""
     loaded = config(data, model=MODEL)

@@ -323,6 +323,7 @@ def test_a_full_disk_keeps_what_was_scored(
     assert predict(run, raw / "test.csv", tmp_path / "s.parquet", resume=True).num_rows == 200
 
 
+@pytest.mark.slow
 def test_threads_share_a_model(raw: Path, run: Path) -> None:
     model = load_model(run)
     rows = pl.read_csv(raw / "test.csv", infer_schema=False)
@@ -360,6 +361,7 @@ def test_what_does_not_fit_a_model_is_said(run: Path) -> None:
     np.testing.assert_array_equal(model.embed("user", [3, "u1"]), model.embed("user", ["3", "u1"]))
 
 
+@pytest.mark.slow
 def test_rows_of_several_batches_are_scored_like_those_of_one(raw: Path, run: Path) -> None:
     model = load_model(run)
     rows = pl.read_csv(raw / "test.csv", infer_schema=False)

@@ -187,6 +187,7 @@ def test_bf16_is_that_of_the_evaluation(tmp_path: Path) -> None:
     assert not torch.equal(logits, Scorer(Bundle(tmp_path / "exact")).logits(*plain(64)))
 
 
+@pytest.mark.slow
 def test_threads_share_a_scorer(tmp_path: Path) -> None:
     scorer = Scorer(made(tmp_path / "b", methods=MIXED))
     batches = [plain(1 + seed % 40, seed=seed) for seed in range(100)]

@@ -63,6 +63,7 @@ def test_the_log_tells_what_happened(data: Path, tmp_path: Path) -> None:
     assert resumed.splitlines()[-1].endswith("  done")
 
 
+@pytest.mark.slow
 def test_tensorboard_has_every_step_and_every_evaluation(data: Path, tmp_path: Path) -> None:
     """Also those of a run that was interrupted, once each."""
     pytest.importorskip("tensorboard")

@@ -7,6 +7,7 @@ import pytest
 from tests.pages import ROOT, Followed
 
 
+@pytest.mark.slow
 def test_the_page_says_what_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with Followed(ROOT / "docs/vectors_tutorial.md") as page:

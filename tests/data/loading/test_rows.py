@@ -124,6 +124,7 @@ def test_ranks_share_the_batches_of_one_process(
     world_size=st.integers(1, 3),
     shuffle=st.booleans(),
 )
+@pytest.mark.slow
 def test_resuming_anywhere_gives_the_rest(
     mixed: Path, batch_size: int, buffer_rows: int, world_size: int, shuffle: bool
 ) -> None:
