@@ -22,18 +22,11 @@ from embank.tables import BudgetError, CheckpointError, ConfigError, DataError
 from embank.tables.rows.disk.mapped import MappedFile
 from tests.data.test_integrity import CONFIG, swap, write_log
 from tests.faults.place import contents
+from tests.told import Told
 from tests.training.runs import config, timeless, train, write_data
 from tests.training.test_resume import StopAt
 
 pytestmark = pytest.mark.slow
-
-
-class Notes(Reporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +240,7 @@ def test_altered_facts_of_a_checkpoint_are_refused_by_evaluation(
 def test_a_run_without_any_checkpoint_says_that_it_begins_again(data: Path, stopped: RunFolder, tmp_path: Path) -> None:
     shutil.rmtree(stopped.checkpoints)
     stopped.checkpoints.mkdir()
-    heard = Notes()
+    heard = Told()
     result = Trainer(config(data), stopped.path, reporter=heard).train(resume=True)
     assert "has no checkpoint: the run starts again from its beginning" in heard.notes[0]
     assert timeless(result) == timeless(train(data, tmp_path / "whole"))
@@ -263,7 +256,7 @@ def test_a_damaged_line_of_metrics_is_left_out_alone(data: Path, stopped: RunFol
     assert stopped.read_metrics() == [whole[0], *whole[2:]]
     assert stopped.num_damaged_metrics == 1
     stopped.result.unlink()
-    heard = Notes()
+    heard = Told()
     Trainer(config(data), stopped.path, reporter=heard).train(resume=True)
     assert "1 damaged line is left out" in heard.notes[0]
 
@@ -323,6 +316,6 @@ def test_a_run_of_an_earlier_version_resumes_and_says_what_is_not_checked(data: 
     record = json.loads(stopped.environment.read_text())
     old = {key: value for key, value in record.items() if key not in ("check", "config", "data_content")}
     stopped.environment.write_text(json.dumps(old))
-    heard = Notes()
+    heard = Told()
     Trainer(config(data), stopped.path, reporter=heard).train(resume=True)
     assert "whether rows, labels and numbers are the same can't be checked" in heard.notes[0]

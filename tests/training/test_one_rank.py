@@ -7,18 +7,10 @@ import pytest
 
 from embank.pipelines.lm.config import parse_lm_config
 from embank.pipelines.lm.trainer import LmTrainer
-from embank.pipelines.reporting import Reporter
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import ConfigError, Placement, Plan, save_plan
+from tests.told import Told
 from tests.training.runs import config, write_data
-
-
-class Notes(Reporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +20,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(data: Path, run: Path, **rows: Any) -> list[str]:
     """What a run of one epoch is told."""
-    notes = Notes()
+    notes = Told()
     Trainer(config(data, train={"epochs": 1}, rows=rows), run, reporter=notes).train()
     return notes.notes
 
