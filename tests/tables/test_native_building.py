@@ -11,22 +11,29 @@ import pytest
 import torch
 
 from embank.tables.method.together import Rule
+from embank.tables.native import build
 from embank.tables.serving.lookups import Lookups
-from embank.tables.serving.native import build
 from embank.tables.serving.native.forms import Form
+from embank.tables.serving.native.kernel import SOURCE, compiled
 from tests.tables.native import bundle_of, ids_of, kernel_of, looked_up, stack_of
 
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Nothing that was compiled or found before is remembered, and nothing of the test afterwards."""
-    kept = (build.compiled, build._compiler, build._own_folder)
+    kept = (compiled, build.library, build._compiler, build._own_folder)
     for own in kept:
         own.cache_clear()
     yield
     build._hung.clear()
     for own in kept:
         own.cache_clear()
+
+
+def forget() -> None:
+    """What this process has loaded is looked for anew."""
+    compiled.cache_clear()
+    build.library.cache_clear()
 
 
 def script(folder: Path, code: str) -> str:
@@ -66,14 +73,14 @@ def test_without_a_compiler_rows_are_the_same(
     assert torch.equal(found[:, :16], packed.packs["t0"].lookup(ids["f0"]))
     assert not list((tmp_path / "cache").rglob("*.so"))
     assert not list((tmp_path / "cache").rglob("*.part"))
-    assert "without a compiled lookup" in caplog.text
+    assert "without compiled code" in caplog.text
 
 
 def test_it_is_compiled_once(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     form = Form(numbers=32, width=9, stride_bits=288, group=1, scale_stride_bytes=0, row=9, dim=9)
     found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(build.compiled(form))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(compiled(form))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -83,10 +90,10 @@ def test_it_is_compiled_once(fresh: None, tmp_path: Path, monkeypatch: pytest.Mo
     (library,) = (tmp_path / "embank").iterdir()
     assert library.suffix == ".so"
     made = library.stat().st_ino
-    build.compiled.cache_clear()
-    assert build.compiled(form) is not None
+    forget()
+    assert compiled(form) is not None
     assert library.stat().st_ino == made
-    assert build.compiled(form._replace(width=10, row=10, dim=10, stride_bits=320)) is not None
+    assert compiled(form._replace(width=10, row=10, dim=10, stride_bits=320)) is not None
     assert len(list((tmp_path / "embank").iterdir())) == 2
 
 
@@ -102,13 +109,13 @@ def test_what_has_not_been_loaded_for_long_is_removed(
         path.write_text("")
         os.utime(path, (0, 0))
     used = Form(numbers=32, width=13, stride_bits=416, group=1, scale_stride_bytes=0, row=13, dim=13)
-    assert build.compiled(used) is not None
+    assert compiled(used) is not None
     assert not any(path.exists() for path in old)
     assert all(path.exists() for path in others)
     (library,) = set(folder.iterdir()) - set(others)
     os.utime(library, (0, 0))
-    build.compiled.cache_clear()
-    assert build.compiled(used) is not None
+    forget()
+    assert compiled(used) is not None
     assert library.stat().st_mtime > 0, "it was loaded now"
 
 
@@ -141,7 +148,7 @@ def test_a_damaged_library_is_made_once_more(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     own, compiler = kernel_of([torch.ones(4, 11)], "fp32", [Rule("own", 4)]), build._compiler()
     assert compiler is not None
-    library = build._library(compiler, own.form)  # made, and not loaded by this name
+    library = build._library(compiler, SOURCE, own.form.macros())  # made, and not loaded by this name
     whole = library.read_bytes()
     library.unlink()
     library.write_bytes(damage)

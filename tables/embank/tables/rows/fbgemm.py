@@ -7,7 +7,7 @@ is looked up several times: as one lookup of so many times the bags, which FBGEM
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -26,6 +26,8 @@ from embank.tables.rows.composite import MixedRows
 from embank.tables.rows.disk.prefetch import Prefetcher
 from embank.tables.rows.fbgemm_memory import placement
 from embank.tables.rows.held_bytes import tensors_of
+from embank.tables.rows.native.passes import HeldTable, Passes
+from embank.tables.rows.shards import TableShard
 from embank.tables.rows.space import RowSpace
 from embank.tables.rows.store_spec import StoreSpec
 
@@ -61,7 +63,7 @@ class _Kernel(nn.Module):
         # Where each table begins in the flat tensor.
         sizes = [s.num_rows * width for s, width in zip(self.shards, self.widths, strict=True)]
         self.firsts = list(itertools.accumulate(sizes, initial=0))
-        self.is_projected = any(shard.table.projection is not None for shard in self.shards)
+        self.is_projected = any(_projected(self.shards))
         # Lookups whose rows a backward pass has updated, to be projected.
         self.changed: list[tuple[Tensor, Tensor]] = []
         self.counting = torch.zeros(1, dtype=torch.int64)  # 0, 1, 2, ...: the offsets of bags with one id each
@@ -98,7 +100,7 @@ class _Kernel(nn.Module):
             if space.tier.on_gpu:
                 shard.write_initial(view, seed=seed)
             shard.scatter_initial(view, seed=seed)
-        self.table_of = tuple(lookups)
+        self.lookups = [table for table in lookups for _ in range(self.num_merged)]
         self.pieces = [
             piece
             for t in lookups
@@ -171,18 +173,6 @@ class _Kernel(nn.Module):
     def _note_change(self, indices: Tensor, offsets: Tensor, _grad: Tensor) -> None:
         self.changed.append((indices, offsets))
 
-    def take_changed(self) -> dict[int, Tensor]:
-        """By table with a projection, the distinct rows that backward passes have updated since the last call."""
-        rows: dict[int, list[Tensor]] = {}
-        for indices, offsets in self.changed:
-            num_bags = (offsets.numel() - 1) // (len(self.table_of) * self.num_merged)
-            bounds = offsets[:: num_bags * self.num_merged].tolist() if num_bags else [0] * (len(self.table_of) + 1)
-            for k, table in enumerate(self.table_of):
-                if self.shards[table].table.projection is not None:
-                    rows.setdefault(table, []).append(indices[bounds[k] : bounds[k + 1]])
-        self.changed.clear()
-        return {table: torch.unique(torch.cat(some)) for table, some in rows.items()}
-
     def empty_cache(self) -> None:
         """Brings rows out of FBGEMM's cache, if there is one, to where they are read and written."""
         if self.place.location == EmbeddingLocation.MANAGED_CACHING:
@@ -207,6 +197,25 @@ class _Kernel(nn.Module):
         shard, width, first = self.shards[number], self.widths[number], self.firsts[number]
         rows = self.flat["weights"][first : first + shard.num_rows * width].view(shard.num_rows, width)
         return rows[:, : shard.num_columns]
+
+    def held_tables(self) -> list[HeldTable]:
+        """Where the rows and the state of each table lie in host memory."""
+        found, row = [], 0
+        for shard, width, first in zip(self.shards, self.widths, self.firsts, strict=False):
+            state = self.flat["momentum1"][row if self.rowwise else first :] if self.has_state else None
+            found.append(
+                HeldTable(
+                    name=shard.table.name,
+                    weights=self.flat["weights"][first:],
+                    state=state,
+                    num_rows=shard.num_rows,
+                    pitch=width,
+                    columns=shard.num_columns,
+                    scale=self.scale,
+                )
+            )
+            row += shard.num_rows
+        return found
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         names = [shard.table.name for shard in self.shards]
@@ -255,8 +264,13 @@ class FbgemmRows(RowStore):
                     label=f"{self.shards[members[0]].table.name}.{number}",
                 )
             )
-        self.prefetcher = Prefetcher.of(self, self.space)
         self.is_one_call = self.kernel_lookups == [list(range(len(self.lookups)))]
+        self.passes: Passes | None = None
+        if not spec.tier.on_gpu and self.lookups:
+            held = {table.name: table for kernel in self._kernels() for table in kernel.held_tables()}
+            in_order = [held[shard.table.name] for shard in self.shards]
+            self.passes = Passes.of(in_order, self.lookups, self.optimizer, is_noted=any(_projected(self.shards)))
+        self.prefetcher = Prefetcher.of(self, self.space)
 
     def _groups(self) -> list[list[int]]:
         """Tables that can share a kernel, in order of their first appearance."""
@@ -272,7 +286,14 @@ class FbgemmRows(RowStore):
             assert isinstance(kernel, _Kernel)
             yield kernel
 
+    def _compiled(self) -> Passes | None:
+        """What looks rows up where FBGEMM does not have to: graphs that torch follows know FBGEMM's operators only."""
+        return None if torch.compiler.is_compiling() else self.passes
+
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        if (passes := self._compiled()) is not None:
+            self._before_lookup(indices)
+            return passes.joined(indices, offsets)
         if not self.is_one_call:
             return torch.cat(self.parts(indices, offsets), dim=1)
         self._before_lookup(indices)
@@ -281,6 +302,8 @@ class FbgemmRows(RowStore):
 
     def parts(self, indices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
         self._before_lookup(indices)
+        if (passes := self._compiled()) is not None:
+            return passes.parts(indices, offsets)
         if self.is_one_call:
             return next(self._kernels()).parts(indices, offsets)
         num_bags = (offsets.numel() - 1) // len(self.lookups)
@@ -292,18 +315,23 @@ class FbgemmRows(RowStore):
 
     @property
     def is_pending(self) -> bool:
-        return any(kernel.changed for kernel in self._kernels())
+        is_left = self.passes is not None and bool(self.passes.changed)
+        return is_left or any(kernel.changed for kernel in self._kernels())
 
     def _finish(self) -> None:
         """The backward pass has updated the rows; what is left is their projection."""
-        for kernel in self._kernels():
-            if kernel.changed:
-                weights = kernel.weights()
-                for table, rows_U in kernel.take_changed().items():
-                    shard = kernel.shards[table]
-                    self.project(shard, weights[shard.table.name], rows_U)
+        owners = [(kernel.changed, kernel.shards, kernel.lookups) for kernel in self._kernels()]
+        if self.passes is not None:
+            owners.append((self.passes.changed, self.shards, list(self.lookups)))
+        for changed, shards, lookups in owners:
+            for table, rows_U in _changed_rows(changed, lookups, _projected(shards)).items():
+                kernel = next(kernel for kernel in self._kernels() if shards[table].table.name in kernel.numbers)
+                self.project(shards[table], kernel.weights()[shards[table].table.name], rows_U)
+            changed.clear()
 
     def set_lr(self, lr: float) -> None:
+        if self.passes is not None:
+            self.passes.lr = lr
         for kernel in self._kernels():
             kernel.tbe.set_learning_rate(lr * kernel.scale)
 
@@ -330,6 +358,31 @@ class FbgemmRows(RowStore):
 
     def held_tensors(self) -> list[Tensor]:
         return [tensor for kernel in self._kernels() for tensor in kernel.held_tensors()]
+
+
+def _projected(shards: Sequence[TableShard]) -> list[bool]:
+    """Which of some tables have a projection."""
+    return [shard.table.projection is not None for shard in shards]
+
+
+def _changed_rows(
+    changed: Sequence[tuple[Tensor, Tensor]], lookups: Sequence[int], is_projected: Sequence[bool]
+) -> dict[int, Tensor]:
+    """By table with a projection, the distinct rows that were looked up and changed.
+
+    Args:
+        changed: the indices and offsets of each time.
+        lookups: the table of each lookup.
+        is_projected: of each table.
+    """
+    rows: dict[int, list[Tensor]] = {}
+    for indices, offsets in changed:
+        num_bags = (offsets.numel() - 1) // len(lookups)
+        bounds = offsets[::num_bags].tolist() if num_bags else [0] * (len(lookups) + 1)
+        for k, table in enumerate(lookups):
+            if is_projected[table]:
+                rows.setdefault(table, []).append(indices[bounds[k] : bounds[k + 1]])
+    return {table: torch.unique(torch.cat(some)) for table, some in rows.items()}
 
 
 def fbgemm_rows(spec: StoreSpec) -> RowStore:

@@ -50,6 +50,10 @@ class Form(NamedTuple):
     widened: int = 0
     holes: int = 0
 
+    def macros(self) -> tuple[str, ...]:
+        """The fields as a compiler takes them."""
+        return tuple(f"-D{name.upper()}={value}" for name, value in self._asdict().items())
+
     @classmethod
     def of(cls, layout: Layout, *, widening: Widened | None, padded: int | None, holes: bool) -> "Form | None":
         """That of a table; None where there is none for it.

@@ -3,11 +3,13 @@
 Legend: K tables, B ids of each, d numbers of a physical row, D of a logical one.
 """
 
+import ctypes
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +17,27 @@ import torch
 from torch import Tensor
 
 from embank.tables.method.together import Array, Rule, Widened
+from embank.tables.native.build import library
 from embank.tables.serving.codecs.layout import Layout
-from embank.tables.serving.native.build import Lookup, compiled
 from embank.tables.serving.native.forms import Form, is_rule, tables_of, tensors_of
 
+Lookup = Callable[..., int]
+
+SOURCE = Path(__file__).with_name("lookup.cpp")
 _ID_NBYTES = 8
 _NUMBERS_PER_THREAD = 1 << 17
+
+
+@cache
+def compiled(form: Form) -> Lookup | None:
+    """The function `embank_lookup` for a form of rows; None where it can't be compiled."""
+    made = library(SOURCE, ("embank_lookup",), form.macros())
+    if made is None:
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function = made.embank_lookup
+    function.argtypes, function.restype = [pointer, number, pointer, number, number, number, pointer], number
+    return function
 
 
 class _Found(NamedTuple):

@@ -1,6 +1,6 @@
 // Rows of several tables alike, for one id of each table in each row of a batch: address, take, widen, in one pass.
 //
-// It is compiled for one form at a time, see `embank.tables.serving.native.build.Form`, whose fields are macros.
+// It is compiled for one form at a time, see `embank.tables.serving.native.forms.Form`, whose fields are macros.
 // Numbers lie in records of WIDTH numbers, at equal distances:
 //   NUMBERS       bits of a number: 32 fp32, 16 fp16, -16 bf16, and 2 to 8 for whole numbers
 //   WIDTH         numbers of a record

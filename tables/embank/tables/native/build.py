@@ -1,8 +1,8 @@
-"""The compiled lookup: `lookup.cpp` and its headers, made by the machine's C++ compiler for a form when that is needed.
+"""Compiled code: a C++ source and its headers, made into a library by the machine's compiler when that is needed.
 
 What was made is kept in a folder of the user's (`$XDG_CACHE_HOME/embank`, by default `~/.cache/embank`), named by all
-that it depends on, so each form is compiled once for a machine; what no process has loaded for a quarter of a year is
-removed when something new is made. Without a compiler, or where it fails, rows are looked up by NumPy and torch.
+that it depends on, so each is compiled once for a machine; what no process has loaded for a quarter of a year is
+removed when something new is made. Without a compiler, or where it fails, the same is done by libraries.
 """
 
 import atexit
@@ -19,37 +19,38 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from embank.tables.errors import EmbankError
-from embank.tables.serving.native.forms import Form
 from embank.tables.storage.atomic import publish_file
 
 SWITCH = "EMBANK_NATIVE"
 """The variable that switches it off: 0."""
 
-_SOURCE = Path(__file__).with_name("lookup.cpp")
-_HEADERS = ("table.h", "record.h", "row.h")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-shared", "-fPIC")
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS, _SECONDS_TO_ANSWER = 60, 10
 _SECONDS_KEPT = 90 * 24 * 3600
-_NAME = re.compile(r"lookup-[0-9a-f]{24}(\.so|-\w{8}\.part)")
+_NAME = re.compile(r"(lookup|rows)-[0-9a-f]{24}(\.so|-\w{8}\.part)")
 _hung: list[subprocess.TimeoutExpired] = []
 """A compiler that has not come back: who waits for a lookup does not wait for it again."""
 
 _log = logging.getLogger(__name__)
 
-Lookup = Callable[..., int]
-
 
 @cache
-def compiled(form: Form) -> Lookup | None:
-    """The function `embank_lookup` for a form of rows; None where there is no compiler, or it can't be made or loaded:
-    then it says why at the level INFO of this module's logger."""
+def library(source: Path, symbols: tuple[str, ...], macros: tuple[str, ...] = ()) -> ctypes.CDLL | None:
+    """What a source is compiled to; None where there is no compiler, or it can't be made or loaded: then it says why at
+    the level INFO of this module's logger.
+
+    Args:
+        source: with all the headers that lie beside it.
+        symbols: functions that it is to have.
+        macros: what it is compiled for, as the compiler takes it.
+    """
     if os.environ.get(SWITCH) == "0":
         _tell(f"{SWITCH}=0 switches it off")
         return None
@@ -57,22 +58,20 @@ def compiled(form: Form) -> Lookup | None:
         return None
     try:
         compiler = _compiler()
-        function = None if compiler is None else _loaded(_library(compiler, form)).embank_lookup
+        made = None if compiler is None else _loaded(_library(compiler, source, macros))
+        for symbol in symbols if made is not None else ():
+            getattr(made, symbol)
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError, EmbankError) as error:
         if isinstance(error, subprocess.TimeoutExpired):
             _hung.append(error)
         _tell(error)
         return None
-    if function is None:
-        return None
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    function.argtypes, function.restype = [pointer, number, pointer, number, number, number, pointer], number
-    return function
+    return made
 
 
 def _tell(error: Exception | str) -> None:
     said = str(getattr(error, "stderr", None) or error).strip()
-    _log.info("rows are looked up without a compiled lookup: %s", said[:500])
+    _log.info("rows are looked up without compiled code: %s", said[:500])
 
 
 class _Compiler(NamedTuple):
@@ -116,17 +115,16 @@ def _output(command: Sequence[str], *, seconds: float) -> str:
     return out
 
 
-def _library(compiler: _Compiler, form: Form) -> Path:
-    """The compiled library of a form, made if it is not there, or can't be loaded.
+def _library(compiler: _Compiler, source: Path, macros: tuple[str, ...]) -> Path:
+    """The compiled library of a source, made if it is not there, or can't be loaded.
 
     Raises:
         OSError: there is no place for what the compiler makes, or it can't be loaded.
         subprocess.SubprocessError: it has failed, or took too long.
     """
-    macros = [f"-D{name.upper()}={value}" for name, value in form._asdict().items()]
-    sources = [_SOURCE.with_name(name).read_text(encoding="utf-8") for name in (_SOURCE.name, *_HEADERS)]
+    sources = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
     facts = [*sources, compiler.version, _machine(), " ".join([*_FLAGS, *macros])]
-    name = f"lookup-{hashlib.blake2b(chr(0).join(facts).encode(), digest_size=12).hexdigest()}.so"
+    name = f"{source.stem}-{hashlib.blake2b(chr(0).join(facts).encode(), digest_size=12).hexdigest()}.so"
     try:
         path = _shared_folder() / name
         if path.is_file():
@@ -134,11 +132,11 @@ def _library(compiler: _Compiler, form: Form) -> Path:
                 _loaded(path)
                 _mark_used(path)
                 return path
-        made = _made(compiler, macros, path)
+        made = _made(compiler, source, macros, path)
         _remove_unused(path.parent)
         return made
     except (OSError, RuntimeError):  # no home, or one that can't be written
-        return _made(compiler, macros, _own_folder() / name)
+        return _made(compiler, source, macros, _own_folder() / name)
 
 
 def _mark_used(path: Path) -> None:
@@ -149,7 +147,7 @@ def _mark_used(path: Path) -> None:
 def _remove_unused(folder: Path) -> None:
     """Removes libraries of other versions and what compilers that were killed have left: files of ours that have not
     been loaded for long."""
-    for path in folder.glob("lookup-*"):
+    for path in folder.glob("*-*"):
         with contextlib.suppress(OSError):  # another process removes it, too
             if _NAME.fullmatch(path.name) and time.time() - path.stat().st_mtime > _SECONDS_KEPT:
                 path.unlink()
@@ -181,12 +179,12 @@ def _own_folder() -> Path:
 os.register_at_fork(after_in_child=_own_folder.cache_clear)  # its parent may end before it
 
 
-def _made(compiler: _Compiler, macros: Sequence[str], path: Path) -> Path:
+def _made(compiler: _Compiler, source: Path, macros: Sequence[str], path: Path) -> Path:
     """Compiles the source; who makes the same at the same time makes the same file."""
     handle, part = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=".part", dir=path.parent)
     os.close(handle)
     try:
-        _output([*compiler.command, *_FLAGS, *macros, "-o", part, str(_SOURCE)], seconds=_SECONDS)
+        _output([*compiler.command, *_FLAGS, *macros, "-o", part, str(source)], seconds=_SECONDS)
         _loaded(Path(part))  # what can't be loaded is not kept
         publish_file(Path(part), path, overwrite=True)
     finally:

@@ -1,0 +1,269 @@
+"""Rows looked up and updated by compiled code: one pass over all tables of a store, whatever their widths.
+
+Legend: S bags per lookup, K lookups, C_k columns of lookup k's rows, N ids.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embank.tables.errors import WorkError
+from embank.tables.native.build import library
+from embank.tables.rows.store_spec import RowOptimizer
+
+_SOURCE = Path(__file__).with_name("rows.cpp")
+_OPTIMIZERS = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
+_TABLE = np.dtype(
+    [
+        *[(name, np.uint64) for name in ("rows", "state")],
+        *[(name, np.int64) for name in ("num_rows", "pitch", "columns")],
+        ("scale", np.float64),
+    ]
+)
+_LOOKUP = np.dtype([("table", np.int64), ("numbers", np.uint64), ("stride", np.int64)])
+_NUMBER_NBYTES = 4
+_NUMBERS_PER_THREAD = 1 << 14
+"""Numbers to be moved from which on a second thread is worth waking."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldTable:
+    """Where the rows and the optimizer state of a table lie.
+
+    Args:
+        name: of the table.
+        weights: fp32, rows one after the other.
+        state: fp32, of row-wise Adagrad one number for each row, of Adagrad as the rows; None for SGD.
+        num_rows: of the table.
+        pitch: numbers from one row to the next.
+        columns: of a row; zeros follow up to the pitch.
+        scale: of learning rate and epsilon, see `rowwise_scale`.
+    """
+
+    name: str
+    weights: Tensor
+    state: Tensor | None
+    num_rows: int
+    pitch: int
+    columns: int
+    scale: float
+
+
+class _Compiled(NamedTuple):
+    look_up: Callable[..., int]
+    update: Callable[..., int]
+    parallel: int  # the address of what shares work among torch's threads
+
+
+class Passes:
+    """Lookup and update of rows in the host's memory.
+
+    Args:
+        tables: whose rows are looked up.
+        lookups: the table of each lookup.
+        optimizer: of the rows.
+        is_noted: whether to write down what was changed.
+
+    Attributes:
+        lr: the learning rate of the next update.
+        changed: if it is noted, the indices and offsets of each update; whoever takes them clears it.
+    """
+
+    def __init__(
+        self, tables: Sequence[HeldTable], lookups: Sequence[int], optimizer: RowOptimizer, *, is_noted: bool = False
+    ) -> None:
+        self.tables, self.lookups, self.optimizer = list(tables), list(lookups), optimizer
+        self.is_noted, self.changed = is_noted, list[tuple[Tensor, Tensor]]()
+        self.lr = optimizer.lr
+        self.widths = [self.tables[table].columns for table in self.lookups]
+        self._firsts = np.cumsum([0, *self.widths])[:-1].astype(np.uint64) * _NUMBER_NBYTES
+        self._held = [t for table in self.tables for t in (table.weights, table.state) if t is not None]
+        self._places: list[int] = []
+        self._anchor = torch.empty(
+            0, dtype=torch.float32, device="cpu", requires_grad=True
+        )  # what makes autograd ask for the gradients of rows
+
+    @classmethod
+    def of(
+        cls, tables: Sequence[HeldTable], lookups: Sequence[int], optimizer: RowOptimizer, *, is_noted: bool = False
+    ) -> "Passes | None":
+        """Those of some tables; None where they can't be compiled here."""
+        return None if _compiled() is None else cls(tables, lookups, optimizer, is_noted=is_noted)
+
+    def joined(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        """Sum-pooled rows [S, sum C_k], the lookups side by side; backward updates the rows.
+
+        Args:
+            indices: int64 [N], rows, lookup after lookup, bag after bag.
+            offsets: int64 [K * S + 1], where each bag begins.
+
+        Raises:
+            IndexError: names an index that is no row of its table.
+        """
+        (rows,) = self._apply(indices, offsets, is_joined=True)
+        return rows
+
+    def parts(self, indices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+        """The same, but one tensor [S, C_k] for each lookup."""
+        return self._apply(indices, offsets, is_joined=False)
+
+    def _apply(self, indices: Tensor, offsets: Tensor, *, is_joined: bool) -> tuple[Tensor, ...]:
+        if not torch.is_grad_enabled():
+            return self.look_up(indices, offsets, is_joined=is_joined)
+        found: tuple[Tensor, ...] = _LookUp.apply(self._anchor, self, indices, offsets, is_joined)  # type: ignore[no-untyped-call]
+        return found
+
+    def look_up(self, indices: Tensor, offsets: Tensor, *, is_joined: bool) -> tuple[Tensor, ...]:
+        """The rows, without a gradient: joined, or one tensor for each lookup."""
+        indices, offsets = _readable(indices), _readable(offsets)
+        num_bags = (offsets.numel() - 1) // len(self.lookups)
+        widths = [sum(self.widths)] if is_joined else self.widths
+        found = tuple(torch.empty(num_bags, width, dtype=torch.float32, device="cpu") for width in widths)
+        lookups = self._numbers(found)
+        compiled = _compiled()
+        assert compiled is not None
+        tables = self._tables()
+        is_missing = compiled.look_up(
+            _address(tables),
+            _address(lookups),
+            len(lookups),
+            indices.data_ptr(),
+            offsets.data_ptr(),
+            num_bags,
+            compiled.parallel,
+            self._num_threads(indices),
+        )
+        if is_missing:
+            self._refuse(indices, offsets, num_bags)
+        return found
+
+    def update(self, indices: Tensor, offsets: Tensor, gradients: Sequence[Tensor]) -> None:
+        """One step of the optimizer.
+
+        Args:
+            indices, offsets: what was looked up.
+            gradients: fp32, of what `look_up` has given.
+
+        Raises:
+            WorkError: there is no memory for it.
+        """
+        indices, offsets = _readable(indices), _readable(offsets)
+        gradients = [each if each.stride(1) == 1 else each.contiguous() for each in gradients]
+        lookups = self._numbers(gradients)
+        compiled = _compiled()
+        assert compiled is not None
+        tables = self._tables()
+        is_full = compiled.update(
+            _address(tables),
+            len(tables),
+            _address(lookups),
+            len(lookups),
+            indices.data_ptr(),
+            offsets.data_ptr(),
+            gradients[0].shape[0],
+            _OPTIMIZERS[self.optimizer.name],
+            self.lr,
+            self.optimizer.eps,
+            compiled.parallel,
+            self._num_threads(indices),
+        )
+        if self.is_noted:
+            self.changed.append((indices, offsets))
+        if is_full:
+            raise WorkError(f"out of memory: there is no room to put {indices.numel():,} looked-up ids in order")
+
+    def _tables(self) -> np.ndarray[Any, np.dtype[Any]]:
+        """`Table` of each table; written anew where the rows have moved, as to shared memory."""
+        places = [held.data_ptr() for held in self._held]
+        if places != self._places:
+            self._written = np.zeros(len(self.tables), _TABLE)
+            for number, table in enumerate(self.tables):
+                state = 0 if table.state is None else table.state.data_ptr()
+                sizes = (table.num_rows, table.pitch, table.columns, table.scale)
+                self._written[number] = (table.weights.data_ptr(), state, *sizes)
+            self._places = places
+        return self._written
+
+    def _numbers(self, looked_up: Sequence[Tensor]) -> np.ndarray[Any, np.dtype[Any]]:
+        """`Lookup` of each lookup."""
+        lookups = np.zeros(len(self.lookups), _LOOKUP)
+        lookups["table"] = self.lookups
+        if len(looked_up) == 1:
+            lookups["numbers"] = self._firsts + np.uint64(looked_up[0].data_ptr())
+            lookups["stride"] = looked_up[0].stride(0)
+        else:
+            lookups["numbers"] = [each.data_ptr() for each in looked_up]
+            lookups["stride"] = [each.stride(0) for each in looked_up]
+        return lookups
+
+    def _num_threads(self, indices: Tensor) -> int:
+        num_numbers = indices.numel() * max(self.widths)
+        return torch.get_num_threads() if num_numbers >= _NUMBERS_PER_THREAD else 1
+
+    def _refuse(self, indices: Tensor, offsets: Tensor, num_bags: int) -> None:
+        bounds = offsets[:: max(1, num_bags)].tolist()
+        for k, table in enumerate(self.tables[number] for number in self.lookups):
+            own = indices[bounds[k] : bounds[k + 1]]
+            bad = own[(own < 0) | (own >= table.num_rows)]
+            if bad.numel():
+                raise IndexError(f"table '{table.name}' has {table.num_rows:,} rows, and none of number {bad[0]:,}")
+
+
+class _LookUp(torch.autograd.Function):
+    """Rows whose backward pass updates them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, _anchor: Tensor, passes: Passes, indices: Tensor, offsets: Tensor, is_joined: bool
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(indices, offsets)
+        ctx.passes = passes
+        return passes.look_up(indices, offsets, is_joined=is_joined)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        indices, offsets = ctx.saved_tensors
+        ctx.passes.update(indices, offsets, gradients)
+        return None, None, None, None, None
+
+
+@cache
+def _compiled() -> _Compiled | None:
+    """The passes of `rows.cpp`; None where they can't be compiled, or torch's threads are not to be had."""
+    parallel = _parallel()
+    made = None if parallel is None else library(_SOURCE, ("embank_look_up", "embank_update"))
+    if parallel is None or made is None:
+        return None
+    pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+    look_up, update = made.embank_look_up, made.embank_update
+    batch = (pointer, number, pointer, pointer, number)
+    look_up.argtypes, look_up.restype = (pointer, *batch, pointer, number), number
+    update.argtypes, update.restype = (pointer, number, *batch, number, real, real, pointer, number), number
+    return _Compiled(look_up, update, parallel)
+
+
+def _parallel() -> int | None:
+    """The address of OpenMP's `GOMP_parallel` in the library that torch itself computes with, or None."""
+    own = sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*.so*"))
+    for name in (None, *map(str, own)):
+        try:
+            return ctypes.cast(ctypes.CDLL(name).GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def _readable(numbers: Tensor) -> Tensor:
+    return numbers.to(device="cpu", dtype=torch.int64).contiguous()
+
+
+def _address(array: np.ndarray[Any, np.dtype[Any]]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
