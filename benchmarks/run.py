@@ -117,6 +117,7 @@ PARTS: dict[str, Part] = {
         short="--rows 1000000 --rounds 3 --seconds 3",
         full="--rows 10000000 --rounds 5",
     ),
+    "rows": Part(script="rows.py", trial="--rounds 1 --cases 1 --batches 1", short="--rounds 3 --cases 8"),
     "unified": Part(
         script="unified.py",
         trial="--rows 5000 --rounds 2 --batches 2 --batch-size 64",

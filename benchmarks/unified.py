@@ -3,12 +3,13 @@
 Run: python benchmarks/unified.py [--rows 10000000] [--lookups 1 2 4] [--rounds 9] [--threads 2]
 26 Criteo-shaped features of dim 16 in all, batch 4,096, Zipf ids, row-wise Adagrad on FBGEMM; a step is the lookup and
 the update of the rows from a gradient of ones, nothing else, so that no network hides the difference. For each number
-of lookups c there are three rivals:
+of lookups c there are four rivals:
 
 plain     one table of dim 16 for each feature: the same total dim
 split     c tables of dim 16 / c for each feature: the same number of lookups besides
 hashed    the same with hashed ids, whose frequent rows lie far apart as those of unified do, not side by side as
           frequency-ranked ids
+fbgemm    `split` by FBGEMM's kernels, as TorchRec looks rows up, not by embank's compiled passes
 
 All have the same bytes of rows. They take turns within a round; ratios are taken within a round, of rows per second
 (above 1: unified is faster). Addressing runs on the loader's thread in training and is timed by itself. Writes
@@ -29,20 +30,31 @@ from method_steps import DIM, Inputs26, touched_bytes
 from torchrec import KeyedJaggedTensor
 
 from embank.compression import unified_specs
+from embank.pipelines.runs.memory import keep_freed_memory
 from embank.tables import RowOptimizer, TableCollection, TableSpec, method_class
+from embank.tables.rows.fbgemm import FbgemmRows
 
-RIVALS = {"plain": "plain tables", "split": "as many plain lookups", "hashed": "as many hashed lookups"}
+RIVALS = {
+    "plain": "plain tables",
+    "split": "as many plain lookups",
+    "hashed": "as many hashed lookups",
+    "fbgemm": "as many plain lookups by FBGEMM",
+}
 OPTIMIZER = RowOptimizer(name="rowwise_adagrad", lr=0.02)
 
 
 class Contestant:
     """A collection and the batches that it looks up."""
 
-    def __init__(self, specs: list[TableSpec], batches: list[KeyedJaggedTensor]) -> None:
+    def __init__(self, specs: list[TableSpec], batches: list[KeyedJaggedTensor], *, by_fbgemm: bool) -> None:
         self.tables = TableCollection(specs, optimizer=OPTIMIZER)
+        for store in self.tables.row_stores() if by_fbgemm else ():
+            assert isinstance(store, FbgemmRows)
+            store.passes = None
         self.batches = batches
         self.addressed = [self.tables.address(batch) for batch in batches]
 
+    @keep_freed_memory()
     def steps(self) -> None:
         """Every batch looked up and updated once."""
         for addressed in self.addressed:
@@ -56,7 +68,7 @@ class Contestant:
 
 
 def contestants(drawn: Inputs26, lookups: int) -> dict[str, Contestant]:
-    """The four of one number of lookups."""
+    """Those of one number of lookups."""
     width = DIM // lookups
     rows = sum(spec.num_embeddings for spec in drawn.specs)
     plain = [
@@ -77,8 +89,8 @@ def contestants(drawn: Inputs26, lookups: int) -> dict[str, Contestant]:
         exact_below=0,
     )
     batches = [batch.sparse for batch in drawn.batches]
-    own = {"unified": shared, "plain": plain, "split": split, "hashed": hashed}
-    return {name: Contestant(specs, batches) for name, specs in own.items()}
+    own = {"unified": shared, "plain": plain, "split": split, "hashed": hashed, "fbgemm": split}
+    return {name: Contestant(specs, batches, by_fbgemm=name == "fbgemm") for name, specs in own.items()}
 
 
 def seconds(work: Callable[[], None]) -> float:
@@ -94,7 +106,7 @@ def measure(drawn: Inputs26, lookups: int, args: argparse.Namespace) -> dict:
     times: dict[str, list[float]] = {name: [] for name in found}
     for number in range(args.rounds + 1):
         order = list(found)
-        for name in order[number % 4 :] + order[: number % 4]:
+        for name in order[number % len(order) :] + order[: number % len(order)]:
             times[name].append(seconds(found[name].steps) / len(drawn.batches))
     kept = {name: values[1:] for name, values in times.items()}  # the first round warms up
     torch.set_num_threads(1)

@@ -6,7 +6,8 @@
 
 namespace {
 
-constexpr int64_t SAMPLES = 64;  // bags of each lookup that one task takes: what they give stays in the cache
+constexpr int64_t MOST_BAGS = 64;  // of each lookup that one task takes: what they give stays in the cache
+constexpr int64_t TASKS_PER_THREAD = 4;
 constexpr int64_t MOST_AHEAD = 64, LEAST_AHEAD = 4;
 
 // Runs ahead of the ids of a task, lookup after lookup, and asks for their rows.
@@ -92,8 +93,10 @@ bool look_up(
   int64_t widest = 1;
   for (int64_t k = 0; k < num_lookups; ++k) widest = std::max(widest, tables[lookups[k].table].columns);
   const int64_t far = std::clamp(MOST_AHEAD * LINE / widest, LEAST_AHEAD, MOST_AHEAD);
-  team.share((batch.bags + SAMPLES - 1) / SAMPLES, [&](int64_t task) {
-    const int64_t first = task * SAMPLES, last = std::min(first + SAMPLES, batch.bags);
+  const int64_t least_tasks = TASKS_PER_THREAD * team.threads;
+  const int64_t bags = std::clamp((batch.bags + least_tasks - 1) / least_tasks, int64_t(1), MOST_BAGS);
+  team.share((batch.bags + bags - 1) / bags, [&](int64_t task) {
+    const int64_t first = task * bags, last = std::min(first + bags, batch.bags);
     Ahead ahead(tables, lookups, num_lookups, batch, first, last);
     ahead.go(far);
     bool own = true;

@@ -83,12 +83,14 @@ class Passes:
         self.is_noted, self.changed = is_noted, list[tuple[Tensor, Tensor]]()
         self.lr = optimizer.lr
         self.widths = [self.tables[table].columns for table in self.lookups]
+        self._no_numbers = np.zeros(len(self.lookups), _LOOKUP)
+        self._no_numbers["table"] = self.lookups
         self._firsts = np.cumsum([0, *self.widths])[:-1].astype(np.uint64) * _NUMBER_NBYTES
-        self._held = [t for table in self.tables for t in (table.weights, table.state) if t is not None]
+        held = [t for table in self.tables for t in (table.weights, table.state) if t is not None]
+        self._held = list({tensor.untyped_storage()._cdata: tensor for tensor in held}.values())
         self._places: list[int] = []
-        self._anchor = torch.empty(
-            0, dtype=torch.float32, device="cpu", requires_grad=True
-        )  # what makes autograd ask for the gradients of rows
+        # What makes autograd ask for the gradients of rows.
+        self._anchor = torch.empty(0, dtype=torch.float32, device="cpu", requires_grad=True)
 
     @classmethod
     def of(
@@ -193,8 +195,7 @@ class Passes:
 
     def _numbers(self, looked_up: Sequence[Tensor]) -> np.ndarray[Any, np.dtype[Any]]:
         """`Lookup` of each lookup."""
-        lookups = np.zeros(len(self.lookups), _LOOKUP)
-        lookups["table"] = self.lookups
+        lookups = self._no_numbers.copy()
         if len(looked_up) == 1:
             lookups["numbers"] = self._firsts + np.uint64(looked_up[0].data_ptr())
             lookups["stride"] = looked_up[0].stride(0)
