@@ -19,7 +19,7 @@ from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.data.schema import SCHEMA_FILE, Schema
 from embank.pipelines.data.synth import synth
 from embank.pipelines.reporting import Reporter
-from embank.tables.errors import DataError, WorkError
+from embank.tables.errors import ConfigError, DataError, WorkError
 from embank.tables.storage import atomic
 
 
@@ -240,6 +240,16 @@ def test_an_error_of_the_system_has_the_name_of_the_file(tmp_path: Path) -> None
 
     with pytest.raises(WorkError, match=r"/disk: Input/output error. Nothing was left behind"):
         put_beside(tmp_path / "deep/out", fail)
+    assert left(tmp_path) == set()
+
+
+@pytest.mark.parametrize(("number", "cls"), [(errno.EACCES, ConfigError), (errno.EIO, WorkError)])
+def test_a_path_that_takes_no_files_is_bad_input(tmp_path: Path, number: int, cls: type[Exception]) -> None:
+    with (
+        pytest.raises(cls, match="out: .* Nothing was left behind; mend it or give another --out"),
+        output_folder(tmp_path / "out", overwrite=False),
+    ):
+        raise OSError(number, os.strerror(number))
     assert left(tmp_path) == set()
 
 

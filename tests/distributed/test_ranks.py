@@ -10,14 +10,17 @@ import time
 from collections.abc import Iterator, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch.distributed import TCPStore
 
 from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.runs.evaluate import evaluate_saved
+from embank.pipelines.train import launch as launching
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import CheckpointError
 from embank.tables.storage.checkpoint import load_checkpoint
@@ -154,6 +157,36 @@ def test_files_of_ranks_go_with_the_run(ranks: dict[int, Ranks], data: Path, tmp
     ranks[2].run(jobs.train_here, data, tmp_path / "whole", sections, False)
     assert not (tmp_path / "run/rows").exists()
     assert not (tmp_path / "whole/rows").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_files_in_a_folder_that_runs_share_go_with_a_killed_run(
+    ranks: dict[int, Ranks], data: Path, tmp_path: Path, count: int
+) -> None:
+    """One process's by two ranks, and two ranks' by one process."""
+    run, shared = tmp_path / "run", tmp_path / "shared"
+    rows = {"tier": "disk", "directory": str(shared)}
+    sections: dict[str, dict[str, Any]] = {"tables": {"dim": 400}, "rows": rows, "train": {"epochs": 30}}
+    meet = {"MASTER_PORT": str(free_port())}
+    killed, logs = start_ranks(data, run, count=count, sections=sections, environment=meet)
+    deadline = time.monotonic() + 90
+    while not list((run / "checkpoints").glob("step-*")):
+        assert time.monotonic() < deadline, said(logs)
+        time.sleep(0.01)
+    for process in killed:
+        process.kill()
+    for process in killed:
+        process.join(60)
+    left = [path for path in shared.rglob("*") if path.is_file()]
+    assert {path.parent == shared for path in left} == {count == 1}
+    (shared / "mine.0.f32").touch()
+    whole = {**LONG, **sections, "train": {**LONG["train"], **sections["train"]}}
+    if count == 1:
+        ranks[2].run(jobs.train_here, data, run, whole, True)
+    else:
+        train(data, run, resume=True, **whole)
+    assert not [path for path in left if path.exists()]
+    assert (shared / "mine.0.f32").exists()
 
 
 def test_a_stopped_run_on_ranks_ends_as_one_that_was_not(ranks: dict[int, Ranks], data: Path, tmp_path: Path) -> None:
@@ -293,17 +326,68 @@ def start_both(
     data: Path, run: Path, *more: str, sections: Mapping[str, dict[str, Any]] | None = None
 ) -> tuple[list[ForkServerProcess], list[Path]]:
     """The same two commands, each a process of ours; and where their output goes."""
-    path, port, sections = run.with_suffix(".yaml"), free_port(), sections or {}
+    return start_ranks(data, run, *more, count=2, sections=sections, environment={"MASTER_PORT": str(free_port())})
+
+
+def start_ranks(
+    data: Path,
+    run: Path,
+    *more: str,
+    count: int,
+    sections: Mapping[str, dict[str, Any]] | None,
+    environment: Mapping[str, str],
+) -> tuple[list[ForkServerProcess], list[Path]]:
+    """The same of any number of them, with the port where they meet among their variables."""
+    path, sections = run.with_suffix(".yaml"), sections or {}
     changed = {name: {**LONG.get(name, {}), **values} for name, values in sections.items()}
     path.write_text(yaml.safe_dump(raw_config(data, **{**LONG, **changed})))
-    logs = [run.with_name(f"rank-{rank}{''.join(more)}") for rank in (0, 1)]
-    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    logs = [run.with_name(f"rank-{rank}{''.join(more)}") for rank in range(count)]
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    shared = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), **environment}
     arguments = ["train", str(path), "--out", str(run), *more]
-    both = [
+    started = [
         start(command, *arguments, log=log, environment={**shared, **at}) for log, at in zip(logs, places, strict=True)
     ]
-    return both, [*logs, *(log.with_name(f"{log.name}.err") for log in logs)]
+    return started, [*logs, *(log.with_name(f"{log.name}.err") for log in logs)]
+
+
+@pytest.mark.parametrize(("victim", "keeper"), [(0, "torchrun"), (3, "torchrun"), (3, "rank 0")])
+def test_a_killed_rank_of_four_is_told_once(data: Path, tmp_path: Path, victim: int, keeper: str) -> None:
+    """The store that ranks meet in is kept by torchrun, which is this process here, or by the first of them."""
+    run, sections = tmp_path / "run", {"train": {"epochs": 400}}
+    meet = {"MASTER_PORT": str(free_port())}
+    if keeper == "torchrun":
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        meet = {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    four, logs = start_ranks(data, run, count=4, sections=sections, environment=meet)
+    try:
+        deadline = time.monotonic() + 90
+        while not list((run / "checkpoints").glob("step-*")):
+            assert time.monotonic() < deadline, said(logs)
+            time.sleep(0.01)
+        four[victim].kill()
+        for rank in four:
+            rank.join(60)
+    finally:
+        for rank in four:
+            rank.kill()
+    assert [rank.exitcode for place, rank in enumerate(four) if place != victim] == [1, 1, 1], said(logs)
+    assert said(logs).count("embank: ") == 1, said(logs)
+    assert said(logs).count("lost the connection to another rank, which has ended") == 1, said(logs)
+
+
+def test_a_rank_tells_what_it_has_lost_where_no_other_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(kept.port))
+    stores = [TCPStore("127.0.0.1", kept.port) for _ in range(3)]
+    ranks: list[Any] = [
+        SimpleNamespace(get_group_store=lambda own=own: own, rank=lambda own=own: 1 + stores.index(own), size=lambda: 4)
+        for own in stores
+    ]
+    assert [launching._has_another_told(rank) for rank in ranks[:2]] == [False, True]
+    del kept
+    assert not launching._has_another_told(ranks[2])
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -21,6 +21,7 @@ from embank.tables.storage.checksums import CHECKSUMS
 from tests.convert.bundles import trained_bundle_of_a_log
 from tests.data.prepared import write_prepared
 from tests.pages import embank
+from tests.told import Told
 
 ROWS, DIM = 12, 4
 TOKENS = [f"t{number}" for number in range(ROWS)]
@@ -130,6 +131,15 @@ def test_small_in_the_same_step(rows: Tensor, tmp_path: Path) -> None:
     coded = import_source(tmp_path / "item.npy", tmp_path / "coded", kind="npy", codec="int8").tables[0]
     assert 0 < coded.error < 0.01
     assert coded.nbytes < 0.4 * 400 * 8 * 4
+
+
+def test_rows_that_codes_can_not_cut_are_told(tmp_path: Path) -> None:
+    """As `embank compress` tells it."""
+    np.save(tmp_path / "item.npy", np.random.default_rng(0).normal(size=(100, 13)).astype(np.float32))
+    told = Told()
+    import_source(tmp_path / "item.npy", tmp_path / "out", kind="npy", codec="pq", reporter=told)
+    (said,) = [note for note in told.notes if "codec 'pq'" in note]
+    assert said.startswith("table 'item': codec 'pq': 13 columns can't be cut into 6 parts of one width")
 
 
 def test_one_budget_for_several_tables(tmp_path: Path) -> None:

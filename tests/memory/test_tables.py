@@ -22,6 +22,8 @@ from embank.tables.memory import (
     memory_plan,
     open_memory,
 )
+from embank.tables.memory.tables import DEFAULT_OPTIMIZER
+from embank.tables.rows.room import row_nbytes
 from tests.memory.small import (
     FFN_DIM,
     LAYERS,
@@ -382,10 +384,31 @@ def test_a_layer_list_that_counts_from_one_is_refused() -> None:
 
 def test_tables_larger_than_memory_are_refused_with_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = engram(rows_per_order=10_000_000, memory_dim=512)
-    total = psutil.virtual_memory()._replace(total=2**30)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: total)
-    with pytest.raises(ConfigError, match="the engram tables need 38.4 GiB .* this machine has 1.0 GiB of memory; use"):
+    left = psutil.virtual_memory()._replace(available=2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: left)
+    with pytest.raises(ConfigError, match="the engram tables need 38.4 GiB .* this machine has 1.0 GiB of memory left"):
         MemoryTables([layout])
+
+
+def test_all_kinds_of_tables_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind was held against all of the memory."""
+    layouts = [engram(), stem()]
+
+    machine = psutil.virtual_memory()
+
+    def has(nbytes: int) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: machine._replace(available=nbytes))
+
+    needed = sum(
+        spec.num_embeddings * row_nbytes(spec.embedding_dim, DEFAULT_OPTIMIZER)
+        for layout in layouts
+        for spec in layout.specs
+    )
+    has(needed)
+    MemoryTables(layouts)
+    has(needed - 1)
+    with pytest.raises(ConfigError, match="the engram and stem tables need"):
+        MemoryTables(layouts)
 
 
 def test_tables_larger_than_a_disk_are_refused(tmp_path: Path) -> None:

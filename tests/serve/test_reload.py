@@ -1,11 +1,13 @@
 """Another bundle for a server that runs: who may ask for it, and what is refused."""
 
+import errno
 import gc
 import json
 import os
 import shutil
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -16,6 +18,7 @@ from embank.pipelines.serve.models import tried_model
 from embank.pipelines.serve.source import current_bundle
 from embank.pipelines.serve.state import Loaded, StateFolder
 from embank.tables import CheckpointError, ConfigError, TableCollection, TableSpec, save_bundle
+from embank.tables.storage.atomic import temporary_file
 from tests.serve.logs import Bundles
 from tests.serve.served import HERE, a_client, a_worker, post
 
@@ -160,6 +163,28 @@ def test_a_worker_that_does_not_follow_is_named(bundles: Bundles, monkeypatch: p
         assert answer.status_code == 503
         assert "worker 1: it has not answered yet; worker 2: there is no memory" in answer.json()["error"]
         assert client.get("/ready").json()["checksum"] == load_model(bundles.second).checksum
+
+
+@pytest.mark.parametrize("name", ["current", "loaded/0"])
+def test_a_folder_of_the_server_that_can_not_be_written_is_no_fault_of_the_request(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with (
+        a_worker(bundles.first) as worker,
+        TestClient(worker.app, base_url=HERE, client=("127.0.0.1", 1)) as client,
+    ):
+        write, own = Path.write_text, temporary_file(worker.state.path / name)
+
+        def refuse(path: Path, *arguments: Any, **named: Any) -> int:
+            if path == own:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return write(path, *arguments, **named)
+
+        monkeypatch.setattr(Path, "write_text", refuse)
+        answer = post(client, "/reload", {"bundle": str(bundles.second)})
+        monkeypatch.undo()
+    assert answer.status_code == 503
+    assert "can't be written: Permission denied" in answer.json()["error"]
 
 
 def test_deltas_in_order(bundles: Bundles, tmp_path: Path) -> None:

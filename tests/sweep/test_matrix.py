@@ -1,5 +1,6 @@
 """Leaderboards as people read them: matrices of hand-made lines whose best is known, and choices at a grid's edge."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -333,11 +334,11 @@ def test_ends_that_have_no_beyond() -> None:
     assert told({"train.lr": [0.001]}, a="train.lr=0.001") == []
 
 
-def neighbours(grid: dict[str, list[Any]], point: str, *tried: str) -> list[str]:
+def neighbours(grid: dict[str, list[Any]], point: str, *tried: str, failed: Sequence[str] = ()) -> list[str]:
     plan = Plan(
         config=raw_config(Path("data")), models=["deepfm"], methods=["hash"], budgets=[0.5], seeds=[0], grid=grid
     )
-    return around(plan, point, tried)
+    return around(plan, point, tried, failed=failed)
 
 
 def test_neighbours_of_a_point() -> None:
@@ -355,6 +356,32 @@ def test_neighbours_of_a_point() -> None:
         "train.table_lr=0.333,train.lr=0.00025",
         "train.table_lr=0.333,train.lr=0.001",
     ]
+
+
+def test_a_point_that_failed_is_no_neighbour() -> None:
+    """It was taken for one that is no better, where a widened grid ends."""
+    rate = "train.table_lr"
+
+    def of(values: list[Any], point: float, *failed: float) -> list[str]:
+        tried = [f"{rate}={value:g}" for value in values]
+        lost = [f"{rate}={value:g}" for value in failed]
+        return [
+            name.removeprefix(f"{rate}=")
+            for name in neighbours({rate: values}, f"{rate}={point:g}", *tried, failed=lost)
+        ]
+
+    assert of([0.01, 0.1, 1], 0.1) == ["0.01", "1"]
+    assert of([0.01, 0.1, 1], 0.1, 1) == ["0.01", "0.316"], "on this side of what failed"
+    assert of([0.01, 0.1, 1], 0.1, 0.01) == ["0.0316", "1"]
+    assert of([0.1, 1], 0.1, 1) == ["0.01", "0.316"], "one value with a score, and one that says how far to go"
+    assert of([0.1, 1], 1, 0.1) == ["0.316", "10"]
+    assert of([0.1, 1, 2], 0.1, 1, 2) == ["0.01", "0.316"]
+    assert of([1, 1e38], 1, 1e38) == ["1e-38", "1e+19"]
+    grid: dict[str, list[Any]] = {rate: [0.1, 1], "train.lr": [0.001, 0.002]}
+    tried = [f"{rate}={one},train.lr={other}" for one in (0.1, 1) for other in (0.001, 0.002)]
+    assert neighbours(grid, tried[0], *tried, failed=[tried[2]])[1] == tried[2], "a value that has a score elsewhere"
+    beyond = [f"{rate}={value:g}" for value in (0.5, 0.3, 0.2, 0.15, 0.12, 0.11)]
+    assert neighbours({rate: [0.01, 0.1, 1]}, f"{rate}=0.1", *beyond, failed=[*beyond, f"{rate}=1"]) == [f"{rate}=0.01"]
 
 
 def test_a_real_number_may_be_written_as_a_whole_one() -> None:

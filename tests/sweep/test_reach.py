@@ -121,6 +121,27 @@ def test_choices_tell_which_points_failed(feasibility: Feasibility) -> None:
     assert str(edge).endswith("try tables.num_codes=23 as well; 16 failed")
 
 
+def test_a_grid_is_widened_up_to_what_failed(feasibility: Feasibility) -> None:
+    """A point that failed was taken for the end of the way."""
+    plan = plan_of(feasibility, (64, 32, 16), 0.5, widen=True)
+    results, failures = {at(0.5, 64): valid(0.5), at(0.5, 32): valid(0.7)}, {at(0.5, 16): "no memory"}
+    tuning = Tuning(plan, plan.cases(), reach=Reach(plan, feasibility), widens=True, results=results, failures=failures)
+    case = at(0.5, 64).case
+    assert tuning.wanted() == [at(0.5, 64), at(0.5, 32), at(0.5, 16), at(0.5, 23)]
+    results[at(0.5, 23)] = valid(0.6)
+    assert (tuning.chosen(case), tuning.unsettled()) == ("tables.num_codes=32", [])
+    del results[at(0.5, 23)]
+    failures[at(0.5, 23)] = "no memory"
+    assert tuning.wanted()[-1] == at(0.5, 27)
+    for num in (27, 29, 30, 31):
+        failures[at(0.5, num)] = "no memory"
+    assert tuning.chosen(case) == "tables.num_codes=32"
+    assert tuning.unsettled() == [
+        "fm/dpq/0.5: tables.num_codes=31, next to the chosen tables.num_codes=32, failed: whether better values lie "
+        "there is not settled; --resume tries again what failed"
+    ]
+
+
 def test_a_line_takes_the_best_point_that_reaches_its_own_budget(feasibility: Feasibility) -> None:
     plan = plan_of(feasibility, (256, 64, 16), 0.7, 0.5, 0.2, grid_budget=0.7)
     results = {at(0.7, num): valid(auc) for num, auc in ((256, 0.9), (64, 0.8), (16, 0.7))}

@@ -263,6 +263,7 @@ def test_a_signal_before_the_first_run_stops_at_the_next_line(tmp_path: Path) ->
         (["--methods", "hash", "--grid", "train.lr=0.1", "--grid", "train.lr=1"], "--grid has the key train.lr twice"),
         (["--methods", "hash", "--grid", "train.table_lr=0.1,.inf"], "--grid train.table_lr holds inf; give finite"),
         (["--methods", "hash", "--grid", "train.weight_decay=.nan"], "--grid train.weight_decay holds nan; give"),
+        (["--methods", "hash", "--grid", "train.lr=0.1,Infinity"], "--grid train.lr holds Infinity; give finite"),
     ],
 )
 def test_bad_input_ends_with_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:

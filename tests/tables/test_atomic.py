@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from embank.pipelines.locks import hold_lock, is_locked
-from embank.tables.errors import ConfigError, WorkError
+from embank.tables.errors import ConfigError, EmbankError, WorkError
 from embank.tables.storage import atomic
 from embank.tables.storage.atomic import (
     exchange_folder,
@@ -45,6 +45,29 @@ def test_what_was_there_stays_when_writing_fails(tmp_path: Path, monkeypatch: py
         replace_text(path, "second", cure="make room")
     assert path.read_text() == "first"
     assert names(tmp_path) == ["note.txt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "cls", "cure"),
+    [
+        (errno.EIO, WorkError, "mend that and resume"),
+        (errno.EACCES, ConfigError, "make it writable and resume"),
+        (errno.EROFS, ConfigError, "mount its file system for writing and resume"),
+        (errno.ENOENT, ConfigError, "make the folder around it and resume"),
+    ],
+)
+def test_a_path_that_can_not_be_used_is_bad_input_as_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, cls: type[EmbankError], cure: str
+) -> None:
+    """Commands ended with exit code 1, as of a full disk."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(cls, match=f"note.txt' can't be written: .* is untouched; {cure}$") as caught:
+        replace_text(tmp_path / "note.txt", "new", cure="make room and resume")
+    assert type(caught.value) is cls
 
 
 def spoiled(path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from embank.tables import ConfigError, RowOptimizer, RowTier, TableCollection, TableSpec, WorkError
+from embank.tables.collections import base as base_module
 from embank.tables.rows import space as space_module
 from embank.tables.rows.space import RowSpace
 
@@ -83,19 +84,36 @@ def test_rows_beyond_the_memory_of_the_machine_are_refused(
 ) -> None:
     """Rows are filled at once; their optimizer's state takes memory as training meets them."""
 
-    def has(total: int) -> None:
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=total))
+    def has(available: int) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
 
     has(nbytes)
     TableCollection(specs(), **how)
     has(nbytes - 1)
-    words = rf"take {nbytes:,} bytes .* this machine has {nbytes - 1:,} bytes .* largest table is 'a' with "
+    words = rf"take {nbytes:,} bytes .* this machine has {nbytes - 1:,} bytes .* left.* largest table is 'a' with "
     with pytest.raises(ConfigError, match=words + rf"{nbytes * 100 // 101:,} bytes \(1,000 rows of 6 numbers\)"):
         TableCollection(specs(), **how)
 
 
+def test_the_stores_of_a_collection_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each was held against all of the memory."""
+    two = [
+        TableSpec(name="a", num_embeddings=1000, embedding_dim=8, feature_names=["a"]),
+        TableSpec(name="b", num_embeddings=1000, embedding_dim=8, feature_names=["b"], fused_pooling=False),
+    ]
+    tables = TableCollection(two)
+    assert len(tables.row_stores()) == 2
+    nbytes = sum(weights.numel() * weights.element_size() for weights in tables.weights().values())
+    built: list[object] = []
+    monkeypatch.setattr(base_module, "build_rows", built.append)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=nbytes - 1))
+    with pytest.raises(ConfigError, match=f"the rows of these tables take {nbytes:,} bytes"):
+        TableCollection(two)
+    assert not built
+
+
 def test_rows_beyond_any_machine(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="of memory in all"):
+    with pytest.raises(ConfigError, match="of memory left"):
         TableCollection(specs(10**18), backend="torch")
     disk = RowTier(name="disk", directory=tmp_path)
     with pytest.raises(WorkError, match=r"a.weights.0.f32' needs 24,000,000,000,000,000,000 bytes: File too large"):

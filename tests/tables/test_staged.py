@@ -363,7 +363,7 @@ def test_tiers_that_do_not_exist() -> None:
     with pytest.raises(ConfigError, match="optimizer is 'adam'; give a RowOptimizer"):
         TableCollection([spec], optimizer="adam")  # type: ignore[arg-type]
     for name in ("device", "host"):
-        with pytest.raises(ConfigError, match=f"the tier '{name}' has no files, so a directory \\('rows'\\) means"):
+        with pytest.raises(ConfigError, match=f"directory is 'rows', but tier is '{name}', which has no files; set"):
             RowTier(name=name, directory="rows")
     with pytest.raises(ConfigError, match="tier is 'disk'; give a RowTier, such as"):
         StoreSpec(shards=shards(), lookups=LOOKUPS, tier="disk")

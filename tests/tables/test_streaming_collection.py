@@ -1,5 +1,6 @@
 """Streaming collections: rows that change hands start anew, whatever holds them; nothing else changes."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,93 @@ def test_mapping_ahead_changes_no_bit(backend: str, tier: str, tmp_path: Path) -
     assert early.vocabulary("plane").totals.resets > 15
     one, other = everything(late.tables), everything(early.tables)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def mixed(name: str, **options: Any) -> TableSpec:
+    return TableSpec(name=name, num_embeddings=ROWS, embedding_dim=4, **{"feature_names": [name], **options})
+
+
+EVERY_PATH = [
+    mixed("a", feature_names=["a", "b"]),
+    mixed("a.mean", feature_names=["a"], pooling="mean"),
+    mixed("b.weighted", feature_names=["b"], weighted=True, fused_pooling=False),
+    mixed("c", method="tt_rec"),
+    mixed("d", method="hash", budget=0.5),
+    mixed("e", method="robe", budget=0.5),
+]
+
+
+def every_path() -> dict[str, TableCollection | SequenceCollection]:
+    """Collections that address in all ways."""
+    plain = [spec for spec in EVERY_PATH if spec.pooling == "sum" and not spec.weighted]
+    return {
+        "pooled": TableCollection(EVERY_PATH),
+        "sequence": SequenceCollection(plain, need_indices=True),
+        "distinct": SequenceCollection(plain, dedupe=True),
+    }
+
+
+def ragged(number: int) -> KeyedJaggedTensor:
+    """Bags of 0 to 2 ids of five features, with weights."""
+    generator = torch.Generator().manual_seed(number)
+    lengths = torch.randint(0, 3, (5, 8), generator=generator)
+    sizes = lengths.sum(1).tolist()
+    values = [torch.randint(0, ROWS, (size,), generator=generator) for size in sizes]
+    values[:2] = [integer_ids(ids + number) for ids in values[:2]]
+    weights = torch.rand(sum(sizes), generator=generator)
+    return KeyedJaggedTensor(keys=list("abcde"), values=torch.cat(values), lengths=lengths.view(-1), weights=weights)
+
+
+@pytest.mark.parametrize("kind", ["pooled", "sequence", "distinct"])
+def test_a_batch_is_addressed_as_its_rows_would_be(kind: str) -> None:
+    """Whatever is found before the vocabularies learn is what the tables make of the rows that these give."""
+    tables = every_path()[kind]
+    streaming = StreamingCollection(tables, {"a": StreamingConfig(policy="lru")})
+    for number in range(9):
+        streaming.train(number < 6)
+        kjt = ragged(number)
+        streamed = streaming.map(kjt)
+        rows = streamed.mapped["a"].rows
+        by_hand = KeyedJaggedTensor(
+            keys=kjt.keys(),
+            values=torch.cat([rows, kjt.values()[rows.numel() :]]),
+            lengths=kjt.lengths(),
+            weights=kjt.weights(),
+        )
+        assert_equal(asdict(streamed.addressed), asdict(tables.address(by_hand)))
+        streaming(streamed)
+    assert streaming.vocabulary("a").totals.resets > 5
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        one, other = list(one.values()), list(other.values())
+    if isinstance(one, (list, tuple)):
+        for own, its in zip(one, other, strict=True):
+            assert_equal(own, its)
+    else:
+        assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+@pytest.mark.parametrize("kind", ["pooled", "sequence", "distinct"])
+def test_ids_without_a_vocabulary_are_addressed_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = every_path()[kind]
+    streaming = StreamingCollection(tables, {"a": StreamingConfig()})
+    asked: list[str] = []
+    for method in tables.built_methods():
+        whole = method.address
+
+        def address(ids_N: Tensor, name: str = method.spec.name, whole: Any = whole) -> tuple[Tensor, ...]:
+            asked.append(name)
+            return whole(ids_N)
+
+        monkeypatch.setattr(method, "address", address)
+    for is_training in (True, False):
+        streaming.train(is_training)
+        asked.clear()
+        streaming.map(ragged(0))
+        assert [name for name in sorted(asked) if name in "cde"] == list("cde")
 
 
 def test_a_batch_is_reset_once() -> None:

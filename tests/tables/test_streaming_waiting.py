@@ -4,6 +4,7 @@ import copy
 import pickle
 import random
 from collections import deque
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,28 @@ def test_a_refused_batch_changes_nothing(
     streaming(streamed)
     for name in "ab":
         assert (streaming.tables.weights()[name][streamed.mapped[name].resets].abs() < 1).all()
+
+
+@pytest.mark.parametrize(
+    ("of_c", "inverse", "message"),
+    [
+        ({"weighted": True, "fused_pooling": False}, None, "pools feature 'c' by weight, but the batch has no weights"),
+        ({}, (["a", "b"], torch.tensor([[0, 1], [1, 0]])), "inverse_indices lack feature 'c'; they have a, b"),
+        ({}, (["a", "b", "c"], torch.tensor([[0, 1], [1, 0], [0, 2]])), "of feature 'c' name rows 0 to 2, but the fea"),
+    ],
+)
+def test_what_tables_refuse_besides_ids_changes_nothing(of_c: dict[str, Any], inverse: Any, message: str) -> None:
+    specs = [
+        TableSpec(name=name, num_embeddings=3, embedding_dim=4, feature_names=[name], **(of_c if name == "c" else {}))
+        for name in "abc"
+    ]
+    streaming = StreamingCollection(TableCollection(specs), dict.fromkeys("ab", LRU))
+    before = copy.deepcopy(streaming.vocabularies.state_dict())
+    kjt = batch(a=[7, 8], b=[7, 8], c=[0, 1])
+    refused = KeyedJaggedTensor(keys=kjt.keys(), values=kjt.values(), lengths=kjt.lengths(), inverse_indices=inverse)
+    with pytest.raises(DataError, match=message):
+        streaming.map(refused)
+    assert equal_state(streaming.vocabularies.state_dict(), before)
 
 
 def test_a_batch_that_is_never_looked_up_leaves_its_resets_to_the_next() -> None:

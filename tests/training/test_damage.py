@@ -15,10 +15,20 @@ from embank.pipelines.data.prepare.prepare import prepare
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.evaluate import evaluate_saved
 from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.row_folders import KINDS, remove_unused_rows
 from embank.pipelines.train import readiness
 from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.trainer import Trainer
-from embank.tables import BudgetError, CheckpointError, ConfigError, DataError
+from embank.tables import (
+    BudgetError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    RowOptimizer,
+    RowTier,
+    TableCollection,
+    TableSpec,
+)
 from embank.tables.rows.disk.mapped import MappedFile
 from tests.data.test_integrity import CONFIG, swap, write_log
 from tests.faults.place import contents
@@ -154,6 +164,63 @@ def test_ranks_files_in_a_folder_that_runs_share(data: Path, tmp_path: Path) -> 
     train(data, tmp_path / "run", resume=True, rows=rows)
     files = sorted(str(path.relative_to(shared)) for path in shared.rglob("*"))
     assert files == ["mine", "mine/mine.0.f32", "table_wise-0", "table_wise-0/held.0.f32", "table_wise-0/mine.txt"]
+    assert other.path.exists()
+
+
+def test_files_of_a_language_models_memory_in_a_folder_that_runs_share(tmp_path: Path) -> None:
+    for name in (
+        "engram/a.weights.0.f32",
+        "engram/row_wise-0/a.weights.0.f32",
+        "engram/mine.0.f32",
+        "mine/a.sum.0.f32",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "stem").symlink_to(tmp_path / "mine")
+    remove_unused_rows(tmp_path, kinds=())
+    assert (tmp_path / "engram/a.weights.0.f32").exists(), "to other models it is a user's folder"
+    remove_unused_rows(tmp_path, kinds=KINDS)
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert files == ["engram/mine.0.f32", "mine/a.sum.0.f32"]
+    assert not (tmp_path / "engram/row_wise-0").exists()
+
+
+def names_of_files(rows: Mapping[str, Any], optimizer: str, folder: Path) -> list[str]:
+    """What the files of a process are called while it trains."""
+    specs = [TableSpec(name=name, num_embeddings=9, embedding_dim=4, feature_names=[name]) for name in ("user", "a b")]
+    how = {"backend": rows.get("backend", "fbgemm"), "optimizer": RowOptimizer(name=optimizer)}  # type: ignore[arg-type]
+    tables = TableCollection(specs, tier=RowTier(name="disk", directory=folder), **how)
+    assert tables.row_stores()
+    return [path.name for path in folder.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("backend", "optimizer"),
+    [("fbgemm", "rowwise_adagrad"), ("fbgemm", "sgd"), ("torch", "adagrad"), ("torch", "adam")],
+)
+def test_files_of_one_process_in_a_folder_that_runs_share(
+    data: Path, tmp_path: Path, backend: str, optimizer: str
+) -> None:
+    """They go wherever the run goes on: here in a folder of its own, as ranks do in folders of theirs."""
+    shared, second = tmp_path / "shared", tmp_path / "second"
+    rows = {"tier": "disk", "backend": backend, "directory": str(shared)}
+    left = names_of_files(rows, optimizer, tmp_path / "names")
+    assert left
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(data, rows=rows), tmp_path / "run", reporter=StopAt(4, signal.SIGTERM)).train()
+    mine = ["mine.0.f32", "weights.0.f32", "user.0.weights.0.npy", "mine/user.0.weights.0.f32"]
+    for folder in (shared, second):
+        for name in (*left, *mine):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+    link = second / "linked.weights.0.f32"
+    link.symlink_to(shared / "mine.0.f32")
+    other = MappedFile(shared, "held.weights", numel=1, chunks=[torch.zeros(1)])  # of a run that goes on
+    train(data, tmp_path / "run", resume=True, rows={**rows, "directory": str(second)})
+    files = {
+        folder: {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} for folder in (shared, second)
+    }
+    assert files == {shared: {*mine, "held.weights.0.f32"}, second: {*mine, link.name}}
     assert other.path.exists()
 
 

@@ -1,5 +1,6 @@
 """Options for rows that one process can't, or need not, follow: refused or said, never passed over."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,14 @@ import pytest
 
 from embank.pipelines.lm.config import parse_lm_config
 from embank.pipelines.lm.trainer import LmTrainer
+from embank.pipelines.runs.evaluate import evaluate_saved
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.runs.inspect import inspect_run
+from embank.pipelines.train.interrupt import InterruptedRunError
 from embank.pipelines.train.trainer import Trainer
 from embank.tables import ConfigError, Placement, Plan, save_plan
 from tests.told import Told
-from tests.training.runs import config, write_data
+from tests.training.runs import StopAt, config, write_data
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,25 @@ def test_what_has_no_effect_is_said(data: Path, tmp_path: Path) -> None:
     assert notes[:2] == said
     assert all(line in (tmp_path / "run/log.txt").read_text() for line in said)
     assert not [line for line in train(data, tmp_path / "other") if "no effect" in line]
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_an_old_runs_limit_of_nothing_was_none(data: Path, tmp_path: Path, limit: int) -> None:
+    """As earlier versions wrote it, which took it from one process; a new configuration with it is refused."""
+    path = tmp_path / "run"
+    with pytest.raises(InterruptedRunError):
+        Trainer(config(data, train={"epochs": 1}), path, reporter=StopAt(4, signal.SIGTERM)).train()
+    run = RunFolder(path)
+    old = run.read_config()
+    old["rows"]["memory_per_rank"] = limit
+    run.create(old, fingerprint=run.fingerprint, content=run.content)
+    assert f"memory_per_rank: {limit}\n" in run.config.read_text()
+    assert 0 <= evaluate_saved(path, data=data, split="valid")["auc"] <= 1
+    assert inspect_run(path)["total"]["plain_bytes"] > 0
+    result = Trainer(config(data, train={"epochs": 1}), path).train(resume=True)
+    assert result == run.read_result()
+    with pytest.raises(ConfigError, match=f"rows.memory_per_rank is {limit}: it must be at least 1"):
+        train(data, path, memory_per_rank=limit)
 
 
 def test_a_directory_of_a_language_models_rows(tmp_path: Path) -> None:

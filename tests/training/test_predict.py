@@ -323,6 +323,17 @@ def test_a_full_disk_keeps_what_was_scored(
     assert predict(run, raw / "test.csv", tmp_path / "s.parquet", resume=True).num_rows == 200
 
 
+def test_a_path_that_takes_no_files_is_bad_input(
+    raw: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, os.strerror(13), "s.parquet")
+
+    monkeypatch.setattr(predicting, "_write_parquet", refuse)
+    with pytest.raises(ConfigError, match="s.parquet: Permission denied. Mend it and give the same command with --res"):
+        predict(run, raw / "test.csv", tmp_path / "s.parquet")
+
+
 @pytest.mark.slow
 def test_threads_share_a_model(raw: Path, run: Path) -> None:
     model = load_model(run)

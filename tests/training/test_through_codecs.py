@@ -1,6 +1,7 @@
 """Training through a codec that can't hold the rows: which is a rate's fault, and which a codec's."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ import torch
 from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.build import build
+from embank.pipelines.runs.export import export_run
+from embank.pipelines.runs.folder import RunFolder
+from embank.pipelines.train import session
 from embank.pipelines.train.step import NonFiniteLossError, Stepper
 from embank.tables import ConfigError, StraightThrough, TableCollection
 from tests.training.runs import config, train
@@ -64,3 +68,60 @@ def test_a_method_that_codes_its_rows_in_its_last_stage_is_refused_before_its_fi
     with pytest.raises(ConfigError, match=f"the rows of method '{method}' are not what is coded in the end"):
         train(data, tmp_path / "run", **sections)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+COARSE = (
+    "table 'user': codec 'pq': 13 columns can't be cut into 6 parts of one width, so there is one codebook, and 16 "
+    "centroids stand for 13 columns at a time: little of a vector is kept. {} rows of 14 columns, or take another "
+    "codec, such as int4"
+)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"tables": {"dim": 13}, "train": {"straight_through": "pq"}},
+        {"tables": {"dim": 13}, "train": {"straight_through": "pq", "table_lr": "auto"}},
+        {"tables": {"dim": 13, "codec": "pq"}},
+        {"tables": {"dim": 8, "overrides": {"user": {"dim": 13, "codec": "pq"}}}},
+    ],
+    ids=["through", "measured", "codec", "override"],
+)
+def test_rows_that_codes_can_not_cut_are_refused_before_they_are_trained(
+    data: Path, tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    """They were trained and served with 16 centroids for whole rows, without a word."""
+    with pytest.raises(ConfigError) as refused:
+        train(data, tmp_path / "run", **sections)
+    assert str(refused.value) == COARSE.format("Give it")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not RunFolder(tmp_path / "run").is_run, "the same --out may be given again"
+
+
+def test_rows_that_are_cut_as_asked_are_trained(data: Path, tmp_path: Path) -> None:
+    """And few rows, of which none is lost, and what methods code themselves."""
+    overrides = {"item": {"dim": 13}, "genre": {"method": "dpq", "dim": 13}}
+    result = train(
+        data, tmp_path / "run", tables={"dim": 14, "codec": "pq", "overrides": overrides}, train={"epochs": 1}
+    )
+    assert result["auc"] is not None
+
+
+def test_a_run_is_not_exported_under_codes_that_can_not_cut_its_rows(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", tables={"dim": 13}, train={"epochs": 1})
+    with pytest.raises(ConfigError) as refused:
+        export_run(tmp_path / "run", out=tmp_path / "out", codec="pq")
+    assert str(refused.value) == COARSE.format("Train it with")
+    assert not (tmp_path / "out").exists()
+    export_run(tmp_path / "run", out=tmp_path / "out", codec="pca12+pq")
+
+
+def test_widths_that_a_search_has_found_are_told(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was trained until then stays of use."""
+    tables = {"dim": 13, "method": "autodim", "codec": "pq"}
+    monkeypatch.setattr(session, "coarse_codes", lambda *_, **__: [COARSE])
+    with caplog.at_level("WARNING"):
+        train(data, tmp_path / "run", tables=tables, train={"epochs": 1})
+    assert COARSE in caplog.messages

@@ -24,7 +24,7 @@ from embank.tables.ids.hashing import generator_of
 from embank.tables.serving.codecs.chunks import intermediate, row_chunks, spread
 from embank.tables.serving.codecs.composite import Composite
 
-_NUM_CODES = 16
+NUM_CODES = 16
 _SAMPLE, _SAMPLE_NUMBERS = 1 << 16, 1 << 24
 """Rows, and numbers of them: 8,192 rows of dim 2,048 are plenty for 16 centroids."""
 _STEPS = 20
@@ -118,7 +118,7 @@ def num_codebooks(dim: int, number: int | None) -> int:
 
 
 def _num_codes(num_rows: int) -> int:
-    return min(_NUM_CODES, max(1, num_rows))
+    return min(NUM_CODES, max(1, num_rows))
 
 
 def _sample(rows_RD: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class DirectionRows(Composite):
         dim = rows_RD.shape[1]
         sample = spread(rows_RD, num_rows=_SAMPLE)
         origin_D = _mean(sample) if self.is_centred else torch.zeros(dim, dtype=torch.float64)
-        directions_WD = _directions(sample, origin_D, number=self._width(len(rows_RD), dim, number))
+        directions_WD = _directions(sample, origin_D, number=self.width_of(len(rows_RD), dim, number))
         coordinates_RW = intermediate(len(rows_RD), len(directions_WD))
         start = 0
         for chunk in row_chunks(rows_RD):
@@ -57,7 +57,8 @@ class DirectionRows(Composite):
             self.register_buffer("origin", origin_D.float())
 
     @classmethod
-    def _width(cls, num_rows: int, dim: int, number: int | None) -> int:
+    def width_of(cls, num_rows: int, dim: int, number: int | None) -> int:
+        """Columns of the coordinates of so many rows."""
         return min(max(1, num_rows), dim, number or max(1, round(dim * cls.default_share)))
 
     @classmethod
@@ -66,7 +67,7 @@ class DirectionRows(Composite):
 
     @classmethod
     def nbytes_of(cls, num_rows: int, dim: int, *, number: int | None = None, inner: str = "fp32") -> int:
-        width = cls._width(num_rows, dim, number)
+        width = cls.width_of(num_rows, dim, number)
         return named_codec(inner).nbytes_of(num_rows, width) + 4 * width * dim + (4 * dim if cls.is_centred else 0)
 
     def take(self, rows_N: Tensor) -> Tensor:

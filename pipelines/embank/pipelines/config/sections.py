@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Literal
 
-from embank.tables import ConfigError, option_class
+from embank.tables import option_class
 from embank.tables.rows.store_spec import RowOptimizerName
 
 
@@ -122,12 +122,3 @@ class RowsConfig:
     planner: Literal["embank", "torchrec"] = "embank"
     plan: str | None = None
     memory_per_rank: int | None = None
-
-
-def refuse_idle_directory(*, tier: str, directory: str | None) -> None:
-    """Raises ConfigError for a directory of files on a tier that has none."""
-    if directory is not None and tier != "disk":
-        raise ConfigError(
-            f"rows.directory is '{directory}', but rows.tier is '{tier}', which has no files; set rows.tier to disk, "
-            "or rows.directory to null"
-        )

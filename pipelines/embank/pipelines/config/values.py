@@ -52,11 +52,11 @@ def _refuse_non_finite(value: Any, *, path: str) -> None:
         for key, item in value.items():
             if not isinstance(item, str):  # whether a number is meant is not known here
                 _refuse_non_finite(item, path=f"{path}.{key}")
-    elif _is_non_finite(value):
+    elif is_non_finite(value):
         raise ConfigError(wrong_value(path, value, "it must be a finite number"))
 
 
-def _is_non_finite(value: Any) -> bool:
+def is_non_finite(value: Any) -> bool:
     """Whether a value is infinity or NaN, or a text that pydantic takes for it ("inf", "Infinity")."""
     try:
         return isinstance(value, (float, str)) and not math.isfinite(float(value))

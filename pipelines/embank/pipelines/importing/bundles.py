@@ -20,6 +20,7 @@ from embank.pipelines.importing.rows import matched_rows
 from embank.pipelines.importing.sources import Source
 from embank.pipelines.importing.vocabularies import TokenSources
 from embank.pipelines.reporting import Reporter
+from embank.pipelines.runs.coarse_parts import coarse_parts
 from embank.pipelines.vectors.encoding import encoded
 from embank.pipelines.vectors.store import FACTS, key_facts
 from embank.tables import Coded, ConfigError, PackedCollection, PackedTable, TableSpec, build_method, method_class
@@ -100,6 +101,11 @@ def import_tables(
             refuse_unknown_nbytes(codec, where="--codec")
         if budget is not None:
             specs = share_coded(specs, budget=budget, codecs=codecs, plain_below=PLAIN_BELOW if len(specs) > 1 else 0)
+        for spec in specs:
+            held = codec_of(codecs[spec.name], rows[spec.name])
+            said = coarse_parts(held, num_rows=spec.num_embeddings, dim=spec.embedding_dim)
+            if spec.method == PLAIN and said is not None:
+                told.note(f"table '{spec.name}': {said}")
         collection = _packed(specs, rows, matchings, codecs=codecs, seed=seed, scratch=scratch, reporter=told)
         tables = [
             imported_table(

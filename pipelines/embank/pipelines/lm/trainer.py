@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from embank.pipelines.config.changes import MAY_CHANGE, flat, refuse_changed_config
-from embank.pipelines.config.sections import refuse_idle_directory
 from embank.pipelines.lm.config import LmConfig, lm_to_plain
 from embank.pipelines.lm.evaluation import evaluate
 from embank.pipelines.lm.model import build_model
@@ -25,6 +24,7 @@ from embank.pipelines.train.session import WARMUP_STEPS
 from embank.pipelines.train.telling import recorded
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.ids.hashing import seed_of
+from embank.tables.rows.store_spec import refuse_idle_directory
 from embank.tables.sharding.processes import Processes
 from embank.tables.storage.refusals import writing
 
@@ -71,7 +71,8 @@ class LmTrainer:
             torch.set_num_threads(self.config.train.num_threads)
         with self.processes.together():
             _refuse_uneven(self.config, self.processes)
-            refuse_idle_directory(tier=self.config.rows.tier, directory=self.config.rows.directory)
+            rows = self.config.rows
+            refuse_idle_directory(tier=rows.tier, directory=rows.directory, section="rows.")
         _refuse_differences(self.config, self.processes)
         with self.processes.together():
             done = self._ready(resume) if self.processes.is_first else None
@@ -81,7 +82,7 @@ class LmTrainer:
         with ExitStack() as stack:
             with self.processes.together():
                 if self.processes.is_first:
-                    stack.enter_context(self.run.lock(begins=not resume))
+                    stack.enter_context(self.run.lock(begins=not resume, directory=self.config.rows.directory))
             self._open_corpus(resume)
             self._restore()
             with self.processes.together():

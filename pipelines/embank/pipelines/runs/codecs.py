@@ -8,10 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from embank.ctr_models import CTRModel
+from embank.pipelines.runs.coarse_parts import coarse_parts, holds_parts
 from embank.pipelines.runs.evaluate import evaluate
 from embank.tables import ConfigError, PackedCollection, TableCollection, pack_collection
+from embank.tables.collections.held_rows import fp32_rows
 from embank.tables.rows.held_bytes import distinct_nbytes, tensors_of
-from embank.tables.serving.codecs.registry import row_codec
+from embank.tables.serving.codecs.registry import codecs_by_table, row_codec
+from embank.tables.serving.table import codec_of
 
 AUTO = "auto"
 MAX_AUC_LOSS = 0.0005
@@ -110,6 +113,39 @@ def refuse_codec(codec: str) -> None:
     """Raises ConfigError for a name that is neither `auto` nor that of a codec of rows alone."""
     if codec != AUTO:
         row_codec(codec, also=[AUTO])
+
+
+def coarse_codes(
+    tables: TableCollection, codec: Mapping[str, str] | str, *, widen: str = "Give it rows of"
+) -> list[str]:
+    """What there is to say of tables whose rows product codes can't cut as asked, see `coarse_parts`: a line for each
+    matrix of them.
+
+    Args:
+        tables: in the last stage of their methods.
+        codec: of all tables, or by table.
+        widen: how a table gets another width, the beginning of a sentence.
+    """
+    codecs = codecs_by_table(codec, [spec.name for spec in tables.specs])
+    told: list[str] = []
+    rows: dict[str, Tensor] | None = None
+    for method in tables.built_methods():
+        name, own = method.spec.name, codecs[method.spec.name]
+        if not holds_parts(own):
+            continue
+        rows = fp32_rows(tables) if rows is None else rows
+        for matrix in method.served(rows).matrices.values():
+            if isinstance(matrix, Tensor):
+                num_rows, dim = matrix.shape
+                said = coarse_parts(codec_of(own, matrix), num_rows=num_rows, dim=dim, widen=widen)
+                told += [] if said is None else [f"table '{name}': {said}"]
+    return told
+
+
+def refuse_coarse_codes(tables: TableCollection, codec: Mapping[str, str] | str, *, widen: str) -> None:
+    """Raises ConfigError for the first line of `coarse_codes`."""
+    for told in coarse_codes(tables, codec, widen=widen):
+        raise ConfigError(told)
 
 
 def _sharing(collection: PackedCollection) -> dict[tuple[str, ...], int]:

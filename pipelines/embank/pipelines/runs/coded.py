@@ -60,7 +60,7 @@ def evaluate_codecs(path: Path, *, data: Path, codecs: Sequence[str]) -> None:
 
     Raises:
         CheckpointError: the run's bundle is gone or damaged.
-        WorkError: a record can't be written.
+        WorkError, ConfigError: a record can't be written, see `refused`.
     """
     run = RunFolder(path)
     if not is_bundle(run.bundle):

@@ -7,12 +7,12 @@ from embank.pipelines.data.loading.integrity import verify_prepared
 from embank.pipelines.data.preprocessing.rules import PREPROCESS, TOKENS, Preprocessing
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.runs.bundle import write_bundle
-from embank.pipelines.runs.codecs import AUTO, MAX_AUC_LOSS, codecs_of, refuse_codec
+from embank.pipelines.runs.codecs import AUTO, MAX_AUC_LOSS, codecs_of, refuse_coarse_codes, refuse_codec
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.open import best_model, data_of, refuse_other_vocabularies
 from embank.pipelines.runs.progress import Progress
 from embank.pipelines.runs.result import metrics_of
-from embank.tables import Bundle
+from embank.tables import Bundle, TableCollection
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.serving.bundle import is_bundle
 from embank.tables.serving.saving import copy_bundle
@@ -51,7 +51,8 @@ def export_run(
 
     Raises:
         CheckpointError: no run, no checkpoint, a damaged one, or `out` exists.
-        ConfigError: no such codec, the data has other vocabularies, or a table is not in the last stage of its method.
+        ConfigError: no such codec, one that can't cut rows of a table's width, the data has other vocabularies, or a
+            table is not in the last stage of its method.
         WorkError: it can't be written.
     """
     path, out = Path(path), Path(out)
@@ -78,6 +79,9 @@ def export_run(
     verify_prepared(place, schema, splits=("valid",) if codec == AUTO else ())
     with best_model(run, schema=schema, data=place) as (model, step):
         metrics = metrics_of(Progress.from_json(meta_of(run.saved()[-1])["progress"]))
+        if codec not in (None, AUTO):
+            assert isinstance(model.tables, TableCollection)
+            refuse_coarse_codes(model.tables, codec, widen="Train it with rows of")
         loss = MAX_AUC_LOSS if max_auc_loss is None else max_auc_loss
         codecs, said = codecs_of(codec, model, place, precision=config.train.precision, max_auc_loss=loss)
         write_bundle(

@@ -16,7 +16,7 @@ from embank.pipelines.config.changes import refuse_changed_config
 from embank.pipelines.locks import hold_lock, is_locked
 from embank.pipelines.runs.environment import environment_of
 from embank.pipelines.runs.records import CURE, RESUME, read_record, sealed, short_digest, unsealed, write_record
-from embank.pipelines.runs.row_folders import KINDS, ROWS, holds_only_rows, remove_rows, remove_unused_parts
+from embank.pipelines.runs.row_folders import KINDS, ROWS, holds_only_rows, remove_rows, remove_unused_rows
 from embank.tables.errors import CheckpointError, ConfigError, WorkError
 from embank.tables.storage.atomic import remove_folder, replace_text, temporary_file
 from embank.tables.storage.refusals import cause_of, is_full, writing
@@ -102,7 +102,7 @@ class RunFolder:
         return self.environment, self.config
 
     @contextmanager
-    def lock(self, *, begins: bool = True) -> Iterator[None]:
+    def lock(self, *, begins: bool = True, directory: str | None = None) -> Iterator[None]:
         """Keeps a second process out of the folder for as long as the context lasts; creates the folder if need be.
 
         If nothing has become a run by then, what this process made is removed again; what was there before stays.
@@ -110,6 +110,7 @@ class RunFolder:
         Args:
             begins: a run is to begin here, so that there must be none: another process may have made one since that was
                 last looked at.
+            directory: where the disk tier's files of a run that goes on are to be, if not in its own folder.
 
         Raises:
             ConfigError: another process trains or has trained here, or the folder can't be written.
@@ -120,7 +121,7 @@ class RunFolder:
             if begins:
                 self.refuse_used()
             else:
-                self._remove_left_rows()
+                self._remove_left_rows(directory)
             try:
                 yield
             finally:
@@ -142,14 +143,19 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
 
-    def _remove_left_rows(self) -> None:
-        """Removes the disk tier's files that this run has left when it was stopped: on another number of ranks it would
-        not take them over."""
+    def _remove_left_rows(self, directory: str | None) -> None:
+        """Removes the disk tier's files that this run has left when it was stopped: elsewhere, or on another number of
+        ranks, it would not take them over.
+
+        Args:
+            directory: where they may be too, besides the directory that the run began with.
+        """
         remove_rows(self.path / ROWS)
         config = self.read_config()
-        directory = (config.get("rows") or {}).get("directory")
-        if directory is not None:
-            remove_unused_parts(Path(directory), kinds=KINDS if "memory" in config else ())
+        first = (config.get("rows") or {}).get("directory")
+        for folder in {first, directory}:
+            if folder is not None:
+                remove_unused_rows(Path(folder), kinds=KINDS if "memory" in config else ())
 
     def remove_corpora(self) -> None:
         """Removes the corpus of a language model's run that has not begun, and what a crash left of one."""
@@ -202,7 +208,7 @@ class RunFolder:
             raise CheckpointError(f"'{self.config}' is damaged: it holds no mapping; {cure}")
         if expected not in (None, short_digest(text)):
             raise CheckpointError(f"'{self.config}' has been altered since the run began; {cure}")
-        return loaded
+        return _as_meant_then(loaded)
 
     def _read_environment(self) -> dict[str, Any]:
         self._refuse_other_folders()
@@ -376,6 +382,15 @@ def training_in(folder: Path) -> Iterator[None]:
 def is_training(folder: Path) -> bool:
     """Whether another process trains in a folder (`training_in`)."""
     return is_locked(folder / LOCK)
+
+
+def _as_meant_then(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration in today's words. Earlier versions let one process set 0 bytes for a rank, and set no
+    limit; a new configuration with 0 is refused."""
+    rows = config.get("rows")
+    if isinstance(rows, dict) and isinstance(limit := rows.get("memory_per_rank"), int) and limit < 1:
+        return {**config, "rows": {**rows, "memory_per_rank": None}}
+    return config
 
 
 def _is_working_folder(folder: Path) -> bool:

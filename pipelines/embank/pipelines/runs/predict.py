@@ -33,7 +33,7 @@ from embank.pipelines.runs.model import BATCH_ROWS, ServedModel, bundle_of, load
 from embank.tables.errors import ConfigError, DataError, WorkError
 from embank.tables.storage.atomic import publish_file, remove_folder, replace_text, temporary_beside
 from embank.tables.storage.json_text import read_json
-from embank.tables.storage.refusals import cause_of, is_full
+from embank.tables.storage.refusals import cause_of, is_full, refused
 
 SCORE = "score"
 PART_ROWS = 64 * BATCH_ROWS
@@ -98,7 +98,7 @@ def predict(
     Raises:
         ConfigError, CheckpointError: the bundle can't score raw rows, or a file of it is damaged.
         DataError: the input or the output can't be used; the message names file, line, column and value.
-        WorkError: the scores can't be written; what was done is kept for `resume`.
+        WorkError, ConfigError: the scores can't be written, see `refused`; what was done is kept for `resume`.
     """
     paths = [Path(one) for one in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
     out = Path(out).absolute()
@@ -118,7 +118,7 @@ def predict(
             parts.abandon()
             raise
         except OSError as error:
-            raise WorkError(
+            raise refused(error)(
                 f"{error.filename or out}: {cause_of(error)}. {'Free some space' if is_full(error) else 'Mend it'} and "
                 "give the same command with --resume: what was scored is kept."
             ) from error

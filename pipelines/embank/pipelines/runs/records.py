@@ -32,7 +32,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Writes a sealed record.
 
     Raises:
-        WorkError: it can't be written.
+        WorkError, ConfigError: it can't be written, see `refused`.
     """
     replace_text(path, json.dumps(sealed(record), indent=1), cure=RESUME)
 

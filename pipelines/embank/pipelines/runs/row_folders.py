@@ -20,6 +20,8 @@ TRIAL = "trial"
 KINDS = ("engram", "stem")
 """Of a language model's memory."""
 _RANK = re.compile(r"^(table|row|column)_wise-\d+$")
+_OF_STORE = re.compile(r"\.(weights|momentum1|sum|exp_avg|exp_avg_sq)\.\d+\.\w+$")
+"""What files of a row store are called after: what they hold of its tables."""
 
 
 def holds_only_rows(folder: Path) -> bool:
@@ -44,21 +46,28 @@ def remove_rows(folder: Path) -> None:
     _remove_empty(folder)
 
 
-def remove_unused_parts(folder: Path, *, kinds: Sequence[str]) -> None:
-    """Removes what killed ranks have left in a folder that runs may share: files that no process holds, and folders of
-    ranks without any. The folder itself is the user's, and so are other folders in it.
+def remove_unused_rows(folder: Path, *, kinds: Sequence[str]) -> None:
+    """Removes what killed processes have left in a folder that runs may share: files of row stores that no process
+    holds, and folders of ranks without any. The folder itself is the user's, and so is all else in it.
 
     Args:
         folder: where runs have their rows.
         kinds: of a language model's memory, each with a folder of its own; none of other models.
     """
-    for kind in kinds:
-        remove_unused_parts(folder / kind, kinds=())
-    for part in list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
-        if _RANK.match(part.name) and part.is_dir() and not part.is_symlink():
-            for path in filter(is_row_file, list(part.iterdir())):
+    own = [folder / kind for kind in kinds if not (folder / kind).is_symlink()]
+    for place in (folder, *own):
+        for path in list(place.iterdir()) if place.is_dir() else ():
+            if _RANK.match(path.name) and path.is_dir() and not path.is_symlink():
+                for file in filter(is_row_file, list(path.iterdir())):
+                    remove_unused(file)
+                _remove_empty(path)
+            elif _is_of_store(path):
                 remove_unused(path)
-            _remove_empty(part)
+
+
+def _is_of_store(path: Path) -> bool:
+    """Whether a file is called as stores call theirs: more than `is_row_file` asks, for folders that are not ours."""
+    return _OF_STORE.search(path.name) is not None and is_row_file(path) and not path.is_symlink()
 
 
 def _remove_empty(folder: Path) -> None:

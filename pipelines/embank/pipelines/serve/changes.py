@@ -11,7 +11,7 @@ from embank.pipelines.serve.models import Snapshot, features_of, tried_model
 from embank.pipelines.serve.refused import RefusedRequestError
 from embank.pipelines.serve.source import current_bundle
 from embank.pipelines.serve.state import Current, StateFolder
-from embank.tables.errors import EmbankError, WorkError
+from embank.tables.errors import ConfigError, EmbankError, WorkError
 from embank.tables.serving.deltas.format import GapError
 from embank.tables.storage.refusals import cause_of
 from embank.tables.wording import listing
@@ -56,7 +56,7 @@ class Changes:
 
         Raises:
             RefusedRequestError: 409 where the bundle has other columns or another change is under way, 422 where it
-                can't be loaded. What was served is still served.
+                can't be loaded, 503 where the server can't change. What was served is still served.
         """
         with self._changing(waits=waits):
             return self._change(current_bundle(path))
@@ -100,9 +100,10 @@ class Changes:
         following = Current(
             sequence=snapshot.sequence, bundle=str(bundle), checksum=model.checksum, features=features_of(model)
         )
-        self.state.publish(following)
-        if self.adopt is not None:
-            self.adopt(snapshot)
+        with _own_folder():
+            self.state.publish(following)
+            if self.adopt is not None:
+                self.adopt(snapshot)
         missing = self._awaited(snapshot.sequence)
         if not missing:
             self.state.remove_applied(but=str(bundle))
@@ -138,6 +139,15 @@ def _as_refusals() -> Iterator[None]:
         raise RefusedRequestError(
             422, "reload", f"nothing was reloaded: the path can't be read: {cause_of(error)}"
         ) from error
+
+
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """What can't be written to the server's own folder, which is no fault of the request."""
+    try:
+        yield
+    except ConfigError as error:
+        raise WorkError(str(error)) from error
 
 
 def _refuse_other_columns(model: ServedModel, now: Current) -> None:

@@ -111,25 +111,34 @@ def edges(
     ]
 
 
-def around(plan: Plan, point: str, tried: Sequence[str]) -> list[str]:
+def around(plan: Plan, point: str, tried: Sequence[str], *, failed: Sequence[str] = ()) -> list[str]:
     """The neighbours of a point: for each key with numbers, the same with the next smaller and the next larger value
-    that the grid or a point that was tried has, or with the one beyond them.
+    that the grid or a point that was tried has, or with the one beyond them. A value all of whose points failed is no
+    neighbour: the one beyond the others lies on this side of it.
 
     Args:
         plan: with a grid.
-        point: whose neighbours.
+        point: whose neighbours; it has a score.
         tried: points that were tried, the grid's or others.
+        failed: those of them that failed.
     """
     found, own = [], point_of(point, plan.grid)
     for key in plan.grid:
-        values = _numbers(plan, key, tried)
-        if len(values) < 2:
+        values, without = _scored(plan, key, tried, failed=failed)
+        num_values, most = len(values) + len(without), len(plan.grid[key]) + MOST_BEYOND
+        if num_values < 2:
             continue
-        for ordered in (values[::-1], values):
+        for is_up in (False, True):
+            ordered = values if is_up else values[::-1]
             place = ordered.index(own[key])
-            is_end, most = place == len(ordered) - 1, len(plan.grid[key]) + MOST_BEYOND
-            value = _following(plan, key, ordered) if is_end else ordered[place + 1]
-            if value is not None and not (is_end and len(values) >= most):
+            if place < len(ordered) - 1:
+                found.append(point_at({**own, key: ordered[place + 1]}))
+                continue
+            beyond = [value for value in without if (value > own[key]) == is_up]
+            if len(values) == 1 and not beyond:  # only those that failed say how far values are from each other
+                ordered = [*(without[-1:] if is_up else without[:1]), *ordered]
+            value = _following(plan, key, ordered, before=beyond)
+            if value is not None and num_values < most:
                 found.append(point_at({**own, key: value}))
     return found
 
@@ -153,13 +162,15 @@ def _following(plan: Plan, key: str, ordered: Sequence[float], *, before: Sequen
     Args:
         plan: with a grid.
         key: of the grid.
-        ordered: values, the last one last.
+        ordered: values, the last one last; a single one only where there is one before.
         before: values that failed, which it does not reach; where it would, it is between the last one and the nearest.
     """
-    inner, end = ordered[-2:]
-    is_whole = _is_whole(plan, key, inner, end)
-    value = _beyond(inner, end, is_whole=is_whole)
+    end = ordered[-1]
     nearest = min(before, key=lambda failed: abs(failed - end), default=None)
+    inner = ordered[-2] if len(ordered) > 1 else nearest
+    assert inner is not None
+    is_whole = _is_whole(plan, key, inner, end)
+    value = _beyond(inner, end, is_whole=is_whole) if len(ordered) > 1 else None
     if nearest is not None and (value is None or abs(value - end) >= abs(nearest - end)):
         value = _between(end, nearest, is_whole=is_whole)
     return value if value is not None and _is_taken(plan, key, value) else None

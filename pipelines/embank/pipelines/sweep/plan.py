@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from itertools import product
-from math import isfinite, log
+from math import log
 from typing import Any
 
 from embank.ctr_models.registry import find_model
@@ -14,6 +14,7 @@ from embank.pipelines.config.file import set_key
 from embank.pipelines.config.run import Config, parse_config
 from embank.pipelines.config.tables import COLLECTION_KEYS, TABLE_KEYS, TableConfig, TablesConfig
 from embank.pipelines.config.untuned import refuse_untuned
+from embank.pipelines.config.values import is_non_finite
 from embank.pipelines.runs.coded import UNCODED, refuse_choice
 from embank.tables import ConfigError, method_class, registered_methods
 from embank.tables.storage.yaml_text import parse_yaml
@@ -106,7 +107,7 @@ class Plan:
             *(("--budgets", budget) for budget in self.budgets),
             ("--grid-budget", self.grid_budget),
         ]:
-            if budget is not None and not (isfinite(budget) and 0 < budget <= 1):
+            if budget is not None and not 0 < budget <= 1:
                 raise ConfigError(
                     f"{option} holds {budget:g}; a budget is serving bytes / bytes of the plain fp32 tables and lies "
                     "in (0, 1]"
@@ -196,7 +197,7 @@ class Plan:
 def _refuse_non_finite(key: str, values: Sequence[Any]) -> None:
     """Raises ConfigError for a grid of infinity or NaN, which no setting can be."""
     for value in values:
-        if isinstance(value, float) and not isfinite(value):
+        if is_non_finite(value):
             raise ConfigError(f"--grid {key} holds {value}; give finite numbers")
 
 

@@ -280,6 +280,7 @@ class Sweep:
         from embank.pipelines.sweep.pareto import plot_pareto
 
         told_edges = [str(edge) for edge in edges(self.plan, *self.tuning.choices(), reaches=self.tuning.reaches)]
+        told_edges += self.tuning.unsettled()
         for told in told_edges:
             self.reporter.note(told)
         title = f"{', '.join(self.plan.models)} on {self.data.name}"

@@ -47,7 +47,7 @@ class Tuning:
         self.plan, self.feasible, self.results, self.failures = plan, feasible, results, failures
         self.tunable, self.reach = [*feasible, *complete], reach
         self.widens = widens and bool(plan.grid)
-        self.neighbours: dict[tuple[Job, ...], list[Job]] = {}  # of a point, after the points that were tried
+        self.neighbours: dict[tuple[Job, ...], list[Job]] = {}  # of a point, by the points that were tried and failed
 
     def wanted(self) -> list[Job]:
         """Every run that is known to be needed: first seeds of grids, and where their points are compared, what takes
@@ -86,6 +86,21 @@ class Tuning:
             {case.name: [job.point for job in self._points(case)] for case in chosen},
             {case.name: [job.point for job in self._points(case) if job not in self.results] for case in chosen},
         )
+
+    def unsettled(self) -> list[str]:
+        """Of grids that were widened, the choices that have a neighbour that failed, for people: what its runs would
+        have said is not known, so that it is no end of the way."""
+        found = []
+        for line, chosen in (self.choices()[0] if self.widens else {}).items():
+            points = self._points(next(case for case in self.tunable if case.name == line))
+            failed = [job.point for job in points if job not in self.results]
+            beside = [point for point in around(self.plan, chosen, [job.point for job in points]) if point in failed]
+            if beside:
+                found.append(
+                    f"{line}: {' and '.join(beside)}, next to the chosen {chosen}, failed: whether better values lie "
+                    "there is not settled; --resume tries again what failed"
+                )
+        return found
 
     def reaches(self, line: str, point: str) -> bool:
         """Whether a line of `choices` reaches its budget at a point."""
@@ -127,9 +142,10 @@ class Tuning:
     def _around(self, best: Job, tried: Sequence[Job]) -> list[Job]:
         """`around`, as far as it reaches the budget. That tries configurations, so it is done once for each question:
         it is asked again after every run."""
-        key = (best, *tried)
+        failed = [job for job in tried if job not in self.results]
+        key = (best, *tried, *failed)
         if key not in self.neighbours:
-            beside = around(self.plan, best.point, [job.point for job in tried])
+            beside = around(self.plan, best.point, [job.point for job in tried], failed=[job.point for job in failed])
             self.neighbours[key] = [job for point in beside if self.reach(job := replace(best, point=point))]
         return self.neighbours[key]
 

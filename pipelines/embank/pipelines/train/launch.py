@@ -2,6 +2,8 @@
 together."""
 
 import os
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +21,15 @@ _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 """What gloo says when a process at the other end has ended."""
 
 
+_LOST = "embank/ranks that have lost another"
+"""Under this name the store that the ranks met in counts them. torchrun keeps it; without torchrun the first rank
+does."""
+_PATIENCE_S = 5.0
+"""How long the first rank keeps it for those that have not noticed yet."""
+
+
 class LostRankError(WorkError):
-    """Another process of the run has ended."""
+    """Another process of the run has ended. The first rank that notices tells it (`is_told`)."""
 
 
 def backends() -> str:
@@ -53,24 +62,49 @@ def joined_processes() -> Iterator[Processes]:
             "torchrun choose "
             "one (--standalone), or give another --master-port"
         ) from error
-    is_lost = False
+    is_lost, ranks = False, dist.group.WORLD
+    assert ranks is not None
     try:
-        yield Processes(dist.group.WORLD)
+        yield Processes(ranks)
         dist.barrier()
     except BaseException as error:
         is_lost = _comes_from_a_lost_rank(error)
         if not is_lost:
             raise
-        raise LostRankError(
+        lost = LostRankError(
             f"rank {rank} lost the connection to another rank, which has ended; its own message, if it had one, is "
             "above. Go on "
             "from the last checkpoint with the same command and --resume, on any number of ranks"
-        ) from error
+        )
+        lost.is_told = _has_another_told(ranks)
+        raise lost from error
     finally:
         if (
             not is_lost
         ):  # it would wait for the rank that has gone, and torchrun may end this one before it has said why
             dist.destroy_process_group()
+
+
+def _has_another_told(ranks: dist.ProcessGroup) -> bool:
+    """Whether another rank has noticed before this one that one has ended. Where nobody can say, none has: the rank
+    that has ended may be the one that kept the store."""
+    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    try:
+        socket.create_connection(address, timeout=_PATIENCE_S).close()  # of a store that has gone torch says much
+        store = ranks.get_group_store()
+        is_first_to_tell = store.add(_LOST, 1) == 1
+        if ranks.rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            _await_others(store, count=ranks.size() - 1)
+    except (OSError, RuntimeError):
+        return False
+    return not is_first_to_tell
+
+
+def _await_others(store: Any, *, count: int) -> None:
+    """Keeps the store for a while, until as many ranks have noticed."""
+    end = time.monotonic() + _PATIENCE_S
+    while store.add(_LOST, 0) < count and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def _comes_from_a_lost_rank(error: BaseException) -> bool:

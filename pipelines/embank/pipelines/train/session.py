@@ -1,5 +1,6 @@
 """A training that is going on: what its parts share, and what trains the model in its current stage."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from embank.pipelines.data.loading.loader import Loader
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
 from embank.pipelines.runs.build import table_codecs
+from embank.pipelines.runs.codecs import coarse_codes, refuse_coarse_codes
 from embank.pipelines.runs.folder import RunFolder
 from embank.pipelines.runs.progress import Progress
 from embank.pipelines.train.interrupt import StopRequest
@@ -23,6 +25,8 @@ from embank.tables.collections.stages import planned_stages, search_parameters
 from embank.tables.collections.straight_through import StraightThrough, refuse_untrainable
 from embank.tables.ids.hashing import seed_of
 from embank.tables.sharding.processes import Processes
+
+_log = logging.getLogger(__name__)
 
 WARMUP_STEPS = 3
 """First steps of a process and of a stage that the speed leaves out: memory is touched for the first time, networks are
@@ -58,6 +62,7 @@ class StageTraining:
         data, train = config.data, config.train
         self.planned, self.number = planned_stages(self.tables), len(progress.stages) - 1
         self.stage = self.planned[self.number]
+        self._look_at_codes(is_new=progress.step == 0)
         num_rows = schema.split("train").num_rows
         epoch_steps = -(-num_rows // data.batch_size)
         self.num_steps = max(1, round(self.stage.epochs * train.epochs * epoch_steps))
@@ -80,6 +85,17 @@ class StageTraining:
             batches = self._loader("valid", address=self.tables.address)
             self.search = SearchStepper(model, config=train, loader=batches, start=progress.search_position)
         self.num_steps_here = 0
+
+    def _look_at_codes(self, *, is_new: bool) -> None:
+        """Refuses rows whose width their codec can't cut into parts, before anything is trained. Widths that stages
+        have found, and those of a run that goes on, are only told: what was trained stays of use."""
+        if not self.is_served or self.tables.sharding is not None:
+            return
+        codecs = table_codecs(self.config, self.tables.specs)
+        if is_new:
+            refuse_coarse_codes(self.tables, codecs, widen="Give it rows of")
+        for told in coarse_codes(self.tables, codecs, widen="Give it rows of"):
+            _log.warning("%s", told)
 
     def _coded(self) -> StraightThrough | None:
         """The codecs that rows are trained through: in the stage that is served. What can't be is refused before any

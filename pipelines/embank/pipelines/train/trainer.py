@@ -11,7 +11,6 @@ import torch
 from embank.ctr_models import CTRModel
 from embank.pipelines.config.changes import AUTO
 from embank.pipelines.config.run import Config, to_plain
-from embank.pipelines.config.sections import refuse_idle_directory
 from embank.pipelines.data.loading.integrity import content_of
 from embank.pipelines.data.schema import Schema
 from embank.pipelines.reporting import Reporter
@@ -36,6 +35,7 @@ from embank.pipelines.train.step import NonFiniteLossError
 from embank.pipelines.train.telling import recorded
 from embank.tables import TableCollection
 from embank.tables.collections.stages import planned_stages, settle
+from embank.tables.rows.store_spec import refuse_idle_directory
 from embank.tables.sharding.processes import Processes
 
 
@@ -95,7 +95,7 @@ class Trainer:
         plain, rows = to_plain(self.config), self.config.rows
         refuse_differences(plain, self.schema, self.processes, content=self.content)
         with self.processes.together():
-            refuse_idle_directory(tier=rows.tier, directory=rows.directory)
+            refuse_idle_directory(tier=rows.tier, directory=rows.directory, section="rows.")
             done = None
             if self.processes.is_first:
                 check = ready_to_resume if resume else ready_to_start
@@ -139,7 +139,7 @@ class Trainer:
         """The run directory, locked by the first process."""
         with ExitStack() as stack:
             if self.processes.is_first:
-                stack.enter_context(self.run.lock(begins=begins))
+                stack.enter_context(self.run.lock(begins=begins, directory=self.config.rows.directory))
             return stack.pop_all()
 
     def _restore(self, start: Start | None) -> Session:

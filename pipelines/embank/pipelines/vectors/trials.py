@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from embank.pipelines.reporting import Phase, Reporter
+from embank.pipelines.runs.coarse_parts import coarse_parts
 from embank.pipelines.vectors.encoding import encoded
 from embank.pipelines.vectors.neighbours import (
     Nearest,
@@ -23,7 +24,6 @@ from embank.pipelines.vectors.neighbours import (
     recalls,
     row_slices,
 )
-from embank.pipelines.vectors.parts import coarse_parts
 from embank.tables import BudgetError, Coded, ConfigError, named_codec
 from embank.tables.ids.hashing import generator_of
 
@@ -143,6 +143,9 @@ class Comparison:
         refused: dict[str, str] = {}
         for codec in codecs:
             began = time.monotonic()
+            num_tried, dim = self.rows_RD.shape
+            if (said := coarse_parts(codec, num_rows=num_tried, dim=dim)) is not None:
+                self.reporter.note(said)
             try:
                 coded = encoded(self.rows_RD, codec, scratch / codec)
             except ConfigError as error:
@@ -150,8 +153,6 @@ class Comparison:
                 if len(refused) == len(codecs):
                     raise
                 continue
-            if (said := coarse_parts(coded, codec, dim=self.rows_RD.shape[1])) is not None:
-                self.reporter.note(said)
             trial = self.of(coded, codec, num_rows=num_rows, seconds=time.monotonic() - began)
             if trial.lost >= _ALL_LOST and self.largest < _LEAST_NORMAL:
                 refused[codec] = (

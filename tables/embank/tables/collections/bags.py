@@ -1,8 +1,9 @@
 """The ids of a batch by feature, as a collection of tables takes them: checked, and named as TorchRec names them."""
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -132,6 +133,20 @@ class Bags:
         if self._largest[place] >= spec.num_embeddings:
             check_ids(ids_N, table=spec.name, feature=feature, num_embeddings=spec.num_embeddings)
         return ids_N, self.lengths[place]
+
+    def lengths_of(self, feature: str) -> Tensor:
+        """The lengths [B] of a feature's bags."""
+        return self.lengths[self.places[feature]]
+
+    def holding(self, values: Tensor) -> Self:
+        """The same bags of other ids.
+
+        Args:
+            values: int64, as many as here.
+        """
+        twin = copy(self)
+        twin.values, twin._largest = values, None
+        return twin
 
     def own_lengths(self, feature: str) -> Tensor:
         """The lengths of a feature's bags, without those that only fill up to the batch's size."""

@@ -6,13 +6,16 @@ take any `Tables`.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from embank.tables.collections.addressed import Addressed
+from embank.tables.collections.bags import Bags
 from embank.tables.collections.configs import specs_of, tier_of
 from embank.tables.collections.fused_optimizer import RowsOptimizer
 from embank.tables.collections.held_rows import writing
@@ -27,7 +30,7 @@ from embank.tables.collections.parameters import (
     initialise,
     settle_optimizer,
 )
-from embank.tables.collections.paths import PATHS, LookupPath, Pass, Use
+from embank.tables.collections.paths import PATHS, Asked, Ids, LookupPath, Pass, Use, UseRows
 from embank.tables.collections.placed import Placed
 from embank.tables.collections.row_mark import RowMarkHolder
 from embank.tables.collections.saved import Saved
@@ -53,6 +56,7 @@ from embank.tables.method.options import refuse_differing
 from embank.tables.method.registry import build_method
 from embank.tables.rows import Backend, RowOptimizer, RowStore, RowTier, StoreSpec, build_rows
 from embank.tables.rows.physical import PhysicalTable
+from embank.tables.rows.room import refuse_larger_than_memory
 from embank.tables.rows.store_spec import refuse_bad_lr, refuse_names
 from embank.tables.sharding.processes import Processes, is_one_of_many
 from embank.tables.specs import TableSpec
@@ -127,6 +131,7 @@ class Tables(Placed, Saved, Packable, OneStep):
         self.methods = methods.to(self.device)
         self.is_accompanied = any(needs_company(method) for method in self.built_methods())
         refuse_differing(list(self.built_methods()))
+        self._refuse_larger_than_memory()
         self._make_paths()
         if not self.tier.is_meta:
             initialise(self)
@@ -136,10 +141,24 @@ class Tables(Placed, Saved, Packable, OneStep):
     def _make_paths(self) -> None:
         """Lookup paths, and with them the rows."""
 
+    def _refuse_larger_than_memory(self) -> None:
+        """Raises ConfigError for more rows than there is memory for, those of all lookup paths together."""
+        tables = list({table.name: table for method in self.built_methods() for table in method.physical}.values())
+        spec = StoreSpec.of_tables(tables, lookups=(), **self._how_held)
+        if self.sharding is not None:
+            parts = (self.sharding.plan.shard(table, self.sharding.rank) for table in tables)
+            spec = replace(spec, shards=[part for part in parts if part is not None])
+        refuse_larger_than_memory(spec)
+
+    @property
+    def _how_held(self) -> dict[str, Any]:
+        """What all stores of the collection have in common."""
+        return {"seed": self.seed, "backend": self.backend, "optimizer": self.optimizer, "tier": self.tier}
+
     @property
     def arguments(self) -> dict[str, Any]:
         """What a collection like this one is made with, besides specs and sharding."""
-        return {"seed": self.seed, "backend": self.backend, "optimizer": self.optimizer, "tier": self.tier}
+        return self._how_held
 
     def rebuilt(self, specs: Sequence[TableSpec]) -> Self:
         """A new collection of other specs with everything else as here."""
@@ -208,6 +227,37 @@ class Tables(Placed, Saved, Packable, OneStep):
         return self
 
     @abstractmethod
+    def lookup_paths(self) -> Mapping[str, LookupPath]:
+        """The lookup paths, by the names that `Addressed.paths` has for them."""
+
+    @abstractmethod
+    def asked(self, batch: Bags) -> Asked:
+        """The first half of addressing a batch: what it asks of the tables, which refuse it here or not at all."""
+
+    def joined(self, asked: Asked) -> Addressed:
+        """The second half: its rows as the stores look them up."""
+        paths = {name: path.joined(asked.uses) for name, path in self.lookup_paths().items()}
+        return replace(asked.rest, paths=paths)
+
+    def use_rows(self, batch: Bags, *, tables: Collection[str] | None = None) -> dict[str, UseRows]:
+        """By output key, what becomes of a batch's ids.
+
+        Args:
+            batch: the ids.
+            tables: of which tables; None of all.
+
+        Raises:
+            IdRangeError: an id outside its table.
+            DataError: a feature is missing.
+        """
+        return {
+            use.key: path.use_rows(use, Ids(*batch.of(use.feature, spec=use.method.spec)))
+            for path in self.lookup_paths().values()
+            for use in path.uses
+            if tables is None or use.method.spec.name in tables
+        }
+
+    @abstractmethod
     def row_stores(self) -> list[RowStore]:
         """The row stores that are in use."""
 
@@ -249,8 +299,7 @@ class Tables(Placed, Saved, Packable, OneStep):
 
     @own_defaults()
     def _store(self, tables: Sequence[PhysicalTable], lookups: Sequence[int]) -> RowStore:
-        how = {"seed": self.seed, "backend": self.backend, "optimizer": self.optimizer, "tier": self.tier}
-        spec = StoreSpec.of_tables(tables, lookups=lookups, **how)
+        spec = StoreSpec.of_tables(tables, lookups=lookups, **self._how_held)
         if self.sharding is None:
             return build_rows(spec)
         from embank.tables.sharding.sharded_rows import (

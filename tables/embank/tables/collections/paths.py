@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from embank.tables.collections.addressed import PathIds
+from embank.tables.collections.addressed import Addressed, PathIds
 from embank.tables.errors import ConfigError
 from embank.tables.method.base import Combined, DistinctMethod, Method, combination
 from embank.tables.rows import RowStore
@@ -33,6 +33,33 @@ class Ids(NamedTuple):
 
     ids_N: Tensor
     lengths_B: Tensor | None = None
+
+
+class UseRows(NamedTuple):
+    """What one use makes of its ids.
+
+    Args:
+        ids: the ids.
+        rows: of each lookup, int64 [N].
+        side: what is to be known of them besides; None where there is nothing, or where the path pools before
+            `combine`.
+    """
+
+    ids: Ids
+    rows: tuple[Tensor, ...]
+    side: Tensor | None
+
+
+class Asked(NamedTuple):
+    """What a batch asks of a collection, use by use: nothing of it is refused any more.
+
+    Args:
+        uses: by the key of a use, what it makes of its ids.
+        rest: what else the batch comes to, without paths.
+    """
+
+    uses: dict[str, UseRows]
+    rest: Addressed
 
 
 Losses = list[tuple[Method, Tensor]]
@@ -75,12 +102,25 @@ class LookupPath(ABC):
         self.uses = tuple(uses)
         self.device = device
 
-    @abstractmethod
     def address(self, ids: Mapping[str, Ids]) -> PathIds:
         """The rows that a batch needs: pure.
 
         Args:
             ids: by the key of a use, its ids.
+        """
+        return self.joined({use.key: self.use_rows(use, ids[use.key]) for use in self.uses})
+
+    def use_rows(self, use: Use, ids: Ids) -> UseRows:
+        """What one of the uses makes of its ids."""
+        side = None if self.pools else use.method.side(ids.ids_N)
+        return UseRows(ids, tuple(use.method.address(ids.ids_N)), side)
+
+    @abstractmethod
+    def joined(self, uses: Mapping[str, UseRows]) -> PathIds:
+        """The rows of all uses of a batch, as the store looks them up.
+
+        Args:
+            uses: by the key of a use, what it makes of its ids.
         """
 
     @abstractmethod
@@ -120,6 +160,17 @@ class LookupPath(ABC):
         """What a method makes of its rows."""
         return taken(use.method, use.method.combine(rows, self.side(use, batch)), within)
 
+    def _rows(self, uses: Mapping[str, UseRows]) -> list[Tensor]:
+        """Row ids [N] of each lookup of each use."""
+        return [rows_N for use in self.uses for rows_N in uses[use.key].rows]
+
+    def _sides(self, uses: Mapping[str, UseRows]) -> dict[str, Tensor]:
+        """What is to be known besides, by the key of a use that has it."""
+        return {use.key: side for use in self.uses if (side := uses[use.key].side) is not None}
+
+    def _num_ids(self, uses: Mapping[str, UseRows]) -> list[int]:
+        return [uses[use.key].ids.ids_N.numel() for use in self.uses]
+
     def side(self, use: Use, batch: PathIds) -> Tensor | None:
         """What `side` said of a use's ids, on the device."""
         return self.moved(batch.sides[use.key]) if use.key in batch.sides else None
@@ -138,27 +189,20 @@ class PooledPath(LookupPath):
     def is_direct(self) -> bool:
         return all(combination(u.method) == "side by side" and u.method.spec.pooling == "sum" for u in self.uses)
 
-    def address(self, ids: Mapping[str, Ids]) -> PathIds:
-        rows: list[Tensor] = []
+    def joined(self, uses: Mapping[str, UseRows]) -> PathIds:
         lengths: list[Tensor] = []
         means: dict[str, Tensor] = {}
         for use in self.uses:
-            ids_N, lengths_B = ids[use.key]
+            own = uses[use.key]
+            lengths_B = own.ids.lengths_B
             assert lengths_B is not None
-            for rows_N in use.method.address(ids_N):
-                rows.append(rows_N)
-                lengths.append(lengths_B)
+            lengths += [lengths_B] * len(own.rows)
             if use.method.spec.pooling == "mean":
                 means[use.key] = lengths_B
         lengths_S = torch.cat(lengths) if lengths else torch.empty(0, dtype=torch.int64)
         offsets = torch.zeros(lengths_S.numel() + 1, dtype=torch.int64)
         torch.cumsum(lengths_S, 0, out=offsets[1:])
-        return PathIds(
-            row_ids=_joined(rows),
-            offsets=offsets,
-            num_ids=[ids[use.key].ids_N.numel() for use in self.uses],
-            lengths=means,
-        )
+        return PathIds(row_ids=_joined(self._rows(uses)), offsets=offsets, num_ids=self._num_ids(uses), lengths=means)
 
     def forward(self, batch: PathIds, within: Pass) -> dict[str, Tensor]:
         rows = self.parts(batch, within)
@@ -178,13 +222,13 @@ class PerIdPath(LookupPath):
     def is_direct(self) -> bool:
         return all(combination(use.method) == "side by side" for use in self.uses)
 
-    def address(self, ids: Mapping[str, Ids]) -> PathIds:
-        rows, sides = _addressed(self.uses, ids)
+    def joined(self, uses: Mapping[str, UseRows]) -> PathIds:
+        rows = self._rows(uses)
         return PathIds(
             row_ids=_joined(rows),
             offsets=one_id_offsets(rows),
-            num_ids=[ids[use.key].ids_N.numel() for use in self.uses],
-            sides=sides,
+            num_ids=self._num_ids(uses),
+            sides=self._sides(uses),
         )
 
     def forward(self, batch: PathIds, within: Pass) -> dict[str, Tensor]:
@@ -201,15 +245,14 @@ class DistinctPath(LookupPath):
 
     asks_once: ClassVar[bool] = True
 
-    def address(self, ids: Mapping[str, Ids]) -> PathIds:
-        rows, sides = _addressed(self.uses, ids)
-        distinct, places = each_once(rows, [k for use in self.uses for k in use.positions])
+    def joined(self, uses: Mapping[str, UseRows]) -> PathIds:
+        distinct, places = each_once(self._rows(uses), [k for use in self.uses for k in use.positions])
         return PathIds(
             row_ids=_joined(distinct),
             offsets=one_id_offsets(distinct),
-            num_ids=[ids[use.key].ids_N.numel() for use in self.uses],
+            num_ids=self._num_ids(uses),
             places=places,
-            sides=sides,
+            sides=self._sides(uses),
         )
 
     def forward(self, batch: PathIds, within: Pass) -> dict[str, Tensor]:
@@ -284,19 +327,6 @@ def _refuse_unheard(method: Method, loss: Tensor) -> None:
     if not isinstance(loss, Tensor) or loss.dim():
         what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise ConfigError(f"{who} {what} to the loss; give a tensor of one number, such as a mean over the ids")
-
-
-def _addressed(uses: Sequence[Use], ids: Mapping[str, Ids]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Row ids [N] of each lookup, and what is to be known besides."""
-    rows: list[Tensor] = []
-    sides: dict[str, Tensor] = {}
-    for use in uses:
-        ids_N = ids[use.key].ids_N
-        rows += use.method.address(ids_N)
-        side = use.method.side(ids_N)
-        if side is not None:
-            sides[use.key] = side
-    return rows, sides
 
 
 def _joined(rows: Sequence[Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ KeyedJaggedTensor in, KeyedTensor out. `address` may be called earlier, in the d
 result or plain ids, and gives the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from embank.tables.collections.addressed import Addressed
 from embank.tables.collections.bags import Bags, bag_configs, expanded
 from embank.tables.collections.base import Tables
 from embank.tables.collections.ids import bag_offsets
-from embank.tables.collections.paths import PATHS, Ids, choose_paths, pool
+from embank.tables.collections.paths import PATHS, Asked, LookupPath, choose_paths, pool
 from embank.tables.errors import ConfigError
 from embank.tables.rows import RowOptimizer, RowStore, RowTier
 from embank.tables.rows.store_spec import Backend
@@ -120,18 +120,25 @@ class TableCollection(Tables, EmbeddingBagCollectionInterface):  # type: ignore[
             IdRangeError: an id outside its table.
             DataError: a feature is missing, or weights that a table needs.
         """
-        batch = Bags(features)
-        found = {use.key: batch.of(use.feature, spec=use.method.spec) for use in self.uses}
+        return self.joined(self.asked(Bags(features)))
+
+    def asked(self, batch: Bags) -> Asked:
+        """What a batch asks of the tables: the first half of `address`, with its errors."""
+        uses, per_id = self.use_rows(batch), self.keys_per_id
         inverse = batch.inverse([use.feature for use in self.uses])
         weights = {use.key: batch.weights_of(use.feature, spec=use.method.spec) for use in self.uses}
-        ids = {key: Ids(ids_N, lengths_B) for key, (ids_N, lengths_B) in found.items()}
-        return Addressed(
-            paths={kind: path.address(ids) for kind, path in self.paths.items()},
-            bags={key: bag_offsets(found[key][1]) for key in self.keys_per_id},
+        rest = Addressed(
+            paths={},
+            bags={use.key: bag_offsets(batch.lengths_of(use.feature)) for use in self.uses if use.key in per_id},
             batch_size=batch.batch_size,
             weights={key: weights_N for key, weights_N in weights.items() if weights_N is not None},
             inverse=inverse or (),
         )
+        return Asked(uses, rest)
+
+    def lookup_paths(self) -> Mapping[str, LookupPath]:
+        """The lookup paths by their kinds."""
+        return self.paths
 
     def prefetch(self, addressed: Addressed) -> None:
         """A hint that `forward` will be called with this very batch soon, in the order of the hints; results stay the

@@ -12,6 +12,7 @@ Two inputs, two outputs, one lookup:
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from embank.tables.collections.addressed import AddressedSequence, PathIds
 from embank.tables.collections.bags import Bags, table_configs
 from embank.tables.collections.base import Tables
 from embank.tables.collections.ids import largest_of_each, missing_ids, out_of_range, refuse_no_integers
-from embank.tables.collections.paths import Ids, Pass, Use
+from embank.tables.collections.paths import Asked, Ids, LookupPath, Pass, Use
 from embank.tables.errors import ConfigError, DataError
 from embank.tables.method.base import Method
 from embank.tables.rows import RowOptimizer, RowStore, RowTier
@@ -128,7 +129,7 @@ class SequenceCollection(Tables, EmbeddingCollectionInterface):  # type: ignore[
             DataError: neither of the two, or a group is missing, has another shape, or is no tensor of integers.
         """
         if isinstance(ids, KeyedJaggedTensor):
-            return self._address_jagged(ids)
+            return self.joined(self.asked(Bags(ids)))
         if not isinstance(ids, Mapping):
             raise DataError(
                 f"the input is a {type(ids).__name__}; give tensors of ids [B, T, H] by group, "
@@ -144,17 +145,27 @@ class SequenceCollection(Tables, EmbeddingCollectionInterface):  # type: ignore[
         given = {use.key: Ids(ids_N) for use, ids_N in zip(self.path.uses, columns, strict=True)}
         return AddressedSequence(paths={_PATH: self.path.address(given)}, shapes=shapes)
 
-    def _address_jagged(self, features: KeyedJaggedTensor) -> AddressedSequence:
-        batch = Bags(features)
-        found = [batch.of(use.feature, spec=use.method.spec) for use in self.path.uses]
-        pairs = list(zip(self.path.uses, found, strict=True))
-        return AddressedSequence(
-            paths={_PATH: self.path.address({use.key: Ids(ids_N) for use, (ids_N, _) in pairs})},
-            shapes={use.feature: (ids_N.numel(),) for use, (ids_N, _) in pairs},
+    def asked(self, batch: Bags) -> Asked:
+        """What a batch of bags asks of the tables: the first half of `address`, with its errors."""
+        uses = self.use_rows(batch)
+        rest = AddressedSequence(
+            paths={},
+            shapes={use.feature: (uses[use.key].ids.ids_N.numel(),) for use in self.path.uses},
             bag_lengths={use.feature: batch.own_lengths(use.feature) for use in self.path.uses},
             batch_size=batch.batch_size,
-            ids={use.key: ids_N for use, (ids_N, _) in pairs} if self.has_indices else {},
         )
+        return Asked(uses, rest)
+
+    def joined(self, asked: Asked) -> AddressedSequence:
+        """Its rows as the store looks them up, and the ids where they are part of the output."""
+        addressed = super().joined(asked)
+        assert isinstance(addressed, AddressedSequence)
+        ids = {key: own.ids.ids_N for key, own in asked.uses.items()} if self.has_indices else {}
+        return replace(addressed, ids=ids)
+
+    def lookup_paths(self) -> Mapping[str, LookupPath]:
+        """The one lookup path."""
+        return {_PATH: self.path}
 
     def prefetch(self, addressed: AddressedSequence) -> None:
         """A hint that `forward` will be called with this batch soon, in the order of the hints. Never changes

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import psutil
 import torch.distributed as dist
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from embank.tables.collections.addressed import AddressedSequence
 from embank.tables.collections.sequence import SequenceCollection
 from embank.tables.errors import CheckpointError, ConfigError
 from embank.tables.memory.layouts import MemoryLayout, marked_tokens
-from embank.tables.rows.room import row_nbytes
+from embank.tables.rows.room import row_nbytes, short_of_memory
 from embank.tables.rows.store_spec import Backend, RowOptimizer, RowTier, refuse_names
 from embank.tables.sharding.plan import Placement, Plan, check_plan
 from embank.tables.sharding.planner import table_loads
@@ -115,7 +114,8 @@ class MemoryTables:
         if isinstance(cut, Mapping) and set(cut) != set(self.layouts):
             raise ConfigError(f"`cut` names the kinds {sorted(cut)}; name all of {sorted(self.layouts)}, or none")
         self.lookback = max(layout.lookback for layout in layouts)
-        self.collections: dict[str, SequenceCollection] = {}
+        planned: dict[str, dict[str, Any]] = {}
+        nbytes: dict[str, int] = {}
         for kind, layout in self.layouts.items():
             own = optimizer.get(kind) if isinstance(optimizer, Mapping) else optimizer
             refuse_names(tier=tier, optimizer=own)
@@ -125,20 +125,15 @@ class MemoryTables:
             own_tier = _tier_of(tier or RowTier(), kind)
             sharding = None if own_cut is None else _sharding(specs, own_cut, group, optimizer=own, tier=own_tier)
             num_ranks = 1 if sharding is None else sharding.plan.world_size
-            needed = (
+            nbytes[kind] = (
                 sum(s.num_embeddings * row_nbytes(s.embedding_dim, own, dtype=own_tier.dtype) for s in specs)
                 // num_ranks
             )
-            refuse_larger_than_memory(needed, own_tier, kind=kind)
-            self.collections[kind] = SequenceCollection(
-                specs,
-                seed=seed,
-                backend=backend,
-                optimizer=own,
-                tier=own_tier,
-                sharding=sharding,
-                dedupe=dedupe,
-            )
+            planned[kind] = {"specs": specs, "optimizer": own, "tier": own_tier, "sharding": sharding}
+        refuse_larger_than_memory(nbytes, tier or RowTier())
+        self.collections = {
+            kind: SequenceCollection(**how, seed=seed, backend=backend, dedupe=dedupe) for kind, how in planned.items()
+        }
 
     def address(
         self,
@@ -340,16 +335,21 @@ def _tier_of(tier: RowTier, kind: str) -> RowTier:
     return replace(tier, directory=tier.directory / kind)
 
 
-def refuse_larger_than_memory(nbytes: int, tier: RowTier, *, kind: str) -> None:
-    """Refuses tables that the machine's memory can't hold; a disk's room is checked when its files are made.
+def refuse_larger_than_memory(nbytes: Mapping[str, int], tier: RowTier) -> None:
+    """Refuses tables that together are more than the memory that is left; a disk's room is checked when its files are
+    made.
+
+    Args:
+        nbytes: by kind.
+        tier: where rows are to be held.
 
     Raises:
         ConfigError: names both sizes.
     """
-    total = psutil.virtual_memory().total
-    if tier.name == "disk" or (tier.on_gpu and tier.name == "device") or nbytes <= total:
-        return
-    raise ConfigError(
-        f"the {kind} tables need {human_bytes(nbytes)} with their optimizer state, and this machine has "
-        f"{human_bytes(total)} of memory; use the tier 'disk', more processes, or fewer rows"
-    )
+    total = sum(nbytes.values())
+    free = short_of_memory(total, tier)
+    if free is not None:
+        raise ConfigError(
+            f"the {' and '.join(nbytes)} tables need {human_bytes(total)} with their optimizer state, and {free.owner} "
+            f"has {human_bytes(free.nbytes)} of memory left; use the tier 'disk', more processes, or fewer rows"
+        )

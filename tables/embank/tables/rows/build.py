@@ -2,21 +2,18 @@
 
 from embank.tables.errors import ConfigError
 from embank.tables.rows.base import RowStore
-from embank.tables.rows.room import refuse_larger_than_memory
 from embank.tables.rows.store_spec import StoreSpec
 
 
 def build_rows(spec: StoreSpec) -> RowStore:
-    """Row storage with initial values.
+    """Row storage with initial values. Whether there is memory for it is asked before, of all stores together: see
+    `embank.tables.rows.room`.
 
     Raises:
-        ConfigError: a backend that does not exist, or that can't do what is asked; a device that is not there; more
-            rows than the machine has memory for.
+        ConfigError: a backend that does not exist, or that can't do what is asked; a device that is not there.
     """
     tier = spec.tier
     tier.refuse_missing_device()
-    if not tier.is_meta:
-        refuse_larger_than_memory(spec)
     if tier.is_meta or spec.optimizer.is_external:
         from embank.tables.rows.parameter_rows import ParameterRows
 

@@ -1,7 +1,10 @@
-"""Row storage on FBGEMM's training kernels, optimizer fused into the backward pass.
+"""Row storage in FBGEMM's modules, optimizer fused into the backward pass.
 
-All lookups go into one kernel call where their dims allow: FBGEMM wants widths that are multiples of 4, so odd widths
-are padded with zeros, which stay zero, and sliced off. Row-wise Adagrad averages over the padded width; tables with
+In the host's memory embank's own compiled code looks rows up and updates them (`rows.native.passes`), all tables in one
+pass. Where that can't be, FBGEMM's kernels do: on a GPU, without a compiler, in graphs that torch follows.
+
+All their lookups go into one call where dims allow: FBGEMM wants widths that are multiples of 4, so odd widths are
+padded with zeros, which stay zero, and sliced off. Row-wise Adagrad averages over the padded width; tables with
 different ratios of real to padded width therefore get kernels of their own (see `rowwise_scale`). So does a table that
 is looked up several times: as one lookup of so many times the bags, which FBGEMM does on a CPU in about half the time.
 """

@@ -122,11 +122,7 @@ class RowTier:
             object.__setattr__(self, "directory", Path(self.directory))
         if self.name == "disk" and self.directory is None:
             raise ConfigError("the disk tier needs a directory for its files")
-        if self.name != "disk" and self.directory is not None:
-            raise ConfigError(
-                f"the tier '{self.name}' has no files, so a directory ('{self.directory}') means nothing to it; leave "
-                "the directory out, or use the tier 'disk'"
-            )
+        refuse_idle_directory(tier=self.name, directory=self.directory)
         if re.fullmatch(r"cpu|meta|cuda(:\d+)?", self.device) is None:
             raise ConfigError(f"there is no device '{self.device}' for rows; use 'cpu', 'cuda' or 'cuda:N'")
         if self.dtype not in ROW_DTYPES:
@@ -168,6 +164,24 @@ class RowTier:
                 f"rows are to be on '{self.device}', but this machine has {torch.cuda.device_count()} GPU(s); use "
                 f"'cuda:0' to 'cuda:{torch.cuda.device_count() - 1}'"
             )
+
+
+def refuse_idle_directory(*, tier: str, directory: object, section: str = "") -> None:
+    """Refuses a directory of files on a tier that has none.
+
+    Args:
+        tier: its name.
+        directory: None where there is none.
+        section: what the names of both begin with where they were given: "rows." in a configuration.
+
+    Raises:
+        ConfigError: says what to change.
+    """
+    if directory is not None and tier != "disk":
+        raise ConfigError(
+            f"{section}directory is '{directory}', but {section}tier is '{tier}', which has no files; set "
+            f"{section}tier to disk, or leave {section}directory out"
+        )
 
 
 def refuse_names(*, tier: object, optimizer: object) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from embank.tables.errors import WorkError
-from embank.tables.storage.refusals import cause_of, fitting
+from embank.tables.storage.refusals import cause_of, fitting, refused
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -61,13 +61,13 @@ def replace_text(path: Path, text: str, *, cure: str) -> None:
         cure: what to do about a full disk, the end of a sentence; see `fitting`.
 
     Raises:
-        WorkError: it can't be written; what was there stays.
+        WorkError, ConfigError: it can't be written, see `refused`; what was there stays.
     """
     try:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise WorkError(
+        raise refused(error)(
             f"'{path}' can't be written: {cause_of(error)}. What it held is untouched; {fitting(cure, error)}"
         ) from error
 

@@ -157,12 +157,19 @@ class StreamingCollection(OneStep):
         """
         bags = Bags(features)
         ids = {table: self._ids(bags, table) for table in self.features}
+        asked = None
         if any(self.vocabulary(table).training for table in ids):
             # What the tables refuse they refuse now: a vocabulary that has learned can't go back.
-            self._addressed(features, bags, {t: torch.full_like(ids_N, UNKNOWN_ROW) for t, ids_N in ids.items()})
+            unknown = {table: torch.full_like(ids_N, UNKNOWN_ROW) for table, ids_N in ids.items()}
+            asked = self.tables.asked(self._holding(bags, unknown))
         mapped = {table: self.vocabulary(table).mapped(ids_N) for table, ids_N in ids.items()}
-        addressed = self._addressed(features, bags, {table: one.rows for table, one in mapped.items()})
-        return Streamed(addressed=addressed, mapped=mapped)
+        known = self._holding(bags, {table: one.rows for table, one in mapped.items()})
+        if asked is None:
+            asked = self.tables.asked(known)
+        else:  # only tables with a vocabulary have other ids now, and what they make of them takes no time
+            served = {name for names in self.followers.values() for name in names}
+            asked = asked._replace(uses=asked.uses | self.tables.use_rows(known, tables=served))
+        return Streamed(addressed=self.tables.joined(asked), mapped=mapped)
 
     def _ids(self, bags: Bags, table: str) -> Tensor:
         """Ids int64 [N] that a vocabulary is given, feature after feature."""
@@ -178,24 +185,15 @@ class StreamingCollection(OneStep):
             spans.append(slice(bags.starts[place], bags.starts[place + 1]))
         return spans
 
-    def _addressed(self, features: KeyedJaggedTensor, bags: Bags, rows: Mapping[str, Tensor]) -> Addressed:
-        """A batch addressed by the tables, with rows in the place of the ids of vocabularies."""
+    def _holding(self, bags: Bags, rows: Mapping[str, Tensor]) -> Bags:
+        """A batch with rows in the place of the ids of vocabularies."""
         values = bags.values.clone()
         for table, rows_N in rows.items():
             spans = self._spans(bags, table)
             parts = torch.split(rows_N, [span.stop - span.start for span in spans])
             for span, part in zip(spans, parts, strict=True):
                 values[span] = part
-        kjt = KeyedJaggedTensor(
-            keys=features.keys(),
-            values=values,
-            weights=features.weights_or_none(),
-            lengths=features.lengths(),
-            stride=None if bags.is_variable else features.stride(),
-            stride_per_key_per_rank=features.stride_per_key_per_rank() if bags.is_variable else None,
-            inverse_indices=features.inverse_indices_or_none(),
-        )
-        return self.tables.address(kjt)
+        return bags.holding(values)
 
     def forward(self, features: KeyedJaggedTensor | Streamed) -> KeyedTensor | dict[str, JaggedTensor]:
         """What the tables give for the batch; rows that it and batches before it gave to other ids start anew first.

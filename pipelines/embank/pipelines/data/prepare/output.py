@@ -18,7 +18,7 @@ from embank.tables.errors import CheckpointError, DataError, WorkError
 from embank.tables.storage.atomic import exchange_folder, sync_folder, sync_name, temporary_folder
 from embank.tables.storage.checksums import CHECKSUMS
 from embank.tables.storage.json_text import read_json
-from embank.tables.storage.refusals import cause_of, is_full
+from embank.tables.storage.refusals import cause_of, is_full, refused
 
 _log = logging.getLogger(__name__)
 _UNLISTED = re.compile(
@@ -43,6 +43,7 @@ def output_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) ->
     Raises:
         DataError: `out` is in use, or can't be replaced.
         WorkError: the disk is full or fails; the message says where and how to go on.
+        ConfigError: what is written there can't be, see `refused`.
     """
     if out.is_symlink() and not out.exists():
         raise DataError(f"{out} is a link to nothing. Remove it, or give another --out.")
@@ -64,7 +65,7 @@ def output_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) ->
         except OSError as error:
             if is_full(error):
                 raise WorkError(_full_message(out)) from error
-            raise WorkError(
+            raise refused(error)(
                 f"{error.filename or out}: {cause_of(error)}. Nothing was left behind; mend it or give another --out."
             ) from error
 

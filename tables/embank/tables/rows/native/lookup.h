@@ -13,7 +13,8 @@ constexpr int64_t MOST_AHEAD = 64, LEAST_AHEAD = 4;
 // Runs ahead of the ids of a task, lookup after lookup, and asks for their rows.
 class Ahead {
  public:
-  Ahead(const Table* tables, const Lookup* lookups, int64_t num_lookups, const Batch& batch, int64_t first, int64_t last)
+  Ahead(
+      const Table* tables, const Lookup* lookups, int64_t num_lookups, const Batch& batch, int64_t first, int64_t last)
       : tables_(tables), lookups_(lookups), num_lookups_(num_lookups), batch_(batch), first_(first), last_(last) {
     enter(0);
   }

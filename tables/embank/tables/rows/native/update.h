@@ -1,5 +1,5 @@
-// The update of rows by the gradients of what was looked up: the gradients of each distinct row are summed in the order
-// of its bags, then the optimizer moves it once.
+// The update of rows by the gradients of what was looked up: the gradients of each distinct row are summed, in an order
+// that the batch alone decides and not the threads, then the optimizer moves it once.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -11,12 +11,12 @@
 
 namespace {
 
-constexpr int64_t SUMS = 1 << 17;            // numbers of the sums that one task holds, so that they stay in the cache
+constexpr int64_t SUMS = 1 << 17;   // numbers of the sums that one task holds, so that they stay in the cache
 constexpr int64_t MOST_IDS = 1 << 13, LEAST_IDS = 1 << 8;
 constexpr int64_t MOST_PARTS = 1 << 10, IDS_PER_COUNT = 16;
-constexpr int64_t MOST_COPIED = 8;           // columns of gradients that are put in order themselves, not where they are
+constexpr int64_t MOST_COPIED = 8;  // columns of gradients that are put in order themselves, not where they are
 constexpr int64_t POINTER = sizeof(float*) / sizeof(uint32_t), WRITTEN_AHEAD = 32;
-constexpr int64_t BLOCK = 64;                // bags whose gradients lie in the cache while ids are put in order
+constexpr int64_t BLOCK = 64;       // bags whose gradients lie in the cache while ids are put in order
 constexpr int64_t ROWS_AHEAD = 16, GRADIENTS_AHEAD = 16;
 constexpr uint32_t SLOT_FACTOR = 0x9E3779B1u, PART_FACTOR = 0x85EBCA6Bu;
 
@@ -241,7 +241,7 @@ class Divided {
 
   void count(int64_t range) {
     int64_t* counts = at_.data() + range * num_parts_;
-    each(range, [&](int64_t id, const float*) { ++counts[part(id)]; });
+    each(range, [&](int64_t id, const float*, int64_t) { ++counts[part(id)]; });
   }
 
   void place() {
@@ -275,7 +275,9 @@ class Divided {
     void run() const {
       int64_t* at = divided.at_.data() + range * divided.num_parts_;
       const Ordered<C> ordered{divided.words_.get(), divided.table_.columns};
-      divided.each(range, [&](int64_t id, const float* gradient) {
+      const int64_t columns = C ? C : divided.table_.columns;
+      divided.each(range, [&](int64_t id, const float* gradient, int64_t stride) {
+        if (columns <= MOST_COPIED) ask<NEAR>(gradient + GRADIENTS_AHEAD * stride, columns);
         ordered.put(at[divided.part(id)]++, id, gradient);
       });
     }
@@ -294,7 +296,7 @@ class Divided {
         const int64_t* offsets = batch_.offsets + own_[k] * batch_.bags;
         for (int64_t bag = first; bag < last; ++bag) {
           for (int64_t i = offsets[bag]; i < offsets[bag + 1]; ++i) {
-            visit(batch_.ids[i], lookup.numbers + bag * lookup.stride);
+            visit(batch_.ids[i], lookup.numbers + bag * lookup.stride, lookup.stride);
           }
         }
       }

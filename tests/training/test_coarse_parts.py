@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from embank.pipelines.cli.app import app
-from embank.pipelines.vectors.parts import coarse_parts
+from embank.pipelines.runs.coarse_parts import coarse_parts
 from embank.tables import encode
 from tests.compression.codecs import random_rows
 
@@ -27,7 +27,7 @@ from tests.compression.codecs import random_rows
     ],
 )
 def test_too_few_parts_are_told(codec: str, dim: int, told: str) -> None:
-    said = coarse_parts(encode(random_rows(64, dim), codec=codec), codec, dim=dim)
+    said = coarse_parts(codec, num_rows=64, dim=dim)
     assert said is not None
     assert said.startswith(f"codec '{codec}': ")
     assert told in said
@@ -41,13 +41,22 @@ def test_too_few_parts_are_told(codec: str, dim: int, told: str) -> None:
     ],
 )
 def test_what_comes_out_as_asked_is_not(codec: str, dim: int) -> None:
-    assert coarse_parts(encode(random_rows(64, dim), codec=codec), codec, dim=dim) is None
+    assert coarse_parts(codec, num_rows=64, dim=dim) is None
+
+
+@pytest.mark.parametrize("codec", ["pq", "opq", "pca13+pq", "dedup+pq"])
+def test_as_many_rows_as_centroids_are_kept(codec: str) -> None:
+    assert coarse_parts(codec, num_rows=16, dim=13) is None
+    assert coarse_parts(codec, num_rows=17, dim=13) is not None
+    rows = random_rows(16, 13)
+    taken = encode(rows, codec=codec).take(torch.arange(16))
+    assert torch.allclose(taken, rows, atol=1e-5)
 
 
 def test_what_is_padded_as_told_is_cut_into_parts_and_keeps_more() -> None:
     rows = random_rows(400, 13)
     wide = encode(torch.nn.functional.pad(rows, (0, 1)), codec="pq")
-    assert coarse_parts(wide, "pq", dim=14) is None
+    assert coarse_parts("pq", num_rows=400, dim=14) is None
     ids = torch.arange(400)
     whole, parts = encode(rows, codec="pq").take(ids), wide.take(ids)[:, :13]
     assert (parts - rows).norm() < (whole - rows).norm()
