@@ -12,7 +12,7 @@ from embank.tables.rows import RowOptimizer, RowStore, StoreSpec, build_rows
 from embank.tables.rows.composite import MAX_AHEAD, MixedRows
 from embank.tables.rows.fbgemm import MAX_DIM, FbgemmRows
 from embank.tables.rows.physical import PhysicalTable, RowInit
-from embank.tables.rows.torch_rows import TorchRows
+from embank.tables.rows.wide import WideRows
 from tests.tables.batches import random_kjt
 from tests.tables.test_staged import Rounded
 
@@ -74,7 +74,7 @@ def state_of(rows: RowStore) -> dict[str, Tensor]:
 def test_ten_steps_equal_those_of_the_torch_twin(optimizer: str) -> None:
     fast, slow = store("fbgemm", optimizer), store("torch", optimizer)
     assert isinstance(fast, MixedRows)
-    assert [type(part) for part in fast.parts_held()] == [FbgemmRows, TorchRows]
+    assert [type(part) for part in fast.parts_held()] == [FbgemmRows, WideRows]
     assert fast.dims == slow.dims == [WIDTHS[t] for t in LOOKUPS]
     for a, b in zip(train(fast), train(slow), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -82,6 +82,21 @@ def test_ten_steps_equal_those_of_the_torch_twin(optimizer: str) -> None:
     expected = state_of(slow)
     for name, value in state_of(fast).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-4, msg=lambda t, name=name: name + t)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad"])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_without_compiled_code_they_are_the_torch_twins(optimizer: str, rounded: bool) -> None:
+    fast, slow = (store("fbgemm", optimizer, widths=(2051, 3000), rounded=rounded) for _ in range(2))
+    assert isinstance(fast, WideRows)
+    assert isinstance(slow, WideRows)
+    assert fast.passes is not None
+    slow.passes = None
+    for a, b in zip(train(fast), train(slow), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-2 if rounded else 1e-5)
+    for name, value in state_of(fast).items():
+        is_same = torch.isclose(value, state_of(slow)[name], rtol=1e-4, atol=1e-4)
+        assert is_same.double().mean() > (0.98 if rounded else 1 - 1e-9), name
 
 
 @pytest.mark.parametrize("width", [MAX_DIM + 1, 5000])

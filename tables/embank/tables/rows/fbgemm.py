@@ -29,10 +29,11 @@ from embank.tables.rows.composite import MixedRows
 from embank.tables.rows.disk.prefetch import Prefetcher
 from embank.tables.rows.fbgemm_memory import placement
 from embank.tables.rows.held_bytes import tensors_of
-from embank.tables.rows.native.passes import HeldTable, Passes
+from embank.tables.rows.native.passes import HeldTable, Passes, changed_rows
 from embank.tables.rows.shards import TableShard
 from embank.tables.rows.space import RowSpace
 from embank.tables.rows.store_spec import StoreSpec
+from embank.tables.rows.wide import WideRows
 
 MAX_DIM = 2048
 """Columns that FBGEMM's kernels take. On a CPU some take more, some end the process."""
@@ -214,7 +215,6 @@ class _Kernel(nn.Module):
                     num_rows=shard.num_rows,
                     pitch=width,
                     columns=shard.num_columns,
-                    scale=self.scale,
                 )
             )
             row += shard.num_rows
@@ -327,7 +327,7 @@ class FbgemmRows(RowStore):
         if self.passes is not None:
             owners.append((self.passes.changed, self.shards, list(self.lookups)))
         for changed, shards, lookups in owners:
-            for table, rows_U in _changed_rows(changed, lookups, _projected(shards)).items():
+            for table, rows_U in changed_rows(changed, lookups, _projected(shards)).items():
                 kernel = next(kernel for kernel in self._kernels() if shards[table].table.name in kernel.numbers)
                 self.project(shards[table], kernel.weights()[shards[table].table.name], rows_U)
             changed.clear()
@@ -368,28 +368,8 @@ def _projected(shards: Sequence[TableShard]) -> list[bool]:
     return [shard.table.projection is not None for shard in shards]
 
 
-def _changed_rows(
-    changed: Sequence[tuple[Tensor, Tensor]], lookups: Sequence[int], is_projected: Sequence[bool]
-) -> dict[int, Tensor]:
-    """By table with a projection, the distinct rows that were looked up and changed.
-
-    Args:
-        changed: the indices and offsets of each time.
-        lookups: the table of each lookup.
-        is_projected: of each table.
-    """
-    rows: dict[int, list[Tensor]] = {}
-    for indices, offsets in changed:
-        num_bags = (offsets.numel() - 1) // len(lookups)
-        bounds = offsets[::num_bags].tolist() if num_bags else [0] * (len(lookups) + 1)
-        for k, table in enumerate(lookups):
-            if is_projected[table]:
-                rows.setdefault(table, []).append(indices[bounds[k] : bounds[k + 1]])
-    return {table: torch.unique(torch.cat(some)) for table, some in rows.items()}
-
-
 def fbgemm_rows(spec: StoreSpec) -> RowStore:
-    """A store of the backend "fbgemm". Tables wider than its kernels take are held and updated by torch's operations.
+    """A store of the backend "fbgemm". Tables wider than its kernels take are held as torch's operations update them.
 
     A kernel would have to take such rows in parts, each with a statistic of its own, where row-wise Adagrad's step
     needs the whole row.
@@ -401,9 +381,10 @@ def fbgemm_rows(spec: StoreSpec) -> RowStore:
     if not wide:
         return FbgemmRows(spec)
     _refuse_impossible(spec)
-    by_torch = build_rows(replace(MixedRows.subset(spec, wide), backend="torch"))
+    by_torch = MixedRows.subset(spec, wide)
+    others: RowStore = build_rows(replace(by_torch, backend="torch")) if spec.tier.on_gpu else WideRows(by_torch)
     narrow = [index for index in range(len(spec.shards)) if index not in wide]
-    return MixedRows(spec, [FbgemmRows(MixedRows.subset(spec, narrow)), by_torch]) if narrow else by_torch
+    return MixedRows(spec, [FbgemmRows(MixedRows.subset(spec, narrow)), others]) if narrow else others
 
 
 def _refuse_impossible(spec: StoreSpec) -> None:

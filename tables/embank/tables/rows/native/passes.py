@@ -16,6 +16,7 @@ from torch import Tensor
 
 from embank.tables.errors import WorkError
 from embank.tables.native.build import library
+from embank.tables.rows.base import padded_dim, rowwise_scale
 from embank.tables.rows.store_spec import RowOptimizer
 
 _SOURCE = Path(__file__).with_name("rows.cpp")
@@ -23,7 +24,7 @@ _OPTIMIZERS = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
 _TABLE = np.dtype(
     [
         *[(name, np.uint64) for name in ("rows", "state")],
-        *[(name, np.int64) for name in ("num_rows", "pitch", "columns")],
+        *[(name, np.int64) for name in ("num_rows", "pitch", "columns", "padded")],
         ("scale", np.float64),
     ]
 )
@@ -44,7 +45,6 @@ class HeldTable:
         num_rows: of the table.
         pitch: numbers from one row to the next.
         columns: of a row; zeros follow up to the pitch.
-        scale: of learning rate and epsilon, see `rowwise_scale`.
     """
 
     name: str
@@ -53,7 +53,6 @@ class HeldTable:
     num_rows: int
     pitch: int
     columns: int
-    scale: float
 
 
 class _Compiled(NamedTuple):
@@ -188,8 +187,9 @@ class Passes:
             self._written = np.zeros(len(self.tables), _TABLE)
             for number, table in enumerate(self.tables):
                 state = 0 if table.state is None else table.state.data_ptr()
-                sizes = (table.num_rows, table.pitch, table.columns, table.scale)
-                self._written[number] = (table.weights.data_ptr(), state, *sizes)
+                sizes = (table.num_rows, table.pitch, table.columns, padded_dim(table.columns))
+                scale = rowwise_scale(table.columns) if self.optimizer.name == "rowwise_adagrad" else 1.0
+                self._written[number] = (table.weights.data_ptr(), state, *sizes, scale)
             self._places = places
         return self._written
 
@@ -215,6 +215,26 @@ class Passes:
             bad = own[(own < 0) | (own >= table.num_rows)]
             if bad.numel():
                 raise IndexError(f"table '{table.name}' has {table.num_rows:,} rows, and none of number {bad[0]:,}")
+
+
+def changed_rows(
+    changed: Sequence[tuple[Tensor, Tensor]], lookups: Sequence[int], is_projected: Sequence[bool]
+) -> dict[int, Tensor]:
+    """By table with a projection, the distinct rows that were looked up and changed.
+
+    Args:
+        changed: the indices and offsets of each time.
+        lookups: the table of each lookup.
+        is_projected: of each table.
+    """
+    rows: dict[int, list[Tensor]] = {}
+    for indices, offsets in changed:
+        num_bags = (offsets.numel() - 1) // len(lookups)
+        bounds = offsets[::num_bags].tolist() if num_bags else [0] * (len(lookups) + 1)
+        for k, table in enumerate(lookups):
+            if is_projected[table]:
+                rows.setdefault(table, []).append(indices[bounds[k] : bounds[k + 1]])
+    return {table: torch.unique(torch.cat(some)) for table, some in rows.items()}
 
 
 class _LookUp(torch.autograd.Function):

@@ -16,6 +16,7 @@ struct Table {
   int64_t num_rows;
   int64_t pitch;    // numbers from one row to the next
   int64_t columns;  // of a row; zeros follow up to the pitch
+  int64_t padded;   // columns that row-wise Adagrad takes the mean over
   double scale;     // of learning rate and epsilon, see `rowwise_scale`
 };
 

@@ -71,7 +71,7 @@ class Sums {
       const float* __restrict__ gradient = room_.sums.data() + i * columns();
       float* __restrict__ own = table_.rows + row * table_.pitch;
       if (step_.optimizer == ROWWISE_ADAGRAD) {
-        table_.state[row] += sum_of_squares(gradient) / float(table_.pitch);
+        table_.state[row] += sum_of_squares(gradient) / float(table_.padded);
         const float rate = lr / (std::sqrt(table_.state[row]) + eps);
         each_column<C>(columns(), [&](int64_t d) { own[d] -= rate * gradient[d]; });
       } else if (step_.optimizer == ADAGRAD) {
