@@ -1,6 +1,6 @@
 """Rows looked up and updated in host memory: embank's compiled passes against FBGEMM's module, nothing around them.
 
-    python benchmarks/rows.py [--rounds 9] [--threads 2] [--cases 17]
+    python benchmarks/rows.py [--rounds 9] [--threads 2] [--batches 4] [--cases 17]
 
 A step is one lookup of a batch and the update of its rows from a gradient of ones. The peer is
 `SplitTableBatchedEmbeddingBagsCodegen` with the same tables, ids, optimizer and threads, as TorchRec's collections call

@@ -94,6 +94,7 @@ class StageTraining:
         codecs = table_codecs(self.config, self.tables.specs)
         if is_new:
             refuse_coarse_codes(self.tables, codecs, widen="Give it rows of")
+            return
         for told in coarse_codes(self.tables, codecs, widen="Give it rows of"):
             _log.warning("%s", told)
 

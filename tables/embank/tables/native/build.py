@@ -52,7 +52,7 @@ def library(source: Path, symbols: tuple[str, ...], macros: tuple[str, ...] = ()
         macros: what it is compiled for, as the compiler takes it.
     """
     if os.environ.get(SWITCH) == "0":
-        _tell(f"{SWITCH}=0 switches it off")
+        tell(f"{SWITCH}=0 switches it off")
         return None
     if _hung:
         return None
@@ -64,12 +64,13 @@ def library(source: Path, symbols: tuple[str, ...], macros: tuple[str, ...] = ()
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError, EmbankError) as error:
         if isinstance(error, subprocess.TimeoutExpired):
             _hung.append(error)
-        _tell(error)
+        tell(error)
         return None
     return made
 
 
-def _tell(error: Exception | str) -> None:
+def tell(error: Exception | str) -> None:
+    """Says why there is no compiled code."""
     said = str(getattr(error, "stderr", None) or error).strip()
     _log.info("rows are looked up without compiled code: %s", said[:500])
 
@@ -90,7 +91,7 @@ def _compiler() -> _Compiler | None:
                 return _Compiler(tuple(command), _output([*command, "--version"], seconds=_SECONDS_TO_ANSWER))
         raise FileNotFoundError(f"there is no C++ compiler {' '.join(named) or ', '.join(_COMPILERS)}")
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        _tell(error)
+        tell(error)
         return None
 
 

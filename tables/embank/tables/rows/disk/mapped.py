@@ -128,7 +128,7 @@ def remove_unused(path: Path) -> None:
 
 def _claim(folder: Path, name: str, *, suffix: str) -> tuple[int, Path]:
     """Opens and locks the first file of that name, with a number, that no one else holds."""
-    stem = quote(name, safe="")[:100]  # the number keeps files apart, not the stem
+    stem = quote(name, safe="")[-100:]  # its end says what is held; the number keeps files apart, not the stem
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number in itertools.count():

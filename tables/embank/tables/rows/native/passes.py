@@ -4,20 +4,24 @@ Legend: S bags per lookup, K lookups, C_k columns of lookup k's rows, N ids.
 """
 
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from embank.tables.errors import WorkError
-from embank.tables.native.build import library
+from embank.tables.native.build import library, tell
 from embank.tables.rows.base import padded_dim, rowwise_scale
 from embank.tables.rows.store_spec import RowOptimizer
+
+_Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _SOURCE = Path(__file__).with_name("rows.cpp")
 _OPTIMIZERS = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
@@ -29,6 +33,7 @@ _TABLE = np.dtype(
     ]
 )
 _LOOKUP = np.dtype([("table", np.int64), ("numbers", np.uint64), ("stride", np.int64)])
+_NO_MEMORY = 1  # what the update returns
 _NUMBER_NBYTES = 4
 _NUMBERS_PER_THREAD = 1 << 14
 """Numbers to be moved from which on a second thread is worth waking."""
@@ -87,7 +92,7 @@ class Passes:
         self._firsts = np.cumsum([0, *self.widths])[:-1].astype(np.uint64) * _NUMBER_NBYTES
         held = [t for table in self.tables for t in (table.weights, table.state) if t is not None]
         self._held = list({tensor.untyped_storage()._cdata: tensor for tensor in held}.values())
-        self._places: list[int] = []
+        self._written: tuple[list[int], _Array] = [], np.zeros(0, _TABLE)
         # What makes autograd ask for the gradients of rows.
         self._anchor = torch.empty(0, dtype=torch.float32, device="cpu", requires_grad=True)
 
@@ -124,7 +129,12 @@ class Passes:
     def look_up(self, indices: Tensor, offsets: Tensor, *, is_joined: bool) -> tuple[Tensor, ...]:
         """The rows, without a gradient: joined, or one tensor for each lookup."""
         indices, offsets = _readable(indices), _readable(offsets)
-        num_bags = (offsets.numel() - 1) // len(self.lookups)
+        num_bags, rest = divmod(offsets.numel() - 1, len(self.lookups))
+        if rest or int(offsets[-1]) > indices.numel():
+            raise ValueError(
+                f"{offsets.numel():,} offsets up to {int(offsets[-1]):,} are not those of {len(self.lookups):,} "
+                f"lookups of {indices.numel():,} indices: each has as many bags, and one more offset ends the last"
+            )
         widths = [sum(self.widths)] if is_joined else self.widths
         found = tuple(torch.empty(num_bags, width, dtype=torch.float32, device="cpu") for width in widths)
         lookups = self._numbers(found)
@@ -153,15 +163,17 @@ class Passes:
             gradients: fp32, of what `look_up` has given.
 
         Raises:
-            WorkError: there is no memory for it.
+            WorkError: there is no memory for it; some rows are updated.
+            IndexError: an index is no row any more; the others are updated.
         """
         indices, offsets = _readable(indices), _readable(offsets)
+        gradients = [each.resolve_neg() for each in gradients]
         gradients = [each if each.stride(1) == 1 else each.contiguous() for each in gradients]
         lookups = self._numbers(gradients)
         compiled = _compiled()
         assert compiled is not None
         tables = self._tables()
-        is_full = compiled.update(
+        failed = compiled.update(
             _address(tables),
             len(tables),
             _address(lookups),
@@ -177,23 +189,29 @@ class Passes:
         )
         if self.is_noted:
             self.changed.append((indices, offsets))
-        if is_full:
-            raise WorkError(f"out of memory: there is no room to put {indices.numel():,} looked-up ids in order")
+        if failed == _NO_MEMORY:
+            raise WorkError(
+                f"out of memory: there is no room to put {indices.numel():,} looked-up ids in order. Some rows are "
+                "updated and others are not: go on from a checkpoint"
+            )
+        if failed:
+            self._refuse(indices, offsets, gradients[0].shape[0])
 
-    def _tables(self) -> np.ndarray[Any, np.dtype[Any]]:
+    def _tables(self) -> _Array:
         """`Table` of each table; written anew where the rows have moved, as to shared memory."""
         places = [held.data_ptr() for held in self._held]
-        if places != self._places:
-            self._written = np.zeros(len(self.tables), _TABLE)
+        known, written = self._written
+        if places != known:
+            written = np.zeros(len(self.tables), _TABLE)  # another thread may do the same
             for number, table in enumerate(self.tables):
                 state = 0 if table.state is None else table.state.data_ptr()
                 sizes = (table.num_rows, table.pitch, table.columns, padded_dim(table.columns))
                 scale = rowwise_scale(table.columns) if self.optimizer.name == "rowwise_adagrad" else 1.0
-                self._written[number] = (table.weights.data_ptr(), state, *sizes, scale)
-            self._places = places
-        return self._written
+                written[number] = (table.weights.data_ptr(), state, *sizes, scale)
+            self._written = places, written
+        return written
 
-    def _numbers(self, looked_up: Sequence[Tensor]) -> np.ndarray[Any, np.dtype[Any]]:
+    def _numbers(self, looked_up: Sequence[Tensor]) -> _Array:
         """`Lookup` of each lookup."""
         lookups = self._no_numbers.copy()
         if len(looked_up) == 1:
@@ -206,15 +224,17 @@ class Passes:
 
     def _num_threads(self, indices: Tensor) -> int:
         num_numbers = indices.numel() * max(self.widths)
-        return torch.get_num_threads() if num_numbers >= _NUMBERS_PER_THREAD else 1
+        return torch.get_num_threads() if num_numbers >= _NUMBERS_PER_THREAD and not _forked else 1
 
-    def _refuse(self, indices: Tensor, offsets: Tensor, num_bags: int) -> None:
+    def _refuse(self, indices: Tensor, offsets: Tensor, num_bags: int) -> NoReturn:
+        """Names an index that is no row of its table."""
         bounds = offsets[:: max(1, num_bags)].tolist()
         for k, table in enumerate(self.tables[number] for number in self.lookups):
             own = indices[bounds[k] : bounds[k + 1]]
             bad = own[(own < 0) | (own >= table.num_rows)]
             if bad.numel():
                 raise IndexError(f"table '{table.name}' has {table.num_rows:,} rows, and none of number {bad[0]:,}")
+        raise IndexError("an index is no row of its table; it was changed while it was looked up")
 
 
 def changed_rows(
@@ -259,8 +279,11 @@ class _LookUp(torch.autograd.Function):
 def _compiled() -> _Compiled | None:
     """The passes of `rows.cpp`; None where they can't be compiled, or torch's threads are not to be had."""
     parallel = _parallel()
-    made = None if parallel is None else library(_SOURCE, ("embank_look_up", "embank_update"))
-    if parallel is None or made is None:
+    if parallel is None:
+        tell("torch's threads have no GOMP_parallel")
+        return None
+    made = library(_SOURCE, ("embank_look_up", "embank_update"))
+    if made is None:
         return None
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     look_up, update = made.embank_look_up, made.embank_update
@@ -281,10 +304,25 @@ def _parallel() -> int | None:
     return None
 
 
+_forked: list[int] = []
+"""Numbers of processes forked from the one that imported this: OpenMP's threads are not in them, and who waits for
+those waits forever."""
+os.register_at_fork(after_in_child=lambda: _forked.append(os.getpid()))
+
+
+def is_plain(indices: Tensor) -> bool:
+    """Whether rows are looked up now, and not followed by something that records or only imagines it: that knows the
+    operators of torch and FBGEMM."""
+    is_followed = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return type(indices) is Tensor and not is_followed and _get_current_dispatch_mode() is None
+
+
 def _readable(numbers: Tensor) -> Tensor:
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise TypeError(f"indices and offsets are whole numbers, and these are {numbers.dtype}")
     return numbers.to(device="cpu", dtype=torch.int64).contiguous()
 
 
-def _address(array: np.ndarray[Any, np.dtype[Any]]) -> int:
+def _address(array: _Array) -> int:
     address: int = array.__array_interface__["data"][0]
     return address

@@ -12,17 +12,17 @@ extern "C" int64_t embank_look_up(
   return !look_up(tables, lookups, num_lookups, Batch{ids, offsets, bags}, Team{parallel, threads});
 }
 
-// The ids are those of their tables. It returns 0, or 1 where there is no memory for its work.
+// It returns 0, 1 where there is no memory for its work, or 2 where an id is none of its table's, which is left out.
 extern "C" int64_t embank_update(
     const Table* tables, int64_t num_tables, const Lookup* lookups, int64_t num_lookups, const int64_t* ids,
     const int64_t* offsets, int64_t bags, int64_t optimizer, double lr, double eps, Parallel parallel,
     int64_t threads) {
   try {
-    update(
+    const bool is_there = update(
         tables, num_tables, lookups, num_lookups, Batch{ids, offsets, bags},
         Step{Optimizer(optimizer), float(lr), float(eps)}, Team{parallel, threads});
-  } catch (const std::bad_alloc&) {
+    return is_there ? 0 : 2;
+  } catch (const std::exception&) {
     return 1;
   }
-  return 0;
 }

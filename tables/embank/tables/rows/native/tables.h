@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <new>
 
 namespace {
@@ -58,7 +59,7 @@ struct Team {
       Shared& own = *static_cast<Shared*>(given);
       try {
         for (int64_t task; (task = own.next.fetch_add(1, std::memory_order_relaxed)) < own.count;) own.work(task);
-      } catch (const std::bad_alloc&) {
+      } catch (const std::exception&) {  // there is no memory
         own.is_full = true;
       }
     };

@@ -148,6 +148,7 @@ struct Whole {
   int64_t num_own, num_ids;
   const Step& step;
   Room& room;
+  std::atomic<bool>& is_there;
 
   template <int64_t C>
   void run() const {
@@ -158,7 +159,13 @@ struct Whole {
       const int64_t stride = lookups[own[k]].stride;
       for (int64_t bag = 0; bag < batch.bags; ++bag, gradient += stride) {
         ask<NEAR>(gradient + GRADIENTS_AHEAD * stride, C ? C : table.columns);
-        for (int64_t i = offsets[bag]; i < offsets[bag + 1]; ++i) sums.add(uint32_t(batch.ids[i]), gradient);
+        for (int64_t i = offsets[bag]; i < offsets[bag + 1]; ++i) {
+          if (uint64_t(batch.ids[i]) < uint64_t(table.num_rows)) {
+            sums.add(uint32_t(batch.ids[i]), gradient);
+          } else {
+            is_there = false;
+          }
+        }
       }
     }
     sums.update();
@@ -225,7 +232,7 @@ class Divided {
   Divided(
       const Table& table, const Lookup* lookups, const int64_t* own, int64_t num_own, const Batch& batch,
       int64_t num_ids, int64_t ids_per_part)
-      : table_(table), lookups_(lookups), own_(own), num_own_(num_own), batch_(batch),
+      : table_(table), lookups_(lookups), own_(own), num_own_(num_own), num_ids_(num_ids), batch_(batch),
         words_(new uint32_t[num_ids * Ordered<0>::width(table.columns)]) {
     while ((num_parts_ * ids_per_part < num_ids) && num_parts_ < MOST_PARTS) num_parts_ *= 2, --shift_;
     const int64_t num_blocks = (batch.bags + BLOCK - 1) / BLOCK;
@@ -236,6 +243,7 @@ class Divided {
     starts_.assign(num_parts_ + 1, 0);
   }
 
+  bool is_there() const { return starts_[num_parts_] == num_ids_; }
   int64_t num_ranges() const { return num_ranges_; }
   int64_t num_parts() const { return num_parts_; }
 
@@ -296,7 +304,9 @@ class Divided {
         const int64_t* offsets = batch_.offsets + own_[k] * batch_.bags;
         for (int64_t bag = first; bag < last; ++bag) {
           for (int64_t i = offsets[bag]; i < offsets[bag + 1]; ++i) {
-            visit(batch_.ids[i], lookup.numbers + bag * lookup.stride, lookup.stride);
+            const int64_t id = batch_.ids[i];
+            if (uint64_t(id) >= uint64_t(table_.num_rows)) continue;
+            visit(id, lookup.numbers + bag * lookup.stride, lookup.stride);
           }
         }
       }
@@ -306,7 +316,7 @@ class Divided {
   const Table& table_;
   const Lookup* lookups_;
   const int64_t* own_;  // numbers of its lookups
-  const int64_t num_own_;
+  const int64_t num_own_, num_ids_;
   const Batch& batch_;
   std::unique_ptr<uint32_t[]> words_;
   int64_t num_parts_ = 1, shift_ = 32, num_ranges_, bags_per_range_;
@@ -314,8 +324,8 @@ class Divided {
   std::vector<int64_t> starts_;  // [parts + 1]
 };
 
-// All rows that a batch has looked up.
-void update(
+// All rows that a batch has looked up; whether all ids are there.
+bool update(
     const Table* tables, int64_t num_tables, const Lookup* lookups, int64_t num_lookups, const Batch& batch,
     const Step& step, const Team& team) {
   std::vector<int64_t> starts(num_tables + 2, 0), own(num_lookups), num_ids(num_tables, 0);
@@ -350,6 +360,10 @@ void update(
   for (Divided& one : divided) one.place();
   team.share(ranges.size(), [&](int64_t task) { ranges[task].divided->order(ranges[task].number); });
 
+  std::atomic<bool> is_there{true};
+  for (const Divided& one : divided) {
+    if (!one.is_there()) is_there = false;
+  }
   const int64_t num_parts = parts.size();
   team.share(num_parts + whole.size(), [&](int64_t task) {
     static thread_local Room room;
@@ -360,9 +374,10 @@ void update(
       with_columns(
           tables[t].columns,
           Whole{tables[t], batch, lookups, own.data() + starts[t], starts[t + 1] - starts[t], num_ids[t],
-                step, room});
+                step, room, is_there});
     }
   });
+  return is_there;
 }
 
 }  // namespace
