@@ -20,6 +20,7 @@ def test_lookups_and_gradients_are_those_of_the_product() -> None:
     check_against(spec(), lambda rows, dense: rows["t"])
 
 
+@pytest.mark.slow
 def test_rank_and_initial_spread() -> None:
     for dim, width in ((16, 1), (16, 7), (2048, 3), (3, 2)):
         table = build_table(

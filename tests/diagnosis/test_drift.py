@@ -191,6 +191,7 @@ def test_the_command_says_it(first: Path, tmp_path: Path) -> None:
     assert str(tmp_path / "report/drift.png") in done.output.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_times_that_are_numbers_give_tenths(first: Path, tmp_path: Path) -> None:
     prepare(COLUMNS, write_log(tmp_path / "past.csv", 500, times="number"), tmp_path / "data")
     prepare(None, tmp_path / "past.csv", tmp_path / "like", like=tmp_path / "data", split="test")

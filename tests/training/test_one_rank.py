@@ -59,6 +59,7 @@ def test_what_has_no_effect_is_said(data: Path, tmp_path: Path) -> None:
     assert not [line for line in train(data, tmp_path / "other") if "no effect" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, -1])
 def test_an_old_runs_limit_of_nothing_was_none(data: Path, tmp_path: Path, limit: int) -> None:
     """As earlier versions wrote it, which took it from one process; a new configuration with it is refused."""
