@@ -22,7 +22,7 @@ from embank.tables.rows.composite import MixedRows
 from embank.tables.rows.disk.prefetch import Prefetcher
 from embank.tables.rows.fbgemm_kernel import OPTIMIZERS, FbgemmKernel
 from embank.tables.rows.fbgemm_memory import placement
-from embank.tables.rows.native.passes import Passes, changed_rows, is_plain
+from embank.tables.rows.native.passes import Passes, changed_rows, where_plain
 from embank.tables.rows.shards import TableShard
 from embank.tables.rows.space import RowSpace
 from embank.tables.rows.store_spec import StoreSpec
@@ -88,12 +88,8 @@ class FbgemmRows(RowStore):
             assert isinstance(kernel, FbgemmKernel)
             yield kernel
 
-    def _compiled(self, indices: Tensor) -> Passes | None:
-        """What looks rows up where FBGEMM does not have to."""
-        return self.passes if self.passes is not None and is_plain(indices) else None
-
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
-        if (passes := self._compiled(indices)) is not None:
+        if (passes := where_plain(self.passes, indices)) is not None:
             self._before_lookup(indices)
             return passes.joined(indices, offsets)
         if not self.is_one_call:
@@ -104,7 +100,7 @@ class FbgemmRows(RowStore):
 
     def parts(self, indices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
         self._before_lookup(indices)
-        if (passes := self._compiled(indices)) is not None:
+        if (passes := where_plain(self.passes, indices)) is not None:
             return passes.parts(indices, offsets)
         if self.is_one_call:
             return next(self._kernels()).parts(indices, offsets)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from embank.tables.rows.native.passes import HeldTable, Passes, changed_rows, is_plain
+from embank.tables.rows.native.passes import HeldTable, Passes, changed_rows, where_plain
 from embank.tables.rows.store_spec import StoreSpec
 from embank.tables.rows.torch_rows import TorchRows
 
@@ -33,17 +33,14 @@ class WideRows(TorchRows):
         self.is_projected = [shard.table.projection is not None for shard in self.shards]
         self.passes = Passes.of(held, self.lookups, self.optimizer, is_noted=any(self.is_projected))
 
-    def _compiled(self, indices: Tensor) -> Passes | None:
-        return self.passes if self.passes is not None and is_plain(indices) else None
-
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
-        if (passes := self._compiled(indices)) is None:
+        if (passes := where_plain(self.passes, indices)) is None:
             return super().forward(indices, offsets)
         self._before_lookup(indices)
         return passes.joined(indices, offsets)
 
     def parts(self, indices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
-        if (passes := self._compiled(indices)) is None:
+        if (passes := where_plain(self.passes, indices)) is None:
             return super().parts(indices, offsets)
         self._before_lookup(indices)
         return passes.parts(indices, offsets)

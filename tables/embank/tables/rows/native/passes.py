@@ -310,11 +310,12 @@ those waits forever."""
 os.register_at_fork(after_in_child=lambda: _forked.append(os.getpid()))
 
 
-def is_plain(indices: Tensor) -> bool:
-    """Whether rows are looked up now, and not followed by something that records or only imagines it: that knows the
-    operators of torch and FBGEMM."""
+def where_plain(passes: Passes | None, indices: Tensor) -> Passes | None:
+    """The passes, if there are any and rows are looked up now. None where something follows that which records or only
+    imagines it: it knows the operators of torch and FBGEMM."""
     is_followed = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return type(indices) is Tensor and not is_followed and _get_current_dispatch_mode() is None
+    is_plain = type(indices) is Tensor and not is_followed and _get_current_dispatch_mode() is None
+    return passes if is_plain else None
 
 
 def _readable(numbers: Tensor) -> Tensor:
